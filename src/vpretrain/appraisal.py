@@ -1,0 +1,64 @@
+"""What a task is worth under the latest feedback: alignment and estimator put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vpretrain import vectors
+from vpretrain.contracts import Estimate, Gradient, Learner
+from vpretrain.directional import Estimator
+from vpretrain.value import Alignment
+
+
+class Appraiser:
+    """Holds the latest downstream gradients and values tasks along them.
+
+    Args:
+        learner: gives S and the self-supervised objective.
+        alignment: turns ``g_down`` (and, where it needs it, ``g_pre``) into a direction.
+        estimator: takes the directional derivative.
+    """
+
+    def __init__(self, learner: Learner, alignment: Alignment, estimator: Estimator) -> None:
+        self.learner, self.alignment, self.estimator = learner, alignment, estimator
+        self.downstream: list[Gradient] = []
+        self.step_size = 0.0
+
+    def hear(self, downstream: Sequence[Gradient], preconditioner: Gradient | None, step_size: float) -> None:
+        """Takes new downstream gradients, one per feedback batch.
+
+        Args:
+            downstream: ``g_down`` over S, one or more.
+            preconditioner: ``P`` over S; used by ``optimizer_aware`` alone, and None counts as the identity.
+            step_size: the learning rate of the step that is valued (``lower_bound`` only).
+        """
+        if self.alignment.preconditioned and preconditioner is not None:
+            downstream = [{name: preconditioner[name] * g for name, g in down.items()} for down in downstream]
+        self.downstream, self.step_size = list(downstream), step_size
+
+    def __call__(self, context: Any, task: Any) -> Estimate:
+        """Value of ``task`` and ``dV/d controls`` along the mean of the downstream gradients."""
+        return self._along(context, task, [vectors.mean(self.downstream)])[0]
+
+    def each(self, context: Any, task: Any) -> list[Estimate]:
+        """The same along each feedback batch's own gradient, in the order they were heard."""
+        return self._along(context, task, self.downstream)
+
+    def _along(self, context: Any, task: Any, downstream: Sequence[Gradient]) -> list[Estimate]:
+        controls = tuple(control.detach().requires_grad_() for control in task.controls())
+        objective = self.learner.objective(context, task.with_controls(controls))
+        # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
+        point = {name: vectors.wide(parameter.detach()) for name, parameter in self.learner.aligned.items()}
+        if self.alignment.linear:
+            return [self.estimator(objective, point, down, controls) for down in downstream]
+        with torch.enable_grad():
+            leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
+            pre = vectors.named(leaves, torch.autograd.grad(objective(leaves), list(leaves.values())))
+        estimates = []
+        for down in downstream:
+            value, direction = self.alignment(down, pre, self.step_size)
+            estimates.append(Estimate(value, self.estimator(objective, point, direction, controls).gradient))
+        return estimates

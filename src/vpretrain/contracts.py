@@ -1,0 +1,176 @@
+"""The few roles that everything else is written against; none of them knows what a token or a pixel is.
+
+A *batch* of unlabeled data becomes a *context* (what the learner made of it), a *designer* turns the context into a
+*task* (what to predict), and the *learner* steps on the task's loss. A *feedback* set says, through the gradient of its
+own loss, what kind of step it would like to see.
+
+A task is differentiable in its *controls*: the tensors that the designer chooses (soft-target probabilities, token
+weights, masks). ``dV/d controls`` is all a designer ever hears of the learner and of the feedback set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+from torch import Tensor, nn
+
+Gradient = dict[str, Tensor]
+"""A vector over the aligned parameters S, by parameter name (also a direction ``u`` in that space)."""
+
+Objective = Callable[[Mapping[str, Tensor]], Tensor]
+"""The self-supervised loss (a scalar) of one task, as a function of the aligned parameters alone."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a task is worth: ``value`` (a scalar) and ``gradient`` (``dV/d controls``, a tensor a control); detached."""
+
+    value: Tensor
+    gradient: tuple[Tensor, ...]
+
+
+class Task(Protocol):
+    """What the learner is asked to predict on one batch: the output of the task construction ``c_phi``."""
+
+    def controls(self) -> tuple[Tensor, ...]:
+        """The tensors that the designer chose, connected to its parameters while the graph is alive."""
+        ...
+
+    def with_controls(self, controls: tuple[Tensor, ...]) -> Self:
+        """The same task with other controls, in the order of :meth:`controls`."""
+        ...
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+def detached(task: TaskT) -> TaskT:
+    """The task cut off from the designer: what the learner is allowed to see (Algorithm 1, step 3)."""
+    return task.with_controls(tuple(control.detach() for control in task.controls()))
+
+
+class Learner(Protocol):
+    """The foundation model ``theta`` and its self-supervised loss."""
+
+    model: nn.Module
+    aligned: dict[str, nn.Parameter]
+    """The subset S on which gradients are compared, by name."""
+
+    def observe(self, batch: Any) -> Any:
+        """Runs the model on an unlabeled batch; the context holds the graph to ``theta``."""
+        ...
+
+    def loss(self, context: Any, task: Any) -> Tensor:
+        """``L_pre(theta; task)``, a scalar with its graph to ``theta``."""
+        ...
+
+    def objective(self, context: Any, task: Any) -> Objective:
+        """The same loss as a function of S only, every other parameter held where it is, without dropout."""
+        ...
+
+
+class Appraise(Protocol):
+    """Values a task under the current direction (see :class:`vpretrain.appraisal.Appraiser`)."""
+
+    def __call__(self, context: Any, task: Any) -> Estimate:
+        """Value of the task and its gradient with respect to the controls, averaged over the feedback batches."""
+        ...
+
+    def each(self, context: Any, task: Any) -> list[Estimate]:
+        """The same under every feedback batch's own direction: how far they agree is how far they can be trusted."""
+        ...
+
+
+class Designer(Protocol):
+    """The task designer ``phi``: everything that differs between arms lives behind this role."""
+
+    listens: bool
+    """Whether it wants feedback at all; if False no downstream gradient is ever computed."""
+
+    def construct(self, context: Any, appraise: Appraise) -> Any:
+        """The task for this batch. Called at every learner step; gradients to ``phi`` are not needed here."""
+        ...
+
+    def plain(self, context: Any) -> Any:
+        """The task as it is without steering (one-hot targets, plain views)."""
+        ...
+
+    def learn(self, context: Any, appraise: Appraise) -> dict[str, float]:
+        """One update of ``phi`` (Algorithm 1, step 2); returns metrics, among them ``gain``.
+
+        ``gain`` is ``V(task) - V(plain task)`` where the task was made before this feedback was heard.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later :meth:`load_state_dict` needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Restores :meth:`state_dict`."""
+        ...
+
+
+class Feedback(Protocol):
+    """The feedback set behind its verifiable signal."""
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """``g_down`` over S (eq. 7) on each of the next feedback batches, detached; ``.grad`` is left alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric on held-out rows.
+
+    Args:
+        value: the figure.
+        stderr: its standard error over rows.
+        n: how many rows (or tokens, where the metric is a mean over tokens) it rests on.
+        higher_is_better: which way is up.
+    """
+
+    value: float
+    stderr: float
+    n: int
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run taken apart: what a modality builds from a recipe and the core trains.
+
+    Args:
+        stream: endless unlabeled batches; each has ``tokens`` (or images; int) and ``digest()`` (proof of what was drawn).
+        evaluate: scores the learner on held-out rows, by metric name (``test/nll``).
+        save: writes the learner as an ordinary model folder.
+    """
+
+    learner: Learner
+    designer: Designer
+    feedback: Feedback
+    stream: Iterator[Any]
+    evaluate: Callable[[], dict[str, Score]]
+    save: Callable[[Path], None]
+
+
+class Modality(Protocol):
+    """Language, vision, or one from outside."""
+
+    arms: Mapping[str, str]
+    """What each arm is, in a sentence."""
+
+    def load(self, recipe: Any) -> Any:
+        """Reads data and finds the checkpoint: everything that does not depend on arm and seed.
+
+        Raises:
+            UserError: with what is wrong in recipe or data.
+        """
+        ...
+
+    def build(self, recipe: Any, materials: Any) -> Parts:
+        """Fresh parts for the recipe's arm and seed."""
+        ...

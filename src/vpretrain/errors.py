@@ -1,0 +1,52 @@
+"""Errors for people: where it is wrong, what was found, what is accepted, what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what the user gave.
+
+    Args:
+        where: dotted recipe key, ``file:line``, or command-line flag.
+        value: what was found there (its ``repr`` is shown; empty when nothing was).
+        accepted: what would have been accepted, in words.
+        message: one sentence: what is wrong and the edit or command that mends it.
+    """
+
+    where: str
+    value: str
+    accepted: str
+    message: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.message}"]
+        if self.value:
+            lines.append(f"    got       {self.value}")
+        if self.accepted:
+            lines.append(f"    accepted  {self.accepted}")
+        return "\n".join(lines)
+
+
+class UserError(Exception):
+    """The user's input is wrong (exit code 2). Carries every problem that was found, not the first alone."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
+    """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as it is)."""
+    shown = value if isinstance(value, str) else repr(value)
+    return UserError(Problem(where, shown, accepted, message))
+
+
+class Fault(Exception):
+    """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is kept."""
+
+    exit_code = 4

@@ -1,0 +1,76 @@
+"""Held-out measures of a language learner: NLL per solution token, and exact match of the greedy answer (Pass@1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vpretrain.contracts import Score
+from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.rows import Document, Row
+from vpretrain.language.stream import padded
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    learner: CausalLearner, documents: Sequence[Document], *, batch_size: int, pad_id: int
+) -> Score:
+    """Mean NLL in nats over all predicted tokens of the documents.
+
+    The standard error is that of a ratio of sums over documents: tokens of one document are not independent.
+    """
+    total, count = [], []
+    with without_dropout(learner.model):
+        # Longest first: rows of one batch are then of a length, and a batch that is too large fails at once.
+        ordered = sorted(documents, key=lambda document: -len(document.ids))
+        for chunk in _batches(ordered, batch_size):
+            losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
+            zeros = torch.zeros(len(chunk), dtype=torch.float64)
+            total.append(zeros.index_add(0, row.cpu(), losses.double().cpu()))
+            count.append(zeros.index_add(0, row.cpu(), torch.ones_like(losses, dtype=torch.float64).cpu()))
+    totals, counts = torch.cat(total), torch.cat(count)
+    value = float(totals.sum() / counts.sum())
+    deviation = totals - value * counts
+    stderr = float(deviation.square().sum().sqrt() / counts.sum())
+    return Score(value, stderr, int(counts.sum()), higher_is_better=False)
+
+
+@torch.no_grad()
+def greedy_exact_match(
+    learner: CausalLearner, tokenizer: Any, rows: Sequence[Row], *, pattern: str, new_tokens: int, batch_size: int
+) -> Score:
+    """Share of rows whose greedy answer equals the solution's, after normalisation (see :func:`extract`)."""
+    right = 0
+    with without_dropout(learner.model):
+        ordered = sorted(rows, key=lambda row: -len(row.prompt))
+        for chunk in _batches(ordered, batch_size):
+            # The same text as in training: the prompt and the separator before its solution.
+            prompts = [tokenizer(row.prompt + " ", add_special_tokens=False)["input_ids"] for row in chunk]
+            width = max(map(len, prompts))
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=learner.device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=learner.device)
+            out = learner.model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+            texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            for row, text in zip(chunk, texts, strict=True):
+                expected = extract(row.text, pattern)
+                right += expected is not None and extract(text, pattern) == expected
+    share = right / len(rows)
+    return Score(share, (share * (1 - share) / len(rows)) ** 0.5, len(rows), higher_is_better=True)
+
+
+def extract(text: str, pattern: str) -> str | None:
+    """The last match of the pattern's group, without spaces, thousands separators and a final point; None without one."""
+    found = re.findall(pattern, text)
+    return re.sub(r"[\s,]", "", found[-1]).rstrip(".") if found else None
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

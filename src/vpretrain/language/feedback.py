@@ -1,0 +1,62 @@
+"""The feedback set of language: verified solutions and the gradient of their likelihood."""
+
+from __future__ import annotations
+
+import torch
+
+from vpretrain import vectors
+from vpretrain.contracts import Gradient
+from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.stream import Sampler
+
+
+class Likelihood:
+    """Mean NLL of the verified solutions' tokens (eq. 38).
+
+    Args:
+        sampler: gives batches of feedback rows.
+        batches: how many independent batches are heard at a time; their gradients are returned one by one.
+    """
+
+    def __init__(self, sampler: Sampler, batches: int) -> None:
+        self.sampler, self.batches = sampler, batches
+
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """``g_down`` over S, one per batch, in float32 or wider; ``.grad`` and the RNG are left alone."""
+        found = []
+        for _ in range(self.batches):
+            with torch.enable_grad(), without_dropout(learner.model):
+                losses, _ = learner.token_losses(next(self.sampler))
+                pieces = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
+            found.append({n: vectors.wide(g) for n, g in zip(learner.aligned, pieces, strict=True)})
+        return found
+
+
+class RandomDirection:
+    """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a control of Table 5).
+
+    The real feedback is computed and thrown away but for its size, so that the control costs what the method costs.
+
+    Args:
+        feedback: the real one.
+        seed: of the random vectors.
+        fixed: if True one vector is drawn for the whole run (the harder control: noise that always says the same),
+            otherwise a fresh one for every feedback batch.
+    """
+
+    def __init__(self, feedback: Likelihood, seed: int, *, fixed: bool) -> None:
+        self.feedback, self.seed, self.fixed = feedback, seed, fixed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """Random vectors over S, one per feedback batch."""
+        return [self._like(real) for real in self.feedback.gradients(learner)]
+
+    def _like(self, real: Gradient) -> Gradient:
+        if self.fixed:
+            self.generator.manual_seed(self.seed)
+        drawn = {}
+        for name, piece in real.items():
+            noise = torch.randn(piece.shape, generator=self.generator, dtype=torch.float32).to(piece)
+            drawn[name] = noise * (piece.norm() / noise.norm())
+        return drawn

@@ -1,0 +1,178 @@
+"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe where none is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from vpretrain.errors import user_error
+from vpretrain.language import word_problems
+from vpretrain.language.data import Texts
+from vpretrain.language.learner import CausalLearner
+from vpretrain.language.recipe import LanguageRecipe, LearnerSection, Phase, Prepare
+from vpretrain.language.rows import encode
+from vpretrain.language.stream import Source, Stream
+from vpretrain.language.targets import one_hot
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def cache_folder() -> Path:
+    """``$VPRETRAIN_CACHE``, or ``~/.cache/vpretrain``."""
+    return Path(os.environ.get("VPRETRAIN_CACHE") or Path.home() / ".cache" / "vpretrain")
+
+
+def locate(recipe: LanguageRecipe, texts: Texts) -> str:
+    """The folder or hub id of the learner; a prepared one is made here if the cache does not hold it."""
+    section = recipe.learner
+    if section.model is not None:
+        if (ASSETS / section.model / "config.json").is_file():
+            return str(ASSETS / section.model)
+        return section.model
+    assert section.prepare is not None
+    says = [recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}), section.prepare.model_dump(mode="json")]
+    key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "prepared" / key
+    if not (folder / "config.json").is_file():
+        make(recipe, texts, folder)
+    return str(folder)
+
+
+def _fingerprint(texts: Texts) -> str:
+    digest = hashlib.sha256()
+    for name, rows in texts.stream.items():
+        digest.update(f"{name} {len(rows)}\n".encode())
+        for row in rows:
+            digest.update(f"{row.prompt}\0{row.text}\n".encode())
+    return digest.hexdigest()
+
+
+def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
+    """The learner's tokenizer; a config with random weights uses the generator's unless one is named."""
+    name = section.tokenizer or location
+    if name is None:
+        return word_problems.tokenizer()
+    return _from_pretrained(AutoTokenizer, name, "learner.tokenizer" if section.tokenizer else "learner.model")
+
+
+def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
+    """The learner's model in the recipe's dtype and attention.
+
+    Raises:
+        UserError: the folder or hub id does not hold a causal language model, or the configuration makes none.
+    """
+    dtype = getattr(torch, section.dtype)
+    if location is not None:
+        return _from_pretrained(
+            AutoModelForCausalLM, location, "learner.model", dtype=dtype, attn_implementation=section.attention
+        )
+    assert section.config is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
+
+
+def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str) -> Any:
+    """A model with random weights from a configuration with its ``model_type``."""
+    try:
+        resolved = AutoConfig.for_model(**config)
+        return AutoModelForCausalLM.from_config(resolved, dtype=dtype, attn_implementation=attention)
+    except (TypeError, ValueError, KeyError) as error:
+        raise user_error(
+            where, f"this configuration makes no causal language model: {error}", value=config,
+            accepted="`model_type` of a transformers causal language model and that model's own keys",
+        ) from error  # fmt: skip
+
+
+def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise user_error(
+            where, f"cannot be loaded: {str(error).splitlines()[0]}", value=name,
+            accepted=f"a local model folder, a hub id, or one of {sorted(p.name for p in ASSETS.glob('*/'))}",
+        ) from error  # fmt: skip
+
+
+def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
+    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears whole or not at all."""
+    section = recipe.learner.prepare
+    if section is None:
+        raise user_error(
+            "learner.prepare", "this recipe does not say how to make its learner", accepted="a `prepare` section in `learner`"
+        )
+    tokenizer = _new_tokenizer(section, texts)
+    config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(section.seed)
+    model = new_model(config, "learner.prepare.config", dtype=torch.float32, attention=recipe.learner.attention)
+    _train(model, tokenizer, recipe, section, texts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folder = Path(scratch) / "model"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    return out
+
+
+def _new_tokenizer(section: Prepare, texts: Texts) -> PreTrainedTokenizerFast:
+    if section.tokenizer == "word_problems":
+        return word_problems.tokenizer()
+    trained = ByteLevelBPETokenizer()
+    every = (f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows)
+    trained.train_from_iterator(
+        every, vocab_size=section.vocabulary, special_tokens=["<|pad|>", "<|eos|>"], show_progress=False
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
+
+
+def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts) -> None:
+    """Plain next-token prediction on the stream: phases of learning rate, AdamW, no steering."""
+    window = recipe.data.window_tokens
+    sources = [
+        Source(s.name, encode(texts.stream[s.name], tokenizer, max_tokens=window)[0], section.weights.get(s.name, s.weight))
+        for s in recipe.data.stream
+    ]
+    stream = Stream(
+        sources, batch_size=section.batch_size, window_tokens=window, seed=section.seed, pad_id=tokenizer.pad_token_id
+    )
+    learner = CausalLearner(model, dict(model.named_parameters()))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    total = sum(phase.steps for phase in section.phases)
+    model.train()
+    with Progress(transient=True) as progress:
+        task = progress.add_task("making the learner (once)", total=total)
+        done = 0
+        for phase in section.phases:
+            for step in range(phase.steps):
+                rate = _rate(phase, step) * min(1.0, (done + 1) / max(1, section.warmup_steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                context = learner.observe(next(stream))
+                loss = learner.loss(context, one_hot(context.labels))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                done += 1
+                progress.update(task, advance=1, description=f"making the learner (once): loss {float(loss):.3f}")
+
+
+def _rate(phase: Phase, step: int) -> float:
+    if phase.to is None:
+        return phase.learning_rate
+    share = (1 + math.cos(math.pi * step / phase.steps)) / 2
+    return phase.to + (phase.learning_rate - phase.to) * share

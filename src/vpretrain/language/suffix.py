@@ -1,0 +1,194 @@
+"""The part of a causal language model that depends on the aligned parameters, run again from where it begins.
+
+Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses and for every direction, so a
+context keeps that block's input and only the blocks above it, the final norm and the head are repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vpretrain.errors import user_error
+
+
+@dataclass
+class Anatomy:
+    """Where a ``transformers`` causal language model keeps its parts.
+
+    Args:
+        backbone: the decoder without the head.
+        blocks: its transformer blocks, in order.
+        norm: what runs after the last block.
+        head: the projection to the vocabulary.
+    """
+
+    backbone: nn.Module
+    blocks: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+
+    @classmethod
+    def of(cls, model: Any) -> Anatomy:
+        """Finds the parts; a model whose parts cannot be told is a :class:`~vpretrain.errors.UserError`."""
+        backbone, head = model.base_model, model.get_output_embeddings()
+        lists = [module for module in backbone.children() if isinstance(module, nn.ModuleList) and len(module)]
+        norms = [m for name, m in backbone.named_children() if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm")]
+        if len(lists) != 1 or len(norms) != 1 or head is None:
+            raise user_error(
+                "learner.model",
+                f"{type(model).__name__} does not have one list of blocks, one final norm and one head, "
+                "so its suffix cannot be run on its own",
+                accepted="decoder-only models laid out like Qwen, Llama, Gemma or GPT-2",
+            )
+        return cls(backbone, lists[0], norms[0], head)
+
+
+def aligned_parameters(
+    model: nn.Module, anatomy: Anatomy, *, blocks: int | Literal["all"], patterns: list[str]
+) -> dict[str, nn.Parameter]:
+    """The subset S: the last ``blocks`` blocks with final norm and head, everything, or what matches ``patterns``.
+
+    A head that is tied to the input embedding is left out of "last blocks": it would drag the whole network below into
+    the suffix. Only parameters that train belong to S.
+
+    Args:
+        model: the causal language model.
+        anatomy: its parts.
+        blocks: how many of the last blocks, or ``all`` parameters of the model.
+        patterns: shell patterns over parameter names; they take the place of ``blocks`` when given.
+
+    Raises:
+        UserError: nothing matches, or there are fewer blocks than asked for.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if patterns:
+        chosen = {n: p for n, p in trainable.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+        if not chosen:
+            raise user_error(
+                "learner.aligned_patterns",
+                "no trainable parameter has a name that matches",
+                value=patterns,
+                accepted="patterns over these names: " + _abbreviated(list(trainable)),
+            )
+        return chosen
+    if blocks == "all":
+        return trainable
+    if not 1 <= blocks <= len(anatomy.blocks):
+        raise user_error(
+            "learner.aligned_blocks", "the model does not have so many blocks",
+            value=blocks, accepted=f"1 to {len(anatomy.blocks)}, or all",
+        )  # fmt: skip
+    below = {id(p) for p in anatomy.backbone.parameters()}
+    members = {id(p) for module in (*anatomy.blocks[-blocks:], anatomy.norm) for p in module.parameters()}
+    members |= {id(p) for p in anatomy.head.parameters() if id(p) not in below}
+    chosen = {name: p for name, p in trainable.items() if id(p) in members}
+    if not chosen:
+        raise user_error(
+            "learner.aligned_blocks",
+            "none of the parameters of these blocks trains, so there is no gradient to compare",
+            value=blocks,
+            accepted="blocks with trainable parameters; those that train: " + _abbreviated(list(trainable)),
+        )
+    return chosen
+
+
+def _abbreviated(names: list[str], most: int = 12) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
+
+
+@dataclass
+class Trace:
+    """One forward pass as the suffix needs it: the inputs of its blocks (detached), or of the whole backbone."""
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+class Suffix:
+    """The blocks from the first aligned one on, final norm and head, as a function of S.
+
+    Args:
+        anatomy: the model's parts.
+        aligned: S. If part of it lies below the blocks (embeddings, or a tied head), the suffix is the whole model.
+    """
+
+    def __init__(self, anatomy: Anatomy, aligned: Mapping[str, nn.Parameter]) -> None:
+        self.anatomy = anatomy
+        self.names = {id(parameter): name for name, parameter in aligned.items()}
+        in_blocks = [any(id(p) in self.names for p in block.parameters()) for block in anatomy.blocks]
+        first = in_blocks.index(True) if True in in_blocks else len(in_blocks)
+        above = [*anatomy.blocks[first:], anatomy.norm]
+        reached = {id(p) for module in above for p in module.parameters()}
+        head_only = {id(p) for p in anatomy.head.parameters()} - {id(p) for p in anatomy.backbone.parameters()}
+        self.whole = not set(self.names) <= reached | head_only
+        self.modules: list[nn.Module] = [anatomy.backbone] if self.whole else above
+
+    @contextmanager
+    def trace(self) -> Iterator[Trace]:
+        """Records, during the forward pass inside the block, what every module of the suffix was called with."""
+        trace = Trace()
+
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            trace.calls.append((_detached(args), _detached(kwargs)))
+
+        hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in self.modules]
+        try:
+            yield trace
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def hidden(self, trace: Trace, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Final hidden states ``[B, T, D]`` as a function of S, in the dtype of ``parameters``, without dropout."""
+        dtype = next(iter(parameters.values())).dtype
+        first_args, first_kwargs = trace.calls[0]
+        if self.whole:
+            out = self._call(self.modules[0], parameters, dtype, first_args, first_kwargs)
+            return out[0] if isinstance(out, tuple) else out.last_hidden_state
+        hidden = first_args[0] if first_args else first_kwargs["hidden_states"]
+        hidden = hidden.to(dtype)
+        for module, (args, kwargs) in zip(self.modules, trace.calls, strict=True):
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            out = self._call(module, parameters, dtype, (hidden, *args[1:]), rest)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def project(self, states: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Vocabulary scores of final hidden states, as a function of S."""
+        return self._call(self.anatomy.head, parameters, states.dtype, (states,), {})
+
+    def _call(
+        self, module: nn.Module, parameters: Mapping[str, Tensor], dtype: torch.dtype, args: Any, kwargs: Any
+    ) -> Any:
+        # By identity, not by name: a tied parameter has one entry in S and several names in the modules.
+        weights = {
+            name: parameters[self.names[id(p)]] if id(p) in self.names else p.detach().to(dtype)
+            for name, p in module.named_parameters(remove_duplicate=False)
+        }
+        return functional_call(module, weights, _cast(args, dtype), _cast(kwargs, dtype), tie_weights=False)
+
+
+def _detached(value: Any) -> Any:
+    return _map_tensors(value, lambda t: t.detach())
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return _map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    return value

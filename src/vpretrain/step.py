@@ -1,0 +1,132 @@
+"""Algorithm 1: one step of steered continued pretraining."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from vpretrain import vectors
+from vpretrain.appraisal import Appraiser
+from vpretrain.contracts import Designer, Feedback, Learner, detached
+from vpretrain.errors import Fault
+from vpretrain.value import adam_preconditioner
+
+
+class Guard:
+    """Do no harm: closes the gate while the mean gain over the last meta steps is negative.
+
+    Args:
+        window: how many meta steps the mean is over; 0 leaves the gate open whatever happens. Until the window is full
+            the gate is open.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.gains: deque[float] = deque(maxlen=window)
+
+    def hear(self, gain: float) -> None:
+        """Takes the gain of one meta step."""
+        self.gains.append(gain)
+
+    @property
+    def open(self) -> bool:
+        """Whether the designer's task may be used."""
+        full = self.gains.maxlen and len(self.gains) == self.gains.maxlen
+        return not full or sum(self.gains) >= 0
+
+
+class SteeredStep:
+    """Everything one learner step needs; calling it takes the step.
+
+    Args:
+        learner: ``theta`` and its self-supervised loss.
+        designer: ``phi`` and the task construction ``c_phi``.
+        feedback: the only place where feedback labels appear.
+        appraiser: alignment and estimator.
+        optimizer: the learner's AdamW; it is only ever given gradients of the self-supervised loss.
+        meta_period: ``r``, learner steps per designer step.
+        preconditioner_floor: see :func:`vpretrain.value.adam_preconditioner`.
+        clip_norm: bound on the learner's gradient norm.
+        guard: see :class:`Guard`.
+    """
+
+    def __init__(
+        self, learner: Learner, designer: Designer, feedback: Feedback, appraiser: Appraiser,
+        optimizer: torch.optim.Optimizer, *, meta_period: int, preconditioner_floor: float, clip_norm: float, guard: Guard,
+    ) -> None:  # fmt: skip
+        self.learner, self.designer, self.feedback, self.appraiser = learner, designer, feedback, appraiser
+        self.optimizer, self.meta_period, self.clip_norm, self.guard = optimizer, meta_period, clip_norm, guard
+        self.preconditioner_floor = preconditioner_floor
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.count = 0
+
+    def __call__(self, batch: Any, learning_rate: float, *, meta: bool = False) -> dict[str, float]:
+        """Takes one step on an unlabeled batch and returns its metrics.
+
+        Args:
+            batch: ``B_u``, unlabeled.
+            learning_rate: of the learner; at 0 the parameters stay bit for bit and only the optimizer's moments, the
+                designer and its direction move (burn-in).
+            meta: listen to the feedback in this step even if the period does not say so.
+
+        Raises:
+            Fault: the loss or its gradient is not finite; the step is not taken.
+        """
+        metrics: dict[str, float] = {}
+        context = self.learner.observe(batch)
+
+        if self.designer.listens and (meta or self.count % self.meta_period == 0):
+            started = time.perf_counter()
+            downstream = self.feedback.gradients(self.learner)  # eq. 7
+            self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
+            metrics |= self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
+            if "gain" in metrics:
+                self.guard.hear(metrics["gain"])
+            metrics |= {"gradient_norm_downstream": float(vectors.norm(vectors.mean(downstream)))}
+            metrics["seconds_meta"] = time.perf_counter() - started
+
+        started = time.perf_counter()
+        steer = self.guard.open
+        task = self.designer.construct(context, self.appraiser) if steer else self.designer.plain(context)
+        task = detached(task)
+        metrics["seconds_designer"] = time.perf_counter() - started
+
+        loss = self.learner.loss(context, task)  # eq. 3: feedback is in here through the task alone
+        loss.backward()  # type: ignore[no-untyped-call]
+        if "seconds_meta" in metrics:
+            metrics |= self._alignment_metrics()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise Fault(f"loss {float(loss)} and gradient norm {float(norm)} are not both finite; the step was not taken")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.count += 1
+        return metrics | {
+            "loss": float(loss.detach()),
+            "learning_rate": learning_rate,
+            "gradient_norm": float(norm),
+            "steered": float(steer and self.designer.listens),
+        }
+
+    def _preconditioner(self) -> dict[str, torch.Tensor] | None:
+        if not self.appraiser.alignment.preconditioned:
+            return None
+        return adam_preconditioner(self.optimizer, self.learner.aligned, self.preconditioner_floor)
+
+    def _alignment_metrics(self) -> dict[str, float]:
+        """Cosine of the update's gradient on S with the feedback direction; free, since the gradient is there anyway."""
+        pre = {name: p.grad for name, p in self.learner.aligned.items() if p.grad is not None}
+        down = {name: g for name, g in vectors.mean(self.appraiser.downstream).items() if name in pre}
+        if not pre:
+            return {}
+        product, size = float(vectors.inner(down, pre)), float(vectors.norm(down) * vectors.norm(pre))
+        return {
+            "value": product,
+            "cosine": product / size if size else 0.0,
+            "gradient_norm_aligned": float(vectors.norm(pre)),
+        }

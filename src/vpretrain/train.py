@@ -1,0 +1,132 @@
+"""One run: set-up, and one visible loop over Algorithm 1."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+
+from vpretrain.appraisal import Appraiser
+from vpretrain.budget import Clock, Spending
+from vpretrain.contracts import Parts, Score
+from vpretrain.directional import ESTIMATORS
+from vpretrain.recipe import Recipe
+from vpretrain.step import Guard, SteeredStep
+from vpretrain.value import Alignment
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Result:
+    """What a run came to.
+
+    Args:
+        arm, seed: of the recipe.
+        spent: steps, tokens (images) and seconds of training; evaluation is not charged.
+        step0: scores of the untouched checkpoint, same protocol.
+        final: scores at the end.
+        stream_digest: digest over all batches drawn: equal in arms that saw the same stream.
+        history: one record a step.
+    """
+
+    arm: str
+    seed: int
+    spent: Spending
+    step0: dict[str, Score]
+    final: dict[str, Score]
+    stream_digest: str
+    history: list[Record] = field(repr=False, default_factory=list)
+
+
+def seed_everything(recipe: Recipe) -> None:
+    """Seeds Python, NumPy and torch, and sets the number of CPU threads if the recipe gives one."""
+    random.seed(recipe.seed)
+    numpy.random.seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+
+
+def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
+    """Algorithm 1 for these parts, with a fresh AdamW."""
+    section, value = recipe.learner, recipe.value  # type: ignore[attr-defined]
+    trainable = [p for p in parts.learner.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay
+    )
+    return SteeredStep(
+        parts.learner,
+        parts.designer,
+        parts.feedback,
+        Appraiser(parts.learner, Alignment(value.alignment, value.smoothness), ESTIMATORS[value.estimator]),
+        optimizer,
+        meta_period=value.meta_period,
+        preconditioner_floor=value.preconditioner_floor,
+        clip_norm=section.clip_norm,
+        guard=Guard(value.guard_window),
+    )
+
+
+def learning_rate(recipe: Recipe, share: float) -> float:
+    """Linear warm-up, then a cosine to ``final_share`` of the peak, at ``share`` in [0, 1] of the budget."""
+    section = recipe.learner  # type: ignore[attr-defined]
+    if share < section.warmup_share:
+        return section.learning_rate * share / section.warmup_share
+    rest = (share - section.warmup_share) / max(1e-12, 1 - section.warmup_share)
+    low = section.final_share
+    return section.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * rest)) / 2)
+
+
+def run(
+    recipe: Recipe,
+    parts: Parts,
+    *,
+    step0: dict[str, Score] | None = None,
+    each_step: Callable[[Record, float], None] = lambda record, share: None,
+) -> Result:
+    """Trains until the budget is used up.
+
+    Args:
+        recipe: every value of the run.
+        parts: freshly built from it.
+        step0: scores of the untouched checkpoint, if they were measured already.
+        each_step: is given every step's record and the share of the budget that is used.
+
+    Raises:
+        Fault: a loss or gradient is not finite.
+    """
+    step = new_step(recipe, parts)
+    spent = Spending()
+    clock = Clock(spent)
+    step0 = step0 if step0 is not None else parts.evaluate()
+    seed_everything(recipe)
+    digest = hashlib.sha256()
+    history: list[Record] = []
+
+    # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
+    # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
+    with clock:
+        for _ in range(recipe.value.burn_in_steps):
+            step(next(parts.stream), 0.0, meta=True)
+    step.count = 0
+
+    while not spent.exhausted(recipe.budget):
+        with clock:
+            batch = next(parts.stream)
+            metrics = step(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
+        spent.add(steps=1, tokens=batch.tokens)
+        digest.update(batch.digest().encode())
+        record = {"step": spent.steps, "tokens": spent.tokens, "seconds": round(spent.seconds, 3), **metrics}
+        if recipe.evaluate.every and spent.steps % recipe.evaluate.every == 0:
+            record |= {name: score.value for name, score in parts.evaluate().items()}
+        history.append(record)
+        each_step(record, spent.fraction(recipe.budget))
+
+    return Result(recipe.arm, recipe.seed, spent, step0, parts.evaluate(), digest.hexdigest()[:16], history)
