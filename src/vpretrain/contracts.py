@@ -17,6 +17,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
+from vpretrain.errors import Problem
+
 Gradient = dict[str, Tensor]
 """A vector over the aligned parameters S, by parameter name (also a direction ``u`` in that space)."""
 
@@ -169,6 +171,14 @@ class Modality(Protocol):
         Raises:
             UserError: with what is wrong in recipe or data.
         """
+        ...
+
+    def check(self, recipe: Any) -> list[Problem]:
+        """What is wrong with data and model; empty when a run can start."""
+        ...
+
+    def prepare(self, recipe: Any, out: Path | None) -> Path:
+        """Makes the checkpoint that the recipe describes, in ``out`` or in the cache."""
         ...
 
     def build(self, recipe: Any, materials: Any) -> Parts:

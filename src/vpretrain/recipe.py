@@ -209,7 +209,7 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: ``5e-5`` is a number; ``no``, ``010`` and ``1:30`` are text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class declares it
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         number = super().construct_yaml_float(node)
@@ -274,7 +274,8 @@ def _parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Proble
         mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
         line = min(mark.line, len(lines) - 1) if mark else 0
         shown = lines[line].strip() if mark else ""
-        reason = getattr(error, "problem", None) or error
+        said = [getattr(error, part, None) for part in ("context", "problem")]
+        reason = ", ".join(filter(None, said)) or str(error)
         message = f"this is not valid YAML: {reason}; indent with spaces, and quote text that holds : # or @"
         raise user_error(at(line + 1), message, value=shown) from None
 
@@ -497,6 +498,9 @@ def _explain(
             message = "this key is missing; add it"
         elif kind in ("value_error", "assertion_error"):
             message = str(item["ctx"]["error"])
+            if isinstance(value, dict):
+                # A section's own check says what is wrong; echoing the whole section would only bury it.
+                absent, words = True, ""
         elif kind.startswith(_OUT_OF_RANGE):
             message = "this value is out of range"
         elif choices := [choice for option in accepted.options(node) for choice in _choices(option)]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.05
 
@@ -114,9 +114,9 @@ def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Differ
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction: each p-value as adjusted for having asked all of these questions.
 
-    The k-th smallest of m (k from 1) becomes (m - k + 1) p, at least what the smaller ones became, at most 1.
-    Those below 0.05 then hold a false finding with a chance of at most 5%, however the questions depend on each
-    other. Raises ValueError for a p-value outside [0, 1].
+    The k-th smallest of m (k from 1) becomes (m - k + 1) p, no less than the smaller ones became, at most 1.
+    Those below 0.05 then hold a false finding with a chance of at most 5%, however the questions depend on
+    each other. Raises ValueError for a p-value outside [0, 1].
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
@@ -132,7 +132,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def verdict(
     difference: float, ci95: tuple[float, float] | None, p_holm: float | None, *, higher_is_better: bool
 ) -> Verdict:
-    """``better`` or ``worse`` only if the 95% interval is clear of zero and p_holm < 0.05, else ``undecided``."""
+    """``better`` or ``worse`` if the 95% interval is clear of zero and p_holm < 0.05, else ``undecided``."""
     if ci95 is None or p_holm is None or p_holm >= LEVEL or ci95[0] <= 0 <= ci95[1]:
         return "undecided"
     return "better" if (difference > 0) == higher_is_better else "worse"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig
 
 from vpretrain.language.word_problems import (
     SPLITS,
@@ -159,9 +159,12 @@ def test_every_text_is_made_of_the_vocabulary() -> None:
     assert used == set(words) - {"<pad>", "<eos>", "<unk>"}
 
 
-def test_tokenizer_round_trips_through_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [None, LlamaConfig, GPT2Config])
+def test_tokenizer_round_trips_through_a_folder(tmp_path: Path, model: type[PretrainedConfig] | None) -> None:
     made = tokenizer()
     made.save_pretrained(tmp_path)
+    if model is not None:  # AutoTokenizer may choose its class by the model that lies beside the tokenizer
+        model().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = [f"{row['problem']} {row['solution']}" for row in problems("test", 50, seed=0)]
     texts += [row["text"] for row in chatter(50, seed=0)]

@@ -51,7 +51,7 @@ class CandidateScorer(nn.Module):
             nn.init.constant_(self.gate.bias, -2.0)
 
     def forward(self, context: Context, ids: Tensor, log_p: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones without one), in float32.
+        """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones without one), in the network's dtype.
 
         Args:
             context: the learner's pass over the batch.
@@ -59,14 +59,15 @@ class CandidateScorer(nn.Module):
             log_p: ``[N, K]`` the learner's log probabilities of them.
             embedding: ``[V, D]`` the learner's output embedding.
         """
-        hidden = context.hidden.detach().float()
+        dtype = self.candidate.weight.dtype  # its own, whatever the learner's
+        hidden, log_p = context.hidden.detach().to(dtype), log_p.to(dtype)
         length = hidden.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
         states = self.context(self.read(hidden), mask=causal)[context.where]  # [N, H]
         truth = torch.zeros_like(log_p)
         truth[:, 0] = 1
         features = self.scalars(torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2))  # [N, K, H]
-        tokens = self.candidate(embedding.detach().float()[ids])  # [N, K, H]
+        tokens = self.candidate(embedding.detach()[ids].to(dtype))  # [N, K, H]
         joint = self.score(states[:, None] + tokens + features).squeeze(2)
         bilinear = torch.einsum("nh,nkh->nk", self.query(states), tokens) / tokens.shape[2] ** 0.5
         gate = torch.sigmoid(self.gate(states).squeeze(1)) if self.gate is not None else states.new_ones(len(states))

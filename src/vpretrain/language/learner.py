@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpretrain import vectors
 from vpretrain.contracts import Objective
 from vpretrain.errors import user_error
 from vpretrain.language.stream import TokenBatch
@@ -85,10 +86,10 @@ class CausalLearner:
         return objective
 
     def token_losses(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """NLL of every predicted token, ``[N]`` float32, and the row it belongs to, ``[N]``; the graph is alive."""
+        """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive."""
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
-        logits = self.anatomy.head(self._hidden(batch)[row, at - 1]).float()
+        logits = vectors.wide(self.anatomy.head(self._hidden(batch)[row, at - 1]))
         return nn.functional.cross_entropy(logits, batch.input_ids[row, at], reduction="none"), row
 
     def _hidden(self, batch: TokenBatch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vpretrain.contracts import Designer, Feedback, Parts, Score
-from vpretrain.errors import user_error
+from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.language.data import Texts, read
 from vpretrain.language.designers import (
     ClosedForm,
@@ -25,9 +25,9 @@ from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelih
 from vpretrain.language.feedback import Likelihood, RandomDirection
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.learner import CausalLearner
-from vpretrain.language.prepare import load_model, load_tokenizer, locate
+from vpretrain.language.prepare import cached, load_model, load_tokenizer, locate, make
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.rows import Document, encode
+from vpretrain.language.rows import Document, Encoded, Row, encode
 from vpretrain.language.stream import Sampler, Source, Stream
 from vpretrain.language.suffix import Anatomy, aligned_parameters
 
@@ -55,6 +55,7 @@ class Materials:
         texts: all rows.
         sources: the stream's documents with their weights.
         feedback, evaluation: documents of those rows.
+        counts: what became of the rows of each source: documents, tokens, rows cut, chunked or dropped.
     """
 
     location: str | None
@@ -63,6 +64,7 @@ class Materials:
     sources: list[Source]
     feedback: list[Document]
     evaluation: list[Document]
+    counts: dict[str, Encoded]
 
     @property
     def pad_id(self) -> int:
@@ -81,15 +83,38 @@ class Language:
         texts = read(recipe)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
-        window = recipe.data.window_tokens
+        window, longest = recipe.data.window_tokens, recipe.data.feedback.max_tokens
+        counts: dict[str, Encoded] = {}
+
+        def documents(name: str, rows: list[Row], most: int) -> list[Document]:
+            found, counts[name] = encode(rows, tokenizer, max_tokens=most)
+            return found
+
         sources = [
-            Source(s.name, encode(texts.stream[s.name], tokenizer, max_tokens=window)[0], s.weight)
+            Source(s.name, documents(f"stream/{s.name}", texts.stream[s.name], window), s.weight)
             for s in recipe.data.stream
         ]
-        feedback, evaluation = (
-            encode(rows, tokenizer, max_tokens=window)[0] for rows in (texts.feedback, texts.evaluation)
-        )
-        return Materials(location, tokenizer, texts, sources, feedback, evaluation)
+        feedback = documents("feedback", texts.feedback, longest)
+        evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
+        return Materials(location, tokenizer, texts, sources, feedback, evaluation, counts)
+
+    def check(self, recipe: LanguageRecipe) -> list[Problem]:
+        """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
+        if recipe.arm not in ARMS:
+            return [Problem("arm", recipe.arm, ", ".join(ARMS), "language does not have this arm")]
+        try:
+            texts = read(recipe)
+            section = recipe.learner
+            if section.prepare is None or section.model is not None or (cached(recipe, texts) / "config.json").is_file():
+                self.build(recipe, self.load(recipe))
+        except UserError as error:
+            return list(error.problems)
+        return []
+
+    def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
+        """Tokenizer and model from the recipe's stream, as ``learner.prepare`` says."""
+        texts = read(recipe)
+        return make(recipe, texts, out or cached(recipe, texts))
 
     def build(self, recipe: LanguageRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
@@ -117,6 +142,8 @@ class Language:
 def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
     """The designer of the recipe's arm; arms that are about feedback steer with ``designer.kind``."""
     section = recipe.designer
+    if recipe.arm not in ARMS:
+        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ARMS))
     kind = section.kind if recipe.arm in _RANDOM else recipe.arm
     reliability = Reliability(shrink=recipe.value.shrink)
     count, vocabulary = section.candidates, learner.anatomy.head.weight.shape[0]

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from vpretrain.errors import user_error
 from vpretrain.language import word_problems
@@ -40,13 +39,19 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
         if (ASSETS / section.model / "config.json").is_file():
             return str(ASSETS / section.model)
         return section.model
-    assert section.prepare is not None
-    says = [recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}), section.prepare.model_dump(mode="json")]
-    key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "prepared" / key
+    folder = cached(recipe, texts)
     if not (folder / "config.json").is_file():
         make(recipe, texts, folder)
     return str(folder)
+
+
+def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
+    """Where the prepared learner is or will be: a folder named after what it is made of."""
+    section = recipe.learner
+    assert section.prepare is not None
+    says = [recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}), section.prepare.model_dump(mode="json")]
+    key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / "prepared" / key
 
 
 def _fingerprint(texts: Texts) -> str:
@@ -116,27 +121,39 @@ def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
     config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(section.seed)
     model = new_model(config, "learner.prepare.config", dtype=torch.float32, attention=recipe.learner.attention)
-    _train(model, tokenizer, recipe, section, texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch) / "model"
-        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        _check_reload(folder, tokenizer, texts)
+        _train(model, tokenizer, recipe, section, texts)
+        model.save_pretrained(folder)
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
     return out
 
 
-def _new_tokenizer(section: Prepare, texts: Texts) -> PreTrainedTokenizerFast:
+def _new_tokenizer(section: Prepare, texts: Texts) -> Any:
     if section.tokenizer == "word_problems":
         return word_problems.tokenizer()
-    trained = ByteLevelBPETokenizer()
     every = (f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows)
-    trained.train_from_iterator(
-        every, vocab_size=section.vocabulary, special_tokens=["<|pad|>", "<|eos|>"], show_progress=False
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
+    return Qwen2Tokenizer().train_new_from_iterator(every, vocab_size=section.vocabulary, show_progress=False)
+
+
+def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
+    """Some architectures put a tokenizer class of their own in the place of the one that was saved, in silence."""
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    sample = [f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows[:200]]
+    before, after = (t(sample, add_special_tokens=False)["input_ids"] for t in (tokenizer, reloaded))
+    if before != after:
+        raise user_error(
+            "learner.prepare",
+            f"AutoTokenizer reads the saved tokenizer as {type(reloaded).__name__}, which splits text differently; "
+            "choose a model_type that goes with the tokenizer",
+            accepted="`tokenizer: bpe` with `model_type: qwen2`, `tokenizer: word_problems` with `model_type: llama`",
+        )
 
 
 def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts) -> None:
@@ -168,7 +185,7 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 done += 1
-                progress.update(task, advance=1, description=f"making the learner (once): loss {float(loss):.3f}")
+                progress.update(task, advance=1, description=f"making the learner (once): loss {float(loss.detach()):.3f}")
 
 
 def _rate(phase: Phase, step: int) -> float:

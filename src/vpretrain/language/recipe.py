@@ -83,6 +83,8 @@ class FeedbackSet(Section):
     """Rows in one feedback batch."""
     batches: PositiveInt = 2
     """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
+    max_tokens: PositiveInt = 512
+    """Longer feedback and evaluation rows are cut there, and counted."""
 
 
 class Data(Section):
@@ -115,7 +117,7 @@ class Prepare(Section):
     config: dict[str, Any]
     """A ``transformers`` configuration with its ``model_type``; the vocabulary's size follows the tokenizer."""
     tokenizer: Literal["word_problems", "bpe"]
-    """The generator's own, or a byte-level BPE trained on the stream."""
+    """The generator's own, or a byte-level BPE (split as Qwen2 splits) trained on the stream."""
     vocabulary: PositiveInt = 4096
     """Size of the BPE vocabulary."""
     weights: dict[str, PositiveFloat] = {}

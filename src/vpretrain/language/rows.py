@@ -162,7 +162,7 @@ def _lines(path: Path, where: str) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
-                    yield number, line
+                    yield number, line.rstrip(b"\r\n")
     except OSError as error:
         message = f"the file cannot be read: {error.strerror}"
         raise user_error(where, message, value=str(path), accepted="a readable JSONL file") from error

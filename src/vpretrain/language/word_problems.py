@@ -186,6 +186,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of :func:`vocabulary`; ``decode`` gives back the words joined by single spaces.
 
     It adds no token of its own: whoever builds documents appends ``eos_token``.
+
+    Saved next to a model it loads through ``AutoTokenizer`` for most architectures (Llama, GPT-2, Qwen3 among
+    them) but not for Qwen2, whose own tokenizer transformers 5 puts in place of any other in the folder: its
+    byte-level splitting then drops most words in silence.
     """
     pad, eos, unk = SPECIAL_TOKENS
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=unk))

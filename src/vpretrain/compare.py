@@ -1,0 +1,212 @@
+"""Arms side by side: the same checkpoint, the same stream, paired seeds, step 0 in the table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vpretrain import recipe as recipes
+from vpretrain.contracts import Parts
+from vpretrain.errors import user_error
+from vpretrain.modalities import MODALITIES
+from vpretrain.recipe import Budget, Recipe
+from vpretrain.stats import paired_table
+from vpretrain.tracking import environment, write_json
+from vpretrain.train import Result, run
+
+Match = Literal["steps", "tokens", "seconds"]
+
+
+def with_budget(recipe: Recipe, match: Match, amount: float) -> Recipe:
+    """The recipe with one limit alone, so that every arm ends by the same measure."""
+    if amount <= 0:
+        raise user_error("--budget", "a run needs something to use up", value=amount, accepted="more than 0")
+    limit = amount if match == "seconds" else round(amount)
+    return recipe.model_copy(update={"budget": Budget(**{match: limit})})
+
+
+def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
+    """Refuses arms that the modality does not have, and arms given twice."""
+    known = MODALITIES[recipe.modality]().arms
+    for arm in arms:
+        if arm not in known or arms.count(arm) > 1:
+            said = "is given twice" if arm in known else f"is not an arm of {recipe.modality}"
+            raise user_error("--arms", f"{arm} {said}", value=",".join(arms), accepted="distinct ones of " + ", ".join(known))
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    arms: Sequence[str],
+    seeds: int,
+    match: Match,
+    out: Path,
+    jobs: int = 1,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Runs every arm with every seed and writes ``compare.json``; finished runs in ``out`` are not run again.
+
+    Args:
+        recipe: with the budget of one run; its own arm and seed are ignored.
+        arms: the first is the baseline.
+        seeds: how many, from the recipe's seed on; an arm's run of a seed sees the stream that the others saw.
+        match: the measure of the budget (what every arm has the same of).
+        out: folder for ``compare.json`` and ``runs/``.
+        jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
+        progress: told (runs done, runs in all, what was last done).
+
+    Returns:
+        ``compare.json`` as a dictionary (docs: outputs).
+
+    Raises:
+        UserError: bad arms or numbers, or ``out`` holds runs of another recipe.
+    """
+    check_arms(recipe, arms)
+    if seeds < 1:
+        raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted="1 or more; 3 give an interval")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    resolved = recipes.dump(recipe.model_copy(update={"arm": arms[0]}))
+    _claim(out, resolved)
+
+    total = len(arms) * seeds + 1
+    # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
+    plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
+    finished = {pair: json.loads(path.read_text()) for pair in plan if (path := _path(out, *pair)).is_file()}
+    missing = [pair for pair in plan if pair not in finished]
+    progress(len(finished), total, "reading data")
+    step0, meaning = _step0(recipe, arms[0], out)
+    progress(len(finished) + 1, total, "step 0")
+    for result in _run_all(recipe, missing, out, jobs):
+        finished[(result["arm"], result["seed"])] = result
+        progress(len(finished) + 1, total, f"{result['arm']}, seed {result['seed']}")
+
+    runs = [finished[pair] for pair in plan]
+    _check_streams(runs, match)
+    summary, paired = paired_table(runs, meaning, arms[0])
+    table = {
+        "recipe": recipe.says,
+        "modality": recipe.modality,
+        "match": match,
+        "budget": getattr(recipe.budget, match),
+        "metrics": meaning,
+        "step0": step0,
+        "runs": runs,
+        "summary": summary,
+        "paired": paired,
+        "environment": environment(),
+    }
+    write_json(out / "compare.json", table)
+    return table
+
+
+def _step0(recipe: Recipe, arm: str, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = out / "runs" / "step0.json"
+    if not path.is_file():
+        modality = MODALITIES[recipe.modality]()
+        baseline = recipe.model_copy(update={"arm": arm})
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        parts: Parts = modality.build(baseline, modality.load(baseline))
+        scores = parts.evaluate()
+        write_json(path, {
+            "step0": {name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in scores.items()},
+            "metrics": {name: {"higher_is_better": s.higher_is_better} for name, s in scores.items()},
+        })  # fmt: skip
+    found = json.loads(path.read_text())
+    return found["step0"], found["metrics"]
+
+
+def _run_all(recipe: Recipe, plan: Sequence[tuple[str, int]], out: Path, jobs: int) -> Any:
+    if jobs == 1 or len(plan) < 2:
+        worker = _Worker(recipe, out)
+        for arm, seed in plan:
+            yield worker(arm, seed)
+        return
+    # Processes and not threads: torch's thread count is one setting a process. Spawned, since a forked torch may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(plan)), context, initializer=_set_up, initargs=(recipe, out)) as pool:
+        waiting = [pool.submit(_run_one, arm, seed) for arm, seed in plan]
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Worker:
+    """Runs arms of one recipe; the data is read once."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self.modality = MODALITIES[recipe.modality]()
+        self.materials = self.modality.load(recipe)
+
+    def __call__(self, arm: str, seed: int) -> dict[str, Any]:
+        recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed})
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        # Step 0 is the same in every arm and measured once, apart.
+        result = run(recipe, self.modality.build(recipe, self.materials), step0={})
+        found = as_json(result)
+        with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(record) + "\n" for record in result.history)
+        write_json(_path(self.out, arm, seed), found)
+        return found
+
+
+_WORKER: list[_Worker] = []  # one a process of the pool, set up once
+
+
+def _set_up(recipe: Recipe, out: Path) -> None:
+    _WORKER.append(_Worker(recipe, out))
+
+
+def _run_one(arm: str, seed: int) -> dict[str, Any]:
+    return _WORKER[0](arm, seed)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """One entry of ``runs`` in ``compare.json``."""
+    return {
+        "arm": result.arm,
+        "seed": result.seed,
+        "steps": result.spent.steps,
+        "tokens_or_images": result.spent.tokens,
+        "flops": None,
+        "seconds": round(result.spent.seconds, 2),
+        "stream_digest": result.stream_digest,
+        "final": {name: score.value for name, score in result.final.items()},
+    }
+
+
+def _path(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / f"{arm}-{seed}.json"
+
+
+def _claim(out: Path, resolved: str) -> None:
+    """Refuses to mix runs of two recipes in one folder."""
+    key, path = hashlib.sha256(resolved.encode()).hexdigest(), out / "recipe.yaml"
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != key:
+        raise user_error(
+            "--out", "this folder holds a comparison of another recipe or budget; name another folder, or remove it",
+            value=str(out), accepted="a new folder, or one with the same recipe (a comparison goes on where it stopped)",
+        )  # fmt: skip
+    path.write_text(resolved, encoding="utf-8")
+
+
+def _check_streams(runs: Sequence[dict[str, Any]], match: Match) -> None:
+    """At equal steps every arm of a seed must have drawn the same batches."""
+    if match != "steps":
+        return
+    for seed in {run["seed"] for run in runs}:
+        digests = {run["stream_digest"] for run in runs if run["seed"] == seed}
+        if len(digests) != 1:
+            raise RuntimeError(f"the arms of seed {seed} did not see the same stream: {sorted(digests)}")

@@ -1,0 +1,54 @@
+"""``train``: one run and the folder it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.modalities import MODALITIES
+from vpretrain.recipe import Recipe
+from vpretrain.tracking import RunFolder, write_json
+from vpretrain.train import Record, run, seed_everything
+
+
+def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float], None]) -> dict[str, Any]:
+    """Trains once; the folder appears only after data, model and arm were found to be in order.
+
+    Args:
+        recipe: every value of the run.
+        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``model/``, ``designer/``, ``result.json``.
+        each_step: is given every step's record and the share of the budget that is used.
+
+    Returns:
+        ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric: value}}``.
+    """
+    seed_everything(recipe)
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    out = RunFolder(folder, recipe)
+
+    def log(record: Record, share: float) -> None:
+        out.log(record)
+        each_step(record, share)
+
+    try:
+        result = run(recipe, parts, each_step=log)
+    finally:
+        out.close()
+    parts.save(folder / "model")
+    (folder / "designer").mkdir(exist_ok=True)
+    torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
+    found = {
+        "run_dir": str(folder),
+        "arm": result.arm,
+        "steps": result.spent.steps,
+        "tokens_or_images": result.spent.tokens,
+        "seconds": result.spent.seconds,
+        "step0": {name: score.value for name, score in result.step0.items()},
+        "final": {name: score.value for name, score in result.final.items()},
+    }
+    write_json(folder / "result.json", found)
+    return found

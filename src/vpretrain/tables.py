@@ -1,0 +1,77 @@
+"""Results as tables for a terminal; step 0 is the first row of every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+
+def run_table(result: dict[str, Any]) -> Table:
+    """Step 0 and the end of one run."""
+    table = Table(title=f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    table.add_column("metric")
+    table.add_column("step 0", justify="right")
+    table.add_column("final", justify="right")
+    for metric, value in result["step0"].items():
+        table.add_row(metric, f"{value:.4f}", f"{result['final'][metric]:.4f}")
+    return table
+
+
+def comparison_table(table: dict[str, Any]) -> Table:
+    """Arms by metrics: mean and standard deviation over seeds, then the paired difference with its interval."""
+    baseline = table["runs"][0]["arm"]
+    seeds = len({run["seed"] for run in table["runs"]})
+    shown = Table(title=f"{table['budget']:g} {table['match']}, {seeds} seed(s); differences are to {baseline}")
+    shown.add_column("arm")
+    for metric, meaning in table["metrics"].items():
+        shown.add_column(f"{metric} {'↑' if meaning['higher_is_better'] else '↓'}", justify="right")
+        shown.add_column("difference [95%]", justify="right")
+    shown.add_column("s/run", justify="right")
+    shown.add_row("step 0", *(cell for s in table["step0"].values() for cell in (f"{s['value']:.4f}", "")), "", end_section=True)
+    for arm, metrics in table["summary"].items():
+        cells: list[str] = []
+        for metric in table["metrics"]:
+            found = metrics[metric]
+            spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
+            cells += [f"{found['mean']:.4f}{spread}", _difference(table["paired"].get(arm, {}).get(metric))]
+        seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
+        shown.add_row(arm, *cells, f"{sum(seconds) / len(seconds):.0f}")
+    return shown
+
+
+def verdicts(table: dict[str, Any]) -> Iterator[str]:
+    """One sentence an arm on the first metric, which leads; "better" only where the corrected interval is clear of zero."""
+    metric = next(iter(table["metrics"]))
+    baseline = table["runs"][0]["arm"]
+    for arm, metrics in table["paired"].items():
+        found = metrics[metric]
+        said = {"undecided": "not told apart from"}.get(found["verdict"], f"{found['verdict']} than")
+        p = "" if found["p_holm"] is None else f" (p = {found['p_holm']:.2g}, Holm)"
+        yield f"{arm}: {said} {baseline} in {metric}{p}"
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """Estimators, their exactness and their cost."""
+    slowest = max((e["seconds"] for e in found["estimators"] if e["seconds"]), default=None)
+    table = Table()
+    for name in ("estimator", "works", "cosine", "relative error", "ms", "of slowest", "peak MiB"):
+        table.add_column(name, justify="left" if name in ("estimator", "works") else "right")
+    for row in found["estimators"]:
+        if row["supported"]:
+            table.add_row(
+                row["name"], "yes", f"{row['cosine']:.7f}", f"{row['relative_error']:.1e}", f"{row['seconds'] * 1e3:.1f}",
+                f"{row['seconds'] / slowest:.2f}", f"{row['peak_bytes'] / 2**20:.1f}",
+            )  # fmt: skip
+        else:
+            table.add_row(row["name"], f"no: {row['reason']}", "", "", "", "", "")
+    return table
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    interval = "" if found["ci95"] is None else f" [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]"
+    mark = {"better": " *", "worse": " !", "undecided": ""}[found["verdict"]]
+    return f"{found['difference']:+.4f}{interval}{mark}"

@@ -1,0 +1,90 @@
+"""What a run leaves behind: its resolved recipe, its metrics line by line, and the environment that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.recipe import Recipe, dump
+
+_PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: created if missing; an earlier run's files in it are replaced.
+        recipe: written as ``recipe.yaml``, every value resolved.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        write_json(path / "environment.json", environment())
+        self._metrics = (path / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends one line to ``metrics.jsonl``; it is on disk when this returns."""
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+
+    def close(self) -> None:
+        """Closes the metrics file."""
+        self._metrics.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, git commit and command: what somebody needs to make a figure again."""
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+        "command": " ".join(["vpretrain", *sys.argv[1:]]),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
+    scratch = path.with_suffix(path.suffix + ".partial")
+    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    try:
+        out = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
