@@ -100,7 +100,8 @@ class SteeredStep:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             self.optimizer.zero_grad(set_to_none=True)
-            raise Fault(f"loss {float(loss)} and gradient norm {float(norm)} are not both finite; the step was not taken")
+            found = f"loss {float(loss.detach())}, gradient norm {float(norm)}"
+            raise Fault(f"{found}: not both are finite, and the step was not taken; lower learner.learning_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()

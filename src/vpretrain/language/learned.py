@@ -192,7 +192,8 @@ class Ascent(Learned):
         metrics = self.gain(targets, values)
         # In units of the mean |s| of a token, so that the step does not depend on the loss's scale.
         value = (targets.mass * values).sum() / values.abs().sum().clamp_min(torch.finfo(values.dtype).tiny)
-        entropy = torch.special.entr(targets.mass).sum(dim=1).mean()
+        # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts every other candidate.
+        entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1).mean()
         self.descend(-self.steering.reliability.factor * value * values.shape[1] - self.entropy_bonus * entropy)
         return metrics
 

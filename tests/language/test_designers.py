@@ -1,0 +1,173 @@
+"""Designers: what they make of values, and that noise does not move them."""
+
+import pytest
+import torch
+
+from tests.language.conftest import downstream, tiny_batch, tiny_learner
+from vpretrain.appraisal import Appraiser
+from vpretrain.contracts import Estimate
+from vpretrain.directional import ESTIMATORS
+from vpretrain.language.designers import (
+    ClosedForm,
+    OneHot,
+    Reliability,
+    SelfDistillation,
+    TokenWeights,
+    UniformSmoothing,
+    correlation,
+)
+from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
+from vpretrain.value import Alignment
+
+
+class Dictated:
+    """An appraiser that says what it is told: one value tensor a feedback batch."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def each(self, context, task):
+        return [Estimate(torch.zeros(()), (value,)) for value in self.values]
+
+    def __call__(self, context, task):
+        return Estimate(torch.zeros(()), (torch.stack(self.values).mean(dim=0),))
+
+
+@pytest.fixture
+def context():
+    return tiny_learner().observe(tiny_batch())
+
+
+def values_like(context, count, seed):
+    return torch.randn(len(context.labels), count, generator=torch.Generator().manual_seed(seed))
+
+
+def learned(kind, learner, shrink=True, learning_rate=1e-2, **options):
+    torch.manual_seed(0)
+    network = CandidateScorer(32, hidden=16, layers=1, heads=2, gated=kind is Ascent)
+    steering = Steering(6, 0.5, learning_rate, Reliability(shrink))
+    return kind(network, learner.anatomy.head.weight, steering, **options)
+
+
+def test_fixed_designers(context):
+    hot = OneHot().construct(context, None)
+    assert hot.mass.tolist() == [[1.0]] * len(context.labels)
+    smooth = UniformSmoothing(4, 0.2).construct(context, None)
+    torch.testing.assert_close(smooth.mass[:, 1:], torch.full((len(context.labels), 3), 0.05))
+    own = SelfDistillation(4, 0.2).construct(context, None)
+    p = torch.softmax(context.logits, dim=1).gather(1, own.ids)
+    expected = 0.2 * p / p.sum(dim=1, keepdim=True)
+    expected[:, 0] += 0.8
+    torch.testing.assert_close(own.mass, expected)
+
+
+def test_token_weights_by_hand(context):
+    n = len(context.labels)
+    values = torch.linspace(-1, 1, n)[:, None]
+    designer = TokenWeights(1, Reliability(shrink=False), tilt=0.4)
+    weights = designer.construct(context, Dictated(values)).mass[:, 0]
+    z = (values[:, 0] - values.mean()) / values[:, 0].std(correction=0)
+    torch.testing.assert_close(weights, (1 + 0.4 * z) / (1 + 0.4 * z).mean())
+    assert weights.mean().item() == pytest.approx(1, abs=1e-6)
+    steep = TokenWeights(1, Reliability(shrink=False), tilt=5.0).construct(context, Dictated(values)).mass
+    assert steep.min() == 0 and steep.mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_token_weights_bound_an_outlier(context):
+    values = torch.zeros(len(context.labels), 1)
+    values[0] = 1e6
+    weights = TokenWeights(1, Reliability(shrink=False), tilt=0.4).construct(context, Dictated(values)).mass[:, 0]
+    assert weights[0] < 2.4 and weights[1:].min() > 0.8
+
+
+@pytest.mark.parametrize("kind", ["closed_form", "token_weights"])
+def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kind):
+    def make():
+        reliability = Reliability(shrink=True)
+        return ClosedForm(6, reliability) if kind == "closed_form" else TokenWeights(1, reliability)
+
+    count = 6 if kind == "closed_form" else 1
+    signal = values_like(context, count, 1)
+    agreed, contradicted = make(), make()
+    metrics = agreed.learn(context, Dictated(signal, signal))
+    contradicted.learn(context, Dictated(signal, -signal))
+    assert metrics["agreement"] == pytest.approx(1) and metrics["gain"] > 0
+    plain = agreed.plain(context).mass[:, 0]
+    assert (agreed.construct(context, Dictated(signal, signal)).mass[:, 0] - plain).abs().max() > 0.1
+    still = contradicted.construct(context, Dictated(signal, -0.9 * signal)).mass
+    assert (still[:, 0] - plain).abs().max() < 1e-6
+
+
+def test_reliability_is_spearman_brown():
+    reliability = Reliability(shrink=True)
+    generator = torch.Generator().manual_seed(0)
+    signal, a, b = (torch.randn(50_000, 1, generator=generator) for _ in range(3))
+    reliability.hear([signal + a, signal + b])
+    assert reliability.agreement == pytest.approx(0.5, abs=0.02)
+    assert reliability.factor == pytest.approx(2 / 3, abs=0.02)  # var(signal) / var(mean of the halves)
+
+
+def test_field_learns_the_values_it_is_shown():
+    learner = tiny_learner()
+    designer = learned(Field, learner, temperature=1.0, clip=2.0)
+    context = learner.observe(tiny_batch(rows=6))
+    target = learner.anatomy.head.weight.detach().sum(dim=1)  # a function of the candidate alone
+
+    class ByToken:
+        def each(self, context, task):
+            return [Estimate(torch.zeros(()), (target[task.ids],))] * 2
+
+    first = designer.learn(context, ByToken())["correlation"]
+    for _ in range(60):
+        last = designer.learn(context, ByToken())
+    assert last["correlation"] > max(0.9, first) and last["gain"] > 0
+
+
+def test_ascent_climbs_the_value():
+    learner = tiny_learner()
+    designer = learned(Ascent, learner, entropy_bonus=0.0)
+    context = learner.observe(tiny_batch(rows=6))
+    appraise = Dictated(*[values_like(context, 6, 3)] * 2)
+    gains = [designer.learn(context, appraise)["gain"] for _ in range(60)]
+    assert gains[-1] > 3 * abs(gains[0]) and gains[-1] > 0
+
+
+def test_learning_leaves_every_learner_gradient_and_the_rng_alone():
+    learner = tiny_learner()
+    marker = next(iter(learner.aligned.values()))
+    marker.grad = torch.full_like(marker, 7.0)
+    appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+    state = torch.get_rng_state()
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    context = learner.observe(tiny_batch())
+    for designer in (
+        ClosedForm(6, Reliability(True)),
+        learned(Field, learner, temperature=1.0, clip=2.0),
+        learned(Ascent, learner, entropy_bonus=0.1),
+    ):
+        torch.set_rng_state(state)
+        grad = marker.grad
+        appraiser.hear([downstream(learner), downstream(learner, seed=8)], None, 0.0)
+        designer.learn(context, appraiser)
+        designer.construct(context, appraiser)
+        assert marker.grad is grad and (marker.grad == 7).all()
+        assert all(p.grad is None for p in learner.model.parameters() if p is not marker)
+        assert all(torch.equal(p, before[name]) for name, p in learner.model.named_parameters())
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_state_round_trips():
+    learner = tiny_learner()
+    context = learner.observe(tiny_batch())
+    appraise = Dictated(values_like(context, 6, 1), values_like(context, 6, 2))
+    for kind, options in ((Field, {"temperature": 1.0, "clip": 2.0}), (Ascent, {"entropy_bonus": 0.0})):
+        one, other = learned(kind, learner, **options), learned(kind, learner, **options)
+        one.learn(context, appraise)
+        other.load_state_dict(one.state_dict())
+        assert torch.equal(one.construct(context, None).mass, other.construct(context, None).mass)
+
+
+def test_correlation():
+    a = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    assert correlation(a, 3 * a + 2) == pytest.approx(1)
+    assert correlation(a, torch.ones(4, 5)) == 0
