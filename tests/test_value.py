@@ -9,7 +9,10 @@ from vpretrain.value import Alignment, adam_preconditioner
 
 def random_vector(seed, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    return {"a": torch.randn(3, 4, generator=generator, dtype=dtype), "b": torch.randn(5, generator=generator, dtype=dtype)}
+    return {
+        "a": torch.randn(3, 4, generator=generator, dtype=dtype),
+        "b": torch.randn(5, generator=generator, dtype=dtype),
+    }
 
 
 @pytest.mark.parametrize("name", ["dot", "optimizer_aware", "cosine", "lower_bound"])
@@ -56,7 +59,9 @@ def test_preconditioner_is_that_of_adamw_up_to_one_scale():
         optimizer.step()
     update = (before - weight.detach()) / 1e-3  # beta1 = 0: the update is P grad
     predicted = adam_preconditioner(optimizer, {"w": weight}, floor=1e-9)["w"] * weight.grad
-    torch.testing.assert_close((predicted / predicted.norm()).float(), (update / update.norm()).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        (predicted / predicted.norm()).float(), (update / update.norm()).float(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_floor_bounds_rows_of_rare_tokens():

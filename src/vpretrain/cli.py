@@ -62,12 +62,16 @@ def compare(
     match: Annotated[str, typer.Option(help="What arms have the same of: " + ", ".join(MATCHES))] = "steps",
     budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
     out: Out = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time; default: cores / threads, 1 with --match seconds.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at a time; default: cores / threads, 1 with --match seconds.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Arms side by side, from the same checkpoint on the same stream, paired over seeds."""
     resolved = _load(recipe, overrides)
-    _compare(resolved, arms.split(","), seeds, match, budget, out or Path("runs") / f"compare-{_stem(recipe)}", jobs, as_json)
+    _compare(
+        resolved, arms.split(","), seeds, match, budget, out or Path("runs") / f"compare-{_stem(recipe)}", jobs, as_json
+    )
 
 
 @app.command()
@@ -129,7 +133,9 @@ def recipes(as_json: Json = False) -> None:
     rows = listing(folder if folder.is_dir() else None)
     console = _people(as_json)
     for row in rows:
-        console.print(f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n    {escape(row['says'])}", highlight=False)
+        console.print(
+            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n    {escape(row['says'])}", highlight=False
+        )
     _emit(rows, as_json)
 
 
@@ -149,7 +155,14 @@ def main() -> None:
 
 
 def _compare(
-    resolved: Recipe, arms: list[str], seeds: int, match: str, budget: float | None, out: Path, jobs: int | None, as_json: bool
+    resolved: Recipe,
+    arms: list[str],
+    seeds: int,
+    match: str,
+    budget: float | None,
+    out: Path,
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     from vpretrain import compare as comparison
     from vpretrain.tables import comparison_table, verdicts
@@ -204,5 +217,3 @@ def _bar(console: Console) -> Progress:
 def _emit(value: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(value, indent=1, default=str))
-
-

@@ -28,8 +28,8 @@ def with_budget(recipe: Recipe, match: Match, amount: float) -> Recipe:
     """The recipe with one limit alone, so that every arm ends by the same measure."""
     if amount <= 0:
         raise user_error("--budget", "a run needs something to use up", value=amount, accepted="more than 0")
-    limit = amount if match == "seconds" else round(amount)
-    return recipe.model_copy(update={"budget": Budget(**{match: limit})})
+    limit: dict[str, Any] = {match: amount if match == "seconds" else round(amount)}
+    return recipe.model_copy(update={"budget": Budget(**limit)})
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
@@ -38,7 +38,9 @@ def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
     for arm in arms:
         if arm not in known or arms.count(arm) > 1:
             said = "is given twice" if arm in known else f"is not an arm of {recipe.modality}"
-            raise user_error("--arms", f"{arm} {said}", value=",".join(arms), accepted="distinct ones of " + ", ".join(known))
+            raise user_error(
+                "--arms", f"{arm} {said}", value=",".join(arms), accepted="distinct ones of " + ", ".join(known)
+            )
 
 
 def compare(
@@ -206,7 +208,7 @@ def _check_streams(runs: Sequence[dict[str, Any]], match: Match) -> None:
     """At equal steps every arm of a seed must have drawn the same batches."""
     if match != "steps":
         return
-    for seed in {run["seed"] for run in runs}:
-        digests = {run["stream_digest"] for run in runs if run["seed"] == seed}
+    for seed in {entry["seed"] for entry in runs}:
+        digests = {entry["stream_digest"] for entry in runs if entry["seed"] == seed}
         if len(digests) != 1:
             raise RuntimeError(f"the arms of seed {seed} did not see the same stream: {sorted(digests)}")

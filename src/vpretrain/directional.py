@@ -124,11 +124,10 @@ def central_difference(
 
 
 RELATIVE_STEP = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Perturbation of S relative to its norm, by dtype: rounding below, curvature above (benchmarks/estimators.py)."""
+"""Perturbation of S relative to its norm, by dtype: rounding below, curvature above (benchmarks/relative_step.py)."""
 
 ESTIMATORS: dict[str, Estimator] = {
     "central_difference": central_difference,
     "forward_mode": forward_mode,
     "double_backward": double_backward,
 }
-

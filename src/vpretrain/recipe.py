@@ -73,7 +73,8 @@ class Value(Section):
     meta_period: PositiveInt = 8
     """Learner steps from one meta step to the next."""
     burn_in_steps: NonNegativeInt = 0
-    """Meta steps at a fixed learner before the first learner step."""
+    """Steps at learning rate 0 before the first learner step, in every arm: AdamW's moments (which P reads), the designer and
+    its reliability settle. They count as seconds, not as steps or tokens."""
     preconditioner_floor: PositiveFloat = 0.1
     """Floor on sqrt(v_hat) in P, as a share of the root mean square of sqrt(v_hat). Rows of rare tokens
     (embeddings, head) have a tiny v_hat; without a floor they dominate u = P g_down."""

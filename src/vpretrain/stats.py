@@ -162,14 +162,10 @@ def paired_table(
             raise ValueError(f"arm {run['arm']} has two runs of seed {run['seed']}; pairs need one of each")
         for metric in metrics:
             if not math.isfinite(value := run["final"].get(metric, 0.0)):
-                raise ValueError(
-                    f"arm {run['arm']}, seed {run['seed']}: {metric} is {value}; accepted: finite numbers"
-                )
+                raise ValueError(f"arm {run['arm']}, seed {run['seed']}: {metric} is {value}; accepted: finite numbers")
         seeds[run["seed"]] = run["final"]
     if baseline not in arms:
-        raise ValueError(
-            f"the baseline {baseline} has no run; there are runs of: {', '.join(arms) or 'no arm'}"
-        )
+        raise ValueError(f"the baseline {baseline} has no run; there are runs of: {', '.join(arms) or 'no arm'}")
     summaries: dict[str, dict[str, Summary]] = {arm: {} for arm in arms}
     paired: dict[str, dict[str, Paired]] = {arm: {} for arm in arms if arm != baseline}
     for metric, meaning in metrics.items():

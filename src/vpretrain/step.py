@@ -62,14 +62,13 @@ class SteeredStep:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
-    def __call__(self, batch: Any, learning_rate: float, *, meta: bool = False) -> dict[str, float]:
+    def __call__(self, batch: Any, learning_rate: float) -> dict[str, float]:
         """Takes one step on an unlabeled batch and returns its metrics.
 
         Args:
             batch: ``B_u``, unlabeled.
             learning_rate: of the learner; at 0 the parameters stay bit for bit and only the optimizer's moments, the
                 designer and its direction move (burn-in).
-            meta: listen to the feedback in this step even if the period does not say so.
 
         Raises:
             Fault: the loss or its gradient is not finite; the step is not taken.
@@ -77,7 +76,7 @@ class SteeredStep:
         metrics: dict[str, float] = {}
         context = self.learner.observe(batch)
 
-        if self.designer.listens and (meta or self.count % self.meta_period == 0):
+        if self.designer.listens and self.count % self.meta_period == 0:
             started = time.perf_counter()
             downstream = self.feedback.gradients(self.learner)  # eq. 7
             self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
@@ -94,7 +93,7 @@ class SteeredStep:
         metrics["seconds_designer"] = time.perf_counter() - started
 
         loss = self.learner.loss(context, task)  # eq. 3: feedback is in here through the task alone
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if "seconds_meta" in metrics:
             metrics |= self._alignment_metrics()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

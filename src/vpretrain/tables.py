@@ -29,7 +29,9 @@ def comparison_table(table: dict[str, Any]) -> Table:
         shown.add_column(f"{metric} {'↑' if meaning['higher_is_better'] else '↓'}", justify="right")
         shown.add_column("difference [95%]", justify="right")
     shown.add_column("s/run", justify="right")
-    shown.add_row("step 0", *(cell for s in table["step0"].values() for cell in (f"{s['value']:.4f}", "")), "", end_section=True)
+    shown.add_row(
+        "step 0", *(cell for s in table["step0"].values() for cell in (f"{s['value']:.4f}", "")), "", end_section=True
+    )
     for arm, metrics in table["summary"].items():
         cells: list[str] = []
         for metric in table["metrics"]:

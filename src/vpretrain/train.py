@@ -114,7 +114,7 @@ def run(
     # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
     with clock:
         for _ in range(recipe.value.burn_in_steps):
-            step(next(parts.stream), 0.0, meta=True)
+            step(next(parts.stream), 0.0)
     step.count = 0
 
     while not spent.exhausted(recipe.budget):

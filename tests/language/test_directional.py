@@ -28,7 +28,9 @@ def designer_gradient(learner, alignment, estimator, down=None):
     appraiser.hear([down], {n: p.to(down[n].dtype) for n, p in preconditioner.items()}, step_size=0.1)
     task = designer.propose(context)
     (cotangent,) = appraiser(context, task).gradient
-    pieces = torch.autograd.grad(task.mass, list(network.parameters()), cotangent.to(task.mass.dtype), allow_unused=True)
+    pieces = torch.autograd.grad(
+        task.mass, list(network.parameters()), cotangent.to(task.mass.dtype), allow_unused=True
+    )
     return torch.cat([p.double().flatten() for p in pieces if p is not None])
 
 
@@ -126,7 +128,9 @@ def test_a_kernel_without_second_derivatives_is_refused_by_name():
 
     control = torch.ones(3, requires_grad=True)
     with pytest.raises(EstimatorUnsupported, match="central_difference"):
-        double_backward(lambda s: (Once.apply(s["w"]) * control).sum(), {"w": torch.ones(3)}, {"w": torch.ones(3)}, (control,))
+        double_backward(
+            lambda s: (Once.apply(s["w"]) * control).sum(), {"w": torch.ones(3)}, {"w": torch.ones(3)}, (control,)
+        )
     estimate = ESTIMATORS["central_difference"](
         lambda s: (Once.apply(s["w"]) * control).sum(), {"w": torch.ones(3)}, {"w": torch.ones(3)}, (control,)
     )

@@ -62,9 +62,7 @@ def refused(path: Path, **columns: str) -> UserError:
 
 
 def test_raw_text_and_pairs_are_read_in_order(tmp_path: Path) -> None:
-    file = write(
-        tmp_path / "a.jsonl", {"text": "one", "q": "2?", "a": "two"}, {"text": " é ", "q": "3?", "a": "3"}
-    )
+    file = write(tmp_path / "a.jsonl", {"text": "one", "q": "2?", "a": "two"}, {"text": " é ", "q": "3?", "a": "3"})
     assert read_jsonl(file, name="s", text="text", where=WHERE) == [
         Row("", "one", f"{file}:1", "s"),
         Row("", " é ", f"{file}:2", "s"),
@@ -116,9 +114,7 @@ def test_a_missing_folder_and_a_folder_in_place_of_a_file_say_so(tmp_path: Path)
     assert "in.jsonl" in problem.accepted
 
 
-def test_a_file_that_cannot_be_opened_is_a_user_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_opened_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.jsonl", {"text": "a"})
 
     def denied(*_: object) -> None:

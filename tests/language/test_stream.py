@@ -182,9 +182,7 @@ def token_losses(model: Qwen2ForCausalLM, batch: TokenBatch) -> list[list[float]
 def alone(model: Qwen2ForCausalLM, document: Document) -> list[float]:
     """The same for one document by itself, without anything of a batch."""
     log_p = model(input_ids=torch.tensor([document.ids])).logits[0].log_softmax(-1)
-    return [
-        -float(log_p[t - 1, document.ids[t]]) for t in range(1, len(document.ids)) if document.predicted[t]
-    ]
+    return [-float(log_p[t - 1, document.ids[t]]) for t in range(1, len(document.ids)) if document.predicted[t]]
 
 
 def test_packing_equals_one_document_at_a_time(model: Qwen2ForCausalLM) -> None:
@@ -326,9 +324,7 @@ def test_a_stream_is_its_own_iterator() -> None:
 def test_packing_invariants(lengths: list[int], spare: int, batch_size: int, seed: int) -> None:
     documents = make_documents("d", lengths)
     window = max(lengths) + spare
-    stream = Stream(
-        [Source("d", documents, 1.0)], batch_size=batch_size, window_tokens=window, seed=seed, pad_id=PAD
-    )
+    stream = Stream([Source("d", documents, 1.0)], batch_size=batch_size, window_tokens=window, seed=seed, pad_id=PAD)
     seen: list[str] = []
     while len(seen) < 3 * len(documents) + LOOKAHEAD_DOCUMENTS:
         batch = next(stream)
@@ -520,9 +516,7 @@ def test_a_pass_of_the_sampler_has_no_document_twice(count: int, batch_size: int
     batch_size = min(batch_size, count)
     sampler = make_sampler(count, batch_size, seed)
     for _ in range(3):
-        one_pass = [
-            document.origin for _ in range(count // batch_size) for document in next(sampler).documents
-        ]
+        one_pass = [document.origin for _ in range(count // batch_size) for document in next(sampler).documents]
         assert len(set(one_pass)) == len(one_pass) == count // batch_size * batch_size
 
 
@@ -533,8 +527,7 @@ def test_the_sampler_pads_and_differs_between_passes_and_seeds() -> None:
     assert not same(batches[0], batches[2])
     sampler = make_sampler(batch_size=10)
     passes = [
-        tuple(document.origin for document in batch.documents)
-        for batch, _ in zip(sampler, range(5), strict=False)
+        tuple(document.origin for document in batch.documents) for batch, _ in zip(sampler, range(5), strict=False)
     ]
     assert len(set(passes)) == 5
 

@@ -107,11 +107,7 @@ def test_noise_is_of_the_asked_share_and_kind(noise_share: float) -> None:
 
 def test_streams_of_different_noise_differ_in_results_only() -> None:
     clean, low, high = (problems("stream", 500, seed=2, noise_share=share) for share in (0.0, 0.25, 0.55))
-    assert (
-        [row["problem"] for row in clean]
-        == [row["problem"] for row in low]
-        == [row["problem"] for row in high]
-    )
+    assert [row["problem"] for row in clean] == [row["problem"] for row in low] == [row["problem"] for row in high]
     wrong_low = {i for i in range(500) if low[i] != clean[i]}
     wrong_high = {i for i in range(500) if high[i] != clean[i]}
     assert wrong_low < wrong_high

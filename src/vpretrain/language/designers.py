@@ -11,7 +11,7 @@ falls. V is linear in the mass, so s does not depend on the task it was taken at
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -151,6 +151,7 @@ class Exact:
 
     count: int
     reliability: Reliability
+    _heard: tuple[Context, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
     listens = True
 
     def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
@@ -163,15 +164,18 @@ class Exact:
 
     def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
         """Targets from the values under the latest feedback."""
-        probe = self._probe(context)
-        (values,) = appraise(context, probe).gradient
-        return self.shape(context, probe.ids, values)
+        if self._heard is None or self._heard[0] is not context:
+            probe = self._probe(context)
+            self._heard = (context, probe.ids, appraise(context, probe).gradient[0])
+        (_, ids, values), self._heard = self._heard, None
+        return self.shape(context, ids, values)
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """Updates the reliability; returns how good the targets are that it would make."""
         probe = self._probe(context)
         values = [appraisal.gradient[0] for appraisal in appraise.each(context, probe)]
         self.reliability.hear(values)
+        self._heard = (context, probe.ids, torch.stack(values).mean(dim=0))  # construct needs just these
         halves = [torch.stack(part).mean(dim=0) for part in (values[0::2], values[1::2] or values)]
         plain = probe.mass
         proposals = [self.shape(context, probe.ids, half).mass for half in halves]

@@ -25,7 +25,7 @@ class Likelihood:
         """``g_down`` over S, one per batch, in float32 or wider; ``.grad`` and the RNG are left alone."""
         found = []
         for _ in range(self.batches):
-            with torch.enable_grad(), without_dropout(learner.model):
+            with torch.enable_grad(), without_dropout(learner.model), learner.only_aligned():
                 losses, _ = learner.token_losses(next(self.sampler))
                 pieces = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
             found.append({n: vectors.wide(g) for n, g in zip(learner.aligned, pieces, strict=True)})

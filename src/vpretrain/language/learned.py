@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from vpretrain.contracts import Appraise
 from vpretrain.language.designers import Reliability, agreement_metric, correlation, target_metrics
 from vpretrain.language.learner import Context
-from vpretrain.language.targets import SoftTargets, anchored, candidate_log_probabilities, candidates, mix, one_hot, standardised
+from vpretrain.language.targets import (
+    SoftTargets,
+    anchored,
+    candidate_log_probabilities,
+    candidates,
+    mix,
+    one_hot,
+    standardised,
+)
 
 
 class CandidateScorer(nn.Module):

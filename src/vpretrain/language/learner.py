@@ -92,6 +92,19 @@ class CausalLearner:
         logits = vectors.wide(self.anatomy.head(self._hidden(batch)[row, at - 1]))
         return nn.functional.cross_entropy(logits, batch.input_ids[row, at], reduction="none"), row
 
+    @contextmanager
+    def only_aligned(self) -> Iterator[None]:
+        """Inside the block nothing but S asks for gradients, so that the blocks below S keep no activations."""
+        names = {id(parameter) for parameter in self.aligned.values()}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in names]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
     def _hidden(self, batch: TokenBatch) -> Tensor:
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return out.last_hidden_state

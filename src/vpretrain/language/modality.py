@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,11 @@ class Language:
         try:
             texts = read(recipe)
             section = recipe.learner
-            if section.prepare is None or section.model is not None or (cached(recipe, texts) / "config.json").is_file():
+            if (
+                section.prepare is None
+                or section.model is not None
+                or (cached(recipe, texts) / "config.json").is_file()
+            ):
                 self.build(recipe, self.load(recipe))
         except UserError as error:
             return list(error.problems)
@@ -146,7 +150,8 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ARMS))
     kind = section.kind if recipe.arm in _RANDOM else recipe.arm
     reliability = Reliability(shrink=recipe.value.shrink)
-    count, vocabulary = section.candidates, learner.anatomy.head.weight.shape[0]
+    embedding = learner.anatomy.head.get_parameter("weight")
+    count, (vocabulary, width) = section.candidates, embedding.shape
     if count > vocabulary:
         raise user_error(
             "designer.candidates", "there are not so many tokens in the learner's vocabulary",
@@ -157,14 +162,13 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         with torch.random.fork_rng():  # the learner's random numbers are the same in every arm
             torch.manual_seed(recipe.seed)
             scorer = CandidateScorer(
-                learner.anatomy.head.weight.shape[1], hidden=section.hidden, layers=section.layers, heads=section.heads,
+                width, hidden=section.hidden, layers=section.layers, heads=section.heads,
                 gated=gated,
             )  # fmt: skip
         return scorer.to(learner.device)
 
     steering = Steering(count, section.gate_max, section.learning_rate, reliability)
-    embedding = learner.anatomy.head.weight
-    designers = {
+    designers: dict[str, Callable[[], Designer]] = {
         "onehot": OneHot,
         "uniform_smoothing": lambda: UniformSmoothing(count, section.control_gate),
         "self_distillation": lambda: SelfDistillation(count, section.control_gate),
@@ -180,9 +184,7 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
 
 def _feedback_of(recipe: LanguageRecipe, materials: Materials) -> Feedback:
     section = recipe.data.feedback
-    sampler = Sampler(
-        materials.feedback, batch_size=section.batch_size, seed=recipe.seed, pad_id=materials.pad_id
-    )
+    sampler = Sampler(materials.feedback, batch_size=section.batch_size, seed=recipe.seed, pad_id=materials.pad_id)
     real = Likelihood(sampler, section.batches)
     if recipe.arm in _RANDOM:
         return RandomDirection(real, recipe.seed, fixed=_RANDOM[recipe.arm])

@@ -49,7 +49,10 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """Where the prepared learner is or will be: a folder named after what it is made of."""
     section = recipe.learner
     assert section.prepare is not None
-    says = [recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}), section.prepare.model_dump(mode="json")]
+    says = [
+        recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
+        section.prepare.model_dump(mode="json"),
+    ]
     key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / "prepared" / key
 
@@ -115,7 +118,9 @@ def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
     section = recipe.learner.prepare
     if section is None:
         raise user_error(
-            "learner.prepare", "this recipe does not say how to make its learner", accepted="a `prepare` section in `learner`"
+            "learner.prepare",
+            "this recipe does not say how to make its learner",
+            accepted="a `prepare` section in `learner`",
         )
     tokenizer = _new_tokenizer(section, texts)
     config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -160,7 +165,9 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
     """Plain next-token prediction on the stream: phases of learning rate, AdamW, no steering."""
     window = recipe.data.window_tokens
     sources = [
-        Source(s.name, encode(texts.stream[s.name], tokenizer, max_tokens=window)[0], section.weights.get(s.name, s.weight))
+        Source(
+            s.name, encode(texts.stream[s.name], tokenizer, max_tokens=window)[0], section.weights.get(s.name, s.weight)
+        )
         for s in recipe.data.stream
     ]
     stream = Stream(
@@ -185,7 +192,9 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 done += 1
-                progress.update(task, advance=1, description=f"making the learner (once): loss {float(loss.detach()):.3f}")
+                progress.update(
+                    task, advance=1, description=f"making the learner (once): loss {float(loss.detach()):.3f}"
+                )
 
 
 def _rate(phase: Phase, step: int) -> float:

@@ -318,9 +318,7 @@ def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
     return _laid_out([[document] for document in documents], width=width, pad_id=pad_id, padding_apart=False)
 
 
-def _laid_out(
-    rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool
-) -> TokenBatch:
+def _laid_out(rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool) -> TokenBatch:
     """Rows of documents as tensors; ``padding_apart`` makes each token of padding a document of its own."""
     ids = array("q")
     mask = bytearray()
@@ -357,9 +355,7 @@ def _laid_out(
 def _check_sources(sources: Sequence[Source], window_tokens: int) -> None:
     where = "data.stream"
     if not sources:
-        raise user_error(
-            where, "there is nothing to train on: name at least one source", accepted="a list of sources"
-        )
+        raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
     names = [source.name for source in sources]
     for source in sources:
         if names.count(source.name) > 1:

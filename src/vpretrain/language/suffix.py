@@ -40,7 +40,11 @@ class Anatomy:
         """Finds the parts; a model whose parts cannot be told is a :class:`~vpretrain.errors.UserError`."""
         backbone, head = model.base_model, model.get_output_embeddings()
         lists = [module for module in backbone.children() if isinstance(module, nn.ModuleList) and len(module)]
-        norms = [m for name, m in backbone.named_children() if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm")]
+        norms = [
+            m
+            for name, m in backbone.named_children()
+            if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+        ]
         if len(lists) != 1 or len(norms) != 1 or head is None:
             raise user_error(
                 "learner.model",

@@ -52,7 +52,9 @@ def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     return raised.topk(count, dim=1).indices
 
 
-def one_hot(labels: Tensor, count: int = 1, ids: Tensor | None = None, dtype: torch.dtype = torch.float32) -> SoftTargets:
+def one_hot(
+    labels: Tensor, count: int = 1, ids: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> SoftTargets:
     """All mass on the true token, over ``ids`` (``[N, count]``) or over the true token alone."""
     ids = labels[:, None] if ids is None else ids
     mass = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
@@ -96,10 +98,11 @@ def anchored(
 ) -> tuple[Tensor, Tensor]:
     """The best targets for given token values under a KL anchor to the learner (ours; the paper ascends instead).
 
-    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)``: value where the learner already sees
-    a possibility, no push onto tokens that it rightly rules out. ``z = reliability * values / temperature``. The gate opens with the expected gain of r over the true token, ``gate_max * clip(gain, 0, 1)`` in
-    units of z, so that temperature -> 0 with ``clip = inf`` puts ``gate_max`` on the most valuable candidate: the best
-    that any target under that bound can do.
+    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z = reliability * values /
+    temperature``: value where the learner already sees a possibility, no push onto tokens that it rightly rules out. The
+    gate opens with the expected gain of r over the true token, ``gate_max * clip(gain, 0, 1)`` in units of z, so that
+    temperature -> 0 with ``clip = inf`` puts ``gate_max`` on the most valuable candidate: the best that any target under
+    that bound can do.
 
     Args:
         values: ``[N, K]``, ``s_t(v)`` of the candidates in standard deviations over the batch, the true token first.

@@ -139,22 +139,17 @@ def problems(
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{key}: got {share}, accepted: 0 to 1")
         if share and split != "stream":
-            raise ValueError(
-                f"{key}: got {share}, accepted: 0, because the rows of {split!r} are always clean"
-            )
+            raise ValueError(f"{key}: got {share}, accepted: 0, because the rows of {split!r} are always clean")
 
     rng = random.Random(f"word problems/{split}/{seed}")
     triples = _triples()[split]
     if split == "stream":
         return [
-            _row(rng.choice(triples), rng.choice(list(_FORMS)), rng, noise_share, random_share)
-            for _ in range(count)
+            _row(rng.choice(triples), rng.choice(list(_FORMS)), rng, noise_share, random_share) for _ in range(count)
         ]
     pairs = [(triple, form) for triple in triples for form in _FORMS]
     if count > len(pairs):
-        raise ValueError(
-            f"count: got {count}, accepted: at most {len(pairs)}, the distinct rows of {split!r}"
-        )
+        raise ValueError(f"count: got {count}, accepted: at most {len(pairs)}, the distinct rows of {split!r}")
     rng.shuffle(pairs)
     return [_row(triple, form, rng, 0.0, 0.0) for triple, form in pairs[:count]]
 
@@ -169,8 +164,7 @@ def chatter(count: int, *, seed: int) -> list[dict[str, str]]:
         raise ValueError(f"count: got {count}, accepted: 0 or more")
     rng = random.Random(f"chatter/{seed}")
     return [
-        {"text": " ".join(_fill(rng.choice(_CHATTER), rng) for _ in range(rng.randint(1, 3)))}
-        for _ in range(count)
+        {"text": " ".join(_fill(rng.choice(_CHATTER), rng) for _ in range(rng.randint(1, 3)))} for _ in range(count)
     ]
 
 

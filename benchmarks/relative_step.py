@@ -1,0 +1,57 @@
+"""How far the central difference's step may go: cosine of token values with double backward in float64, by relative step.
+
+    python benchmarks/relative_step.py [recipe] [--json]
+
+The default recipe is demo-language. The value that vpretrain uses is `vpretrain.directional.RELATIVE_STEP`.
+"""
+
+import json
+import sys
+
+import torch
+
+from vpretrain import directional, recipe
+from vpretrain.appraisal import Appraiser
+from vpretrain.modalities import MODALITIES, SCHEMAS
+from vpretrain.value import Alignment
+
+STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)
+
+
+def main() -> None:
+    """Prints one line a step."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
+    resolved = recipe.load(arguments[0] if arguments else "demo-language", ["arm=closed_form"], schemas=SCHEMAS)
+    modality = MODALITIES[resolved.modality]()
+    materials = modality.load(resolved)
+
+    def parts(dtype: str):
+        section = resolved.learner.model_copy(update={"dtype": dtype, "attention": "eager"})
+        return modality.build(resolved.model_copy(update={"learner": section}), materials)
+
+    wide = parts("float64")
+    batch, down = next(wide.stream), wide.feedback.gradients(wide.learner)[:1]
+
+    def values(made, estimator, dtype):
+        appraiser = Appraiser(made.learner, Alignment("dot"), estimator)
+        appraiser.hear([{n: g.to(dtype) for n, g in down[0].items()}], None, 0.0)
+        context = made.learner.observe(batch)
+        return appraiser(context, made.designer._probe(context)).gradient[0].double().flatten()
+
+    reference = values(wide, directional.double_backward, torch.float64)
+    rows = []
+    for name in ("float32", "bfloat16"):
+        made = parts(name)
+        for step in STEPS:
+            directional.RELATIVE_STEP[torch.float32] = step
+            found = values(made, directional.central_difference, torch.float32)
+            cosine = float(torch.nn.functional.cosine_similarity(found, reference, dim=0))
+            rows.append({"learner": name, "relative_step": step, "cosine": cosine})
+            if "--json" not in sys.argv:
+                print(f"{name:9} {step:8.0e}  {cosine:.7f}")
+    if "--json" in sys.argv:
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
