@@ -11,6 +11,8 @@ from pydantic import Field, PositiveInt, ValidationError
 from vpretrain import recipe as recipes
 from vpretrain.errors import Problem, UserError
 from vpretrain.recipe import Budget, Recipe, Section, Value, dump, listing, load, packaged
+from vpretrain.recipe_problems import shown
+from vpretrain.recipe_yaml import parse
 
 
 class Source(Section):
@@ -165,7 +167,7 @@ def test_a_wrong_value_says_what_is_accepted(
     assert list(found) == [f"override {key}"]
     problem = found[f"override {key}"]
     assert problem.accepted == accepted
-    assert problem.value == recipes._shown(recipes._parse(value, str)[0])
+    assert problem.value == shown(parse(value, str)[0])
     assert "Input should" not in problem.message
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -26,9 +25,9 @@ from pydantic import (
 )
 
 from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.recipe_problems import Key, Marks, dotted, explain, nearest, place_of, shown
+from vpretrain.recipe_yaml import parse, written
 
-Key = tuple[str | int, ...]
-Marks = dict[Key, str]  # where each key was given: "demo.yaml:12", or "override"
 Schemas = Mapping[str, Callable[[], "type[Recipe]"]]
 
 
@@ -108,7 +107,7 @@ class Recipe(Section):
     """Which modality reads this recipe."""
     says: str
     """One sentence for ``vpretrain recipes``."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seeds everything random in the run."""
     arm: str
     """The way of steering: one of the modality's arms."""
@@ -159,15 +158,13 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
                 # Through JSON, because strict JSON still reads lists as tuples and text as paths.
                 recipe = schema.model_validate_json(json.dumps(data))
             except ValidationError as error:
-                problems += _explain(error, _Accepted(schema.model_json_schema()), data, marks)
+                problems += explain(error, schema, data, marks)
         else:
             given = "modality" in data
-            hint = _nearest(str(modality), schemas) if given else "; add it"
+            hint = nearest(str(modality), schemas) if given else "; add it"
             message = f"there is no such modality{hint}" if given else f"this key is missing{hint}"
-            where = _where(("modality",), marks)
-            problems.append(
-                Problem(where, _shown(modality) if given else "", "one of " + ", ".join(schemas), message)
-            )
+            where = place_of(("modality",), marks)
+            problems.append(Problem(where, shown(modality) if given else "", "one of " + ", ".join(schemas), message))
     if problems:
         raise UserError(*problems)
     return recipe
@@ -175,9 +172,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
 
 def dump(recipe: Recipe) -> str:
     """YAML of every resolved value, defaults included; :func:`load` reads it back to an equal recipe."""
-    return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    return written(recipe.model_dump(mode="json"))
 
 
 def packaged() -> dict[str, Path]:
@@ -204,127 +199,47 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     return rows
 
 
-# ---- YAML in, YAML out
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: ``5e-5`` is a number; ``no``, ``010`` and ``1:30`` are text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        number = super().construct_yaml_float(node)
-        # So that ``budget.tokens=1e6`` is the whole number it looks like; a number's key takes it too.
-        return int(number) if "." not in node.value and number.is_integer() else number
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or :class:`_Loader` would read as something else."""
-
-
-_TAG = "tag:yaml.org,2002:"
-_FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"
-for _name, _pattern, _first in (
-    ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("null", "~|null|Null|NULL|", [*"~nN", ""]),
-    ("int", "[-+]?(0|[1-9][0-9_]*)", [*"-+0123456789"]),
-    ("float", _FLOAT, [*"-+.0123456789"]),
-    ("merge", "<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
-_Dumper.add_implicit_resolver(_TAG + "float", re.compile(rf"(?:{_FLOAT})\Z"), [*"-+.0123456789"])
-_Loader.add_constructor(_TAG + "float", _Loader.construct_yaml_float)
-
-
-def _parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem]]:
-    """The value, where each key stands, and the keys given twice; ``at(line)`` is how a place is shown."""
-    marks: Marks = {}
-    problems: list[Problem] = []
-
-    def visit(node: yaml.Node, key: Key, above: tuple[int, ...]) -> None:
-        if id(node) in above:
-            raise yaml.constructor.ConstructorError(None, None, "an anchor contains itself", node.start_mark)
-        above = (*above, id(node))
-        if isinstance(node, yaml.SequenceNode):
-            for index, child in enumerate(node.value):
-                marks[(*key, index)] = at(child.start_mark.line + 1)
-                visit(child, (*key, index), above)
-        elif isinstance(node, yaml.MappingNode):
-            first: dict[str, int] = {}
-            for name, child in node.value:
-                if not isinstance(name, yaml.ScalarNode) or name.tag == _TAG + "merge":
-                    continue
-                name.tag = _TAG + "str"  # every key is text, whatever YAML would make of it as a value
-                inner, line = (*key, name.value), name.start_mark.line + 1
-                if name.value in first:
-                    message = f"this key was given on line {first[name.value]} already; keep one of the two"
-                    problems.append(Problem(f"{at(line)} {_dotted(inner)}", "", "", message))
-                first[name.value] = line
-                marks[inner] = at(line)
-                visit(child, inner, above)
-
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None, marks, problems
-        visit(node, (), ())
-        # By way of JSON, so that an anchor's uses no longer share one object: an override changes one place.
-        return json.loads(json.dumps(loader.construct_document(node), default=str)), marks, problems
-    except yaml.YAMLError as error:
-        mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
-        line = min(mark.line, len(lines) - 1) if mark else 0
-        shown = lines[line].strip() if mark else ""
-        said = [getattr(error, part, None) for part in ("context", "problem")]
-        reason = ", ".join(filter(None, said)) or str(error)
-        message = f"this is not valid YAML: {reason}; indent with spaces, and quote text that holds : # or @"
-        raise user_error(at(line + 1), message, value=shown) from None
-
-
 def _find(source: str | Path, where: str, beside: Path) -> Path:
     known, path = packaged(), beside / source
     if str(source) in known:
         return known[str(source)]
     if path.is_file():
         return path
-    names = {file.stem: str(file) for file in sorted(path.parent.glob("*.yaml"))} | {
-        name: name for name in known
-    }
+    if path.is_dir():
+        inside = ", ".join(str(file) for file in sorted(path.glob("*.yaml"))) or "it holds no *.yaml"
+        raise user_error(
+            where, "this is a folder; name a recipe in it", value=str(source), accepted=f"a file: {inside}"
+        )
+    names = {file.stem: str(file) for file in sorted(path.parent.glob("*.yaml"))} | {name: name for name in known}
     close = difflib.get_close_matches(path.name.removesuffix(".yaml"), names, n=1)
     hint = f"; did you mean {names[close[0]]}?" if close else ""
+    if "=" in str(source):
+        hint = "; the recipe comes first, overrides come after it"
     accepted = "the path of a YAML file, or a packaged recipe: " + (", ".join(known) or "(there are none)")
     raise user_error(where, f"there is no such recipe{hint}", value=str(source), accepted=accepted)
 
 
-def _compose(
-    path: Path, problems: list[Problem], above: tuple[Path, ...] = ()
-) -> tuple[dict[str, Any], Marks]:
+def _compose(path: Path, problems: list[Problem], above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Marks]:
     """The file's mapping merged over what it extends; twice-given keys are added to ``problems``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise user_error(
-            str(path), f"this file cannot be read: {error}", accepted="a text file in UTF-8"
-        ) from None
-    value, marks, found = _parse(text, lambda line: f"{path}:{line}")
+        raise user_error(str(path), f"this file cannot be read: {error}", accepted="a text file in UTF-8") from None
+    value, marks, found = parse(text, lambda line: f"{path}:{line}")
     problems += found
     if not isinstance(value, dict):
         message = "a recipe is a mapping of keys to values"
-        raise user_error(str(path), message, value=_shown(value), accepted="lines such as `seed: 0`")
+        raise user_error(str(path), message, value=shown(value), accepted="lines such as `seed: 0`")
     marks[()] = str(path)
     if "extends" not in value:
         return value, marks
-    base, where = value.pop("extends"), _where(("extends",), marks)
+    base, where = value.pop("extends"), place_of(("extends",), marks)
     if not isinstance(base, str):
-        raise user_error(
-            where, "a recipe extends one other", value=_shown(base), accepted="a packaged name or a path"
-        )
+        raise user_error(where, "a recipe extends one other", value=shown(base), accepted="a packaged name or a path")
     parent, chain = _find(base, where, path.parent), (*above, path.resolve())
     if parent.resolve() in chain:
         circle = " -> ".join(file.name for file in (*chain[chain.index(parent.resolve()) :], parent))
-        raise user_error(
-            where, "these recipes extend each other in a circle; remove one of the links", value=circle
-        )
+        raise user_error(where, "these recipes extend each other in a circle; remove one of the links", value=circle)
     data, inherited = _compose(parent, problems, chain)
     return _merge(data, value), inherited | marks
 
@@ -339,12 +254,12 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _apply(override: str, data: dict[str, Any], marks: Marks) -> None:
     """Write one ``dotted.key=value`` into ``data``, and into ``marks`` that it came from there."""
-    name, equals, written = override.partition("=")
+    name, equals, text = override.partition("=")
     parts, where = name.strip().split("."), f"override {override}"
     if not equals or not all(parts):
         message = "an override is written key=value, with dots between the parts of the key"
         raise user_error(where, message, accepted="for example budget.steps=100")
-    value, _, twice = _parse(written, lambda _: where)
+    value, _, twice = parse(text, lambda _: where)
     if twice:
         raise UserError(*twice)
     place: Any = data
@@ -354,12 +269,10 @@ def _apply(override: str, data: dict[str, Any], marks: Marks) -> None:
         if isinstance(place, list):
             if not (part.isdecimal() and int(part) < len(place)):
                 accepted = f"an index from 0 to {len(place) - 1}" if place else "no index: the list is empty"
-                raise user_error(
-                    where, f"{_dotted(key)} is a list, and {part} is no item of it", accepted=accepted
-                )
+                raise user_error(where, f"{dotted(key)} is a list, and {part} is no item of it", accepted=accepted)
             step = int(part)
         elif not isinstance(place, dict):
-            raise user_error(where, f"{_dotted(key)} is a single value, without keys", value=_shown(place))
+            raise user_error(where, f"{dotted(key)} is a single value, without keys", value=shown(place))
         key = (*key, step)
         if depth == len(parts) - 1:
             place[step] = value
@@ -370,168 +283,3 @@ def _apply(override: str, data: dict[str, Any], marks: Marks) -> None:
     for stale in [mark for mark in marks if mark[: len(key)] == key]:
         del marks[stale]
     marks[key] = "override"
-
-
-# ---- what is wrong, in words
-
-_BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
-    "minLength": "length at least",
-    "maxLength": "length at most",
-    "minItems": "items: at least",
-    "maxItems": "items: at most",
-}
-_OUT_OF_RANGE = (
-    "greater_than",
-    "less_than",
-    "multiple_of",
-    "too_short",
-    "too_long",
-    "string_too",
-    "finite_number",
-)
-
-
-class _Accepted:
-    """What a recipe class accepts, asked of its JSON schema: sections, unions and bounds look alike there."""
-
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self.root = schema
-        self._sections = schema.get("$defs", {})
-
-    def options(self, node: dict[str, Any]) -> list[dict[str, Any]]:
-        """The alternatives of a node, references and nested unions resolved."""
-        if "$ref" in node:
-            return self.options(self._sections[node["$ref"].rsplit("/", 1)[-1]])
-        branches = node.get("anyOf") or node.get("oneOf")
-        return [option for branch in branches for option in self.options(branch)] if branches else [node]
-
-    def child(self, node: dict[str, Any], part: str | int) -> dict[str, Any]:
-        """What a node accepts under one key or index; an empty node where that is not known."""
-        found = []
-        for option in self.options(node):
-            if isinstance(part, int):
-                items = option.get("prefixItems", [])
-                found.append(items[part] if part < len(items) else option.get("items"))
-            else:
-                found.append(option.get("properties", {}).get(part) or option.get("additionalProperties"))
-        found = [item for item in found if isinstance(item, dict)]
-        return {"anyOf": found} if found else {}
-
-    def keys(self, node: dict[str, Any]) -> list[str]:
-        return list(
-            dict.fromkeys(name for option in self.options(node) for name in option.get("properties", {}))
-        )
-
-    def variant(self, node: dict[str, Any], tag: str | int) -> dict[str, Any] | None:
-        """The section of a union that ``tag`` selects (its ``kind``), None where there is no such choice."""
-        options = self.options(node)
-        for option in options if len(options) > 1 else []:
-            if any(tag in _choices(item) for item in option.get("properties", {}).values()):
-                return option
-        return None
-
-    def places(self, node: dict[str, Any], name: str, above: Key = ()) -> Iterator[Key]:
-        """Every place of a key of that name."""
-        for key in self.keys(node) if len(above) < 5 else []:
-            if key == name:
-                yield (*above, key)
-            yield from self.places(self.child(node, key), name, (*above, key))
-
-    def words(self, node: dict[str, Any]) -> str:
-        """What a node accepts, for a person."""
-        options = self.options(node)
-        if len(options) > 1:
-            return " or ".join(dict.fromkeys(self.words(option) for option in options))
-        node = options[0]
-        if choices := _choices(node):
-            return ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices))
-        names = {
-            "integer": "a whole number",
-            "number": "a number",
-            "string": "text",
-            "boolean": "true or false",
-        }
-        kind = str(node.get("type", "any value"))
-        text = "a path" if node.get("format") == "path" else names.get(kind, kind)
-        if "properties" in node:
-            text = "a section with the keys " + ", ".join(node["properties"])
-        elif kind == "object":
-            text = "a section of names, each with " + self.words(self.child(node, ""))
-        elif kind == "array":
-            text = "a list, each item " + self.words(self.child(node, 0))
-        bounds = " and ".join(f"{word} {node[name]:g}" for name, word in _BOUNDS.items() if name in node)
-        return f"{text} ({bounds})" if bounds else text
-
-
-def _explain(
-    error: ValidationError, accepted: _Accepted, data: dict[str, Any], marks: Marks
-) -> list[Problem]:
-    """One problem for each key that pydantic refused (a union refuses once for each of its branches)."""
-    problems: dict[Key, Problem] = {}
-    for item in error.errors(include_url=False):
-        kind, location = item["type"], item["loc"]
-        if kind.startswith("union_tag"):
-            location = (*location, item["ctx"]["discriminator"].strip("'"))
-        key: Key = ()
-        section = node = accepted.root
-        value: Any = data
-        absent, last = False, len(location) - 1 if kind == "missing" or kind.startswith("union_tag") else -1
-        for depth, part in enumerate(location):
-            # ``location`` also names the branch of a union that was tried: no place in the recipe.
-            items = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-            inside = part in items
-            if (variant := accepted.variant(node, part)) is not None:
-                node = variant
-            elif inside or depth == last:
-                section, node = node, accepted.child(node, part)
-                absent, value, key = not inside, value[part] if inside else None, (*key, part)
-        words = accepted.words(node)
-        if kind == "extra_forbidden":
-            name, keys = str(key[-1]), accepted.keys(section)
-            elsewhere = [_dotted(place) for place in accepted.places(accepted.root, name)]
-            hint = _nearest(name, keys) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "; remove it")
-            message, words = f"there is no such key{hint}", "the keys " + ", ".join(keys)
-        elif absent:
-            message = "this key is missing; add it"
-        elif kind in ("value_error", "assertion_error"):
-            message = str(item["ctx"]["error"])
-            if isinstance(value, dict):
-                # A section's own check says what is wrong; echoing the whole section would only bury it.
-                absent, words = True, ""
-        elif kind.startswith(_OUT_OF_RANGE):
-            message = "this value is out of range"
-        elif choices := [choice for option in accepted.options(node) for choice in _choices(option)]:
-            message = f"this is not one of the choices{_nearest(str(value), map(str, choices))}"
-        else:
-            message = "this is not the kind of value that the key takes"
-        problems.setdefault(key, Problem(_where(key, marks), "" if absent else _shown(value), words, message))
-    return list(problems.values())
-
-
-def _choices(node: dict[str, Any]) -> list[Any]:
-    return node.get("enum") or ([node["const"]] if "const" in node else [])
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _dotted(key: Key) -> str:
-    return ".".join(map(str, key))
-
-
-def _where(key: Key, marks: Marks) -> str:
-    """``demo.yaml:12 value.meta_period``; a key that was not given is shown at the section that lacks it."""
-    near = next((marks[key[:size]] for size in range(len(key), -1, -1) if key[:size] in marks), "recipe")
-    return f"{near} {_dotted(key)}".strip()
-
-
-def _shown(value: object) -> str:
-    """A value as one would write it in YAML, shortened to a line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -19,7 +19,8 @@ def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float],
 
     Args:
         recipe: every value of the run.
-        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``model/``, ``designer/``, ``result.json``.
+        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``model/``, ``designer/``, ``result.json``, and
+            ``checkpoints/step-N/`` (model folders) where the recipe asks for them.
         each_step: is given every step's record and the share of the budget that is used.
 
     Returns:
@@ -32,6 +33,8 @@ def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float],
 
     def log(record: Record, share: float) -> None:
         out.log(record)
+        if recipe.checkpoint.every and record["step"] % recipe.checkpoint.every == 0:
+            parts.save(folder / "checkpoints" / f"step-{record['step']:07d}")
         each_step(record, share)
 
     try:

@@ -256,7 +256,8 @@ def agreement_metric(reliability: Reliability) -> dict[str, float]:
 def target_metrics(mass: Tensor) -> dict[str, float]:
     """Means over the batch: mass off the true token, entropy of the targets (nats), spread of the token weights."""
     weight = mass.sum(dim=1)
-    q = mass / weight.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
+    counted = weight > 0
+    q = mass[counted] / weight[counted, None]
     return {
         "gate": float((1 - q[:, 0]).mean()),
         "entropy": float(torch.special.entr(q).sum(dim=1).mean()),

@@ -212,13 +212,21 @@ class Field(Learned):
     Args:
         network, embedding, steering: as :class:`Learned`; the network has no extra output.
         temperature, clip: of the rule.
+        updates: regression steps a meta step, at least 1; the gradient of the feedback is paid for once.
     """
 
     def __init__(
-        self, network: CandidateScorer, embedding: Tensor, steering: Steering, *, temperature: float, clip: float
+        self,
+        network: CandidateScorer,
+        embedding: Tensor,
+        steering: Steering,
+        *,
+        temperature: float,
+        clip: float,
+        updates: int = 1,
     ) -> None:
         super().__init__(network, embedding, steering)
-        self.temperature, self.clip = temperature, clip
+        self.temperature, self.clip, self.updates = temperature, clip, updates
 
     def propose(self, context: Context) -> SoftTargets:
         """The anchored rule on the predicted values."""
@@ -227,13 +235,17 @@ class Field(Learned):
         return self._shape(ids, log_p, predicted)
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
-        """One regression step on the exact values of this batch."""
+        """``updates`` regression steps on the exact values of this batch: they do not depend on ``phi``."""
         ids, log_p = self.read(context)
-        predicted, _ = self.network(context, ids, log_p, self.embedding)
         values = self.values(context, appraise, ids)
-        metrics = self.gain(self._shape(ids, log_p, predicted.detach()), values)
-        metrics["correlation"] = correlation(predicted.detach(), values)
-        self.descend(nn.functional.smooth_l1_loss(predicted, standardised(values)))
+        target = standardised(values)
+        metrics: dict[str, float] = {}
+        for _ in range(self.updates):
+            predicted, _ = self.network(context, ids, log_p, self.embedding)
+            if not metrics:  # before the first update: what the network says of a batch that it has not seen
+                metrics = self.gain(self._shape(ids, log_p, predicted.detach()), values)
+                metrics["correlation"] = correlation(predicted.detach(), values)
+            self.descend(nn.functional.smooth_l1_loss(predicted, target))
         return metrics
 
     def _shape(self, ids: Tensor, log_p: Tensor, predicted: Tensor) -> SoftTargets:

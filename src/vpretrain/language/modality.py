@@ -175,7 +175,12 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         "token_weights": lambda: TokenWeights(1, reliability, section.tilt),
         "closed_form": lambda: ClosedForm(count, reliability, section.temperature, section.clip, section.gate_max),
         "field": lambda: Field(
-            network(gated=False), embedding, steering, temperature=section.temperature, clip=section.clip
+            network(gated=False),
+            embedding,
+            steering,
+            temperature=section.temperature,
+            clip=section.clip,
+            updates=section.updates,
         ),
         "ascent": lambda: Ascent(network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus),
     }

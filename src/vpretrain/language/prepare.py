@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2T
 
 from vpretrain.errors import user_error
 from vpretrain.language import word_problems
-from vpretrain.language.data import Texts
+from vpretrain.language.data import Texts, read
 from vpretrain.language.learner import CausalLearner
-from vpretrain.language.recipe import LanguageRecipe, LearnerSection, Phase, Prepare
+from vpretrain.language.recipe import JsonLines, LanguageRecipe, LearnerSection, Phase, Prepare
 from vpretrain.language.rows import encode
 from vpretrain.language.stream import Source, Stream
 from vpretrain.language.targets import one_hot
@@ -47,6 +47,7 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
 
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """Where the prepared learner is or will be: a folder named after what it is made of."""
+    recipe, texts = _without_planted_noise(recipe, texts)
     section = recipe.learner
     assert section.prepare is not None
     says = [
@@ -55,6 +56,21 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     ]
     key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / "prepared" / key
+
+
+def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
+    """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy runs share one."""
+    rows = [source.rows for source in recipe.data.stream]
+    if not any(isinstance(spec, JsonLines) and spec.corrupt_digits for spec in rows):
+        return recipe, texts
+    stream = [
+        source.model_copy(update={"rows": source.rows.model_copy(update={"corrupt_digits": 0.0})})
+        if isinstance(source.rows, JsonLines)
+        else source
+        for source in recipe.data.stream
+    ]
+    clean = recipe.model_copy(update={"data": recipe.data.model_copy(update={"stream": stream})})
+    return clean, read(clean)
 
 
 def _fingerprint(texts: Texts) -> str:
@@ -122,6 +138,7 @@ def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
             "this recipe does not say how to make its learner",
             accepted="a `prepare` section in `learner`",
         )
+    recipe, texts = _without_planted_noise(recipe, texts)
     tokenizer = _new_tokenizer(section, texts)
     config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(section.seed)

@@ -190,6 +190,8 @@ class DesignerSection(Section):
     layers: PositiveInt = 6
     heads: PositiveInt = 4
     learning_rate: NonNegativeFloat = 1e-4
+    updates: PositiveInt = 1
+    """Regression steps of ``field`` a meta step."""
     entropy_bonus: NonNegativeFloat = 0.0
     """lambda of ``ascent``'s regulariser R(phi): entropy of the targets."""
 
