@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from vpretrain import recipe
-from vpretrain.language.modality import ARMS
+from vpretrain.language.arms import ARMS
 from vpretrain.language.recipe import LanguageRecipe
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

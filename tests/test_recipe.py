@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pytest
 import yaml
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from vpretrain import recipe as recipes
 from vpretrain.errors import Problem, UserError
-from vpretrain.recipe import Budget, Recipe, Section, Value, dump, listing, load, packaged
+from vpretrain.recipe import Budget, Evaluate, Recipe, Section, Value, dump, listing, load, packaged
 from vpretrain.recipe_problems import shown
 from vpretrain.recipe_yaml import parse
 
@@ -39,11 +39,24 @@ class Onehot(Section):
     kind: Literal["onehot"]
 
 
+class ToyEvaluate(Evaluate):
+    split: str | None = None
+
+
 class Toy(Recipe):
     data: Data
     learner: Learner = Learner()
     designer: Annotated[FieldDesigner | Onehot, Field(discriminator="kind")]
     weights: dict[str, float] = Field(default_factory=dict)
+    evaluate: ToyEvaluate = ToyEvaluate()
+
+    @model_validator(mode="after")
+    def _split_is_known(self) -> Self:
+        if self.evaluate.split == "nope":
+            raise ValueError("evaluate.split is 'nope'; data has ['test']")
+        if self.evaluate.split == "odd":
+            raise ValueError("e.g. this opens with no key")
+        return self
 
 
 def never() -> type[Recipe]:
@@ -144,7 +157,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("value.shrink=yes", "true or false"),
         ("value.shrink=1", "true or false"),
         ("says=3", "text"),
-        ("seed=-1", "a whole number (at least 0)"),
+        ("seed=-1", "a whole number (at least 0 and below 2147483648)"),
         ("threads=0", "a whole number (above 0) or null"),
         ("budget.seconds=0", "a number (above 0) or null"),
         ("checkpoint=3", "a section with the keys every"),
@@ -159,9 +172,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("designer.kind=fild", "field or onehot"),
     ],
 )
-def test_a_wrong_value_says_what_is_accepted(
-    write: Callable[..., Path], override: str, accepted: str
-) -> None:
+def test_a_wrong_value_says_what_is_accepted(write: Callable[..., Path], override: str, accepted: str) -> None:
     key, _, value = override.partition("=")
     found = refused(write(GOOD), override)
     assert list(found) == [f"override {key}"]
@@ -173,9 +184,7 @@ def test_a_wrong_value_says_what_is_accepted(
 
 def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) -> None:
     text = GOOD.replace("meta_period: 2", "meta_perod: 2\n  alignment: cosin").replace("says: A toy.\n", "")
-    found = refused(
-        write(text), "data.stream.0.wieght=2", "foo", "seed=x", "modality=toy", "budget.steps=null"
-    )
+    found = refused(write(text), "data.stream.0.wieght=2", "foo", "seed=x", "modality=toy", "budget.steps=null")
     assert set(found) == {
         "toy.yaml:6 value.meta_perod",
         "toy.yaml:7 value.alignment",
@@ -204,6 +213,14 @@ def test_a_known_key_in_the_wrong_place_is_sent_to_its_own(write: Callable[..., 
     assert found["override designer.stream"].accepted == "the keys kind, hidden"
 
 
+def test_a_check_over_several_sections_is_shown_at_the_key_that_it_names(write: Callable[..., Path]) -> None:
+    found = refused(write(GOOD), "evaluate.split=nope")
+    problem = found["override evaluate.split"]
+    assert (problem.value, problem.accepted) == ('"nope"', "")
+    assert problem.message == "evaluate.split is 'nope'; data has ['test']"
+    assert list(refused(write(GOOD), "evaluate.split=odd")) == ["toy.yaml"]
+
+
 def test_a_union_that_lacks_its_kind(write: Callable[..., Path]) -> None:
     found = refused(write(GOOD.replace("{kind: field}", "{hidden: 3}")))
     assert found["toy.yaml:12 designer.kind"].message == "this key is missing; add it"
@@ -221,9 +238,7 @@ def test_the_modality_is_missing_or_unknown(write: Callable[..., Path], given: s
 
 def test_overrides(write: Callable[..., Path]) -> None:
     path = write(GOOD)
-    recipe = read(
-        path, "data.stream.0.weight=2", "seed=1", "seed=4", "evaluate.every=5", "learner.betas=[0.8, 0.9]"
-    )
+    recipe = read(path, "data.stream.0.weight=2", "seed=1", "seed=4", "evaluate.every=5", "learner.betas=[0.8, 0.9]")
     assert recipe.data.stream[0].weight == 2.0
     assert recipe.seed == 4
     assert recipe.evaluate.every == 5
@@ -254,9 +269,7 @@ def test_an_override_that_cannot_be_applied(write: Callable[..., Path], override
 
 def test_extends_merges_deeply_and_replaces_lists(write: Callable[..., Path]) -> None:
     write(GOOD, "base.yaml")
-    write(
-        "extends: ../base.yaml\nvalue: {burn_in_steps: 3}\ndata: {stream: [{path: c}]}\n", "more/middle.yaml"
-    )
+    write("extends: ../base.yaml\nvalue: {burn_in_steps: 3}\ndata: {stream: [{path: c}]}\n", "more/middle.yaml")
     path = write("extends: more/middle.yaml\nvalue: {burn_in_steps: 4}\nbudget: {tokens: 5}\n")
     recipe = read(path)
     assert recipe.value == Value(meta_period=2, burn_in_steps=4)
@@ -295,6 +308,10 @@ def test_extends_that_leads_nowhere(write: Callable[..., Path], text: str, where
         ("says: &a [*a]\n", "toy.yaml:1", "contains itself"),
         ("says: !!python/name:os.system\n", "toy.yaml:1", "not valid YAML"),
         ("a: 1\n---\nb: 1\n", "toy.yaml:2", "single document"),
+        ("says: !!int abc\n", "toy.yaml:1", "not valid YAML"),
+        ("says: !!timestamp x\n", "toy.yaml:1", "not valid YAML"),
+        (f"a: {'[' * 5000}\n", "toy.yaml:1", "not valid YAML"),
+        (f"seed: {'9' * 5000}\n", "toy.yaml:1", "not valid YAML"),
         ("says: \a\n", "toy.yaml:1", "special characters"),
         ("- a\n", "toy.yaml", "mapping"),
         ("", "toy.yaml", "mapping"),
@@ -315,12 +332,13 @@ def test_a_file_that_is_not_text_or_not_there(write: Callable[..., Path], tmp_pa
     assert problem.value == str(tmp_path / "tpy.yaml")
     for name in packaged():
         assert name in problem.accepted
-    refused(tmp_path)
+    (folder,) = refused(tmp_path).values()
+    assert "this is a folder" in folder.message and str(path) in folder.accepted
+    (problem,) = refused("seed=3").values()
+    assert "the recipe comes first" in problem.message
 
 
-def test_a_packaged_recipe_goes_by_its_name(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_packaged_recipe_goes_by_its_name(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(GOOD, "demo-toy.yaml")
     monkeypatch.setattr(recipes, "packaged", lambda: {"demo-toy": path})
     assert read("demo-toy") == read(path)
@@ -350,9 +368,7 @@ def test_what_is_dumped_loads_to_the_same_recipe(write: Callable[..., Path]) -> 
         written = dump(recipe)
         assert read(write(written, "again.yaml")) == recipe
         assert yaml.safe_load(written)["says"] == text, "also for readers of YAML 1.1"
-    assert yaml.safe_load(dump(read(write(GOOD))))["value"]["preconditioner_floor"] == 0.1, (
-        "defaults are written"
-    )
+    assert yaml.safe_load(dump(read(write(GOOD))))["value"]["preconditioner_floor"] == 0.1, "defaults are written"
 
 
 def test_anchors_may_be_used_and_share_nothing(write: Callable[..., Path]) -> None:

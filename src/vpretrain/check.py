@@ -10,7 +10,16 @@ from vpretrain.recipe import load
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:
-    """All problems of recipe, data and model; none are left to be found by ``train``."""
+    """All problems of recipe, data, model, memory and disk; nothing is trained or written.
+
+    Args:
+        source: a packaged name or a path, as in :func:`vpretrain.recipe.load`.
+        overrides: ``dotted.key=value`` each.
+
+    Returns:
+        Those of the recipe alone where it cannot be read, since they say what else there is to look at. Otherwise those
+        of data, model and machine together. ``where`` is ``memory`` or ``disk`` for what this machine is too small for.
+    """
     try:
         recipe = load(source, overrides, schemas=SCHEMAS)
     except UserError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import sys
 import warnings
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vpretrain.errors import Fault, UserError, user_error
-from vpretrain.recipe import Recipe, listing, load
+from vpretrain.recipe import Recipe, listing, load, packaged
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -38,18 +41,25 @@ def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_j
 
     console = _people(as_json)
     resolved = _load(recipe, overrides)
-    folder = out or Path("runs") / f"{_stem(recipe)}-{resolved.arm}-{resolved.seed}"
+    folder = _folder(out or Path("runs") / f"{_stem(recipe)}-{resolved.arm}-{resolved.seed}")
     with _bar(console) as bar:
         task = bar.add_task("reading data", total=1.0)
 
+        said = 0.0
+
         def each_step(record: dict[str, Any], share: float) -> None:
-            bar.update(task, completed=share, description=f"step {record['step']}  loss {record['loss']:.3f}")
+            nonlocal said
+            line = f"step {record['step']}  loss {record['loss']:.3f}  {record['tokens_per_second']:.0f} tokens/s"
+            bar.update(task, completed=share, description=line)
+            if not console.is_terminal and share >= said:
+                console.print(f"{share:4.0%}  {line}", highlight=False)
+                said = share + 0.1
 
         result = train_one(resolved, folder, each_step)
     from vpretrain.tables import run_table
 
     console.print(run_table(result))
-    console.print(f"run folder: {folder}")
+    console.print(escape(f"run folder: {folder}"), highlight=False, soft_wrap=True)
     _emit(result, as_json)
 
 
@@ -63,14 +73,21 @@ def compare(
     budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
     out: Out = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at a time; default: cores / threads, 1 with --match seconds.")
+        int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads, 1 with --match seconds.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Arms side by side, from the same checkpoint on the same stream, paired over seeds."""
     resolved = _load(recipe, overrides)
     _compare(
-        resolved, arms.split(","), seeds, match, budget, out or Path("runs") / f"compare-{_stem(recipe)}", jobs, as_json
+        resolved,
+        [name for arm in arms.split(",") if (name := arm.strip())],
+        seeds,
+        match,
+        budget,
+        out or Path("runs") / f"compare-{_stem(recipe)}",
+        jobs,
+        as_json,
     )
 
 
@@ -82,6 +99,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job on the embedded default: step 0, one-hot, steered, and random feedback, on held-out rows."""
+    if f"demo-{modality}" not in packaged():
+        accepted = ", ".join(name.removeprefix("demo-") for name in packaged() if name.startswith("demo-"))
+        raise user_error("demo", "there is no demo of this", value=modality, accepted=accepted)
     resolved = _load(f"demo-{modality}", None)
     _compare(resolved, list(DEMO_ARMS), seeds, "steps", None, out or Path("runs") / f"demo-{modality}", None, as_json)
 
@@ -107,7 +127,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     problems = examine(recipe, overrides or [])
     console = _people(as_json)
     for problem in problems:
-        console.print(escape(str(problem)), highlight=False)
+        console.print(escape(str(problem)), highlight=False, soft_wrap=True)
     console.print("no problem found" if not problems else f"{len(problems)} problem(s)")
     _emit({"problems": [vars(problem) for problem in problems]}, as_json)
     if problems:
@@ -121,8 +141,8 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as
 
     console = _people(as_json)
     resolved = _load(recipe, overrides)
-    folder = MODALITIES[resolved.modality]().prepare(resolved, out)
-    console.print(f"learner: {folder}")
+    folder = MODALITIES[resolved.modality]().prepare(resolved, out and _folder(out))
+    console.print(escape(f"learner: {folder}"), highlight=False, soft_wrap=True)
     _emit({"model": str(folder)}, as_json)
 
 
@@ -142,16 +162,51 @@ def recipes(as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4 fault, 1 a bug)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    error_console = Console(stderr=True)
     try:
         app(standalone_mode=True)
+    except SystemExit as ended:
+        if ended.code != _INTERRUPTED:
+            raise
+        _leave("stopped; what was finished is kept", 3)
     except (UserError, Fault) as error:
-        error_console.print(f"[red bold]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        error_console.print("stopped; what was finished is kept")
-        sys.exit(3)
+        _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
+    except (OSError, RuntimeError, MemoryError) as error:
+        said = _machine_says(error)
+        if said is None:
+            raise
+        _leave(f"[red bold]error[/] {escape(said[0])}", said[1])
+
+
+_INTERRUPTED = 130  # typer's exit code for Ctrl-C
+
+
+def _leave(message: str, exit_code: int) -> None:
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+    sys.exit(exit_code)
+
+
+def _machine_says(error: Exception) -> tuple[str, int] | None:
+    """What to do about a limit of this machine, and the exit code; None for what can only be a bug."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; make room and run the same command again", Fault.exit_code
+        if isinstance(error, PermissionError):
+            return f"{error.filename}: no permission to read or write this; name another place", UserError.exit_code
+        return None
+    if isinstance(error, BrokenExecutor):
+        message = "a worker process was killed, most likely because memory ran out"
+        return f"{message}; what was finished is kept: run the same command again with --jobs 1", Fault.exit_code
+    from vpretrain.directional import EstimatorUnsupported
+    from vpretrain.resources import out_of_memory
+
+    if isinstance(error, EstimatorUnsupported):
+        return f"value.estimator: {error}", UserError.exit_code
+    if out_of_memory(error):
+        message = "memory ran out: lower data.batch_size or data.window_tokens, or take a smaller learner"
+        return f"{message} (`vpretrain check` estimates what one takes)", Fault.exit_code
+    return None
 
 
 def _compare(
@@ -167,11 +222,19 @@ def _compare(
     from vpretrain import compare as comparison
     from vpretrain.tables import comparison_table, verdicts
 
+    if not arms:
+        raise user_error(
+            "--arms", "a comparison needs arms", accepted="names with commas between them; the first is the baseline"
+        )
     if match not in MATCHES:
         raise user_error("--match", "arms cannot be matched by this", value=match, accepted=", ".join(MATCHES))
+    accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
     amount = budget if budget is not None else getattr(resolved.budget, match)
     if amount is None:
-        raise user_error("--budget", f"the recipe has no budget.{match} to match by; say how much", accepted="a number")
+        raise user_error("--budget", f"the recipe has no budget.{match} to match by; say how much", accepted=accepted)
+    if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
+        raise user_error("--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted)
+    _folder(out)
     resolved = comparison.with_budget(resolved, match, amount)  # type: ignore[arg-type]
     cores = os.cpu_count() or 1
     jobs = jobs or (1 if match == "seconds" else max(1, cores // (resolved.threads or cores)))
@@ -188,7 +251,7 @@ def _compare(
     console.print(comparison_table(table))
     for line in verdicts(table):
         console.print(line, highlight=False)
-    console.print(f"results: {out / 'compare.json'}")
+    console.print(escape(f"results: {out / 'compare.json'}"), highlight=False, soft_wrap=True)
     _emit(table, as_json)
 
 
@@ -204,7 +267,10 @@ def _stem(recipe: str) -> str:
 
 def _people(as_json: bool) -> Console:
     """Where text for people goes: standard error when standard output is for a program."""
-    return Console(stderr=as_json)
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a pipe has no width; tables should not be squeezed into 80
+    return console
 
 
 def _bar(console: Console) -> Progress:
@@ -214,6 +280,27 @@ def _bar(console: Console) -> Progress:
     )  # fmt: skip
 
 
+def _folder(path: Path) -> Path:
+    """The folder for results, refused before any work where it can be none."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise user_error(
+            "--out", f"{there} is a file; name a folder", value=str(path), accepted="a new or existing folder"
+        )
+    if not os.access(there, os.W_OK):
+        raise user_error("--out", f"no permission to write in {there}; name another folder", value=str(path))
+    return path
+
+
 def _emit(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(value, indent=1, default=str))
+        print(json.dumps(_strict(value), indent=1, default=str))
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no word for what is not finite; null takes its place."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

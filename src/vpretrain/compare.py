@@ -15,6 +15,7 @@ import torch
 from vpretrain import recipe as recipes
 from vpretrain.contracts import Parts
 from vpretrain.errors import user_error
+from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Budget, Recipe
 from vpretrain.stats import paired_table
@@ -90,8 +91,9 @@ def compare(
         progress(len(finished) + 1, total, f"{result['arm']}, seed {result['seed']}")
 
     runs = [finished[pair] for pair in plan]
-    _check_streams(runs, match)
+    _check_streams([entry for entry in runs if entry["arm"] not in MODALITIES[recipe.modality]().direct], match)
     summary, paired = paired_table(runs, meaning, arms[0])
+    _add_items(paired, out, arms[0], sorted({entry["seed"] for entry in runs}))
     table = {
         "recipe": recipe.says,
         "modality": recipe.modality,
@@ -106,6 +108,22 @@ def compare(
     }
     write_json(out / "compare.json", table)
     return table
+
+
+def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
+    """Adds each difference's interval over held-out items; one that is not clear of zero there decides nothing."""
+
+    def items(arm: str) -> list[dict[str, list[float]]]:
+        return [json.loads(_path(out, arm, seed).with_suffix(".items.json").read_text()) for seed in seeds]
+
+    of_baseline = items(baseline)
+    for arm, metrics in paired.items():
+        of_arm = items(arm)
+        for metric, found in metrics.items():
+            between = paired_items([run[metric] for run in of_arm], [run[metric] for run in of_baseline])
+            found["items"] = {"ci95": between.ci95, "p": between.p}
+            if between.ci95[0] <= 0 <= between.ci95[1]:
+                found["verdict"] = "undecided"
 
 
 def _step0(recipe: Recipe, arm: str, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,6 +178,8 @@ class _Worker:
         found = as_json(result)
         with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in result.history)
+        items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
+        write_json(_path(self.out, arm, seed).with_suffix(".items.json"), items)
         write_json(_path(self.out, arm, seed), found)
         return found
 

@@ -10,7 +10,7 @@ weights, masks). ``dV/d controls`` is all a designer ever hears of the learner a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -133,12 +133,14 @@ class Score:
         stderr: its standard error over rows.
         n: how many rows (or tokens, where the metric is a mean over tokens) it rests on.
         higher_is_better: which way is up.
+        items: one figure a row, in the rows' order, whose mean is ``value``: what comparisons pair.
     """
 
     value: float
     stderr: float
     n: int
     higher_is_better: bool
+    items: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Parts:
     Args:
         stream: endless unlabeled batches; each has ``tokens`` (or images; int) and ``digest()`` (proof of what was drawn).
         evaluate: scores the learner on held-out rows, by metric name (``test/nll``).
+        held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit in memory: each is a
+            scalar with its graph to the learner, and their sum is the loss (a mean over all those rows).
         save: writes the learner as an ordinary model folder.
     """
 
@@ -156,6 +160,7 @@ class Parts:
     feedback: Feedback
     stream: Iterator[Any]
     evaluate: Callable[[], dict[str, Score]]
+    held_out_loss: Callable[[], Iterator[Tensor]]
     save: Callable[[Path], None]
 
 
@@ -163,7 +168,9 @@ class Modality(Protocol):
     """Language, vision, or one from outside."""
 
     arms: Mapping[str, str]
-    """What each arm is, in a sentence."""
+    """What each arm is, in a sentence; the first is the plain one, which hears no feedback."""
+    direct: Collection[str]
+    """Arms that train on something else than the stream."""
 
     def load(self, recipe: Any) -> Any:
         """Reads data and finds the checkpoint: everything that does not depend on arm and seed.

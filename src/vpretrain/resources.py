@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vpretrain.errors import Problem
@@ -49,6 +50,11 @@ def available_memory_bytes() -> int | None:
         return None
     kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if kib is None else int(kib) * 1024
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an accelerator."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _size(count: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from vpretrain.recipe import Recipe, dump
 
@@ -32,15 +33,20 @@ class RunFolder:
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         write_json(path / "environment.json", environment())
         self._metrics = (path / "metrics.jsonl").open("w", encoding="utf-8")
+        self._board = SummaryWriter(str(path / "tensorboard"))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to ``metrics.jsonl``; it is on disk when this returns."""
+        """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to TensorBoard."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, global_step=record["step"])
 
     def close(self) -> None:
-        """Closes the metrics file."""
+        """Closes the files."""
         self._metrics.close()
+        self._board.close()
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,11 +120,15 @@ def run(
 
     while not spent.exhausted(recipe.budget):
         with clock:
+            started = time.perf_counter()
             batch = next(parts.stream)
-            metrics = step(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
+            metrics = {"seconds_data": time.perf_counter() - started}
+            metrics |= step(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
+            metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
         spent.add(steps=1, tokens=batch.tokens)
-        digest.update(batch.digest().encode())
-        record = {"step": spent.steps, "tokens": spent.tokens, "seconds": round(spent.seconds, 3), **metrics}
+        record: Record = {"step": spent.steps, "tokens": spent.tokens, "seconds": round(spent.seconds, 3), **metrics}
+        record["batch"] = batch.digest()  # equal steps of a seed show equal batches in every arm
+        digest.update(record["batch"].encode())
         if recipe.evaluate.every and spent.steps % recipe.evaluate.every == 0:
             record |= {name: score.value for name, score in parts.evaluate().items()}
         history.append(record)

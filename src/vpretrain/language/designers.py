@@ -246,6 +246,34 @@ class TokenWeights(Exact):
         return SoftTargets(ids, mass)
 
 
+@dataclass
+class SourceWeights(Exact):
+    """One-hot targets whose tokens count by their *source* (ours): the mixture is all that feedback may change.
+
+    ``w = 1 + c clip(t / 3, +-1)``, >= 0, mean 1, where t is the t statistic of the source's mean token value against the
+    batch's.
+
+    Args:
+        tilt: ``c`` >= 0, the most by which a source gains or loses.
+    """
+
+    tilt: float = 0.4
+
+    def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
+        """The true token's mass is the weight of its source."""
+        z = standardised(values[:, 0] - values[:, 0].mean())
+        row, at = context.where
+        names = sorted({document.source for document in context.batch.documents})
+        places = torch.tensor([names.index(d.source) for d in context.batch.documents], device=z.device)
+        source = places[context.batch.document[row, at + 1]]
+        count = torch.bincount(source, minlength=len(names)).clamp_min(1)
+        t = torch.zeros(len(names), dtype=z.dtype, device=z.device).index_add(0, source, z) / count.sqrt()
+        weights = (1 + self.tilt * self.reliability.factor * (t / 3).clamp(-1, 1)).clamp_min(0)[source]
+        mass = torch.zeros_like(values)
+        mass[:, 0] = weights / weights.mean()
+        return SoftTargets(ids, mass)
+
+
 def agreement_metric(reliability: Reliability) -> dict[str, float]:
     """``agreement`` (running) and ``reliability`` once two feedback batches were heard."""
     if reliability.agreement is None:

@@ -12,6 +12,7 @@ from vpretrain.contracts import Score
 from vpretrain.language.learner import CausalLearner, without_dropout
 from vpretrain.language.rows import Document, Row
 from vpretrain.language.stream import padded
+from vpretrain.stats import proportion_stderr
 
 
 @torch.no_grad()
@@ -22,20 +23,20 @@ def negative_log_likelihood(
 
     The standard error is that of a ratio of sums over documents: tokens of one document are not independent.
     """
-    total, count = [], []
+    totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
     with without_dropout(learner.model):
         # Longest first: rows of one batch are then of a length, and a batch that is too large fails at once.
-        ordered = sorted(documents, key=lambda document: -len(document.ids))
+        ordered = sorted(range(len(documents)), key=lambda at: -len(documents[at].ids))
         for chunk in _batches(ordered, batch_size):
-            losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
-            zeros = torch.zeros(len(chunk), dtype=torch.float64)
-            total.append(zeros.index_add(0, row.cpu(), losses.double().cpu()))
-            count.append(zeros.index_add(0, row.cpu(), torch.ones_like(losses, dtype=torch.float64).cpu()))
-    totals, counts = torch.cat(total), torch.cat(count)
+            losses, row = learner.token_losses(padded([documents[at] for at in chunk], pad_id=pad_id))
+            places = torch.tensor(chunk)[row.cpu()]
+            totals.index_add_(0, places, losses.double().cpu())
+            counts.index_add_(0, places, torch.ones_like(losses, dtype=torch.float64).cpu())
     value = float(totals.sum() / counts.sum())
     deviation = totals - value * counts
     stderr = float(deviation.square().sum().sqrt() / counts.sum())
-    return Score(value, stderr, int(counts.sum()), higher_is_better=False)
+    items = tuple((totals * len(documents) / counts.sum()).tolist())  # their mean is the mean over tokens
+    return Score(value, stderr, int(counts.sum()), higher_is_better=False, items=items)
 
 
 @torch.no_grad()
@@ -43,12 +44,14 @@ def greedy_exact_match(
     learner: CausalLearner, tokenizer: Any, rows: Sequence[Row], *, pattern: str, new_tokens: int, batch_size: int
 ) -> Score:
     """Share of rows whose greedy answer equals the solution's, after normalisation (see :func:`extract`)."""
-    right = 0
+    right = [0.0] * len(rows)
     with without_dropout(learner.model):
-        ordered = sorted(rows, key=lambda row: -len(row.prompt))
+        ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size):
             # The same text as in training: the prompt and the separator before its solution.
-            prompts = [tokenizer(row.prompt + " ", add_special_tokens=False)["input_ids"] for row in chunk]
+            prompts = [
+                tokenizer(row.prompt + " ", add_special_tokens=False)["input_ids"] for row in (rows[at] for at in chunk)
+            ]
             width = max(map(len, prompts))
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=learner.device)
@@ -58,11 +61,12 @@ def greedy_exact_match(
                 eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-            for row, text in zip(chunk, texts, strict=True):
-                expected = extract(row.text, pattern)
-                right += expected is not None and extract(text, pattern) == expected
-    share = right / len(rows)
-    return Score(share, (share * (1 - share) / len(rows)) ** 0.5, len(rows), higher_is_better=True)
+            for at, text in zip(chunk, texts, strict=True):
+                expected = extract(rows[at].text, pattern)
+                right[at] = float(expected is not None and extract(text, pattern) == expected)
+    share = sum(right) / len(rows)
+    stderr = proportion_stderr(int(sum(right)), len(rows))
+    return Score(share, stderr, len(rows), higher_is_better=True, items=tuple(right))
 
 
 def extract(text: str, pattern: str) -> str | None:

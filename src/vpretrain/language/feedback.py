@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+from collections.abc import Sequence
+
 import torch
 
 from vpretrain import vectors
 from vpretrain.contracts import Gradient
 from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.rows import Document
 from vpretrain.language.stream import Sampler
 
 
@@ -60,3 +65,16 @@ class RandomDirection:
             noise = torch.randn(piece.shape, generator=self.generator, dtype=torch.float32).to(piece)
             drawn[name] = noise * (piece.norm() / noise.norm())
         return drawn
+
+
+def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
+    """The same problems with the solutions of others (a control: right format, wrong labels)."""
+    cuts = [document.predicted.index(True) for document in documents]
+    solutions = [document.ids[cut:] for document, cut in zip(documents, cuts, strict=True)]
+    random.Random(f"shuffled {seed}").shuffle(solutions)
+    return [
+        dataclasses.replace(
+            document, ids=document.ids[:cut] + solution, predicted=[False] * cut + [True] * len(solution)
+        )
+        for document, cut, solution in zip(documents, cuts, solutions, strict=True)
+    ]

@@ -1,48 +1,28 @@
-"""Language, put together: which designer and which feedback an arm is, and the parts of a run."""
+"""Language, put together: from a recipe to the parts of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from vpretrain.contracts import Designer, Feedback, Parts, Score
+from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.language.arms import ARMS, DIRECT, designer_of, feedback_of
 from vpretrain.language.data import Texts, read
-from vpretrain.language.designers import (
-    ClosedForm,
-    OneHot,
-    Reliability,
-    SelfDistillation,
-    TokenWeights,
-    UniformSmoothing,
-)
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
-from vpretrain.language.feedback import Likelihood, RandomDirection
-from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.prepare import cached, load_model, load_tokenizer, locate, make
+from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.loading import load_model, load_tokenizer, skeleton
+from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document, Encoded, Row, encode
-from vpretrain.language.stream import Sampler, Source, Stream
+from vpretrain.language.stream import Source, Stream, padded
 from vpretrain.language.suffix import Anatomy, aligned_parameters
-
-ARMS: Mapping[str, str] = {
-    "onehot": "next-token prediction as it always was: the baseline",
-    "ascent": "the paper's designer: a network emits targets and gate, and climbs the value",
-    "field": "a network regresses the token values, targets follow by the anchored rule (ours)",
-    "closed_form": "the anchored rule on exact token values, no network (ours)",
-    "token_weights": "one-hot targets, tokens weighted by their exact value (ours)",
-    "random_feedback": "control: the recipe's designer hears a fresh random direction at every feedback batch",
-    "fixed_random_direction": "control: the recipe's designer hears one random direction for the whole run",
-    "uniform_smoothing": "control: constant mass spread evenly over the candidates",
-    "self_distillation": "control: constant mass spread by the learner's own probabilities",
-}
-_RANDOM = {"random_feedback": False, "fixed_random_direction": True}  # arm -> fixed
+from vpretrain.resources import shortages
 
 
 @dataclass(frozen=True)
@@ -76,7 +56,8 @@ class Materials:
 class Language:
     """The language modality behind the core's role."""
 
-    arms = ARMS
+    arms: Mapping[str, str] = ARMS
+    direct: Collection[str] = DIRECT
 
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
@@ -100,20 +81,31 @@ class Language:
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
         """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
+        problems: list[Problem] = []
+        section, texts = recipe.learner, None
         if recipe.arm not in ARMS:
-            return [Problem("arm", recipe.arm, ", ".join(ARMS), "language does not have this arm")]
+            problems.append(Problem("arm", recipe.arm, ", ".join(ARMS), "language does not have this arm"))
         try:
             texts = read(recipe)
-            section = recipe.learner
-            if (
-                section.prepare is None
-                or section.model is not None
-                or (cached(recipe, texts) / "config.json").is_file()
-            ):
+        except UserError as error:
+            problems += error.problems
+        try:
+            shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
+            problems += shortages(shapes)
+            anatomy = Anatomy.of(shapes)
+            aligned_parameters(shapes, anatomy, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
+            if (count := recipe.designer.candidates) > (most := shapes.config.vocab_size):
+                message = "there are not so many tokens in the learner's vocabulary"
+                problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
+        except UserError as error:
+            problems += error.problems
+        there = section.prepare is None or section.model is not None
+        try:
+            if texts and not problems and (there or (cached(recipe, texts) / "config.json").is_file()):
                 self.build(recipe, self.load(recipe))
         except UserError as error:
-            return list(error.problems)
-        return []
+            problems += error.problems
+        return problems
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
         """Tokenizer and model from the recipe's stream, as ``learner.prepare`` says."""
@@ -129,71 +121,23 @@ class Language:
         )
         learner = CausalLearner(model.train(), aligned)
         data = recipe.data
+        direct = [Source("feedback", materials.feedback, 1.0)]
         stream = Stream(
-            materials.sources, batch_size=data.batch_size, window_tokens=data.window_tokens, seed=recipe.seed,
+            direct if recipe.arm in DIRECT else materials.sources,
+            batch_size=data.batch_size,
+            window_tokens=data.window_tokens,
+            seed=recipe.seed,
             pad_id=materials.pad_id,
-        )  # fmt: skip
+        )
         return Parts(
             learner=learner,
             designer=designer_of(recipe, learner),
-            feedback=_feedback_of(recipe, materials),
+            feedback=feedback_of(recipe, materials.feedback, materials.pad_id),
             stream=stream,
             evaluate=partial(_evaluate, recipe, materials, learner),
+            held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, learner, materials.tokenizer),
         )
-
-
-def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
-    """The designer of the recipe's arm; arms that are about feedback steer with ``designer.kind``."""
-    section = recipe.designer
-    if recipe.arm not in ARMS:
-        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ARMS))
-    kind = section.kind if recipe.arm in _RANDOM else recipe.arm
-    reliability = Reliability(shrink=recipe.value.shrink)
-    embedding = learner.anatomy.head.get_parameter("weight")
-    count, (vocabulary, width) = section.candidates, embedding.shape
-    if count > vocabulary:
-        raise user_error(
-            "designer.candidates", "there are not so many tokens in the learner's vocabulary",
-            value=count, accepted=f"1 to {vocabulary}",
-        )  # fmt: skip
-
-    def network(*, gated: bool) -> CandidateScorer:
-        with torch.random.fork_rng():  # the learner's random numbers are the same in every arm
-            torch.manual_seed(recipe.seed)
-            scorer = CandidateScorer(
-                width, hidden=section.hidden, layers=section.layers, heads=section.heads,
-                gated=gated,
-            )  # fmt: skip
-        return scorer.to(learner.device)
-
-    steering = Steering(count, section.gate_max, section.learning_rate, reliability)
-    designers: dict[str, Callable[[], Designer]] = {
-        "onehot": OneHot,
-        "uniform_smoothing": lambda: UniformSmoothing(count, section.control_gate),
-        "self_distillation": lambda: SelfDistillation(count, section.control_gate),
-        "token_weights": lambda: TokenWeights(1, reliability, section.tilt),
-        "closed_form": lambda: ClosedForm(count, reliability, section.temperature, section.clip, section.gate_max),
-        "field": lambda: Field(
-            network(gated=False),
-            embedding,
-            steering,
-            temperature=section.temperature,
-            clip=section.clip,
-            updates=section.updates,
-        ),
-        "ascent": lambda: Ascent(network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus),
-    }
-    return designers[kind]()
-
-
-def _feedback_of(recipe: LanguageRecipe, materials: Materials) -> Feedback:
-    section = recipe.data.feedback
-    sampler = Sampler(materials.feedback, batch_size=section.batch_size, seed=recipe.seed, pad_id=materials.pad_id)
-    real = Likelihood(sampler, section.batches)
-    if recipe.arm in _RANDOM:
-        return RandomDirection(real, recipe.seed, fixed=_RANDOM[recipe.arm])
-    return real
 
 
 def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
@@ -209,6 +153,25 @@ def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearn
             new_tokens=section.new_tokens, batch_size=section.batch_size,
         )  # fmt: skip
     return scores
+
+
+HELD_OUT_ROWS = 256
+"""Rows of ``evaluate.split`` that the one-step probe reads at every draw."""
+
+
+def _held_out_loss(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> Iterator[Tensor]:
+    """Mean NLL of the first held-out solutions' tokens (eq. 38), summed in float64: what one step moves is little."""
+    documents = materials.evaluation[:HELD_OUT_ROWS]
+    size = recipe.evaluate.batch_size
+    batches = [
+        padded(documents[at : at + size], pad_id=materials.pad_id).to(learner.device)
+        for at in range(0, len(documents), size)
+    ]
+    count = sum(batch.predicted_tokens for batch in batches)
+    for batch in batches:
+        with without_dropout(learner.model):
+            losses, _ = learner.token_losses(batch)
+        yield losses.double().sum() / count
 
 
 def _save(learner: CausalLearner, tokenizer: Any, folder: Path) -> None:

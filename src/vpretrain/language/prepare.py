@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from vpretrain.errors import user_error
 from vpretrain.language import word_problems
 from vpretrain.language.data import Texts, read
 from vpretrain.language.learner import CausalLearner
-from vpretrain.language.recipe import JsonLines, LanguageRecipe, LearnerSection, Phase, Prepare
+from vpretrain.language.loading import named, new_model
+from vpretrain.language.recipe import JsonLines, LanguageRecipe, Phase, Prepare
 from vpretrain.language.rows import encode
 from vpretrain.language.stream import Source, Stream
 from vpretrain.language.targets import one_hot
-
-ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def cache_folder() -> Path:
@@ -36,9 +36,7 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
     """The folder or hub id of the learner; a prepared one is made here if the cache does not hold it."""
     section = recipe.learner
     if section.model is not None:
-        if (ASSETS / section.model / "config.json").is_file():
-            return str(ASSETS / section.model)
-        return section.model
+        return named(section.model)
     folder = cached(recipe, texts)
     if not (folder / "config.json").is_file():
         make(recipe, texts, folder)
@@ -48,11 +46,9 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """Where the prepared learner is or will be: a folder named after what it is made of."""
     recipe, texts = _without_planted_noise(recipe, texts)
-    section = recipe.learner
-    assert section.prepare is not None
     says = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
-        section.prepare.model_dump(mode="json"),
+        _preparation(recipe).model_dump(mode="json"),
     ]
     key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / "prepared" / key
@@ -82,61 +78,25 @@ def _fingerprint(texts: Texts) -> str:
     return digest.hexdigest()
 
 
-def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
-    """The learner's tokenizer; a config with random weights uses the generator's unless one is named."""
-    name = section.tokenizer or location
-    if name is None:
-        return word_problems.tokenizer()
-    return _from_pretrained(AutoTokenizer, name, "learner.tokenizer" if section.tokenizer else "learner.model")
-
-
-def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
-    """The learner's model in the recipe's dtype and attention.
-
-    Raises:
-        UserError: the folder or hub id does not hold a causal language model, or the configuration makes none.
-    """
-    dtype = getattr(torch, section.dtype)
-    if location is not None:
-        return _from_pretrained(
-            AutoModelForCausalLM, location, "learner.model", dtype=dtype, attn_implementation=section.attention
-        )
-    assert section.config is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
-
-
-def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str) -> Any:
-    """A model with random weights from a configuration with its ``model_type``."""
-    try:
-        resolved = AutoConfig.for_model(**config)
-        return AutoModelForCausalLM.from_config(resolved, dtype=dtype, attn_implementation=attention)
-    except (TypeError, ValueError, KeyError) as error:
-        raise user_error(
-            where, f"this configuration makes no causal language model: {error}", value=config,
-            accepted="`model_type` of a transformers causal language model and that model's own keys",
-        ) from error  # fmt: skip
-
-
-def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
-    try:
-        return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise user_error(
-            where, f"cannot be loaded: {str(error).splitlines()[0]}", value=name,
-            accepted=f"a local model folder, a hub id, or one of {sorted(p.name for p in ASSETS.glob('*/'))}",
-        ) from error  # fmt: skip
-
-
-def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
-    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears whole or not at all."""
-    section = recipe.learner.prepare
-    if section is None:
+def _preparation(recipe: LanguageRecipe) -> Prepare:
+    if recipe.learner.prepare is None:
         raise user_error(
             "learner.prepare",
             "this recipe does not say how to make its learner",
             accepted="a `prepare` section in `learner`",
+        )
+    return recipe.learner.prepare
+
+
+def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
+    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears whole or not at all."""
+    section = _preparation(recipe)
+    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise user_error(
+            "--out",
+            "this is there already and is no model, so it is not replaced; name another folder",
+            value=str(out),
+            accepted="a new folder, an empty one, or that of a model",
         )
     recipe, texts = _without_planted_noise(recipe, texts)
     tokenizer = _new_tokenizer(section, texts)
@@ -194,7 +154,7 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     total = sum(phase.steps for phase in section.phases)
     model.train()
-    with Progress(transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("making the learner (once)", total=total)
         done = 0
         for phase in section.phases:

@@ -1,0 +1,100 @@
+"""The arms of language: which designer and which feedback each of them is; the loop never learns its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from vpretrain.contracts import Designer, Feedback
+from vpretrain.errors import user_error
+from vpretrain.language.designers import (
+    ClosedForm,
+    OneHot,
+    Reliability,
+    SelfDistillation,
+    SourceWeights,
+    TokenWeights,
+    UniformSmoothing,
+)
+from vpretrain.language.feedback import Likelihood, RandomDirection, shuffled
+from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
+from vpretrain.language.learner import CausalLearner
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.rows import Document
+from vpretrain.language.stream import Sampler
+
+ARMS: Mapping[str, str] = {
+    "onehot": "next-token prediction as it always was: the baseline",
+    "ascent": "the paper's designer: a network emits targets and gate, and climbs the value",
+    "field": "a network regresses the token values, targets follow by the anchored rule (ours)",
+    "closed_form": "the anchored rule on exact token values, no network (ours)",
+    "token_weights": "one-hot targets, tokens weighted by their exact value (ours)",
+    "source_weights": "one-hot targets, sources weighted by the mean exact value of their tokens (ours)",
+    "random_feedback": "control: the recipe's designer hears a fresh random direction at every feedback batch",
+    "fixed_random_direction": "control: the recipe's designer hears one random direction for the whole run",
+    "shuffled_feedback": "control: the recipe's designer hears feedback problems with the solutions of others",
+    "uniform_smoothing": "control: constant mass spread evenly over the candidates",
+    "self_distillation": "control: constant mass spread by the learner's own probabilities",
+    "feedback_sft": "reference, not V-pretraining: trains on the feedback rows themselves in the place of the stream",
+}
+DIRECT = frozenset({"feedback_sft"})
+"""Arms that do not train on the stream."""
+_CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_feedback"})
+
+
+def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
+    """The designer of the recipe's arm; arms that are about feedback steer with ``designer.kind``."""
+    section = recipe.designer
+    if recipe.arm not in ARMS:
+        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ARMS))
+    kind = section.kind if recipe.arm in _CONTROLS else "onehot" if recipe.arm in DIRECT else recipe.arm
+    reliability = Reliability(shrink=recipe.value.shrink)
+    embedding = learner.anatomy.head.get_parameter("weight")
+    count, (vocabulary, width) = section.candidates, embedding.shape
+    if count > vocabulary:
+        raise user_error(
+            "designer.candidates", "there are not so many tokens in the learner's vocabulary",
+            value=count, accepted=f"1 to {vocabulary}",
+        )  # fmt: skip
+
+    def network(*, gated: bool) -> CandidateScorer:
+        with torch.random.fork_rng():  # the learner's random numbers are the same in every arm
+            torch.manual_seed(recipe.seed)
+            scorer = CandidateScorer(
+                width, hidden=section.hidden, layers=section.layers, heads=section.heads, gated=gated
+            )
+        return scorer.to(learner.device)
+
+    steering = Steering(count, section.gate_max, section.learning_rate, reliability)
+    designers: dict[str, Callable[[], Designer]] = {
+        "onehot": OneHot,
+        "uniform_smoothing": lambda: UniformSmoothing(count, section.control_gate),
+        "self_distillation": lambda: SelfDistillation(count, section.control_gate),
+        "token_weights": lambda: TokenWeights(1, reliability, section.tilt),
+        "source_weights": lambda: SourceWeights(1, reliability, section.tilt),
+        "closed_form": lambda: ClosedForm(count, reliability, section.temperature, section.clip, section.gate_max),
+        "field": lambda: Field(
+            network(gated=False),
+            embedding,
+            steering,
+            temperature=section.temperature,
+            clip=section.clip,
+            updates=section.updates,
+        ),
+        "ascent": lambda: Ascent(network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus),
+    }
+    return designers[kind]()
+
+
+def feedback_of(recipe: LanguageRecipe, documents: Sequence[Document], pad_id: int) -> Feedback:
+    """What the designer of the recipe's arm hears."""
+    section = recipe.data.feedback
+    if recipe.arm == "shuffled_feedback":
+        documents = shuffled(documents, recipe.seed)
+    real = Likelihood(
+        Sampler(documents, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id), section.batches
+    )
+    if recipe.arm in ("random_feedback", "fixed_random_direction"):
+        return RandomDirection(real, recipe.seed, fixed=recipe.arm == "fixed_random_direction")
+    return real

@@ -1,0 +1,175 @@
+"""The learner's model and tokenizer from a folder, the hub or a configuration; what is wrong there is said in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.language import word_problems
+from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.recipe_problems import nearest, shown
+from vpretrain.resources import out_of_memory
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+_OLD_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")  # transformers reads them still, and keeps them elsewhere
+
+
+def named(model: str) -> str:
+    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home folder) or a hub id."""
+    packaged = ASSETS / model
+    return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
+
+
+def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
+    """The learner's tokenizer; a config with random weights uses the generator's unless one is named.
+
+    Raises:
+        UserError: the folder or hub id holds none.
+    """
+    name = location if section.tokenizer is None else named(section.tokenizer)
+    if name is None:
+        return word_problems.tokenizer()
+    return _from_pretrained(AutoTokenizer, name, "learner.tokenizer" if section.tokenizer else "learner.model")
+
+
+def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
+    """The learner's model in the recipe's dtype and attention.
+
+    Raises:
+        UserError: the folder or hub id does not hold a whole causal language model, or the configuration makes none.
+    """
+    dtype = getattr(torch, section.dtype)
+    if location is None:
+        assert section.config is not None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
+    model, report = _from_pretrained(
+        AutoModelForCausalLM, location, "learner.model", dtype=dtype, attn_implementation=section.attention,
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    if unfilled := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise user_error(
+            "learner.model",
+            f"{len(unfilled)} of the parameters that its config.json asks for are not in its weights, or of another size",
+            value=", ".join(unfilled[:3]) + (", ..." if len(unfilled) > 3 else ""),
+            accepted="a folder whose weights and config.json were saved together",
+        )
+    return model
+
+
+def skeleton(recipe: LanguageRecipe) -> Any:
+    """The learner's shapes on the meta device, before its weights are loaded or made; raises as :func:`load_model`."""
+    section = recipe.learner
+    with torch.device("meta"):
+        if section.model is not None:
+            config = _from_pretrained(AutoConfig, named(section.model), "learner.model")
+            return _from_config(config, "learner.model", section.model, torch.float32, section.attention)
+        if section.config is not None:
+            return new_model(section.config, "learner.config", dtype=torch.float32, attention=section.attention)
+        assert section.prepare is not None
+        made = section.prepare
+        size = made.vocabulary if made.tokenizer == "bpe" else len(word_problems.vocabulary())
+        config = {**made.config, "vocab_size": size}
+        return new_model(config, "learner.prepare.config", dtype=torch.float32, attention=section.attention)
+
+
+def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str) -> Any:
+    """A model with random weights from a configuration with its ``model_type``.
+
+    The weights are drawn in float32 and then cast, so that they are the same (but for rounding) in every dtype.
+
+    Args:
+        config: ``model_type`` and the keys of that model's ``transformers`` configuration.
+        where: dotted recipe key of the configuration, for messages.
+        dtype: of the model.
+        attention: of the model, by its name in ``transformers``.
+
+    Raises:
+        UserError: an unknown type or key, or values that make no model.
+    """
+    _check_keys(config, where)
+    try:
+        resolved = AutoConfig.for_model(**config)
+    except Exception as error:  # each configuration class has checks and exceptions of its own
+        raise _makes_no_model(where, config, error) from error
+    model = _from_config(resolved, where, config, torch.float32, attention)
+    if dtype == torch.float32:
+        return model
+    drawn = model.state_dict()
+    model = _from_config(resolved, where, config, dtype, attention)
+    model.load_state_dict(drawn)
+    return model
+
+
+def _from_config(resolved: Any, where: str, given: object, dtype: torch.dtype, attention: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_config(resolved, dtype=dtype, attn_implementation=attention)
+    except Exception as error:  # sizes that do not go together, a kernel that is not installed, ...
+        if out_of_memory(error):
+            raise
+        raise _makes_no_model(where, given, error) from error
+
+
+def _makes_no_model(where: str, given: object, error: Exception) -> UserError:
+    return user_error(
+        where, f"this makes no causal language model: {_brief(error)}", value=given,
+        accepted="`model_type` of a transformers causal language model, and values for its keys that go together",
+    )  # fmt: skip
+
+
+def _check_keys(config: dict[str, Any], where: str) -> None:
+    """Refuses what transformers would take in silence: a misspelt key leaves its default, which may be huge."""
+    kind, kinds = config.get("model_type"), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not isinstance(kind, str) or kind not in kinds:
+        message = "transformers has no causal language model of this type" if "model_type" in config else "add this key"
+        accepted = f"one of {len(kinds)} names, for example llama, qwen2, gpt2"
+        raise user_error(
+            f"{where}.model_type", message + nearest(str(kind), kinds), value=kind or "", accepted=accepted
+        )
+    defaults = AutoConfig.for_model(kind)
+    keys = sorted({*defaults.to_dict(), *defaults.attribute_map})
+    unknown = [key for key in config if key not in (*keys, *_OLD_KEYS) and not hasattr(defaults, key)]
+    if unknown:
+        raise UserError(*(
+            Problem(f"{where}.{key}", shown(config[key]), ", ".join(keys), f"{kind} has no such key{nearest(key, keys)}")
+            for key in unknown
+        ))  # fmt: skip
+
+
+def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(name, **options)
+    except Exception as error:  # the hub, tokenizers and safetensors have exceptions of their own
+        if out_of_memory(error):
+            raise
+        packaged = ", ".join(sorted(path.name for path in ASSETS.glob("*/")))
+        raise user_error(
+            where, _why(loader, Path(name), error), value=name,
+            accepted=f"a model folder, a hub id, or a packaged checkpoint: {packaged}",
+        ) from error  # fmt: skip
+
+
+def _why(loader: Any, folder: Path, error: Exception) -> str:
+    if folder.is_file():
+        return "this is a file; name the folder that it is in"
+    if not folder.is_dir():
+        if folder.is_absolute() or len(folder.parts) > 2 or ".." in folder.parts:  # a hub id is NAME or OWNER/NAME
+            return f"there is no such folder (a relative path starts at {Path.cwd()})"
+        return f"there is no such folder, and it could not be had from the hub: {_brief(error)}"
+    if (folder / "model" / "config.json").is_file():
+        return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
+    if loader is AutoTokenizer and not list(folder.glob("*token*")):
+        return "there is no tokenizer in this folder; name the one it was trained with in learner.tokenizer"
+    return f"cannot be loaded: {_brief(error)}"
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

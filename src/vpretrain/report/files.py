@@ -1,0 +1,205 @@
+"""The files of saved results, checked: each problem names file and line and what mends it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from vpretrain.errors import UserError, user_error
+from vpretrain.recipe_yaml import parse
+
+T = TypeVar("T")
+
+
+class Measured(BaseModel):
+    """A score of the untouched checkpoint."""
+
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+
+
+class Meaning(BaseModel):
+    """How a metric is to be read."""
+
+    higher_is_better: bool
+
+
+class Entry(BaseModel):
+    """One run: what it used and what it came to."""
+
+    arm: str
+    seed: int
+    steps: int
+    tokens_or_images: int
+    seconds: float
+    flops: float | None = None
+    peak_bytes: int | None = None
+    stream_digest: str | None = None
+    final: dict[str, float]
+
+
+class Summary(BaseModel):
+    """An arm over its seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class Paired(BaseModel):
+    """An arm against the baseline."""
+
+    difference: float
+    ci95: tuple[float, float] | None
+    p_holm: float | None
+    verdict: Literal["better", "worse", "undecided"]
+
+
+class Comparison(BaseModel):
+    """``compare.json``."""
+
+    recipe: str
+    modality: str
+    match: str
+    budget: float
+    metrics: dict[str, Meaning]
+    step0: dict[str, Measured]
+    runs: list[Entry] = Field(min_length=1)
+    summary: dict[str, dict[str, Summary]]
+    paired: dict[str, dict[str, Paired]]
+    environment: dict[str, Any] = {}
+
+
+class Step0File(BaseModel):
+    """``runs/step0.json``."""
+
+    step0: dict[str, Measured]
+    metrics: dict[str, Meaning]
+
+
+class RunFile(BaseModel):
+    """``result.json``."""
+
+    arm: str
+    steps: int
+    tokens_or_images: int
+    seconds: float
+    step0: dict[str, float]
+    final: dict[str, float]
+
+
+def read_text(path: Path) -> str:
+    """The file's text, or a UserError that says why there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise user_error(str(path), "this file is missing; name a folder that compare or train wrote") from None
+    except OSError as error:
+        raise user_error(str(path), f"this file cannot be read: {error.strerror}; see to its permissions") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise user_error(f"{path}:{line}", "this is not text (UTF-8); was the file damaged?") from None
+
+
+def read_json(path: Path, shape: type[T], mend: str) -> T:
+    """A JSON file of the given shape.
+
+    Args:
+        path: of the file.
+        shape: a pydantic class, or ``dict``.
+        mend: what a person should do about a file that is half-written or of another shape.
+
+    Raises:
+        UserError: with file and line.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        rows = text.splitlines()
+        shown = rows[line - 1].strip()[:80] if 0 < line <= len(rows) else ""
+        reason = f"the file is half-written or damaged ({getattr(error, 'msg', error)})" if text else "the file is empty"
+        raise user_error(f"{path}:{line}", f"{reason}; {mend}", value=shown, accepted="JSON") from None
+    try:
+        return TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = tuple(part for part in first["loc"] if isinstance(part, (str, int)))
+        dotted = ".".join(map(str, key))
+        at = f"{path}:{_line_of(text, key)} {dotted}".rstrip()
+        shown = "" if first["type"] == "missing" else repr(first["input"])[:80]
+        raise user_error(at, f"{first['msg'].lower()}; {mend}", value=shown, accepted="what compare writes") from None
+
+
+def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
+    """``metrics.jsonl``: one record a step, numbers alone, by rising step (of a step given twice the later counts).
+
+    Args:
+        path: of the file.
+        notes: gets a sentence if the last line was cut off, as a killed run leaves it; the line is skipped.
+
+    Raises:
+        UserError: any other line is no record.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise user_error(str(path), f"this file cannot be read: {error.strerror}; see to its permissions") from None
+    whole = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    records: dict[float, dict[str, float]] = {}
+    for number, line in whole:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == whole[-1][0]:
+                notes.append(f"The last line of {path} (line {number}) was cut off, and is not shown.")
+                continue
+            shown = line[:80].decode("utf-8", "replace")
+            message = f"this line is not JSON ({getattr(error, 'msg', error)}); remove the line, or train again"
+            raise user_error(f"{path}:{number}", message, value=shown, accepted="one record a line") from None
+        record = _numbers(found)
+        lacking = [name for name in ("step", "tokens", "seconds") if not math.isfinite(record.get(name, math.nan))]
+        if lacking:
+            message = f"this record has no number for {', '.join(lacking)}; remove the line, or train again"
+            shown = line[:80].decode("utf-8", "replace")
+            raise user_error(f"{path}:{number}", message, value=shown, accepted="{step, tokens, seconds, ...}")
+        records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
+    """``recipe.yaml``: its values and its text."""
+    text = read_text(path)
+    value, _, _ = parse(text, lambda line: f"{path}:{line}")
+    if not isinstance(value, dict):
+        raise user_error(f"{path}:1", "this is no recipe; was the file cut off?", accepted="keys and values")
+    return value, text
+
+
+def _numbers(record: Any) -> dict[str, float]:
+    if not isinstance(record, dict):
+        return {}
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                found[name] = float(value)
+            except OverflowError:
+                found[name] = math.inf
+    return found
+
+
+def _line_of(text: str, key: tuple[str | int, ...]) -> int:
+    """Line of a key, or of the innermost one above it that is there; JSON is YAML, whose marks name lines."""
+    try:
+        _, marks, _ = parse(text, str)
+    except UserError:
+        return 1
+    places = (marks.get(key[:depth]) for depth in range(len(key), 0, -1))
+    return int(next((place for place in places if place), "1"))

@@ -1,0 +1,291 @@
+"""Saved results, read: comparison folders, comparisons that were not finished, and run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vpretrain.errors import user_error
+from vpretrain.report.files import (
+    Comparison,
+    Entry,
+    Measured,
+    Paired,
+    RunFile,
+    Step0File,
+    Summary,
+    read_json,
+    read_records,
+    read_yaml,
+)
+from vpretrain.stats import summary
+
+Kind = Literal["comparison", "unfinished", "runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run with what it logged.
+
+    Args:
+        entry: what it used and came to.
+        records: one a step, ``{step, tokens, seconds, ...}``, by rising step; empty where none were kept.
+        step0: scores before the first step.
+        finished: whether it came to its end.
+    """
+
+    entry: Entry
+    records: list[dict[str, float]]
+    step0: dict[str, float]
+    finished: bool = True
+
+    @property
+    def arm(self) -> str:
+        """Its way of steering."""
+        return self.entry.arm
+
+
+@dataclass
+class Section:
+    """What one part of the page shows: a comparison, or run folders beside each other.
+
+    Args:
+        kind: ``unfinished`` is a comparison without ``compare.json``.
+        folders: where it was read from.
+        recipe: every value, and ``recipe_text`` as it was written.
+        modality: of the recipe.
+        metrics: names in order, the leading one first, with whether more is better (None: not recorded).
+        runs: the first is of the baseline.
+        step0: the untouched checkpoint's scores.
+        summaries, paired: as in compare.json; empty where nothing is to be said.
+        match, budget: the measure that arms have the same of, and how much; None for run folders.
+        environment: versions, hardware, commit, command.
+        notes: what a reader should know about gaps in the data.
+    """
+
+    kind: Kind
+    folders: list[Path]
+    recipe: dict[str, Any]
+    recipe_text: str
+    modality: str
+    metrics: dict[str, bool | None]
+    runs: list[Run]
+    step0: dict[str, Measured] = field(default_factory=dict)
+    summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
+    paired: dict[str, dict[str, Paired]] = field(default_factory=dict)
+    match: str | None = None
+    budget: float | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def arms(self) -> list[str]:
+        """In the order of the runs; the first is the baseline."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, rising."""
+        return sorted({run.entry.seed for run in self.runs})
+
+    @property
+    def lead(self) -> str | None:
+        """The metric that the verdict is about: the first."""
+        return next(iter(self.metrics), None)
+
+    @property
+    def unit(self) -> str:
+        """What the stream is counted in."""
+        return "images" if self.modality == "vision" else "tokens"
+
+    def of(self, arm: str) -> list[Run]:
+        """The arm's runs."""
+        return [run for run in self.runs if run.arm == arm]
+
+
+def read(folders: Sequence[Path]) -> list[Section]:
+    """One section for each comparison, and one for all run folders together.
+
+    Raises:
+        UserError: a folder holds no results, a file in it cannot be read, or two folders are of different recipes.
+    """
+    if not folders:
+        raise user_error("report", "name at least one folder", accepted="folders that compare or train wrote")
+    distinct = list({folder.resolve(): folder for folder in folders}.values())
+    found = [_read_one(folder) for folder in distinct]
+    for section in found[1:]:
+        _same_recipe(found[0], section)
+    alone = [section for section in found if section.kind == "runs"]
+    sections = [section for section in found if section.kind != "runs"]
+    return sections + ([_merged(alone)] if alone else [])
+
+
+def _read_one(folder: Path) -> Section:
+    if not folder.is_dir():
+        raise user_error(
+            str(folder), "there is no such folder; name one that compare or train wrote", accepted="a folder"
+        )
+    recipe_path = folder / "recipe.yaml"
+    if (folder / "compare.json").is_file():
+        return _comparison(folder, *read_yaml(recipe_path))
+    if (folder / "runs").is_dir():
+        return _unfinished(folder, *read_yaml(recipe_path))
+    if (folder / "metrics.jsonl").is_file() or (folder / "result.json").is_file():
+        return _run(folder, *read_yaml(recipe_path))
+    message = "this folder holds neither a comparison nor a run; name the folder given to --out"
+    accepted = "a folder with compare.json, runs/, or metrics.jsonl"
+    raise user_error(str(folder), message, accepted=accepted)
+
+
+def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
+    mend = "run the same `vpretrain compare` again: finished runs are kept, and this file is written anew"
+    table = read_json(folder / "compare.json", Comparison, mend)
+    notes: list[str] = []
+    step0 = {name: found.value for name, found in table.step0.items()}
+    runs = [Run(entry, _logged(folder, entry, notes), step0) for entry in table.runs]
+    return Section(
+        "comparison", [folder], recipe, text, table.modality,
+        {name: meaning.higher_is_better for name, meaning in table.metrics.items()}, runs, table.step0,
+        table.summary, table.paired, table.match, table.budget, table.environment, notes,
+    )  # fmt: skip
+
+
+def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
+    mend = "remove this file and run the same `vpretrain compare` again: the other finished runs are kept"
+    again = "run the same `vpretrain compare` again: it goes on where it stopped"
+    entries = [
+        read_json(path, Entry, mend) for path in sorted((folder / "runs").glob("*.json")) if path.name != "step0.json"
+    ]
+    if not entries:
+        raise user_error(str(folder), f"no run of this comparison has ended yet; {again}")
+    baseline = recipe.get("arm")
+    entries.sort(key=lambda entry: (entry.arm != baseline, entry.arm, entry.seed))
+    notes = [f"{len(entries)} runs have ended and compare.json is not written yet; to finish, {again}."]
+    step0_path = folder / "runs" / "step0.json"
+    step0 = read_json(step0_path, Step0File, mend) if step0_path.is_file() else None
+    values = {name: found.value for name, found in step0.step0.items()} if step0 else {}
+    metrics: dict[str, bool | None] = dict.fromkeys(entries[0].final)
+    if step0:
+        metrics = {name: meaning.higher_is_better for name, meaning in step0.metrics.items()}
+    runs = [Run(entry, _logged(folder, entry, notes), values) for entry in entries]
+    budget = recipe.get("budget") or {}
+    match = next((name for name in ("steps", "tokens", "seconds") if budget.get(name)), None)
+    section = Section(
+        "unfinished", [folder], recipe, text, str(recipe.get("modality")), metrics, runs,
+        step0.step0 if step0 else {}, match=match, budget=budget.get(match), notes=notes,
+    )  # fmt: skip
+    section.summaries = _summaries(section)
+    return section
+
+
+def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
+    notes: list[str] = []
+    path = folder / "metrics.jsonl"
+    records = read_records(path, notes) if path.is_file() else []
+    mend = "train again, or remove this file to see the metrics alone"
+    result = read_json(folder / "result.json", RunFile, mend) if (folder / "result.json").is_file() else None
+    arm, seed = str(recipe.get("arm")), recipe.get("seed")
+    if not isinstance(seed, int):
+        raise user_error(f"{folder / 'recipe.yaml'}", "the recipe has no seed; was it edited?", accepted="a number")
+    if result is None and not records:
+        raise user_error(str(path), "this run has not taken a step yet; wait for its first", accepted="one line a step")
+    if result is None:
+        notes.append(f"{folder} has no result.json: the run goes on or was stopped. Its last line is what is shown.")
+        last = records[-1]
+        entry = Entry(
+            arm=arm, seed=seed, steps=round(last["step"]), tokens_or_images=round(last["tokens"]), seconds=last["seconds"],
+            final={},
+        )  # fmt: skip
+    else:
+        entry = Entry(
+            arm=result.arm, seed=seed, steps=result.steps, tokens_or_images=result.tokens_or_images,
+            seconds=result.seconds, final=result.final,
+        )  # fmt: skip
+    step0 = result.step0 if result else {}
+    metrics: dict[str, bool | None] = dict.fromkeys(entry.final) or dict.fromkeys(_split_names(records))
+    environment_path = folder / "environment.json"
+    environment = read_json(environment_path, dict, mend) if environment_path.is_file() else {}
+    return Section(
+        "runs", [folder], recipe, text, str(recipe.get("modality")), metrics,
+        [Run(entry, records, step0, result is not None)],
+        {name: Measured(value=value) for name, value in step0.items()}, environment=environment, notes=notes,
+    )  # fmt: skip
+
+
+def _merged(sections: list[Section]) -> Section:
+    """Run folders of one recipe as one section, with the first one's recipe and environment."""
+    first = sections[0]
+    places: dict[tuple[str, int], Path] = {}
+    for section in sections:
+        key = (section.runs[0].arm, section.runs[0].entry.seed)
+        if key in places:
+            message = f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, seed {key[1]}; name one"
+            raise user_error("report", message)
+        places[key] = section.folders[0]
+    if len({str(section.recipe.get("budget")) for section in sections}) > 1:
+        first.notes.append("These runs had different budgets: what they used is in the table.")
+    for section in sections[1:]:
+        first.folders += section.folders
+        first.runs += section.runs
+        first.notes += section.notes
+        first.metrics = {**first.metrics, **section.metrics}
+        first.step0 = {**section.step0, **first.step0}
+    first.summaries = _summaries(first)
+    return first
+
+
+def _summaries(section: Section) -> dict[str, dict[str, Summary]]:
+    found: dict[str, dict[str, Summary]] = {}
+    for arm in section.arms:
+        for metric in section.metrics:
+            values = [run.entry.final[metric] for run in section.of(arm) if metric in run.entry.final]
+            if values:
+                found.setdefault(arm, {})[metric] = Summary(**summary(values))
+    return found
+
+
+def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, float]]:
+    name = f"{entry.arm}-{entry.seed}.metrics.jsonl"
+    path = folder / "runs" / name
+    # An arm's name is data: it must not lead out of the folder.
+    if Path(name).name != name or "\0" in name or not path.is_file():
+        notes.append(f"There are no metrics of {entry.arm}, seed {entry.seed}: it is in the tables, not in the curves.")
+        return []
+    return read_records(path, notes)
+
+
+def _split_names(records: Sequence[dict[str, float]]) -> list[str]:
+    """Names of in-loop evaluations: those with a split, as in ``test/nll``."""
+    return list(dict.fromkeys(name for record in records for name in record if "/" in name))
+
+
+def _same_recipe(first: Section, other: Section) -> None:
+    """Arms, seeds and budgets may differ between folders of one report; nothing else may."""
+    differs = next(_differences(_compared(first.recipe), _compared(other.recipe)), None)
+    if differs is None:
+        return
+    key, here, there = differs
+    raise user_error(
+        "report",
+        f"{first.folders[0]} and {other.folders[0]} are of different recipes; make a report of each",
+        value=f"{key}: {here} in the first, {there} in the other",
+        accepted="folders whose recipes differ in arm, seed and budget alone",
+    )
+
+
+def _compared(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key not in ("arm", "seed", "budget")}
+
+
+def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in dict.fromkeys([*a, *b]):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(a.get(name, "nothing"), b.get(name, "nothing"), inner)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            yield from _differences(left, right, f"{key}.{index}")
+    elif a != b:
+        yield key, *(text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b))
