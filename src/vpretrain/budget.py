@@ -19,6 +19,7 @@ class Spending:
     Args:
         steps: learner steps.
         tokens: tokens (vision: images) of the stream, summed over ranks.
+        flops: floating-point operations, designer and meta steps charged.
         seconds: seconds charged by a :class:`Clock`.
 
     Raises:
@@ -27,40 +28,43 @@ class Spending:
 
     steps: int = 0
     tokens: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._refuse_negative(self.steps, self.tokens, self.seconds)
+        self._refuse_negative(**asdict(self))
 
-    def add(self, *, steps: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
+    def add(self, *, steps: int = 0, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0) -> None:
         """Add to what was used; raises ValueError, adding nothing, for a negative or non-finite figure."""
-        self._refuse_negative(steps, tokens, seconds)
+        self._refuse_negative(steps=steps, tokens=tokens, flops=flops, seconds=seconds)
         self.steps += steps
         self.tokens += tokens
+        self.flops += flops
         self.seconds += seconds
 
     def fraction(self, budget: Budget) -> float:
         """The share of the budget that is used, in [0, 1]: the largest over the limits that are given."""
-        pairs = ((self.steps, budget.steps), (self.tokens, budget.tokens), (self.seconds, budget.seconds))
-        return min(1.0, max(used / limit for used, limit in pairs if limit is not None))
+        limits = {name: getattr(budget, name) for name in asdict(self)}
+        return min(1.0, max(getattr(self, name) / limit for name, limit in limits.items() if limit is not None))
 
     def exhausted(self, budget: Budget) -> bool:
         """Whether any limit of the budget is used up; exactly when :meth:`fraction` is 1."""
         return self.fraction(budget) >= 1.0
 
     def state_dict(self) -> dict[str, int | float]:
-        """``{steps, tokens, seconds}``, for a checkpoint."""
+        """``{steps, tokens, flops, seconds}``, for a checkpoint."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, int | float]) -> None:
         """Go on from a :meth:`state_dict`; raises KeyError where a figure is missing."""
-        steps, tokens, seconds = int(state["steps"]), int(state["tokens"]), float(state["seconds"])
-        self._refuse_negative(steps, tokens, seconds)
-        self.steps, self.tokens, self.seconds = steps, tokens, seconds
+        found = {name: type(here)(state[name]) for name, here in asdict(self).items()}
+        self._refuse_negative(**found)
+        for name, figure in found.items():
+            setattr(self, name, figure)
 
     @staticmethod
-    def _refuse_negative(steps: int, tokens: int, seconds: float) -> None:
-        for name, figure in (("steps", steps), ("tokens", tokens), ("seconds", seconds)):
+    def _refuse_negative(**figures: float) -> None:
+        for name, figure in figures.items():
             if not 0 <= figure < math.inf:
                 raise ValueError(f"{name} is {figure}; what a run uses is finite and at least 0")
 

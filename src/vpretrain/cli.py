@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")]
 
 DEMO_ARMS = ("onehot", "field", "closed_form", "random_feedback")
-MATCHES = ("steps", "tokens", "seconds")
+MATCHES = ("steps", "tokens", "flops", "seconds")
 
 
 @app.command()
@@ -61,6 +61,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_j
     console.print(run_table(result))
     console.print(escape(f"run folder: {folder}"), highlight=False, soft_wrap=True)
     _emit(result, as_json)
+    _report([folder], folder / "report.html", console)
 
 
 @app.command()
@@ -120,6 +121,33 @@ def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fals
 
 
 @app.command()
+def probe(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    draws: Annotated[int, typer.Option(min=4, help="Fresh batches.")] = 200,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does a step's value predict what the step does? Predicted against realised drop of the held-out feedback loss."""
+    from vpretrain.probe import probe as examine
+    from vpretrain.tables import probe_table
+
+    console = _people(as_json)
+    resolved = _load(recipe, overrides)
+    folder = _folder(out or Path("runs") / f"probe-{_stem(recipe)}")
+    with _bar(console) as bar:
+        task = bar.add_task("burn-in", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description="draws")
+
+        found = examine(resolved, draws=draws, out=folder, progress=progress)
+    console.print(probe_table(found))
+    console.print(escape(f"scatter: {folder / 'scatter.png'}"), highlight=False, soft_wrap=True)
+    _emit(found, as_json)
+
+
+@app.command()
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
     from vpretrain.check import check as examine
@@ -144,6 +172,19 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as
     folder = MODALITIES[resolved.modality]().prepare(resolved, out and _folder(out))
     console.print(escape(f"learner: {folder}"), highlight=False, soft_wrap=True)
     _emit({"model": str(folder)}, as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; default report.html in the first DIR.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside it."""
+    page = _report(folders, out or folders[0] / "report.html", _people(as_json))
+    _emit({"page": str(page)}, as_json)
 
 
 @app.command()
@@ -253,6 +294,15 @@ def _compare(
         console.print(line, highlight=False)
     console.print(escape(f"results: {out / 'compare.json'}"), highlight=False, soft_wrap=True)
     _emit(table, as_json)
+    _report([out], out / "report.html", console)
+
+
+def _report(folders: list[Path], out: Path, console: Console) -> Path:
+    from vpretrain.report import write_report
+
+    page = write_report(folders, out)
+    console.print(escape(f"report: {page}"), highlight=False, soft_wrap=True)
+    return page
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -15,21 +14,22 @@ import torch
 from vpretrain import recipe as recipes
 from vpretrain.contracts import Parts
 from vpretrain.errors import user_error
+from vpretrain.flops import count
 from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Budget, Recipe
 from vpretrain.stats import paired_table
 from vpretrain.tracking import environment, write_json
-from vpretrain.train import Result, run
+from vpretrain.train import Result, new_step, run
 
-Match = Literal["steps", "tokens", "seconds"]
+Match = Literal["steps", "tokens", "flops", "seconds"]
 
 
 def with_budget(recipe: Recipe, match: Match, amount: float) -> Recipe:
     """The recipe with one limit alone, so that every arm ends by the same measure."""
     if amount <= 0:
         raise user_error("--budget", "a run needs something to use up", value=amount, accepted="more than 0")
-    limit: dict[str, Any] = {match: amount if match == "seconds" else round(amount)}
+    limit: dict[str, Any] = {match: round(amount) if match in ("steps", "tokens") else amount}
     return recipe.model_copy(update={"budget": Budget(**limit)})
 
 
@@ -74,17 +74,17 @@ def compare(
     check_arms(recipe, arms)
     if seeds < 1:
         raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted="1 or more; 3 give an interval")
-    (out / "runs").mkdir(parents=True, exist_ok=True)
     resolved = recipes.dump(recipe.model_copy(update={"arm": arms[0]}))
-    _claim(out, resolved)
+    _check_claim(out, resolved)
 
     total = len(arms) * seeds + 1
     # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
-    finished = {pair: json.loads(path.read_text()) for pair in plan if (path := _path(out, *pair)).is_file()}
+    finished = {pair: _read(path) for pair in plan if (path := _path(out, *pair)).is_file()}
     missing = [pair for pair in plan if pair not in finished]
     progress(len(finished), total, "reading data")
     step0, meaning = _step0(recipe, arms[0], out)
+    (out / "recipe.yaml").write_text(resolved, encoding="utf-8")  # not before data and model were found to be in order
     progress(len(finished) + 1, total, "step 0")
     for result in _run_all(recipe, missing, out, jobs):
         finished[(result["arm"], result["seed"])] = result
@@ -114,11 +114,14 @@ def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence
     """Adds each difference's interval over held-out items; one that is not clear of zero there decides nothing."""
 
     def items(arm: str) -> list[dict[str, list[float]]]:
-        return [json.loads(_path(out, arm, seed).with_suffix(".items.json").read_text()) for seed in seeds]
+        paths = [_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
+        return [_read(path) for path in paths if path.is_file()]
 
     of_baseline = items(baseline)
     for arm, metrics in paired.items():
         of_arm = items(arm)
+        if not len(of_arm) == len(of_baseline) == len(seeds):
+            continue
         for metric, found in metrics.items():
             between = paired_items([run[metric] for run in of_arm], [run[metric] for run in of_baseline])
             found["items"] = {"ci95": between.ci95, "p": between.p}
@@ -135,11 +138,12 @@ def _step0(recipe: Recipe, arm: str, out: Path) -> tuple[dict[str, Any], dict[st
             torch.set_num_threads(recipe.threads)
         parts: Parts = modality.build(baseline, modality.load(baseline))
         scores = parts.evaluate()
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {
             "step0": {name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in scores.items()},
             "metrics": {name: {"higher_is_better": s.higher_is_better} for name, s in scores.items()},
         })  # fmt: skip
-    found = json.loads(path.read_text())
+    found = _read(path)
     return found["step0"], found["metrics"]
 
 
@@ -173,8 +177,10 @@ class _Worker:
         recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed})
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
+        counted = self.modality.build(recipe, self.materials)
+        cost = count(new_step(recipe, counted), counted)
         # Step 0 is the same in every arm and measured once, apart.
-        result = run(recipe, self.modality.build(recipe, self.materials), step0={})
+        result = run(recipe, self.modality.build(recipe, self.materials), step0={}, cost=cost)
         found = as_json(result)
         with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in result.history)
@@ -202,7 +208,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "steps": result.spent.steps,
         "tokens_or_images": result.spent.tokens,
-        "flops": None,
+        "flops": result.spent.flops,
         "seconds": round(result.spent.seconds, 2),
         "stream_digest": result.stream_digest,
         "final": {name: score.value for name, score in result.final.items()},
@@ -213,15 +219,24 @@ def _path(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}.json"
 
 
-def _claim(out: Path, resolved: str) -> None:
+def _check_claim(out: Path, resolved: str) -> None:
     """Refuses to mix runs of two recipes in one folder."""
-    key, path = hashlib.sha256(resolved.encode()).hexdigest(), out / "recipe.yaml"
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != key:
+    path = out / "recipe.yaml"
+    if path.is_file() and path.read_text(encoding="utf-8") != resolved:
         raise user_error(
-            "--out", "this folder holds a comparison of another recipe or budget; name another folder, or remove it",
-            value=str(out), accepted="a new folder, or one with the same recipe (a comparison goes on where it stopped)",
-        )  # fmt: skip
-    path.write_text(resolved, encoding="utf-8")
+            "--out",
+            "this folder holds a comparison of another recipe or budget; name another folder, or remove it",
+            value=str(out),
+            accepted="a new folder, or one with the same recipe (a comparison goes on where it stopped)",
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        message = f"this result is not whole ({error}); remove the file, and the same command runs what is missing"
+        raise user_error(str(path), message) from None
 
 
 def _check_streams(runs: Sequence[dict[str, Any]], match: Match) -> None:

@@ -50,14 +50,16 @@ class Budget(Section):
     """Learner steps."""
     tokens: PositiveInt | None = None
     """Tokens (vision: images) of the stream, over all ranks."""
+    flops: PositiveFloat | None = None
+    """Floating-point operations, designer and meta steps charged (see :class:`vpretrain.flops.FlopMeter`)."""
     seconds: PositiveFloat | None = None
     """Seconds of training; evaluation is not charged."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
-        if self.steps is None and self.tokens is None and self.seconds is None:
+        if all(limit is None for limit in (self.steps, self.tokens, self.flops, self.seconds)):
             raise ValueError(
-                "a run needs an end: give at least one of steps, tokens, seconds (the first used up ends it)"
+                "a run needs an end: give at least one of steps, tokens, flops, seconds (the first used up ends it)"
             )
         return self
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from vpretrain.flops import count
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Recipe
 from vpretrain.tracking import RunFolder, write_json
-from vpretrain.train import Record, run, seed_everything
+from vpretrain.train import Record, new_step, run, seed_everything
 
 
 def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float], None]) -> dict[str, Any]:
@@ -28,7 +29,10 @@ def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float],
     """
     seed_everything(recipe)
     modality = MODALITIES[recipe.modality]()
-    parts = modality.build(recipe, modality.load(recipe))
+    materials = modality.load(recipe)
+    counted = modality.build(recipe, materials)
+    cost = count(new_step(recipe, counted), counted)
+    parts = modality.build(recipe, materials)
     out = RunFolder(folder, recipe)
 
     def log(record: Record, share: float) -> None:
@@ -38,7 +42,7 @@ def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float],
         each_step(record, share)
 
     try:
-        result = run(recipe, parts, each_step=log)
+        result = run(recipe, parts, cost=cost, each_step=log)
     finally:
         out.close()
     parts.save(folder / "model")

@@ -76,7 +76,7 @@ class SteeredStep:
         metrics: dict[str, float] = {}
         context = self.learner.observe(batch)
 
-        if self.designer.listens and self.count % self.meta_period == 0:
+        if self.meta_due:
             started = time.perf_counter()
             downstream = self.feedback.gradients(self.learner)  # eq. 7
             self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
@@ -112,6 +112,11 @@ class SteeredStep:
             "gradient_norm": float(norm),
             "steered": float(steer and self.designer.listens),
         }
+
+    @property
+    def meta_due(self) -> bool:
+        """Whether the next step listens to the feedback."""
+        return self.designer.listens and self.count % self.meta_period == 0
 
     def _preconditioner(self) -> dict[str, torch.Tensor] | None:
         if not self.appraiser.alignment.preconditioned:

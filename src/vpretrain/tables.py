@@ -71,6 +71,24 @@ def doctor_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def probe_table(found: dict[str, Any]) -> Table:
+    """Predictions of a step's drop, and how well each goes with what the step did."""
+    bound = found["lower_bound"]
+    table = Table(
+        title=f"{found['draws']} draws; Pearson's r of predicted and realised one-step drop",
+        caption=f"SGD steps are {found['sgd_step_share']:g} of |S|, AdamW's {found['adamw_step_share']:.1g}; "
+        f"Prop. 2.1 with L = {bound['smoothness']:.2g} holds in {bound['share_holding']:.0%} of the draws",
+    )
+    table.add_column("prediction")
+    for name in ("r", "95%", "realised / predicted"):
+        table.add_column(name, justify="right")
+    for name, r in found["pearson"].items():
+        interval, slope = found["ci95"][name], found["slope"].get(name)
+        shown = ("–", "") if r is None else (f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]")
+        table.add_row(name, *shown, "" if slope is None else f"{slope:.3f}")
+    return table
+
+
 def _difference(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""

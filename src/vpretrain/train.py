@@ -17,6 +17,8 @@ from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.contracts import Parts, Score
 from vpretrain.directional import ESTIMATORS
+from vpretrain.errors import Fault
+from vpretrain.flops import Cost
 from vpretrain.recipe import Recipe
 from vpretrain.step import Guard, SteeredStep
 from vpretrain.value import Alignment
@@ -90,6 +92,7 @@ def run(
     parts: Parts,
     *,
     step0: dict[str, Score] | None = None,
+    cost: Cost | None = None,
     each_step: Callable[[Record, float], None] = lambda record, share: None,
 ) -> Result:
     """Trains until the budget is used up.
@@ -98,11 +101,15 @@ def run(
         recipe: every value of the run.
         parts: freshly built from it.
         step0: scores of the untouched checkpoint, if they were measured already.
+        cost: FLOPs by kind of step (:func:`vpretrain.flops.count`); None leaves FLOPs uncounted (0).
         each_step: is given every step's record and the share of the budget that is used.
 
     Raises:
-        Fault: a loss or gradient is not finite.
+        Fault: a loss, a gradient or a final score is not finite.
     """
+    if cost is None and recipe.budget.flops is not None:
+        raise ValueError("a budget in FLOPs needs the cost of a step: vpretrain.flops.count")
+    cost = cost or {}
     step = new_step(recipe, parts)
     spent = Spending()
     clock = Clock(spent)
@@ -111,22 +118,27 @@ def run(
     digest = hashlib.sha256()
     history: list[Record] = []
 
+    def take(batch: Any, rate: float) -> Record:
+        spent.add(flops=cost.get(step.meta_due, 0.0))
+        return step(batch, rate)
+
     # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
     # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
     with clock:
         for _ in range(recipe.value.burn_in_steps):
-            step(next(parts.stream), 0.0)
+            take(next(parts.stream), 0.0)
     step.count = 0
 
     while not spent.exhausted(recipe.budget):
         with clock:
             started = time.perf_counter()
             batch = next(parts.stream)
-            metrics = {"seconds_data": time.perf_counter() - started}
-            metrics |= step(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
+            metrics: Record = {"seconds_data": time.perf_counter() - started}
+            metrics |= take(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
             metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
         spent.add(steps=1, tokens=batch.tokens)
-        record: Record = {"step": spent.steps, "tokens": spent.tokens, "seconds": round(spent.seconds, 3), **metrics}
+        used = spent.state_dict()
+        record: Record = {"step": used.pop("steps"), **used, **metrics}
         record["batch"] = batch.digest()  # equal steps of a seed show equal batches in every arm
         digest.update(record["batch"].encode())
         if recipe.evaluate.every and spent.steps % recipe.evaluate.every == 0:
@@ -134,4 +146,7 @@ def run(
         history.append(record)
         each_step(record, spent.fraction(recipe.budget))
 
-    return Result(recipe.arm, recipe.seed, spent, step0, parts.evaluate(), digest.hexdigest()[:16], history)
+    final = parts.evaluate()
+    if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:
+        raise Fault(f"after {spent.steps} steps {', '.join(broken)} is not finite; lower learner.learning_rate")
+    return Result(recipe.arm, recipe.seed, spent, step0, final, digest.hexdigest()[:16], history)

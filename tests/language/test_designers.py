@@ -16,7 +16,10 @@ from vpretrain.language.designers import (
     UniformSmoothing,
     correlation,
 )
+from vpretrain.language.feedback import Likelihood
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
+from vpretrain.language.rows import Document
+from vpretrain.language.stream import Sampler, padded
 from vpretrain.value import Alignment
 
 
@@ -171,3 +174,17 @@ def test_correlation():
     a = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     assert correlation(a, 3 * a + 2) == pytest.approx(1)
     assert correlation(a, torch.ones(4, 5)) == 0
+
+
+def test_feedback_gradient_is_that_of_the_mean_over_all_solution_tokens():
+    """Chunks of rows change the padding, not the mean (eq. 38)."""
+    learner = tiny_learner(dtype=torch.float64)
+    documents = [
+        Document(list(range(3, 3 + size)), [at >= 2 for at in range(size)], f"fb:{size}", "fb") for size in range(4, 30)
+    ]
+    batch = padded(documents, pad_id=0)
+    losses, _ = learner.token_losses(batch)
+    expected = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
+    (found,) = Likelihood(Sampler(documents, batch_size=len(documents), seed=0, pad_id=0), batches=1).gradients(learner)
+    for got, want in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)

@@ -66,7 +66,7 @@ def test_every_arm_trains_and_sees_the_same_stream(materials, arm):
 def test_same_seed_same_run_bit_for_bit(materials, arm):
     first, again = train(materials, f"arm={arm}"), train(materials, f"arm={arm}")
     assert first[0] == again[0]
-    strip = lambda h: [{k: v for k, v in r.items() if "seconds" not in k} for r in h]  # noqa: E731
+    strip = lambda h: [{k: v for k, v in r.items() if "second" not in k} for r in h]  # noqa: E731
     assert strip(first[1].history) == strip(again[1].history)
     assert first[1].final == again[1].final
     assert train(materials, f"arm={arm}", "seed=1")[0] != first[0]

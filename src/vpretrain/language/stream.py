@@ -279,11 +279,15 @@ class Sampler:
         return self
 
     def __next__(self) -> TokenBatch:
+        return padded(self.draw(), pad_id=self.pad_id)
+
+    def draw(self) -> list[Document]:
+        """The documents of the next batch, before they are laid out."""
         count = len(self._documents.documents)
         epoch, at = divmod(self._batch, count // self.batch_size)
         start = epoch * count + at * self.batch_size
         self._batch += 1
-        return padded([self._documents[start + i] for i in range(self.batch_size)], pad_id=self.pad_id)
+        return [self._documents[start + i] for i in range(self.batch_size)]
 
     def state_dict(self) -> dict[str, Any]:
         """The exact position, fit for JSON."""

@@ -29,7 +29,7 @@ def joined(*parts: object) -> Markup:
     return Markup("".join(map(escaped, parts)))
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """One element.
 
     Args:
@@ -47,3 +47,10 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
             given.append(f' {label}="{html.escape(printable(value))}"')
     opened = f"<{name}{''.join(given)}>"
     return Markup(opened if name in _VOID else f"{opened}{joined(*children)}</{name}>")
+
+
+def name(text: object, **attributes: object) -> Markup:
+    """A name from the data: set apart from the text around it, and free to break after an underscore or a slash."""
+    pieces = re.split(r"(?<=[_/\-])", printable(text))
+    inner = Markup("<wbr>".join(map(escaped, pieces)))
+    return tag("bdi", inner, class_="name", **attributes)

@@ -51,13 +51,21 @@ class Summary(BaseModel):
     n: int
 
 
+class Items(BaseModel):
+    """The same difference over held-out items."""
+
+    ci95: tuple[float, float]
+    p: float | None = None
+
+
 class Paired(BaseModel):
-    """An arm against the baseline."""
+    """An arm against the baseline, over seeds."""
 
     difference: float
     ci95: tuple[float, float] | None
     p_holm: float | None
     verdict: Literal["better", "worse", "undecided"]
+    items: Items | None = None
 
 
 class Comparison(BaseModel):
@@ -124,7 +132,9 @@ def read_json(path: Path, shape: type[T], mend: str) -> T:
         line = getattr(error, "lineno", 1)
         rows = text.splitlines()
         shown = rows[line - 1].strip()[:80] if 0 < line <= len(rows) else ""
-        reason = f"the file is half-written or damaged ({getattr(error, 'msg', error)})" if text else "the file is empty"
+        reason = (
+            f"the file is half-written or damaged ({getattr(error, 'msg', error)})" if text else "the file is empty"
+        )
         raise user_error(f"{path}:{line}", f"{reason}; {mend}", value=shown, accepted="JSON") from None
     try:
         return TypeAdapter(shape).validate_python(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,9 +155,8 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
 def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     mend = "remove this file and run the same `vpretrain compare` again: the other finished runs are kept"
     again = "run the same `vpretrain compare` again: it goes on where it stopped"
-    entries = [
-        read_json(path, Entry, mend) for path in sorted((folder / "runs").glob("*.json")) if path.name != "step0.json"
-    ]
+    names = sorted(path for path in (folder / "runs").glob("*.json") if not path.name.endswith(".items.json"))
+    entries = [read_json(path, Entry, mend) for path in names if path.name != "step0.json"]
     if not entries:
         raise user_error(str(folder), f"no run of this comparison has ended yet; {again}")
     baseline = recipe.get("arm")
@@ -171,7 +170,7 @@ def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         metrics = {name: meaning.higher_is_better for name, meaning in step0.metrics.items()}
     runs = [Run(entry, _logged(folder, entry, notes), values) for entry in entries]
     budget = recipe.get("budget") or {}
-    match = next((name for name in ("steps", "tokens", "seconds") if budget.get(name)), None)
+    match = next((name for name in ("steps", "tokens", "flops", "seconds") if budget.get(name)), None)
     section = Section(
         "unfinished", [folder], recipe, text, str(recipe.get("modality")), metrics, runs,
         step0.step0 if step0 else {}, match=match, budget=budget.get(match), notes=notes,
@@ -192,7 +191,9 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     if result is None and not records:
         raise user_error(str(path), "this run has not taken a step yet; wait for its first", accepted="one line a step")
     if result is None:
-        notes.append(f"{folder} has no result.json: the run goes on or was stopped. Its last line is what is shown.")
+        notes.append(
+            f"{folder} has no result.json: the run goes on or was stopped; what it used is as of its last line."
+        )
         last = records[-1]
         entry = Entry(
             arm=arm, seed=seed, steps=round(last["step"]), tokens_or_images=round(last["tokens"]), seconds=last["seconds"],
@@ -232,6 +233,9 @@ def _merged(sections: list[Section]) -> Section:
         first.notes += section.notes
         first.metrics = {**first.metrics, **section.metrics}
         first.step0 = {**section.step0, **first.step0}
+    # One recipe is one checkpoint: a run that was stopped began where the others did.
+    start = {name: found.value for name, found in first.step0.items()}
+    first.runs = [replace(run, step0=run.step0 or start) for run in first.runs]
     first.summaries = _summaries(first)
     return first
 
@@ -288,4 +292,5 @@ def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]
         for index, (left, right) in enumerate(zip(a, b, strict=True)):
             yield from _differences(left, right, f"{key}.{index}")
     elif a != b:
-        yield key, *(text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b))
+        here, there = (text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b))
+        yield key, here, there

@@ -42,10 +42,16 @@ def brief(value: float) -> str:
 
 def compact(value: float) -> str:
     """A count in few characters, for axes: ``950``, ``12k``, ``1.5M``."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}".replace("-", MINUS)
     return f"{value:.4g}".replace("-", MINUS)
+
+
+def short(value: float) -> str:
+    """Four significant digits and no more characters than they need: ``5e−5``, ``0.25``."""
+    mantissa, e, exponent = f"{value:.4g}".partition("e")
+    return (f"{mantissa}e{int(exponent)}" if e else mantissa).replace("-", MINUS)
 
 
 def share(value: float) -> str:
@@ -57,12 +63,13 @@ def p_value(p: float | None) -> str:
     """``0.031``, ``< 0.001``, or a dash where there is none."""
     if p is None:
         return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def p_phrase(p: float) -> str:
-    """``p = 0.031`` or ``p < 0.001``."""
-    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+    """``p = 0.031`` or ``p < 0.001``, in one piece."""
+    equals = "" if p < 0.001 else "= "
+    return f"p {equals}{p_value(p)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def listed(names: Iterable[str], last: str = "and") -> list[str]:

@@ -1,0 +1,34 @@
+"""What a step costs in floating-point operations, designer and meta step charged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from vpretrain.contracts import Parts
+from vpretrain.step import SteeredStep
+
+BATCHES = 3
+
+Cost = Mapping[bool, float]
+"""FLOPs of one step, without (False) and with (True) a meta step."""
+
+
+def count(step: SteeredStep, parts: Parts) -> Cost:
+    """Mean FLOPs of both kinds of step over a few batches (``torch.utils.flop_counter``: products and attention).
+
+    Counting takes other kernels than running does, so that a counted step is not bit for bit the step it counts: the parts
+    given here are used up, and a run needs fresh ones. Batches have a fixed shape; what varies between steps of a kind
+    is the number of predicted tokens alone.
+    """
+    counted: dict[bool, list[int]] = {False: [], True: []}
+    for meta in (True, False) if parts.designer.listens else (False,):
+        for _ in range(BATCHES):
+            step.count = 0 if meta else 1
+            period, step.meta_period = step.meta_period, max(2, step.meta_period)
+            with FlopCounterMode(display=False) as counter:
+                step(next(parts.stream), 0.0)
+            step.meta_period = period
+            counted[meta].append(counter.get_total_flops())
+    return {meta: sum(found) / len(found) for meta, found in counted.items() if found}

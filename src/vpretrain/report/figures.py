@@ -1,0 +1,236 @@
+"""Which charts a section has: curves of scores and loss, the steering over time, and trade-offs between tasks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+from vpretrain.report.chart import Figure, Line, Panel, Style
+from vpretrain.report.curves import (
+    Axis,
+    Point,
+    binned,
+    dominating,
+    evaluated,
+    logged,
+    mean_points,
+    points,
+    width,
+)
+from vpretrain.report.folders import Section
+
+Records = dict[float, dict[str, float]]
+
+# What records hold: label with unit, and what it says. In the order of the page; others follow under their own names.
+STEERING = {
+    "value": ("value of the step", "⟨u, g_pre⟩: how far the step that was taken lowers the feedback loss, to first order."),
+    "gain": ("gain over the plain task", "V(designer) − V(plain): what the designer's task adds. Below zero it does harm."),
+    "cosine": ("cosine with feedback", "Of the learner's gradient and the feedback direction u, on S."),
+    "gate": ("gate", "Share of the target that is moved off the true token."),
+    "entropy": ("target entropy (nats)", "0 for one-hot targets."),
+    "weight_spread": ("spread of token weights", "Standard deviation of what a token counts; 0 where all count the same."),
+    "agreement": ("agreement of feedback halves", "Pearson's r of values under two halves of the feedback (running mean)."),
+    "reliability": ("reliability", "2r / (1 + r) of that agreement: values shrink by it."),
+    "correlation": ("correlation of the designer", "Pearson's r of the values it predicts with the exact ones."),
+    "regret": ("regret of the designer", "V(closed form) − V(designer)."),
+    "value_plain": ("value of the plain task", "V(plain): what the step would be worth without steering."),
+    "gradient_norm": ("gradient norm, learner", "All trained parameters, before clipping."),
+    "gradient_norm_aligned": ("gradient norm on S", "The learner's gradient on the aligned parameters."),
+    "gradient_norm_downstream": ("gradient norm, feedback", "The feedback direction u on the aligned parameters."),
+    "steered": ("steered share of steps", "Steps whose task was the designer's; the guard closes it while gains are negative."),
+    "learning_rate": ("learning rate", "Of the learner."),
+}  # fmt: skip
+UNITS = {
+    "nll": "nats per token",
+    "pass@1": "share solved",
+    "miou": "mean IoU",
+    "depth_rmse": "RMSE",
+    "accuracy": "share right",
+}
+
+
+def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
+    """The section's figures under ``curves``, ``steering``, ``cost`` and ``tradeoffs``; each name starts with ``prefix``."""
+    return {
+        "curves": [*_scores(section, prefix), *_loss(section, prefix)],
+        "steering": list(_steering(section, prefix)),
+        "cost": list(_throughput(section, prefix)),
+        "tradeoffs": list(_tradeoffs(section, prefix)),
+    }
+
+
+def styles(section: Section) -> dict[str, Style]:
+    """How each arm is drawn, everywhere on the page."""
+    return {arm: Style(slot) for slot, arm in enumerate(section.arms)}
+
+
+def metric_label(section: Section, metric: str) -> str:
+    """The metric with an arrow towards better and its unit, where they are known."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[section.metrics.get(metric)]
+    unit = UNITS.get(metric.rpartition("/")[2])
+    return metric + arrow + (f" ({unit})" if unit else "")
+
+
+def _scores(section: Section, prefix: str) -> Iterator[Figure]:
+    for metric in section.metrics:
+        by_arm = _by_arm(section, lambda run, metric=metric: evaluated(run, metric))
+        if not by_arm:
+            continue
+        start = section.step0.get(metric)
+        level = (start.value, "step 0") if start and math.isfinite(start.value) else None
+        panels = [
+            Panel(unit, metric_label(section, metric), _lines(section, by_arm, axis, metric, None), level)
+            for axis, unit in _axes(section)
+        ]
+        shared = "All lines begin at the untouched checkpoint (step\u00a00)." if start else ""
+        yield Figure(
+            f"{prefix}evaluation-{_slug(metric)}", f"{metric} during the runs",
+            f"Mean over seeds, with single seeds faint. {shared} Seconds are of training: burn-in counts, evaluation does not.",
+            panels, _legend(section, by_arm),
+        )  # fmt: skip
+
+
+def _loss(section: Section, prefix: str) -> Iterator[Figure]:
+    by_arm = _by_arm(section, lambda run: logged(run, "loss"))
+    if not by_arm:
+        return
+    size = _size(by_arm)
+    panels = [
+        Panel(unit, "training loss", _lines(section, by_arm, axis, "loss", size), None) for axis, unit in _axes(section)
+    ]
+    yield Figure(
+        f"{prefix}loss", "Training loss",
+        "Mean over seeds, with single seeds faint" + _binning(size) + " Each arm's own objective, which its targets and "
+        "weights are part of: a lower line is not a better learner. Evaluations compare arms.",
+        panels, _legend(section, by_arm),
+    )  # fmt: skip
+
+
+def _steering(section: Section, prefix: str) -> Iterator[Figure]:
+    held = dict.fromkeys(name for run in section.runs for record in run.records for name in record)
+    known = [name for name in STEERING if name in held]
+    apart = {"step", "tokens", "flops", "seconds", "tokens_per_second", "loss", *section.metrics}
+    others = [
+        name
+        for name in held
+        if name not in STEERING and name not in apart and "/" not in name and not name.startswith("seconds_")
+    ]
+    panels: list[Panel] = []
+    arms: dict[str, None] = {}
+    sizes = []
+    for name in known + others:
+        by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
+        if not by_arm or (
+            name == "weight_spread" and _most(by_arm, name) < 1e-5
+        ):  # rounding: all tokens count the same
+            continue
+        sizes.append(_size(by_arm))
+        arms |= dict.fromkeys(by_arm)
+        label, says = STEERING.get(name, (name, ""))
+        panels.append(Panel("steps", label, _lines(section, by_arm, "step", name, sizes[-1]), None, says))
+    if panels:
+        caption = "Mean over seeds, with single seeds faint" + _binning(max(sizes))
+        caption += " What a designer is asked only at meta steps has points at those alone."
+        present = {arm: styles(section)[arm] for arm in section.arms if arm in arms}
+        yield Figure(f"{prefix}steering", "", caption, panels, list(present.items()))
+
+
+def _throughput(section: Section, prefix: str) -> Iterator[Figure]:
+    name = "tokens_per_second"
+    by_arm = _by_arm(section, lambda run: logged(run, name))
+    if by_arm:
+        size = _size(by_arm)
+        panel = Panel("steps", f"{section.unit} a second", _lines(section, by_arm, "step", name, size))
+        caption = "Mean over seeds, with single seeds faint" + _binning(size) + " Evaluation is not in it."
+        yield Figure(f"{prefix}throughput", "Throughput", caption, [panel], _legend(section, by_arm))
+
+
+def _tradeoffs(section: Section, prefix: str) -> Iterator[Figure]:
+    groups: dict[str, list[str]] = {}
+    for metric, higher in section.metrics.items():
+        task, slash, suffix = metric.partition("/")
+        if slash and task and higher is not None:
+            groups.setdefault(suffix, []).append(metric)
+    for suffix, metrics in groups.items():
+        for across, up in combinations(metrics, 2):
+            panel, arms = _front(section, across, up)
+            if len(panel.lines) > 2:
+                yield Figure(
+                    f"{prefix}pareto-{_slug(across)}-{_slug(up)}", f"Two tasks at once: {suffix}",
+                    "Means over seeds with one standard deviation each way. The line joins what nothing else here equals or "
+                    "beats in both tasks (the Pareto front of these means; no test is behind it).",
+                    [panel], arms, wide=True,
+                )  # fmt: skip
+
+
+def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[str, Style]]]:
+    places: dict[str, Point] = {}
+    lines: list[Line] = []
+    for arm, style in styles(section).items():
+        found = section.summaries.get(arm, {})
+        if across in found and up in found:
+            places[arm] = (found[across].mean, found[up].mean)
+            spread = (found[across].std or 0.0, found[up].std or 0.0)
+            lines.append(Line(arm, style, [places[arm]], joined=False, spread=spread))
+    arms = [(line.label, line.style) for line in lines if line.style]
+    untouched = "step 0"
+    while untouched in places:  # an arm of that name is not to be mistaken for it
+        untouched += " (untouched)"
+    start = [section.step0[metric].value for metric in (across, up) if metric in section.step0]
+    if len(start) == 2 and all(map(math.isfinite, start)):
+        places[untouched] = (start[0], start[1])
+        lines.append(Line(untouched, None, [places[untouched]], joined=False, spread=(0.0, 0.0)))
+    signs = (1.0 if section.metrics[across] else -1.0, 1.0 if section.metrics[up] else -1.0)
+    front = [places[name] for name in dominating(places, signs)]
+    labels = metric_label(section, across), metric_label(section, up)
+    return Panel(*labels, [Line("front", None, front), *lines], counts_x=False), arms
+
+
+def _by_arm(section: Section, of: Callable[..., Records]) -> dict[str, list[Records]]:
+    """What each arm's runs hold; arms and runs without any are left out."""
+    found = {arm: [records for run in section.of(arm) if (records := of(run))] for arm in section.arms}
+    return {arm: runs for arm, runs in found.items() if runs}
+
+
+def _lines(section: Section, by_arm: dict[str, list[Records]], axis: Axis, metric: str, size: int | None) -> list[Line]:
+    """Faint seeds first, then means; evaluations (``size`` None) are few and not binned."""
+    faint, means = [], []
+    for arm, runs in by_arm.items():
+        style = styles(section)[arm]
+        if len(runs) > 1:
+            faint += [
+                Line(arm, style, binned(points(records, axis, metric), size or 1), faint=True) for records in runs
+            ]
+        mean = binned(mean_points(runs, axis, metric), size or 1)
+        every = 1 if size is None and len(mean) <= 24 else max(1, len(mean) // 5)
+        means.append(Line(arm, style, mean, every=every))
+    return [line for line in faint + means if line.points]
+
+
+def _most(by_arm: dict[str, list[Records]], name: str) -> float:
+    return max(abs(record[name]) for runs in by_arm.values() for records in runs for record in records.values())
+
+
+def _legend(section: Section, by_arm: dict[str, list[Records]]) -> list[tuple[str, Style]]:
+    return [(arm, style) for arm, style in styles(section).items() if arm in by_arm]
+
+
+def _axes(section: Section) -> list[tuple[Axis, str]]:
+    axes: list[tuple[Axis, str]] = [("step", "steps"), ("tokens", section.unit), ("seconds", "seconds of training")]
+    if section.match == "flops" and all("flops" in record for run in section.runs for record in run.records):
+        axes.insert(2, ("flops", "FLOPs"))
+    return axes
+
+
+def _size(by_arm: dict[str, list[Records]]) -> int:
+    return width(max(len(records) for runs in by_arm.values() for records in runs))
+
+
+def _binning(size: int) -> str:
+    return "." if size == 1 else f"; each point is a mean over {size} neighbours."
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "metric"

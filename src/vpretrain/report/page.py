@@ -1,0 +1,120 @@
+"""The page: what was found first, what it rests on after it. One file, no script, nothing from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+from vpretrain.report import tables
+from vpretrain.report.chart import COLOURS, Figure, Panel
+from vpretrain.report.elements import Markup, joined, name, tag
+from vpretrain.report.folders import Section
+from vpretrain.report.svg import panel, swatch
+from vpretrain.report.verdict import against_step0, verdict
+
+# The browser is told to run and to load nothing: a second lock behind the escaping.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_DARK = ("#a3abb8", "#62b3f5", "#ff9457", "#3ecf9f", "#e28fc8", "#e3b341", "#a9d3f7")
+
+
+def page(sections: Sequence[Section], figures: Sequence[Mapping[str, Sequence[Figure]]]) -> str:
+    """The whole page.
+
+    Args:
+        sections: one or more, of one recipe.
+        figures: of each section (see :func:`vpretrain.report.figures.figures`).
+    """
+    says = str(sections[0].recipe.get("says") or "Results")
+    several = len(sections) > 1
+    bodies = [
+        _section(section, found, f"s{number}", several)
+        for number, (section, found) in enumerate(zip(sections, figures, strict=True), 1)
+    ]
+    head = tag(
+        "head", tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"), tag("link", rel="icon", href="data:,"),
+        tag("title", f"{says} · vpretrain"), tag("style", Markup(_style())),
+    )  # fmt: skip
+    title = tag("header", tag("p", "vpretrain report", class_="eyebrow"), tag("h1", _capital(says)))
+    body = tag("body", tag("main", title, *bodies))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _section(section: Section, figures: Mapping[str, Sequence[Figure]], anchor: str, several: bool) -> Markup:
+    level = "h3" if several else "h2"
+    parts: list[tuple[str, Markup]] = []
+    shown = tables.runs(section) if section.kind == "runs" else tables.results(section)
+    parts.append(("Results", joined(shown, tables.reading(section), tables.used(section))))
+    if figures["curves"]:
+        parts.append(("Curves", joined(*map(_figure, figures["curves"]))))
+    if section.kind == "comparison":
+        parts.append((f"{section.unit.capitalize()} until the baseline's score", tables.efficiency(section)))
+    if figures["steering"]:
+        parts.append(("Steering over time", joined(*map(_figure, figures["steering"]))))
+    if (cost := tables.costs(section)) is not None:
+        parts.append(("Cost", joined(cost, *map(_figure, figures["cost"]))))
+    if figures["tradeoffs"]:
+        parts.append(("Trade-offs", joined(*map(_figure, figures["tradeoffs"]))))
+    recipe = tag("details", tag("summary", "Recipe, every value"), tag("pre", tag("code", section.recipe_text)))
+    parts.append(("How it was made", joined(tables.provenance(section), recipe)))
+
+    links = [tag("a", title, href=f"#{anchor}-{place}") for place, (title, _) in enumerate(parts)]
+    content = [
+        tag("section", tag(level, title), inner, id=f"{anchor}-{place}") for place, (title, inner) in enumerate(parts)
+    ]
+    beside = against_step0(section)
+    return tag(
+        "article",
+        tag("h2", str(section.folders[0]), class_="folder") if several else "",
+        tag("p", _facts(section), class_="facts-line"),
+        tag("p", verdict(section), class_="verdict"),
+        tag("p", beside, class_="beside") if beside else "",
+        tag("ul", *(tag("li", note) for note in section.notes), class_="notes") if section.notes else "",
+        tag("nav", *links, aria_label="Parts of this report"),
+        *content,
+    )  # fmt: skip
+
+
+def _facts(section: Section) -> Markup:
+    """Modality, size and budget in one line."""
+    facts = [section.modality, _many(len(section.arms), "arm"), _many(len(section.seeds), "seed")]
+    if section.match and section.budget:
+        facts.append(f"{section.budget:,g} {section.match} each")
+    return joined(*(tag("span", fact) for fact in facts))
+
+
+def _figure(figure: Figure) -> Markup:
+    legend = tag(
+        "p",
+        *(tag("span", swatch(style), name(arm)) for arm, style in figure.arms),
+        class_="legend",
+    )
+    drawn = (_panel(chart, figure.wide) for chart in figure.panels)
+    panels = tag("div", *drawn, class_="panels wide" if figure.wide else "panels")
+    title = joined(tag("strong", figure.title), " ") if figure.title else ""
+    caption = tag("figcaption", title, figure.caption)
+    return tag("figure", caption, legend, panels)
+
+
+def _panel(chart: Panel, large: bool) -> Markup:
+    return tag("div", panel(chart, large=large), tag("p", chart.says) if chart.says else "", class_="panel")
+
+
+def _style() -> str:
+    """The style sheet, with a colour for every arm in light and dark."""
+    sheet = resources.files("vpretrain.report").joinpath("style.css").read_text(encoding="utf-8")
+    slots = range(len(COLOURS))
+    light = "".join(f"--arm-{slot}:{COLOURS[slot]};" for slot in slots)
+    dark = "".join(f"--arm-{slot}:{_DARK[slot]};" for slot in slots)
+    rules = "".join(f".arm-{slot}{{color:var(--arm-{slot})}}" for slot in slots)
+    return f"{sheet}\n:root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}\n"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,269 @@
+"""The page's tables: results with step 0 first, what arms used, tokens until a score, cost, and provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vpretrain.report.chart import Style, span
+from vpretrain.report.curves import Cost, cost, evaluated, reaches
+from vpretrain.report.elements import Markup, joined, name, tag
+from vpretrain.report.figures import metric_label, styles
+from vpretrain.report.files import Paired
+from vpretrain.report.folders import Section
+from vpretrain.report.svg import interval, swatch
+from vpretrain.report.words import brief, compact, decimals_for, fixed, p_value, share, signed
+
+DASH = "–"
+
+
+def results(section: Section) -> Markup:
+    """One table a metric: step 0, then each arm's mean, deviation, and paired difference to the first arm."""
+    return joined(*(_result(section, metric) for metric in section.metrics))
+
+
+def _result(section: Section, metric: str) -> Markup:
+    found = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
+    paired = {arm: each[metric] for arm, each in section.paired.items() if metric in each}
+    spreads = [each.std for each in found.values()]
+    spreads += [(p.ci95[1] - p.ci95[0]) / 2 for p in paired.values() if p.ci95]
+    decimals = decimals_for(spreads)
+    start = section.step0.get(metric)
+    head = ["arm", "mean ± std"]
+    if paired:
+        head += [joined("difference to ", name(section.arms[0]), " [95%]"), "", "p (Holm)"]
+    rows: list[Markup] = []
+    if start is not None:
+        error = "" if start.stderr is None else f"± {fixed(start.stderr, decimals)}"
+        value = joined(fixed(start.value, decimals), tag("span", error, class_="quiet"))
+        cells = [value, *[""] * (len(head) - 2)]
+        rows.append(_row("step 0", cells, None, "step0", said="± standard error" if error else ""))
+    scale = _scale(paired)
+    for arm, each in found.items():
+        deviation = "" if each.std is None else f"± {fixed(each.std, decimals)}"
+        cells = [joined(fixed(each.mean, decimals), tag("span", deviation, class_="quiet"))]
+        if paired:
+            cells += _difference(paired.get(arm), decimals, scale, styles(section)[arm], arm)
+        rows.append(_row(arm, cells, styles(section)[arm]))
+    seeds = max((each.n for each in found.values()), default=0)
+    caption = joined(tag("strong", metric_label(section, metric)), f" {_seeds(seeds)}")
+    return _table(caption, head, rows, "result")
+
+
+def _difference(
+    found: Paired | None, decimals: int, scale: tuple[float, float], style: Style, arm: str
+) -> list[Markup | str]:  # fmt: skip
+    if found is None:
+        return ["", "", ""]
+    ends = [signed(end, decimals) for end in found.ci95] if found.ci95 else []
+    said = f"[{ends[0]}, {ends[1]}]" if ends else "no interval"
+    over_items = ""
+    if found.items:
+        low, high = (signed(end, decimals) for end in found.items.ci95)
+        said, over_items = f"seeds {said}", f"items [{low}, {high}]"
+    number = joined(
+        tag("span", signed(found.difference, decimals), class_="number"), " ",
+        tag("span", found.verdict, class_=f"verdict-{found.verdict}"), tag("span", said, class_="quiet below"),
+        tag("span", over_items, class_="quiet below") if over_items else "",
+    )  # fmt: skip
+    label = f"{arm}: {signed(found.difference, decimals)} {said}"
+    return [number, interval(found.difference, found.ci95, *scale, style, label), p_value(found.p_holm)]
+
+
+def _scale(paired: dict[str, Paired]) -> tuple[float, float]:
+    """From the least to the greatest end of a table's intervals, zero among them."""
+    ends = [value for found in paired.values() for value in (found.difference, *(found.ci95 or ()))]
+    return span([0.0, *filter(math.isfinite, ends)])
+
+
+def reading(section: Section) -> Markup:
+    """How the tables' words are meant; nothing where none are said."""
+    judged = [found for metrics in section.paired.values() for found in metrics.values()]
+    if not judged:
+        return joined()
+    items = " and the one over held-out items" if any(found.items for found in judged) else ""
+    text = f"“better” and “worse” need the interval over seeds{items} clear of zero, and p below 0.05 after Holm's correction "
+    text += "over arms. Both are of one metric at a time: the first leads, the others are looked at beside it."
+    return tag("p", text, class_="note")
+
+
+def used(section: Section) -> Markup:
+    """Steps, tokens and seconds of each arm, mean over seeds, with the range of seconds."""
+    head = ["arm", "runs", "steps", section.unit, "seconds"]
+    flops = any(run.entry.flops for run in section.runs)
+    if flops:
+        head.append("FLOPs")
+    rows = []
+    for arm in section.arms:
+        entries = [run.entry for run in section.of(arm)]
+        seconds = [entry.seconds for entry in entries]
+        spread = f"{min(seconds):.0f} to {max(seconds):.0f}" if len(seconds) > 1 else ""
+        cells: list[object] = [
+            str(len(entries)), fixed(_mean([e.steps for e in entries]), 0),
+            fixed(_mean([e.tokens_or_images for e in entries]), 0),
+            joined(fixed(_mean(seconds), 1), tag("span", spread, class_="quiet")),
+        ]  # fmt: skip
+        if flops:
+            known = [entry.flops for entry in entries if entry.flops is not None]
+            cells.append(compact(_mean(known)) if known else DASH)
+        rows.append(_row(arm, cells, styles(section)[arm]))
+    match = f"Matched by {section.match}, {section.budget:,g} each. " if section.match and section.budget else ""
+    caption = joined(tag("strong", "What each arm used"), f" {match}Means over runs; seconds with their range.")
+    return _table(caption, head, rows, "used")
+
+
+def runs(section: Section) -> Markup:
+    """Run folders: step 0 and the end of each run, by metric."""
+    parts = []
+    for metric in section.metrics:
+        values = [run.entry.final.get(metric) for run in section.runs]
+        decimals = decimals_for([abs(v) / 100 for v in values if v])
+        rows = []
+        for run in section.runs:
+            start, end = run.step0.get(metric), run.entry.final.get(metric)
+            change = signed(end - start, decimals) if start is not None and end is not None else DASH
+            cells = [DASH if value is None else fixed(value, decimals) for value in (start, end)]
+            rows.append(_row(f"{run.arm}, seed {run.entry.seed}", [*cells, change], styles(section)[run.arm]))
+        parts.append(
+            _table(tag("strong", metric_label(section, metric)), ["run", "step 0", "final", "change"], rows, "result")
+        )
+    return joined(*parts)
+
+
+def efficiency(section: Section) -> Markup:
+    """Tokens until the baseline's final score, for each metric that was evaluated during the runs."""
+    baseline = name(section.arms[0])
+    if not any(evaluated(run, metric) for run in section.runs for metric in section.metrics):
+        hint = tag("code", "evaluate.every=N")
+        text = "These runs were evaluated at their end alone. To see after how many "
+        rest = f" each arm reaches the baseline's final score, run again with {hint} (an evaluation every N steps)."
+        return tag("p", text, section.unit, Markup(rest), class_="note")
+    parts, reached = [], False
+    for metric in section.metrics:
+        found = reaches(section, metric)
+        if isinstance(found, str):
+            parts.append(tag("p", name(metric), ": ", found, class_="note"))
+            continue
+        target, arms = found
+        reached = True
+        rows = []
+        for arm, reach in arms.items():
+            tokens = "not reached" if reach.tokens is None else fixed(reach.tokens, 0)
+            rows.append(_row(
+                arm, [tokens, DASH if reach.share is None else share(reach.share), f"{reach.seeds} of {reach.of}"],
+                styles(section)[arm],
+            ))  # fmt: skip
+        caption = joined(tag("strong", metric_label(section, metric)), " until ", brief(target), ", the mean that ",
+                         baseline, " ended at")  # fmt: skip
+        head = ["arm", section.unit, joined("of ", baseline, "'s"), "seeds that reach it"]
+        parts.append(_table(caption, head, rows, "used"))
+    crossed = (
+        "First crossing of the mean curve, between evaluations by a straight line. It has no interval: rare evaluations or "
+        "few seeds make it coarse, and a noisy curve crosses early."
+    )
+    if reached:
+        parts.append(tag("p", crossed, class_="note"))
+    return joined(*parts)
+
+
+def costs(section: Section) -> Markup | None:
+    """Rate, where the seconds went, and memory; None where no metrics were kept."""
+    found = {arm: cost(section.of(arm)) for arm in section.arms}
+    if all(each.rate is None for each in found.values()):
+        return None
+    first = found[section.arms[0]].rate
+    parts = list(dict.fromkeys(part for each in found.values() for part in each.shares))
+    memory = any(each.peak_bytes is not None for each in found.values())
+    head = ["arm", f"{section.unit}/s", "of the first arm's", *parts, "rest", "first step, s"]
+    if memory:
+        head.append("peak memory")
+    rows = []
+    for arm, each in found.items():
+        relative = share(each.rate / first) if each.rate is not None and first else DASH
+        cells = [DASH if each.rate is None else fixed(each.rate, 0), relative, *_shares(each, parts)]
+        cells.append(DASH if each.first_seconds is None else fixed(each.first_seconds, 1))
+        if memory:
+            cells.append(DASH if each.peak_bytes is None else f"{each.peak_bytes / 2**30:.2f} GiB")
+        rows.append(_row(arm, cells, styles(section)[arm]))
+    caption = joined(
+        f"{section.unit.capitalize()} a second and share of the training seconds, mean over runs, after "
+        "each run's first step. “rest” was not measured apart: the learner's own step; “first step” is the time until its end, "
+        "burn-in and warm-up included.",
+    )  # fmt: skip
+    return _table(caption, head, rows, "used cost")
+
+
+def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
+    if each.rate is None:
+        yield from [DASH] * (len(parts) + 1)
+        return
+    values = [each.shares.get(part, 0.0) for part in parts]
+    for value in [*values, 1 - math.fsum(values)]:
+        wide = min(100.0, max(0.0, 100 * value))
+        yield joined(share(value), tag("span", tag("i", style=f"width:{wide:.1f}%"), class_="bar"))
+
+
+def provenance(section: Section) -> Markup:
+    """Command, versions, hardware, commit and whatever else the environment holds, then the stream's digests."""
+    known = dict(section.environment)
+    command = known.pop("command", None)
+    parts: list[Markup] = []
+    if command:
+        parts.append(tag("pre", tag("code", command)))
+    labels = {"git_commit": "git commit", "system": "operating system", "accelerator": "accelerator"}
+    versions = known.pop("versions", None)
+    rows = [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))] if isinstance(versions, dict) else []
+    rows += [(labels.get(key, key.replace("_", " ")), _plain(value)) for key, value in known.items()]
+    rows += [("folder", str(folder)) for folder in section.folders]
+    parts.append(tag("dl", *(joined(tag("dt", key), tag("dd", value)) for key, value in rows), class_="facts"))
+    if digests := _digests(section):
+        parts.append(digests)
+    return joined(*parts)
+
+
+def _digests(section: Section) -> Markup | None:
+    lines = []
+    for seed in section.seeds:
+        found: dict[str, list[str]] = {}
+        for run in section.runs:
+            if run.entry.seed == seed and run.entry.stream_digest:
+                found.setdefault(run.entry.stream_digest, []).append(run.arm)
+        for digest, arms in found.items():
+            who = "all arms" if len(found) == 1 and len(arms) > 1 else ", ".join(arms)
+            lines.append(_row(f"seed {seed}", [tag("code", digest), who], None))
+    if not lines:
+        return None
+    caption = joined(
+        tag("strong", "Stream digests"), " Arms with one digest drew the same batches in the same order, to their end."
+    )
+    return _table(caption, ["seed", "digest", "arms"], lines, "used plain")
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _table(caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str) -> Markup:
+    cells = [tag("th", cell, scope="col") for cell in head]
+    table = tag("table", tag("caption", caption), tag("thead", tag("tr", *cells)), tag("tbody", *rows), class_=kind)
+    return tag("div", table, class_="scroll", tabindex="0")
+
+
+def _row(
+    title: str, cells: Sequence[object], style: Style | None, kind: str | None = None, *, said: str = ""
+) -> Markup:
+    first = joined(swatch(style) if style else "", name(title), tag("span", said, class_="quiet said") if said else "")
+    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells), class_=kind)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
