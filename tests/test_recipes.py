@@ -58,7 +58,7 @@ def test_the_packaged_learner_is_an_ordinary_folder(name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from vpretrain.language import word_problems
-    from vpretrain.language.prepare import ASSETS
+    from vpretrain.language.loading import ASSETS
 
     folder = ASSETS / recipes.load(name, schemas=SCHEMAS).learner.model
     tokenizer = AutoTokenizer.from_pretrained(folder)

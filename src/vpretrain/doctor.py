@@ -31,7 +31,7 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
         ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error, seconds, peak_bytes}]}``.
     """
     modality = MODALITIES[recipe.modality]()
-    section = recipe.learner  # type: ignore[attr-defined]
+    section = recipe.learner
     recipe = recipe.model_copy(update={"arm": "ascent"})
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -83,7 +83,7 @@ class _Bench:
         self.context = parts.learner.observe(batch)
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
         self.appraiser = Appraiser(parts.learner, alignment, ESTIMATORS[estimator])
-        self.appraiser.hear(down, None, recipe.learner.learning_rate)  # type: ignore[attr-defined]
+        self.appraiser.hear(down, None, recipe.learner.learning_rate)
         self.task = self.designer.propose(self.context)
 
     def appraise(self) -> tuple[Tensor, ...]:

@@ -102,6 +102,22 @@ class Evaluate(Section):
     """Learner steps between two evaluations; 0: only before the first step and after the last."""
 
 
+class LearnerBase(Section):
+    """Numerics and optimizer of the learner (AdamW); a modality's section adds what the model is."""
+
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    learning_rate: PositiveFloat = 1.5e-5
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    clip_norm: PositiveFloat = 1.0
+    """Bound on the norm of the learner's gradient."""
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of the budget over which the learning rate rises linearly."""
+    final_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Learning rate at the end over its peak, reached on a cosine; 1 keeps it constant."""
+
+
 class Recipe(Section):
     """What every recipe holds; a modality adds data, learner and designer, and may subclass the sections."""
 
@@ -116,6 +132,7 @@ class Recipe(Section):
     threads: PositiveInt | None = None
     """CPU threads; null leaves torch's own choice."""
     value: Value = Value()
+    learner: LearnerBase
     budget: Budget
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()

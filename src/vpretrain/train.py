@@ -59,7 +59,7 @@ def seed_everything(recipe: Recipe) -> None:
 
 def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
     """Algorithm 1 for these parts, with a fresh AdamW."""
-    section, value = recipe.learner, recipe.value  # type: ignore[attr-defined]
+    section, value = recipe.learner, recipe.value
     trainable = [p for p in parts.learner.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay
@@ -79,7 +79,7 @@ def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
 
 def learning_rate(recipe: Recipe, share: float) -> float:
     """Linear warm-up, then a cosine to ``final_share`` of the peak, at ``share`` in [0, 1] of the budget."""
-    section = recipe.learner  # type: ignore[attr-defined]
+    section = recipe.learner
     if share < section.warmup_share:
         return section.learning_rate * share / section.warmup_share
     rest = (share - section.warmup_share) / max(1e-12, 1 - section.warmup_share)

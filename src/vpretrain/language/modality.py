@@ -115,7 +115,7 @@ class Language:
     def build(self, recipe: LanguageRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
         model = load_model(recipe.learner, materials.location, recipe.seed)
-        _check_vocabulary(recipe, model, materials.tokenizer)
+        _check_fit(recipe, model, materials)
         aligned = aligned_parameters(
             model, Anatomy.of(model), blocks=recipe.learner.aligned_blocks, patterns=recipe.learner.aligned_patterns
         )
@@ -179,9 +179,29 @@ def _save(learner: CausalLearner, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check_vocabulary(recipe: LanguageRecipe, model: Any, tokenizer: Any) -> None:
-    if len(tokenizer) > model.config.vocab_size:
+def _check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
+    """Tokenizer, window and rows against what the model can take."""
+    if len(materials.tokenizer) > model.config.vocab_size:
         raise user_error(
-            "learner.model", "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with",
-            value=f"{len(tokenizer)} tokens", accepted=f"at most {model.config.vocab_size}",
+            "learner.model",
+            "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with",
+            value=f"{len(materials.tokenizer)} tokens",
+            accepted=f"at most {model.config.vocab_size}",
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    rows = {"data.feedback.rows": materials.feedback, f"data.evaluation.{recipe.evaluate.split}": materials.evaluation}
+    longest = {where: max((len(document.ids) for document in found), default=0) for where, found in rows.items()}
+    for where, length in {"data.window_tokens": recipe.data.window_tokens, **longest}.items():
+        if positions is not None and length > positions:
+            raise user_error(
+                where,
+                "the model has not so many positions; shorten the window (data.window_tokens) or the rows "
+                "(data.feedback.max_tokens)",
+                value=f"{length} tokens",
+                accepted=f"at most {positions}",
+            )
+    if not materials.evaluation:
+        raise user_error(
+            f"data.evaluation.{recipe.evaluate.split}", "no row is left to evaluate on: prompts alone fill "
+            "data.feedback.max_tokens; raise it", value=recipe.data.feedback.max_tokens, accepted="more",
         )  # fmt: skip

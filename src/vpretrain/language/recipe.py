@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from vpretrain.recipe import Evaluate, Recipe, Section
+from vpretrain.recipe import Evaluate, LearnerBase, Recipe, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -137,7 +137,7 @@ class Prepare(Section):
     seed: NonNegativeInt = 0
 
 
-class LearnerSection(Section):
+class LearnerSection(LearnerBase):
     """The model that is continued."""
 
     model: str | None = None
@@ -147,25 +147,19 @@ class LearnerSection(Section):
     prepare: Prepare | None = None
     tokenizer: str | None = None
     """A folder or hub id, where it is not the model's own."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
     """S by shell patterns over parameter names, in the place of ``aligned_blocks``."""
-    learning_rate: PositiveFloat = 1.5e-5
-    weight_decay: NonNegativeFloat = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    clip_norm: PositiveFloat = 1.0
-    warmup_share: Share = 0.03
-    """Share of the budget over which the learning rate rises linearly."""
-    final_share: Share = 1.0
-    """Learning rate at the end over its peak, reached on a cosine; 1 keeps it constant."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:
-        if (self.model is not None) + (self.config is not None) + (self.prepare is not None and self.model is None) != 1:
-            raise ValueError("give one of `model` (a checkpoint), `config` (random weights) or `prepare` (made on first use)")
+        if (self.model is not None) + (self.config is not None) + (
+            self.prepare is not None and self.model is None
+        ) != 1:
+            raise ValueError(
+                "give one of `model` (a checkpoint), `config` (random weights) or `prepare` (made on first use)"
+            )
         return self
 
 
@@ -194,6 +188,12 @@ class DesignerSection(Section):
     """Regression steps of ``field`` a meta step."""
     entropy_bonus: NonNegativeFloat = 0.0
     """lambda of ``ascent``'s regulariser R(phi): entropy of the targets."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"designer.heads is {self.heads}, which does not divide designer.hidden, {self.hidden}")
+        return self
 
 
 class LanguageEvaluate(Evaluate):
@@ -232,7 +232,11 @@ class LanguageRecipe(Recipe):
     @model_validator(mode="after")
     def _split_exists(self) -> Self:
         if self.evaluate.split not in self.data.evaluation:
-            raise ValueError(f"evaluate.split is {self.evaluate.split!r}; data.evaluation has {sorted(self.data.evaluation)}")
+            raise ValueError(
+                f"evaluate.split is {self.evaluate.split!r}; data.evaluation has {sorted(self.data.evaluation)}"
+            )
         if self.value.shrink and self.data.feedback.batches < 2:
-            raise ValueError("value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false")
+            raise ValueError(
+                "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"
+            )
         return self

@@ -38,7 +38,7 @@ def _result(section: Section, metric: str) -> Markup:
         error = "" if start.stderr is None else f"± {fixed(start.stderr, decimals)}"
         value = joined(fixed(start.value, decimals), tag("span", error, class_="quiet"))
         cells = [value, *[""] * (len(head) - 2)]
-        rows.append(_row("step 0", cells, None, "step0", said="± standard error" if error else ""))
+        rows.append(_row("step 0", cells, None, "step0", said="± s.e." if error else ""))
     scale = _scale(paired)
     for arm, each in found.items():
         deviation = "" if each.std is None else f"± {fixed(each.std, decimals)}"
@@ -84,7 +84,8 @@ def reading(section: Section) -> Markup:
         return joined()
     items = " and the one over held-out items" if any(found.items for found in judged) else ""
     text = f"“better” and “worse” need the interval over seeds{items} clear of zero, and p below 0.05 after Holm's correction "
-    text += "over arms. Both are of one metric at a time: the first leads, the others are looked at beside it."
+    text += "over arms. Both are of one metric at a time: the first leads, the others are looked at beside it. Step 0 is one "
+    text += "checkpoint: what is beside its score is the standard error (s.e.) over held-out items."
     return tag("p", text, class_="note")
 
 

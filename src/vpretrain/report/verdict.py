@@ -84,7 +84,7 @@ def _how(section: Section, arms: Sequence[str]) -> str:
     if len(found) > 1 or found[0].ci95 is None:
         return f" ({'each ' if len(found) > 1 else ''}{p.replace('=', '≤') if len(found) > 1 else p})"
     low_end, high_end = found[0].ci95
-    decimals = decimals_for([(high_end - low_end) / 2])
+    decimals = decimals_for([(high_end - low_end) / 20])
     low, high = signed(low_end, decimals), signed(high_end, decimals)
     return f" by {fixed(abs(found[0].difference), decimals)} (difference between {low} and {high} at 95%; {p})"
 

@@ -19,11 +19,11 @@ def signed(value: float, decimals: int) -> str:
 
 
 def decimals_for(spreads: Iterable[float | None]) -> int:
-    """Decimals that show the smallest spread with two digits; 3 to 6, and 4 where nothing spreads."""
+    """Decimals that show the smallest spread; 3 to 6, and 4 where nothing spreads."""
     known = [spread for spread in spreads if spread and math.isfinite(spread)]
     if not known:
         return 4
-    return min(6, max(3, 1 - math.floor(math.log10(min(known)))))
+    return min(6, max(3, -math.floor(math.log10(min(known)))))
 
 
 def brief(value: float) -> str:
