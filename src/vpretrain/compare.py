@@ -14,7 +14,7 @@ import torch
 from vpretrain import recipe as recipes
 from vpretrain.contracts import Parts
 from vpretrain.errors import user_error
-from vpretrain.flops import count
+from vpretrain.flops import Cost, count
 from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Budget, Recipe
@@ -172,15 +172,18 @@ class _Worker:
         self.recipe, self.out = recipe, out
         self.modality = MODALITIES[recipe.modality]()
         self.materials = self.modality.load(recipe)
+        self.costs: dict[str, Cost] = {}  # by arm: what a step costs does not depend on the seed
 
     def __call__(self, arm: str, seed: int) -> dict[str, Any]:
         recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed})
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        counted = self.modality.build(recipe, self.materials)
-        cost = count(new_step(recipe, counted), counted)
+        if arm not in self.costs:
+            first = self.recipe.model_copy(update={"arm": arm})  # whichever seed this process runs first
+            counted = self.modality.build(first, self.materials)
+            self.costs[arm] = count(new_step(first, counted), counted)
         # Step 0 is the same in every arm and measured once, apart.
-        result = run(recipe, self.modality.build(recipe, self.materials), step0={}, cost=cost)
+        result = run(recipe, self.modality.build(recipe, self.materials), step0={}, cost=self.costs[arm])
         found = as_json(result)
         with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in result.history)

@@ -48,6 +48,7 @@ def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: 
     written: dict[Path, None] = {}
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box, as browsers do
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # long names: they overlap
         for name, size, draw in _drawings(figures, sections):
             canvas = Canvas(figsize=size, layout="constrained")
             FigureCanvasAgg(canvas)
@@ -58,6 +59,7 @@ def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: 
             for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
                 buffer = io.BytesIO()
                 canvas.savefig(buffer, format=kind, **options)
+                canvas.set_layout_engine("none")  # laid out once, for both
                 path = folder / f"{stem}.{kind}"
                 path.write_bytes(buffer.getvalue())
                 written[path] = None
@@ -84,9 +86,9 @@ def _draw(canvas: Canvas, figure: Figure, across: int, down: int) -> None:
     for number, chart in enumerate(figure.panels, 1):
         _panel(canvas.add_subplot(down, across, number), chart)
     if figure.title:
-        canvas.suptitle(printable(figure.title), fontsize=10.5, fontweight="bold", x=0.01, ha="left")
+        canvas.suptitle(_label(figure.title), fontsize=10.5, fontweight="bold", x=0.01, ha="left")
     # A leading space: matplotlib keeps labels that begin with an underscore out of legends.
-    handles = [Line2D([], [], label=" " + printable(arm), **_look(style)) for arm, style in figure.arms]
+    handles = [Line2D([], [], label=" " + _label(arm), **_look(style)) for arm, style in figure.arms]
     if handles:
         canvas.legend(
             handles=handles, loc="outside lower left", ncols=min(4, len(handles)), frameon=False, handlelength=3
@@ -99,10 +101,10 @@ def _panel(axes: Axes, chart: Panel) -> None:
     if chart.level:
         axes.axhline(chart.level[0], color=_SOFT, linestyle=":", linewidth=0.9)
         axes.annotate(
-            printable(chart.level[1]), (1, chart.level[0]), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+            _label(chart.level[1]), (1, chart.level[0]), xycoords=("axes fraction", "data"), xytext=(-2, 3),
             textcoords="offset points", ha="right", fontsize=7.5, color=_SOFT,
         )  # fmt: skip
-    _frame(axes, printable(chart.x_label), printable(chart.y_label))
+    _frame(axes, _label(chart.x_label), _label(chart.y_label))
     if chart.counts_x:
         low, high = span([x for line in chart.lines for x, _ in line.points], from_zero=True)
         places = ticks(low, high, 5)
@@ -116,7 +118,7 @@ def _line(axes: Axes, line: Line) -> None:
         look = _look(line.style) | {"linestyle": "none"}
         axes.errorbar(xs, ys, xerr=line.spread[0], yerr=line.spread[1], elinewidth=1.2, **look)
         axes.annotate(
-            printable(line.label), (xs[0], ys[0]), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=_SOFT
+            _label(line.label), (xs[0], ys[0]), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=_SOFT
         )
         return
     look = _look(line.style)
@@ -138,9 +140,15 @@ def _differences(canvas: Canvas, section: Section, metrics: Sequence[str]) -> No
             axes.plot([pair.difference], [place], **(_look(look[arm]) | {"linestyle": "none"}))
         axes.axvline(0, color=_SOFT, linestyle=":", linewidth=0.9)
         axes.set_ylim(len(found) - 0.5, -0.5)
-        axes.set_yticks(range(len(found)), [printable(arm) for arm in found] if number == 1 else [""] * len(found))
-        _frame(axes, f"{printable(metric_label(section, metric))}\ndifference to {printable(section.arms[0])}, 95%", "")
+        axes.set_yticks(range(len(found)), [_label(arm) for arm in found] if number == 1 else [""] * len(found))
+        _frame(axes, f"{_label(metric_label(section, metric))}\ndifference to {_label(section.arms[0])}, 95%", "")
         axes.grid(False, axis="y")
+
+
+def _label(text: str) -> str:
+    """Text for a drawing, where nothing wraps."""
+    shown = printable(text)
+    return shown if len(shown) <= 48 else shown[:47] + "…"
 
 
 def _frame(axes: Axes, x_label: str, y_label: str) -> None:

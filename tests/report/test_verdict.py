@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.report.synthetic import comparison, run_folder
+from vpretrain.report.files import Items, Paired
+from vpretrain.report.folders import Section, read
+from vpretrain.report.verdict import against_step0, verdict
+
+
+def said(markup: object) -> str:
+    return html.unescape(re.sub("<[^>]+>", "", str(markup))).replace("\u00a0", " ")
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> Section:
+    return read([comparison(tmp_path / "c")])[0]
+
+
+def judge(section: Section, **verdicts: tuple[str, float]) -> str:
+    for arm, (found, p) in verdicts.items():
+        section.paired[arm]["test/nll"] = Paired.model_validate(
+            {"difference": -0.2, "ci95": (-0.3, -0.1), "p_holm": p, "verdict": found}
+        )
+    return said(verdict(section))
+
+
+def test_better_is_said_where_the_statistics_say_it_and_nowhere_else(section: Section) -> None:
+    text = judge(section, closed_form=("better", 0.003), random_feedback=("undecided", 0.6))
+    assert text == (
+        "In test/nll over 3 seeds, closed_form is better than onehot by 0.200 (difference between −0.300 and −0.100 at "
+        "95%; p = 0.003, Holm) while random_feedback is not told apart from onehot."
+    )
+
+
+def test_several_arms_share_the_largest_p(section: Section) -> None:
+    text = judge(section, closed_form=("better", 0.003), random_feedback=("better", 0.04))
+    assert (
+        text
+        == "In test/nll over 3 seeds, closed_form and random_feedback are better than onehot (each p ≤ 0.040, Holm)."
+    )
+
+
+def test_worse_is_said_too(section: Section) -> None:
+    text = judge(section, closed_form=("better", 0.0001), random_feedback=("worse", 0.01))
+    assert "closed_form is better than onehot" in text and "random_feedback is worse than onehot" in text
+    assert "p < 0.001" in text
+
+
+def test_undecided_is_neither_a_gain_nor_none(section: Section) -> None:
+    text = judge(section, closed_form=("undecided", 0.2), random_feedback=("undecided", 0.6))
+    assert text == (
+        "In test/nll over 3 seeds, no arm is told apart from onehot (smallest p = 0.20, Holm): these seeds show neither a "
+        "gain nor that there is none."
+    )
+    assert "better" not in text
+
+
+def test_undecided_over_items_is_said_as_such(section: Section) -> None:
+    judge(section, closed_form=("undecided", 0.01), random_feedback=("undecided", 0.6))
+    section.paired["closed_form"]["test/nll"].items = Items(ci95=(-0.1, 0.1))
+    assert "held-out items do not bear it out" in said(verdict(section))
+
+
+def test_one_seed_one_arm_and_unfinished_give_no_verdict(tmp_path: Path) -> None:
+    one = read([comparison(tmp_path / "one", seeds=1)])[0]
+    assert "One seed gives no interval" in said(verdict(one)) and "--seeds 3" in said(verdict(one))
+    alone = read([comparison(tmp_path / "alone", arms=["onehot"])])[0]
+    assert said(verdict(alone)) == "Only onehot was run: there is nothing to tell it apart from."
+    folder = comparison(tmp_path / "unfinished")
+    (folder / "compare.json").unlink()
+    assert "not finished (9 runs of 3 arms and 3 seeds so far)" in said(verdict(read([folder])[0]))
+    run = read([run_folder(tmp_path / "run")])[0]
+    assert "One run gives no verdict" in said(verdict(run))
+    assert against_step0(run) is None
+
+
+def test_step_0_is_named_where_an_arm_falls_behind_it(section: Section) -> None:
+    section.summaries["onehot"]["test/nll"].mean = 5.0
+    text = said(against_step0(section))
+    assert "closed_form and random_feedback ended ahead of it and onehot ended behind it" in text
+    section.step0.clear()
+    assert against_step0(section) is None

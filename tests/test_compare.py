@@ -1,0 +1,80 @@
+"""Comparisons: budgets are kept, the same again is the same, arms see the same stream."""
+
+import json
+
+import pytest
+
+from tests.test_recipes import shrunken
+from vpretrain import compare as comparison
+from vpretrain.errors import UserError
+
+
+def compared(out, arms=("onehot", "closed_form"), seeds=2, match="steps", amount=6, **options):
+    recipe = comparison.with_budget(shrunken("demo-language", "value.meta_period=2"), match, amount)
+    return comparison.compare(recipe, arms=list(arms), seeds=seeds, match=match, out=out, **options)
+
+
+def without_times(table):
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in table["runs"]]
+
+
+def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path):
+    first = compared(tmp_path / "a")
+    assert without_times(first) == without_times(compared(tmp_path / "b"))
+    assert without_times(first) == without_times(compared(tmp_path / "c", jobs=2))
+
+
+def test_equal_steps_draw_equal_batches(tmp_path):
+    compared(tmp_path)
+    for seed in (0, 1):
+        batches = [
+            [
+                json.loads(line)["batch"]
+                for line in (tmp_path / "runs" / f"{arm}-{seed}.metrics.jsonl").read_text().splitlines()
+            ]
+            for arm in ("onehot", "closed_form")
+        ]
+        assert batches[0] == batches[1] and len(set(batches[0])) == 6
+
+
+def test_flops_charge_designer_and_meta_step(tmp_path):
+    by_steps = compared(tmp_path / "steps", seeds=1)
+    spent = {run["arm"]: run["flops"] for run in by_steps["runs"]}
+    assert spent["closed_form"] > 1.3 * spent["onehot"] > 0
+    budget = 8 * spent["onehot"]
+    by_flops = compared(tmp_path / "flops", seeds=1, match="flops", amount=budget)
+    steps = {run["arm"]: run["steps"] for run in by_flops["runs"]}
+    assert steps["closed_form"] < steps["onehot"]
+    for run in by_flops["runs"]:  # ends with the step that uses the budget up
+        assert budget <= run["flops"] < budget * (1 + 2.5 / run["steps"])
+
+
+def test_step_zero_is_always_there(tmp_path):
+    table = compared(tmp_path, arms=("onehot",), seeds=1)
+    assert table["step0"].keys() == table["metrics"].keys()
+    assert table["step0"]["test/nll"]["stderr"] > 0
+
+
+def test_items_that_do_not_agree_decide_nothing(tmp_path):
+    table = compared(tmp_path, seeds=3)
+    found = table["paired"]["closed_form"]["test/nll"]
+    low, high = found["items"]["ci95"]
+    assert low <= found["difference"] <= high
+    if low <= 0 <= high:
+        assert found["verdict"] == "undecided"
+
+
+def test_a_result_that_is_not_whole_is_named(tmp_path):
+    compared(tmp_path)
+    whole = tmp_path / "runs" / "onehot-1.json"
+    whole.write_text(whole.read_text()[:40])
+    with pytest.raises(UserError, match=r"onehot-1\.json.*remove the file"):
+        compared(tmp_path)
+    whole.unlink()
+    assert len(compared(tmp_path)["runs"]) == 4
+
+
+def test_source_weights_and_sft(tmp_path):
+    table = compared(tmp_path, arms=("onehot", "source_weights", "feedback_sft"), seeds=1, amount=3)
+    digests = {run["arm"]: run["stream_digest"] for run in table["runs"]}
+    assert digests["onehot"] == digests["source_weights"] != digests["feedback_sft"]
