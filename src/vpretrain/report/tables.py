@@ -48,7 +48,7 @@ def _result(section: Section, metric: str) -> Markup:
         rows.append(_row(arm, cells, styles(section)[arm]))
     seeds = max((each.n for each in found.values()), default=0)
     caption = joined(tag("strong", metric_label(section, metric)), f" {_seeds(seeds)}")
-    return _table(caption, head, rows, "result")
+    return _table(caption, head, rows, "paired" if paired else "")
 
 
 def _difference(
@@ -58,14 +58,14 @@ def _difference(
         return ["", "", ""]
     ends = [signed(end, decimals) for end in found.ci95] if found.ci95 else []
     said = f"[{ends[0]}, {ends[1]}]" if ends else "no interval"
-    over_items = ""
+    intervals = [joined("seeds " if found.items else "", tag("span", said, class_="number"))]
     if found.items:
         low, high = (signed(end, decimals) for end in found.items.ci95)
-        said, over_items = f"seeds {said}", f"items [{low}, {high}]"
+        intervals.append(joined("items ", tag("span", f"[{low}, {high}]", class_="number")))
     number = joined(
         tag("span", signed(found.difference, decimals), class_="number"), " ",
-        tag("span", found.verdict, class_=f"verdict-{found.verdict}"), tag("span", said, class_="quiet below"),
-        tag("span", over_items, class_="quiet below") if over_items else "",
+        tag("span", found.verdict, class_=f"verdict-{found.verdict}"),
+        *(tag("span", each, class_="quiet below") for each in intervals),
     )  # fmt: skip
     label = f"{arm}: {signed(found.difference, decimals)} {said}"
     return [number, interval(found.difference, found.ci95, *scale, style, label), p_value(found.p_holm)]
@@ -111,7 +111,7 @@ def used(section: Section) -> Markup:
         rows.append(_row(arm, cells, styles(section)[arm]))
     match = f"Matched by {section.match}, {section.budget:,g} each. " if section.match and section.budget else ""
     caption = joined(tag("strong", "What each arm used"), f" {match}Means over runs; seconds with their range.")
-    return _table(caption, head, rows, "used")
+    return _table(caption, head, rows)
 
 
 def runs(section: Section) -> Markup:
@@ -126,9 +126,7 @@ def runs(section: Section) -> Markup:
             change = signed(end - start, decimals) if start is not None and end is not None else DASH
             cells = [DASH if value is None else fixed(value, decimals) for value in (start, end)]
             rows.append(_row(f"{run.arm}, seed {run.entry.seed}", [*cells, change], styles(section)[run.arm]))
-        parts.append(
-            _table(tag("strong", metric_label(section, metric)), ["run", "step 0", "final", "change"], rows, "result")
-        )
+        parts.append(_table(tag("strong", metric_label(section, metric)), ["run", "step 0", "final", "change"], rows))
     return joined(*parts)
 
 
@@ -158,7 +156,7 @@ def efficiency(section: Section) -> Markup:
         caption = joined(tag("strong", metric_label(section, metric)), " until ", brief(target), ", the mean that ",
                          baseline, " ended at")  # fmt: skip
         head = ["arm", section.unit, joined("of ", baseline, "'s"), "seeds that reach it"]
-        parts.append(_table(caption, head, rows, "used"))
+        parts.append(_table(caption, head, rows))
     crossed = (
         "First crossing of the mean curve, between evaluations by a straight line. It has no interval: rare evaluations or "
         "few seeds make it coarse, and a noisy curve crosses early."
@@ -176,23 +174,24 @@ def costs(section: Section) -> Markup | None:
     first = found[section.arms[0]].rate
     parts = list(dict.fromkeys(part for each in found.values() for part in each.shares))
     memory = any(each.peak_bytes is not None for each in found.values())
-    head = ["arm", f"{section.unit}/s", "of the first arm's", *parts, "rest", "first step, s"]
+    head = ["arm", f"{section.unit}/s", *parts, "rest", "first step, s"]
     if memory:
         head.append("peak memory")
     rows = []
     for arm, each in found.items():
-        relative = share(each.rate / first) if each.rate is not None and first else DASH
-        cells = [DASH if each.rate is None else fixed(each.rate, 0), relative, *_shares(each, parts)]
+        relative = share(each.rate / first) if each.rate is not None and first else ""
+        rate = DASH if each.rate is None else joined(fixed(each.rate, 0), tag("span", relative, class_="quiet"))
+        cells: list[object] = [rate, *_shares(each, parts)]
         cells.append(DASH if each.first_seconds is None else fixed(each.first_seconds, 1))
         if memory:
             cells.append(DASH if each.peak_bytes is None else f"{each.peak_bytes / 2**30:.2f} GiB")
         rows.append(_row(arm, cells, styles(section)[arm]))
     caption = joined(
-        f"{section.unit.capitalize()} a second and share of the training seconds, mean over runs, after "
-        "each run's first step. “rest” was not measured apart: the learner's own step; “first step” is the time until its end, "
-        "burn-in and warm-up included.",
+        f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and shares of the training seconds, mean "
+        "over runs, after each run's first step. “rest” was not measured apart: the learner's own step. “first step” is the "
+        "time until its end, burn-in and warm-up included.",
     )  # fmt: skip
-    return _table(caption, head, rows, "used cost")
+    return _table(caption, head, rows, "cost")
 
 
 def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
@@ -238,7 +237,7 @@ def _digests(section: Section) -> Markup | None:
     caption = joined(
         tag("strong", "Stream digests"), " Arms with one digest drew the same batches in the same order, to their end."
     )
-    return _table(caption, ["seed", "digest", "arms"], lines, "used plain")
+    return _table(caption, ["seed", "digest", "arms"], lines, "plain")
 
 
 def _plain(value: Any) -> str:
@@ -249,9 +248,11 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
-def _table(caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str) -> Markup:
+def _table(caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str = "") -> Markup:
     cells = [tag("th", cell, scope="col") for cell in head]
-    table = tag("table", tag("caption", caption), tag("thead", tag("tr", *cells)), tag("tbody", *rows), class_=kind)
+    table = tag(
+        "table", tag("caption", caption), tag("thead", tag("tr", *cells)), tag("tbody", *rows), class_=kind or None
+    )
     return tag("div", table, class_="scroll", tabindex="0")
 
 
