@@ -200,7 +200,7 @@ def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) ->
     assert unknown.accepted == "the keys " + ", ".join(Value.model_fields)
     assert "did you mean weight?" in found["override data.stream.0.wieght"].message
     assert "did you mean cosine?" in found["toy.yaml:7 value.alignment"].message
-    assert "at least one of steps, tokens, seconds" in found["toy.yaml:3 budget"].message
+    assert "at least one of steps, tokens, flops, seconds" in found["toy.yaml:3 budget"].message
     assert (found["toy.yaml:3 budget"].value, found["toy.yaml:3 budget"].accepted) == ("", "")
     assert found["toy.yaml says"].message == "this key is missing; add it"
     assert found["toy.yaml says"].value == ""

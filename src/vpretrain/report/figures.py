@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from vpretrain.report.chart import Figure, Line, Panel, Style
@@ -87,7 +87,7 @@ def _scores(section: Section, prefix: str) -> Iterator[Figure]:
         shared = "All lines begin at the untouched checkpoint (step\u00a00)." if start else ""
         yield Figure(
             f"{prefix}evaluation-{_slug(metric)}", f"{metric} during the runs",
-            f"Mean over seeds, with single seeds faint. {shared} Seconds are of training: burn-in counts, evaluation does not.",
+            _said(by_arm, 1) + f" {shared} Seconds are of training: burn-in counts, evaluation does not.",
             panels, _legend(section, by_arm),
         )  # fmt: skip
 
@@ -102,7 +102,7 @@ def _loss(section: Section, prefix: str) -> Iterator[Figure]:
     ]
     yield Figure(
         f"{prefix}loss", "Training loss",
-        "Mean over seeds, with single seeds faint" + _binning(size) + " Each arm's own objective, which its targets and "
+        _said(by_arm, size) + " Each arm's own objective, which its targets and "
         "weights are part of: a lower line is not a better learner. Evaluations compare arms.",
         panels, _legend(section, by_arm),
     )  # fmt: skip
@@ -122,17 +122,18 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
     sizes = []
     for name in known + others:
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
-        if not by_arm or (
-            name == "weight_spread" and _most(by_arm, name) < 1e-5
-        ):  # rounding: all tokens count the same
+        rounding = name == "weight_spread" and by_arm and _most(by_arm, name) < 1e-5  # all tokens count the same
+        if not by_arm or rounding:
             continue
         sizes.append(_size(by_arm))
         arms |= dict.fromkeys(by_arm)
         label, says = STEERING.get(name, (name, ""))
         panels.append(Panel("steps", label, _lines(section, by_arm, "step", name, sizes[-1]), None, says))
     if panels:
-        caption = "Mean over seeds, with single seeds faint" + _binning(max(sizes))
-        caption += " What a designer is asked only at meta steps has points at those alone."
+        caption = (
+            _said({arm: section.of(arm) for arm in arms}, max(sizes))
+            + " What a designer is asked only at meta steps has points at those alone."
+        )
         present = {arm: styles(section)[arm] for arm in section.arms if arm in arms}
         yield Figure(f"{prefix}steering", "", caption, panels, list(present.items()))
 
@@ -143,7 +144,7 @@ def _throughput(section: Section, prefix: str) -> Iterator[Figure]:
     if by_arm:
         size = _size(by_arm)
         panel = Panel("steps", f"{section.unit} a second", _lines(section, by_arm, "step", name, size))
-        caption = "Mean over seeds, with single seeds faint" + _binning(size) + " Evaluation is not in it."
+        caption = _said(by_arm, size) + " Evaluation is not in it."
         yield Figure(f"{prefix}throughput", "Throughput", caption, [panel], _legend(section, by_arm))
 
 
@@ -228,8 +229,14 @@ def _size(by_arm: dict[str, list[Records]]) -> int:
     return width(max(len(records) for runs in by_arm.values() for records in runs))
 
 
-def _binning(size: int) -> str:
-    return "." if size == 1 else f"; each point is a mean over {size} neighbours."
+def _said(by_arm: Mapping[str, Sequence[object]], size: int) -> str:
+    """What a line is, in a sentence."""
+    lines = (
+        "Mean over seeds, with single seeds faint"
+        if any(len(runs) > 1 for runs in by_arm.values())
+        else "One run an arm"
+    )
+    return lines + ("." if size == 1 else f"; a point is the mean over up to {size} neighbours.")
 
 
 def _slug(name: str) -> str:

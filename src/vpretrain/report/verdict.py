@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vpretrain.report.elements import Markup, joined, name, tag
@@ -80,13 +81,13 @@ def _how(section: Section, arms: Sequence[str]) -> str:
     lead = section.lead or ""
     found = [section.paired[arm][lead] for arm in arms]
     largest = max((each.p_holm for each in found if each.p_holm is not None), default=None)
-    p = "no p-value" if largest is None else f"{p_phrase(largest)}, Holm"
-    if len(found) > 1 or found[0].ci95 is None:
-        return f" ({'each ' if len(found) > 1 else ''}{p.replace('=', '≤') if len(found) > 1 else p})"
+    if len(found) > 1 or found[0].ci95 is None or largest is None:
+        bound = 1.0 if largest is None else math.ceil(1000 * largest - 1e-9) / 1000 if largest >= 0.001 else largest
+        return f" (each {p_phrase(bound).replace('=', '≤')}, Holm)"
     low_end, high_end = found[0].ci95
     decimals = decimals_for([(high_end - low_end) / 20])
     low, high = signed(low_end, decimals), signed(high_end, decimals)
-    return f" by {fixed(abs(found[0].difference), decimals)} (difference between {low} and {high} at 95%; {p})"
+    return f" by {fixed(abs(found[0].difference), decimals)} (difference between {low} and {high} at 95%; {p_phrase(largest)}, Holm)"
 
 
 def _decimals(section: Section, metric: str) -> int:
