@@ -81,13 +81,16 @@ def _how(section: Section, arms: Sequence[str]) -> str:
     lead = section.lead or ""
     found = [section.paired[arm][lead] for arm in arms]
     largest = max((each.p_holm for each in found if each.p_holm is not None), default=None)
-    if len(found) > 1 or found[0].ci95 is None or largest is None:
-        bound = 1.0 if largest is None else math.ceil(1000 * largest - 1e-9) / 1000 if largest >= 0.001 else largest
+    if largest is None:
+        return ""
+    if len(found) > 1 or found[0].ci95 is None:
+        bound = largest if largest < 0.001 else math.ceil(1000 * largest - 1e-9) / 1000
         return f" (each {p_phrase(bound).replace('=', '≤')}, Holm)"
     low_end, high_end = found[0].ci95
     decimals = decimals_for([(high_end - low_end) / 20])
     low, high = signed(low_end, decimals), signed(high_end, decimals)
-    return f" by {fixed(abs(found[0].difference), decimals)} (difference between {low} and {high} at 95%; {p_phrase(largest)}, Holm)"
+    size, p = fixed(abs(found[0].difference), decimals), p_phrase(largest)
+    return f" by {size} (difference between {low} and {high} at 95%; {p}, Holm)"
 
 
 def _decimals(section: Section, metric: str) -> int:
