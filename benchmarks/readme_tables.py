@@ -3,7 +3,7 @@
     python benchmarks/readme_tables.py
 
 Each `<!-- table: NAME -->` is followed by the table made from `results/NAME.json`, which `vpretrain compare` (its
-`compare.json`) or `vpretrain doctor --json` wrote.
+`compare.json`) `vpretrain doctor --json` or `vpretrain probe` (its `probe.json`) wrote.
 """
 
 import json
@@ -53,6 +53,28 @@ def doctor(found: dict) -> list[str]:
     return markdown(rows)
 
 
+def probe(found: dict) -> list[str]:
+    """Correlations with their intervals."""
+    rows = [["predicted drop against", "r [95%]"]]
+    for name, r in found["pearson"].items():
+        low, high = found["ci95"][name]
+        rows.append([f"`{name}`: {PROBES.get(name, '')}", f"{r:.3f} [{low:.3f}, {high:.3f}]"])
+    return markdown(rows)
+
+
+PROBES = {
+    "sgd_aligned": "plain value, SGD step on S",
+    "sgd_full": "plain value, SGD step on all parameters",
+    "adamw_plain": "plain value, the real AdamW step",
+    "adamw_preconditioned": "optimizer-aware value on S, the real AdamW step",
+    "adamw_preconditioned_full": "optimizer-aware value on all parameters, the real AdamW step",
+    "adamw_update": "g_down against the update itself: what first order can reach",
+    "sgd_lower_bound": "lower bound of Prop. 2.1, SGD step on S",
+    "sgd_heard": "plain value from fresh feedback rows, SGD step on S",
+    "adamw_heard": "optimizer-aware value from fresh feedback rows, the real AdamW step",
+}
+
+
 def markdown(rows: list[list[str]]) -> list[str]:
     """A Markdown table whose first row is the header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -68,7 +90,8 @@ def main() -> None:
         if not path.is_file():
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        lines = doctor(found) if "estimators" in found else comparison(found)
+        kind = doctor if "estimators" in found else probe if "pearson" in found else comparison
+        lines = kind(found)
         block = re.compile(rf"(<!-- table: {name} -->\n)(?:\|.*\n)*")
         text = block.sub(lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text)
     readme.write_text(text, encoding="utf-8")

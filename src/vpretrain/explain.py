@@ -1,0 +1,188 @@
+"""``explain``: a finished run opened again, its feedback heard once, and a page of what its data is worth.
+
+What stands on the page is the modality's; here is what every one of them needs: the run folder read back, AdamW's moments
+and the direction as they are while training, and one HTML file without script or network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vpretrain.appraisal import Appraiser
+from vpretrain.contracts import Parts, detached
+from vpretrain.errors import user_error
+from vpretrain.modalities import SCHEMAS
+from vpretrain.recipe import Recipe, load
+from vpretrain.recipe_yaml import parse
+from vpretrain.report.elements import Markup, tag
+from vpretrain.train import new_step
+from vpretrain.value import adam_preconditioner
+
+MOMENT_STEPS = 16
+"""Steps at learning rate 0 that fill AdamW's moments; a run folder does not keep them."""
+
+# The browser is told to run and to load nothing: a second lock behind the escaping.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+class Explain(Protocol):
+    """A modality's part: looks at a sample of the run's stream and writes the page."""
+
+    def __call__(self, recipe: Any, folder: Path, *, documents: int, out: Path) -> dict[str, Any]:
+        """See :func:`explain`; the recipe is the run's, and the folder is known to hold a model and a designer."""
+        ...
+
+
+def _language() -> Explain:
+    from vpretrain.language.explain import explain_language
+
+    return explain_language
+
+
+EXPLAINERS: dict[str, Callable[[], Explain]] = {"language": _language}
+"""What there is to see, by modality; imported only when a run asks for it."""
+
+
+def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[str, Any]:
+    """What the run's data is worth, as one HTML page.
+
+    Args:
+        folder: that ``vpretrain train`` wrote.
+        documents: how many documents of the stream are looked at, at least 1.
+        out: the HTML file, replaced if it is there; None for ``explain.html`` in the run folder.
+
+    Returns:
+        ``{page, regret, value: {onehot, designer, bound, ...}, sources: {name: mean value}, documents, ...}``.
+
+    Raises:
+        UserError: the folder is no finished run, its modality has no explanation, or ``out`` can be no file.
+    """
+    recipe = read_run(folder)
+    page = out or folder / "explain.html"
+    if page.is_dir():
+        raise user_error("--out", "this is a folder; name a file in it", value=str(page), accepted="an HTML file")
+    if blocked := [str(place) for place in page.parents if place.exists() and not place.is_dir()]:
+        raise user_error("--out", f"{blocked[0]} is a file; name a place in a folder", value=str(page))
+    return EXPLAINERS[recipe.modality]()(recipe, folder, documents=documents, out=page)
+
+
+def read_run(folder: Path) -> Recipe:
+    """The recipe of a finished run.
+
+    Raises:
+        UserError: the folder holds none, or one of a modality without an explanation.
+    """
+    accepted = "a folder that `vpretrain train` wrote and finished"
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        message = "this is no run folder: there is no recipe.yaml in it"
+        if (folder / "compare.json").is_file():
+            message = "this is a comparison, which keeps no models; train the arm you want to look at"
+        elif not folder.exists():
+            message = "there is no such folder"
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise user_error(str(path), f"this file cannot be read: {error}", accepted="a text file in UTF-8") from None
+    data, _, _ = parse(text, lambda line: f"{path}:{line}")
+    modality = data.get("modality") if isinstance(data, dict) else None
+    if modality is not None and modality not in EXPLAINERS:
+        raise user_error(
+            str(path), "runs of this modality cannot be explained yet", value=modality,
+            accepted="runs of " + ", ".join(EXPLAINERS),
+        )  # fmt: skip
+    missing = [name for name in ("model/config.json", "designer/state.pt") if not (folder / name).is_file()]
+    if missing:
+        message = f"{' and '.join(missing)} not there: the run did not finish; run the same train command again"
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
+    return load(path, schemas=SCHEMAS)
+
+
+def restore_designer(parts: Parts, folder: Path) -> None:
+    """The designer as it was when the run ended.
+
+    Raises:
+        UserError: the state cannot be read, or is not this designer's.
+    """
+    path = folder / "designer" / "state.pt"
+    try:
+        parts.designer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # pickle, zip and torch each raise their own
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = f"the designer's state does not go with the recipe or is damaged ({said}); train again"
+        raise user_error(str(path), message, accepted="the file that the run wrote") from None
+
+
+def listening(recipe: Recipe, parts: Parts, stream: Iterator[Any]) -> Appraiser:
+    """An appraiser that has heard the feedback once, along the direction that training would take now.
+
+    AdamW's moments are filled by plain steps at learning rate 0: neither learner nor designer moves.
+
+    Args:
+        recipe: of the run.
+        parts: built from it; in evaluation mode, so that dropout does not blur what is seen.
+        stream: gives the batches for the moments (used only where the alignment reads P).
+    """
+    step = new_step(recipe, parts)
+    preconditioner = None
+    if step.appraiser.alignment.preconditioned:
+        for group in step.optimizer.param_groups:
+            group["lr"] = 0.0
+        for _ in range(max(MOMENT_STEPS, recipe.value.burn_in_steps)):
+            context = parts.learner.observe(next(stream))
+            parts.learner.loss(context, detached(parts.designer.plain(context))).backward()
+            torch.nn.utils.clip_grad_norm_(step.parameters, step.clip_norm)
+            step.optimizer.step()
+            step.optimizer.zero_grad(set_to_none=True)
+        floor = recipe.value.preconditioner_floor
+        preconditioner = adam_preconditioner(step.optimizer, parts.learner.aligned, floor)
+    downstream = parts.feedback.gradients(parts.learner)
+    step.appraiser.hear(downstream, preconditioner, recipe.learner.learning_rate)
+    return step.appraiser
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """The last whole line of ``metrics.jsonl``; empty where there is none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def write_page(out: Path, *, title: str, style: str, body: Markup) -> None:
+    """One self-contained HTML file; it is there whole or not at all.
+
+    Args:
+        out: replaced if it is there.
+        title: of the window; escaped.
+        style: CSS behind the report's own style sheet.
+        body: of the page.
+    """
+    sheet = resources.files("vpretrain.report").joinpath("style.css").read_text(encoding="utf-8")
+    head = tag(
+        "head", tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"), tag("link", rel="icon", href="data:,"),
+        tag("title", title), tag("style", Markup(f"{sheet}\n{style}")),
+    )  # fmt: skip
+    text = f"<!doctype html>\n{tag('html', head, tag('body', tag('main', body)), lang='en')}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(out.name + ".partial")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(out)
