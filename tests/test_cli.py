@@ -359,6 +359,7 @@ def test_something_else_than_a_recipe(call, here, recipe, expected):
         (["--match", "seconds", "--budget", "-1"], ["--budget", "a number above 0"]),
         (["--seeds", 0], ["--seeds", "1 or more"]),
         (["--jobs", 0], ["--jobs"]),
+        (["--seeds", 1, "--require-interval"], ["--seeds", "--require-interval", "2 or more"]),
         (["--out", "tiny.yaml"], ["--out", "tiny.yaml is a file"]),
         (["--out", "tiny.yaml/deeper"], ["--out", "is a file"]),
     ],

@@ -76,10 +76,14 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads, 1 with --match seconds.")
     ] = None,
+    require_interval: Annotated[bool, typer.Option(help="Refuse what can give no interval (a single seed).")] = False,
     as_json: Json = False,
 ) -> None:
     """Arms side by side, from the same checkpoint on the same stream, paired over seeds."""
     resolved = _load(recipe, overrides)
+    if require_interval and seeds < 2:
+        message = "one seed gives no interval over seeds, and --require-interval asks for one; give more seeds"
+        raise user_error("--seeds", message, value=seeds, accepted="2 or more")
     _compare(
         resolved,
         [name for arm in arms.split(",") if (name := arm.strip())],
@@ -144,6 +148,29 @@ def probe(
         found = examine(resolved, draws=draws, out=folder, progress=progress)
     console.print(probe_table(found))
     console.print(escape(f"scatter: {folder / 'scatter.png'}"), highlight=False, soft_wrap=True)
+    _emit(found, as_json)
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")],
+    documents: Annotated[int, typer.Option(min=1, help="Documents of the stream to look at.")] = 24,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; default explain.html in the run folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What each token is worth to the feedback set, and how close the designer comes to the best targets: one page."""
+    from vpretrain.explain import explain as examine
+
+    console = _people(as_json)
+    found = examine(run, documents=documents, out=out)
+    value = found["value"]
+    said = "  ".join(f"{task} {value[task]:.4g}" for task in ("onehot", "designer", "closed_form", "bound"))
+    console.print(f"value: {said}  (regret {found['regret']:.4g})", highlight=False)
+    for source, mean in found["sources"].items():
+        console.print(escape(f"source {source}: {mean:+.4g} a token"), highlight=False)
+    console.print(escape(f"page: {found['page']}"), highlight=False, soft_wrap=True)
     _emit(found, as_json)
 
 
@@ -285,6 +312,8 @@ def _compare(
 
         def progress(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
+            if not console.is_terminal:
+                console.print(f"{done} of {total}: {what}", highlight=False)
 
         table = comparison.compare(
             resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress  # type: ignore[arg-type]
@@ -306,9 +335,24 @@ def _report(folders: list[Path], out: Path, console: Console) -> Path:
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    """A recipe; of a run folder the recipe that it ran, with the model that it ended with."""
     from vpretrain.modalities import SCHEMAS
 
-    return load(recipe, overrides or [], schemas=SCHEMAS)
+    folder = Path(recipe)
+    if not (folder / "recipe.yaml").is_file():
+        return load(recipe, overrides or [], schemas=SCHEMAS)
+    learner = load(folder / "recipe.yaml", schemas=SCHEMAS).learner
+    own = [f"learner.{key}=null" for key in ("config", "prepare") if hasattr(learner, key)]
+    if not (folder / "model" / "config.json").is_file():
+        raise user_error(
+            recipe,
+            "this run folder holds no model; the run did not finish",
+            value=str(folder / "model"),
+            accepted="a recipe, or a folder that `vpretrain train` wrote and finished",
+        )
+    return load(
+        folder / "recipe.yaml", [f"learner.model={folder / 'model'}", *own, *(overrides or [])], schemas=SCHEMAS
+    )
 
 
 def _stem(recipe: str) -> str:

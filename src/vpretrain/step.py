@@ -74,7 +74,9 @@ class SteeredStep:
             Fault: the loss or its gradient is not finite; the step is not taken.
         """
         metrics: dict[str, float] = {}
+        started = time.perf_counter()
         context = self.learner.observe(batch)
+        seconds_forward = time.perf_counter() - started
 
         if self.meta_due:
             started = time.perf_counter()
@@ -92,6 +94,7 @@ class SteeredStep:
         task = detached(task)
         metrics["seconds_designer"] = time.perf_counter() - started
 
+        started = time.perf_counter()
         loss = self.learner.loss(context, task)  # eq. 3: feedback is in here through the task alone
         loss.backward()
         if "seconds_meta" in metrics:
@@ -106,6 +109,7 @@ class SteeredStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.count += 1
+        metrics["seconds_learner"] = seconds_forward + time.perf_counter() - started
         return metrics | {
             "loss": float(loss.detach()),
             "learning_rate": learning_rate,

@@ -188,7 +188,7 @@ def costs(section: Section) -> Markup | None:
         rows.append(_row(arm, cells, styles(section)[arm]))
     caption = joined(
         f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and shares of the training seconds, mean "
-        "over runs, after each run's first step. “rest” was not measured apart: the learner's own step. “first step” is the "
+        "over runs, after each run's first step. “rest” is what was not measured apart. “first step” is the "
         "time until its end, burn-in and warm-up included.",
     )  # fmt: skip
     return _table(caption, head, rows, "cost")
