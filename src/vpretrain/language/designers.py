@@ -226,6 +226,12 @@ class ClosedForm(Exact):
         )
         return mix(ids, proposal, gate)
 
+    def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
+        """As :meth:`Exact.learn`, with the bound beside the gain."""
+        metrics = super().learn(context, appraise)
+        assert self._heard is not None
+        return metrics | {"gain_bound": gain_bound(self._heard[2], self.gate_max)}
+
 
 @dataclass
 class TokenWeights(Exact):
@@ -272,6 +278,14 @@ class SourceWeights(Exact):
         mass = torch.zeros_like(values)
         mass[:, 0] = weights / weights.mean()
         return SoftTargets(ids, mass)
+
+
+def gain_bound(values: Tensor, gate_max: float) -> float:
+    """The most that any soft targets on these candidates could gain: all of ``gate_max`` on the most valuable one.
+
+    It is of the values as they were heard, noise of the feedback included; a designer's *regret* is this less its gain.
+    """
+    return float(gate_max * (values.max(dim=1).values - values[:, 0]).sum())
 
 
 def agreement_metric(reliability: Reliability) -> dict[str, float]:

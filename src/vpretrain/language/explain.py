@@ -434,7 +434,7 @@ class View:
         for title, what, value in lines:
             share = f"{100 * (value - worth.onehot) / room:.1f}%" if room > 0 else "–"
             label = tag("th", title, tag("span", what, class_="quiet below"), scope="row")
-            rows.append(tag("tr", label, tag("td", f"{value:.4g}"), tag("td", share)))
+            rows.append(tag("tr", label, tag("td", f"{value:.4g}".replace("-", "−")), tag("td", share)))
         head = tag(
             "tr", *(tag("th", title, scope="col") for title in ("targets", "value V", "of the way to the bound"))
         )
@@ -468,9 +468,9 @@ class View:
         )  # fmt: skip
         beside: Markup | str = ""
         if piece.steered:
-            many = f"{len(piece.steered)} tokens" if len(piece.steered) > 1 else "1 token"
+            many = f"the {len(piece.steered)} tokens" if len(piece.steered) > 1 else "the token"
             listed = [self.steered(token, texts) for token in piece.steered]
-            summary = tag("summary", f"Beside the true token: the {many} steered most")
+            summary = tag("summary", f"What was put beside {many} steered most")
             beside = tag("details", summary, tag("div", *listed, class_="cards"))
         return tag("div", title, tag("div", *tokens, class_="text", dir="auto"), beside, class_="doc")
 
@@ -501,7 +501,7 @@ class View:
             side = "pos-text" if z >= 0 else "neg-text"
             rows.append(tag("tr", cell, tag("td", share(p)), tag("td", share(q)), tag("td", signed(z), class_=side)))
         head = tag("tr", *(tag("th", title, scope="col") for title in ("candidate", "p", "q", "s")))
-        caption = tag("caption", "…", tag("bdi", before), tag("mark", tag("bdi", visible(texts[token.at]))),
+        caption = tag("caption", "…", tag("bdi", before), tag("mark", tag("bdi", visible(texts[token.at].strip(" ")))),
                       tag("span", f"gate {token.gate:.2f}", class_="gate"))  # fmt: skip
         return tag("table", caption, tag("thead", head), tag("tbody", *rows), class_="card")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.contracts import Appraise
-from vpretrain.language.designers import Reliability, agreement_metric, correlation, target_metrics
+from vpretrain.language.designers import Reliability, agreement_metric, correlation, gain_bound, target_metrics
 from vpretrain.language.learner import Context
 from vpretrain.language.targets import (
     SoftTargets,
@@ -144,6 +144,7 @@ class Learned:
         return {
             "gain": float((mass * values).sum() - values[:, 0].sum()),
             "value_plain": float(values[:, 0].sum()),
+            "gain_bound": gain_bound(values, self.steering.gate_max),
             **agreement_metric(self.steering.reliability),
             **target_metrics(mass),
         }
