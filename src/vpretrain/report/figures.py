@@ -27,7 +27,7 @@ Records = dict[float, dict[str, float]]
 STEERING = {
     "value": ("value of the step", "⟨u, g_pre⟩: how far the step that was taken lowers the feedback loss, to first order."),
     "gain": ("gain over the plain task", "V(designer) − V(plain): what the designer's task adds. Below zero it does harm."),
-    "gain_bound": ("bound on the gain", "What the best targets on these candidates would gain, noise included; less gain: regret."),
+    "gain_bound": ("bound on the gain", "The most that targets on these candidates could gain, noise included."),
     "cosine": ("cosine with feedback", "Of the learner's gradient and the feedback direction u, on S."),
     "gate": ("gate", "Share of the target that is moved off the true token."),
     "entropy": ("target entropy (nats)", "0 for one-hot targets."),
