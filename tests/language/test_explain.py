@@ -11,8 +11,7 @@ import torch
 from tests.language.test_train import tiny_recipe
 from vpretrain.errors import UserError
 from vpretrain.explain import explain, listening, restore_designer
-from vpretrain.language import Language
-from vpretrain.language import explain as page_of
+from vpretrain.language import Language, explain_page, looks
 from vpretrain.language.designers import ClosedForm, Reliability
 from vpretrain.language.targets import one_hot, soft_target_loss
 from vpretrain.single import train_one
@@ -54,7 +53,7 @@ def test_page_and_figures_of_a_learned_designer(field_run):
 
 
 def test_documents_that_hold_a_tag_show_it_as_text(field_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_of, "spelled", lambda tokenizer, ids: ["<script>x()</script>"] * len(ids))
+    monkeypatch.setattr(explain_page, "spelled", lambda tokenizer, ids: ["<script>x()</script>"] * len(ids))
     explain(field_run, documents=3, out=tmp_path / "new" / "page.html")
     html = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert "<script" not in html and "&lt;script&gt;x()" in html
@@ -81,13 +80,13 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
     parts.learner.model.eval()
     appraiser = listening(recipe, parts, parts.stream)
     context = parts.learner.observe(next(parts.stream))
-    seen = page_of.look(context, ClosedForm(5, Reliability(False)), appraiser, 5)
+    seen = looks.look(context, ClosedForm(5, Reliability(False)), appraiser, 5)
     plain, names = one_hot(context.labels), list(parts.learner.aligned)
     pre = torch.autograd.grad(soft_target_loss(context.logits, plain), list(parts.learner.aligned.values()))
     down = [sum(d[name] for d in appraiser.downstream) / len(appraiser.downstream) for name in names]
     expected = sum(float((a * b).sum()) for a, b in zip(pre, down, strict=True))
     assert float(seen.values[:, 0].mean()) == pytest.approx(expected, rel=1e-4)
-    pieces = list(page_of.pieces_of(seen))
+    pieces = list(looks.pieces_of(seen))
     assert sum(sum(piece.valued) for piece in pieces) == pytest.approx(float(seen.values[:, 0].sum()), rel=1e-5)
     for piece in pieces:
         wanted = [flag and at > 0 for at, flag in enumerate(piece.document.predicted)]
@@ -98,11 +97,11 @@ def test_the_bound_is_what_the_best_candidate_gives():
     recipe = tiny_recipe("designer.gate_max=0.5")
     values = torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 0.0]])
     ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
-    seen = page_of.Look(
+    seen = looks.Look(
         ids, torch.full((2, 3), 1 / 3).log(), values[None], one_hot(ids[:, 0]), values[:, :1], None,
         torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]), (),
     )  # fmt: skip
-    worth = page_of.worths([seen], recipe)
+    worth = looks.worths([seen], recipe)
     assert worth.onehot == worth.designer == 1.5
     assert worth.bound == pytest.approx(((0.5 * 1 + 0.5 * 3) + 2) / 2)
 
@@ -116,7 +115,7 @@ class Bytes:
 
 @pytest.mark.parametrize("text", ["plain", "naïve 中文 🙂\nend", ""])
 def test_tokens_spell_their_document(text):
-    spelled = page_of.spelled(Bytes(), list(text.encode()))
+    spelled = looks.spelled(Bytes(), list(text.encode()))
     assert "".join(spelled) == text and len(spelled) == len(text.encode())
 
 
