@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpretrain import vectors
 from vpretrain.contracts import Estimate, Gradient, Learner
@@ -50,15 +51,26 @@ class Appraiser:
     def _along(self, context: Any, task: Any, downstream: Sequence[Gradient]) -> list[Estimate]:
         controls = tuple(control.detach().requires_grad_() for control in task.controls())
         objective = self.learner.objective(context, task.with_controls(controls))
+        inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
+
+        def loss(parameters: Mapping[str, Tensor]) -> Tensor:
+            return objective.loss(parameters, inputs)
+
+        def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
+            found = self.estimator(loss, point, direction, inputs)
+            # What the inputs are worth, taken back to the controls: a no-op where they are the same.
+            gradient = torch.autograd.grad(objective.inputs, controls, found.gradient, retain_graph=True)
+            return Estimate(found.value if value is None else value, gradient)
+
         # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
         point = {name: vectors.wide(parameter.detach()) for name, parameter in self.learner.aligned.items()}
         if self.alignment.linear:
-            return [self.estimator(objective, point, down, controls) for down in downstream]
+            return [estimate(down) for down in downstream]
         with torch.enable_grad():
             leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
-            pre = vectors.named(leaves, torch.autograd.grad(objective(leaves), list(leaves.values())))
+            pre = vectors.named(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())))
         estimates = []
         for down in downstream:
             value, direction = self.alignment(down, pre, self.step_size)
-            estimates.append(Estimate(value, self.estimator(objective, point, direction, controls).gradient))
+            estimates.append(estimate(direction, value))
         return estimates

@@ -22,8 +22,20 @@ from vpretrain.errors import Problem
 Gradient = dict[str, Tensor]
 """A vector over the aligned parameters S, by parameter name (also a direction ``u`` in that space)."""
 
-Objective = Callable[[Mapping[str, Tensor]], Tensor]
-"""The self-supervised loss (a scalar) of one task, as a function of the aligned parameters alone."""
+
+@dataclass(frozen=True)
+class Objective:
+    """The self-supervised loss of one task, cut where the aligned parameters S begin to matter.
+
+    Args:
+        inputs: where the task's controls enter the part that depends on S, with their graph to the controls: the
+            controls themselves (soft targets), or what the blocks below S make of them (learned views). They are
+            computed once, whatever the estimator, and the controls are reached from them in one backward pass.
+        loss: ``(S, inputs) -> L``, a scalar.
+    """
+
+    inputs: tuple[Tensor, ...]
+    loss: Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ For a direction ``u`` over the aligned parameters S and the loss ``L(S; controls
 
 and a designer needs ``V`` and ``dV/d controls``. Every estimator here takes
 
-    objective  : S -> L, a scalar; its graph reaches ``controls``
+    loss       : S -> L, a scalar; its graph reaches ``controls``
     parameters : the point S (detached by the estimator)
     direction  : u, same names and shapes as ``parameters``
-    controls   : tensors that require grad and that ``objective`` closed over
+    controls   : tensors that require grad and that ``loss`` closed over
 
 and returns an :class:`Estimate`. They differ in what they ask of the kernels in the path of S, in cost and in error:
 
@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain import vectors
-from vpretrain.contracts import Estimate, Gradient, Objective
+from vpretrain.contracts import Estimate, Gradient
 
-Estimator = Callable[[Objective, Mapping[str, Tensor], Gradient, Sequence[Tensor]], Estimate]
+Loss = Callable[[Mapping[str, Tensor]], Tensor]
+Estimator = Callable[[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]], Estimate]
 
 
 class EstimatorUnsupported(RuntimeError):
@@ -59,12 +60,12 @@ def _second_order(estimator: str) -> Iterator[None]:
 
 
 def double_backward(
-    objective: Objective, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
+    loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
     """The paper's way (Algorithm 1): differentiate ``<u, grad_S L>`` through the backward pass. The reference."""
     point = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with _second_order("double_backward"), torch.enable_grad():
-        gradients = torch.autograd.grad(objective(point), list(point.values()), create_graph=True)
+        gradients = torch.autograd.grad(loss(point), list(point.values()), create_graph=True)
         value = sum(
             ((direction[name] * gradient).sum() for name, gradient in zip(point, gradients, strict=True)),
             start=gradients[0].new_zeros(()),
@@ -74,7 +75,7 @@ def double_backward(
 
 
 def forward_mode(
-    objective: Objective, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
+    loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
     """Exact, by dual numbers: the tangent of ``dL/d controls`` along ``u`` (forward over reverse).
 
@@ -86,18 +87,18 @@ def forward_mode(
             name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype))
             for name, value in parameters.items()
         }
-        loss = objective(point)
-        value = forward_ad.unpack_dual(loss).tangent
+        primal = loss(point)
+        value = forward_ad.unpack_dual(primal).tangent
         tangents = tuple(
             torch.zeros_like(control) if tangent is None else tangent.detach().clone()
-            for control, gradient in zip(controls, torch.autograd.grad(loss, controls), strict=True)
+            for control, gradient in zip(controls, torch.autograd.grad(primal, controls), strict=True)
             for tangent in [forward_ad.unpack_dual(gradient).tangent]
         )
-        return Estimate(loss.new_zeros(()) if value is None else value.detach().clone(), tangents)
+        return Estimate(primal.new_zeros(()) if value is None else value.detach().clone(), tangents)
 
 
 def central_difference(
-    objective: Objective, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
+    loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
     """``[L(S + eps u) - L(S - eps u)] / (2 eps)``: two ordinary forwards, any attention kernel, first-order memory.
 
@@ -113,9 +114,9 @@ def central_difference(
     for sign in (epsilon, -epsilon):
         point = {name: torch.add(value.detach(), direction[name], alpha=sign) for name, value in parameters.items()}
         with torch.enable_grad():
-            loss = objective(point)
-            gradients.append(torch.autograd.grad(loss, controls))
-        losses.append(loss.detach())
+            height = loss(point)
+            gradients.append(torch.autograd.grad(height, controls))
+        losses.append(height.detach())
     ahead, behind = gradients
     return Estimate(
         (losses[0] - losses[1]) / (2 * epsilon),

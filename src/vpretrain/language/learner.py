@@ -78,12 +78,12 @@ class CausalLearner:
     def objective(self, context: Context, task: SoftTargets) -> Objective:
         """The loss as a function of S alone, dropout off."""
 
-        def objective(parameters: Mapping[str, Tensor]) -> Tensor:
+        def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             with without_dropout(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
-                return soft_target_loss(self.suffix.project(states, parameters), task)
+                return soft_target_loss(self.suffix.project(states, parameters), task.with_controls(inputs))
 
-        return objective
+        return Objective(task.controls(), loss)
 
     def token_losses(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive."""

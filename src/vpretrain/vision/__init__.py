@@ -1,0 +1,1 @@
+"""Images: self-supervised backbones, steered."""
