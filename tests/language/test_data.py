@@ -105,7 +105,7 @@ def test_the_generators_limits(here):
 
 def test_feedback_that_cannot_steer(here):
     problem = refused(here, "data.feedback.batch_size=13")["data.feedback.batch_size"]
-    assert (problem.value, problem.accepted) == ("13", "1 to 12, the rows there are")
+    assert (problem.value, problem.accepted) == ("13", "1 to 6: there are 12 rows")
     found = refused(here, "data.feedback.rows={kind: jsonl, path: feedback.jsonl, text: solution}")
     problem = found["data.feedback.rows feedback.jsonl:1"]
     assert "no prompt" in problem.message and problem.value == FEEDBACK[0]["solution"]

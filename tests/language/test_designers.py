@@ -7,18 +7,20 @@ from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Estimate
 from vpretrain.directional import ESTIMATORS
+from vpretrain.feedback import Remembered
 from vpretrain.language.designers import (
-    ClosedForm,
+    Exact,
+    LossWeights,
     OneHot,
     Reliability,
     SelfDistillation,
-    TokenWeights,
     UniformSmoothing,
     correlation,
 )
-from vpretrain.language.feedback import Likelihood
+from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.rows import Document
+from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.language.stream import Sampler, padded
 from vpretrain.value import Alignment
 
@@ -45,11 +47,11 @@ def values_like(context, count, seed):
     return torch.randn(len(context.labels), count, generator=torch.Generator().manual_seed(seed))
 
 
-def learned(kind, learner, shrink=True, learning_rate=1e-2, **options):
+def learned(kind, learner, *rule, shrink=True, learning_rate=1e-2, updates=1, **options):
     torch.manual_seed(0)
     network = CandidateScorer(32, hidden=16, layers=1, heads=2, gated=kind is Ascent)
-    steering = Steering(6, 0.5, learning_rate, Reliability(shrink))
-    return kind(network, learner.anatomy.head.weight, steering, **options)
+    steering = Steering(6, 0.5, learning_rate, Reliability(shrink), updates)
+    return kind(network, learner.anatomy.head.weight, steering, *rule, **options)
 
 
 def test_fixed_designers(context):
@@ -67,29 +69,37 @@ def test_fixed_designers(context):
 def test_token_weights_by_hand(context):
     n = len(context.labels)
     values = torch.linspace(-1, 1, n)[:, None]
-    designer = TokenWeights(1, Reliability(shrink=False), tilt=0.4)
+    designer = Exact(1, TokenWeights(0.4), Reliability(shrink=False))
     weights = designer.construct(context, Dictated(values)).mass[:, 0]
     z = (values[:, 0] - values.mean()) / values[:, 0].std(correction=0)
     torch.testing.assert_close(weights, (1 + 0.4 * z) / (1 + 0.4 * z).mean())
     assert weights.mean().item() == pytest.approx(1, abs=1e-6)
-    steep = TokenWeights(1, Reliability(shrink=False), tilt=5.0).construct(context, Dictated(values)).mass
+    steep = Exact(1, TokenWeights(5.0), Reliability(shrink=False)).construct(context, Dictated(values)).mass
     assert steep.min() == 0 and steep.mean().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_token_weights_bound_an_outlier(context):
     values = torch.zeros(len(context.labels), 1)
     values[0] = 1e6
-    weights = TokenWeights(1, Reliability(shrink=False), tilt=0.4).construct(context, Dictated(values)).mass[:, 0]
+    weights = Exact(1, TokenWeights(0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass[:, 0]
     assert weights[0] < 2.4 and weights[1:].min() > 0.8
 
 
-@pytest.mark.parametrize("kind", ["closed_form", "token_weights"])
+RULES = {
+    "closed_form": (6, Anchored()),
+    "token_weights": (1, TokenWeights()),
+    "document_weights": (1, GroupWeights(by="document")),
+    "weighted_targets": (6, WeightedTargets(Anchored())),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
 def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kind):
     def make():
         reliability = Reliability(shrink=True)
-        return ClosedForm(6, reliability) if kind == "closed_form" else TokenWeights(1, reliability)
+        return Exact(*RULES[kind], reliability)
 
-    count = 6 if kind == "closed_form" else 1
+    count = RULES[kind][0]
     signal = values_like(context, count, 1)
     agreed, contradicted = make(), make()
     metrics = agreed.learn(context, Dictated(signal, signal))
@@ -112,7 +122,7 @@ def test_reliability_is_spearman_brown():
 
 def test_field_learns_the_values_it_is_shown():
     learner = tiny_learner()
-    designer = learned(Field, learner, temperature=1.0, clip=2.0)
+    designer = learned(Field, learner, Anchored())
     context = learner.observe(tiny_batch(rows=6))
     target = learner.anatomy.head.weight.detach().sum(dim=1)  # a function of the candidate alone
 
@@ -144,8 +154,8 @@ def test_learning_leaves_every_learner_gradient_and_the_rng_alone():
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     context = learner.observe(tiny_batch())
     for designer in (
-        ClosedForm(6, Reliability(True)),
-        learned(Field, learner, temperature=1.0, clip=2.0),
+        Exact(6, Anchored(), Reliability(True)),
+        learned(Field, learner, Anchored()),
         learned(Ascent, learner, entropy_bonus=0.1),
     ):
         torch.set_rng_state(state)
@@ -163,8 +173,8 @@ def test_state_round_trips():
     learner = tiny_learner()
     context = learner.observe(tiny_batch())
     appraise = Dictated(values_like(context, 6, 1), values_like(context, 6, 2))
-    for kind, options in ((Field, {"temperature": 1.0, "clip": 2.0}), (Ascent, {"entropy_bonus": 0.0})):
-        one, other = learned(kind, learner, **options), learned(kind, learner, **options)
+    for kind, rule, options in ((Field, [Anchored()], {}), (Ascent, [], {"entropy_bonus": 0.0})):
+        one, other = (learned(kind, learner, *rule, **options) for _ in range(2))
         one.learn(context, appraise)
         other.load_state_dict(one.state_dict())
         assert torch.equal(one.construct(context, None).mass, other.construct(context, None).mass)
@@ -185,6 +195,76 @@ def test_feedback_gradient_is_that_of_the_mean_over_all_solution_tokens():
     batch = padded(documents, pad_id=0)
     losses, _ = learner.token_losses(batch)
     expected = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
-    (found,) = Likelihood(Sampler(documents, batch_size=len(documents), seed=0, pad_id=0), batches=1).gradients(learner)
+    (found,) = Likelihood([Sampler(documents, batch_size=len(documents), seed=0, pad_id=0)]).gradients(learner)
     for got, want in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_feedback_batches_share_no_rows():
+    """Their agreement would otherwise be that of the same rows heard twice."""
+    documents = [Document([1, 2, at], [False, False, True], f"fb:{at}", "fb") for at in range(20)]
+    samplers = parted(documents, 2, batch_size=5, seed=0, pad_id=0)
+    heard = [{document.origin for _ in range(4) for document in sampler.draw()} for sampler in samplers]
+    assert all(len(each) == 10 for each in heard) and not heard[0] & heard[1]
+
+
+def test_remembered_gradients_are_the_mean_of_the_past():
+    class Counting:
+        def __init__(self):
+            self.calls = 0
+
+        def gradients(self, learner):
+            self.calls += 1
+            return [{"w": torch.tensor([float(self.calls)])}, {"w": torch.tensor([-2.0 * self.calls])}]
+
+    remembered = Remembered(Counting(), 0.5)
+    assert [float(g["w"]) for g in remembered.gradients(None)] == [1, -2]
+    first, second = remembered.gradients(None)
+    assert float(first["w"]) == pytest.approx((0.5 * 1 + 2) / 1.5)
+    assert float(second["w"]) == pytest.approx(-2 * (0.5 * 1 + 2) / 1.5)
+
+
+def test_weighted_targets_are_targets_times_weights(context):
+    values = values_like(context, 6, 4)
+    both = (
+        Exact(6, WeightedTargets(Anchored(), 0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass
+    )
+    soft = Exact(6, Anchored(), Reliability(shrink=False)).construct(context, Dictated(values)).mass
+    torch.testing.assert_close(both / both.sum(dim=1, keepdim=True), soft)
+    worth = (soft * values).sum(dim=1)
+    z = (worth - worth.mean()) / worth.std(correction=0)
+    weights = (1 + 0.4 * z.clamp(-3, 3)).clamp_min(0)
+    torch.testing.assert_close(both.sum(dim=1), weights / weights.mean())
+
+
+def test_document_weights_are_one_figure_a_document(context):
+    values = values_like(context, 1, 5)
+    weights = (
+        Exact(1, GroupWeights(2.0, "document"), Reliability(False)).construct(context, Dictated(values)).mass[:, 0]
+    )
+    row, at = context.where
+    document = context.batch.document[row, at + 1]
+    means = {int(d): values[document == d].sum() / (document == d).sum() ** 0.5 for d in document.unique()}
+    for d in means:
+        assert weights[document == d].std(correction=0) < 1e-6
+    ranked = sorted(means, key=means.get)
+    by_weight = [float(weights[document == d][0]) for d in ranked]
+    assert by_weight == sorted(by_weight) and by_weight[0] < by_weight[-1]
+
+
+def test_loss_weights_follow_the_learners_own_probability(context):
+    weights = LossWeights(TokenWeights(0.4)).construct(context, None).mass[:, 0]
+    log_p = torch.log_softmax(context.logits.detach(), dim=1).gather(1, context.labels[:, None])[:, 0]
+    assert correlation(weights, log_p) > 0.99 and weights.mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_an_anchored_ascent_comes_to_the_closed_form():
+    """With exact values, a free network would climb to where the rule is at once: the field's and the paper's meet."""
+    learner = tiny_learner()
+    context = learner.observe(tiny_batch(rows=4))
+    values = values_like(context, 6, 3)
+    designer = learned(Ascent, learner, entropy_bonus=0.0, anchor=1.0, updates=400)
+    designer.learn(context, Dictated(values, values))
+    gain = designer.learn(context, Dictated(values, values))["gain"]
+    rule = Exact(6, Anchored(clip=float("inf")), Reliability(shrink=True))
+    assert gain > 0.3 * rule.learn(context, Dictated(values, values))["gain"]

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from vpretrain.contracts import Designer, Feedback
 from vpretrain.errors import user_error
-from vpretrain.language.designers import (
-    ClosedForm,
-    OneHot,
-    Reliability,
-    SelfDistillation,
-    SourceWeights,
-    TokenWeights,
-    UniformSmoothing,
-)
-from vpretrain.language.feedback import Likelihood, RandomDirection, shuffled
+from vpretrain.feedback import RandomDirection, Remembered
+from vpretrain.language.designers import Exact, LossWeights, OneHot, Reliability, SelfDistillation, UniformSmoothing
+from vpretrain.language.feedback import Likelihood, parted, shuffled
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
-from vpretrain.language.stream import Sampler
+from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 
 ARMS: Mapping[str, str] = {
     "onehot": "next-token prediction as it always was: the baseline",
@@ -30,12 +24,16 @@ ARMS: Mapping[str, str] = {
     "field": "a network regresses the token values, targets follow by the anchored rule (ours)",
     "closed_form": "the anchored rule on exact token values, no network (ours)",
     "token_weights": "one-hot targets, tokens weighted by their exact value (ours)",
+    "weight_field": "one-hot targets, tokens weighted by the value that a network predicts (ours)",
+    "weighted_targets": "the anchored rule and token weights together, on exact values (ours)",
+    "document_weights": "one-hot targets, documents weighted by the mean exact value of their tokens (ours)",
     "source_weights": "one-hot targets, sources weighted by the mean exact value of their tokens (ours)",
     "random_feedback": "control: the recipe's designer hears a fresh random direction at every feedback batch",
     "fixed_random_direction": "control: the recipe's designer hears one random direction for the whole run",
     "shuffled_feedback": "control: the recipe's designer hears feedback problems with the solutions of others",
     "uniform_smoothing": "control: constant mass spread evenly over the candidates",
     "self_distillation": "control: constant mass spread by the learner's own probabilities",
+    "loss_weights": "control: one-hot targets, tokens weighted by how surprising the learner finds them, no feedback",
     "feedback_sft": "reference, not V-pretraining: trains on the feedback rows themselves in the place of the stream",
 }
 DIRECT = frozenset({"feedback_sft"})
@@ -66,24 +64,27 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
             )
         return scorer.to(learner.device)
 
-    steering = Steering(count, section.gate_max, section.learning_rate, reliability)
+    steering = Steering(count, section.gate_max, section.learning_rate, reliability, section.updates)
+    narrow = replace(steering, count=1)  # weights concern the true token alone
+    targets = Anchored(section.temperature, section.clip, section.gate_max)
+    weights = TokenWeights(section.tilt)
     designers: dict[str, Callable[[], Designer]] = {
         "onehot": OneHot,
         "uniform_smoothing": lambda: UniformSmoothing(count, section.control_gate),
         "self_distillation": lambda: SelfDistillation(count, section.control_gate),
-        "token_weights": lambda: TokenWeights(1, reliability, section.tilt),
-        "source_weights": lambda: SourceWeights(1, reliability, section.tilt),
-        "closed_form": lambda: ClosedForm(count, reliability, section.temperature, section.clip, section.gate_max),
-        "field": lambda: Field(
-            network(gated=False),
-            embedding,
-            steering,
-            temperature=section.temperature,
-            clip=section.clip,
-            updates=section.updates,
+        "loss_weights": lambda: LossWeights(weights),
+        "closed_form": lambda: Exact(count, targets, reliability),
+        "token_weights": lambda: Exact(1, weights, reliability),
+        "document_weights": lambda: Exact(1, GroupWeights(section.tilt, by="document"), reliability),
+        "source_weights": lambda: Exact(1, GroupWeights(section.tilt, by="source"), reliability),
+        "weighted_targets": lambda: Exact(count, WeightedTargets(targets, section.tilt), reliability),
+        "field": lambda: Field(network(gated=False), embedding, steering, targets, replay=section.replay),
+        "weight_field": lambda: Field(network(gated=False), embedding, narrow, weights, replay=section.replay),
+        "ascent": lambda: Ascent(
+            network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus, anchor=section.anchor,
+            gate_price=section.gate_price,
         ),
-        "ascent": lambda: Ascent(network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus),
-    }
+    }  # fmt: skip
     return designers[kind]()
 
 
@@ -92,9 +93,9 @@ def feedback_of(recipe: LanguageRecipe, documents: Sequence[Document], pad_id: i
     section = recipe.data.feedback
     if recipe.arm == "shuffled_feedback":
         documents = shuffled(documents, recipe.seed)
-    real = Likelihood(
-        Sampler(documents, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id), section.batches
+    heard: Feedback = Likelihood(
+        parted(documents, section.batches, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id)
     )
     if recipe.arm in ("random_feedback", "fixed_random_direction"):
-        return RandomDirection(real, recipe.seed, fixed=recipe.arm == "fixed_random_direction")
-    return real
+        heard = RandomDirection(heard, recipe.seed, fixed=recipe.arm == "fixed_random_direction")
+    return Remembered(heard, recipe.value.memory) if recipe.value.memory else heard

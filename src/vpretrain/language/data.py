@@ -24,11 +24,13 @@ class Texts:
         stream: rows by source name, in the recipe's order.
         feedback: the verified rows.
         evaluation: the rows of ``evaluate.split``.
+        also: those of ``evaluate.also``, by split.
     """
 
     stream: dict[str, list[Row]]
     feedback: list[Row]
     evaluation: list[Row]
+    also: dict[str, list[Row]]
 
 
 def read(recipe: LanguageRecipe) -> Texts:
@@ -54,12 +56,14 @@ def read(recipe: LanguageRecipe) -> Texts:
         problems.append(Problem("data.stream", names, "distinct names", "two sources have the same name; rename one"))
     feedback = rows(data.feedback.rows, "feedback", "data.feedback.rows")
     evaluation = rows(data.evaluation[split], split, f"data.evaluation.{split}")
+    also = {name: rows(data.evaluation[name], name, f"data.evaluation.{name}") for name in recipe.evaluate.also}
     problems += _misfits(recipe, feedback, evaluation)
     problems += _leaks(feedback, [row for source in stream.values() for row in source], "the stream")
-    problems += _leaks(feedback, evaluation, f"the {split} rows")
+    for name, held_out in {split: evaluation, **also}.items():
+        problems += _leaks(feedback, held_out, f"the {name} rows")
     if problems:
         raise UserError(*problems)
-    return Texts(stream, feedback, evaluation)
+    return Texts(stream, feedback, evaluation, also)
 
 
 def read_rows(spec: Rows, name: str, where: str, root: Path) -> list[Row]:
@@ -89,8 +93,10 @@ def read_rows(spec: Rows, name: str, where: str, root: Path) -> list[Row]:
         return corrupt_digits(chosen, spec.corrupt_digits, seed=0) if spec.corrupt_digits else chosen
     try:
         if isinstance(spec, WordProblems):
-            shares = {"noise_share": spec.noise_share, "random_share": spec.random_share}
-            made = word_problems.problems(spec.split, spec.rows, seed=spec.seed, **shares)
+            made = word_problems.problems(
+                spec.split, spec.rows, seed=spec.seed, noise_share=spec.noise_share, random_share=spec.random_share,
+                forms=spec.forms, operations=spec.operations,
+            )  # fmt: skip
         else:
             assert isinstance(spec, Chatter)
             made = word_problems.chatter(spec.rows, seed=spec.seed)
@@ -107,9 +113,10 @@ def _misfits(recipe: LanguageRecipe, feedback: Sequence[Row], evaluation: Sequen
         if tokens < 2:
             message = "one token predicts the next, so a row holds two or more"
             yield Problem(f"data.{key}", str(tokens), "2 or more; usually hundreds", message)
-    if feedback and len(feedback) < (needed := data.feedback.batch_size):
-        message = "the feedback set is smaller than one batch; lower the batch size or add rows"
-        accepted = f"1 to {len(feedback)}, the rows there are"
+    batches = data.feedback.batches
+    if feedback and len(feedback) // batches < (needed := data.feedback.batch_size):
+        message = f"the feedback set is smaller than {batches} batches without a row in common; lower this or add rows"
+        accepted = f"1 to {len(feedback) // batches}: there are {len(feedback)} rows"
         yield Problem("data.feedback.batch_size", str(needed), accepted, message)
     if raw := next((row for row in feedback if not row.prompt), None):
         message = "this feedback row has no prompt, so nothing in it is a verified solution; use other rows"

@@ -1,8 +1,8 @@
 """The task designers of language, one class an arm; the training loop never asks which one it has.
 
-Fixed ones hear no feedback: ``OneHot``, ``UniformSmoothing``, ``SelfDistillation``. Those steered by exact values of the
-learner's own batch: ``ClosedForm``, ``TokenWeights``. Learned ones, which amortise the values in a network, are in
-:mod:`vpretrain.language.learned`.
+Fixed ones hear no feedback: ``OneHot``, ``UniformSmoothing``, ``SelfDistillation``. ``Exact`` asks for the exact values of
+the learner's own batch and follows a rule (:mod:`vpretrain.language.rules`). Learned ones, which amortise the values in a
+network, are in :mod:`vpretrain.language.learned`.
 
 The *value of a token* is ``s_t(v) = dV/d mass_t(v)``: a token is worth much if its probability rises as the feedback loss
 falls. V is linear in the mass, so s does not depend on the task it was taken at.
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from vpretrain.contracts import Appraise
 from vpretrain.language.learner import Context
+from vpretrain.language.rules import Anchored, Candidates, Rule, TokenWeights
 from vpretrain.language.targets import (
     SoftTargets,
-    anchored,
     candidate_log_probabilities,
     candidates,
     mix,
@@ -98,6 +98,24 @@ class SelfDistillation(Fixed):
 
 
 @dataclass
+class LossWeights(Fixed):
+    """Token weights by the learner's own surprise in the place of value: less weight to what it finds improbable.
+
+    A control: a filter of noise that needs no feedback would do this.
+
+    Args:
+        rule: as token weights have it.
+    """
+
+    rule: TokenWeights
+
+    def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
+        """One-hot targets, weighted by the standardised log probability of the true token."""
+        among = Candidates(context, 1)
+        return self.rule(among, standardised(among.log_p))
+
+
+@dataclass
 class Reliability:
     """How far the feedback batches agree on token values, remembered over meta steps.
 
@@ -139,57 +157,63 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @dataclass
 class Exact:
-    """A designer that asks for the exact values of every learner batch, and so needs no network.
+    """A designer that asks for the exact values of every learner batch, and so needs no network (ours).
 
-    Subclasses give :meth:`shape` (values to targets); gain is cross-fitted: targets made from one half of the feedback
-    are valued by the other, which random feedback cannot fool.
+    Gain is cross-fitted: targets made from one half of the feedback are valued by the other, which random feedback
+    cannot fool.
 
     Args:
         count: K candidates.
+        rule: what follows from the values.
         reliability: how values shrink.
     """
 
     count: int
+    rule: Rule
     reliability: Reliability
-    _heard: tuple[Context, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    _heard: tuple[Candidates, Tensor] | None = field(default=None, init=False, repr=False)
     listens = True
-
-    def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
-        """Targets from the values ``[N, K]`` of the candidates."""
-        raise NotImplementedError
 
     def plain(self, context: Context) -> SoftTargets:
         """One-hot targets."""
+        self._heard = None
         return one_hot(context.labels)
 
     def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
         """Targets from the values under the latest feedback."""
-        if self._heard is None or self._heard[0] is not context:
-            probe = self._probe(context)
-            self._heard = (context, probe.ids, appraise(context, probe).gradient[0])
-        (_, ids, values), self._heard = self._heard, None
-        return self.shape(context, ids, values)
+        if self._heard is None or self._heard[0].context is not context:
+            among = Candidates(context, self.count)
+            self._heard = among, appraise(context, self._probe(among)).gradient[0]
+        (among, values), self._heard = self._heard, None
+        return self.shape(among, values)
+
+    def shape(self, among: Candidates, values: Tensor) -> SoftTargets:
+        """Targets from values ``[N, K]`` in the units of the loss."""
+        return self.rule(among, self.reliability.factor * standardised(values))
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """Updates the reliability; returns how good the targets are that it would make."""
-        probe = self._probe(context)
+        among = Candidates(context, self.count)
+        probe = self._probe(among)
         values = [appraisal.gradient[0] for appraisal in appraise.each(context, probe)]
         self.reliability.hear(values)
-        self._heard = (context, probe.ids, torch.stack(values).mean(dim=0))  # construct needs just these
+        mean = torch.stack(values).mean(dim=0)
+        self._heard = among, mean  # construct needs just these
         halves = [torch.stack(part).mean(dim=0) for part in (values[0::2], values[1::2] or values)]
         plain = probe.mass
-        proposals = [self.shape(context, probe.ids, half).mass for half in halves]
+        proposals = [self.shape(among, half).mass for half in halves]
         gains = [float(((p - plain) * v).sum()) for p, v in zip(proposals, reversed(halves), strict=True)]
+        bound = {"gain_bound": gain_bound(mean, self.rule.gate_max)} if isinstance(self.rule, Anchored) else {}
         return {
             "gain": sum(gains) / 2,
             "value_plain": float((plain * sum(halves)).sum() / 2),
+            **bound,
             **agreement_metric(self.reliability),
             **target_metrics(proposals[0]),
         }
 
-    def _probe(self, context: Context) -> SoftTargets:
-        ids = candidates(context.logits, context.labels, self.count)
-        return one_hot(context.labels, self.count, ids)
+    def _probe(self, among: Candidates) -> SoftTargets:
+        return one_hot(among.context.labels, self.count, among.ids)
 
     def state_dict(self) -> dict[str, Any]:
         """The running agreement."""
@@ -198,86 +222,6 @@ class Exact:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the running agreement."""
         self.reliability.agreement = state["agreement"]
-
-
-@dataclass
-class ClosedForm(Exact):
-    """Soft targets by the anchored rule from exact values (ours): what ``field`` amortises.
-
-    Args:
-        temperature: tau > 0, in standard deviations of s.
-        clip: bound on the tilt ``|z|``.
-        gate_max: ``alpha_max``.
-    """
-
-    temperature: float = 1.0
-    clip: float = 2.0
-    gate_max: float = 0.5
-
-    def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
-        """See :func:`vpretrain.language.targets.anchored`."""
-        proposal, gate = anchored(
-            standardised(values),
-            candidate_log_probabilities(context.logits.detach(), ids),
-            temperature=self.temperature,
-            clip=self.clip,
-            gate_max=self.gate_max,
-            reliability=self.reliability.factor,
-        )
-        return mix(ids, proposal, gate)
-
-    def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
-        """As :meth:`Exact.learn`, with the bound beside the gain."""
-        metrics = super().learn(context, appraise)
-        assert self._heard is not None
-        return metrics | {"gain_bound": gain_bound(self._heard[2], self.gate_max)}
-
-
-@dataclass
-class TokenWeights(Exact):
-    """One-hot targets whose tokens count by their value (ours): ``w = 1 + c clip(z(s), +-3)``, >= 0, mean 1.
-
-    Args:
-        tilt: ``c`` >= 0, weight per standard deviation of the value.
-    """
-
-    tilt: float = 0.4
-
-    def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
-        """The true token's mass is its weight, the others have none."""
-        z = standardised(values[:, 0] - values[:, 0].mean()).clamp(-3, 3)
-        weights = (1 + self.tilt * self.reliability.factor * z).clamp_min(0)
-        mass = torch.zeros_like(values)
-        mass[:, 0] = weights / weights.mean()
-        return SoftTargets(ids, mass)
-
-
-@dataclass
-class SourceWeights(Exact):
-    """One-hot targets whose tokens count by their *source* (ours): the mixture is all that feedback may change.
-
-    ``w = 1 + c clip(t / 3, +-1)``, >= 0, mean 1, where t is the t statistic of the source's mean token value against the
-    batch's.
-
-    Args:
-        tilt: ``c`` >= 0, the most by which a source gains or loses.
-    """
-
-    tilt: float = 0.4
-
-    def shape(self, context: Context, ids: Tensor, values: Tensor) -> SoftTargets:
-        """The true token's mass is the weight of its source."""
-        z = standardised(values[:, 0] - values[:, 0].mean())
-        row, at = context.where
-        names = sorted({document.source for document in context.batch.documents})
-        places = torch.tensor([names.index(d.source) for d in context.batch.documents], device=z.device)
-        source = places[context.batch.document[row, at + 1]]
-        count = torch.bincount(source, minlength=len(names)).clamp_min(1)
-        t = torch.zeros(len(names), dtype=z.dtype, device=z.device).index_add(0, source, z) / count.sqrt()
-        weights = (1 + self.tilt * self.reliability.factor * (t / 3).clamp(-1, 1)).clamp_min(0)[source]
-        mass = torch.zeros_like(values)
-        mass[:, 0] = weights / weights.mean()
-        return SoftTargets(ids, mass)
 
 
 def gain_bound(values: Tensor, gate_max: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpretrain.contracts import Designer
 from vpretrain.language.arms import ARMS
-from vpretrain.language.designers import SourceWeights, TokenWeights
+from vpretrain.language.designers import Exact
 from vpretrain.language.learned import Field
 from vpretrain.language.looks import Piece, Steered, Worth, by_source, spelled
 from vpretrain.language.modality import Materials
@@ -44,7 +44,7 @@ class View:
     @property
     def weighs(self) -> bool:
         """Whether the designer weights true tokens and puts nothing beside them."""
-        return isinstance(self.designer, TokenWeights | SourceWeights)
+        return isinstance(self.designer, Exact) and self.designer.count == 1
 
     def page(self) -> Markup:
         """Legend, sources, regret, documents."""

@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H d
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,32 @@ from torch import Tensor, nn
 from vpretrain.contracts import Appraise
 from vpretrain.language.designers import Reliability, agreement_metric, correlation, gain_bound, target_metrics
 from vpretrain.language.learner import Context
-from vpretrain.language.targets import (
-    SoftTargets,
-    anchored,
-    candidate_log_probabilities,
-    candidates,
-    mix,
-    one_hot,
-    standardised,
-)
+from vpretrain.language.rules import Candidates, Rule
+from vpretrain.language.targets import SoftTargets, mix, one_hot, standardised
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network reads of a batch, cut off from the learner.
+
+    Args:
+        hidden: ``[B, T, D]`` the learner's final hidden states.
+        where: ``(row, position)``, each ``[N]`` int64, of the predicted tokens.
+        ids: ``[N, K]`` candidates, the true token first.
+        log_p: ``[N, K]`` the learner's log probabilities of them.
+        values: ``[N, K]`` what there is to learn: token values in standard deviations; None where they were not asked for.
+    """
+
+    hidden: Tensor
+    where: tuple[Tensor, Tensor]
+    ids: Tensor
+    log_p: Tensor
+    values: Tensor | None = None
+
+    @classmethod
+    def of(cls, context: Context, ids: Tensor, log_p: Tensor, values: Tensor | None = None) -> Lesson:
+        """From the learner's pass over the batch."""
+        return cls(context.hidden.detach(), context.where, ids, log_p, values)
 
 
 class CandidateScorer(nn.Module):
@@ -58,24 +76,22 @@ class CandidateScorer(nn.Module):
         if self.gate is not None:  # 0.12 of its bound to begin with: near one-hot, but with a slope to learn from
             nn.init.constant_(self.gate.bias, -2.0)
 
-    def forward(self, context: Context, ids: Tensor, log_p: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, lesson: Lesson, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones without one), in the network's dtype.
 
         Args:
-            context: the learner's pass over the batch.
-            ids: ``[N, K]`` candidates, the true token first.
-            log_p: ``[N, K]`` the learner's log probabilities of them.
+            lesson: what it reads of the batch.
             embedding: ``[V, D]`` the learner's output embedding.
         """
         dtype = self.candidate.weight.dtype  # its own, whatever the learner's
-        hidden, log_p = context.hidden.detach().to(dtype), log_p.to(dtype)
+        hidden, log_p = lesson.hidden.to(dtype), lesson.log_p.to(dtype)
         length = hidden.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
-        states = self.context(self.read(hidden), mask=causal)[context.where]  # [N, H]
+        states = self.context(self.read(hidden), mask=causal)[lesson.where]  # [N, H]
         truth = torch.zeros_like(log_p)
         truth[:, 0] = 1
         features = self.scalars(torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2))  # [N, K, H]
-        tokens = self.candidate(embedding.detach()[ids].to(dtype))  # [N, K, H]
+        tokens = self.candidate(embedding.detach()[lesson.ids].to(dtype))  # [N, K, H]
         joint = self.score(states[:, None] + tokens + features).squeeze(2)
         bilinear = torch.einsum("nh,nkh->nk", self.query(states), tokens) / tokens.shape[2] ** 0.5
         gate = torch.sigmoid(self.gate(states).squeeze(1)) if self.gate is not None else states.new_ones(len(states))
@@ -91,12 +107,15 @@ class Steering:
         gate_max: ``alpha_max`` in [0, 1].
         learning_rate: of Adam on ``phi``.
         reliability: how values shrink.
+        updates: steps on ``phi`` a meta step, at least 1: values do not depend on ``phi``, so that the gradient of the
+            feedback is paid for once.
     """
 
     count: int
     gate_max: float
     learning_rate: float
     reliability: Reliability
+    updates: int = 1
 
 
 class Learned:
@@ -127,14 +146,15 @@ class Learned:
         """One-hot targets."""
         return one_hot(context.labels)
 
-    def read(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Candidates ``[N, K]`` and the learner's log probabilities of them."""
-        ids = candidates(context.logits, context.labels, self.steering.count)
-        return ids, candidate_log_probabilities(context.logits.detach(), ids)
+    def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
+        """Scores ``[N, K]`` and gate ``[N]`` of the network, with their graph to ``phi``."""
+        scores, gate = self.network(Lesson.of(among.context, among.ids, among.log_p), self.embedding)
+        return scores, gate
 
-    def values(self, context: Context, appraise: Appraise, ids: Tensor) -> Tensor:
+    def values(self, among: Candidates, appraise: Appraise) -> Tensor:
         """Exact token values ``[N, K]``, the mean over the feedback batches; updates the agreement."""
-        each = [a.gradient[0] for a in appraise.each(context, one_hot(context.labels, ids.shape[1], ids))]
+        probe = one_hot(among.context.labels, self.steering.count, among.ids)
+        each = [a.gradient[0] for a in appraise.each(among.context, probe)]
         self.steering.reliability.hear(each)
         return torch.stack(each).mean(dim=0)
 
@@ -180,78 +200,81 @@ class Ascent(Learned):
     Args:
         network, embedding, steering: as :class:`Learned`; the network has one extra output, the gate.
         entropy_bonus: ``lambda`` >= 0; R(phi) is the negative entropy of the targets, in nats.
+        anchor: >= 0, price of ``gate * KL(r || p)`` in standard deviations of the value a nat (ours; the closed form's
+            temperature is the same price).
+        gate_price: >= 0, price of the mean gate, in standard deviations of the value (ours).
     """
 
     def __init__(
-        self, network: CandidateScorer, embedding: Tensor, steering: Steering, *, entropy_bonus: float
-    ) -> None:
+        self, network: CandidateScorer, embedding: Tensor, steering: Steering, *, entropy_bonus: float,
+        anchor: float = 0.0, gate_price: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(network, embedding, steering)
-        self.entropy_bonus = entropy_bonus
+        self.entropy_bonus, self.anchor, self.gate_price = entropy_bonus, anchor, gate_price
 
     def propose(self, context: Context) -> SoftTargets:
         """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
-        ids, log_p = self.read(context)
-        scores, gate = self.network(context, ids, log_p, self.embedding)
-        return mix(ids, torch.softmax(scores, dim=1), self.steering.gate_max * gate)
+        return self._targets(Candidates(context, self.steering.count))[0]
+
+    def _targets(self, among: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
+        scores, gate = self.score(among)
+        log_r, alpha = torch.log_softmax(scores, dim=1), self.steering.gate_max * gate
+        return mix(among.ids, log_r.exp(), alpha), log_r, alpha
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
-        """One step up the value."""
-        targets = self.propose(context)
-        values = self.values(context, appraise, targets.ids)
-        metrics = self.gain(targets, values)
-        # In units of the mean |s| of a token, so that the step does not depend on the loss's scale.
-        value = (targets.mass * values).sum() / values.abs().sum().clamp_min(torch.finfo(values.dtype).tiny)
-        # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts every other candidate.
-        entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1).mean()
-        self.descend(-self.steering.reliability.factor * value * values.shape[1] - self.entropy_bonus * entropy)
+        """``updates`` steps up the value."""
+        among = Candidates(context, self.steering.count)
+        values = self.values(among, appraise)
+        unit = self.steering.reliability.factor * standardised(values)  # the step does not depend on the loss's scale
+        log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
+        metrics: dict[str, float] = {}
+        for _ in range(self.steering.updates):
+            targets, log_r, alpha = self._targets(among)
+            metrics = metrics or self.gain(targets, values)  # before the first update: on a batch that it has not seen
+            value = (targets.mass * unit).sum(dim=1)
+            price = self.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + self.gate_price
+            # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts every other candidate.
+            entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
+            self.descend(-(value - alpha * price + self.entropy_bonus * entropy).mean())
         return metrics
 
 
 class Field(Learned):
-    """Ours: the network regresses ``s / std(s)``; the target follows by the anchored rule.
+    """Ours: the network regresses ``s / std(s)``; the task follows by a rule.
 
     Args:
         network, embedding, steering: as :class:`Learned`; the network has no extra output.
-        temperature, clip: of the rule.
-        updates: regression steps a meta step, at least 1; the gradient of the feedback is paid for once.
+        rule: what follows from the predicted values.
+        replay: batches that are learned from, at least 1: this one and the ones before it, whose values are a little out
+            of date.
     """
 
     def __init__(
-        self,
-        network: CandidateScorer,
-        embedding: Tensor,
-        steering: Steering,
-        *,
-        temperature: float,
-        clip: float,
-        updates: int = 1,
+        self, network: CandidateScorer, embedding: Tensor, steering: Steering, rule: Rule, *, replay: int = 1
     ) -> None:
         super().__init__(network, embedding, steering)
-        self.temperature, self.clip, self.updates = temperature, clip, updates
+        self.rule = rule
+        self.lessons: deque[Lesson] = deque(maxlen=replay)
 
     def propose(self, context: Context) -> SoftTargets:
-        """The anchored rule on the predicted values."""
-        ids, log_p = self.read(context)
-        predicted, _ = self.network(context, ids, log_p, self.embedding)
-        return self._shape(ids, log_p, predicted)
+        """The rule on the predicted values."""
+        among = Candidates(context, self.steering.count)
+        return self._shape(among, self.score(among)[0])
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
-        """``updates`` regression steps on the exact values of this batch: they do not depend on ``phi``."""
-        ids, log_p = self.read(context)
-        values = self.values(context, appraise, ids)
-        target = standardised(values)
-        metrics: dict[str, float] = {}
-        for _ in range(self.updates):
-            predicted, _ = self.network(context, ids, log_p, self.embedding)
-            if not metrics:  # before the first update: what the network says of a batch that it has not seen
-                metrics = self.gain(self._shape(ids, log_p, predicted.detach()), values)
-                metrics["correlation"] = correlation(predicted.detach(), values)
-            self.descend(nn.functional.smooth_l1_loss(predicted, target))
+        """``updates`` regression steps on the exact values, of this batch first and of remembered ones after it."""
+        among = Candidates(context, self.steering.count)
+        values = self.values(among, appraise)
+        predicted = self.score(among)[0].detach()  # what the network says of a batch that it has not seen
+        metrics = self.gain(self._shape(among, predicted), values)
+        metrics["correlation"] = correlation(predicted, values)
+        self.lessons.append(Lesson.of(context, among.ids, among.log_p, standardised(values)))
+        for update in range(self.steering.updates):
+            lesson = self.lessons[-1 - update % len(self.lessons)]
+            assert lesson.values is not None
+            predicted, _ = self.network(lesson, self.embedding)
+            self.descend(nn.functional.smooth_l1_loss(predicted, lesson.values))
         return metrics
 
-    def _shape(self, ids: Tensor, log_p: Tensor, predicted: Tensor) -> SoftTargets:
-        proposal, gate = anchored(
-            predicted, log_p, temperature=self.temperature, clip=self.clip, gate_max=self.steering.gate_max,
-            reliability=self.steering.reliability.factor,
-        )  # fmt: skip
-        return mix(ids, proposal, gate)
+    def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
+        return self.rule(among, self.steering.reliability.factor * predicted)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Parts, detached
 from vpretrain.language.designers import Reliability, correlation
-from vpretrain.language.learned import Learned
+from vpretrain.language.learned import Learned, Lesson
 from vpretrain.language.learner import Context
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
@@ -142,7 +142,7 @@ def look(context: Context, designer: Designer, appraiser: Appraiser, count: int)
     predicted = None
     if isinstance(designer, Learned):
         with torch.no_grad():
-            predicted = designer.network(context, ids, log_p, designer.embedding)[0]
+            predicted = designer.network(Lesson.of(context, ids, log_p), designer.embedding)[0]
     row, at = context.where
     where = context.batch.document[row, at + 1].cpu()
     place = context.batch.position_ids[row, at + 1].cpu()
@@ -163,8 +163,8 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
         }
         for rule, (temperature, clip, factor) in rules.items():
             proposal, gate = anchored(
-                standardised(values), seen.log_p.double(), temperature=temperature, clip=clip,
-                gate_max=section.gate_max, reliability=factor,
+                factor * standardised(values), seen.log_p.double(), temperature=temperature, clip=clip,
+                gate_max=section.gate_max,
             )  # fmt: skip
             sums[rule] += float((mix(seen.ids, proposal, gate).mass * values).sum())
         sums["onehot"] += float(values[:, 0].sum())

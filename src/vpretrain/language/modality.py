@@ -34,7 +34,7 @@ class Materials:
         tokenizer: the learner's.
         texts: all rows.
         sources: the stream's documents with their weights.
-        feedback, evaluation: documents of those rows.
+        feedback, evaluation, also: documents of those rows.
         counts: what became of the rows of each source: documents, tokens, rows cut, chunked or dropped.
     """
 
@@ -44,6 +44,7 @@ class Materials:
     sources: list[Source]
     feedback: list[Document]
     evaluation: list[Document]
+    also: dict[str, list[Document]]
     counts: dict[str, Encoded]
 
     @property
@@ -77,7 +78,8 @@ class Language:
         ]
         feedback = documents("feedback", texts.feedback, longest)
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
-        return Materials(location, tokenizer, texts, sources, feedback, evaluation, counts)
+        also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
+        return Materials(location, tokenizer, texts, sources, feedback, evaluation, also, counts)
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
         """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
@@ -143,9 +145,10 @@ class Language:
 def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
     section, split = recipe.evaluate, recipe.evaluate.split
     scores = {
-        f"{split}/nll": negative_log_likelihood(
-            learner, materials.evaluation, batch_size=section.batch_size, pad_id=materials.pad_id
+        f"{name}/nll": negative_log_likelihood(
+            learner, held_out, batch_size=section.batch_size, pad_id=materials.pad_id
         )
+        for name, held_out in {split: materials.evaluation, **materials.also}.items()
     }
     if section.answer is not None:
         scores[f"{split}/pass@1"] = greedy_exact_match(

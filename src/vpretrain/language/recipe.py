@@ -61,6 +61,10 @@ class WordProblems(Section):
     """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the wrong rule the rule."""
     random_share: Share = 0.0
     """Share of rows with a random wrong result."""
+    forms: list[Literal["story", "question", "drill"]] = ["story", "question", "drill"]
+    """The forms that problems are shown in."""
+    operations: list[Literal["+", "-"]] = ["+", "-"]
+    """The operations that problems ask for."""
 
 
 class Chatter(Section):
@@ -166,7 +170,10 @@ class LearnerSection(LearnerBase):
 class DesignerSection(Section):
     """The task designer; each arm reads what concerns it."""
 
-    kind: Literal["closed_form", "field", "ascent", "token_weights"] = "closed_form"
+    kind: Literal[
+        "closed_form", "field", "ascent", "token_weights", "weight_field", "weighted_targets", "document_weights",
+        "source_weights",
+    ] = "closed_form"  # fmt: skip
     """What arms that only replace the feedback (random directions, say) steer with."""
     candidates: PositiveInt = 64
     """K: the true token and the learner's K - 1 most probable others (eq. 14)."""
@@ -185,9 +192,15 @@ class DesignerSection(Section):
     heads: PositiveInt = 4
     learning_rate: NonNegativeFloat = 1e-4
     updates: PositiveInt = 1
-    """Regression steps of ``field`` a meta step."""
+    """Steps of the designer's network a meta step: the values that it learns from do not depend on it."""
+    replay: PositiveInt = 1
+    """Batches that ``field`` and ``weight_field`` learn from: the present one and remembered ones."""
     entropy_bonus: NonNegativeFloat = 0.0
     """lambda of ``ascent``'s regulariser R(phi): entropy of the targets."""
+    anchor: NonNegativeFloat = 0.0
+    """``ascent``: price of a nat of KL from the targets to the learner, in standard deviations of the token value."""
+    gate_price: NonNegativeFloat = 0.0
+    """``ascent``: price of an open gate, in standard deviations of the token value."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -201,6 +214,8 @@ class LanguageEvaluate(Evaluate):
 
     split: str = "test"
     """One of ``data.evaluation``: settings are chosen on dev and reported once on test."""
+    also: list[str] = []
+    """Others of ``data.evaluation`` whose NLL is measured beside it: abilities that steering should not cost."""
     batch_size: PositiveInt = 64
     answer: str | None = None
     """Regular expression with one group that finds the answer in a solution (its last match counts). With it, greedy
@@ -231,10 +246,9 @@ class LanguageRecipe(Recipe):
 
     @model_validator(mode="after")
     def _split_exists(self) -> Self:
-        if self.evaluate.split not in self.data.evaluation:
-            raise ValueError(
-                f"evaluate.split is {self.evaluate.split!r}; data.evaluation has {sorted(self.data.evaluation)}"
-            )
+        for split in (self.evaluate.split, *self.evaluate.also):
+            if split not in self.data.evaluation:
+                raise ValueError(f"evaluate names {split!r}; data.evaluation has {sorted(self.data.evaluation)}")
         if self.value.shrink and self.data.feedback.batches < 2:
             raise ValueError(
                 "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"

@@ -94,13 +94,13 @@ def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def anchored(
-    values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float, reliability: float = 1.0
+    values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float
 ) -> tuple[Tensor, Tensor]:
     """The best targets for given token values under a KL anchor to the learner (ours; the paper ascends instead).
 
-    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z = reliability * values /
-    temperature``: value where the learner already sees a possibility, no push onto tokens that it rightly rules out. The
-    gate opens with the expected gain of r over the true token, ``gate_max * clip(gain, 0, 1)`` in units of z, so that
+    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z = values / temperature``:
+    value where the learner already sees a possibility, no push onto tokens that it rightly rules out. The gate opens
+    with the expected gain of r over the true token, ``gate_max * clip(gain, 0, 1)`` in units of z, so that
     temperature -> 0 with ``clip = inf`` puts ``gate_max`` on the most valuable candidate: the best that any target under
     that bound can do.
 
@@ -110,12 +110,11 @@ def anchored(
         temperature: tau > 0, in the units of ``values``.
         clip: bound on ``|z|``; ``inf`` for none.
         gate_max: ``alpha_max`` in [0, 1].
-        reliability: in [0, 1]; values that two halves of the feedback do not agree on shrink towards no steering.
 
     Returns:
         ``(r, gate)``: ``[N, K]`` summing to 1, and ``[N]`` in [0, gate_max].
     """
-    z = (reliability / temperature * values).clamp(-clip, clip)
+    z = (values / temperature).clamp(-clip, clip)
     proposal = torch.softmax(log_p + z, dim=1)
     gain = (proposal * z).sum(dim=1) - z[:, 0]
     return proposal, gate_max * gain.clamp(0, 1)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -106,7 +107,14 @@ def read_solution(text: str) -> tuple[int, str, int, int] | None:
 
 
 def problems(
-    split: str, count: int, *, seed: int, noise_share: float = 0.0, random_share: float = 0.0
+    split: str,
+    count: int,
+    *,
+    seed: int,
+    noise_share: float = 0.0,
+    random_share: float = 0.0,
+    forms: Sequence[str] = ("story", "question", "drill"),
+    operations: Sequence[str] = ("+", "-"),
 ) -> list[dict[str, str]]:
     """``count`` rows ``{"problem", "solution"}`` of one split; a prefix of any longer call.
 
@@ -123,13 +131,15 @@ def problems(
             the wrong rule is the more common one among the problems it concerns.
         random_share: in [0, 1]: the probability that a stream row not made wrong by ``noise_share`` has one
             digit of its result replaced by another.
+        forms: the forms that problems are shown in, at least one of ``story``, ``question``, ``drill``.
+        operations: the operations that they ask for, at least one of ``+`` and ``-``.
 
     The problems, and the order in which rows turn wrong, do not depend on the shares: with the same seed the
     systematic errors of a low ``noise_share`` are also those of a higher one.
 
     Raises:
-        ValueError: an unknown split, a share outside [0, 1] or asked of a clean split, a negative ``count``,
-            or more distinct rows than the split has.
+        ValueError: an unknown split, no form or operation, a share outside [0, 1] or asked of a clean split, a
+            negative ``count``, or more distinct rows than the split has.
     """
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
@@ -141,13 +151,14 @@ def problems(
         if share and split != "stream":
             raise ValueError(f"{key}: got {share}, accepted: 0, because the rows of {split!r} are always clean")
 
+    if not forms or not operations:
+        raise ValueError("forms and operations: got an empty list, accepted: at least one of each")
+
     rng = random.Random(f"word problems/{split}/{seed}")
-    triples = _triples()[split]
+    triples = [triple for triple in _triples()[split] if triple[1] in operations]
     if split == "stream":
-        return [
-            _row(rng.choice(triples), rng.choice(list(_FORMS)), rng, noise_share, random_share) for _ in range(count)
-        ]
-    pairs = [(triple, form) for triple in triples for form in _FORMS]
+        return [_row(rng.choice(triples), rng.choice(forms), rng, noise_share, random_share) for _ in range(count)]
+    pairs = [(triple, form) for triple in triples for form in forms]
     if count > len(pairs):
         raise ValueError(f"count: got {count}, accepted: at most {len(pairs)}, the distinct rows of {split!r}")
     rng.shuffle(pairs)

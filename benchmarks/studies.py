@@ -1,0 +1,117 @@
+"""The studies of docs/results.md: what is compared, from which starts, with which seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from vpretrain import recipe as recipes
+from vpretrain.language.data import read
+from vpretrain.language.prepare import locate
+from vpretrain.modalities import SCHEMAS
+
+
+@dataclass(frozen=True)
+class Start:
+    """A warm checkpoint, and the seeds that are run from it.
+
+    Args:
+        name: in the results.
+        recipe: whose `learner.prepare` makes it, in words that `vpretrain prepare` takes.
+        prepare_seed: of its weights and of the order of its text; None: the checkpoint that the recipe names.
+        seeds: of the runs.
+    """
+
+    name: str
+    recipe: str
+    prepare_seed: int | None
+    seeds: tuple[int, ...]
+    prepared_with: tuple[str, ...] = ()
+
+    def overrides(self, root: Path, rooted: list[str]) -> list[str]:
+        """What a recipe needs so that it starts here."""
+        return [f"learner.model={_location(self, str(root), tuple(rooted))}"]
+
+    def says(self) -> str:
+        """The command that makes it."""
+        if self.prepare_seed is None:
+            return f"the checkpoint of {self.recipe}"
+        words = [f"learner.prepare.seed={self.prepare_seed}", *self.prepared_with]
+        return f"vpretrain prepare {self.recipe} {' '.join(words)}"
+
+
+@cache
+def _location(start: Start, root: str, rooted: tuple[str, ...]) -> str:
+    is_file = start.recipe.endswith(".yaml")
+    source, rooted = (str(Path(root) / start.recipe), rooted) if is_file else (start.recipe, ())
+    if start.prepare_seed is None:
+        found = recipes.load(source, rooted, schemas=SCHEMAS).learner.model
+    else:
+        words = ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}", *start.prepared_with, *rooted]
+        made = recipes.load(source, words, schemas=SCHEMAS)
+        found = locate(made, read(made))
+    return str(found)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows side by side; the first is the baseline.
+
+    Args:
+        name: of `results/NAME.json`.
+        says: the question.
+        recipe: packaged name, or path from the repository's root.
+        starts: warm checkpoints with their seeds.
+        rows: overrides of each row, by its label.
+        overrides: of all rows.
+    """
+
+    name: str
+    says: str
+    recipe: str
+    starts: tuple[Start, ...]
+    rows: dict[str, tuple[str, ...]]
+    overrides: tuple[str, ...] = field(default=())
+
+
+STUDIES: dict[str, Study] = {}
+
+MAJORITY = (
+    Start("majority-0", "demo-language", None, (0, 1)),
+    Start("majority-1", "demo-language", 1, (2, 3)),
+    Start("majority-2", "demo-language", 2, (4, 5)),
+)
+DEV = (Start("majority-1", "demo-language", 1, (100,)),)
+
+
+def add(name: str, says: str, recipe: str, starts: tuple[Start, ...], rows: dict[str, str], *overrides: str) -> None:
+    """Declares a study; a row's overrides stand in one line, with spaces between them."""
+    split = {row: tuple(words.split()) for row, words in rows.items()}
+    STUDIES[name] = Study(name, says, recipe, starts, split, overrides)
+
+
+W, C, F = "arm=token_weights", "arm=closed_form", "arm=field"
+add(
+    "dev-surfaces", "which surface, and how far", "demo-language", DEV,
+    {
+        "onehot": "arm=onehot",
+        "token_weights": W,
+        "token_weights, tilt 0.8": f"{W} designer.tilt=0.8",
+        "token_weights, tilt 1.5": f"{W} designer.tilt=1.5",
+        "token_weights, tilt 3": f"{W} designer.tilt=3",
+        "token_weights, memory": f"{W} value.memory=0.9",
+        "token_weights, memory, 1.5": f"{W} value.memory=0.9 designer.tilt=1.5",
+        "token_weights, memory, 16 rows, 1.5": f"{W} value.memory=0.9 designer.tilt=1.5 data.feedback.batch_size=16",
+        "document_weights, memory, 1.5": "arm=document_weights value.memory=0.9 designer.tilt=1.5",
+        "closed_form, memory": f"{C} value.memory=0.9",
+        "closed_form, memory, gate 0.8": f"{C} value.memory=0.9 designer.gate_max=0.8",
+        "weighted_targets, memory": "arm=weighted_targets value.memory=0.9",
+        "weighted_targets, memory, 1.5": "arm=weighted_targets value.memory=0.9 designer.tilt=1.5",
+        "field": F,
+        "field, memory": f"{F} value.memory=0.9",
+        "field, memory, replay 8, updates 8": f"{F} value.memory=0.9 designer.replay=8 designer.updates=8",
+        "weight_field, memory, 1.5": "arm=weight_field value.memory=0.9 designer.tilt=1.5",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
