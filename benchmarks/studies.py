@@ -115,3 +115,58 @@ add(
     },
     "evaluate.split=dev",
 )  # fmt: skip
+
+GSM, NOISY = "recipes/language/gsm8k-small.yaml", "recipes/language/gsm8k-small-noisy.yaml"
+M = "value.memory=0.9 data.feedback.batch_size=32 value.meta_period=4"
+add(
+    "dev-gsm8k", "which surface, and how far, on real text", NOISY, (Start("gsm8k-0", GSM, 0, (100,)),),
+    {
+        "onehot": "arm=onehot",
+        "token_weights, as it was": W,
+        "token_weights, memory": f"{W} {M}",
+        "token_weights, memory, 1": f"{W} {M} designer.tilt=1",
+        "weighted_targets, memory, 1": f"arm=weighted_targets {M} designer.tilt=1",
+        "closed_form, memory, gate 0.8": f"{C} {M} designer.gate_max=0.8",
+        "document_weights, memory, 1": f"arm=document_weights {M} designer.tilt=1",
+        "token_weights, memory, 1, lr 3e-4": f"{W} {M} designer.tilt=1 learner.learning_rate=3e-4",
+        "onehot, lr 3e-4": "arm=onehot learner.learning_rate=3e-4",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+
+CLEAN = "data.stream.0.rows.noise_share=0.0 data.stream.0.rows.random_share=0.0"
+add(
+    "dev-knobs", "what the settings do", "demo-language", DEV,
+    {
+        "onehot": "arm=onehot",
+        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
+        "onehot, lr 1e-4": "arm=onehot learner.learning_rate=1e-4",
+        "onehot, lr 2e-4": "arm=onehot learner.learning_rate=2e-4",
+        "token_weights": W,
+        "token_weights, lr 1e-4": f"{W} learner.learning_rate=1e-4",
+        "token_weights, lr 2e-4": f"{W} learner.learning_rate=2e-4",
+        "closed_form": C,
+        "closed_form, lr 1e-4": f"{C} learner.learning_rate=1e-4",
+        "token_weights, S all": f"{W} learner.aligned_blocks=all",
+        "token_weights, S 1": f"{W} learner.aligned_blocks=1",
+        "token_weights, dot": f"{W} value.alignment=dot",
+        "token_weights, cosine": f"{W} value.alignment=cosine",
+        "token_weights, floor 0.01": f"{W} value.preconditioner_floor=0.01",
+        "token_weights, floor 1": f"{W} value.preconditioner_floor=1.0",
+        "token_weights, no shrinkage": f"{W} value.shrink=false",
+        "token_weights, burn-in 0": f"{W} value.burn_in_steps=0",
+        "token_weights, period 1": f"{W} value.meta_period=1",
+        "token_weights, period 16": f"{W} value.meta_period=16",
+        "token_weights, 16 rows": f"{W} data.feedback.batch_size=16",
+        "token_weights, 256 rows": f"{W} data.feedback.batch_size=256",
+        "token_weights, set of 128": f"{W} data.feedback.rows.rows=128",
+        "closed_form, K 4": f"{C} designer.candidates=4",
+        "closed_form, K 32": f"{C} designer.candidates=32",
+        "closed_form, gate 0.25": f"{C} designer.gate_max=0.25",
+        "closed_form, gate 0.8": f"{C} designer.gate_max=0.8",
+        "closed_form, tau 0.25": f"{C} designer.temperature=0.25",
+        "closed_form, S all": f"{C} learner.aligned_blocks=all",
+        "feedback_sft": "arm=feedback_sft",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip

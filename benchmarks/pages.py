@@ -1,0 +1,152 @@
+"""Writes the measured tables into README.md and docs/results.md from the raw results: no figure is typed by hand.
+
+    python benchmarks/pages.py
+
+Each `<!-- table: NAME -->` is followed by the table made from `results/NAME.json`, which `benchmarks/steering.py`, `vpretrain
+compare` (its `compare.json`), `vpretrain doctor --json` or `vpretrain probe` (its `probe.json`) wrote. With
+`<!-- table: NAME only A; B -->` the rows are the baseline and those named.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def comparison(table: dict) -> list[str]:
+    """Arms by metrics, step 0 first."""
+    metrics = list(table["metrics"])
+    seeds = len({run["seed"] for run in table["runs"]})
+    head = ["arm"]
+    for metric in metrics:
+        head += [metric, f"difference to {table['runs'][0]['arm']} [95%]"]
+    rows = [[*head, f"verdict on {metrics[0]}", "s/run"]]
+    first = [f"step 0 ({seeds} seeds)"]
+    for metric in metrics:
+        first += [f"{table['step0'][metric]['value']:.4f}", ""]
+    rows.append([*first, "", ""])
+    for arm, found in table["summary"].items():
+        row = [f"`{arm}`"]
+        for metric in metrics:
+            spread = found[metric]["std"]
+            row.append(f"{found[metric]['mean']:.4f}" + ("" if spread is None else f" ±{spread:.4f}"))
+            pair = table["paired"].get(arm, {}).get(metric)
+            interval = "" if not pair or not pair["ci95"] else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+            row.append("" if pair is None else f"{pair['difference']:+.4f}{interval}")
+        pair = table["paired"].get(arm, {}).get(metrics[0])
+        seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
+        rows.append([*row, pair["verdict"] if pair else "baseline", f"{sum(seconds) / len(seconds):.0f}"])
+    return markdown(rows)
+
+
+def doctor(found: dict) -> list[str]:
+    """Estimators by exactness and cost."""
+    slowest = max(row["seconds"] for row in found["estimators"])
+    rows = [["estimator", "cosine", "relative error", "ms", "of the slowest", "peak MiB"]]
+    rows += [
+        [
+            f"`{row['name']}`", f"{row['cosine']:.7f}", f"{row['relative_error']:.1e}", f"{row['seconds'] * 1e3:.0f}",
+            f"{row['seconds'] / slowest:.2f}", f"{row['peak_bytes'] / 2**20:.0f}",
+        ]
+        for row in found["estimators"]
+    ]  # fmt: skip
+    return markdown(rows)
+
+
+def probe(found: dict) -> list[str]:
+    """Correlations with their intervals."""
+    rows = [["predicted drop against", "r [95%]"]]
+    for name, r in found["pearson"].items():
+        low, high = found["ci95"][name]
+        rows.append([f"`{name}`: {PROBES.get(name, '')}", f"{r:.3f} [{low:.3f}, {high:.3f}]"])
+    return markdown(rows)
+
+
+PROBES = {
+    "sgd_aligned": "plain value, SGD step on S",
+    "sgd_full": "plain value, SGD step on all parameters",
+    "adamw_plain": "plain value, the real AdamW step",
+    "adamw_preconditioned": "optimizer-aware value on S, the real AdamW step",
+    "adamw_preconditioned_full": "optimizer-aware value on all parameters, the real AdamW step",
+    "adamw_update": "g_down against the update itself: what first order can reach",
+    "sgd_lower_bound": "lower bound of Prop. 2.1, SGD step on S",
+    "sgd_heard": "plain value from fresh feedback rows, SGD step on S",
+    "adamw_heard": "optimizer-aware value from fresh feedback rows, the real AdamW step",
+}
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """A Markdown table whose first row is the header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def study(table: dict, only: list[str]) -> list[str]:
+    """Rows of a study against its first, step 0 on top; how hard each steered, and what it cost."""
+    metrics = list(table["metrics"])
+    shown = [row for row in table["summary"] if not only or row in only or row == next(iter(table["rows"]))]
+    pairs = {row: len({run["seed"] for run in table["runs"] if run["arm"] == row}) for row in shown}
+    head = ["row"]
+    for metric in metrics:
+        head += [metric, "difference [95%]"]
+    rows = [[*head, "verdict", "steering", "reliability", "s/run"]]
+    first = ["step 0"]
+    for metric in metrics:
+        starts = [start[metric]["value"] for start in table["step0"].values()]
+        first += [" / ".join(f"{value:.4f}" for value in starts), ""]
+    rows.append([*first, "", "", "", ""])
+    for row in shown:
+        runs = [run for run in table["runs"] if run["arm"] == row]
+        line = [row if len(set(pairs.values())) == 1 else f"{row} ({pairs[row]})"]
+        for metric in metrics:
+            found = table["summary"][row][metric]
+            spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
+            pair = table["paired"].get(row, {}).get(metric)
+            interval = "" if not pair or not pair["ci95"] else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+            line += [f"{found['mean']:.4f}{spread}", "" if pair is None else f"{pair['difference']:+.4f}{interval}"]
+        pair = table["paired"].get(row, {}).get(metrics[0])
+        verdict = "baseline" if pair is None else pair["verdict"] if pair["ci95"] else ""
+        rows.append([*line, verdict, *_steering(runs), f"{_mean(run['seconds'] for run in runs):.0f}"])
+    return markdown(rows)
+
+
+def _steering(runs: list[dict]) -> list[str]:
+    """How far the task was from the plain one (mean mass off the true token, spread of weights), and how far trusted."""
+    size = []
+    for key, word in (("gate", "gate"), ("weight_spread", "spread")):
+        found = [run["means"][key] for run in runs if key in run["means"]]
+        if found and max(found) > 1e-4:
+            size.append(f"{word} {_mean(found):.3f}")
+    trusted = [run["means"]["reliability"] for run in runs if "reliability" in run["means"]]
+    return [", ".join(size), f"{_mean(trusted):.2f}" if trusted else ""]
+
+
+def _mean(figures: Iterable[float]) -> float:
+    figures = list(figures)
+    return sum(figures) / len(figures)
+
+
+def main() -> None:
+    """Replaces every table whose results are there."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        text = page.read_text(encoding="utf-8")
+        for mark, name, only in re.findall(r"(<!-- table: ([\w-]+)(?: only ([^>]*?))? -->)", text):
+            path = ROOT / "results" / f"{name}.json"
+            if not path.is_file():
+                continue
+            found = json.loads(path.read_text(encoding="utf-8"))
+            chosen = [row.strip() for row in only.split(";") if row.strip()]
+            if "study" in found:
+                lines = study(found, chosen)
+            else:
+                kind = doctor if "estimators" in found else probe if "pearson" in found else comparison
+                lines = kind(found)
+            block = re.compile(rf"({re.escape(mark)}\n)(?:\|.*\n)*")
+            text = block.sub(lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text)
+        page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
