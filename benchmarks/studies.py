@@ -139,7 +139,6 @@ add(
     "dev-knobs", "what the settings do", "demo-language", DEV,
     {
         "onehot": "arm=onehot",
-        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
         "onehot, lr 1e-4": "arm=onehot learner.learning_rate=1e-4",
         "onehot, lr 2e-4": "arm=onehot learner.learning_rate=2e-4",
         "token_weights": W,
@@ -167,6 +166,29 @@ add(
         "closed_form, tau 0.25": f"{C} designer.temperature=0.25",
         "closed_form, S all": f"{C} learner.aligned_blocks=all",
         "feedback_sft": "arm=feedback_sft",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+
+D = "arm=document_weights"
+add(
+    "dev-nested", "documents and tokens apart", "demo-language", DEV,
+    {
+        "onehot": "arm=onehot",
+        "token_weights, nested, 0.4": W,
+        "token_weights, nested, 0.8": f"{W} designer.tilt=0.8",
+        "token_weights, nested, 1.5": f"{W} designer.tilt=1.5",
+        "token_weights, nested, 1.5, memory 0.5": f"{W} designer.tilt=1.5 value.memory=0.5",
+        "token_weights, nested, 1.5, lr 1e-4": f"{W} designer.tilt=1.5 learner.learning_rate=1e-4",
+        "document_weights, 0.8": f"{D} designer.tilt=0.8",
+        "document_weights, 1.5": f"{D} designer.tilt=1.5",
+        "document_weights, 3": f"{D} designer.tilt=3",
+        "document_weights, 1.5, lr 1e-4": f"{D} designer.tilt=1.5 learner.learning_rate=1e-4",
+        "document_weights, 1.5, period 1": f"{D} designer.tilt=1.5 value.meta_period=1",
+        "closed_form": C,
+        "closed_form, memory 0.5": f"{C} value.memory=0.5",
+        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
+        "oracle: onehot, clean stream, lr 1e-4": f"arm=onehot learner.learning_rate=1e-4 {CLEAN}",
     },
     "evaluate.split=dev",
 )  # fmt: skip

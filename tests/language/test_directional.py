@@ -6,8 +6,8 @@ import torch
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.appraisal import Appraiser
 from vpretrain.directional import ESTIMATORS, EstimatorUnsupported, double_backward
-from vpretrain.language.designers import Reliability
 from vpretrain.language.learned import Ascent, CandidateScorer, Steering
+from vpretrain.language.reliability import Reliability
 from vpretrain.language.targets import one_hot
 from vpretrain.value import Alignment
 

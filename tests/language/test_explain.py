@@ -12,7 +12,8 @@ from tests.language.test_train import tiny_recipe
 from vpretrain.errors import UserError
 from vpretrain.explain import explain, listening, restore_designer
 from vpretrain.language import Language, explain_page, looks
-from vpretrain.language.designers import Exact, Reliability
+from vpretrain.language.designers import Exact
+from vpretrain.language.reliability import Reliability
 from vpretrain.language.rules import Anchored
 from vpretrain.language.targets import one_hot, soft_target_loss
 from vpretrain.single import train_one

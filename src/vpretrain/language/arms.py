@@ -10,11 +10,12 @@ import torch
 from vpretrain.contracts import Designer, Feedback
 from vpretrain.errors import user_error
 from vpretrain.feedback import RandomDirection, Remembered
-from vpretrain.language.designers import Exact, LossWeights, OneHot, Reliability, SelfDistillation, UniformSmoothing
+from vpretrain.language.designers import Exact, LossWeights, OneHot, SelfDistillation, UniformSmoothing
 from vpretrain.language.feedback import Likelihood, parted, shuffled
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.reliability import Nested, Reliability
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 
@@ -74,7 +75,7 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         "self_distillation": lambda: SelfDistillation(count, section.control_gate),
         "loss_weights": lambda: LossWeights(weights),
         "closed_form": lambda: Exact(count, targets, reliability),
-        "token_weights": lambda: Exact(1, weights, reliability),
+        "token_weights": lambda: Exact(1, weights, Nested(reliability.shrink)),
         "document_weights": lambda: Exact(1, GroupWeights(section.tilt, by="document"), reliability),
         "source_weights": lambda: Exact(1, GroupWeights(section.tilt, by="source"), reliability),
         "weighted_targets": lambda: Exact(count, WeightedTargets(targets, section.tilt), reliability),

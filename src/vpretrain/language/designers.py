@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vpretrain.contracts import Appraise
 from vpretrain.language.learner import Context
+from vpretrain.language.reliability import Nested, Reliability
 from vpretrain.language.rules import Anchored, Candidates, Rule, TokenWeights
 from vpretrain.language.targets import (
     SoftTargets,
@@ -116,46 +117,6 @@ class LossWeights(Fixed):
 
 
 @dataclass
-class Reliability:
-    """How far the feedback batches agree on token values, remembered over meta steps.
-
-    Agreement is Pearson's r between the values under two halves of the feedback; their mean has the reliability
-    ``2 r / (1 + r)`` (Spearman and Brown), by which values shrink. Noise then cannot open the gate as signal does.
-
-    Args:
-        shrink: if False values are taken as they are (reliability 1); agreement is still reported.
-        memory: weight of the past in the running mean of r, in [0, 1).
-    """
-
-    shrink: bool
-    memory: float = 0.7
-    agreement: float | None = None
-
-    def hear(self, values: list[Tensor]) -> None:
-        """Takes the values of the same candidates under each feedback batch (one batch alone says nothing)."""
-        if len(values) < 2:
-            return
-        halves = [torch.stack(part).mean(dim=0) for part in (values[0::2], values[1::2])]
-        r = correlation(*halves)
-        self.agreement = r if self.agreement is None else self.memory * self.agreement + (1 - self.memory) * r
-
-    @property
-    def factor(self) -> float:
-        """In [0, 1]: what values are multiplied by."""
-        if not self.shrink:
-            return 1.0
-        r = max(0.0, self.agreement or 0.0)
-        return 2 * r / (1 + r)
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r over all entries; 0 where one of them does not vary."""
-    a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
-    scale = a.norm() * b.norm()
-    return float((a @ b) / scale) if scale > 0 else 0.0
-
-
-@dataclass
 class Exact:
     """A designer that asks for the exact values of every learner batch, and so needs no network (ours).
 
@@ -170,7 +131,7 @@ class Exact:
 
     count: int
     rule: Rule
-    reliability: Reliability
+    reliability: Reliability | Nested
     _heard: tuple[Candidates, Tensor] | None = field(default=None, init=False, repr=False)
     listens = True
 
@@ -189,14 +150,14 @@ class Exact:
 
     def shape(self, among: Candidates, values: Tensor) -> SoftTargets:
         """Targets from values ``[N, K]`` in the units of the loss."""
-        return self.rule(among, self.reliability.factor * standardised(values))
+        return self.rule(among, self.reliability.shrunk(standardised(values), among.context.document))
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """Updates the reliability; returns how good the targets are that it would make."""
         among = Candidates(context, self.count)
         probe = self._probe(among)
         values = [appraisal.gradient[0] for appraisal in appraise.each(context, probe)]
-        self.reliability.hear(values)
+        self.reliability.hear(values, context.document)
         mean = torch.stack(values).mean(dim=0)
         self._heard = among, mean  # construct needs just these
         halves = [torch.stack(part).mean(dim=0) for part in (values[0::2], values[1::2] or values)]
@@ -208,7 +169,7 @@ class Exact:
             "gain": sum(gains) / 2,
             "value_plain": float((plain * sum(halves)).sum() / 2),
             **bound,
-            **agreement_metric(self.reliability),
+            **self.reliability.metrics(),
             **target_metrics(proposals[0]),
         }
 
@@ -217,11 +178,11 @@ class Exact:
 
     def state_dict(self) -> dict[str, Any]:
         """The running agreement."""
-        return {"agreement": self.reliability.agreement}
+        return self.reliability.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the running agreement."""
-        self.reliability.agreement = state["agreement"]
+        self.reliability.load_state_dict(dict(state))
 
 
 def gain_bound(values: Tensor, gate_max: float) -> float:
@@ -230,13 +191,6 @@ def gain_bound(values: Tensor, gate_max: float) -> float:
     It is of the values as they were heard, noise of the feedback included; a designer's *regret* is this less its gain.
     """
     return float(gate_max * (values.max(dim=1).values - values[:, 0]).sum())
-
-
-def agreement_metric(reliability: Reliability) -> dict[str, float]:
-    """``agreement`` (running) and ``reliability`` once two feedback batches were heard."""
-    if reliability.agreement is None:
-        return {}
-    return {"agreement": reliability.agreement, "reliability": reliability.factor}
 
 
 def target_metrics(mass: Tensor) -> dict[str, float]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.contracts import Appraise
-from vpretrain.language.designers import Reliability, agreement_metric, correlation, gain_bound, target_metrics
+from vpretrain.language.designers import gain_bound, target_metrics
 from vpretrain.language.learner import Context
+from vpretrain.language.reliability import Nested, Reliability, correlation
 from vpretrain.language.rules import Candidates, Rule
 from vpretrain.language.targets import SoftTargets, mix, one_hot, standardised
 
@@ -114,7 +115,7 @@ class Steering:
     count: int
     gate_max: float
     learning_rate: float
-    reliability: Reliability
+    reliability: Reliability | Nested
     updates: int = 1
 
 
@@ -155,7 +156,7 @@ class Learned:
         """Exact token values ``[N, K]``, the mean over the feedback batches; updates the agreement."""
         probe = one_hot(among.context.labels, self.steering.count, among.ids)
         each = [a.gradient[0] for a in appraise.each(among.context, probe)]
-        self.steering.reliability.hear(each)
+        self.steering.reliability.hear(each, among.context.document)
         return torch.stack(each).mean(dim=0)
 
     def gain(self, targets: SoftTargets, values: Tensor) -> dict[str, float]:
@@ -165,7 +166,7 @@ class Learned:
             "gain": float((mass * values).sum() - values[:, 0].sum()),
             "value_plain": float(values[:, 0].sum()),
             "gain_bound": gain_bound(values, self.steering.gate_max),
-            **agreement_metric(self.steering.reliability),
+            **self.steering.reliability.metrics(),
             **target_metrics(mass),
         }
 
@@ -181,14 +182,14 @@ class Learned:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "agreement": self.steering.reliability.agreement,
+            "reliability": self.steering.reliability.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steering.reliability.agreement = state["agreement"]
+        self.steering.reliability.load_state_dict(state["reliability"])
 
 
 class Ascent(Learned):
@@ -225,7 +226,9 @@ class Ascent(Learned):
         """``updates`` steps up the value."""
         among = Candidates(context, self.steering.count)
         values = self.values(among, appraise)
-        unit = self.steering.reliability.factor * standardised(values)  # the step does not depend on the loss's scale
+        unit = self.steering.reliability.shrunk(
+            standardised(values), context.document
+        )  # the step does not depend on the loss's scale
         log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
         metrics: dict[str, float] = {}
         for _ in range(self.steering.updates):
@@ -277,4 +280,4 @@ class Field(Learned):
         return metrics
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
-        return self.rule(among, self.steering.reliability.factor * predicted)
+        return self.rule(among, self.steering.reliability.shrunk(predicted, among.context.document))

@@ -41,6 +41,12 @@ class Context:
     logits: Tensor
     trace: Trace
 
+    @property
+    def document(self) -> Tensor:
+        """``[N]`` int64 index into ``batch.documents``: where each predicted token stands."""
+        row, at = self.where
+        return self.batch.document[row, at + 1]
+
 
 class CausalLearner:
     """A ``transformers`` causal language model behind the learner role.

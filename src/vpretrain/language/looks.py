@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Parts, detached
-from vpretrain.language.designers import Reliability, correlation
 from vpretrain.language.learned import Learned, Lesson
 from vpretrain.language.learner import Context
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.reliability import Reliability, correlation
 from vpretrain.language.rows import Document
 from vpretrain.language.stream import Stream
 from vpretrain.language.targets import (
@@ -144,7 +144,7 @@ def look(context: Context, designer: Designer, appraiser: Appraiser, count: int)
         with torch.no_grad():
             predicted = designer.network(Lesson.of(context, ids, log_p), designer.embedding)[0]
     row, at = context.where
-    where = context.batch.document[row, at + 1].cpu()
+    where = context.document.cpu()
     place = context.batch.position_ids[row, at + 1].cpu()
     return Look(ids, log_p, each.detach(), task, own.detach(), predicted, where, place, context.batch.documents)
 
@@ -153,7 +153,7 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
     """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the same batches."""
     section, reliability = recipe.designer, Reliability(recipe.value.shrink)
     for seen in looks:
-        reliability.hear(list(seen.each))
+        reliability.hear(list(seen.each), seen.document)
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)
     for seen in looks:
         values = seen.values.double()

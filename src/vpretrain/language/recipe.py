@@ -248,7 +248,9 @@ class LanguageRecipe(Recipe):
     def _split_exists(self) -> Self:
         for split in (self.evaluate.split, *self.evaluate.also):
             if split not in self.data.evaluation:
-                raise ValueError(f"evaluate.split or also names {split!r}; data.evaluation has {sorted(self.data.evaluation)}")
+                raise ValueError(
+                    f"evaluate.split or also names {split!r}; data.evaluation has {sorted(self.data.evaluation)}"
+                )
         if self.value.shrink and self.data.feedback.batches < 2:
             raise ValueError(
                 "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"

@@ -116,8 +116,7 @@ class GroupWeights:
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
         """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
-        row, at = context.where
-        document, documents = context.batch.document[row, at + 1], context.batch.documents
+        document, documents = context.document, context.batch.documents
         if self.by == "document":
             return document, len(documents)
         names = sorted({each.source for each in documents})
