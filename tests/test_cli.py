@@ -260,7 +260,7 @@ REFUSED = {
         ["data.evaluation.test.path=leaky-test.jsonl"],
         ["data.feedback.rows", "in the test rows", "data/feedback.jsonl:6 = data/leaky-test.jsonl:25"],
     ),
-    "too little feedback": (["data.feedback.batch_size=25"], ["data.feedback.batch_size", "25", "1 to 24"]),
+    "too little feedback": (["data.feedback.batch_size=25"], ["data.feedback.batch_size", "25", "1 to 12"]),
     "K above the vocabulary": (["designer.candidates=97"], ["designer.candidates", "97", "1 to 96"]),
     "S that matches nothing": (
         ["learner.aligned_patterns=['*.nothing.*']"],

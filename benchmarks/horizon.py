@@ -1,0 +1,141 @@
+"""How far the value of one step reaches: the second-order loss along it, and what is left of it some steps later.
+
+    python benchmarks/horizon.py [recipe] [key=value ...] [--draws 8]
+
+From a settled learner, one batch is taken once with one-hot targets and once with token weights at each tilt, then plain
+steps follow on the same batches. Held-out feedback loss (eq. 38) of the plain run less that of the steered one, at each
+horizon, is the realised gain; the first-order gain is that of the two updates themselves, `g . (theta_plain -
+theta_steered)` with g the held-out gradient. Their ratio at horizon 1 is the trust region's answer; the realised gain over
+that at horizon 1 says how much of a step's value lasts. Writes `results/horizon.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain import recipe as recipes
+from vpretrain import train
+from vpretrain.contracts import Parts
+from vpretrain.language.rules import Candidates, TokenWeights
+from vpretrain.language.targets import one_hot
+from vpretrain.modalities import MODALITIES, SCHEMAS
+from vpretrain.tracking import environment, write_json
+
+TILTS = (0.4, 1.5, 5.0)
+HORIZONS = (1, 2, 4, 8, 16, 32)
+
+
+def held_out(parts: Parts) -> float:
+    """The feedback loss on held-out rows."""
+    with torch.no_grad():
+        return float(sum(parts.held_out_loss()))
+
+
+def held_out_gradient(parts: Parts) -> list[torch.Tensor]:
+    """Its gradient over all parameters."""
+    total = [torch.zeros_like(p) for p in parts.learner.model.parameters()]
+    for piece in parts.held_out_loss():
+        for held, grad in zip(total, torch.autograd.grad(piece, list(parts.learner.model.parameters())), strict=True):
+            held += grad
+    return total
+
+
+class Settled:
+    """A learner and its optimizer at one moment, to come back to."""
+
+    def __init__(self, step: train.SteeredStep) -> None:
+        self.step = step
+        self.state = copy.deepcopy((step.learner.model.state_dict(), step.optimizer.state_dict()))
+
+    def restore(self) -> None:
+        """Back to that moment."""
+        model, optimizer = copy.deepcopy(self.state)
+        self.step.learner.model.load_state_dict(model)
+        self.step.optimizer.load_state_dict(optimizer)
+
+
+def take(step: train.SteeredStep, context: Any, task: Any, rate: float) -> None:
+    """One AdamW step on a task, as the program takes it."""
+    step.learner.loss(context, task).backward()
+    torch.nn.utils.clip_grad_norm_(step.parameters, step.clip_norm)
+    for group in step.optimizer.param_groups:
+        group["lr"] = rate
+    step.optimizer.step()
+    step.optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    """Draws, and prints one line a tilt."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    draws = int(sys.argv[sys.argv.index("--draws") + 1]) if "--draws" in sys.argv else 8
+    words = [word for word in words if not word.isdigit()]
+    source = words[0] if words and "=" not in words[0] else "demo-language"
+    overrides = ["arm=token_weights", "evaluate.split=dev", *(word for word in words if "=" in word)]
+    recipe = recipes.load(source, overrides, schemas=SCHEMAS)
+    torch.set_num_threads(recipe.threads or torch.get_num_threads())
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    step, rate = train.new_step(recipe, parts), recipe.learner.learning_rate
+    rows: dict[float, list[dict[str, Any]]] = {tilt: [] for tilt in TILTS}
+    for _ in range(recipe.value.burn_in_steps):
+        step(next(parts.stream), 0.0)
+    for _ in range(draws):
+        for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
+            step(next(parts.stream), rate)
+        step.appraiser.hear(step.feedback.gradients(step.learner), step._preconditioner(), rate)
+        batches = [next(parts.stream) for _ in range(max(HORIZONS))]
+        here, gradient = Settled(step), held_out_gradient(parts)
+        paths: dict[float, tuple[list[float], list[torch.Tensor]]] = {}
+        for tilt in (0.0, *TILTS):
+            here.restore()
+            losses = []
+            for at, batch in enumerate(batches, 1):
+                context = step.learner.observe(batch)
+                if at == 1 and tilt:
+                    among = Candidates(context, 1)
+                    values = step.appraiser(context, one_hot(context.labels)).gradient[0]
+                    take(step, context, TokenWeights(tilt)(among, values / values.std(correction=0)), rate)
+                else:
+                    take(step, context, one_hot(context.labels), rate)
+                if at == 1:
+                    after = [p.detach().clone() for p in step.parameters]
+                if at in HORIZONS:
+                    losses.append(held_out(parts))
+            paths[tilt] = losses, after
+        for tilt in TILTS:
+            moved = zip(gradient, paths[0.0][1], paths[tilt][1], strict=True)
+            predicted = float(sum((g * (plain - steered)).sum() for g, plain, steered in moved))
+            realised = [plain - steered for plain, steered in zip(paths[0.0][0], paths[tilt][0], strict=True)]
+            rows[tilt].append({"predicted": predicted, "realised": realised})
+        here.restore()
+    table = []
+    for tilt, found in rows.items():
+        mean = [statistics.fmean(row["realised"][at] for row in found) for at in range(len(HORIZONS))]
+        error = [
+            statistics.stdev(row["realised"][at] for row in found) / len(found) ** 0.5 for at in range(len(HORIZONS))
+        ]
+        predicted = statistics.fmean(row["predicted"] for row in found)
+        table.append({"tilt": tilt, "predicted": predicted, "realised": mean, "stderr": error})
+        print(
+            f"tilt {tilt}: first order {predicted:.2e}, realised",
+            *(f"{h}:{m:.2e}±{e:.0e}" for h, m, e in zip(HORIZONS, mean, error, strict=True)),
+        )
+    found = {
+        "recipe": source,
+        "overrides": overrides,
+        "draws": draws,
+        "horizons": HORIZONS,
+        "rows": table,
+        "environment": environment(),
+    }
+    write_json(Path(__file__).parent.parent / "results" / "horizon.json", found)
+
+
+if __name__ == "__main__":
+    main()
