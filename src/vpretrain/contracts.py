@@ -85,6 +85,13 @@ class Learner(Protocol):
         """The same loss as a function of S only, every other parameter held where it is, without dropout."""
         ...
 
+    def stepped(self, share: float) -> None:
+        """Called once after every optimizer step: what follows the model (an EMA teacher, say) moves here.
+
+        ``share`` of the budget is used, in [0, 1].
+        """
+        ...
+
 
 class Appraise(Protocol):
     """Values a task under the current direction (see :class:`vpretrain.appraisal.Appraiser`)."""

@@ -62,13 +62,14 @@ class SteeredStep:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
-    def __call__(self, batch: Any, learning_rate: float) -> dict[str, float]:
+    def __call__(self, batch: Any, learning_rate: float, share: float = 0.0) -> dict[str, float]:
         """Takes one step on an unlabeled batch and returns its metrics.
 
         Args:
             batch: ``B_u``, unlabeled.
             learning_rate: of the learner; at 0 the parameters stay bit for bit and only the optimizer's moments, the
                 designer and its direction move (burn-in).
+            share: of the budget that is used, in [0, 1].
 
         Raises:
             Fault: the loss or its gradient is not finite; the step is not taken.
@@ -108,6 +109,7 @@ class SteeredStep:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.learner.stepped(share)
         self.count += 1
         metrics["seconds_learner"] = seconds_forward + time.perf_counter() - started
         return metrics | {

@@ -118,9 +118,9 @@ def run(
     digest = hashlib.sha256()
     history: list[Record] = []
 
-    def take(batch: Any, rate: float) -> Record:
+    def take(batch: Any, rate: float, share: float = 0.0) -> Record:
         spent.add(flops=cost.get(step.meta_due, 0.0))
-        return step(batch, rate)
+        return step(batch, rate, share)
 
     # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
     # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
@@ -134,7 +134,8 @@ def run(
             started = time.perf_counter()
             batch = next(parts.stream)
             metrics: Record = {"seconds_data": time.perf_counter() - started}
-            metrics |= take(batch, learning_rate(recipe, spent.fraction(recipe.budget)))
+            share = spent.fraction(recipe.budget)
+            metrics |= take(batch, learning_rate(recipe, share), share)
             metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
         spent.add(steps=1, tokens=batch.tokens)
         used = spent.state_dict()

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from vpretrain.contracts import Score
-from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.learner import CausalLearner
 from vpretrain.language.rows import Document, Row
 from vpretrain.language.stream import padded
+from vpretrain.modes import evaluating
 from vpretrain.stats import proportion_stderr
 
 
@@ -24,7 +25,7 @@ def negative_log_likelihood(
     The standard error is that of a ratio of sums over documents: tokens of one document are not independent.
     """
     totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
-    with without_dropout(learner.model):
+    with evaluating(learner.model):
         # Longest first: rows of one batch are then of a length, and a batch that is too large fails at once.
         ordered = sorted(range(len(documents)), key=lambda at: -len(documents[at].ids))
         for chunk in _batches(ordered, batch_size):
@@ -45,7 +46,7 @@ def greedy_exact_match(
 ) -> Score:
     """Share of rows whose greedy answer equals the solution's, after normalisation (see :func:`extract`)."""
     right = [0.0] * len(rows)
-    with without_dropout(learner.model):
+    with evaluating(learner.model):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size):
             # The same text as in training: the prompt and the separator before its solution.

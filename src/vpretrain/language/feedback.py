@@ -10,9 +10,10 @@ import torch
 
 from vpretrain import vectors
 from vpretrain.contracts import Gradient
-from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.learner import CausalLearner
 from vpretrain.language.rows import Document
 from vpretrain.language.stream import Sampler, padded
+from vpretrain.modes import evaluating, frozen
 
 CHUNK_ROWS = 16
 """Feedback rows in one forward pass."""
@@ -38,7 +39,9 @@ class Likelihood:
         documents = sorted(documents, key=lambda document: len(document.ids))
         tokens = sum(sum(document.predicted) for document in documents)
         total = {name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()}
-        with torch.enable_grad(), without_dropout(learner.model), learner.only_aligned():
+        members = {id(parameter) for parameter in learner.aligned.values()}
+        others = [p for p in learner.model.parameters() if id(p) not in members]  # blocks below S keep no activations
+        with torch.enable_grad(), evaluating(learner.model), frozen(others):
             for start in range(0, len(documents), CHUNK_ROWS):
                 chunk = padded(documents[start : start + CHUNK_ROWS], pad_id=pad_id)
                 losses, _ = learner.token_losses(chunk)

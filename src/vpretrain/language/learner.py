@@ -5,8 +5,7 @@ Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V voc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from vpretrain.errors import user_error
 from vpretrain.language.stream import TokenBatch
 from vpretrain.language.suffix import Anatomy, Suffix, Trace
 from vpretrain.language.targets import SoftTargets, soft_target_loss
+from vpretrain.modes import evaluating
 
 
 @dataclass
@@ -85,7 +85,7 @@ class CausalLearner:
         """The loss as a function of S alone, dropout off."""
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            with without_dropout(self.model):
+            with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
                 return soft_target_loss(self.suffix.project(states, parameters), task.with_controls(inputs))
 
@@ -98,18 +98,8 @@ class CausalLearner:
         logits = vectors.wide(self.anatomy.head(self._hidden(batch)[row, at - 1]))
         return nn.functional.cross_entropy(logits, batch.input_ids[row, at], reduction="none"), row
 
-    @contextmanager
-    def only_aligned(self) -> Iterator[None]:
-        """Inside the block nothing but S asks for gradients, so that the blocks below S keep no activations."""
-        names = {id(parameter) for parameter in self.aligned.values()}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in names]
-        for parameter in others:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in others:
-                parameter.requires_grad_(True)
+    def stepped(self, share: float) -> None:
+        """Nothing follows a step here."""
 
     def _hidden(self, batch: TokenBatch) -> Tensor:
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
@@ -120,7 +110,7 @@ class CausalLearner:
         """Holds the parts against the whole once, so that an unknown architecture is refused and never mistrained."""
         ids = torch.arange(8, device=self.device)[None] % self.model.config.vocab_size
         positions = torch.arange(8, device=self.device)[None]
-        with without_dropout(self.model):
+        with evaluating(self.model):
             whole = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
             with self.suffix.trace() as trace:
                 self.anatomy.backbone(input_ids=ids, position_ids=positions, use_cache=False)
@@ -133,15 +123,3 @@ class CausalLearner:
                 "so its parts do not give the logits of the whole",
                 accepted="decoder-only models laid out like Qwen, Llama or GPT-2",
             )
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module gets back the mode it had. Feedback must not touch the RNG."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -15,13 +15,14 @@ from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.language.arms import ARMS, DIRECT, designer_of, feedback_of
 from vpretrain.language.data import Texts, read
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
-from vpretrain.language.learner import CausalLearner, without_dropout
+from vpretrain.language.learner import CausalLearner
 from vpretrain.language.loading import load_model, load_tokenizer, skeleton
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document, Encoded, Row, encode
 from vpretrain.language.stream import Source, Stream, padded
 from vpretrain.language.suffix import Anatomy, aligned_parameters
+from vpretrain.modes import evaluating
 from vpretrain.resources import shortages
 
 
@@ -172,7 +173,7 @@ def _held_out_loss(recipe: LanguageRecipe, materials: Materials, learner: Causal
     ]
     count = sum(batch.predicted_tokens for batch in batches)
     for batch in batches:
-        with without_dropout(learner.model):
+        with evaluating(learner.model):
             losses, _ = learner.token_losses(batch)
         yield losses.double().sum() / count
 

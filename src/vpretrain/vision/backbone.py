@@ -1,0 +1,418 @@
+"""A vision transformer taken apart: features for dense heads, the subset S, and the part that depends on S on its own.
+
+Shapes: B images, T tokens (prefix tokens first, then patches row by row), D hidden width, (h, w) the grid of patches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoConfig, AutoModel
+
+from vpretrain import vectors
+from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.modes import evaluating, frozen
+from vpretrain.recipe_problems import nearest, shown
+from vpretrain.resources import out_of_memory
+
+LAYOUTS = "vision transformers with patch tokens, laid out like DINOv3, DINOv2, ViT or I-JEPA"
+NORMS = ("norm", "layernorm")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of images.
+
+    Args:
+        patches: ``[B, D, h, w]``, after the final norm.
+        pooled: ``[B, D]``, the first prefix token (CLS); the mean over patches where a backbone has none.
+    """
+
+    patches: Tensor
+    pooled: Tensor
+
+
+class Backbone:
+    """Any ``transformers`` vision transformer with square patches.
+
+    The parts are held against the whole once, on a tiny image, so that a layout that is not understood is refused and
+    never mistrained. Gradients flow through everything here; the mode (dropout, or none) is the model's.
+
+    Args:
+        model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``ViTModel``.
+
+    Attributes:
+        width: D.
+        patch_size: side of a patch in pixels.
+        prefix_tokens: how many tokens come before the patches (CLS, registers).
+        blocks: the transformer blocks, in order.
+        norm: what runs after the last block.
+        reached: names of the parameters that the features depend on (not those of a pooler or a mask token).
+
+    Raises:
+        UserError: the layout is not understood.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        depth, patch = (getattr(model.config, key, None) for key in ("num_hidden_layers", "patch_size"))
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and depth and len(m) == depth]
+        norms = [module for name, module in model.named_children() if name in NORMS]
+        if len(lists) != 1 or len(norms) != 1:
+            raise self._refused("does not have one list of blocks and one final norm")
+        if isinstance(patch, (list, tuple)) and len({*patch}) == 1:
+            patch = patch[0]
+        if not isinstance(patch, int):
+            raise self._refused("does not have square patches")
+        self.patch_size, self.width = patch, int(model.config.hidden_size)
+        self.blocks, self.norm = lists[0], norms[0]
+        # Position embeddings of a fixed size are only stretched to other crops where they are asked to be.
+        self.options = (
+            {"interpolate_pos_encoding": True}
+            if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+            else {}
+        )
+        self.reached: frozenset[str] = frozenset()
+        self.prefix_tokens = self._check_layout()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in ``[B, 3, H, W]`` images.
+
+        Raises:
+            UserError: patches do not tile the images.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise user_error(
+                "learner.model",
+                f"its patches do not tile images of this size; make crops and images multiples of {self.patch_size}",
+                value=f"{height} x {width}",
+                accepted=f"height and width that {self.patch_size} divides",
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as :meth:`grid`."""
+        self.grid(images)
+        return self.model(images, **self.options).last_hidden_state
+
+    def features(self, images: Tensor, blocks: int = 1) -> Features:
+        """Features of normalised ``[B, 3, H, W]`` images, cast to the model's dtype.
+
+        Args:
+            images: H and W are multiples of the patch size.
+            blocks: the outputs of this many last blocks, each through the final norm, side by side: D is then
+                ``blocks * width``. The last block's come last.
+
+        Raises:
+            UserError: patches do not tile the images, or there are not so many blocks.
+        """
+        if blocks == 1:
+            return self.split(self.tokens(images), self.grid(images))
+        if not 1 <= blocks <= len(self.blocks):
+            raise user_error(
+                "evaluate.blocks",
+                "the model does not have so many blocks",
+                value=blocks,
+                accepted=f"1 to {len(self.blocks)}",
+            )
+        outputs: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _, __, out: outputs.append(_hidden(out)))
+            for block in self.blocks[-blocks:]
+        ]
+        try:
+            self.tokens(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return self.split(torch.cat([self.norm(out) for out in outputs], dim=-1), self.grid(images))
+
+    def split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
+        """``[B, T, D]`` tokens as features over a grid of patches."""
+        patches = tokens[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+        return Features(patches, self.pooled(tokens))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """``[B, D]``: the first prefix token of ``[B, T, D]`` tokens, or the mean over patches where there is none."""
+        return tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
+
+    def _refused(self, what: str) -> UserError:
+        message = f"{type(self.model).__name__} {what}, so its suffix cannot be run on its own"
+        return user_error("learner.model", message, accepted=LAYOUTS)
+
+    def _check_layout(self) -> int:
+        """The number of prefix tokens; sets :attr:`reached`; raises where the parts do not make the whole."""
+        parameters = dict(self.model.named_parameters())
+        first = next(self.blocks.parameters())
+        images = torch.linspace(-1, 1, 3 * 6 * self.patch_size**2, dtype=first.dtype, device=first.device)
+        images = images.view(1, 3, 2 * self.patch_size, 3 * self.patch_size)
+        with evaluating(self.model), torch.enable_grad():
+            whole = self.tokens(images)
+            leaves = [p for p in parameters.values() if p.requires_grad]
+            reached = torch.autograd.grad(whole.sum(), leaves, allow_unused=True) if leaves else ()
+        reached_ids = {id(p) for p, gradient in zip(leaves, reached, strict=True) if gradient is not None}
+        self.reached = frozenset(name for name, p in parameters.items() if id(p) in reached_ids)
+        with torch.no_grad():
+            suffix = Suffix(self, {"first": first})
+            parts = suffix.run(suffix.enter(images), {"first": vectors.wide(first.detach())})
+            # A model on the meta device has shapes and no values.
+            same = whole.is_meta or torch.allclose(
+                vectors.wide(whole), parts.to(vectors.wide(whole)), rtol=2e-2, atol=2e-2 * float(whole.detach().std())
+            )
+        if whole.shape[1] < 6 or not same:
+            raise self._refused("does more than embeddings, blocks and final norm")
+        return whole.shape[1] - 6
+
+
+def aligned_parameters(
+    backbone: Backbone, *, blocks: int | Literal["all"], patterns: list[str]
+) -> dict[str, nn.Parameter]:
+    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything, or what matches ``patterns``.
+
+    Only parameters that train and that the features depend on belong to S.
+
+    Args:
+        backbone: the student's.
+        blocks: how many of the last blocks, or ``all`` parameters of the backbone.
+        patterns: shell patterns over the backbone's parameter names; they take the place of ``blocks`` when given.
+
+    Returns:
+        Parameters by their name in ``backbone.model``.
+
+    Raises:
+        UserError: nothing matches, or there are fewer blocks than asked for.
+    """
+    trainable = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad and n in backbone.reached}
+    if patterns:
+        chosen = {n: p for n, p in trainable.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+        if not chosen:
+            raise user_error(
+                "learner.aligned_patterns",
+                "no trainable parameter has a name that matches",
+                value=patterns,
+                accepted="patterns over these names: " + _abbreviated(trainable),
+            )
+        return chosen
+    if blocks == "all":
+        chosen = trainable
+    elif 1 <= blocks <= len(backbone.blocks):
+        members = {id(p) for module in (*backbone.blocks[-blocks:], backbone.norm) for p in module.parameters()}
+        chosen = {name: p for name, p in trainable.items() if id(p) in members}
+    else:
+        raise user_error(
+            "learner.aligned_blocks",
+            "the model does not have so many blocks",
+            value=blocks,
+            accepted=f"1 to {len(backbone.blocks)}, or all",
+        )
+    if not chosen:
+        raise user_error(
+            "learner.aligned_blocks",
+            "none of the parameters of these blocks trains, so there is no gradient to compare",
+            value=blocks,
+            accepted="blocks with trainable parameters; those that train: " + (_abbreviated(trainable) or "none"),
+        )
+    return chosen
+
+
+def _abbreviated(names: Iterable[str], most: int = 12) -> str:
+    names = list(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Images as they enter the suffix.
+
+    Args:
+        hidden: ``[B, T, D]``, the input of its first module (the images themselves where S reaches below the blocks),
+            in float32 or wider, with the graph to the images.
+        rest: what else its blocks are called with: rotary position embeddings of this image size, attention mask.
+    """
+
+    hidden: Tensor
+    rest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+
+class Suffix:
+    """The blocks from the first aligned one on and the final norm, as a function of S, without dropout.
+
+    Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses and for every
+    direction, so it runs once (:meth:`enter`), and only what is above it is repeated (:meth:`run`).
+
+    Args:
+        backbone: the whole.
+        aligned: S. If part of it lies below the blocks (patch or position embeddings), the suffix is the whole model.
+    """
+
+    def __init__(self, backbone: Backbone, aligned: Mapping[str, nn.Parameter]) -> None:
+        self.backbone = backbone
+        self.names = {id(parameter): name for name, parameter in aligned.items()}
+        in_blocks = [any(id(p) in self.names for p in block.parameters()) for block in backbone.blocks]
+        first = in_blocks.index(True) if True in in_blocks else len(in_blocks)
+        above: list[nn.Module] = [*backbone.blocks[first:], backbone.norm]
+        self.whole = not set(self.names) <= {id(p) for module in above for p in module.parameters()}
+        self.modules: list[nn.Module] = [backbone.model] if self.whole else above
+
+    def enter(self, images: Tensor) -> Entry:
+        """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to nothing else."""
+        if self.whole:
+            self.backbone.grid(images)
+            return Entry(vectors.wide(images))
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Entered(args, kwargs)
+
+        # The model itself prepares what its blocks need, each architecture in its own way, and is left there.
+        hook = self.modules[0].register_forward_pre_hook(stop, with_kwargs=True)
+        model = self.backbone.model
+        try:
+            with evaluating(model), frozen(model.parameters()):
+                self.backbone.tokens(images)
+        except _Entered as entered:
+            args, kwargs = entered.args
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            return Entry(vectors.wide(hidden), (args[1:], kwargs))
+        finally:
+            hook.remove()
+        raise self.backbone._refused("does not run its blocks one after another")
+
+    def run(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
+        """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the dtype of ``parameters``."""
+        dtype = next(iter(parameters.values())).dtype
+        hidden = entry.hidden.to(dtype)
+        with evaluating(self.backbone.model):
+            if self.whole:
+                return self._call(self.modules[0], parameters, hidden, (), self.backbone.options).last_hidden_state
+            args, kwargs = _cast(entry.rest, dtype)
+            for block in self.modules[:-1]:
+                hidden = _hidden(self._call(block, parameters, hidden, args, kwargs))
+            return self._call(self.modules[-1], parameters, hidden, (), {})
+
+    def _call(self, module: nn.Module, parameters: Mapping[str, Tensor], hidden: Tensor, args: Any, kwargs: Any) -> Any:
+        weights = {
+            name: parameters[self.names[id(p)]] if id(p) in self.names else p.detach().to(hidden.dtype)
+            for name, p in module.named_parameters(remove_duplicate=False)
+        }
+        return functional_call(module, weights, (hidden, *args), kwargs, tie_weights=False)
+
+
+class _Entered(Exception):
+    """Carries the first suffix module's arguments out of the model's forward pass."""
+
+
+def _hidden(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+def load_model(location: str, *, dtype: torch.dtype, attention: str) -> Any:
+    """A pretrained vision model from a folder or the hub, in training mode.
+
+    Args:
+        location: folder or hub id.
+        dtype: float32, bfloat16 or float64.
+        attention: ``sdpa`` or ``eager``.
+
+    Raises:
+        UserError: there is no such model, or its weights are not those that its configuration asks for.
+    """
+    try:
+        model, report = AutoModel.from_pretrained(
+            location, dtype=dtype, attn_implementation=attention,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:  # the hub, configurations and safetensors have exceptions of their own
+        if out_of_memory(error):
+            raise
+        folder = Path(location)
+        why = (
+            "this is a file; name the folder that it is in"
+            if folder.is_file()
+            else f"cannot be loaded: {_brief(error)}"
+        )
+        raise user_error("learner.model", why, value=location, accepted="a model folder or a hub id") from error
+    # A pooler is not used, and checkpoints of the same weights come with it or without.
+    unfilled = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    unfilled = {name for name in unfilled if not name.startswith("pooler.")}
+    if unfilled:
+        raise user_error(
+            "learner.model",
+            f"{len(unfilled)} of the parameters that its config.json asks for are not in its weights, or of another size",
+            value=_abbreviated(sorted(unfilled), most=3),
+            accepted="a folder whose weights and config.json were saved together",
+        )
+    return model.train()
+
+
+def new_model(config: dict[str, Any], *, dtype: torch.dtype, attention: str, where: str = "learner.config") -> Any:
+    """A vision model with random weights, in training mode; they are the same (but for rounding) in every dtype.
+
+    Args:
+        config: ``model_type`` (``dinov3_vit``, ``dinov2``, ...) and the keys of that model's ``transformers`` configuration.
+        dtype: float32, bfloat16 or float64.
+        attention: ``sdpa`` or ``eager``.
+        where: dotted recipe key of the configuration, for messages.
+
+    Raises:
+        UserError: an unknown type or key, or values that make no model.
+    """
+    kind = config.get("model_type")
+    try:
+        defaults = AutoConfig.for_model(str(kind))
+    except ValueError as error:
+        raise user_error(
+            f"{where}.model_type", "transformers has no model of this type", value=kind or "",
+            accepted="dinov3_vit, dinov2, dinov2_with_registers, vit, ...",
+        ) from error  # fmt: skip
+    keys = sorted(defaults.to_dict())
+    if unknown := [key for key in config if key not in keys and not hasattr(defaults, key)]:
+        # transformers takes a misspelt key in silence and keeps its default, which may be huge
+        raise UserError(*(
+            Problem(f"{where}.{key}", shown(config[key]), ", ".join(keys), f"{kind} has no such key{nearest(key, keys)}")
+            for key in unknown
+        ))  # fmt: skip
+    try:
+        resolved = AutoConfig.for_model(**config)
+        model = AutoModel.from_config(resolved, dtype=torch.float32, attn_implementation=attention)
+        if dtype != torch.float32:
+            drawn = model.state_dict()
+            model = AutoModel.from_config(resolved, dtype=dtype, attn_implementation=attention)
+            model.load_state_dict(drawn)
+        return model.train()
+    except Exception as error:  # each configuration class has checks and exceptions of its own
+        if out_of_memory(error):
+            raise
+        raise user_error(
+            where, f"this makes no vision model: {_brief(error)}", value=config,
+            accepted="`model_type` of a transformers vision model, and values for its keys that go together",
+        ) from error  # fmt: skip
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
