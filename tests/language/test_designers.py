@@ -17,10 +17,10 @@ from vpretrain.language.designers import (
 )
 from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
-from vpretrain.language.reliability import Nested, Reliability, correlation
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.language.stream import Sampler, padded
+from vpretrain.reliability import Nested, Reliability, correlation
 from vpretrain.value import Alignment
 
 

@@ -7,8 +7,8 @@ from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.appraisal import Appraiser
 from vpretrain.directional import ESTIMATORS, EstimatorUnsupported, double_backward
 from vpretrain.language.learned import Ascent, CandidateScorer, Steering
-from vpretrain.language.reliability import Reliability
 from vpretrain.language.targets import one_hot
+from vpretrain.reliability import Reliability
 from vpretrain.value import Alignment
 
 ALIGNMENTS = ["dot", "optimizer_aware", "cosine", "lower_bound"]

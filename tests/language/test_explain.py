@@ -13,9 +13,9 @@ from vpretrain.errors import UserError
 from vpretrain.explain import explain, listening, restore_designer
 from vpretrain.language import Language, explain_page, looks
 from vpretrain.language.designers import Exact
-from vpretrain.language.reliability import Reliability
 from vpretrain.language.rules import Anchored
 from vpretrain.language.targets import one_hot, soft_target_loss
+from vpretrain.reliability import Reliability
 from vpretrain.single import train_one
 
 SOURCE = "<script>owned()</script>"

@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 
 from vpretrain.language.targets import (
     SoftTargets,
-    anchored,
     candidate_log_probabilities,
     candidates,
     mix,
     one_hot,
     soft_target_loss,
-    standardised,
 )
+from vpretrain.rules import anchored, standardised
 
 
 def random_logits(n, vocabulary, seed=0, dtype=torch.float64):

@@ -15,9 +15,9 @@ from vpretrain.language.feedback import Likelihood, parted, shuffled
 from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.reliability import Nested, Reliability
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.reliability import Nested, Reliability
 
 ARMS: Mapping[str, str] = {
     "onehot": "next-token prediction as it always was: the baseline",

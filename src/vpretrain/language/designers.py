@@ -19,16 +19,10 @@ from torch import Tensor
 
 from vpretrain.contracts import Appraise
 from vpretrain.language.learner import Context
-from vpretrain.language.reliability import Nested, Reliability
 from vpretrain.language.rules import Anchored, Candidates, Rule, TokenWeights
-from vpretrain.language.targets import (
-    SoftTargets,
-    candidate_log_probabilities,
-    candidates,
-    mix,
-    one_hot,
-    standardised,
-)
+from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
+from vpretrain.reliability import Nested, Reliability
+from vpretrain.rules import standardised
 
 
 class Fixed:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from vpretrain.contracts import Appraise
 from vpretrain.language.designers import gain_bound, target_metrics
 from vpretrain.language.learner import Context
-from vpretrain.language.reliability import Nested, Reliability, correlation
 from vpretrain.language.rules import Candidates, Rule
-from vpretrain.language.targets import SoftTargets, mix, one_hot, standardised
+from vpretrain.language.targets import SoftTargets, mix, one_hot
+from vpretrain.reliability import Nested, Reliability, correlation
+from vpretrain.rules import standardised
 
 
 @dataclass(frozen=True)

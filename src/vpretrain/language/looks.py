@@ -15,18 +15,11 @@ from vpretrain.contracts import Designer, Parts, detached
 from vpretrain.language.learned import Learned, Lesson
 from vpretrain.language.learner import Context
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.reliability import Reliability, correlation
 from vpretrain.language.rows import Document
 from vpretrain.language.stream import Stream
-from vpretrain.language.targets import (
-    SoftTargets,
-    anchored,
-    candidate_log_probabilities,
-    candidates,
-    mix,
-    one_hot,
-    standardised,
-)
+from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
+from vpretrain.reliability import Reliability, correlation
+from vpretrain.rules import anchored, standardised
 
 STEERED_SHOWN = 6
 """Steered tokens of a document whose candidates are listed."""

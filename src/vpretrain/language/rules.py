@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 
 from vpretrain.language.learner import Context
-from vpretrain.language.targets import (
-    SoftTargets,
-    anchored,
-    candidate_log_probabilities,
-    candidates,
-    mix,
-    standardised,
-)
+from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix
+from vpretrain.rules import anchored, standardised, tilted
 
 
 class Candidates:
@@ -88,7 +82,7 @@ class TokenWeights:
     def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
         """The true token's mass is its weight, the others have none."""
         worth = values[:, 0] - values[:, 0].mean()
-        return SoftTargets(among.ids, _on_truth(values, _weights(self.tilt * worth.clamp(-3, 3))))
+        return SoftTargets(among.ids, _on_truth(values, tilted(worth, self.tilt)))
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class GroupWeights:
         group, groups = self._groups(among.context)
         count = torch.bincount(group, minlength=groups).clamp_min(1)
         t = torch.zeros(groups, dtype=worth.dtype, device=worth.device).index_add(0, group, worth) / count.sqrt()
-        return SoftTargets(among.ids, _on_truth(values, _weights(self.tilt * (t / 3).clamp(-1, 1)[group])))
+        return SoftTargets(among.ids, _on_truth(values, tilted((t / 3).clamp(-1, 1)[group], self.tilt)))
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
         """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
@@ -143,12 +137,7 @@ class WeightedTargets:
         # In units of its own spread, as token weights are, times the shrinkage that the values came with.
         shrinkage = values.std(correction=0).clamp(max=1)
         worth = shrinkage * standardised(worth - worth.mean())
-        return SoftTargets(soft.ids, soft.mass * _weights(self.tilt * worth.clamp(-3, 3))[:, None])
-
-
-def _weights(tilts: Tensor) -> Tensor:
-    weights = (1 + tilts).clamp_min(0)
-    return weights / weights.mean()
+        return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
 
 
 def _on_truth(values: Tensor, weights: Tensor) -> Tensor:

@@ -91,35 +91,3 @@ def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     """``log p(ids[n, k])``, ``[N, K]`` in float32 or wider; gradients flow."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
-
-
-def anchored(
-    values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float
-) -> tuple[Tensor, Tensor]:
-    """The best targets for given token values under a KL anchor to the learner (ours; the paper ascends instead).
-
-    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z = values / temperature``:
-    value where the learner already sees a possibility, no push onto tokens that it rightly rules out. The gate opens
-    with the expected gain of r over the true token, ``gate_max * clip(gain, 0, 1)`` in units of z, so that
-    temperature -> 0 with ``clip = inf`` puts ``gate_max`` on the most valuable candidate: the best that any target under
-    that bound can do.
-
-    Args:
-        values: ``[N, K]``, ``s_t(v)`` of the candidates in standard deviations over the batch, the true token first.
-        log_p: ``[N, K]``, the learner's log probabilities of them.
-        temperature: tau > 0, in the units of ``values``.
-        clip: bound on ``|z|``; ``inf`` for none.
-        gate_max: ``alpha_max`` in [0, 1].
-
-    Returns:
-        ``(r, gate)``: ``[N, K]`` summing to 1, and ``[N]`` in [0, gate_max].
-    """
-    z = (values / temperature).clamp(-clip, clip)
-    proposal = torch.softmax(log_p + z, dim=1)
-    gain = (proposal * z).sum(dim=1) - z[:, 0]
-    return proposal, gate_max * gain.clamp(0, 1)
-
-
-def standardised(values: Tensor) -> Tensor:
-    """Values over their standard deviation: the scale of the loss and of the direction drops out."""
-    return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)

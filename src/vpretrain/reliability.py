@@ -1,4 +1,4 @@
-"""How far token values can be trusted: what two halves of the feedback agree on, and nothing else."""
+"""How far values can be trusted: what two halves of the feedback agree on, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class Reliability:
-    """How far the feedback batches agree on token values, remembered over meta steps.
+    """How far the feedback batches agree on values, remembered over meta steps.
 
     Agreement is Pearson's r between the values under two halves of the feedback; their mean has the reliability
     ``2 r / (1 + r)`` (Spearman and Brown), by which values shrink. Noise then cannot open the gate as signal does.
@@ -26,12 +26,12 @@ class Reliability:
     memory: float = 0.7
     agreement: float | None = None
 
-    def hear(self, values: Sequence[Tensor], document: Tensor) -> None:
-        """Takes the values ``[N, K]`` of the same candidates under each feedback batch (one batch alone says nothing).
+    def hear(self, values: Sequence[Tensor], group: Tensor) -> None:
+        """Takes the values ``[N, K]`` of the same choices under each feedback batch (one batch alone says nothing).
 
         Args:
             values: one tensor a feedback batch.
-            document: ``[N]`` int64, the document that each token stands in.
+            group: ``[N]`` int64, the group that each place belongs to (a token's document).
         """
         if len(values) < 2:
             return
@@ -47,7 +47,7 @@ class Reliability:
         r = max(0.0, self.agreement or 0.0)
         return 2 * r / (1 + r)
 
-    def shrunk(self, values: Tensor, document: Tensor) -> Tensor:
+    def shrunk(self, values: Tensor, group: Tensor) -> Tensor:
         """The values ``[N, K]`` times their reliability."""
         return self.factor * values
 
@@ -82,16 +82,16 @@ class Nested:
     def __post_init__(self) -> None:
         self.between, self.within = Reliability(self.shrink), Reliability(self.shrink)
 
-    def hear(self, values: Sequence[Tensor], document: Tensor) -> None:
+    def hear(self, values: Sequence[Tensor], group: Tensor) -> None:
         """As :meth:`Reliability.hear`."""
-        means = [document_means(each, document) for each in values]
-        apart = [each - mean[document] for each, mean in zip(values, means, strict=True)]
-        self.between.hear(means, document)
-        self.within.hear(apart, document)
+        means = [group_means(each, group) for each in values]
+        apart = [each - mean[group] for each, mean in zip(values, means, strict=True)]
+        self.between.hear(means, group)
+        self.within.hear(apart, group)
 
-    def shrunk(self, values: Tensor, document: Tensor) -> Tensor:
+    def shrunk(self, values: Tensor, group: Tensor) -> Tensor:
         """Both parts times their own reliability, added up again."""
-        common = document_means(values, document)[document]
+        common = group_means(values, group)[group]
         return self.between.factor * common + self.within.factor * (values - common)
 
     def metrics(self) -> dict[str, float]:
@@ -109,11 +109,11 @@ class Nested:
         self.within.load_state_dict(state["within"])
 
 
-def document_means(values: Tensor, document: Tensor) -> Tensor:
+def group_means(values: Tensor, group: Tensor) -> Tensor:
     """``[M, K]``: the mean of ``values`` ``[N, K]`` over the tokens of each document; 0 for one without tokens."""
-    documents = int(document.max()) + 1
-    sums = values.new_zeros(documents, *values.shape[1:]).index_add(0, document, values)
-    return sums / torch.bincount(document, minlength=documents).clamp_min(1)[:, None]
+    groups = int(group.max()) + 1
+    sums = values.new_zeros(groups, *values.shape[1:]).index_add(0, group, values)
+    return sums / torch.bincount(group, minlength=groups).clamp_min(1)[:, None]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
