@@ -20,7 +20,7 @@ from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.language.stream import Sampler, padded
-from vpretrain.reliability import Nested, Reliability, correlation
+from vpretrain.reliability import Reliability, correlation
 from vpretrain.value import Alignment
 
 
@@ -114,29 +114,9 @@ def test_reliability_is_spearman_brown():
     reliability = Reliability(shrink=True)
     generator = torch.Generator().manual_seed(0)
     signal, a, b = (torch.randn(50_000, 1, generator=generator) for _ in range(3))
-    reliability.hear([signal + a, signal + b], torch.zeros(50_000, dtype=torch.int64))
+    reliability.hear([signal + a, signal + b])
     assert reliability.agreement == pytest.approx(0.5, abs=0.02)
     assert reliability.factor == pytest.approx(2 / 3, abs=0.02)  # var(signal) / var(mean of the halves)
-
-
-def test_nested_reliability_trusts_documents_and_tokens_apart():
-    """What all tokens of a document say is shrunk by how far documents agree, the rest by how far tokens do."""
-    generator = torch.Generator().manual_seed(0)
-    document = torch.arange(2_000).repeat_interleave(8)
-    common = torch.randn(2_000, 1, generator=generator)[document]
-    halves = [common + torch.randn(len(document), 1, generator=generator) for _ in range(2)]
-    nested = Nested(shrink=True)
-    nested.hear(halves, document)
-    assert nested.between.factor == pytest.approx(1 / (1 + 1 / 16), abs=0.02)  # noise of 16 tokens against 1
-    assert nested.within.factor < 0.03  # tokens differ by noise alone
-    mean = (halves[0] + halves[1]) / 2
-    shrunk, plain = nested.shrunk(mean, document), Reliability(shrink=True)
-    plain.hear(halves, document)
-    error = (shrunk - common).square().mean()
-    assert error < 0.3 * (plain.shrunk(mean, document) - common).square().mean()
-    again = Nested(shrink=True)
-    again.load_state_dict(nested.state_dict())
-    assert torch.equal(again.shrunk(mean, document), shrunk)
 
 
 def test_field_learns_the_values_it_is_shown():

@@ -17,7 +17,7 @@ from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
-from vpretrain.reliability import Nested, Reliability
+from vpretrain.reliability import Reliability
 
 ARMS: Mapping[str, str] = {
     "onehot": "next-token prediction as it always was: the baseline",
@@ -75,7 +75,7 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         "self_distillation": lambda: SelfDistillation(count, section.control_gate),
         "loss_weights": lambda: LossWeights(weights),
         "closed_form": lambda: Exact(count, targets, reliability),
-        "token_weights": lambda: Exact(1, weights, Nested(reliability.shrink)),
+        "token_weights": lambda: Exact(1, weights, reliability),
         "document_weights": lambda: Exact(1, GroupWeights(section.tilt, by="document"), reliability),
         "source_weights": lambda: Exact(1, GroupWeights(section.tilt, by="source"), reliability),
         "weighted_targets": lambda: Exact(count, WeightedTargets(targets, section.tilt), reliability),

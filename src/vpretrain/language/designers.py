@@ -21,7 +21,7 @@ from vpretrain.contracts import Appraise
 from vpretrain.language.learner import Context
 from vpretrain.language.rules import Anchored, Candidates, Rule, TokenWeights
 from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
-from vpretrain.reliability import Nested, Reliability
+from vpretrain.reliability import Reliability
 from vpretrain.rules import standardised
 
 
@@ -125,7 +125,7 @@ class Exact:
 
     count: int
     rule: Rule
-    reliability: Reliability | Nested
+    reliability: Reliability
     _heard: tuple[Candidates, Tensor] | None = field(default=None, init=False, repr=False)
     listens = True
 
@@ -144,14 +144,14 @@ class Exact:
 
     def shape(self, among: Candidates, values: Tensor) -> SoftTargets:
         """Targets from values ``[N, K]`` in the units of the loss."""
-        return self.rule(among, self.reliability.shrunk(standardised(values), among.context.document))
+        return self.rule(among, self.reliability.factor * standardised(values))
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """Updates the reliability; returns how good the targets are that it would make."""
         among = Candidates(context, self.count)
         probe = self._probe(among)
         values = [appraisal.gradient[0] for appraisal in appraise.each(context, probe)]
-        self.reliability.hear(values, context.document)
+        self.reliability.hear(values)
         mean = torch.stack(values).mean(dim=0)
         self._heard = among, mean  # construct needs just these
         halves = [torch.stack(part).mean(dim=0) for part in (values[0::2], values[1::2] or values)]

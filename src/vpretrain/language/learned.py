@@ -22,7 +22,7 @@ from vpretrain.language.designers import gain_bound, target_metrics
 from vpretrain.language.learner import Context
 from vpretrain.language.rules import Candidates, Rule
 from vpretrain.language.targets import SoftTargets, mix, one_hot
-from vpretrain.reliability import Nested, Reliability, correlation
+from vpretrain.reliability import Reliability, correlation
 from vpretrain.rules import standardised
 
 
@@ -116,7 +116,7 @@ class Steering:
     count: int
     gate_max: float
     learning_rate: float
-    reliability: Reliability | Nested
+    reliability: Reliability
     updates: int = 1
 
 
@@ -157,7 +157,7 @@ class Learned:
         """Exact token values ``[N, K]``, the mean over the feedback batches; updates the agreement."""
         probe = one_hot(among.context.labels, self.steering.count, among.ids)
         each = [a.gradient[0] for a in appraise.each(among.context, probe)]
-        self.steering.reliability.hear(each, among.context.document)
+        self.steering.reliability.hear(each)
         return torch.stack(each).mean(dim=0)
 
     def gain(self, targets: SoftTargets, values: Tensor) -> dict[str, float]:
@@ -281,4 +281,4 @@ class Field(Learned):
         return metrics
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
-        return self.rule(among, self.steering.reliability.shrunk(predicted, among.context.document))
+        return self.rule(among, self.steering.reliability.factor * predicted)

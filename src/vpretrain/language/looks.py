@@ -146,7 +146,7 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
     """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the same batches."""
     section, reliability = recipe.designer, Reliability(recipe.value.shrink)
     for seen in looks:
-        reliability.hear(list(seen.each), seen.document)
+        reliability.hear(list(seen.each))
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)
     for seen in looks:
         values = seen.values.double()

@@ -1,0 +1,222 @@
+"""Endless batches of unlabeled pictures: mixed, shuffled, cropped to one size, each with a seed for its views.
+
+Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a permutation made anew from
+``(seed, source, pass)``, and the source of the next picture follows from how many each has given: the position in the
+stream is one integer a source, and resuming is exact and takes no skipping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.errors import user_error
+from vpretrain.vision.images import Picture, Pictures, cropped, resized, scaled_size, stacked, unlabelled
+
+_FINGERPRINTS = 3
+"""Pictures of a source whose content goes into its identity: the first, the last and what lies evenly between."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Unlabeled pictures of one size.
+
+    Args:
+        pixels: uint8 [B, 3, H, W], RGB.
+        indices: int64 [B]; where each picture stands in the sources, one source after the other.
+        names: of the pictures, B of them.
+        seed: of everything random that is done to this batch (its crops): in [0, 2^63).
+    """
+
+    pixels: Tensor
+    indices: Tensor
+    names: tuple[str, ...]
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        """Images in this batch (local under data parallelism): what the core's budget counts."""
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The same batch on another device."""
+        return replace(self, pixels=self.pixels.to(device), indices=self.indices.to(device))
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits (SHA-256 of shape, seed, indices, pixels): proof that arms saw the same batch."""
+        sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.seed)).encode())
+        for tensor in (self.indices, self.pixels):
+            sha.update(tensor.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Pictures that are drawn as one ingredient of the stream.
+
+    Args:
+        name: unlike every other source's; seeds the order of its pictures.
+        pictures: at least one. Their labels, if they have any, are not looked at.
+        weight: at least 0, relative to the other sources' weights: the share of pictures that are drawn from here.
+    """
+
+    name: str
+    pictures: Pictures
+    weight: float = 1.0
+
+
+class Stream:
+    """Endless weighted mixture of sources, shuffled with a seed, in batches of one size.
+
+    The sequence of pictures is a function of seed and sources alone. The next picture comes from the source that lags
+    most behind its share, so that the shares hold in every stretch of the stream; within a source, every picture comes
+    once before any comes again. Each is scaled so that its shorter side has ``load_size`` pixels, and a window of
+    ``size`` x ``size`` is cut from it, at a place that is drawn anew in every pass.
+
+    Args:
+        sources: at least one, with distinct names.
+        batch_size: pictures in a batch, at least 1.
+        size: height and width of the batch in pixels.
+        seed: of shuffles, windows and batches.
+        load_size: shorter side that a picture is scaled to before it is cut, at least ``size``; ``size`` if left out,
+            so that square pictures are seen whole.
+
+    Raises:
+        UserError: no source, one without pictures or with a weight that cannot be, no weight above zero, two of one name.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, batch_size: int, size: int, seed: int, load_size: int | None = None
+    ) -> None:
+        load_size = size if load_size is None else load_size
+        if batch_size < 1 or size < 1 or load_size < size:
+            found = f"{batch_size} pictures of {size} pixels from {load_size}"
+            raise ValueError(f"a batch needs pictures, no larger than what they are cut from; got {found}")
+        _check_sources(sources)
+        total = math.fsum(source.weight for source in sources)
+        self.sources = tuple(sources)
+        self.batch_size, self.size, self.load_size, self.seed = batch_size, size, load_size, seed
+        self._shares = [source.weight / total for source in sources]
+        self._orders = [Order(len(source.pictures), f"{seed}/{source.name}") for source in sources]
+        self._starts = [0, *accumulate(len(source.pictures) for source in sources)]
+        self._drawn = [0] * len(sources)
+        self._identity: dict[str, Any] = {
+            "seed": seed,
+            "size": [batch_size, size, load_size],
+            "sources": [[s.name, s.weight, len(s.pictures), fingerprint(s.pictures)] for s in sources],
+        }
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        seed = seed_of(f"{self.seed}/batch/{sum(self._drawn)}")
+        pictures: list[Picture] = []
+        indices: list[int] = []
+        for _ in range(self.batch_size):
+            source = self._next_source()
+            number = self._drawn[source]
+            self._drawn[source] += 1
+            index = self._orders[source][number]
+            key = f"{self.seed}/{self.sources[source].name}/window/{number}"
+            pictures.append(self._window(self.sources[source].pictures[index], key))
+            indices.append(self._starts[source] + index)
+        return ImageBatch(stacked(pictures), torch.tensor(indices), tuple(p.name for p in pictures), seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position, fit for JSON: how many pictures each source has given, which is its pass and offset."""
+        return {"identity": self._identity, "drawn": list(self._drawn)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for bit.
+
+        Raises:
+            UserError: the state is of another seed or size, or of other sources, weights or pictures.
+        """
+        for key, here in self._identity.items():
+            if (saved := state["identity"].get(key)) != here:
+                message = f"{key}: not as in the checkpoint; resume with the recipe and pictures it was made with"
+                raise user_error("data.stream", message, value=here, accepted=repr(saved))
+        self._drawn = [int(drawn) for drawn in state["drawn"]]
+
+    def _next_source(self) -> int:
+        """The source that lags most behind its share (the first of equals)."""
+        count = sum(self._drawn) + 1
+        lags = [share * count - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
+        return max((s for s, share in enumerate(self._shares) if share > 0), key=lags.__getitem__)
+
+    def _window(self, picture: Picture, key: str) -> Picture:
+        """The pixels of one picture, scaled and cut."""
+        height, width = scaled_size(picture.size, self.load_size)
+        picture = resized(unlabelled(picture), (height, width))
+        if (height, width) == (self.size, self.size):
+            return picture
+        generator = torch.Generator().manual_seed(seed_of(key))
+        top, left = (int(torch.randint(s - self.size + 1, (), generator=generator)) for s in (height, width))
+        return cropped(picture, top, left, self.size, self.size)
+
+
+class Order:
+    """The endless sequence of the indices of some items, each pass over them in an order of its own.
+
+    Args:
+        count: items, at least 1.
+        key: seeds the orders, together with the number of the pass.
+    """
+
+    def __init__(self, count: int, key: str) -> None:
+        if count < 1:
+            raise ValueError(f"an order needs items, got {count}")
+        self.count, self.key = count, key
+        self._pass: tuple[int, list[int]] | None = None  # the one that is being gone through
+
+    def __getitem__(self, number: int) -> int:
+        """The index at the ``number``-th place of the sequence, from 0."""
+        number_of_pass, at = divmod(number, self.count)
+        if self._pass is None or self._pass[0] != number_of_pass:
+            generator = torch.Generator().manual_seed(seed_of(f"{self.key}/{number_of_pass}"))
+            self._pass = number_of_pass, torch.randperm(self.count, generator=generator).tolist()
+        return self._pass[1][at]
+
+
+def seed_of(key: str) -> int:
+    """A seed in [0, 2^63) for what the key names: different keys give seeds that have nothing to do with each other."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def fingerprint(pictures: Pictures) -> str:
+    """Sixteen hexadecimal digits over the pixels of a few of the pictures: cheap, and tells sets apart."""
+    last = len(pictures) - 1
+    sha = hashlib.sha256()
+    for place in range(_FINGERPRINTS):
+        picture = pictures[last * place // (_FINGERPRINTS - 1)]
+        sha.update(unlabelled(picture).digest().encode())
+    return sha.hexdigest()[:16]
+
+
+def _check_sources(sources: Sequence[Source]) -> None:
+    where = "data.stream"
+    if not sources:
+        raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
+    names = [source.name for source in sources]
+    for source in sources:
+        if names.count(source.name) > 1:
+            message = "two sources have this name, and it seeds the order of their pictures: rename one"
+            raise user_error(where, message, value=source.name, accepted="distinct names")
+        if not len(source.pictures):
+            message = f"source {source.name!r} holds no pictures: fill its folder, or take it out"
+            raise user_error(where, message, value="0 pictures", accepted="at least one picture")
+        if not (math.isfinite(source.weight) and source.weight >= 0):
+            message = f"the weight of source {source.name!r} is no share"
+            raise user_error(where, message, value=source.weight, accepted="a finite number, at least 0")
+    if not any(source.weight > 0 for source in sources):
+        weights = {source.name: source.weight for source in sources}
+        message = "all weights are zero, so that nothing would be drawn: give one source a weight"
+        raise user_error(where, message, value=weights, accepted="at least one weight above 0")
