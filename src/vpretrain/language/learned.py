@@ -227,9 +227,7 @@ class Ascent(Learned):
         """``updates`` steps up the value."""
         among = Candidates(context, self.steering.count)
         values = self.values(among, appraise)
-        unit = self.steering.reliability.shrunk(
-            standardised(values), context.document
-        )  # the step does not depend on the loss's scale
+        unit = self.steering.reliability.factor * standardised(values)  # the step does not depend on the loss's scale
         log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
         metrics: dict[str, float] = {}
         for _ in range(self.steering.updates):
