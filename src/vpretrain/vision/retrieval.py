@@ -1,0 +1,120 @@
+"""Instance retrieval by the protocol of the revisited Oxford and Paris sets: cosine ranking, mAP easy, medium and hard.
+
+Every query has database images that show the same building easily or with difficulty, and junk (too little to be seen).
+What a difficulty does not ask for is junk too: it is taken out of the ranking, neither right nor wrong.
+
+Shapes: Q queries, N database images, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vpretrain.contracts import Score
+from vpretrain.errors import user_error
+from vpretrain.vision.evaluate import mean_score
+
+DIFFICULTIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "easy": (frozenset({"easy"}), frozenset({"junk", "hard"})),
+    "medium": (frozenset({"easy", "hard"}), frozenset({"junk"})),
+    "hard": (frozenset({"hard"}), frozenset({"junk", "easy"})),
+}
+"""What counts as right, and what is taken out."""
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The database images that one query is about, as indices into the database, 0 .. N - 1.
+
+    Args:
+        easy: clearly visible.
+        hard: visible under difficult conditions.
+        junk: barely visible, or not to be decided.
+    """
+
+    easy: tuple[int, ...] = ()
+    hard: tuple[int, ...] = ()
+    junk: tuple[int, ...] = ()
+
+
+def retrieval(queries: Tensor, database: Tensor, relevance: Sequence[Relevance]) -> dict[str, Score]:
+    """``map_easy``, ``map_medium`` and ``map_hard`` in [0, 1]; a query without a right image at a difficulty is skipped there.
+
+    Args:
+        queries: ``[Q, D]`` pooled features; their length does not matter.
+        database: ``[N, D]``; it does not hold the queries.
+        relevance: of each query.
+
+    Raises:
+        UserError: fewer queries than two have a right image at some difficulty, an index is out of range, or an image is
+            relevant in two ways.
+    """
+    _check(len(queries), len(database), relevance)
+    ranking = rank(queries, database)
+    return {
+        f"map_{name}": _mean_average_precision(ranking, relevance, name, right=right, junk=junk)
+        for name, (right, junk) in DIFFICULTIES.items()
+    }
+
+
+def rank(queries: Tensor, database: Tensor) -> Tensor:
+    """``[Q, N]`` int64: the database by falling cosine with each query, equals in the database's order."""
+    similarity = functional.normalize(queries.double(), dim=1) @ functional.normalize(database.double(), dim=1).T
+    return similarity.argsort(dim=1, descending=True, stable=True)
+
+
+def average_precision(ranks: Sequence[int], right: int) -> float:
+    """Area under precision over recall, by the trapezoid between a right image's rank and the one before it.
+
+    ``AP = 1 / right * sum_j (p_j- + p_j+) / 2`` with ``p_j+ = (j + 1) / (r_j + 1)`` and ``p_j- = j / r_j`` (1 at rank 0).
+
+    Args:
+        ranks: ``r_j``, those of the right images in rising order, from 0, junk not counted.
+        right: how many right images there are, at least 1.
+    """
+    before = [j / r if r else 1.0 for j, r in enumerate(ranks)]
+    at = [(j + 1) / (r + 1) for j, r in enumerate(ranks)]
+    return sum(before + at) / 2 / right
+
+
+def _mean_average_precision(
+    ranking: Tensor, relevance: Sequence[Relevance], name: str, *, right: frozenset[str], junk: frozenset[str]
+) -> Score:
+    items = []
+    for order, relevant in zip(ranking, relevance, strict=True):
+        wanted = _indices(relevant, right)
+        if not len(wanted):
+            continue
+        kept = order[~torch.isin(order, _indices(relevant, junk).to(order.device))]
+        ranks = torch.isin(kept, wanted.to(order.device)).nonzero()[:, 0].tolist()
+        items.append(average_precision(ranks, len(wanted)))
+    if len(items) < 2:
+        raise user_error(
+            f"evaluate.retrieval.{name}", "too few queries have an image to find; give more, or leave retrieval out",
+            value=f"{len(items)} of {len(relevance)} queries", accepted="2 or more",
+        )  # fmt: skip
+    return mean_score(items, higher_is_better=True)
+
+
+def _indices(relevant: Relevance, kinds: frozenset[str]) -> Tensor:
+    return torch.tensor([at for kind in sorted(kinds) for at in getattr(relevant, kind)], dtype=torch.int64)
+
+
+def _check(queries: int, database: int, relevance: Sequence[Relevance]) -> None:
+    where = "evaluate.retrieval"
+    if queries != len(relevance):
+        raise user_error(where, "each query says what is relevant to it", value=len(relevance), accepted=str(queries))
+    for number, relevant in enumerate(relevance):
+        every = [*relevant.easy, *relevant.hard, *relevant.junk]
+        if len(set(every)) < len(every):
+            twice = sorted({at for at in every if every.count(at) > 1})
+            message = f"query {number} lists images more than once; an image is easy, hard or junk"
+            raise user_error(where, message, value=twice, accepted="each image once")
+        if wrong := [at for at in every if not 0 <= at < database]:
+            message = f"query {number} lists images that the database does not have"
+            raise user_error(where, message, value=wrong, accepted=f"0 to {database - 1}")
