@@ -91,7 +91,7 @@ def add(name: str, says: str, recipe: str, starts: tuple[Start, ...], rows: dict
     STUDIES[name] = Study(name, says, recipe, starts, split, overrides)
 
 
-W, C, F = "arm=token_weights", "arm=closed_form", "arm=field"
+W, C, F, D = "arm=token_weights", "arm=closed_form", "arm=field", "arm=document_weights"
 add(
     "dev-surfaces", "which surface, and how far", "demo-language", DEV,
     {
@@ -118,6 +118,7 @@ add(
 
 GSM, NOISY = "recipes/language/gsm8k-small.yaml", "recipes/language/gsm8k-small-noisy.yaml"
 M = "value.memory=0.9 data.feedback.batch_size=32 value.meta_period=4"
+M8 = "value.memory=0.9 data.feedback.batch_size=32 value.meta_period=8"
 add(
     "dev-gsm8k", "which surface, and how far, on real text", NOISY, (Start("gsm8k-0", GSM, 0, (100,)),),
     {
@@ -125,11 +126,12 @@ add(
         "token_weights, as it was": W,
         "token_weights, memory": f"{W} {M}",
         "token_weights, memory, 1": f"{W} {M} designer.tilt=1",
-        "weighted_targets, memory, 1": f"arm=weighted_targets {M} designer.tilt=1",
-        "closed_form, memory, gate 0.8": f"{C} {M} designer.gate_max=0.8",
-        "document_weights, memory, 1": f"arm=document_weights {M} designer.tilt=1",
-        "token_weights, memory, 1, lr 3e-4": f"{W} {M} designer.tilt=1 learner.learning_rate=3e-4",
+        "weighted_targets, memory": f"arm=weighted_targets {M8}",
+        "closed_form, memory": f"{C} {M8}",
+        "document_weights, memory, 1": f"{D} {M8} designer.tilt=1",
+        "token_weights, memory, lr 3e-4": f"{W} {M8} learner.learning_rate=3e-4",
         "onehot, lr 3e-4": "arm=onehot learner.learning_rate=3e-4",
+        "token_weights, period 8, memory": f"{W} {M8}",
     },
     "evaluate.split=dev",
 )  # fmt: skip
@@ -170,7 +172,6 @@ add(
     "evaluate.split=dev",
 )  # fmt: skip
 
-D = "arm=document_weights"
 add(
     "dev-nested", "documents and tokens apart", "demo-language", DEV,
     {
@@ -189,6 +190,27 @@ add(
         "closed_form, memory 0.5": f"{C} value.memory=0.5",
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
         "oracle: onehot, clean stream, lr 1e-4": f"arm=onehot learner.learning_rate=1e-4 {CLEAN}",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+
+DM = f"{D} value.memory=0.9 designer.tilt=1.5"
+add(
+    "dev-documents", "document weights and the learner's rate", "demo-language", DEV,
+    {
+        "onehot": "arm=onehot",
+        "document_weights, memory, lr 1e-4": f"{DM} learner.learning_rate=1e-4",
+        "onehot, lr 1e-4": "arm=onehot learner.learning_rate=1e-4",
+        "document_weights, memory, S all": f"{DM} learner.aligned_blocks=all",
+        "document_weights, memory, 32 rows": f"{DM} data.feedback.batch_size=32",
+        "document_weights, memory, period 8": f"{DM} value.meta_period=8",
+        "document_weights, memory, dot": f"{DM} value.alignment=dot",
+        "closed_form": C,
+        "document_weights, memory 0.95": f"{D} value.memory=0.95 designer.tilt=1.5",
+        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
+        "feedback_sft": "arm=feedback_sft",
+        "onehot, lr 2e-4": "arm=onehot learner.learning_rate=2e-4",
+        "document_weights, memory, lr 2e-4": f"{DM} learner.learning_rate=2e-4",
     },
     "evaluate.split=dev",
 )  # fmt: skip
