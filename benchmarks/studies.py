@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -213,4 +213,75 @@ add(
         "document_weights, memory, lr 2e-4": f"{DM} learner.learning_rate=2e-4",
     },
     "evaluate.split=dev",
+)  # fmt: skip
+
+# What was chosen on dev stands in the recipes; from here on test.
+MINORITY = (
+    Start("minority-0", "demo-language-minority", None, (0, 1)),
+    Start("minority-1", "demo-language-minority", 1, (2, 3)),
+    Start("minority-2", "demo-language-minority", 2, (4, 5)),
+)
+
+
+def once(starts: tuple[Start, ...]) -> tuple[Start, ...]:
+    """Each start with its first seed."""
+    return tuple(replace(start, seeds=start.seeds[:1]) for start in starts)
+
+
+def arms(*names: str) -> dict[str, str]:
+    """A row an arm, at the recipe's settings."""
+    return {name: f"arm={name}" for name in names}
+
+
+CONTROLS = ("fixed_random_direction", "loss_weights")
+add(
+    "majority", "the embedded default: 55% of the problems that need a carry or a borrow are solved by the wrong rule",
+    "demo-language", MAJORITY,
+    arms(
+        "onehot", "document_weights", "token_weights", "weighted_targets", "closed_form", "field", "ascent",
+        "random_feedback", "fixed_random_direction", "shuffled_feedback", "loss_weights", "feedback_sft",
+    ),
+)  # fmt: skip
+add(
+    "majority-others", "the other arms, and what a stream without errors would do", "demo-language", once(MAJORITY),
+    arms("onehot", "source_weights", "weight_field", "uniform_smoothing", "self_distillation")
+    | {"oracle: onehot on a clean stream": f"arm=onehot {CLEAN}"},
+)  # fmt: skip
+add(
+    "minority", "the wrong rule is the exception: 25%", "demo-language-minority", MINORITY,
+    arms("onehot", "document_weights", "token_weights", "closed_form", *CONTROLS, "feedback_sft"),
+)  # fmt: skip
+REGIMES = {
+    "random": ("half of the problems have one random wrong digit", "random-noise", MINORITY),
+    "format": ("a clean stream in another format than what is measured", "other-format", MINORITY),
+    "irrelevant": ("nine documents of ten are about something else", "mostly-irrelevant", MAJORITY),
+    "off-target": ("the feedback is about something else than what is measured", "off-target", MAJORITY),
+}
+for regime, (says, file, starts) in REGIMES.items():
+    add(
+        f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", once(starts),
+        arms("onehot", "document_weights", "token_weights", "closed_form", *CONTROLS),
+    )  # fmt: skip
+add(
+    "harmless", "abilities in the stream that the feedback does not speak of",
+    "recipes/language/regimes/kept-abilities.yaml", once(MAJORITY), arms("onehot", "document_weights", "feedback_sft"),
+)  # fmt: skip
+for name, recipe, starts in (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", MINORITY)):
+    add(
+        f"{name}-seconds", "equal seconds of training", recipe, starts, arms("onehot", "document_weights"),
+        "budget={seconds: 30}",
+    )  # fmt: skip
+add(
+    "efficiency", "tokens and seconds to one-hot's final score", "demo-language", once(MAJORITY),
+    arms("onehot", "document_weights", "token_weights"), "evaluate.every=20",
+)  # fmt: skip
+
+WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
+GSM_STARTS = (Start("gsm8k-0", GSM, 0, (0, 1)), Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)))
+add(
+    "gsm8k-noisy", "real text, wrong digits planted in 30% of the stream's GSM8K rows", NOISY, GSM_STARTS,
+    arms("onehot", "token_weights", "closed_form", *CONTROLS),
+)  # fmt: skip
+add(
+    "gsm8k", "real text as it is", GSM, GSM_STARTS, arms("onehot", "token_weights", "fixed_random_direction"),
 )  # fmt: skip
