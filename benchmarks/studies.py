@@ -85,6 +85,13 @@ MAJORITY = (
 DEV = (Start("majority-1", "demo-language", 1, (100,)),)
 
 
+BEFORE = (
+    "learner.learning_rate=5e-5", "value.meta_period=4", "value.memory=0.0", "data.feedback.batch_size=64",
+    "designer.tilt=0.4",
+)  # fmt: skip
+"""Where the search on dev began; what it chose stands in the recipes."""
+
+
 def add(name: str, says: str, recipe: str, starts: tuple[Start, ...], rows: dict[str, str], *overrides: str) -> None:
     """Declares a study; a row's overrides stand in one line, with spaces between them."""
     split = {row: tuple(words.split()) for row, words in rows.items()}
@@ -114,6 +121,7 @@ add(
         "weight_field, memory, 1.5": "arm=weight_field value.memory=0.9 designer.tilt=1.5",
     },
     "evaluate.split=dev",
+    *BEFORE,
 )  # fmt: skip
 
 GSM, NOISY = "recipes/language/gsm8k-small.yaml", "recipes/language/gsm8k-small-noisy.yaml"
@@ -134,6 +142,8 @@ add(
         "token_weights, period 8, memory": f"{W} {M8}",
     },
     "evaluate.split=dev",
+    "value.memory=0.0",
+    "data.feedback.batch_size=64",
 )  # fmt: skip
 
 CLEAN = "data.stream.0.rows.noise_share=0.0 data.stream.0.rows.random_share=0.0"
@@ -170,6 +180,7 @@ add(
         "feedback_sft": "arm=feedback_sft",
     },
     "evaluate.split=dev",
+    *BEFORE,
 )  # fmt: skip
 
 add(
@@ -192,6 +203,7 @@ add(
         "oracle: onehot, clean stream, lr 1e-4": f"arm=onehot learner.learning_rate=1e-4 {CLEAN}",
     },
     "evaluate.split=dev",
+    *BEFORE,
 )  # fmt: skip
 
 DM = f"{D} value.memory=0.9 designer.tilt=1.5"
@@ -211,6 +223,33 @@ add(
         "feedback_sft": "arm=feedback_sft",
         "onehot, lr 2e-4": "arm=onehot learner.learning_rate=2e-4",
         "document_weights, memory, lr 2e-4": f"{DM} learner.learning_rate=2e-4",
+        "onehot, lr 4e-4": "arm=onehot learner.learning_rate=4e-4",
+        "document_weights, memory, lr 4e-4": f"{DM} learner.learning_rate=4e-4",
+    },
+    "evaluate.split=dev",
+    *BEFORE,
+)  # fmt: skip
+
+A = "arm=ascent value.memory=0.0 designer.updates=1"
+add(
+    "dev-ascent", "the paper's designer at its best", "demo-language", DEV,
+    {
+        "onehot": "arm=onehot",
+        "ascent": A,
+        "+ updates 4": f"{A} designer.updates=4",
+        "+ anchor": f"{A} designer.updates=4 designer.anchor=1",
+        "+ anchor, gate price": f"{A} designer.updates=4 designer.anchor=1 designer.gate_price=0.3",
+        "+ anchor, memory": f"{A} designer.updates=4 designer.anchor=1 value.memory=0.9",
+        "+ anchor, memory, slower": f"{A} designer.updates=4 designer.anchor=1 value.memory=0.9 designer.learning_rate=1e-3",
+        "ascent, dot": f"{A} value.alignment=dot",
+        "ascent, cosine": f"{A} value.alignment=cosine",
+        "ascent, guard off": f"{A} value.guard_window=0",
+        "field, updates 4": f"{F} value.memory=0.0",
+        "field, memory": F,
+        "field, memory, period 2": f"{F} value.meta_period=2",
+        "field, memory, replay 4, updates 8": f"{F} designer.replay=4 designer.updates=8",
+        "field, memory, tau 0.5": f"{F} designer.temperature=0.5",
+        "field, memory, 128 rows": f"{F} data.feedback.batch_size=128",
     },
     "evaluate.split=dev",
 )  # fmt: skip
@@ -233,14 +272,15 @@ def arms(*names: str) -> dict[str, str]:
     return {name: f"arm={name}" for name in names}
 
 
+CLOSED = "arm=closed_form value.memory=0.0"  # memory costs it on dev
 CONTROLS = ("fixed_random_direction", "loss_weights")
 add(
     "majority", "the embedded default: 55% of the problems that need a carry or a borrow are solved by the wrong rule",
     "demo-language", MAJORITY,
     arms(
-        "onehot", "document_weights", "token_weights", "weighted_targets", "closed_form", "field", "ascent",
+        "onehot", "document_weights", "token_weights", "weighted_targets",
         "random_feedback", "fixed_random_direction", "shuffled_feedback", "loss_weights", "feedback_sft",
-    ),
+    ) | {"closed_form": CLOSED},
 )  # fmt: skip
 add(
     "majority-others", "the other arms, and what a stream without errors would do", "demo-language", once(MAJORITY),
@@ -249,7 +289,7 @@ add(
 )  # fmt: skip
 add(
     "minority", "the wrong rule is the exception: 25%", "demo-language-minority", MINORITY,
-    arms("onehot", "document_weights", "token_weights", "closed_form", *CONTROLS, "feedback_sft"),
+    arms("onehot", "document_weights", "token_weights", *CONTROLS, "feedback_sft") | {"closed_form": CLOSED},
 )  # fmt: skip
 REGIMES = {
     "random": ("half of the problems have one random wrong digit", "random-noise", MINORITY),
@@ -260,7 +300,7 @@ REGIMES = {
 for regime, (says, file, starts) in REGIMES.items():
     add(
         f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", once(starts),
-        arms("onehot", "document_weights", "token_weights", "closed_form", *CONTROLS),
+        arms("onehot", "document_weights", *CONTROLS) | {"closed_form": CLOSED},
     )  # fmt: skip
 add(
     "harmless", "abilities in the stream that the feedback does not speak of",
