@@ -273,7 +273,6 @@ def arms(*names: str) -> dict[str, str]:
 
 
 CLOSED = "arm=closed_form value.memory=0.0"  # memory costs it on dev
-CONTROLS = ("fixed_random_direction", "loss_weights")
 add(
     "majority", "the embedded default: 55% of the problems that need a carry or a borrow are solved by the wrong rule",
     "demo-language", MAJORITY,
@@ -289,7 +288,7 @@ add(
 )  # fmt: skip
 add(
     "minority", "the wrong rule is the exception: 25%", "demo-language-minority", MINORITY,
-    arms("onehot", "document_weights", "token_weights", *CONTROLS, "feedback_sft") | {"closed_form": CLOSED},
+    arms("onehot", "document_weights", "token_weights", "fixed_random_direction") | {"closed_form": CLOSED},
 )  # fmt: skip
 REGIMES = {
     "random": ("half of the problems have one random wrong digit", "random-noise", MINORITY),
@@ -300,7 +299,7 @@ REGIMES = {
 for regime, (says, file, starts) in REGIMES.items():
     add(
         f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", once(starts),
-        arms("onehot", "document_weights", *CONTROLS) | {"closed_form": CLOSED},
+        arms("onehot", "document_weights", "fixed_random_direction"),
     )  # fmt: skip
 add(
     "harmless", "abilities in the stream that the feedback does not speak of",
@@ -320,7 +319,7 @@ WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
 GSM_STARTS = (Start("gsm8k-0", GSM, 0, (0, 1)), Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)))
 add(
     "gsm8k-noisy", "real text, wrong digits planted in 30% of the stream's GSM8K rows", NOISY, GSM_STARTS,
-    arms("onehot", "token_weights", "closed_form", *CONTROLS),
+    arms("onehot", "token_weights", "closed_form", "fixed_random_direction", "loss_weights"),
 )  # fmt: skip
 add(
     "gsm8k", "real text as it is", GSM, GSM_STARTS, arms("onehot", "token_weights", "fixed_random_direction"),

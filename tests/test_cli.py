@@ -228,6 +228,10 @@ REFUSED = {
     "no end": (["budget={}"], ["override budget", "steps, tokens, flops, seconds"]),
     "no learner": (["learner.config=null"], ["tiny.yaml:19 learner", "`model`", "`config`", "`prepare`"]),
     "no such split": (["evaluate.split=nope"], ["evaluate.split", "'nope'", "['test']"]),
+    "attention that mixes documents": (
+        ["learner.attention=flash_attention_2"],
+        ["flash_attention_2", "data.batch_size", "sdpa"],
+    ),
     "nothing to compare": (["data.feedback.batches=1"], ["value.shrink", "data.feedback.batches"]),
     "a seed without end": (["seed=99999999999"], ["override seed", "below 2147483648"]),
     "a missing file": (

@@ -30,7 +30,6 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]"
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")]
 
-DEMO_ARMS = ("onehot", "field", "closed_form", "random_feedback")
 MATCHES = ("steps", "tokens", "flops", "seconds")
 
 
@@ -68,7 +67,12 @@ def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_j
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
-    arms: Annotated[str, typer.Option(help="Comma-separated; the first is the baseline.")] = ",".join(DEMO_ARMS),
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated; the first is the baseline. Default: baseline, the recipe's arm, the demo's."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
     match: Annotated[str, typer.Option(help="What arms have the same of: " + ", ".join(MATCHES))] = "steps",
     budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
@@ -86,7 +90,7 @@ def compare(
         raise user_error("--seeds", message, value=seeds, accepted="2 or more")
     _compare(
         resolved,
-        [name for arm in arms.split(",") if (name := arm.strip())],
+        _default_arms(resolved) if arms is None else [name for arm in arms.split(",") if (name := arm.strip())],
         seeds,
         match,
         budget,
@@ -103,12 +107,13 @@ def demo(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """The main job on the embedded default: step 0, one-hot, steered, and random feedback, on held-out rows."""
+    """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out data."""
     if f"demo-{modality}" not in packaged():
         accepted = ", ".join(name.removeprefix("demo-") for name in packaged() if name.startswith("demo-"))
         raise user_error("demo", "there is no demo of this", value=modality, accepted=accepted)
     resolved = _load(f"demo-{modality}", None)
-    _compare(resolved, list(DEMO_ARMS), seeds, "steps", None, out or Path("runs") / f"demo-{modality}", None, as_json)
+    arms = _default_arms(resolved)
+    _compare(resolved, arms, seeds, "steps", None, out or Path("runs") / f"demo-{modality}", None, as_json)
 
 
 @app.command()
@@ -275,6 +280,14 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
         message = "memory ran out: lower data.batch_size or data.window_tokens, or take a smaller learner"
         return f"{message} (`vpretrain check` estimates what one takes)", Fault.exit_code
     return None
+
+
+def _default_arms(resolved: Recipe) -> list[str]:
+    """The baseline, what the recipe steers with, and the rest of the modality's demo."""
+    from vpretrain.modalities import MODALITIES
+
+    baseline, *rest = MODALITIES[resolved.modality]().demo
+    return list(dict.fromkeys([baseline, resolved.arm, *rest]))
 
 
 def _compare(

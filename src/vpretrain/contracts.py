@@ -10,7 +10,7 @@ weights, masks). ``dV/d controls`` is all a designer ever hears of the learner a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -190,6 +190,8 @@ class Modality(Protocol):
     """What each arm is, in a sentence; the first is the plain one, which hears no feedback."""
     direct: Collection[str]
     """Arms that train on something else than the stream."""
+    demo: Sequence[str]
+    """Arms of ``vpretrain demo``, the plain one first and a control last."""
 
     def load(self, recipe: Any) -> Any:
         """Reads data and finds the checkpoint: everything that does not depend on arm and seed.

@@ -20,5 +20,17 @@ def _language() -> Modality:
     return Language()
 
 
-SCHEMAS: dict[str, Callable[[], type[Recipe]]] = {"language": _language_recipe}
-MODALITIES: dict[str, Callable[[], Modality]] = {"language": _language}
+def _vision_recipe() -> type[Recipe]:
+    from vpretrain.vision.recipe import VisionRecipe
+
+    return VisionRecipe
+
+
+def _vision() -> Modality:
+    from vpretrain.vision import Vision
+
+    return Vision()
+
+
+SCHEMAS: dict[str, Callable[[], type[Recipe]]] = {"language": _language_recipe, "vision": _vision_recipe}
+MODALITIES: dict[str, Callable[[], Modality]] = {"language": _language, "vision": _vision}

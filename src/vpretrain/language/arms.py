@@ -39,6 +39,7 @@ ARMS: Mapping[str, str] = {
 }
 DIRECT = frozenset({"feedback_sft"})
 """Arms that do not train on the stream."""
+DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")
 _CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_feedback"})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.language.arms import ARMS, DIRECT, designer_of, feedback_of
+from vpretrain.language.arms import ARMS, DEMO, DIRECT, designer_of, feedback_of
 from vpretrain.language.data import Texts, read
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.learner import CausalLearner
@@ -60,6 +60,7 @@ class Language:
 
     arms: Mapping[str, str] = ARMS
     direct: Collection[str] = DIRECT
+    demo: Sequence[str] = DEMO
 
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""

@@ -256,3 +256,13 @@ class LanguageRecipe(Recipe):
                 "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"
             )
         return self
+
+    @model_validator(mode="after")
+    def _documents_stay_apart(self) -> Self:
+        if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
+            raise ValueError(
+                "under attention: flash_attention_2 the documents of a batch of several rows would see each other "
+                "(transformers tells them apart by position within a single row only): set data.batch_size to 1 with a "
+                "longer window, or attention to sdpa"
+            )
+        return self
