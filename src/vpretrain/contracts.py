@@ -212,3 +212,11 @@ class Modality(Protocol):
     def build(self, recipe: Any, materials: Any) -> Parts:
         """Fresh parts for the recipe's arm and seed."""
         ...
+
+
+class Explain(Protocol):
+    """A modality's part of ``vpretrain explain``: looks at a sample of a run's stream and writes the page."""
+
+    def __call__(self, recipe: Any, folder: Path, *, documents: int, out: Path) -> dict[str, Any]:
+        """See :func:`vpretrain.explain.explain`; the folder is known to hold the recipe's model and designer."""
+        ...

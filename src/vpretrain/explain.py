@@ -7,17 +7,17 @@ and the direction as they are while training, and one HTML file without script o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Parts, detached
 from vpretrain.errors import user_error
-from vpretrain.modalities import SCHEMAS
+from vpretrain.modalities import EXPLAINERS, SCHEMAS
 from vpretrain.recipe import Recipe, load
 from vpretrain.recipe_yaml import parse
 from vpretrain.report.elements import Markup, tag
@@ -29,24 +29,6 @@ MOMENT_STEPS = 16
 
 # The browser is told to run and to load nothing: a second lock behind the escaping.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-class Explain(Protocol):
-    """A modality's part: looks at a sample of the run's stream and writes the page."""
-
-    def __call__(self, recipe: Any, folder: Path, *, documents: int, out: Path) -> dict[str, Any]:
-        """See :func:`explain`; the recipe is the run's, and the folder is known to hold a model and a designer."""
-        ...
-
-
-def _language() -> Explain:
-    from vpretrain.language.explain import explain_language
-
-    return explain_language
-
-
-EXPLAINERS: dict[str, Callable[[], Explain]] = {"language": _language}
-"""What there is to see, by modality; imported only when a run asks for it."""
 
 
 def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vpretrain.contracts import Modality
+from vpretrain.contracts import Explain, Modality
 from vpretrain.recipe import Recipe
 
 
@@ -18,6 +18,12 @@ def _language() -> Modality:
     from vpretrain.language import Language
 
     return Language()
+
+
+def _explain_language() -> Explain:
+    from vpretrain.language.explain import explain_language
+
+    return explain_language
 
 
 def _vision_recipe() -> type[Recipe]:
@@ -34,3 +40,4 @@ def _vision() -> Modality:
 
 SCHEMAS: dict[str, Callable[[], type[Recipe]]] = {"language": _language_recipe, "vision": _vision_recipe}
 MODALITIES: dict[str, Callable[[], Modality]] = {"language": _language, "vision": _vision}
+EXPLAINERS: dict[str, Callable[[], Explain]] = {"language": _explain_language}
