@@ -9,8 +9,13 @@ compare` (its `compare.json`), `vpretrain doctor --json` or `vpretrain probe` (i
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import plots
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,8 +133,19 @@ def _mean(figures: Iterable[float]) -> float:
     return sum(figures) / len(figures)
 
 
+def horizon(found: dict) -> list[str]:
+    """Realised gain of one steered step, at each horizon, beside its first-order prediction."""
+    rows = [["tilt", "first order", *(f"realised, {steps} step{'s' * (steps > 1)}" for steps in found["horizons"])]]
+    for row in found["rows"]:
+        pairs = zip(row["realised"], row["stderr"], strict=True)
+        realised = [f"{1e5 * mean:.1f} ±{1e5 * error:.1f}" for mean, error in pairs]
+        rows.append([f"{row['tilt']}", f"{1e5 * row['predicted']:.1f}", *realised])
+    return markdown(rows)
+
+
 def main() -> None:
-    """Replaces every table whose results are there."""
+    """Replaces every table whose results are there, and draws the plots."""
+    plots.draw()
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         text = page.read_text(encoding="utf-8")
         for mark, name, only in re.findall(r"(<!-- table: ([\w-]+)(?: only ([^>]*?))? -->)", text):
@@ -139,7 +155,9 @@ def main() -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             chosen = [row.strip() for row in only.split(";") if row.strip()]
             if "study" in found:
-                lines = study(found, chosen)
+                lines = markdown(plots.reached(found)) if only == "reached" else study(found, chosen)
+            elif "horizons" in found:
+                lines = horizon(found)
             else:
                 kind = doctor if "estimators" in found else probe if "pearson" in found else comparison
                 lines = kind(found)
