@@ -355,7 +355,7 @@ def test_something_else_than_a_recipe(call, here, recipe, expected):
         (["--arms", "onehot,feild"], ["--arms", "feild", "closed_form"]),
         (["--arms", "onehot,onehot"], ["--arms", "twice"]),
         (["--arms", ""], ["--arms"]),
-        (["--match", "nonsense"], ["--match", "nonsense", "steps, tokens, flops, seconds"]),
+        (["--match", "nonsense"], ["--match", "nonsense", "steps", "tokens", "flops", "seconds"]),
         (["--match", "tokens"], ["--budget", "budget.tokens"]),
         (["--budget", 0], ["--budget", "a whole number above 0"]),
         (["--budget", 1.5], ["--budget", "1.5"]),

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vpretrain.errors import Fault, UserError, user_error
-from vpretrain.recipe import Recipe, listing, load, packaged
+from vpretrain.recipe import Measure, Recipe, listing, load, packaged
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -29,8 +29,6 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML path o
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override dotted recipe keys.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")]
-
-MATCHES = ("steps", "tokens", "flops", "seconds")
 
 
 @app.command()
@@ -74,7 +72,7 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
-    match: Annotated[str, typer.Option(help="What arms have the same of: " + ", ".join(MATCHES))] = "steps",
+    match: Annotated[Measure, typer.Option(help="What arms have the same of.")] = "steps",
     budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
     out: Out = None,
     jobs: Annotated[
@@ -294,7 +292,7 @@ def _compare(
     resolved: Recipe,
     arms: list[str],
     seeds: int,
-    match: str,
+    match: Measure,
     budget: float | None,
     out: Path,
     jobs: int | None,
@@ -307,8 +305,6 @@ def _compare(
         raise user_error(
             "--arms", "a comparison needs arms", accepted="names with commas between them; the first is the baseline"
         )
-    if match not in MATCHES:
-        raise user_error("--match", "arms cannot be matched by this", value=match, accepted=", ".join(MATCHES))
     accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
     amount = budget if budget is not None else getattr(resolved.budget, match)
     if amount is None:
@@ -316,7 +312,7 @@ def _compare(
     if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
         raise user_error("--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted)
     _folder(out)
-    resolved = comparison.with_budget(resolved, match, amount)  # type: ignore[arg-type]
+    resolved = comparison.with_budget(resolved, match, amount)
     cores = os.cpu_count() or 1
     jobs = jobs or (1 if match == "seconds" else max(1, cores // (resolved.threads or cores)))
     console = _people(as_json)
@@ -329,7 +325,7 @@ def _compare(
                 console.print(f"{done} of {total}: {what}", highlight=False)
 
         table = comparison.compare(
-            resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress  # type: ignore[arg-type]
+            resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress
         )  # fmt: skip
     console.print(comparison_table(table))
     for line in verdicts(table):

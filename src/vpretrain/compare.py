@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,15 +17,13 @@ from vpretrain.errors import user_error
 from vpretrain.flops import Cost, count
 from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
-from vpretrain.recipe import Budget, Recipe
+from vpretrain.recipe import Budget, Measure, Recipe
 from vpretrain.stats import paired_table
 from vpretrain.tracking import environment, write_json
 from vpretrain.train import Result, new_step, run
 
-Match = Literal["steps", "tokens", "flops", "seconds"]
 
-
-def with_budget(recipe: Recipe, match: Match, amount: float) -> Recipe:
+def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
     """The recipe with one limit alone, so that every arm ends by the same measure."""
     if amount <= 0:
         raise user_error("--budget", "a run needs something to use up", value=amount, accepted="more than 0")
@@ -49,7 +47,7 @@ def compare(
     *,
     arms: Sequence[str],
     seeds: int,
-    match: Match,
+    match: Measure,
     out: Path,
     jobs: int = 1,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
@@ -242,7 +240,7 @@ def _read(path: Path) -> Any:
         raise user_error(str(path), message) from None
 
 
-def _check_streams(runs: Sequence[dict[str, Any]], match: Match) -> None:
+def _check_streams(runs: Sequence[dict[str, Any]], match: Measure) -> None:
     """At equal steps every arm of a seed must have drawn the same batches."""
     if match != "steps":
         return

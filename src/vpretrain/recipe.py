@@ -43,6 +43,10 @@ class Section(BaseModel):
     )
 
 
+Measure = Literal["steps", "tokens", "flops", "seconds"]
+"""What a budget can be counted in."""
+
+
 class Budget(Section):
     """When a run ends: at the first of the given limits that is used up. At least one is given."""
 
