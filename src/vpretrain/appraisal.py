@@ -54,7 +54,8 @@ class Appraiser:
         inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
-            return objective.loss(parameters, inputs)
+            # As views: a module that leaves enter cannot be counted in FLOPs.
+            return objective.loss(parameters, tuple(tensor.view_as(tensor) for tensor in inputs))
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
             found = self.estimator(loss, point, direction, inputs)

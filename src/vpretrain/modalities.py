@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from vpretrain.contracts import Explain, Modality
+from vpretrain.errors import user_error
 from vpretrain.recipe import Recipe
 
 
@@ -27,15 +29,24 @@ def _explain_language() -> Explain:
 
 
 def _vision_recipe() -> type[Recipe]:
+    _need_vision()
     from vpretrain.vision.recipe import VisionRecipe
 
     return VisionRecipe
 
 
 def _vision() -> Modality:
+    _need_vision()
     from vpretrain.vision import Vision
 
     return Vision()
+
+
+def _need_vision() -> None:
+    for library in ("kornia", "torchmetrics", "sklearn"):
+        if find_spec(library) is None:
+            message = f"vision needs {library}, which is not installed; install the extra"
+            raise user_error("modality", message, value="vision", accepted="pip install 'vpretrain[vision]'")
 
 
 SCHEMAS: dict[str, Callable[[], type[Recipe]]] = {"language": _language_recipe, "vision": _vision_recipe}

@@ -1,0 +1,190 @@
+"""From a checkpoint to a learner, and back to an ordinary model folder with the learner's own state beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vpretrain.errors import Fault, user_error
+from vpretrain.modes import evaluating, frozen
+from vpretrain.vision.backbone import Backbone, aligned_parameters, load_model, new_model
+from vpretrain.vision.dino import DinoLearner, DinoSettings, warm_up_head
+from vpretrain.vision.dino_loss import DinoHead
+from vpretrain.vision.heads import Encoder, LastBlocks
+from vpretrain.vision.ijepa import IJepaLearner, plain
+from vpretrain.vision.predictor import Predictor, own_randomness
+from vpretrain.vision.recipe import LearnerSection, VisionRecipe
+from vpretrain.vision.stream import Stream
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+Learner = DinoLearner | IJepaLearner
+
+
+def named(model: str) -> str:
+    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home folder) or a hub id."""
+    packaged = ASSETS / model
+    return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
+
+
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bool]:
+    """The learner of the recipe, and whether it came with its own state (head, teacher; predictor, target encoder).
+
+    Args:
+        recipe: all its values.
+        location: folder or hub id of the backbone; None for the random weights of ``learner.config``.
+
+    Raises:
+        UserError: the model cannot be loaded, or is not laid out as the kind of learner asks for.
+    """
+    section = recipe.learner
+    dtype = getattr(torch, section.dtype)
+    if location is None:
+        assert section.config is not None
+        with own_randomness(recipe.seed):
+            model = new_model(section.config, dtype=dtype, attention=section.attention)
+    else:
+        model = load_model(location, dtype=dtype, attention=section.attention)
+    learner = assembled(section, model.to(device()), recipe.seed)
+    path = None if location is None else Path(location) / f"{section.kind}.safetensors"
+    if path is None or not path.is_file():
+        return learner, False
+    restore(learner, path)
+    return learner, True
+
+
+def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
+    """The learner around a backbone; head or predictor are drawn from ``seed``."""
+    wide = torch.promote_types(model.dtype, torch.float32)
+    if section.kind == "ijepa":
+        assert isinstance(section.aligned_blocks, int)
+        shape = section.predictor.model_dump()
+        predictor = Predictor(model.config.hidden_size, **shape, seed=seed).to(model.device, wide)
+        return IJepaLearner(
+            model, predictor, aligned_blocks=section.aligned_blocks, blocks=section.blocks.settings(),
+            momentum=(section.teacher_momentum, 1.0), error=section.error, mean=section.crops.mean, std=section.crops.std,
+        )  # fmt: skip
+    backbone = Backbone(model)
+    with own_randomness(seed):
+        head = DinoHead(backbone.width, **section.head.model_dump()).to(model.device, wide)
+    chosen = aligned_parameters(backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
+    aligned = {
+        f"backbone.{name}": parameter for name, parameter in chosen.items()
+    }  # their names in the learner's model
+    settings = DinoSettings(
+        section.student_temperature, section.teacher_temperature, section.center_momentum, section.teacher_momentum,
+        section.teacher_views, section.local_views_in_value,
+    )  # fmt: skip
+    return DinoLearner(backbone, head, aligned, section.crops.settings(), settings)
+
+
+def encoder_of(learner: Learner, blocks: int) -> Encoder:
+    """What heads and probes read: the outputs of the learner's last blocks; holds no copy of it."""
+    backbone = learner.backbone if isinstance(learner, DinoLearner) else Backbone(learner.encoder)
+    return LastBlocks(backbone, blocks)
+
+
+def width_of(encoder: Encoder) -> int:
+    """D of the features that :func:`encoder_of` gives."""
+    assert isinstance(encoder, LastBlocks)
+    return encoder.blocks * encoder.backbone.width
+
+
+def warm_up(learner: Learner, recipe: VisionRecipe, stream: Stream) -> None:
+    """``learner.head_warmup_steps`` of a fresh DINO head or I-JEPA predictor, the backbone standing still bit for bit.
+
+    Raises:
+        Fault: a loss is not finite.
+    """
+    steps, rate = recipe.learner.head_warmup_steps, recipe.learner.head_warmup_learning_rate
+    if isinstance(learner, DinoLearner):
+        warm_up_head(learner, stream, steps=steps, learning_rate=rate)
+        return
+    optimizer = torch.optim.AdamW(learner.predictor.parameters(), lr=rate, weight_decay=0.0)
+    with evaluating(learner.encoder), frozen(learner.encoder.parameters()):
+        for _ in range(steps):
+            context = learner.observe(next(stream))
+            loss = learner.loss(context, plain(context))
+            if not torch.isfinite(loss):
+                raise Fault(f"the predictor's loss is {loss.item()}; lower learner.head_warmup_learning_rate")
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def save(learner: Learner, folder: Path) -> None:
+    """Writes the backbone as an ordinary model folder, and ``dino.safetensors`` or ``ijepa.safetensors`` beside it."""
+    model = learner.backbone.model if isinstance(learner, DinoLearner) else learner.encoder
+    model.save_pretrained(folder)
+    kind = "dino" if isinstance(learner, DinoLearner) else "ijepa"
+    save_file({name: t.detach().cpu().clone() for name, t in _beside(learner)}, folder / f"{kind}.safetensors")
+
+
+@torch.no_grad()
+def restore(learner: Learner, path: Path) -> None:
+    """Takes up the state that :func:`save` wrote beside the weights; numbers are cast to the learner's dtypes.
+
+    Raises:
+        UserError: it is of a head or predictor of another shape, or the file cannot be read.
+    """
+    try:
+        saved = load_file(path)
+    except Exception as error:  # safetensors has exceptions of its own
+        raise user_error(
+            str(path), f"this file cannot be read: {error}", accepted="a whole safetensors file"
+        ) from error
+    here = dict(_beside(learner))
+    if differing := [
+        n for n in here.keys() | saved.keys() if n not in here or n not in saved or here[n].shape != saved[n].shape
+    ]:
+        key = "learner.head" if isinstance(learner, DinoLearner) else "learner.predictor"
+        first = min(differing)
+        raise user_error(
+            key, f"the state that came with the checkpoint ({path}) is of another shape; give it the shape it was made with",
+            value=f"{first}: {list(here[first].shape) if first in here else 'not there'}",
+            accepted=f"{first}: {list(saved[first].shape) if first in saved else 'none'}",
+        )  # fmt: skip
+    for name, tensor in here.items():
+        tensor.copy_(saved[name])
+    if isinstance(learner, DinoLearner):
+        learner.teacher.load(learner.teacher.average)  # what runs follows what is averaged, in any dtype
+
+
+def _beside(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    """Everything of the learner that is not in the backbone's folder, by name; the tensors themselves."""
+    if isinstance(learner, DinoLearner):
+        for name, parameter in learner.model.head.named_parameters():
+            yield f"head.{name}", parameter
+        for name, average in learner.teacher.average.items():
+            yield f"teacher.{name}", average
+        yield "center", learner.center
+    else:
+        for name, parameter in learner.predictor.named_parameters():
+            yield f"predictor.{name}", parameter
+        for name, parameter in learner.target_encoder.named_parameters():
+            yield f"target_encoder.{name}", parameter
+
+
+def beside(learner: Learner) -> dict[str, Tensor]:
+    """Copies of that state, for :func:`put_beside`."""
+    return {name: tensor.detach().clone() for name, tensor in _beside(learner)}
+
+
+@torch.no_grad()
+def put_beside(learner: Learner, state: dict[str, Tensor]) -> None:
+    """Takes up copies made by :func:`beside`."""
+    for name, tensor in _beside(learner):
+        tensor.copy_(state[name])
+    if isinstance(learner, DinoLearner):
+        learner.teacher.load(learner.teacher.average)

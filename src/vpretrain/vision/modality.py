@@ -1,0 +1,279 @@
+"""Vision, put together: from a recipe to the parts of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vpretrain.contracts import Parts, Score
+from vpretrain.errors import Problem, UserError
+from vpretrain.resources import shortages
+from vpretrain.vision.arms import ARMS, DEMO, DIRECT, designer_of, heard, learner_of, steering
+from vpretrain.vision.backbone import new_model
+from vpretrain.vision.data import PictureSets, read
+from vpretrain.vision.evaluate import Probed, classification_probe, depth_probe, knn, segmentation_probe
+from vpretrain.vision.feedback import DenseFeedback, shuffled
+from vpretrain.vision.heads import Classification, Encoder, Frozen, Segmentation, freeze
+from vpretrain.vision.images import Picture
+from vpretrain.vision.learners import Learner, beside, encoder_of, new_learner, put_beside, save, warm_up, width_of
+from vpretrain.vision.prepare import cached, locate, make
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.stream import Stream
+
+HELD_OUT_PICTURES = 64
+"""Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What runs of one recipe share, whatever their arm and seed.
+
+    Args:
+        location: folder or hub id of the backbone; None for random weights.
+        sets: all pictures.
+        warmed: heads (the learner's and the feedback's) after their warm-up, by what they were made of: the same in every
+            arm of a seed, and made once.
+    """
+
+    location: str | None
+    sets: PictureSets
+    warmed: dict[Any, Any] = field(default_factory=dict)
+
+
+class Vision:
+    """The vision modality behind the core's role."""
+
+    arms: Mapping[str, str] = ARMS
+    direct: Collection[str] = DIRECT
+    demo: Sequence[str] = DEMO
+
+    def load(self, recipe: VisionRecipe) -> Materials:
+        """Reads pictures and finds (or makes) the learner's checkpoint."""
+        sets = read(recipe)
+        if sets.skipped:
+            console = Console(stderr=True)
+            console.print(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):", highlight=False)
+            for problem in sets.skipped:
+                console.print(str(problem), markup=False, highlight=False)
+        return Materials(locate(recipe, sets), sets)
+
+    def check(self, recipe: VisionRecipe) -> list[Problem]:
+        """Reads the data, and loads the model where it is there already; makes nothing."""
+        problems: list[Problem] = []
+        section, sets = recipe.learner, None
+        try:
+            steering(recipe)
+            designer_of(recipe)
+        except UserError as error:
+            problems += error.problems
+        try:
+            sets = read(recipe)
+        except UserError as error:
+            problems += error.problems
+        try:
+            problems += self._shape_problems(recipe)
+        except UserError as error:
+            problems += error.problems
+        there = section.prepare is None or section.model is not None
+        try:
+            if sets and not problems and (there or (cached(recipe, sets) / "config.json").is_file()):
+                # Everything but the heads' training, which takes long and can only fail as training fails.
+                brief = section.model_copy(update={"head_warmup_steps": 0})
+                head = recipe.data.feedback.head.model_copy(update={"warmup_steps": 0})
+                feedback = recipe.data.feedback.model_copy(update={"head": head})
+                data = recipe.data.model_copy(update={"feedback": feedback})
+                self.build(
+                    recipe.model_copy(update={"learner": brief, "data": data}), Materials(locate(recipe, sets), sets)
+                )
+        except UserError as error:
+            problems += error.problems
+        return problems
+
+    def prepare(self, recipe: VisionRecipe, out: Path | None) -> Path:
+        """A backbone with its head and teacher from the recipe's stream, as ``learner.prepare`` says."""
+        sets = read(recipe)
+        return make(recipe, sets, out or cached(recipe, sets))
+
+    def build(self, recipe: VisionRecipe, materials: Materials) -> Parts:
+        """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
+        designer = designer_of(recipe)
+        learner, complete = new_learner(recipe, materials.location)
+        _check_fit(recipe, learner, materials)
+        if not complete:
+            _warmed(
+                materials, ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
+                make=partial(warm_up, learner, recipe, _stream(recipe, materials, f"warm-up {recipe.seed}")),
+                get=partial(beside, learner), put=partial(put_beside, learner),
+            )  # fmt: skip
+        feedback = _feedback(recipe, materials, learner)
+        held_out = _HeldOut(recipe, materials, learner)
+        return Parts(
+            learner=learner_of(recipe, learner, feedback),
+            designer=designer,
+            feedback=heard(recipe, feedback),
+            stream=_stream(recipe, materials, recipe.seed),
+            evaluate=partial(_evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)),
+            held_out_loss=held_out,
+            save=partial(save, learner),
+        )
+
+    def _shape_problems(self, recipe: VisionRecipe) -> list[Problem]:
+        """What is wrong with the backbone that a configuration makes, before its weights are."""
+        section = recipe.learner
+        config, where = section.config, "learner.config"
+        if config is None and section.model is None and section.prepare is not None:
+            config, where = section.prepare.config, "learner.prepare.config"
+        if config is None:
+            return []
+        with torch.device("meta"):
+            shapes = new_model(config, dtype=torch.float32, attention=section.attention, where=where)
+        problems = shortages(shapes)
+        patch = shapes.config.patch_size
+        return problems + [
+            Problem(key, str(value), f"multiples of {patch}", f"the patches of {where} do not tile it")
+            for key, value in _sides(recipe)
+            if any(side % patch for side in value)
+        ]
+
+
+def _stream(recipe: VisionRecipe, materials: Materials, seed: Any) -> Stream:
+    data = recipe.data
+    return Stream(
+        materials.sets.stream, batch_size=data.batch_size, size=data.image_size, seed=seed, load_size=data.load_size
+    )
+
+
+def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:
+    """Makes a state and keeps it, or takes it up where an earlier build has made it."""
+    if key in materials.warmed:
+        put(copy.deepcopy(materials.warmed[key]))
+    else:
+        make()
+        materials.warmed[key] = copy.deepcopy(get())
+
+
+def _feedback(recipe: VisionRecipe, materials: Materials, learner: Learner) -> DenseFeedback:
+    """The feedback set behind heads that have been warmed up on the checkpoint's features."""
+    section, sets = recipe.data.feedback, materials.sets
+    mixed = recipe.arm == "shuffled_feedback"
+    train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
+    encoder = encoder_of(learner, section.head.blocks)
+    feedback = DenseFeedback(
+        train, meta, {sets.tasks[name]: weight for name, weight in section.tasks.items()},
+        width=width_of(encoder), heads=section.head.settings(), batch_size=section.batch_size, batches=section.batches,
+        seed=recipe.seed, device=next(learner.model.parameters()).device, encoder=lambda _: encoder, where="data.feedback",
+    )  # fmt: skip
+    _warmed(
+        materials, ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
+        make=partial(feedback.warm_up, learner, section.head.warmup_steps),
+        get=feedback.state_dict, put=feedback.load_state_dict,
+    )  # fmt: skip
+    return feedback
+
+
+class _HeldOut:
+    """``L_down`` on the first held-out pictures under heads of its own, which never move: what changes is the learner's."""
+
+    def __init__(self, recipe: VisionRecipe, materials: Materials, learner: Learner) -> None:
+        self.recipe = recipe.model_copy(update={"arm": "plain"})  # true labels, whatever the arm hears
+        self.materials, self.learner = materials, learner
+
+    @cached_property
+    def feedback(self) -> DenseFeedback:
+        """Not made before it is asked for: few runs do."""
+        return _feedback(self.recipe, self.materials, self.learner)
+
+    def __call__(self) -> Iterator[Tensor]:
+        """The loss in pieces."""
+        tasks = self.feedback.tasks
+        usable = [p for p in self.materials.sets.evaluation if any(task.has(p) for task in tasks)]
+        return self.feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
+
+
+def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> dict[str, Score]:
+    """Probes on frozen features, as ``evaluate`` asks for them."""
+    section, split, tasks = recipe.evaluate, recipe.evaluate.split, materials.sets.tasks
+    known: dict[tuple[int, ...], Frozen] = {}
+
+    def frozen(pictures: list[Picture], task: str) -> Frozen:
+        usable = [picture for picture in pictures if tasks[task].has(picture)]
+        key = tuple(map(id, usable))
+        if key not in known:  # tasks that share their pictures share the features
+            known[key] = freeze(encoder, usable)
+        return known[key]
+
+    scores: dict[str, Score] = {}
+
+    def add(probed: Probed, **names: str) -> None:
+        scores.update({f"{split}/{name}": probed.scores[found] for name, found in names.items()})
+
+    for probe in section.probes:
+        task = tasks["classification" if probe == "knn" else probe]
+        pair = [frozen(pictures, task.name) for pictures in (materials.sets.probed, materials.sets.evaluation)]
+        settings = section.probe.settings()
+        if isinstance(task, Segmentation):
+            found = segmentation_probe(
+                *pair, classes=task.classes, settings=settings, class_balanced=section.class_balanced
+            )
+            add(found, miou="miou", probe_cross_entropy="cross_entropy")
+        elif not isinstance(task, Classification):
+            settings = (section.depth_probe or section.probe).settings()
+            add(
+                depth_probe(*pair, settings=settings),
+                depth_rmse="rmse",
+                depth_abs_rel="abs_rel",
+                depth_delta_1="delta_1",
+            )
+        elif probe == "knn":
+            scores[f"{split}/knn"] = knn(*pair, neighbours=section.neighbours)
+        else:
+            add(classification_probe(*pair, classes=task.classes, settings=settings), accuracy="accuracy")
+    return scores
+
+
+def _sides(recipe: VisionRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What the backbone is given, by recipe key: heights and widths in pixels."""
+    data, crops = recipe.data, recipe.learner.crops
+    if recipe.learner.kind == "dino":
+        yield "learner.crops.global_size", (crops.global_size,)
+        if crops.local_count:
+            yield "learner.crops.local_size", (crops.local_size,)
+    else:
+        yield "data.image_size", (data.image_size,)
+    labelled = {f"data.feedback.sets.{i}.pictures": part.pictures for i, part in enumerate(data.feedback.sets)}
+    for split in ("train", recipe.evaluate.split):
+        labelled |= {f"data.evaluation.{split}.{i}": spec for i, spec in enumerate(data.evaluation[split])}
+    for where, spec in labelled.items():
+        yield f"{where}.size", spec.size or (data.image_size, data.image_size)
+
+
+def _check_fit(recipe: VisionRecipe, learner: Learner, materials: Materials) -> None:
+    """Crops, pictures and blocks against what the model can take."""
+    encoder = encoder_of(learner, 1)
+    patch, depth = encoder.backbone.patch_size, len(encoder.backbone.blocks)  # type: ignore[attr-defined]
+    problems = [
+        Problem(key, " x ".join(map(str, value)), f"multiples of {patch}", "the learner's patches do not tile it")
+        for key, value in _sides(recipe)
+        if any(side % patch for side in value)
+    ]
+    for key, blocks in (
+        ("evaluate.blocks", recipe.evaluate.blocks), ("data.feedback.head.blocks", recipe.data.feedback.head.blocks)
+    ):  # fmt: skip
+        if blocks > depth:
+            problems.append(Problem(key, str(blocks), f"1 to {depth}", "the learner does not have so many blocks"))
+    prototypes = recipe.learner.head.prototypes
+    if recipe.learner.kind == "dino" and (recipe.designer.candidates or 0) > prototypes:
+        message = "there are not so many prototypes"
+        problems.append(
+            Problem("designer.candidates", str(recipe.designer.candidates), f"1 to {prototypes}, or null", message)
+        )
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,127 @@
+"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe where none is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from vpretrain.contracts import detached
+from vpretrain.errors import Fault, user_error
+from vpretrain.vision import ijepa
+from vpretrain.vision.backbone import new_model
+from vpretrain.vision.data import PictureSets
+from vpretrain.vision.dino import DinoLearner
+from vpretrain.vision.learners import Learner, assembled, device, named, save
+from vpretrain.vision.recipe import Prepare, VisionRecipe
+from vpretrain.vision.stream import Stream, fingerprint
+from vpretrain.vision.views import PlainViews
+
+_OF_LEARNER = (
+    "kind", "crops", "head", "student_temperature", "teacher_temperature", "center_momentum", "predictor", "blocks", "error"
+)  # fmt: skip
+"""Keys of ``learner`` that what is made depends on."""
+
+
+def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
+    """Where the prepared learner is or will be, in ``$VPRETRAIN_CACHE`` or ``~/.cache/vpretrain``, named after its making."""
+    says = [
+        recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
+        recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)),
+        _preparation(recipe).model_dump(mode="json"),
+        [[source.name, source.weight, len(source.pictures), fingerprint(source.pictures)] for source in sets.stream],
+    ]
+    key = hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("VPRETRAIN_CACHE") or Path.home() / ".cache" / "vpretrain")
+    return cache / "prepared" / key
+
+
+def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
+    """Folder or hub id of the backbone; a prepared one is made here if the cache lacks it; None for random weights."""
+    section = recipe.learner
+    if section.config is not None:
+        return None
+    if section.model is not None:
+        return named(section.model)
+    folder = cached(recipe, sets)
+    if not (folder / "config.json").is_file():
+        make(recipe, sets, folder)
+    return str(folder)
+
+
+def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
+    """Trains a backbone from random weights on the stream, without steering; the folder appears whole or not at all."""
+    section = _preparation(recipe)
+    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise user_error(
+            "--out",
+            "this is there already and is no model, so it is not replaced; name another folder",
+            value=str(out),
+            accepted="a new folder, an empty one, or that of a model",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch, torch.random.fork_rng():
+        torch.manual_seed(section.seed)  # of the weights, and of what backbones draw while they train
+        folder = Path(scratch) / "model"
+        save(_trained(recipe, sets, section), folder)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    return out
+
+
+def _preparation(recipe: VisionRecipe) -> Prepare:
+    if recipe.learner.prepare is None:
+        raise user_error(
+            "learner.prepare",
+            "this recipe does not say how to make its learner",
+            accepted="a `prepare` section in `learner`",
+        )
+    return recipe.learner.prepare
+
+
+def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learner:
+    """A learner after plain self-supervised learning: AdamW, linear warm-up, a cosine to a hundredth."""
+    made = recipe.learner.model_copy(update={"teacher_momentum": section.teacher_momentum, "aligned_blocks": 1})
+    attention = recipe.learner.attention
+    model = new_model(section.config, dtype=torch.float32, attention=attention, where="learner.prepare.config")
+    learner = assembled(made, model.to(device()), section.seed)
+    stream = Stream(
+        sets.stream, batch_size=section.batch_size, size=recipe.data.image_size, seed=section.seed,
+        load_size=recipe.data.load_size,
+    )  # fmt: skip
+    parameters = [p for p in learner.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=section.weight_decay)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("making the learner (once)", total=section.steps)
+        for step in range(section.steps):
+            rising = min(1.0, (step + 1) / (section.warmup_steps + 1))
+            falling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / section.steps)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = section.learning_rate * rising * falling
+            loss = _plain_loss(learner, next(stream))
+            if not torch.isfinite(loss):
+                raise Fault(f"the loss is {float(loss.detach())} at step {step}; lower learner.prepare.learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            learner.stepped(step / section.steps)
+            says = f"making the learner (once): loss {float(loss.detach()):.3f}"
+            progress.update(task, advance=1, description=says)
+    return learner
+
+
+def _plain_loss(learner: Learner, batch: object) -> torch.Tensor:
+    if isinstance(learner, DinoLearner):
+        return learner.loss(learner.observe(batch), PlainViews())
+    context = learner.observe(batch)  # type: ignore[arg-type]
+    return learner.loss(context, detached(ijepa.plain(context)))

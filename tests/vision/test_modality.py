@@ -1,0 +1,271 @@
+"""Whole runs on tiny backbones: the information bottlenecks, the baselines, checkpoints, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from tests.vision.conftest import IJEPA, KINDS, SCENES, SHAPE, SMALL, tiny_recipe, train, weights_hash
+from vpretrain import vectors
+from vpretrain.check import check
+from vpretrain.compare import compare
+from vpretrain.doctor import doctor
+from vpretrain.errors import UserError
+from vpretrain.vision import Vision
+from vpretrain.vision.arms import ARMS, DEMO, DINO_ARMS, IJEPA_ARMS
+from vpretrain.vision.learners import beside
+from vpretrain.vision.views import PlainViews
+
+OF = {"dino": sorted(ARMS.keys() - IJEPA_ARMS), "ijepa": sorted(ARMS.keys() - DINO_ARMS)}
+METRICS = {
+    "test/miou", "test/probe_cross_entropy", "test/depth_rmse", "test/depth_abs_rel", "test/depth_delta_1",
+    "test/accuracy", "test/knn",
+}  # fmt: skip
+OPEN = "value.guard_window=0"  # a guard that closes on bad gains is a way, if a narrow one, from labels to the learner
+
+
+@pytest.fixture(scope="module")
+def plain(materials):
+    return {kind: train(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize(("kind", "arm"), [(kind, arm) for kind in KINDS for arm in OF[kind]])
+def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
+    before = weights_hash(Vision().build(tiny_recipe(kind=kind), materials[kind]))
+    after, result = train(materials[kind], f"arm={arm}", kind=kind)
+    assert after != before
+    if arm != "random_feedback":  # whose batches may not agree at all, and then nothing is steered
+        assert (after != plain[kind][0]) == (arm != "plain")
+    assert result.spent.steps == 2 and result.spent.tokens == 8
+    assert set(result.final) == METRICS
+    assert result.stream_digest == plain[kind][1].stream_digest
+    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in result.history)
+    listens = arm not in ("plain", "direct", "constant_mask", "random_masks", "uniform_smoothing")
+    assert all(({"gain", "agreement", "gate"} <= record.keys()) == listens for record in result.history)
+
+
+def test_masks_say_whether_they_have_collapsed(materials):
+    record = train(materials["dino"], "arm=ascent")[1].history[-1]
+    assert {"mask_mean", "mask_std", "mask_spread", "mask_total_variation"} <= record.keys()
+    assert record["mask_mean"] == pytest.approx(0.6, abs=0.05) and record["mask_std"] > 0
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_plain_runs_are_the_same_bit_for_bit(kind, materials, plain):
+    again, result = train(materials[kind], "arm=plain", kind=kind)
+    assert again == plain[kind][0] and result.final == plain[kind][1].final
+    assert train(materials[kind], "arm=plain", "seed=1", kind=kind)[0] != again
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_labels_reach_the_learner_through_the_designer_alone(kind, materials):
+    """With a frozen designer permuted labels leave the learner bit-identical; with one that learns they do not."""
+    says = ["designer.kind=ascent", OPEN, "budget.steps=3"]
+    runs = {
+        (rate, arm): train(materials[kind], *says, f"designer.learning_rate={rate}", f"arm={arm}", kind=kind)[0]
+        for rate in (0, 1e-2)
+        for arm in ("ascent", "shuffled_feedback")
+    }
+    assert runs[0, "ascent"] == runs[0, "shuffled_feedback"]
+    assert len(set(runs.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "arm", "off"),
+    [
+        ("dino", "constant_mask", "designer.keep_ratio=1"),
+        ("dino", "random_masks", "designer.keep_ratio=1"),
+        ("dino", "closed_form", "designer.gate_max=0"),
+        ("dino", "view_weights", "designer.tilt=0"),
+        ("dino", "uniform_smoothing", "designer.control_gate=0"),
+        ("ijepa", "constant_mask", "designer.keep_ratio=1"),
+        ("ijepa", "random_masks", "designer.keep_ratio=1"),
+        ("ijepa", "patch_weights", "designer.tilt=0"),
+    ],
+)
+def test_switched_off_is_the_plain_run_bit_for_bit(kind, arm, off, materials, plain):
+    assert train(materials[kind], f"arm={arm}", off, kind=kind)[0] == plain[kind][0]
+
+
+def test_direct_adds_the_feedback_gradient_and_nothing_else(materials):
+    parts = Vision().build(tiny_recipe("arm=direct", "designer.direct_weight=3"), materials["dino"])
+    direct, feedback = parts.learner, parts.learner.feedback
+    context = direct.observe(next(parts.stream))
+    start = feedback.state_dict()["drawn"]
+    torch.manual_seed(0)  # DINOv3 draws from it while it trains: its positions are rescaled at random
+    pushed = direct.loss(context, PlainViews())
+    names, aligned = zip(*direct.aligned.items(), strict=True)
+    with_labels = torch.autograd.grad(pushed, aligned)
+    torch.manual_seed(0)
+    alone = direct.learner.loss(context, PlainViews())
+    without = torch.autograd.grad(alone, aligned)
+    assert pushed.item() == pytest.approx(alone.item(), rel=1e-6) and feedback.state_dict()["drawn"] != start
+    fresh = Vision().build(tiny_recipe("arm=direct"), materials["dino"])
+    down = vectors.mean(fresh.learner.feedback.gradients(fresh.learner.learner))
+    for name, a, b in zip(names, with_labels, without, strict=True):
+        assert torch.allclose(a - b, 3 * down[name], atol=1e-5)
+    assert set(names) <= {name for name, _ in direct.model.named_parameters()}
+
+
+def test_held_out_loss_moves_with_the_learner_alone(materials):
+    parts = Vision().build(tiny_recipe("arm=plain"), materials["dino"])
+
+    def loss():
+        return sum(float(piece.detach()) for piece in parts.held_out_loss())
+
+    before = loss()
+    parts.feedback.gradients(parts.learner)  # its heads train
+    assert loss() == before
+    with torch.no_grad():
+        for parameter in parts.learner.aligned.values():
+            parameter.mul_(1.1)
+    assert loss() != before
+
+
+@pytest.mark.parametrize(("kind", "of_head"), [("dino", "head.prototypes"), ("ijepa", "predictor.mask_token")])
+def test_heads_are_warmed_up_once_and_alike(kind, of_head):
+    """A build that finds them made is the same as one that makes them, and the backbone has not moved."""
+    recipe = tiny_recipe("arm=plain", kind=kind)
+    shared = Vision().load(recipe)
+    first, second = Vision().build(recipe, shared), Vision().build(recipe, shared)
+    alone = Vision().build(recipe, Vision().load(recipe))
+    cold = Vision().build(tiny_recipe("arm=plain", "learner.head_warmup_steps=0", kind=kind), Vision().load(recipe))
+    moved = {
+        name
+        for name, parameter in first.learner.model.named_parameters()
+        if not torch.equal(parameter, cold.learner.model.get_parameter(name))
+    }
+    assert moved and all(name.startswith(("head.", "predictor.")) for name in moved)
+    states = [beside(parts.learner) for parts in (first, second, alone, cold)]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
+    assert not torch.equal(states[0][of_head], states[3][of_head])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
+    recipe = tiny_recipe("arm=plain", kind=kind)
+    parts = Vision().build(recipe, materials[kind])
+    parts.learner.stepped(0.5)
+    with torch.no_grad():
+        for parameter in parts.learner.model.parameters():
+            parameter.add_(0.01)
+    parts.save(tmp_path / "model")
+    AutoModel.from_pretrained(tmp_path / "model")
+    says = ["arm=plain", "learner.config=null", f"learner.model={tmp_path / 'model'}"]
+    going_on = tiny_recipe(*says, kind=kind)
+    again = Vision().build(going_on, Vision().load(going_on))
+    assert weights_hash(again) == weights_hash(parts)
+    states = [beside(each.learner) for each in (parts, again)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_head_of_another_shape_is_refused(materials, tmp_path):
+    Vision().build(tiny_recipe(), materials["dino"]).save(tmp_path)
+    says = ["learner.config=null", f"learner.model={tmp_path}", "learner.head.prototypes=20"]
+    recipe = tiny_recipe(*says)
+    with pytest.raises(UserError, match=r"learner\.head.*shape it was made with"):
+        Vision().build(recipe, Vision().load(recipe))
+
+
+def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
+    config = f"{{model_type: dinov3_vit, {SHAPE}, patch_size: 8}}"
+    says = ["learner.config=null", f"learner.prepare={{config: {config}, steps: 2, batch_size: 4}}", "arm=plain"]
+    recipe = tiny_recipe(*says)
+    assert Vision().check(recipe) == [] and not list(tmp_path.iterdir())  # looks, and makes nothing
+    folder = Vision().prepare(recipe, None)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "dino.safetensors", "model.safetensors"]
+    materials = Vision().load(recipe)
+    assert materials.location == str(folder)
+    assert not any(key[0] == "learner" for key in materials.warmed)
+    learner = Vision().build(recipe, materials).learner
+    assert float(learner.center.abs().sum()) > 0  # came with the head, not from a warm-up
+    other = tiny_recipe(*says, "learner.prepare.seed=1")
+    assert Vision().prepare(other, None) != folder
+    again = Vision().prepare(recipe, tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_compare_writes_the_table(tmp_path):
+    arms = ["plain", "ascent", "direct"]
+    compare(tiny_recipe(), arms=arms, seeds=2, match="steps", out=tmp_path)
+    table = json.loads((tmp_path / "compare.json").read_text())
+    assert table["modality"] == "vision" and table["metrics"]["test/depth_rmse"] == {"higher_is_better": False}
+    assert set(table["step0"]) == METRICS and table["step0"]["test/miou"].keys() == {"value", "stderr", "n"}
+    assert [(run["arm"], run["seed"]) for run in table["runs"]] == [(arm, seed) for seed in (0, 1) for arm in arms]
+    for run in table["runs"]:
+        assert run["steps"] == 2 and run["tokens_or_images"] == 8 and set(run["final"]) == METRICS
+    flops = {run["arm"]: run["flops"] for run in table["runs"]}
+    assert 0 < flops["plain"] < flops["direct"] and flops["plain"] < flops["ascent"]
+    assert len({run["stream_digest"] for run in table["runs"]}) == 2
+    assert set(table["summary"]) == set(arms)
+    assert set(table["paired"]) == {"ascent", "direct"}
+    assert {"difference", "ci95", "p_holm", "verdict"} <= table["paired"]["ascent"]["test/miou"].keys()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_doctor_finds_every_estimator_right(kind):
+    found = doctor(tiny_recipe(kind=kind))
+    assert [row["name"] for row in found["estimators"]] == ["central_difference", "forward_mode", "double_backward"]
+    assert all(row["supported"] and row["cosine"] > 0.999 for row in found["estimators"])
+
+
+def problems(*overrides):
+    return {problem.where: problem.message for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])}
+
+
+def test_check_finds_nothing_wrong_where_nothing_is():
+    assert problems() == {} and problems(*IJEPA) == {}
+
+
+def test_check_names_every_problem_at_once():
+    found = problems(
+        "arm=patch_weights", "learner.crops.local_size=15", "data.feedback.sets.0.train=300", "evaluate.neighbours=90"
+    )
+    assert set(found) == {"arm", "learner.crops.local_size", "data.feedback.sets.0.train"}
+    found = problems("evaluate.neighbours=90", "data.feedback.batch_size=20", "arm=ascent", "designer.keep_ratio=1")
+    assert set(found) == {"evaluate.neighbours", "data.feedback.batch_size", "designer.keep_ratio"}
+    found = problems("evaluate.blocks=7", "data.feedback.head.blocks=3", "designer.candidates=99", "data.image_size=28")
+    assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(found) and "data.evaluation.test.0.size" in found
+    found = problems("evaluate.blocks=7", "data.feedback.head.blocks=3", "designer.candidates=99")
+    assert set(found) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "says"),
+    [
+        ("data.evaluation.test.0={kind: scenes, split: feedback, count: 6}", "data.feedback.sets", "also in data.eval"),
+        ("data.stream.0.pictures={kind: folder, images: nowhere}", "nowhere", "no such folder"),
+        ("learner.config.patch_size=7", "learner.crops.global_size", "do not tile"),
+        ("learner.config.hiden_size=7", "learner.config.hiden_size", "no such key"),
+        ("learner.crops.global_scale=[0.9, 0.1]", "learner.crops", "lowest <= highest"),
+        ("learner.blocks.targets=0", "learner.blocks.targets", "above 0"),
+        ("evaluate.split=train", "", "which the probes learn from"),
+        ("data.feedback.tasks={colour: 1}", "data.feedback.tasks", ""),
+    ],
+)  # fmt: skip
+def test_check_refuses(override, where, says):
+    found = check("demo-vision", [*SMALL, *SCENES, override])
+    shown = "\n".join(str(problem) for problem in found)
+    assert found and where in shown and says in shown
+
+
+def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (data_root / "train/images").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.png").write_bytes(b"no image")
+    says = [f"data.stream.0.pictures={{kind: folder, images: {folder}}}"]
+    with pytest.raises(UserError, match="broken"):
+        Vision().load(tiny_recipe(*says))
+    kept = Vision().load(tiny_recipe(*says, "data.on_bad_row=skip"))
+    assert len(kept.sets.stream[0].pictures) == 8
+    assert "1 pictures are left out" in (said := capsys.readouterr().err) and "broken.png" in said.replace("\n", "")
+
+
+def test_the_demo_shows_the_baseline_first():
+    assert DEMO[0] == next(iter(ARMS)) == "plain" and set(DEMO) <= set(ARMS)
