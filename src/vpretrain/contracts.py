@@ -92,6 +92,14 @@ class Learner(Protocol):
         """
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the learner holds beside the parameters of :attr:`model`: an EMA teacher, a centre; empty without any."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        ...
+
 
 class Appraise(Protocol):
     """Values a task under the current direction (see :class:`vpretrain.appraisal.Appraiser`)."""

@@ -184,7 +184,7 @@ class Bench:
         self.parameters = {name: p for name, p in self.learner.model.named_parameters() if p in moving}
         aligned = {id(p) for p in self.learner.aligned.values()}
         self.aligned = {name: p for name, p in self.parameters.items() if id(p) in aligned}
-        self.still = Still(self.learner.model, self.step.optimizer)
+        self.still = Still(self.learner, self.step.optimizer)
 
         self.loss = self._held_out_loss()
         self.down = self._held_out_gradient()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,25 +10,28 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from vpretrain.contracts import Learner
 
 
 class Still:
     """Keeps learner, optimizer and random number generators where they are: ``with still():`` undoes what happens inside.
 
-    Parameters, buffers, optimizer state and learning rates go back to what they were when this object was made, gradients
-    to None, each module's mode and the generators to what they were at the block's start. From copies, bit for bit, also
-    when the block raises. Takes the memory of learner and optimizer state once more.
+    Parameters, buffers, what the learner holds beside them, optimizer state and learning rates go back to what they were
+    when this object was made, gradients to None, each module's mode and the generators to what they were at the block's
+    start. From copies, bit for bit, also when the block raises. Takes the memory of learner and optimizer state once more.
 
     Args:
-        model: the learner's model.
+        learner: whose model and state are kept.
         optimizer: over its parameters; it has taken a step already.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        self.learner, self.model, self.optimizer = learner, learner.model, optimizer
         self.saved = {name: tensor.detach().clone() for name, tensor in self._tensors()}
         self.moments = {parameter: _cloned(state) for parameter, state in optimizer.state.items()}
+        self.beside = copy.deepcopy(learner.state_dict())
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     @contextmanager
@@ -51,6 +55,7 @@ class Still:
     def _restore(self) -> None:
         for name, tensor in self._tensors():
             tensor.copy_(self.saved[name])
+        self.learner.load_state_dict(self.beside)
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
         self.optimizer.state.update({parameter: _cloned(state) for parameter, state in self.moments.items()})

@@ -101,6 +101,13 @@ class CausalLearner:
     def stepped(self, share: float) -> None:
         """Nothing follows a step here."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: all is in the model."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
     def _hidden(self, batch: TokenBatch) -> Tensor:
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return out.last_hidden_state

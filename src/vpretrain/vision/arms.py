@@ -169,6 +169,14 @@ class DirectLearner:
         """The teacher follows."""
         self.learner.stepped(share)
 
+    def state_dict(self) -> dict[str, Any]:
+        """That of the real learner."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.learner.load_state_dict(state)
+
 
 def learner_of(recipe: VisionRecipe, learner: Learner, feedback: Feedback) -> Any:
     """The learner as the recipe's arm trains it."""
