@@ -77,9 +77,9 @@ class Value(Section):
     """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` says which of them work here."""
     meta_period: PositiveInt = 8
     """Learner steps from one meta step to the next."""
-    memory: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in a running average of g_down over meta steps: 0.9 is like ten times the feedback rows, a
-    little out of date."""
+    little out of date. It helped weights on dev and cost the closed form (docs/results.md)."""
     burn_in_steps: NonNegativeInt = 0
     """Steps at learning rate 0 before the first learner step, in every arm: AdamW's moments (which P reads), the designer and
     its reliability settle. They count as seconds, not as steps or tokens."""

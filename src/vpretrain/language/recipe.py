@@ -91,8 +91,8 @@ class FeedbackSet(Section):
     """The verified examples that steer."""
 
     rows: Rows
-    batch_size: PositiveInt = 64
-    """Rows in one feedback batch."""
+    batch_size: PositiveInt = 32
+    """Rows in one feedback batch; with ``value.memory`` no more are needed."""
     batches: PositiveInt = 2
     """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
     max_tokens: PositiveInt = 512
@@ -173,7 +173,7 @@ class DesignerSection(Section):
     kind: Literal[
         "closed_form", "field", "ascent", "token_weights", "weight_field", "weighted_targets", "document_weights",
         "source_weights",
-    ] = "closed_form"  # fmt: skip
+    ] = "token_weights"  # fmt: skip
     """What arms that only replace the feedback (random directions, say) steer with."""
     candidates: PositiveInt = 64
     """K: the true token and the learner's K - 1 most probable others (eq. 14)."""
