@@ -305,7 +305,8 @@ add(
     "harmless", "abilities in the stream that the feedback does not speak of",
     "recipes/language/regimes/kept-abilities.yaml", once(MAJORITY), arms("onehot", "document_weights", "feedback_sft"),
 )  # fmt: skip
-for name, recipe, starts in (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", MINORITY)):
+SECONDS = (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", once(MINORITY)))
+for name, recipe, starts in SECONDS:
     add(
         f"{name}-seconds", "equal seconds of training", recipe, starts, arms("onehot", "document_weights"),
         "budget={seconds: 30}",
@@ -316,11 +317,13 @@ add(
 )  # fmt: skip
 
 WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
-GSM_STARTS = (Start("gsm8k-0", GSM, 0, (0, 1)), Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)))
+GSM_START = (Start("gsm8k-0", GSM, 0, (0, 1, 2)),)
+WEAK_START = (Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)),)
+REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")
 add(
-    "gsm8k-noisy", "real text, wrong digits planted in 30% of the stream's GSM8K rows", NOISY, GSM_STARTS,
-    arms("onehot", "token_weights", "closed_form", "fixed_random_direction", "loss_weights"),
+    "gsm8k-noisy", "real text, wrong digits planted in 30% of the stream's GSM8K rows", NOISY, GSM_START,
+    # The last row is one-hot with the steps that fit into the seconds of token_weights.
+    REAL | {"onehot, 155 steps": "arm=onehot budget.steps=155"},
 )  # fmt: skip
-add(
-    "gsm8k", "real text as it is", GSM, GSM_STARTS, arms("onehot", "token_weights", "fixed_random_direction"),
-)  # fmt: skip
+add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
+add("gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"))
