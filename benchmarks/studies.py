@@ -313,7 +313,7 @@ for name, recipe, starts in SECONDS:
     )  # fmt: skip
 add(
     "efficiency", "tokens and seconds to one-hot's final score", "demo-language", once(MAJORITY),
-    arms("onehot", "document_weights", "token_weights"), "evaluate.every=20",
+    arms("onehot", "document_weights"), "evaluate.every=20",
 )  # fmt: skip
 
 WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
