@@ -147,64 +147,6 @@ add(
 )  # fmt: skip
 
 CLEAN = "data.stream.0.rows.noise_share=0.0 data.stream.0.rows.random_share=0.0"
-add(
-    "dev-knobs", "what the settings do", "demo-language", DEV,
-    {
-        "onehot": "arm=onehot",
-        "onehot, lr 1e-4": "arm=onehot learner.learning_rate=1e-4",
-        "onehot, lr 2e-4": "arm=onehot learner.learning_rate=2e-4",
-        "token_weights": W,
-        "token_weights, lr 1e-4": f"{W} learner.learning_rate=1e-4",
-        "token_weights, lr 2e-4": f"{W} learner.learning_rate=2e-4",
-        "closed_form": C,
-        "closed_form, lr 1e-4": f"{C} learner.learning_rate=1e-4",
-        "token_weights, S all": f"{W} learner.aligned_blocks=all",
-        "token_weights, S 1": f"{W} learner.aligned_blocks=1",
-        "token_weights, dot": f"{W} value.alignment=dot",
-        "token_weights, cosine": f"{W} value.alignment=cosine",
-        "token_weights, floor 0.01": f"{W} value.preconditioner_floor=0.01",
-        "token_weights, floor 1": f"{W} value.preconditioner_floor=1.0",
-        "token_weights, no shrinkage": f"{W} value.shrink=false",
-        "token_weights, burn-in 0": f"{W} value.burn_in_steps=0",
-        "token_weights, period 1": f"{W} value.meta_period=1",
-        "token_weights, period 16": f"{W} value.meta_period=16",
-        "token_weights, 16 rows": f"{W} data.feedback.batch_size=16",
-        "token_weights, 256 rows": f"{W} data.feedback.batch_size=256",
-        "token_weights, set of 128": f"{W} data.feedback.rows.rows=128",
-        "closed_form, K 4": f"{C} designer.candidates=4",
-        "closed_form, K 32": f"{C} designer.candidates=32",
-        "closed_form, gate 0.25": f"{C} designer.gate_max=0.25",
-        "closed_form, gate 0.8": f"{C} designer.gate_max=0.8",
-        "closed_form, tau 0.25": f"{C} designer.temperature=0.25",
-        "closed_form, S all": f"{C} learner.aligned_blocks=all",
-        "feedback_sft": "arm=feedback_sft",
-    },
-    "evaluate.split=dev",
-    *BEFORE,
-)  # fmt: skip
-
-add(
-    "dev-nested", "documents and tokens apart", "demo-language", DEV,
-    {
-        "onehot": "arm=onehot",
-        "token_weights, nested, 0.4": W,
-        "token_weights, nested, 0.8": f"{W} designer.tilt=0.8",
-        "token_weights, nested, 1.5": f"{W} designer.tilt=1.5",
-        "token_weights, nested, 1.5, memory 0.5": f"{W} designer.tilt=1.5 value.memory=0.5",
-        "token_weights, nested, 1.5, lr 1e-4": f"{W} designer.tilt=1.5 learner.learning_rate=1e-4",
-        "document_weights, 0.8": f"{D} designer.tilt=0.8",
-        "document_weights, 1.5": f"{D} designer.tilt=1.5",
-        "document_weights, 3": f"{D} designer.tilt=3",
-        "document_weights, 1.5, lr 1e-4": f"{D} designer.tilt=1.5 learner.learning_rate=1e-4",
-        "document_weights, 1.5, period 1": f"{D} designer.tilt=1.5 value.meta_period=1",
-        "closed_form": C,
-        "closed_form, memory 0.5": f"{C} value.memory=0.5",
-        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
-        "oracle: onehot, clean stream, lr 1e-4": f"arm=onehot learner.learning_rate=1e-4 {CLEAN}",
-    },
-    "evaluate.split=dev",
-    *BEFORE,
-)  # fmt: skip
 
 DM = f"{D} value.memory=0.9 designer.tilt=1.5"
 add(
