@@ -129,6 +129,7 @@ def main() -> None:
     found = {
         "recipe": source,
         "overrides": overrides,
+        "learning_rate": rate,
         "draws": draws,
         "horizons": HORIZONS,
         "rows": table,
