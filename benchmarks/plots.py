@@ -89,6 +89,9 @@ def reached(found: dict[str, Any]) -> list[list[str]]:
             start = found["step0"][run["seed"].split("/")[0]]["test/nll"]["value"]
             goal = base["final"]["test/nll"]
             before = [0, 0.0, start]
+            if start <= goal:  # one-hot lost: its end was reached before the first step
+                shares.append((0.0, 0.0, 0.0))
+                continue
             for point in run["curve"]:
                 if point[2] <= goal:
                     part = (before[2] - goal) / (before[2] - point[2])
