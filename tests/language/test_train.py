@@ -166,3 +166,15 @@ def test_aligned_patterns_that_match_nothing_are_refused(materials):
     recipe = tiny_recipe("learner.aligned_patterns=['*.nothing.*']")
     with pytest.raises(UserError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight"):
         Language().build(recipe, materials)
+
+
+def test_other_abilities_are_measured_beside_the_split():
+    """`evaluate.also` reads its own rows, and a feedback row among them is refused like one in the split."""
+    sentences = "data.evaluation.sentences={kind: chatter, rows: 20, seed: 1}"
+    recipe = tiny_recipe(sentences, "evaluate.also=[sentences]")
+    found = Language().build(recipe, Language().load(recipe)).evaluate()
+    assert set(found) == {"test/nll", "sentences/nll", "test/pass@1"}
+    assert len(found["sentences/nll"].items) == 20 and found["sentences/nll"].value != found["test/nll"].value
+    leaking = "data.evaluation.sentences={kind: word_problems, split: feedback, rows: 64}"
+    with pytest.raises(UserError, match="the sentences rows"):
+        Language().load(tiny_recipe(leaking, "evaluate.also=[sentences]"))

@@ -192,3 +192,12 @@ def test_bad_arguments_are_named() -> None:
         problems("stream", 1, seed=0, noise_share=1.5)
     with pytest.raises(ValueError, match=r"random_share: got 0\.1, accepted: 0, because the rows of 'test'"):
         problems("test", 1, seed=0, random_share=0.1)
+
+
+@pytest.mark.parametrize("split", ["stream", "test"])
+def test_forms_and_operations_are_the_only_ones_drawn(split):
+    rows = problems(split, 200, seed=0, forms=["drill"], operations=["-"])
+    assert {read_solution(row["solution"])[1] for row in rows} == {"-"}
+    assert all(row["problem"].startswith(("drill :", "compute")) for row in rows)
+    with pytest.raises(ValueError, match="forms and operations"):
+        problems(split, 1, seed=0, forms=[])
