@@ -3,7 +3,7 @@
     python benchmarks/steering.py STUDY [STUDY ...] --work DIR [--jobs 2] [--data ../shared/data]
 
 Studies are declared in `benchmarks/studies.py`. One run is one JSON file below DIR/STUDY, finished ones are not run again;
-what a study came to is written to `results/STUDY.json`. `python benchmarks/results_page.py` makes tables and plots of it.
+what a study came to is written to `results/STUDY.json`. `python benchmarks/pages.py` makes tables and plots of it.
 Warm checkpoints (a start) are made on first use and cached, see `vpretrain.language.prepare`.
 """
 

@@ -240,14 +240,14 @@ REGIMES = {
 }
 for regime, (says, file, starts) in REGIMES.items():
     add(
-        f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", once(starts),
+        f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", starts,
         arms("onehot", "document_weights", "fixed_random_direction"),
     )  # fmt: skip
 add(
     "harmless", "abilities in the stream that the feedback does not speak of",
     "recipes/language/regimes/kept-abilities.yaml", once(MAJORITY), arms("onehot", "document_weights", "feedback_sft"),
 )  # fmt: skip
-SECONDS = (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", once(MINORITY)))
+SECONDS = (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", MINORITY))
 for name, recipe, starts in SECONDS:
     add(
         f"{name}-seconds", "equal seconds of training", recipe, starts, arms("onehot", "document_weights"),
@@ -269,3 +269,67 @@ add(
 )  # fmt: skip
 add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
 add("gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"))
+
+ORACLE = "data.stream.2.rows.corrupt_digits=0.0"
+add(
+    "gsm8k-references", "real text with planted errors: a filter that knows them, and training on the feedback rows", NOISY,
+    GSM_START, arms("onehot", "feedback_sft") | {"oracle: onehot without the errors": f"arm=onehot {ORACLE}"},
+)  # fmt: skip
+QUESTIONS = "kind: jsonl, path: mathematics/{file}.jsonl, prompt: problem, solution: solution"
+SECOND = "{" + QUESTIONS.format(file="train") + ", skip_rows: 60000, rows: 1024}"
+MEASURED = "{" + QUESTIONS.format(file="valid") + ", rows: 1000}"
+STUDIES["gsm8k-second-target"] = Study(
+    "gsm8k-second-target", "one stream, two targets: word problems or mathematics questions steer", NOISY, GSM_START,
+    {
+        "onehot": ("arm=onehot",),
+        "GSM8K steers": (W,),
+        "mathematics questions steer": (W, f"data.feedback.rows={SECOND}"),
+    },
+    (f"data.evaluation.mathematics={MEASURED}", "evaluate.also=[mathematics]"),
+)  # fmt: skip
+for share in (0.1, 0.25):
+    rest = (1 - share) / 2
+    add(
+        f"gsm8k-share-{share * 100:.0f}", f"{share:.0%} of the noisy stream's tokens are GSM8K's", NOISY, GSM_START,
+        arms("onehot", "token_weights"),
+        f"data.stream.0.weight={rest}", f"data.stream.1.weight={rest}", f"data.stream.2.weight={share}",
+    )  # fmt: skip
+
+KNOBS = tuple(replace(start, seeds=(100 + start.seeds[0],)) for start in MAJORITY)
+ROWS = "data.feedback.rows={{kind: word_problems, split: feedback, rows: {}}}"
+add(
+    "dev-knobs", "what the settings of document weights matter", "demo-language", KNOBS,
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "period 2": f"{D} value.meta_period=2",
+        "period 32": f"{D} value.meta_period=32",
+        "burn-in 0": f"{D} value.burn_in_steps=0",
+        "burn-in 64": f"{D} value.burn_in_steps=64",
+        "S: last block": f"{D} learner.aligned_blocks=1",
+        "S: all": f"{D} learner.aligned_blocks=all",
+        "16 rows a feedback batch": f"{D} data.feedback.batch_size=16",
+        "128 rows a feedback batch": f"{D} data.feedback.batch_size=128",
+        "tilt 0.5": f"{D} designer.tilt=0.5",
+        "tilt 4": f"{D} designer.tilt=4",
+        "closed_form, K 8": CLOSED,
+        "closed_form, K 24": f"{CLOSED} designer.candidates=24",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+for size in (64, 256, 2048):
+    spec = ROWS.format(size)
+    STUDIES["dev-knobs"].rows[f"{size} feedback problems"] = (D, spec)
+
+CONFIG = (
+    "learner.prepare.config={{model_type: llama, hidden_size: {0}, intermediate_size: {1}, num_hidden_layers: {2}, "
+    "num_attention_heads: 4, num_key_value_heads: 4, max_position_embeddings: 512, tie_word_embeddings: false}}"
+)
+SIZES = {"1M": (160, 432, 4), "3M": (256, 688, 4), "10M": (384, 1024, 6)}
+for size, shape in SIZES.items():
+    gentler = "learner.prepare.phases=[{steps: 1400, learning_rate: 1e-3}, {steps: 200, learning_rate: 3e-4}, {steps: 200, learning_rate: 5e-5}]"
+    start = Start(f"majority-{size}", "demo-language", 0, (0, 1, 2), (CONFIG.format(*shape), gentler))
+    add(
+        f"size-{size}", f"the majority regime with a learner of about {size} parameters", "demo-language", (start,),
+        arms("onehot", "document_weights"),
+    )  # fmt: skip
