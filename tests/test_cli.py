@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from vpretrain import cli, resources, single
+from vpretrain.cli import shell
 from vpretrain.errors import Fault
 from vpretrain.language import word_problems
 from vpretrain.language.arms import ARMS
@@ -453,5 +454,5 @@ def test_a_bug_is_shown_whole(call, monkeypatch):
 
 
 def test_json_holds_nothing_that_json_does_not_know(capsys):
-    cli._emit({"a": float("nan"), "b": [1.5, float("inf")]}, as_json=True)
+    shell.emit({"a": float("nan"), "b": [1.5, float("inf")]}, as_json=True)
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None]}

@@ -1,0 +1,73 @@
+"""The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from concurrent.futures import BrokenExecutor
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vpretrain.cli import looks, runs
+from vpretrain.errors import Fault, UserError
+
+app = typer.Typer(
+    add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Continued pretraining that a small set of verified examples steers.",
+)  # fmt: skip
+for _group in (runs, looks):
+    app.add_typer(_group.app)
+
+
+def main() -> None:
+    """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4 fault, 1 a bug)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    try:
+        app(standalone_mode=True)
+    except SystemExit as ended:
+        if ended.code != _INTERRUPTED:
+            raise
+        _leave("stopped; what was finished is kept", 3)
+    except (UserError, Fault) as error:
+        _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
+    except (OSError, RuntimeError, MemoryError) as error:
+        said = _machine_says(error)
+        if said is None:
+            raise
+        _leave(f"[red bold]error[/] {escape(said[0])}", said[1])
+
+
+_INTERRUPTED = 130  # typer's exit code for Ctrl-C
+
+
+def _leave(message: str, exit_code: int) -> None:
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+    sys.exit(exit_code)
+
+
+def _machine_says(error: Exception) -> tuple[str, int] | None:
+    """What to do about a limit of this machine, and the exit code; None for what can only be a bug."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; make room and run the same command again", Fault.exit_code
+        if isinstance(error, PermissionError):
+            return f"{error.filename}: no permission to read or write this; name another place", UserError.exit_code
+        return None
+    if isinstance(error, BrokenExecutor):
+        message = "a worker process was killed, most likely because memory ran out"
+        return f"{message}; what was finished is kept: run the same command again with --jobs 1", Fault.exit_code
+    from vpretrain.directional import EstimatorUnsupported
+    from vpretrain.resources import out_of_memory
+
+    if isinstance(error, EstimatorUnsupported):
+        return f"value.estimator: {error}", UserError.exit_code
+    if out_of_memory(error):
+        message = "memory ran out: lower data.batch_size or data.window_tokens, or take a smaller learner"
+        return f"{message} (`vpretrain check` estimates what one takes)", Fault.exit_code
+    return None

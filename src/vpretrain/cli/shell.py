@@ -1,0 +1,90 @@
+"""What every command shares: common arguments, and how it speaks to people and to programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vpretrain.errors import user_error
+from vpretrain.recipe import Recipe, load
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML path or a packaged name (see `recipes`).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override dotted recipe keys.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")]
+
+
+def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
+    """A recipe; of a run folder the recipe that it ran, with the model that it ended with."""
+    from vpretrain.modalities import SCHEMAS
+
+    folder = Path(recipe)
+    if not (folder / "recipe.yaml").is_file():
+        return load(recipe, overrides or [], schemas=SCHEMAS)
+    learner = load(folder / "recipe.yaml", schemas=SCHEMAS).learner
+    own = [f"learner.{key}=null" for key in ("config", "prepare") if hasattr(learner, key)]
+    if not (folder / "model" / "config.json").is_file():
+        raise user_error(
+            recipe,
+            "this run folder holds no model; the run did not finish",
+            value=str(folder / "model"),
+            accepted="a recipe, or a folder that `vpretrain train` wrote and finished",
+        )
+    return load(
+        folder / "recipe.yaml", [f"learner.model={folder / 'model'}", *own, *(overrides or [])], schemas=SCHEMAS
+    )
+
+
+def stem(recipe: str) -> str:
+    """What the results of a recipe are named after."""
+    return Path(recipe).stem
+
+
+def console_for_people(as_json: bool) -> Console:
+    """Where text for people goes: standard error when standard output is for a program."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a pipe has no width; tables should not be squeezed into 80
+    return console
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that appears on a terminal alone."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+
+
+def results_folder(path: Path) -> Path:
+    """The folder for results, refused before any work where it can be none."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise user_error(
+            "--out", f"{there} is a file; name a folder", value=str(path), accepted="a new or existing folder"
+        )
+    if not os.access(there, os.W_OK):
+        raise user_error("--out", f"no permission to write in {there}; name another folder", value=str(path))
+    return path
+
+
+def emit(value: Any, as_json: bool) -> None:
+    """What a program asked for, on standard output."""
+    if as_json:
+        print(json.dumps(strict(value), indent=1, default=str))
+
+
+def strict(value: Any) -> Any:
+    """JSON has no word for what is not finite; null takes its place."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,59 @@
+"""The recipe of a language run: what the core's recipe holds, and data, learner, designer, evaluation."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from vpretrain.language.recipe.data import Chatter, Data, JsonLines, Rows, WordProblems
+from vpretrain.language.recipe.designer import DesignerSection
+from vpretrain.language.recipe.evaluate import LanguageEvaluate
+from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
+from vpretrain.recipe import Recipe
+
+__all__ = [
+    "Chatter",
+    "Data",
+    "DesignerSection",
+    "JsonLines",
+    "LanguageEvaluate",
+    "LanguageRecipe",
+    "LearnerSection",
+    "Phase",
+    "Prepare",
+    "Rows",
+    "WordProblems",
+]
+
+
+class LanguageRecipe(Recipe):
+    """A recipe with ``modality: language``."""
+
+    data: Data
+    learner: LearnerSection
+    designer: DesignerSection = DesignerSection()
+    evaluate: LanguageEvaluate = LanguageEvaluate()
+
+    @model_validator(mode="after")
+    def _split_exists(self) -> Self:
+        for split in (self.evaluate.split, *self.evaluate.also):
+            if split not in self.data.evaluation:
+                raise ValueError(
+                    f"evaluate.split or also names {split!r}; data.evaluation has {sorted(self.data.evaluation)}"
+                )
+        if self.value.shrink and self.data.feedback.batches < 2:
+            raise ValueError(
+                "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _documents_stay_apart(self) -> Self:
+        if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
+            raise ValueError(
+                "under attention: flash_attention_2 the documents of a batch of several rows would see each other "
+                "(transformers tells them apart by position within a single row only): set data.batch_size to 1 with a "
+                "longer window, or attention to sdpa"
+            )
+        return self

@@ -1,0 +1,63 @@
+"""The recipe of a vision run: what the core's recipe holds, and data, learner, designer, probes."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from vpretrain.recipe import Recipe
+from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
+from vpretrain.vision.recipe.designer import DesignerSection
+from vpretrain.vision.recipe.evaluate import ProbeSection, VisionEvaluate
+from vpretrain.vision.recipe.learner import Crops, LearnerSection, Prepare
+from vpretrain.vision.recipe.pictures import (
+    Ade20kPictures,
+    FolderPictures,
+    ImageNetPictures,
+    NyuV2Pictures,
+    Pictures,
+    PictureSet,
+    ScenePictures,
+)
+
+__all__ = [
+    "Ade20kPictures",
+    "Crops",
+    "Data",
+    "DesignerSection",
+    "Feedback",
+    "FeedbackSet",
+    "FolderPictures",
+    "ImageNetPictures",
+    "LearnerSection",
+    "NyuV2Pictures",
+    "PictureSet",
+    "Pictures",
+    "Prepare",
+    "ProbeSection",
+    "ScenePictures",
+    "Source",
+    "VisionEvaluate",
+    "VisionRecipe",
+]
+
+
+class VisionRecipe(Recipe):
+    """A recipe with ``modality: vision``."""
+
+    data: Data
+    learner: LearnerSection
+    designer: DesignerSection = DesignerSection()
+    evaluate: VisionEvaluate = VisionEvaluate()
+
+    @model_validator(mode="after")
+    def _splits_exist(self) -> Self:
+        for split in ("train", self.evaluate.split):
+            if not self.data.evaluation.get(split):
+                raise ValueError(
+                    f"data.evaluation has no {split!r}, which probes need; it has {sorted(self.data.evaluation)}"
+                )
+        if self.evaluate.split == "train":
+            raise ValueError("evaluate.split is train, which the probes learn from; name another of data.evaluation")
+        return self

@@ -1,0 +1,87 @@
+"""The stream, the feedback sets with their heads, and the splits that are evaluated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from vpretrain.recipe import Section
+from vpretrain.vision.feedback import HeadSettings
+from vpretrain.vision.recipe.common import Downstream
+from vpretrain.vision.recipe.pictures import Pictures
+
+
+class Source(Section):
+    """One source of the stream."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+    """Share of the stream's pictures, relative to the other sources."""
+    pictures: Pictures
+
+
+class FeedbackSet(Section):
+    """Labelled pictures of one origin, drawn once and for all: the same in every arm and seed."""
+
+    pictures: Pictures
+    train: PositiveInt
+    """Pictures that the heads train on."""
+    meta: PositiveInt
+    """Other pictures, that g_down is taken on."""
+
+
+class FeedbackHead(Section):
+    """The heads that stand between features and labels (G.2, part i)."""
+
+    steps: NonNegativeInt = 4
+    """Updates of every head before each meta step, on frozen features."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    learning_rate: PositiveFloat = 5e-3
+    warmup_steps: NonNegativeInt = 200
+    """Updates before the run starts."""
+    blocks: PositiveInt = 1
+    """The heads read the outputs of this many last blocks, side by side."""
+
+    def settings(self) -> HeadSettings:
+        """As :class:`vpretrain.vision.feedback.DenseFeedback` takes them."""
+        return HeadSettings(self.steps, self.batch_size, self.learning_rate)
+
+
+class Feedback(Section):
+    """The labelled pictures that steer."""
+
+    sets: list[FeedbackSet] = Field(min_length=1)
+    tasks: dict[Downstream, PositiveFloat] = Field(min_length=1)
+    """Weight of each task's loss (a_seg and a_dep of eq. 51); a task uses the pictures that have targets for it."""
+    batch_size: PositiveInt = 16
+    """Pictures of each task in one meta batch."""
+    batches: Annotated[int, Field(ge=2)] = 2
+    """Meta batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
+    head: FeedbackHead = FeedbackHead()
+
+
+class Data(Section):
+    """Where pictures come from."""
+
+    root: Path = Path()
+    """Folder that relative paths start from."""
+    image_size: PositiveInt
+    """Side in pixels of the stream's pictures, which crops are cut from."""
+    load_size: PositiveInt | None = None
+    """Shorter side that a picture of the stream is scaled to before a window is cut; null: ``image_size``."""
+    batch_size: PositiveInt
+    """Pictures in a batch of the stream."""
+    stream: list[Source] = Field(min_length=1)
+    feedback: Feedback
+    evaluation: dict[str, list[Pictures]]
+    """Labelled pictures by split: ``train`` is what probes learn from, ``evaluate.split`` what they are scored on."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What becomes of pictures that cannot be used: an error, or they are left out, counted and named."""
+
+    @model_validator(mode="after")
+    def _loads_enough(self) -> Self:
+        if self.load_size is not None and self.load_size < self.image_size:
+            raise ValueError(f"data.load_size is {self.load_size}, smaller than data.image_size, {self.image_size}")
+        return self

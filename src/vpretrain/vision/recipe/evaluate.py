@@ -1,0 +1,49 @@
+"""The probes on frozen features."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vpretrain.recipe import Evaluate, Section
+from vpretrain.vision.evaluate import ProbeSettings
+from vpretrain.vision.recipe.common import Probe, Side
+
+
+class ProbeSection(Section):
+    """How probes are trained on frozen features (see :class:`vpretrain.vision.evaluate.ProbeSettings`)."""
+
+    steps: PositiveInt = 500
+    """The paper's: 20,000."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    learning_rate: PositiveFloat = 1e-2
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip_norm: PositiveFloat = 1.0
+    train_size: Side | None = None
+    """Height and width at which the loss is taken in training; scores are at the pictures' size in any case."""
+    refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    """Seeds, one a fit; scores are means over the fits."""
+
+    def settings(self) -> ProbeSettings:
+        """As the probes take them."""
+        return ProbeSettings(**self.model_dump())
+
+
+class VisionEvaluate(Evaluate):
+    """What is measured, on which pictures."""
+
+    split: str = "test"
+    """One of ``data.evaluation``: settings are chosen on dev and reported once on test."""
+    probes: list[Probe] = Field(default=["segmentation"], min_length=1)
+    """What the frozen features are asked for."""
+    blocks: PositiveInt = 1
+    """Probes read the outputs of this many last blocks, side by side."""
+    class_balanced: bool = False
+    """Whether the segmentation probe's training loss counts every class alike; scores never do."""
+    probe: ProbeSection = ProbeSection()
+    depth_probe: ProbeSection | None = None
+    """Where depth is to be probed otherwise; null: as the rest."""
+    neighbours: PositiveInt = 10
+    """Of ``knn``."""
