@@ -27,7 +27,7 @@ docs: .venv/.installed-docs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "PYTHON=$(PYTHON): vpretrain needs Python 3.11 or newer; name one, as in: make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -m venv .venv
-	@$(INSTALL) -e '.[dev,vision]'
+	@$(INSTALL) -e '.[dev,vision,eval,posttrain,sweep]'
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed
