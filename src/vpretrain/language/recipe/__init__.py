@@ -6,16 +6,19 @@ from typing import Self
 
 from pydantic import model_validator
 
-from vpretrain.language.recipe.data import Chatter, Data, JsonLines, Rows, WordProblems
+from vpretrain.language.recipe.data import Data
 from vpretrain.language.recipe.designer import DesignerSection
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
+from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
+from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
 from vpretrain.recipe import Recipe
 
 __all__ = [
     "Chatter",
     "Data",
     "DesignerSection",
+    "FeedbackSet",
     "JsonLines",
     "LanguageEvaluate",
     "LanguageRecipe",
