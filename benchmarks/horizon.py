@@ -22,7 +22,7 @@ import torch
 from vpretrain import recipe as recipes
 from vpretrain import train
 from vpretrain.contracts import Parts
-from vpretrain.language.rules import Candidates, TokenWeights
+from vpretrain.language.rules import TokenWeights
 from vpretrain.language.targets import one_hot
 from vpretrain.modalities import MODALITIES, SCHEMAS
 from vpretrain.tracking import environment, write_json
@@ -98,9 +98,9 @@ def main() -> None:
             for at, batch in enumerate(batches, 1):
                 context = step.learner.observe(batch)
                 if at == 1 and tilt:
-                    among = Candidates(context, 1)
+                    rule = TokenWeights(tilt)
                     values = step.appraiser(context, one_hot(context.labels)).gradient[0]
-                    take(step, context, TokenWeights(tilt)(among, values / values.std(correction=0)), rate)
+                    take(step, context, rule.task(rule.probe(context), values / values.std(correction=0)), rate)
                 else:
                     take(step, context, one_hot(context.labels), rate)
                 if at == 1:

@@ -5,18 +5,14 @@ import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.appraisal import Appraiser
+from vpretrain.ascent import Learning
 from vpretrain.contracts import Estimate
 from vpretrain.directional import ESTIMATORS
+from vpretrain.exact import Exact
 from vpretrain.feedback import Remembered
-from vpretrain.language.designers import (
-    Exact,
-    LossWeights,
-    OneHot,
-    SelfDistillation,
-    UniformSmoothing,
-)
+from vpretrain.language.designers import LossWeights, OneHot, SelfDistillation, UniformSmoothing
 from vpretrain.language.feedback import Likelihood, parted
-from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
+from vpretrain.language.learned import Ascent, CandidateScorer, Field
 from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.language.stream import Sampler, padded
@@ -46,11 +42,11 @@ def values_like(context, count, seed):
     return torch.randn(len(context.labels), count, generator=torch.Generator().manual_seed(seed))
 
 
-def learned(kind, learner, *rule, shrink=True, learning_rate=1e-2, updates=1, **options):
+def learned(kind, learner, *, shrink=True, learning_rate=1e-2, updates=1, **options):
     torch.manual_seed(0)
     network = CandidateScorer(32, hidden=16, layers=1, heads=2, gated=kind is Ascent)
-    steering = Steering(6, 0.5, learning_rate, Reliability(shrink), updates)
-    return kind(network, learner.anatomy.head.weight, steering, *rule, **options)
+    learning = Learning(learning_rate, Reliability(shrink), updates)
+    return kind(network, learner.anatomy.head.weight, Anchored(6), learning, **options)
 
 
 def test_fixed_designers(context):
@@ -68,39 +64,35 @@ def test_fixed_designers(context):
 def test_token_weights_by_hand(context):
     n = len(context.labels)
     values = torch.linspace(-1, 1, n)[:, None]
-    designer = Exact(1, TokenWeights(0.4), Reliability(shrink=False))
+    designer = Exact(TokenWeights(0.4), Reliability(shrink=False))
     weights = designer.construct(context, Dictated(values)).mass[:, 0]
     z = (values[:, 0] - values.mean()) / values[:, 0].std(correction=0)
     torch.testing.assert_close(weights, (1 + 0.4 * z) / (1 + 0.4 * z).mean())
     assert weights.mean().item() == pytest.approx(1, abs=1e-6)
-    steep = Exact(1, TokenWeights(5.0), Reliability(shrink=False)).construct(context, Dictated(values)).mass
+    steep = Exact(TokenWeights(5.0), Reliability(shrink=False)).construct(context, Dictated(values)).mass
     assert steep.min() == 0 and steep.mean().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_token_weights_bound_an_outlier(context):
     values = torch.zeros(len(context.labels), 1)
     values[0] = 1e6
-    weights = Exact(1, TokenWeights(0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass[:, 0]
+    weights = Exact(TokenWeights(0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass[:, 0]
     assert weights[0] < 2.4 and weights[1:].min() > 0.8
 
 
 RULES = {
-    "closed_form": (6, Anchored()),
+    "closed_form": (6, Anchored(6)),
     "token_weights": (1, TokenWeights()),
     "document_weights": (1, GroupWeights(by="document")),
-    "weighted_targets": (6, WeightedTargets(Anchored())),
+    "weighted_targets": (6, WeightedTargets(Anchored(6))),
 }
 
 
 @pytest.mark.parametrize("kind", RULES)
 def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kind):
-    def make():
-        reliability = Reliability(shrink=True)
-        return Exact(*RULES[kind], reliability)
-
-    count = RULES[kind][0]
+    count, rule = RULES[kind]
     signal = values_like(context, count, 1)
-    agreed, contradicted = make(), make()
+    agreed, contradicted = (Exact(rule, Reliability(shrink=True)) for _ in range(2))
     metrics = agreed.learn(context, Dictated(signal, signal))
     contradicted.learn(context, Dictated(signal, -signal))
     assert metrics["agreement"] == pytest.approx(1) and metrics["gain"] > 0
@@ -121,7 +113,7 @@ def test_reliability_is_spearman_brown():
 
 def test_field_learns_the_values_it_is_shown():
     learner = tiny_learner()
-    designer = learned(Field, learner, Anchored())
+    designer = learned(Field, learner)
     context = learner.observe(tiny_batch(rows=6))
     target = learner.anatomy.head.weight.detach().sum(dim=1)  # a function of the candidate alone
 
@@ -153,8 +145,8 @@ def test_learning_leaves_every_learner_gradient_and_the_rng_alone():
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     context = learner.observe(tiny_batch())
     for designer in (
-        Exact(6, Anchored(), Reliability(True)),
-        learned(Field, learner, Anchored()),
+        Exact(Anchored(6), Reliability(True)),
+        learned(Field, learner),
         learned(Ascent, learner, entropy_bonus=0.1),
     ):
         torch.set_rng_state(state)
@@ -172,8 +164,8 @@ def test_state_round_trips():
     learner = tiny_learner()
     context = learner.observe(tiny_batch())
     appraise = Dictated(values_like(context, 6, 1), values_like(context, 6, 2))
-    for kind, rule, options in ((Field, [Anchored()], {}), (Ascent, [], {"entropy_bonus": 0.0})):
-        one, other = (learned(kind, learner, *rule, **options) for _ in range(2))
+    for kind, options in ((Field, {}), (Ascent, {"entropy_bonus": 0.0})):
+        one, other = (learned(kind, learner, **options) for _ in range(2))
         one.learn(context, appraise)
         other.load_state_dict(one.state_dict())
         assert torch.equal(one.construct(context, None).mass, other.construct(context, None).mass)
@@ -225,10 +217,8 @@ def test_remembered_gradients_are_the_mean_of_the_past():
 
 def test_weighted_targets_are_targets_times_weights(context):
     values = values_like(context, 6, 4)
-    both = (
-        Exact(6, WeightedTargets(Anchored(), 0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass
-    )
-    soft = Exact(6, Anchored(), Reliability(shrink=False)).construct(context, Dictated(values)).mass
+    both = Exact(WeightedTargets(Anchored(6), 0.4), Reliability(shrink=False)).construct(context, Dictated(values)).mass
+    soft = Exact(Anchored(6), Reliability(shrink=False)).construct(context, Dictated(values)).mass
     torch.testing.assert_close(both / both.sum(dim=1, keepdim=True), soft)
     worth = (soft * values).sum(dim=1)
     z = (worth - worth.mean()) / worth.std(correction=0)
@@ -238,9 +228,7 @@ def test_weighted_targets_are_targets_times_weights(context):
 
 def test_document_weights_are_one_figure_a_document(context):
     values = values_like(context, 1, 5)
-    weights = (
-        Exact(1, GroupWeights(2.0, "document"), Reliability(False)).construct(context, Dictated(values)).mass[:, 0]
-    )
+    weights = Exact(GroupWeights(2.0, "document"), Reliability(False)).construct(context, Dictated(values)).mass[:, 0]
     row, at = context.where
     document = context.batch.document[row, at + 1]
     means = {int(d): values[document == d].sum() / (document == d).sum() ** 0.5 for d in document.unique()}
@@ -265,5 +253,5 @@ def test_an_anchored_ascent_comes_to_the_closed_form():
     designer = learned(Ascent, learner, entropy_bonus=0.0, anchor=1.0, updates=400)
     designer.learn(context, Dictated(values, values))
     gain = designer.learn(context, Dictated(values, values))["gain"]
-    rule = Exact(6, Anchored(clip=float("inf")), Reliability(shrink=True))
+    rule = Exact(Anchored(6, clip=float("inf")), Reliability(shrink=True))
     assert gain > 0.3 * rule.learn(context, Dictated(values, values))["gain"]

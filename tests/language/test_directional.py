@@ -5,8 +5,10 @@ import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.appraisal import Appraiser
+from vpretrain.ascent import Learning
 from vpretrain.directional import ESTIMATORS, EstimatorUnsupported, double_backward
-from vpretrain.language.learned import Ascent, CandidateScorer, Steering
+from vpretrain.language.learned import Ascent, CandidateScorer
+from vpretrain.language.rules import Anchored
 from vpretrain.language.targets import one_hot
 from vpretrain.reliability import Reliability
 from vpretrain.value import Alignment
@@ -20,8 +22,8 @@ def designer_gradient(learner, alignment, estimator, down=None):
     torch.manual_seed(3)
     width = learner.anatomy.head.weight.shape[1]
     network = CandidateScorer(width, hidden=16, layers=1, heads=2, gated=True).double()
-    steering = Steering(count=6, gate_max=0.5, learning_rate=0.0, reliability=Reliability(shrink=False))
-    designer = Ascent(network, learner.anatomy.head.weight, steering, entropy_bonus=0.0)
+    learning = Learning(0.0, Reliability(shrink=False))
+    designer = Ascent(network, learner.anatomy.head.weight, Anchored(6, gate_max=0.5), learning, entropy_bonus=0.0)
     appraiser = Appraiser(learner, Alignment(alignment, smoothness=2.0), ESTIMATORS[estimator])
     down = downstream(learner) if down is None else down
     preconditioner = {name: 1 / (0.1 + g.double().abs() / g.double().abs().mean()) for name, g in down.items()}

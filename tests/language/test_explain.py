@@ -10,9 +10,9 @@ import torch
 
 from tests.language.test_train import tiny_recipe
 from vpretrain.errors import UserError
+from vpretrain.exact import Exact
 from vpretrain.explain import explain, listening, restore_designer
 from vpretrain.language import Language, explain_page, looks
-from vpretrain.language.designers import Exact
 from vpretrain.language.rules import Anchored
 from vpretrain.language.targets import one_hot, soft_target_loss
 from vpretrain.reliability import Reliability
@@ -82,7 +82,7 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
     parts.learner.model.eval()
     appraiser = listening(recipe, parts, parts.stream)
     context = parts.learner.observe(next(parts.stream))
-    seen = looks.look(context, Exact(5, Anchored(), Reliability(False)), appraiser, 5)
+    seen = looks.look(context, Exact(Anchored(5), Reliability(False)), appraiser, 5)
     plain, names = one_hot(context.labels), list(parts.learner.aligned)
     pre = torch.autograd.grad(soft_target_loss(context.logits, plain), list(parts.learner.aligned.values()))
     down = [sum(d[name] for d in appraiser.downstream) / len(appraiser.downstream) for name in names]

@@ -9,21 +9,16 @@ import torch
 
 from tests.vision.conftest import KINDS, tiny_recipe
 from vpretrain.appraisal import Appraiser
+from vpretrain.ascent import Ascent, Learning
 from vpretrain.contracts import Estimate
 from vpretrain.directional import ESTIMATORS
+from vpretrain.exact import Exact
 from vpretrain.reliability import Reliability
 from vpretrain.value import Alignment
 from vpretrain.vision import Vision
-from vpretrain.vision.designers import (
-    ConstantMask,
-    ContextMasks,
-    Exact,
-    RandomMasks,
-    UniformSmoothing,
-    ViewMasks,
-)
-from vpretrain.vision.learned import Ascent, MaskPrices, mask_metrics
+from vpretrain.vision.designers import ConstantMask, RandomMasks, UniformSmoothing
 from vpretrain.vision.rules import AnchoredTargets, ViewWeights
+from vpretrain.vision.surfaces import ContextMasks, MaskPrice, ViewMasks, mask_metrics
 from vpretrain.vision.views import LearnedTargets
 
 
@@ -73,10 +68,8 @@ def targets_context(teacher):
 
 
 def ascent(network, *, keep_ratio=0.5, sparsity=0.0, smooth=0.0, raw=False, shrink=True, rate=0.1, updates=1):
-    prices = MaskPrices(keep_ratio, sparsity, smooth, raw)
-    return Ascent(
-        network, Ones(), prices, learning_rate=rate, reliability=Reliability(shrink=shrink), updates=updates
-    )  # fmt: skip
+    learning = Learning(rate, Reliability(shrink=shrink), updates)
+    return Ascent(network, Ones(), MaskPrice(keep_ratio, sparsity, smooth), learning, raw=raw)
 
 
 def left_is_good(side=8):
@@ -140,7 +133,7 @@ def test_ascent_hears_nothing_where_feedback_does_not_agree():
     designer = ascent(network, keep_ratio=0.5, sparsity=1.0)
     for _ in range(60):
         designer.learn(views_context(), Says(good, -good))
-    assert designer.reliability.factor == 0
+    assert designer.learning.reliability.factor == 0
     masks = torch.sigmoid(network.logits).detach()
     assert float(masks.mean()) == pytest.approx(0.5, abs=0.05) and float(masks.std()) < 1e-5
 
@@ -193,7 +186,7 @@ def test_plain_views_are_valued_as_a_mask_of_ones(kind, local, materials):
     appraiser = Appraiser(parts.learner, Alignment("dot", 1.0), ESTIMATORS["forward_mode"])
     appraiser.hear(parts.feedback.gradients(parts.learner), None, 1e-6)
     surface = parts.designer.surface
-    images = surface.images(context)
+    images = surface.inputs(context)
     ones = surface.task(context, images.new_ones(len(images), 1, *images.shape[-2:]))
     plain = float(appraiser(context, surface.valued_plain(context)).value)
     assert plain != 0
@@ -209,7 +202,7 @@ def test_a_part_of_the_batch_is_valued_as_the_batch_that_it_is(kind, materials):
     appraiser.hear(parts.feedback.gradients(parts.learner), None, 1e-3)
     halves = [appraiser(some, surface.valued_plain(some)).value for some in _halves(surface, context)]
     whole = appraiser(context, surface.valued_plain(context)).value
-    assert len(surface.images(surface.part(context, 2))) * 2 == len(surface.images(context))
+    assert len(surface.inputs(surface.part(context, 2))) * 2 == len(surface.inputs(context))
     assert float(sum(halves)) / 2 == pytest.approx(float(whole), rel=1e-3)  # the loss is a mean over images
     designer = Vision().build(tiny_recipe("arm=ascent", "designer.meta_images=2", kind=kind), materials[kind]).designer
     assert {"gain", "mask_std"} <= designer.learn(context, appraiser).keys()
@@ -245,7 +238,7 @@ def test_anchored_targets_by_hand():
     """r = softmax(1, -1) = (0.88080, 0.11920); gain 0.76159; gate 0.38080; 0.61920 * 0.5 + 0.38080 * 0.88080 = 0.64501."""
     context = targets_context(torch.full((1, 1, 2), 0.5))
     rule = AnchoredTargets(temperature=1.0, clip=2.0, gate_max=0.5)
-    mass = rule.task(context, torch.tensor([[1.0, -1.0]])).mass.flatten()
+    mass = rule.task(rule.probe(context), torch.tensor([[1.0, -1.0]])).mass.flatten()
     assert mass.tolist() == pytest.approx([0.64501, 0.35499], abs=1e-5)
 
 
@@ -253,36 +246,36 @@ def test_anchored_targets_move_mass_among_the_candidates_alone():
     teacher = torch.softmax(torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)), dim=-1)
     context, rule = targets_context(teacher), AnchoredTargets(candidates=4)
     gradient = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(1))
-    values = rule.values(context, gradient)
+    values = rule.values(rule.probe(context), gradient)
     assert values.shape == (6, 4) and torch.allclose(values.mean(dim=1), torch.zeros(6), atol=1e-6)
-    mass = rule.task(context, 3 * values).mass
+    mass = rule.task(rule.probe(context), 3 * values).mass
     assert torch.allclose(mass.sum(dim=-1), torch.ones(2, 3), atol=1e-6) and (mass >= 0).all()
     outside = torch.ones_like(teacher).scatter(-1, teacher.topk(4, dim=-1).indices, 0).bool()
     assert torch.equal(mass[outside], teacher[outside]) and not torch.allclose(mass, teacher, atol=1e-2)
     assert ((mass - teacher) * gradient).sum() > 0
-    assert torch.equal(rule.task(context, 0 * values).mass, teacher)
+    assert torch.equal(rule.task(rule.probe(context), 0 * values).mass, teacher)
 
 
 def test_view_weights_by_hand():
     """One of two views is worth a standard deviation more than their mean, the other one less: 1.4 and 0.6."""
     teacher = torch.tensor([[[0.75, 0.25]], [[0.25, 0.75]]])
     context, rule = targets_context(teacher), ViewWeights(tilt=0.4)
-    values = rule.values(context, torch.tensor([4.0, 0.0]).expand(2, 1, 2))
+    values = rule.values(rule.probe(context), torch.tensor([4.0, 0.0]).expand(2, 1, 2))
     assert values.flatten().tolist() == [1.0, -1.0]  # worth 3 and 1
-    mass = rule.task(context, values).mass
+    mass = rule.task(rule.probe(context), values).mass
     assert torch.allclose(mass.sum(dim=-1).flatten(), torch.tensor([1.4, 0.6]))
     assert torch.allclose(mass / mass.sum(dim=-1, keepdim=True), teacher)
-    assert torch.equal(rule.task(context, 0 * values).mass, teacher)
+    assert torch.equal(rule.task(rule.probe(context), 0 * values).mass, teacher)
 
 
 def test_gain_is_cross_fitted():
     """Targets made from one half of the feedback are valued by the other: halves that contradict each other show a loss."""
     teacher = torch.softmax(torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     gradient = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
-    context, surface = targets_context(teacher), ViewMasks(1.0, local_views_in_value=True)
+    context = targets_context(teacher)
 
     def gain(*heard, shrink):
-        return Exact(AnchoredTargets(), surface, Reliability(shrink=shrink)).learn(context, Says(*heard))
+        return Exact(AnchoredTargets(), Reliability(shrink=shrink)).learn(context, Says(*heard))
 
     assert gain(gradient, gradient, shrink=False)["gain"] > 0
     assert gain(gradient, -gradient, shrink=False)["gain"] < 0
@@ -301,7 +294,7 @@ def test_exact_values_each_batch_once():
             return super().__call__(context, task)
 
     says = Counting(*torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(1)))
-    designer = Exact(ViewWeights(), ViewMasks(1.0, local_views_in_value=True), Reliability(shrink=False))
+    designer = Exact(ViewWeights(), Reliability(shrink=False))
     first, second = targets_context(teacher), targets_context(teacher)
     designer.learn(first, says)
     heard = designer.construct(first, says)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
+from vpretrain.arms import heard
+from vpretrain.ascent import Learning
 from vpretrain.contracts import Designer, Feedback
 from vpretrain.errors import user_error
-from vpretrain.feedback import RandomDirection, Remembered
-from vpretrain.language.designers import Exact, LossWeights, OneHot, SelfDistillation, UniformSmoothing
+from vpretrain.exact import Exact
+from vpretrain.language.designers import LossWeights, OneHot, SelfDistillation, UniformSmoothing
 from vpretrain.language.feedback import Likelihood, parted, shuffled
-from vpretrain.language.learned import Ascent, CandidateScorer, Field, Steering
+from vpretrain.language.learned import Ascent, CandidateScorer, Field
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
@@ -66,25 +67,24 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
             )
         return scorer.to(learner.device)
 
-    steering = Steering(count, section.gate_max, section.learning_rate, reliability, section.updates)
-    narrow = replace(steering, count=1)  # weights concern the true token alone
-    targets = Anchored(section.temperature, section.clip, section.gate_max)
+    learning = Learning(section.learning_rate, reliability, section.updates)
+    targets = Anchored(count, section.temperature, section.clip, section.gate_max)
     weights = TokenWeights(section.tilt)
     designers: dict[str, Callable[[], Designer]] = {
         "onehot": OneHot,
         "uniform_smoothing": lambda: UniformSmoothing(count, section.control_gate),
         "self_distillation": lambda: SelfDistillation(count, section.control_gate),
         "loss_weights": lambda: LossWeights(weights),
-        "closed_form": lambda: Exact(count, targets, reliability),
-        "token_weights": lambda: Exact(1, weights, reliability),
-        "document_weights": lambda: Exact(1, GroupWeights(section.tilt, by="document"), reliability),
-        "source_weights": lambda: Exact(1, GroupWeights(section.tilt, by="source"), reliability),
-        "weighted_targets": lambda: Exact(count, WeightedTargets(targets, section.tilt), reliability),
-        "field": lambda: Field(network(gated=False), embedding, steering, targets, replay=section.replay),
-        "weight_field": lambda: Field(network(gated=False), embedding, narrow, weights, replay=section.replay),
+        "closed_form": lambda: Exact(targets, reliability),
+        "token_weights": lambda: Exact(weights, reliability),
+        "document_weights": lambda: Exact(GroupWeights(section.tilt, by="document"), reliability),
+        "source_weights": lambda: Exact(GroupWeights(section.tilt, by="source"), reliability),
+        "weighted_targets": lambda: Exact(WeightedTargets(targets, section.tilt), reliability),
+        "field": lambda: Field(network(gated=False), embedding, targets, learning, replay=section.replay),
+        "weight_field": lambda: Field(network(gated=False), embedding, weights, learning, replay=section.replay),
         "ascent": lambda: Ascent(
-            network(gated=True), embedding, steering, entropy_bonus=section.entropy_bonus, anchor=section.anchor,
-            gate_price=section.gate_price,
+            network(gated=True), embedding, targets, learning, entropy_bonus=section.entropy_bonus,
+            anchor=section.anchor, gate_price=section.gate_price,
         ),
     }  # fmt: skip
     return designers[kind]()
@@ -95,9 +95,5 @@ def feedback_of(recipe: LanguageRecipe, documents: Sequence[Document], pad_id: i
     section = recipe.data.feedback
     if recipe.arm == "shuffled_feedback":
         documents = shuffled(documents, recipe.seed)
-    heard: Feedback = Likelihood(
-        parted(documents, section.batches, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id)
-    )
-    if recipe.arm in ("random_feedback", "fixed_random_direction"):
-        heard = RandomDirection(heard, recipe.seed, fixed=recipe.arm == "fixed_random_direction")
-    return Remembered(heard, recipe.value.memory) if recipe.value.memory else heard
+    samplers = parted(documents, section.batches, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id)
+    return heard(recipe, Likelihood(samplers))

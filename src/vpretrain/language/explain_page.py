@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.contracts import Designer
+from vpretrain.exact import Exact
 from vpretrain.language.arms import ARMS
-from vpretrain.language.designers import Exact
 from vpretrain.language.learned import Field
 from vpretrain.language.looks import Piece, Steered, Worth, by_source, spelled
 from vpretrain.language.modality import Materials
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.rules import GroupWeights, TokenWeights
 from vpretrain.report.elements import Markup, joined, name, printable, tag
 
 SHOWN = 6
@@ -44,7 +45,7 @@ class View:
     @property
     def weighs(self) -> bool:
         """Whether the designer weights true tokens and puts nothing beside them."""
-        return isinstance(self.designer, Exact) and self.designer.count == 1
+        return isinstance(self.designer, Exact) and isinstance(self.designer.rule, (TokenWeights, GroupWeights))
 
     def page(self) -> Markup:
         """Legend, sources, regret, documents."""

@@ -10,19 +10,17 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpretrain.contracts import Appraise
-from vpretrain.language.designers import gain_bound, target_metrics
+from vpretrain.ascent import Learned, Learning
+from vpretrain.contracts import Appraise, detached
 from vpretrain.language.learner import Context
-from vpretrain.language.rules import Candidates, Rule
-from vpretrain.language.targets import SoftTargets, mix, one_hot
-from vpretrain.reliability import Reliability, correlation
+from vpretrain.language.rules import Anchored, Candidates, TokenRule
+from vpretrain.language.targets import SoftTargets, mix
+from vpretrain.reliability import correlation
 from vpretrain.rules import standardised
 
 
@@ -100,107 +98,53 @@ class CandidateScorer(nn.Module):
         return joint + bilinear, gate
 
 
-@dataclass
-class Steering:
-    """What the learned designers have in common.
-
-    Args:
-        count: K candidates.
-        gate_max: ``alpha_max`` in [0, 1].
-        learning_rate: of Adam on ``phi``.
-        reliability: how values shrink.
-        updates: steps on ``phi`` a meta step, at least 1: values do not depend on ``phi``, so that the gradient of the
-            feedback is paid for once.
-    """
-
-    count: int
-    gate_max: float
-    learning_rate: float
-    reliability: Reliability
-    updates: int = 1
-
-
-class Learned:
-    """A designer with a network.
+class Scored(Learned):
+    """A designer whose network scores candidates.
 
     Args:
         network: ``phi``.
         embedding: the learner's output embedding ``[V, D]``; read, never trained here.
-        steering: see :class:`Steering`.
+        rule: gives candidates and plain targets, and says how targets look.
+        learning: see :class:`vpretrain.ascent.Learning`; values do not depend on ``phi``, so that one hearing serves every
+            update.
     """
 
-    listens = True
-
-    def __init__(self, network: CandidateScorer, embedding: Tensor, steering: Steering) -> None:
-        self.network, self.embedding, self.steering = network, embedding, steering
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=steering.learning_rate)
-
-    def propose(self, context: Context) -> SoftTargets:
-        """The task as a function of ``phi``, with its graph."""
-        raise NotImplementedError
-
-    def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
-        """The task for the learner's step; no graph."""
-        with torch.no_grad():
-            return self.propose(context)
+    def __init__(self, network: CandidateScorer, embedding: Tensor, rule: TokenRule, learning: Learning) -> None:
+        super().__init__(network, learning)
+        self.embedding, self.rule = embedding, rule
 
     def plain(self, context: Context) -> SoftTargets:
         """One-hot targets."""
-        return one_hot(context.labels)
+        return self.rule.plain(context)
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         """Scores ``[N, K]`` and gate ``[N]`` of the network, with their graph to ``phi``."""
         scores, gate = self.network(Lesson.of(among.context, among.ids, among.log_p), self.embedding)
         return scores, gate
 
-    def values(self, among: Candidates, appraise: Appraise) -> Tensor:
-        """Exact token values ``[N, K]``, the mean over the feedback batches; updates the agreement."""
-        probe = one_hot(among.context.labels, self.steering.count, among.ids)
-        each = [a.gradient[0] for a in appraise.each(among.context, probe)]
-        self.steering.reliability.hear(each)
-        return torch.stack(each).mean(dim=0)
-
-    def gain(self, targets: SoftTargets, values: Tensor) -> dict[str, float]:
+    def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
         """What targets made before this feedback are worth under it, over one-hot ones, and how they look."""
-        mass = targets.mass.detach()
+        targets = detached(targets)
         return {
-            "gain": float((mass * values).sum() - values[:, 0].sum()),
+            "gain": float((targets.mass * values).sum() - values[:, 0].sum()),
             "value_plain": float(values[:, 0].sum()),
-            "gain_bound": gain_bound(values, self.steering.gate_max),
-            **self.steering.reliability.metrics(),
-            **target_metrics(mass),
+            **self.rule.metrics(among, targets, values),
+            **self.learning.reliability.metrics(),
         }
 
-    def descend(self, loss: Tensor) -> None:
-        """One optimizer step on ``phi``, gradient norm clipped to 1."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer and agreement."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "reliability": self.steering.reliability.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steering.reliability.load_state_dict(state["reliability"])
-
-
-class Ascent(Learned):
+class Ascent(Scored):
     """The paper's designer: ``r`` and the gate come from the network, which ascends the value (eq. 26, 42).
 
     The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``: s carries everything the learner has to say, so there is no
-    graph through the learner.
+    graph through the learner. The value is linear in the targets, unlike that of
+    :class:`vpretrain.ascent.Ascent`: what is heard of the candidates values any targets over them, plain ones too.
 
     Args:
-        network, embedding, steering: as :class:`Learned`; the network has one extra output, the gate.
+        network: as :class:`Scored`, with one extra output, the gate.
+        embedding: as :class:`Scored`.
+        targets: the rule whose place it takes, over the same candidates and under the same bound of the gate.
+        learning: as :class:`Scored`.
         entropy_bonus: ``lambda`` >= 0; R(phi) is the negative entropy of the targets, in nats.
         anchor: >= 0, price of ``gate * KL(r || p)`` in standard deviations of the value a nat (ours; the closed form's
             temperature is the same price).
@@ -208,31 +152,34 @@ class Ascent(Learned):
     """
 
     def __init__(
-        self, network: CandidateScorer, embedding: Tensor, steering: Steering, *, entropy_bonus: float,
-        anchor: float = 0.0, gate_price: float = 0.0,
+        self, network: CandidateScorer, embedding: Tensor, targets: Anchored, learning: Learning, *,
+        entropy_bonus: float, anchor: float = 0.0, gate_price: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__(network, embedding, steering)
-        self.entropy_bonus, self.anchor, self.gate_price = entropy_bonus, anchor, gate_price
+        super().__init__(network, embedding, targets, learning)
+        self.gate_max, self.entropy_bonus = targets.gate_max, entropy_bonus
+        self.anchor, self.gate_price = anchor, gate_price
 
     def propose(self, context: Context) -> SoftTargets:
         """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
-        return self._targets(Candidates(context, self.steering.count))[0]
+        return self._targets(self.rule.probe(context))[0]
 
     def _targets(self, among: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
         scores, gate = self.score(among)
-        log_r, alpha = torch.log_softmax(scores, dim=1), self.steering.gate_max * gate
+        log_r, alpha = torch.log_softmax(scores, dim=1), self.gate_max * gate
         return mix(among.ids, log_r.exp(), alpha), log_r, alpha
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """``updates`` steps up the value."""
-        among = Candidates(context, self.steering.count)
-        values = self.values(among, appraise)
-        unit = self.steering.reliability.factor * standardised(values)  # the step does not depend on the loss's scale
+        among = self.rule.probe(context)
+        values = self.hear(appraise.each(context, among))
+        unit = self.learning.reliability.factor * standardised(values)  # the step does not depend on the loss's scale
         log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
         metrics: dict[str, float] = {}
-        for _ in range(self.steering.updates):
+        for _ in range(self.learning.updates):
             targets, log_r, alpha = self._targets(among)
-            metrics = metrics or self.gain(targets, values)  # before the first update: on a batch that it has not seen
+            metrics = metrics or self.gain(
+                among, targets, values
+            )  # before the first update: a batch that it has not seen
             value = (targets.mass * unit).sum(dim=1)
             price = self.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + self.gate_price
             # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts every other candidate.
@@ -241,37 +188,36 @@ class Ascent(Learned):
         return metrics
 
 
-class Field(Learned):
+class Field(Scored):
     """Ours: the network regresses ``s / std(s)``; the task follows by a rule.
 
     Args:
-        network, embedding, steering: as :class:`Learned`; the network has no extra output.
+        network, embedding, learning: as :class:`Scored`; the network has no extra output.
         rule: what follows from the predicted values.
         replay: batches that are learned from, at least 1: this one and the ones before it, whose values are a little out
             of date.
     """
 
     def __init__(
-        self, network: CandidateScorer, embedding: Tensor, steering: Steering, rule: Rule, *, replay: int = 1
+        self, network: CandidateScorer, embedding: Tensor, rule: TokenRule, learning: Learning, *, replay: int = 1
     ) -> None:
-        super().__init__(network, embedding, steering)
-        self.rule = rule
+        super().__init__(network, embedding, rule, learning)
         self.lessons: deque[Lesson] = deque(maxlen=replay)
 
     def propose(self, context: Context) -> SoftTargets:
         """The rule on the predicted values."""
-        among = Candidates(context, self.steering.count)
+        among = self.rule.probe(context)
         return self._shape(among, self.score(among)[0])
 
     def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
         """``updates`` regression steps on the exact values, of this batch first and of remembered ones after it."""
-        among = Candidates(context, self.steering.count)
-        values = self.values(among, appraise)
+        among = self.rule.probe(context)
+        values = self.hear(appraise.each(context, among))
         predicted = self.score(among)[0].detach()  # what the network says of a batch that it has not seen
-        metrics = self.gain(self._shape(among, predicted), values)
+        metrics = self.gain(among, self._shape(among, predicted), values)
         metrics["correlation"] = correlation(predicted, values)
         self.lessons.append(Lesson.of(context, among.ids, among.log_p, standardised(values)))
-        for update in range(self.steering.updates):
+        for update in range(self.learning.updates):
             lesson = self.lessons[-1 - update % len(self.lessons)]
             assert lesson.values is not None
             predicted, _ = self.network(lesson, self.embedding)
@@ -279,4 +225,4 @@ class Field(Learned):
         return metrics
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
-        return self.rule(among, self.steering.reliability.factor * predicted)
+        return self.rule.task(among, self.learning.reliability.factor * predicted)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Parts, detached
-from vpretrain.language.learned import Learned, Lesson
+from vpretrain.language.learned import Lesson, Scored
 from vpretrain.language.learner import Context
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
@@ -133,7 +133,7 @@ def look(context: Context, designer: Designer, appraiser: Appraiser, count: int)
         own = tokens * appraiser(context, task).gradient[0]
     log_p = candidate_log_probabilities(context.logits.detach(), ids)
     predicted = None
-    if isinstance(designer, Learned):
+    if isinstance(designer, Scored):
         with torch.no_grad():
             predicted = designer.network(Lesson.of(context, ids, log_p), designer.embedding)[0]
     row, at = context.where

@@ -1,34 +1,40 @@
-"""Rules: from what the candidates are worth to what the learner is asked to predict. No rule hears feedback itself.
+"""Rules: from what the candidates are worth to what the learner is asked to predict (see :class:`vpretrain.exact.Rule`).
 
-All of them are linear control surfaces: the value of the task is the sum of mass times token value. Shapes: N predicted
-tokens of the batch, K candidates.
+All of them are linear control surfaces: the value of the task is the sum of mass times token value. The *value of a token*
+is ``s_t(v) = dV/d mass_t(v)``: a token is worth much if its probability rises as the feedback loss falls. Values of zero
+give one-hot targets of weight 1. Shapes: N predicted tokens of the batch, K candidates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vpretrain.exact import Rule
 from vpretrain.language.learner import Context
-from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix
+from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
 from vpretrain.rules import anchored, standardised, tilted
 
 
-class Candidates:
-    """The tokens that a target may put mass on, and how probable the learner finds them.
+@dataclass(frozen=True)
+class Candidates(SoftTargets):
+    """One-hot targets over the tokens that a target may put mass on, and how probable the learner finds these.
 
     Args:
         context: the learner's pass over the batch.
-        count: K, the true token and the learner's K - 1 most probable others (eq. 14).
     """
 
-    def __init__(self, context: Context, count: int) -> None:
-        self.context = context
-        self.ids = candidates(context.logits, context.labels, count)
+    context: Context
+
+    @classmethod
+    def among(cls, context: Context, count: int) -> Candidates:
+        """The true token and the learner's ``count - 1`` most probable others (eq. 14)."""
+        plain = one_hot(context.labels, count, candidates(context.logits, context.labels, count))
+        return cls(plain.ids, plain.mass, context)
 
     @cached_property
     def log_p(self) -> Tensor:
@@ -36,41 +42,60 @@ class Candidates:
         return candidate_log_probabilities(self.context.logits.detach(), self.ids)
 
 
-class Rule(Protocol):
-    """A way from values to a task."""
+class TokenRule(Rule):
+    """What the rules of language share; those here concern the true token alone, unless they say otherwise."""
 
-    def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
-        """Targets for ``values`` ``[N, K]``, in standard deviations over the batch and shrunk by their reliability.
+    def plain(self, context: Context) -> SoftTargets:
+        """One-hot targets, without a look at the vocabulary."""
+        return one_hot(context.labels)
 
-        Values of zero give one-hot targets of weight 1.
-        """
-        ...
+    def probe(self, context: Context) -> Candidates:
+        """One-hot targets over the candidates."""
+        return Candidates.among(context, 1)
+
+    def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
+        """Token values ``[N, K]``: the gradient itself."""
+        return gradient
+
+    def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
+        """See :func:`target_metrics`."""
+        return target_metrics(task.mass)
 
 
 @dataclass(frozen=True)
-class Anchored:
-    """Soft targets by the KL-anchored rule (see :func:`vpretrain.language.targets.anchored`).
+class Anchored(TokenRule):
+    """Soft targets by the KL-anchored rule (see :func:`vpretrain.rules.anchored`).
 
     Args:
+        count: K candidates.
         temperature: tau > 0, in standard deviations of s.
         clip: bound on the tilt ``|s / tau|``.
         gate_max: ``alpha_max`` in [0, 1].
     """
 
+    count: int
     temperature: float = 1.0
     clip: float = 2.0
     gate_max: float = 0.5
 
-    def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
+    def probe(self, context: Context) -> Candidates:
+        """One-hot targets over K candidates."""
+        return Candidates.among(context, self.count)
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """Mass moves to candidates that are worth more than the true token and that the learner finds possible."""
         proposal, gate = anchored(
-            values, among.log_p, temperature=self.temperature, clip=self.clip, gate_max=self.gate_max
+            values, probe.log_p, temperature=self.temperature, clip=self.clip, gate_max=self.gate_max
         )
-        return mix(among.ids, proposal, gate)
+        return mix(probe.ids, proposal, gate)
+
+    def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
+        """The bound on the gain too."""
+        return {"gain_bound": gain_bound(gradient, self.gate_max), **target_metrics(task.mass)}
 
 
 @dataclass(frozen=True)
-class TokenWeights:
+class TokenWeights(TokenRule):
     """One-hot targets whose tokens count by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0, mean 1.
 
     Args:
@@ -79,14 +104,14 @@ class TokenWeights:
 
     tilt: float = 0.4
 
-    def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
-        """The true token's mass is its weight, the others have none."""
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        """The true token's mass is its weight."""
         worth = values[:, 0] - values[:, 0].mean()
-        return SoftTargets(among.ids, _on_truth(values, tilted(worth, self.tilt)))
+        return SoftTargets(probe.ids, tilted(worth, self.tilt)[:, None])
 
 
 @dataclass(frozen=True)
-class GroupWeights:
+class GroupWeights(TokenRule):
     """One-hot targets whose tokens count by the group they stand in: ``w = 1 + c clip(t / 3, +-1)``, >= 0, mean 1.
 
     t is the t statistic of the group's mean token value against the batch's.
@@ -100,13 +125,13 @@ class GroupWeights:
     tilt: float = 0.4
     by: Literal["source", "document"] = "source"
 
-    def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """The true token's mass is the weight of its group."""
         worth = values[:, 0] - values[:, 0].mean()
-        group, groups = self._groups(among.context)
+        group, groups = self._groups(probe.context)
         count = torch.bincount(group, minlength=groups).clamp_min(1)
         t = torch.zeros(groups, dtype=worth.dtype, device=worth.device).index_add(0, group, worth) / count.sqrt()
-        return SoftTargets(among.ids, _on_truth(values, tilted((t / 3).clamp(-1, 1)[group], self.tilt)))
+        return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
         """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
@@ -119,7 +144,7 @@ class GroupWeights:
 
 
 @dataclass(frozen=True)
-class WeightedTargets:
+class WeightedTargets(TokenRule):
     """Both surfaces: soft targets by one rule, and tokens that count by what their soft target is worth.
 
     Args:
@@ -130,9 +155,13 @@ class WeightedTargets:
     targets: Anchored
     tilt: float = 0.4
 
-    def __call__(self, among: Candidates, values: Tensor) -> SoftTargets:
+    def probe(self, context: Context) -> Candidates:
+        """That of the rule for targets."""
+        return self.targets.probe(context)
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """Mass of the soft targets times the weight of their token."""
-        soft = self.targets(among, values)
+        soft = self.targets.task(probe, values)
         worth = (soft.mass * values).sum(dim=1)
         # In units of its own spread, as token weights are, times the shrinkage that the values came with.
         shrinkage = values.std(correction=0).clamp(max=1)
@@ -140,7 +169,21 @@ class WeightedTargets:
         return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
 
 
-def _on_truth(values: Tensor, weights: Tensor) -> Tensor:
-    mass = torch.zeros_like(values)
-    mass[:, 0] = weights
-    return mass
+def gain_bound(values: Tensor, gate_max: float) -> float:
+    """The most that any soft targets on these candidates could gain: all of ``gate_max`` on the most valuable one.
+
+    It is of the values as they were heard, noise of the feedback included; a designer's *regret* is this less its gain.
+    """
+    return float(gate_max * (values.max(dim=1).values - values[:, 0]).sum())
+
+
+def target_metrics(mass: Tensor) -> dict[str, float]:
+    """Means over the batch: mass off the true token, entropy of the targets (nats), spread of the token weights."""
+    weight = mass.sum(dim=1)
+    counted = weight > 0
+    q = mass[counted] / weight[counted, None]
+    return {
+        "gate": float((1 - q[:, 0]).mean()),
+        "entropy": float(torch.special.entr(q).sum(dim=1).mean()),
+        "weight_spread": float(weight.std(correction=0)),
+    }

@@ -10,25 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain import vectors
+from vpretrain.ascent import Ascent, Learning, Surface
 from vpretrain.contracts import Designer, Feedback, Objective
 from vpretrain.errors import user_error
-from vpretrain.feedback import RandomDirection, Remembered
+from vpretrain.exact import Exact
 from vpretrain.reliability import Reliability
-from vpretrain.vision.designers import (
-    ConstantMask,
-    ContextMasks,
-    Exact,
-    Plain,
-    RandomMasks,
-    Surface,
-    UniformSmoothing,
-    ViewMasks,
-)
-from vpretrain.vision.learned import Ascent, MaskPrices
+from vpretrain.vision.designers import ConstantMask, Plain, RandomMasks, UniformSmoothing
 from vpretrain.vision.learners import Learner, device
 from vpretrain.vision.masks import PatchMasks, UNetMasks
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.rules import AnchoredTargets, PatchWeights, ViewWeights
+from vpretrain.vision.surfaces import ContextMasks, MaskPrice, ViewMasks
 
 ARMS: Mapping[str, str] = {
     "plain": "self-supervised learning as it always was: the baseline",
@@ -84,21 +76,19 @@ def designer_of(recipe: VisionRecipe) -> Designer:
     if recipe.learner.kind == "dino":
         surface = ViewMasks(section.blur_sigma, local_views_in_value=recipe.learner.local_views_in_value)
     reliability = Reliability(shrink=recipe.value.shrink)
-    prices = MaskPrices(
-        section.keep_ratio, section.sparsity, section.total_variation, raw=section.value_unit == "raw"
-    )  # fmt: skip
+    learning = Learning(section.learning_rate, reliability, section.updates)
+    price = MaskPrice(section.keep_ratio, section.sparsity, section.total_variation)
     targets = AnchoredTargets(section.candidates, section.temperature, section.clip, section.gate_max)
     designers: dict[str, Callable[[], Designer]] = {
         "plain": lambda: Plain(surface),
         "constant_mask": lambda: ConstantMask(surface, section.keep_ratio),
         "random_masks": lambda: RandomMasks(surface, section.keep_ratio, section.grain, recipe.seed),
         "uniform_smoothing": lambda: UniformSmoothing(surface, section.candidates, section.control_gate),
-        "closed_form": lambda: Exact(targets, surface, reliability),
-        "view_weights": lambda: Exact(ViewWeights(section.tilt), surface, reliability),
-        "patch_weights": lambda: Exact(PatchWeights(section.tilt), surface, reliability),
+        "closed_form": lambda: Exact(targets, reliability),
+        "view_weights": lambda: Exact(ViewWeights(section.tilt), reliability),
+        "patch_weights": lambda: Exact(PatchWeights(section.tilt), reliability),
         "ascent": lambda: Ascent(
-            mask_network(recipe), surface, prices, learning_rate=section.learning_rate, reliability=reliability,
-            updates=section.updates, meta_images=section.meta_images,
+            mask_network(recipe), surface, price, learning, raw=section.value_unit == "raw", meta_rows=section.meta_images
         ),
     }  # fmt: skip
     return designers[chosen]()
@@ -115,13 +105,6 @@ def mask_network(recipe: VisionRecipe) -> nn.Module:
             heads=section.heads, seed=recipe.seed,
         )  # fmt: skip
     return network.to(device())
-
-
-def heard(recipe: VisionRecipe, feedback: Feedback) -> Feedback:
-    """What the designer of the recipe's arm hears of the feedback set."""
-    if recipe.arm in ("random_feedback", "fixed_random_direction"):
-        feedback = RandomDirection(feedback, recipe.seed, fixed=recipe.arm == "fixed_random_direction")
-    return Remembered(feedback, recipe.value.memory) if recipe.value.memory else feedback
 
 
 @dataclass

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from vpretrain.arms import heard
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError
 from vpretrain.resources import shortages
-from vpretrain.vision.arms import ARMS, DEMO, DIRECT, designer_of, heard, learner_of, steering
+from vpretrain.vision.arms import ARMS, DEMO, DIRECT, designer_of, learner_of, steering
 from vpretrain.vision.backbone import new_model
 from vpretrain.vision.data import PictureSets, read
 from vpretrain.vision.evaluate import Probed, classification_probe, depth_probe, knn, segmentation_probe
