@@ -40,6 +40,18 @@ class Appraiser:
             downstream = [{name: preconditioner[name] * g for name, g in down.items()} for down in downstream]
         self.downstream, self.step_size = list(downstream), step_size
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was heard last: it is used until the next meta step."""
+        return {"downstream": self.downstream, "step_size": self.step_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.downstream = [
+            {name: piece.to(self.learner.aligned[name].device) for name, piece in heard.items()}
+            for heard in state["downstream"]
+        ]
+        self.step_size = state["step_size"]
+
     def __call__(self, context: Any, task: Any) -> Estimate:
         """Value of ``task`` and ``dV/d controls`` along the mean of the downstream gradients."""
         return self._along(context, task, [vectors.mean(self.downstream)])[0]

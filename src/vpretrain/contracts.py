@@ -150,6 +150,34 @@ class Feedback(Protocol):
         """``g_down`` over S (eq. 7) on each of the next feedback batches, detached; ``.grad`` is left alone."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where its draws stand, and whatever it learned or remembers."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`; the gradients that follow are the same, bit for bit."""
+        ...
+
+
+class Batches(Protocol):
+    """The endless stream of unlabeled batches; each has ``tokens`` (or images; int) and ``digest()`` (what was drawn)."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Itself."""
+        ...
+
+    def __next__(self) -> Any:
+        """The next batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to that position; the batches that follow are the same, bit for bit."""
+        ...
+
 
 @dataclass(frozen=True)
 class Score:
@@ -175,7 +203,7 @@ class Parts:
     """A run taken apart: what a modality builds from a recipe and the core trains.
 
     Args:
-        stream: endless unlabeled batches; each has ``tokens`` (or images; int) and ``digest()`` (proof of what was drawn).
+        stream: endless unlabeled batches.
         evaluate: scores the learner on held-out rows, by metric name (``test/nll``).
         held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit in memory: each is a
             scalar with its graph to the learner, and their sum is the loss (a mean over all those rows).
@@ -185,7 +213,7 @@ class Parts:
     learner: Learner
     designer: Designer
     feedback: Feedback
-    stream: Iterator[Any]
+    stream: Batches
     evaluate: Callable[[], dict[str, Score]]
     held_out_loss: Callable[[], Iterator[Tensor]]
     save: Callable[[Path], None]

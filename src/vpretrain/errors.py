@@ -50,3 +50,13 @@ class Fault(Exception):
     """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is kept."""
 
     exit_code = 4
+
+
+class NonFinite(Fault):
+    """A loss, a gradient or a value is not finite, and nothing was changed by it: the batch can be left out."""
+
+
+class Stopped(Exception):
+    """A signal or a limit of time ended the run early; the same command goes on from here: exit code 3."""
+
+    exit_code = 3

@@ -1,12 +1,93 @@
-"""What can be done to any feedback set's gradients: remember them, or put noise in their place."""
+"""What can be done to any feedback: weigh several tasks together, remember them, or put noise in their place."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from vpretrain import vectors
+from vpretrain.conflict import Resolve, cosines, kept
 from vpretrain.contracts import Feedback, Gradient
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """Feedback that has something to say of the batches it heard last."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the record of the step."""
+        ...
+
+
+def metrics_of(feedback: Feedback) -> dict[str, float]:
+    """What a feedback tells; empty for one that tells nothing."""
+    return feedback.metrics() if isinstance(feedback, Telling) else {}
+
+
+class Together:
+    """Several feedback tasks as one: ``g_down = sum_j w_j g_j`` (eq. 18), the weights divided by their sum.
+
+    Args:
+        tasks: by name, at least one; all hear the same number of batches. What a batch of one task says is added to what
+            the same batch of the others says, so that batches that share no rows stay independent.
+        weights: > 0, one a task, relative to each other.
+        resolve: what becomes of conflicts, within each batch (:mod:`vpretrain.conflict`).
+        unit: whether each task's gradients are first divided by the norm of their mean. Signals of different kinds (nats
+            a token, reward) have no common unit; weights then are shares of the direction.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Feedback],
+        weights: Mapping[str, float],
+        *,
+        resolve: Resolve = kept,
+        unit: bool = False,
+    ) -> None:
+        total = sum(weights[name] for name in tasks)
+        self.tasks, self.resolve, self.unit = dict(tasks), resolve, unit
+        self.weights = {name: weights[name] * len(tasks) / total for name in tasks}  # their mean is 1
+        self.cosines: dict[str, float] = {}
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """``g_down`` over S, one per feedback batch."""
+        return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
+
+    def each(self, learner: Any) -> list[dict[str, Gradient]]:
+        """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean over tasks."""
+        heard = {name: task.gradients(learner) for name, task in self.tasks.items()}
+        means = {name: vectors.mean(batches) for name, batches in heard.items()}
+        self.cosines = cosines(means)
+        factors = {name: self.weights[name] / (self._size(means[name]) if self.unit else 1.0) for name in heard}
+        return [
+            {
+                name: {key: factors[name] * piece for key, piece in gradient.items()}
+                for name, gradient in zip(heard, self.resolve(batch), strict=True)
+            }
+            for batch in zip(*heard.values(), strict=True)
+        ]
+
+    @staticmethod
+    def _size(gradient: Gradient) -> float:
+        return float(vectors.norm(gradient)) or 1.0  # a task that has nothing to say keeps its zeros
+
+    def metrics(self) -> dict[str, float]:
+        """``conflict/a~b``, the cosine of each two tasks' mean gradients, and each task's own as ``feedback/task/...``."""
+        found = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
+        for name, task in self.tasks.items():
+            found |= {f"feedback/{name}/{metric}": value for metric, value in metrics_of(task).items()}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of every task."""
+        return {name: task.state_dict() for name, task in self.tasks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        for name, task in self.tasks.items():
+            task.load_state_dict(state[name])
 
 
 class Remembered:
@@ -37,6 +118,19 @@ class Remembered:
         ]
         return [{name: total / self.weight for name, total in held.items()} for held in self.sums]
 
+    def metrics(self) -> dict[str, float]:
+        """What the feedback of the present tells."""
+        return metrics_of(self.feedback)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running sums, and the state of the feedback."""
+        return {"sums": self.sums, "weight": self.weight, "feedback": self.feedback.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.sums, self.weight = list(state["sums"]), float(state["weight"])
+        self.feedback.load_state_dict(state["feedback"])
+
 
 class RandomDirection:
     """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a control of Table 5).
@@ -57,6 +151,19 @@ class RandomDirection:
     def gradients(self, learner: Any) -> list[Gradient]:
         """Random vectors over S, one per feedback batch."""
         return [self._like(real) for real in self.feedback.gradients(learner)]
+
+    def metrics(self) -> dict[str, float]:
+        """What the real feedback tells."""
+        return metrics_of(self.feedback)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random numbers are, and the state of the real feedback."""
+        return {"generator": self.generator.get_state(), "feedback": self.feedback.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.generator.set_state(state["generator"].cpu())
+        self.feedback.load_state_dict(state["feedback"])
 
     def _like(self, real: Gradient) -> Gradient:
         if self.fixed:

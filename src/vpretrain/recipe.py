@@ -96,10 +96,27 @@ class Value(Section):
 
 
 class Checkpoint(Section):
-    """When the state of the run is saved beside the final one."""
+    """When the whole state of the run is saved, so that the same command goes on from there. At the end it always is."""
 
     every: NonNegativeInt = 0
-    """Learner steps between two checkpoints; 0: only the final one."""
+    """Learner steps between two checkpoints; 0: by time alone."""
+    seconds: NonNegativeFloat = 600.0
+    """Seconds after which one is due; 0: by steps alone."""
+    keep_last: PositiveInt = 2
+    """Older ones than these many are removed."""
+    keep_best: str | None = None
+    """A metric (``test/nll``, say): the learner with the best score so far is kept as ``checkpoints/best``, a model folder.
+    Scores come from ``evaluate.every``."""
+    asynchronous: bool = False
+    """Whether the run goes on while files are written; costs a copy of the state in memory."""
+
+
+class Faults(Section):
+    """What becomes of steps that cannot be taken."""
+
+    max_skips: NonNegativeInt = 3
+    """Batches in a row that may be left out because loss, gradient or value were not finite. After that the run goes back to
+    its last checkpoint once, with the data that follow; then it stops."""
 
 
 class Evaluate(Section):
@@ -142,6 +159,7 @@ class Recipe(Section):
     learner: LearnerBase
     budget: Budget
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
     evaluate: Evaluate = Evaluate()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vpretrain.errors import Problem
+from vpretrain.recipe import Recipe
 
 _WORD = 4  # bytes of a float32
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -55,6 +57,25 @@ def available_memory_bytes() -> int | None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an accelerator."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+SIZES = ("batch_size", "window_tokens", "max_tokens", "image_size", "global_size", "local_count", "candidates")
+"""Last parts of recipe keys that memory grows with, in every modality."""
+
+
+def smaller(recipe: Recipe) -> str:
+    """What to lower in a recipe that does not fit into memory, with the values that it has now."""
+    found: list[str] = []
+
+    def walk(tree: Any, at: str) -> None:
+        if isinstance(tree, dict):
+            for name, item in tree.items():
+                walk(item, f"{at}.{name}" if at else name)
+        elif at.rpartition(".")[2] in SIZES and isinstance(tree, int) and not at.startswith("learner.prepare"):
+            found.append(f"{at} (now {tree})")
+
+    walk(recipe.model_dump(mode="json"), "")
+    return f"lower {', '.join(found)}, or take a smaller learner"
 
 
 def _size(count: int) -> str:

@@ -1,51 +1,105 @@
-"""``train``: one run and the folder it leaves."""
+"""``train``: one run and the folder it leaves; the same command again goes on from where it ended."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import yaml
 
+from vpretrain.checkpoint import Keeper
+from vpretrain.errors import Fault, Problem, UserError
 from vpretrain.flops import count
+from vpretrain.interruption import Interruption
 from vpretrain.modalities import MODALITIES
-from vpretrain.recipe import Recipe
+from vpretrain.recipe import Recipe, dump
+from vpretrain.resources import out_of_memory, smaller
 from vpretrain.tracking import RunFolder, write_json
-from vpretrain.train import Record, new_step, run, seed_everything
+from vpretrain.train import Record, Result, new_step, run, seed_everything
 
 
-def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float], None]) -> dict[str, Any]:
-    """Trains once; the folder appears only after data, model and arm were found to be in order.
+@runtime_checkable
+class WritesCard(Protocol):
+    """A modality that describes the models it trained."""
+
+    def card(self, recipe: Any, materials: Any, result: Result, folder: Path) -> None:
+        """Writes the model card into the folder of the saved model."""
+        ...
+
+
+def train_one(
+    recipe: Recipe,
+    folder: Path,
+    each_step: Callable[[Record, float], None],
+    *,
+    accept_changes: bool = False,
+    says: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains once, or goes on with what the folder holds; it appears only after data, model and arm were found in order.
 
     Args:
         recipe: every value of the run.
-        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``model/``, ``designer/``, ``result.json``, and
-            ``checkpoints/step-N/`` (model folders) where the recipe asks for them.
+        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``model/`` with its
+            card, ``designer/`` and ``result.json``.
         each_step: is given every step's record and the share of the budget that is used.
+        accept_changes: go on although the recipe is not the one that the folder was begun with.
+        says: is told, in a sentence, when a run goes on or is found finished.
 
     Returns:
         ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric: value}}``.
+
+    Raises:
+        UserError: the folder holds a run of another recipe.
+        Fault, Stopped: see :func:`vpretrain.train.run`.
     """
+    changed = changes(folder, recipe)
+    if changed and not accept_changes:
+        raise UserError(*changed)
+    if (folder / "result.json").is_file() and not changed:
+        says("this run is finished; nothing was done")
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return found
+    section = recipe.checkpoint
+    keeper = Keeper(
+        folder / "checkpoints", every=section.every, seconds=section.seconds, keep_last=section.keep_last,
+        asynchronous=section.asynchronous,
+    )  # fmt: skip
     seed_everything(recipe)
     modality = MODALITIES[recipe.modality]()
     materials = modality.load(recipe)
-    counted = modality.build(recipe, materials)
-    cost = count(new_step(recipe, counted), counted)
-    parts = modality.build(recipe, materials)
-    out = RunFolder(folder, recipe)
-
-    def log(record: Record, share: float) -> None:
-        out.log(record)
-        if recipe.checkpoint.every and record["step"] % recipe.checkpoint.every == 0:
-            parts.save(folder / "checkpoints" / f"step-{record['step']:07d}")
-        each_step(record, share)
-
     try:
-        result = run(recipe, parts, cost=cost, each_step=log)
-    finally:
-        out.close()
+        counted = modality.build(recipe, materials)
+        cost = count(new_step(recipe, counted), counted)
+        del counted
+        parts = modality.build(recipe, materials)
+        step, state = keeper.newest() or (0, None)
+        if state is not None:
+            says(f"going on after step {step}")
+        out = RunFolder(folder, recipe, records=state["records"] if state else 0)
+        (folder / "result.json").unlink(missing_ok=True)
+
+        def log(record: Record, share: float) -> None:
+            out.log(record)
+            each_step(record, share)
+
+        try:
+            with Interruption() as asked:
+                result = run(
+                    recipe, parts, cost=cost, each_step=log, keeper=keeper, resume=state, asked=asked, remember=False
+                )
+        finally:
+            out.close()
+            keeper.wait()
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise Fault(f"memory ran out: {smaller(recipe)}") from error
+        raise
     parts.save(folder / "model")
+    if isinstance(modality, WritesCard):
+        modality.card(recipe, materials, result, folder / "model")
     (folder / "designer").mkdir(exist_ok=True)
     torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
     found = {
@@ -59,3 +113,30 @@ def train_one(recipe: Recipe, folder: Path, each_step: Callable[[Record, float],
     }
     write_json(folder / "result.json", found)
     return found
+
+
+FREE = ("says", "checkpoint", "faults")
+"""Parts of a recipe that may change under a run: they do not say what is trained."""
+
+
+def changes(folder: Path, recipe: Recipe) -> list[Problem]:
+    """The keys in which a recipe is not the one that the folder was begun with; none where nothing could be gone on with."""
+    path = folder / "recipe.yaml"
+    begun = (folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))
+    if not (path.is_file() and begun):
+        return []
+    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), dump(recipe)))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key.split(".")[0] not in FREE]
+    message = (
+        f"{folder} was begun with another value: give it back, name another folder with --out, or go on under the new "
+        "recipe with --accept-changes"
+    )
+    return [Problem(key, repr(now.get(key)), repr(before.get(key)), message) for key in keys]
+
+
+def _flat(tree: Any, at: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; an empty list or mapping is a leaf."""
+    if not tree or not isinstance(tree, (dict, list)):
+        return {at: tree}
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{at}.{name}" if at else str(name)).items()}

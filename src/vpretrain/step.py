@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ import torch
 from vpretrain import vectors
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Feedback, Learner, detached
-from vpretrain.errors import Fault
+from vpretrain.errors import NonFinite
+from vpretrain.feedback import metrics_of
 from vpretrain.value import adam_preconditioner
 
 
@@ -72,7 +75,7 @@ class SteeredStep:
             share: of the budget that is used, in [0, 1].
 
         Raises:
-            Fault: the loss or its gradient is not finite; the step is not taken.
+            NonFinite: the loss, its gradient or what the feedback says is not; learner and optimizer were not moved.
         """
         metrics: dict[str, float] = {}
         started = time.perf_counter()
@@ -82,11 +85,15 @@ class SteeredStep:
         if self.meta_due:
             started = time.perf_counter()
             downstream = self.feedback.gradients(self.learner)  # eq. 7
+            size = float(vectors.norm(vectors.mean(downstream)))
+            if not math.isfinite(size):
+                raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
             self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
             metrics |= self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
             if "gain" in metrics:
                 self.guard.hear(metrics["gain"])
-            metrics |= {"gradient_norm_downstream": float(vectors.norm(vectors.mean(downstream)))}
+            metrics |= metrics_of(self.feedback)
+            metrics["gradient_norm_downstream"] = size
             metrics["seconds_meta"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -104,7 +111,7 @@ class SteeredStep:
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             self.optimizer.zero_grad(set_to_none=True)
             found = f"loss {float(loss.detach())}, gradient norm {float(norm)}"
-            raise Fault(f"{found}: not both are finite, and the step was not taken; lower learner.learning_rate")
+            raise NonFinite(f"{found}: not both are finite, and the step was not taken; lower learner.learning_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -123,6 +130,22 @@ class SteeredStep:
     def meta_due(self) -> bool:
         """Whether the next step listens to the feedback."""
         return self.designer.listens and self.count % self.meta_period == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer, count, guard, and the direction that was heard last."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "count": self.count,
+            "gains": list(self.guard.gains),
+            "appraiser": self.appraiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.count = state["count"]
+        self.guard.gains = deque(state["gains"], maxlen=self.guard.gains.maxlen)
+        self.appraiser.load_state_dict(state["appraiser"])
 
     def _preconditioner(self) -> dict[str, torch.Tensor] | None:
         if not self.appraiser.alignment.preconditioned:

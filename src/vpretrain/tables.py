@@ -71,6 +71,23 @@ def doctor_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def profile_table(found: dict[str, Any]) -> Table:
+    """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's time goes."""
+    parts = list(next(iter(found["shares"].values())))
+    table = Table(title=f"medians of {found['rounds']} interleaved rounds; ratios to the first arm")
+    table.add_column("arm")
+    for name in ("tokens/s", "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
+        table.add_column(name, justify="right")
+    for arm, row in found["arms"].items():
+        ratio = {what: f"{found['ratios'][what].get(arm, 1.0):.3f}" for what in ("throughput", "memory", "flops")}
+        table.add_row(
+            arm, f"{row['tokens_per_second']:.0f}", f"{row['spread']:.0%}", ratio["throughput"],
+            f"{row['peak_bytes'] / 2**20:.0f}", ratio["memory"], f"{row['flops'] / 1e9:.1f}", ratio["flops"],
+            *(f"{found['shares'][arm][part]:.1%}" for part in parts),
+        )  # fmt: skip
+    return table
+
+
 def probe_table(found: dict[str, Any]) -> Table:
     """Predictions of a step's drop, and how well each goes with what the step did."""
     bound = found["lower_bound"]

@@ -25,19 +25,32 @@ class RunFolder:
     Args:
         path: created if missing; an earlier run's files in it are replaced.
         recipe: written as ``recipe.yaml``, every value resolved.
+        records: lines of ``metrics.jsonl`` that a resumed run keeps; what comes after them is cut off.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    def __init__(self, path: Path, recipe: Recipe, *, records: int = 0) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         write_json(path / "environment.json", environment())
-        self._metrics = (path / "metrics.jsonl").open("w", encoding="utf-8")
-        self._board = SummaryWriter(str(path / "tensorboard"))
+        if records:
+            step = self._cut(records)
+        else:
+            (path / "metrics.jsonl").write_bytes(b"")
+            step = None
+        self._metrics = (path / "metrics.jsonl").open("ab")
+        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=step)
+
+    def _cut(self, records: int) -> int | None:
+        """Cuts the metrics off after so many lines, in place; returns the step that comes next."""
+        with (self.path / "metrics.jsonl").open("rb+") as file:
+            kept = [line for _, line in zip(range(records), file, strict=False)]
+            file.truncate(sum(map(len, kept)))
+        return json.loads(kept[-1])["step"] + 1 if kept else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to TensorBoard."""
-        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.write(json.dumps(record).encode() + b"\n")
         self._metrics.flush()
         for name, value in record.items():
             if isinstance(value, (int, float)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import time
@@ -15,10 +14,13 @@ import torch
 
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
+from vpretrain.checkpoint import Keeper, State
 from vpretrain.contracts import Parts, Score
 from vpretrain.directional import ESTIMATORS
-from vpretrain.errors import Fault
+from vpretrain.errors import Fault, NonFinite, Stopped
 from vpretrain.flops import Cost
+from vpretrain.interruption import Interruption
+from vpretrain.progress import Progress
 from vpretrain.recipe import Recipe
 from vpretrain.step import Guard, SteeredStep
 from vpretrain.value import Alignment
@@ -36,7 +38,7 @@ class Result:
         step0: scores of the untouched checkpoint, same protocol.
         final: scores at the end.
         stream_digest: digest over all batches drawn: equal in arms that saw the same stream.
-        history: one record a step.
+        history: one record a step (and a skipped batch), since the start or since the run was resumed.
     """
 
     arm: str
@@ -94,6 +96,10 @@ def run(
     step0: dict[str, Score] | None = None,
     cost: Cost | None = None,
     each_step: Callable[[Record, float], None] = lambda record, share: None,
+    keeper: Keeper | None = None,
+    resume: State | None = None,
+    asked: Interruption | None = None,
+    remember: bool = True,
 ) -> Result:
     """Trains until the budget is used up.
 
@@ -103,51 +109,89 @@ def run(
         step0: scores of the untouched checkpoint, if they were measured already.
         cost: FLOPs by kind of step (:func:`vpretrain.flops.count`); None leaves FLOPs uncounted (0).
         each_step: is given every step's record and the share of the budget that is used.
+        keeper: writes checkpoints when they are due, and at the end; None keeps none.
+        resume: a checkpoint's state to go on from; None starts.
+        asked: signals that were heard; None heeds none.
+        remember: whether the result holds the history; a long run has it in its log and not in memory.
 
     Raises:
-        Fault: a loss, a gradient or a final score is not finite.
+        Fault: losses, gradients or values that are not finite, more of them in a row than ``faults.max_skips`` (and, where
+            there is a checkpoint, once more after it went back there); or a final score that is not finite.
+        Stopped: a signal asked for it; the checkpoint is written.
     """
     if cost is None and recipe.budget.flops is not None:
         raise ValueError("a budget in FLOPs needs the cost of a step: vpretrain.flops.count")
     cost = cost or {}
     step = new_step(recipe, parts)
-    spent = Spending()
+    progress = Progress(parts, step)
+    spent = progress.spent
     clock = Clock(spent)
-    step0 = step0 if step0 is not None else parts.evaluate()
-    seed_everything(recipe)
-    digest = hashlib.sha256()
     history: list[Record] = []
 
     def take(batch: Any, rate: float, share: float = 0.0) -> Record:
         spent.add(flops=cost.get(step.meta_due, 0.0))
         return step(batch, rate, share)
 
-    # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
-    # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
-    with clock:
-        for _ in range(recipe.value.burn_in_steps):
-            take(next(parts.stream), 0.0)
-    step.count = 0
+    def log(record: Record) -> None:
+        progress.records += 1
+        if remember:
+            history.append(record)
+        each_step(record, spent.fraction(recipe.budget))
 
-    while not spent.exhausted(recipe.budget):
+    if resume is not None:
+        progress.load_state_dict(resume)
+    else:
+        progress.step0 = step0 if step0 is not None else parts.evaluate()
+        seed_everything(recipe)
+        # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
+        # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
         with clock:
-            started = time.perf_counter()
-            batch = next(parts.stream)
-            metrics: Record = {"seconds_data": time.perf_counter() - started}
-            share = spent.fraction(recipe.budget)
-            metrics |= take(batch, learning_rate(recipe, share), share)
-            metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
+            for _ in range(recipe.value.burn_in_steps):
+                take(next(parts.stream), 0.0)
+        step.count = 0
+
+    skipped, went_back = 0, False
+    while not spent.exhausted(recipe.budget):
+        share = spent.fraction(recipe.budget)
+        try:
+            with clock:
+                started = time.perf_counter()
+                batch = next(parts.stream)
+                metrics: Record = {"seconds_data": time.perf_counter() - started}
+                metrics |= take(batch, learning_rate(recipe, share), share)
+                metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
+        except NonFinite as fault:
+            skipped += 1
+            log({"step": spent.steps, "skipped": str(fault), "batch": batch.digest()})
+            if skipped > recipe.faults.max_skips:
+                earlier = None if keeper is None or went_back else keeper.newest()
+                if earlier is None:
+                    raise Fault(f"{fault}; {skipped} batches in a row") from fault
+                progress.rewind(earlier[1])
+                skipped, went_back = 0, True
+            continue
+        skipped = 0
         spent.add(steps=1, tokens=batch.tokens)
         used = spent.state_dict()
         record: Record = {"step": used.pop("steps"), **used, **metrics}
         record["batch"] = batch.digest()  # equal steps of a seed show equal batches in every arm
-        digest.update(record["batch"].encode())
+        progress.saw(record["batch"])
         if recipe.evaluate.every and spent.steps % recipe.evaluate.every == 0:
-            record |= {name: score.value for name, score in parts.evaluate().items()}
-        history.append(record)
-        each_step(record, spent.fraction(recipe.budget))
+            scores = parts.evaluate()
+            record |= {name: score.value for name, score in scores.items()}
+            if keeper is not None and recipe.checkpoint.keep_best is not None:
+                progress.best = keeper.keep_best(recipe.checkpoint.keep_best, scores, progress.best, parts.save)
+        log(record)
+        if keeper is not None and (keeper.due(spent.steps) or (asked is not None and asked.by)):
+            keeper.save(spent.steps, progress.state_dict())
+        if asked is not None and asked.by and not spent.exhausted(recipe.budget):
+            if keeper is not None:
+                keeper.wait()
+            raise Stopped(f"{asked.by} after step {spent.steps}; the same command goes on from there")
 
+    if keeper is not None and spent.steps not in keeper.steps():
+        keeper.save(spent.steps, progress.state_dict())
     final = parts.evaluate()
     if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:
         raise Fault(f"after {spent.steps} steps {', '.join(broken)} is not finite; lower learner.learning_rate")
-    return Result(recipe.arm, recipe.seed, spent, step0, final, digest.hexdigest()[:16], history)
+    return Result(recipe.arm, recipe.seed, spent, progress.step0, final, progress.digest, history)

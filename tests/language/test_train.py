@@ -92,7 +92,9 @@ def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
         "value.meta_period=1",
     ]
     hearing = [f"arm={arm}", "value.shrink=false", "value.guard_window=0", "value.meta_period=1"]
-    wrong = dataclasses.replace(materials, feedback=shuffled(materials.feedback, seed=0))
+    (task,) = materials.tasks.values()
+    mixed = dataclasses.replace(task, documents=shuffled(task.documents, seed=0))
+    wrong = dataclasses.replace(materials, tasks={"feedback": mixed})
     assert wrong.feedback != materials.feedback
     assert train(materials, *frozen)[0] == train(wrong, *frozen)[0]
     assert train(materials, *hearing)[0] != train(wrong, *hearing)[0]  # else the test could not fail

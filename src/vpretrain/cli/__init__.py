@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vpretrain.cli import looks, runs
-from vpretrain.errors import Fault, UserError
+from vpretrain.cli import costs, decontaminate, evaluate, looks, runs
+from vpretrain.errors import Fault, Stopped, UserError
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Continued pretraining that a small set of verified examples steers.",
 )  # fmt: skip
-for _group in (runs, looks):
+for _group in (runs, looks, evaluate, decontaminate, costs):
     app.add_typer(_group.app)
 
 
@@ -34,6 +34,8 @@ def main() -> None:
         if ended.code != _INTERRUPTED:
             raise
         _leave("stopped; what was finished is kept", 3)
+    except Stopped as stop:
+        _leave(f"stopped by {escape(str(stop))}", stop.exit_code)
     except (UserError, Fault) as error:
         _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
     except (OSError, RuntimeError, MemoryError) as error:

@@ -30,8 +30,16 @@ app = typer.Typer()
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
-    """One run: metrics, the model folder, and a table that opens with step 0."""
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Out = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on with a run although its recipe was changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """One run: metrics, the model folder, and a table that opens with step 0. The same command again goes on with it."""
     from vpretrain.single import train_one
 
     console = console_for_people(as_json)
@@ -50,7 +58,10 @@ def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_j
                 console.print(f"{share:4.0%}  {line}", highlight=False)
                 said = share + 0.1
 
-        result = train_one(resolved, folder, each_step)
+        def says(line: str) -> None:
+            console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
+
+        result = train_one(resolved, folder, each_step, accept_changes=accept_changes, says=says)
     from vpretrain.tables import run_table
 
     console.print(run_table(result))

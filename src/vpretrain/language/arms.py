@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from vpretrain.arms import heard
 from vpretrain.ascent import Learning
-from vpretrain.contracts import Designer, Feedback
+from vpretrain.contracts import Designer
 from vpretrain.errors import user_error
 from vpretrain.exact import Exact
+from vpretrain.feedback import Together
 from vpretrain.language.designers import LossWeights, OneHot, SelfDistillation, UniformSmoothing
-from vpretrain.language.feedback import Likelihood, parted, shuffled
+from vpretrain.language.feedback.tasks import TaskDocuments, feedback_from
 from vpretrain.language.learned import Ascent, CandidateScorer, Field
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.rows import Document
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.reliability import Reliability
 
@@ -90,10 +91,9 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
     return designers[kind]()
 
 
-def feedback_of(recipe: LanguageRecipe, documents: Sequence[Document], pad_id: int) -> Feedback:
+def feedback_of(recipe: LanguageRecipe, tasks: Mapping[str, TaskDocuments], tokenizer: Any, pad_id: int) -> Together:
     """What the designer of the recipe's arm hears."""
-    section = recipe.data.feedback
-    if recipe.arm == "shuffled_feedback":
-        documents = shuffled(documents, recipe.seed)
-    samplers = parted(documents, section.batches, batch_size=section.batch_size, seed=recipe.seed, pad_id=pad_id)
-    return heard(recipe, Likelihood(samplers))
+    return feedback_from(
+        recipe.data.feedback, tasks, tokenizer, pad_id=pad_id, seed=recipe.seed,
+        wrong_labels=recipe.arm == "shuffled_feedback", around=lambda _, feedback: heard(recipe, feedback),
+    )  # fmt: skip

@@ -10,7 +10,9 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H d
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +205,15 @@ class Field(Scored):
     ) -> None:
         super().__init__(network, embedding, rule, learning)
         self.lessons: deque[Lesson] = deque(maxlen=replay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the network, and the batches that are remembered."""
+        return {**super().state_dict(), "lessons": [vars(lesson) for lesson in self.lessons]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.lessons = deque((Lesson(**held) for held in state["lessons"]), maxlen=self.lessons.maxlen)
 
     def propose(self, context: Context) -> SoftTargets:
         """The rule on the predicted values."""

@@ -8,22 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor
 
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.language.arms import ARMS, DEMO, DIRECT, designer_of, feedback_of
+from vpretrain.language import lora
+from vpretrain.language.arms import ARMS, DEMO, DIRECT, feedback_of
+from vpretrain.language.card import write_card
+from vpretrain.language.carried import designer_for
 from vpretrain.language.data import Texts, read
+from vpretrain.language.domains import matched
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
+from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
 from vpretrain.language.learner import CausalLearner
-from vpretrain.language.loading import load_model, load_tokenizer, skeleton
+from vpretrain.language.loading import checkpoint_activations, load_model, load_tokenizer, skeleton
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.rows import Document, Encoded, Row, encode
 from vpretrain.language.stream import Source, Stream, padded
 from vpretrain.language.suffix import Anatomy, aligned_parameters
 from vpretrain.modes import evaluating
 from vpretrain.resources import shortages
+from vpretrain.train import Result
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class Materials:
         tokenizer: the learner's.
         texts: all rows.
         sources: the stream's documents with their weights.
-        feedback, evaluation, also: documents of those rows.
+        tasks: the feedback tasks' documents, by name.
+        evaluation, also: documents of those rows.
         counts: what became of the rows of each source: documents, tokens, rows cut, chunked or dropped.
     """
 
@@ -43,10 +53,15 @@ class Materials:
     tokenizer: Any
     texts: Texts
     sources: list[Source]
-    feedback: list[Document]
+    tasks: dict[str, TaskDocuments]
     evaluation: list[Document]
     also: dict[str, list[Document]]
     counts: dict[str, Encoded]
+
+    @property
+    def feedback(self) -> list[Document]:
+        """The documents of all feedback tasks."""
+        return [document for task in self.tasks.values() for document in task.documents]
 
     @property
     def pad_id(self) -> int:
@@ -70,7 +85,7 @@ class Language:
         window, longest = recipe.data.window_tokens, recipe.data.feedback.max_tokens
         counts: dict[str, Encoded] = {}
 
-        def documents(name: str, rows: list[Row], most: int) -> list[Document]:
+        def documents(name: str, rows: Sequence[Row], most: int) -> list[Document]:
             found, counts[name] = encode(rows, tokenizer, max_tokens=most)
             return found
 
@@ -78,10 +93,11 @@ class Language:
             Source(s.name, documents(f"stream/{s.name}", texts.stream[s.name], window), s.weight)
             for s in recipe.data.stream
         ]
-        feedback = documents("feedback", texts.feedback, longest)
+        tasks, of_tasks = encode_tasks(recipe.data.feedback, texts.tasks, tokenizer)
+        counts |= {name if name == SINGLE else f"feedback/{name}": count for name, count in of_tasks.items()}
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
-        return Materials(location, tokenizer, texts, sources, feedback, evaluation, also, counts)
+        return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts)
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
         """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
@@ -97,6 +113,8 @@ class Language:
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
             problems += shortages(shapes)
             anatomy = Anatomy.of(shapes)
+            if section.activation_checkpointing:
+                checkpoint_activations(shapes)
             aligned_parameters(shapes, anatomy, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
             if (count := recipe.designer.candidates) > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
@@ -118,12 +136,7 @@ class Language:
 
     def build(self, recipe: LanguageRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
-        model = load_model(recipe.learner, materials.location, recipe.seed)
-        _check_fit(recipe, model, materials)
-        aligned = aligned_parameters(
-            model, Anatomy.of(model), blocks=recipe.learner.aligned_blocks, patterns=recipe.learner.aligned_patterns
-        )
-        learner = CausalLearner(model.train(), aligned)
+        learner, adapted = _learner(recipe, materials)
         data = recipe.data
         direct = [Source("feedback", materials.feedback, 1.0)]
         stream = Stream(
@@ -133,30 +146,55 @@ class Language:
             seed=recipe.seed,
             pad_id=materials.pad_id,
         )
+        domains = {name: task.sources for name, task in data.feedback.named().items()}
+        feedback = feedback_of(recipe, materials.tasks, materials.tokenizer, materials.pad_id)
+        steered, heard = matched(learner, feedback, domains)
         return Parts(
-            learner=learner,
-            designer=designer_of(recipe, learner),
-            feedback=feedback_of(recipe, materials.feedback, materials.pad_id),
+            learner=steered,
+            designer=designer_for(recipe, learner, materials.tokenizer),
+            feedback=heard,
             stream=stream,
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
-            save=partial(_save, learner, materials.tokenizer),
+            save=partial(_save, recipe, learner, adapted, materials.tokenizer),
         )
+
+    def card(self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path) -> None:
+        """Writes the model card of a finished run into its model folder."""
+        write_card(folder, recipe, result, location=materials.location, feedback=materials.texts.feedback)
+
+
+def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearner, PeftModel | None]:
+    """The learner, and PEFT's view of its model where adapters train."""
+    section = recipe.learner
+    model = load_model(section, materials.location, recipe.seed)
+    _check_fit(recipe, model, materials)
+    adapted = None
+    if section.lora is not None:
+        adapted = lora.attach(model, section.lora, base=materials.location, seed=recipe.seed)
+    if section.activation_checkpointing:
+        checkpoint_activations(model)
+    aligned = aligned_parameters(
+        model, Anatomy.of(model), blocks=section.aligned_blocks, patterns=section.aligned_patterns
+    )
+    autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
+    return CausalLearner(model.train(), aligned, autocast=autocast), adapted
 
 
 def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
     section, split = recipe.evaluate, recipe.evaluate.split
-    scores = {
-        f"{name}/nll": negative_log_likelihood(
-            learner, held_out, batch_size=section.batch_size, pad_id=materials.pad_id
-        )
-        for name, held_out in {split: materials.evaluation, **materials.also}.items()
-    }
-    if section.answer is not None:
-        scores[f"{split}/pass@1"] = greedy_exact_match(
-            learner, materials.tokenizer, materials.texts.evaluation, pattern=section.answer,
-            new_tokens=section.new_tokens, batch_size=section.batch_size,
-        )  # fmt: skip
+    with learner.computing():
+        scores = {
+            f"{name}/nll": negative_log_likelihood(
+                learner, held_out, batch_size=section.batch_size, pad_id=materials.pad_id
+            )
+            for name, held_out in {split: materials.evaluation, **materials.also}.items()
+        }
+        if section.answer is not None:
+            scores[f"{split}/pass@1"] = greedy_exact_match(
+                learner, materials.tokenizer, materials.texts.evaluation, pattern=section.answer,
+                new_tokens=section.new_tokens, batch_size=section.batch_size,
+            )  # fmt: skip
     return scores
 
 
@@ -179,19 +217,26 @@ def _held_out_loss(recipe: LanguageRecipe, materials: Materials, learner: Causal
         yield losses.double().sum() / count
 
 
-def _save(learner: CausalLearner, tokenizer: Any, folder: Path) -> None:
-    learner.model.save_pretrained(folder)
+def _save(
+    recipe: LanguageRecipe, learner: CausalLearner, adapted: PeftModel | None, tokenizer: Any, folder: Path
+) -> None:
+    if adapted is None:
+        learner.model.save_pretrained(folder)
+    else:
+        assert recipe.learner.lora is not None
+        lora.save(adapted, folder, merge=recipe.learner.lora.merge)
     tokenizer.save_pretrained(folder)
 
 
 def _check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
     """Tokenizer, window and rows against what the model can take."""
-    if len(materials.tokenizer) > model.config.vocab_size:
+    highest = max(materials.tokenizer.get_vocab().values())
+    if highest >= model.config.vocab_size:
         raise user_error(
             "learner.model",
             "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with",
-            value=f"{len(materials.tokenizer)} tokens",
-            accepted=f"at most {model.config.vocab_size}",
+            value=f"token ids up to {highest}",
+            accepted=f"up to {model.config.vocab_size - 1}",
         )
     positions = getattr(model.config, "max_position_embeddings", None)
     rows = {"data.feedback.rows": materials.feedback, f"data.evaluation.{recipe.evaluate.split}": materials.evaluation}

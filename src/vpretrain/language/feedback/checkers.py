@@ -1,0 +1,91 @@
+"""Checkers: what a completion earns, given the row with its reference solution.
+
+A checker is any ``(row, completion) -> float``; :data:`CHECKERS` holds those that a recipe can name. In Python, put a
+factory of your own under a new name before the recipe is loaded into a run::
+
+    CHECKERS["shorter"] = lambda pattern: lambda row, completion: -len(completion) / 100
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vpretrain.language.rows import Row
+
+Checker = Callable[[Row, str], float]
+
+NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+"""A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions."""
+
+
+def last_match(text: str, pattern: str) -> str | None:
+    """The group of the pattern's last match, without white space at its ends; None without a match."""
+    found = re.findall(pattern, text)
+    return found[-1].strip() if found else None
+
+
+@dataclass(frozen=True)
+class ExactAnswer:
+    """1 if the answer is the reference's, up to white space and letters' case; 0 otherwise.
+
+    Args:
+        pattern: expression with one group; its last match in a text is the text's answer.
+    """
+
+    pattern: str
+
+    def __call__(self, row: Row, completion: str) -> float:
+        """The reward, 0 or 1."""
+        expected, found = (last_match(text, self.pattern) for text in (row.text, completion))
+        return float(None not in (expected, found) and _folded(str(expected)) == _folded(str(found)))
+
+
+@dataclass(frozen=True)
+class EqualNumber:
+    """1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and ``$1234`` are one), 0 otherwise.
+
+    Args:
+        pattern: expression with one group; the last number in its last match counts.
+    """
+
+    pattern: str = NUMBER
+
+    def __call__(self, row: Row, completion: str) -> float:
+        """The reward, 0 or 1."""
+        expected, found = (self.number(text) for text in (row.text, completion))
+        return float(expected is not None and found is not None and abs(expected - found) <= 1e-6 * abs(expected))
+
+    def number(self, text: str) -> float | None:
+        """The number that a text answers with; None without one."""
+        answer = last_match(text, self.pattern)
+        digits = None if answer is None else last_match(answer, NUMBER)
+        return None if digits is None else float(digits.replace(",", ""))
+
+
+@dataclass(frozen=True)
+class Contains:
+    """1 if the completion contains the reference's answer, up to white space and letters' case; 0 otherwise.
+
+    Args:
+        pattern: expression with one group that finds the answer in the reference (its last match).
+    """
+
+    pattern: str = r"(?s)^(.*)$"
+
+    def __call__(self, row: Row, completion: str) -> float:
+        """The reward, 0 or 1."""
+        expected = last_match(row.text, self.pattern)
+        return float(bool(expected) and _folded(str(expected)) in _folded(completion))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+DEFAULT_PATTERNS = {"exact": r"####\s*(.+)", "number": NUMBER, "contains": r"(?s)^(.*)$"}
+"""What finds the answer where the recipe gives no ``answer``."""
+
+CHECKERS: dict[str, Callable[[str], Checker]] = {"exact": ExactAnswer, "number": EqualNumber, "contains": Contains}
+"""By the name that a recipe gives, from the pattern to the checker."""

@@ -1,0 +1,107 @@
+"""What every kind of language feedback shares: batches of its rows, and the gradient of a loss over S, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vpretrain import vectors
+from vpretrain.contracts import Gradient
+from vpretrain.language.batch import padded
+from vpretrain.language.learner import CausalLearner
+from vpretrain.language.rows import Document
+from vpretrain.language.stream import Sampler
+from vpretrain.modes import evaluating, frozen
+
+CHUNK_ROWS = 16
+"""Feedback rows in one forward pass."""
+
+ItemT = TypeVar("ItemT")
+
+
+class Sampled:
+    """Feedback on batches of rows; a kind of signal says what the gradient of one batch is.
+
+    Args:
+        samplers: one batch of each is heard at a time; their gradients are returned one by one. They share no rows (see
+            :func:`vpretrain.language.feedback.parted`), so that their agreement is never that of the same rows heard
+            twice.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler]) -> None:
+        self.samplers = samplers
+
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are left alone."""
+        return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
+
+    def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
+        """``g_down`` over S of one batch."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to say of the batches that were heard last; empty for most."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the rows are drawn."""
+        return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
+            sampler.load_state_dict(saved)
+
+
+def summed_gradient(learner: CausalLearner, pieces: Iterable[Tensor]) -> Gradient:
+    """The gradient over S of the sum of ``pieces``, in float32 or wider, in the memory of one piece.
+
+    Args:
+        learner: gives S; it is in evaluation mode (no dropout) while pieces are made.
+        pieces: scalars with their graph to the learner. A generator makes them one by one, each after the one before it
+            is gone; without any the gradient is zero.
+    """
+    total = {name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()}
+    members = {id(parameter) for parameter in learner.aligned.values()}
+    others = [p for p in learner.model.parameters() if id(p) not in members]  # blocks below S keep no activations
+    with torch.enable_grad(), evaluating(learner.model), frozen(others):
+        for piece in pieces:
+            parts = torch.autograd.grad(piece, list(learner.aligned.values()))
+            for held, part in zip(total.values(), parts, strict=True):
+                held += part
+    return total
+
+
+def log_probabilities(
+    learner: CausalLearner, documents: Sequence[Document], pad_id: int, temperature: float = 1.0
+) -> Tensor:
+    """``log p(predicted tokens | what is before them)`` of each document, summed over its tokens.
+
+    Args:
+        learner: the graph to it is alive where gradients are enabled.
+        documents: R of them.
+        pad_id: fills rows up; never predicted.
+        temperature: > 0; the logits are divided by it.
+
+    Returns:
+        ``[R]``, float32 or wider, <= 0.
+    """
+    context = learner.observe(padded(documents, pad_id=pad_id))
+    log_p = torch.log_softmax(vectors.wide(context.logits) / temperature, dim=1)
+    taken = log_p.gather(1, context.labels[:, None])[:, 0]
+    return taken.new_zeros(len(documents)).index_add(0, context.where[0], taken)
+
+
+def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    """The items in order, ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def split(document: Document) -> tuple[list[int], list[int]]:
+    """The tokens of the prompt, and those of the solution after it (with the end token, where it is not cut off)."""
+    cut = document.predicted.index(True)
+    return list(document.ids[:cut]), list(document.ids[cut:])

@@ -1,0 +1,92 @@
+"""Pairs of answers of which one is preferred, and the gradient of direct preference optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.contracts import Gradient
+from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, log_probabilities, summed_gradient
+from vpretrain.language.learner import CausalLearner
+from vpretrain.language.rows import Document
+from vpretrain.language.stream import Sampler
+from vpretrain.modes import evaluating
+
+Pair = tuple[Document, Document]
+
+
+class Preferences(Sampled):
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7) against the checkpoint as it came.
+
+    The slow definition, with ``log p(y)`` summed over the tokens of an answer::
+
+        for chosen, rejected in batch:
+            now = log p(chosen) - log p(rejected)
+            loss -= log sigmoid(beta * (now - the same under the reference)) / len(batch)
+
+    Args:
+        samplers: batches of the chosen answers, see :class:`Sampled`.
+        pairs: ``(chosen, rejected)`` after the same prompt, which is masked; each chosen one has an ``origin`` of its own.
+        beta: > 0; how far (in nats) a preference pulls away from the reference before it counts as learnt: about ``1 / beta``.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler], pairs: Sequence[Pair], *, beta: float) -> None:
+        super().__init__(samplers)
+        self.pairs, self.beta = pairs, beta
+        self.rejected = {chosen.origin: rejected for chosen, rejected in pairs}
+        if len(self.rejected) < len(pairs):
+            raise ValueError("two pairs have the same origin, by which rejected answers are found")
+        self.reference: dict[str, float] = {}
+        self.heard: list[Tensor] = []
+
+    def refer(self, learner: CausalLearner) -> None:
+        """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a pair is kept."""
+        chosen = sorted((chosen for chosen, _ in self.pairs), key=lambda document: len(document.ids))
+        with torch.no_grad(), evaluating(learner.model):
+            for some in chunks(chosen, CHUNK_ROWS // 2):
+                margins = self._margins(learner, some, self.samplers[0].pad_id).tolist()
+                self.reference |= {document.origin: margin for document, margin in zip(some, margins, strict=True)}
+
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched yet, as the reference."""
+        self.heard = []
+        if not self.reference:
+            self.refer(learner)
+        return super().gradients(learner)
+
+    def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
+        """Of the mean loss over the batch's pairs, both answers of a pair in one forward pass."""
+        documents = sorted(documents, key=lambda document: len(document.ids))
+
+        def pieces() -> Iterator[Tensor]:
+            for some in chunks(documents, CHUNK_ROWS // 2):
+                now = self._margins(learner, some, pad_id)
+                before = now.new_tensor([self.reference[document.origin] for document in some])
+                self.heard.append((now - before).detach())
+                yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
+
+        return summed_gradient(learner, pieces())
+
+    def _margins(self, learner: CausalLearner, chosen: Sequence[Document], pad_id: int) -> Tensor:
+        """``log p(chosen) - log p(rejected)``, ``[R]``."""
+        both = [*chosen, *(self.rejected[document.origin] for document in chosen)]
+        return torch.sub(*log_probabilities(learner, both, pad_id).chunk(2))
+
+    def metrics(self) -> dict[str, float]:
+        """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it is above 0."""
+        if not self.heard:
+            return {}
+        margins = torch.cat(self.heard)
+        return {"margin": float(margins.mean()), "preferred": float((margins > 0).double().mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the rows are drawn, and the reference: a resumed run no longer has the checkpoint as it came."""
+        return {**super().state_dict(), "reference": dict(self.reference)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.reference = dict(state["reference"])

@@ -1,0 +1,195 @@
+"""What steering costs: arms in turn, each in a process of its own, against the first.
+
+A round is as many steps as from one meta step to the next, so that every part has its share; the arms' rounds are
+interleaved (A B A B), so that what else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.compare import check_arms
+from vpretrain.contracts import Parts
+from vpretrain.errors import Fault, user_error
+from vpretrain.flops import count
+from vpretrain.modalities import MODALITIES
+from vpretrain.recipe import Recipe
+from vpretrain.step import SteeredStep
+from vpretrain.tracking import environment
+from vpretrain.train import new_step, seed_everything
+
+PARTS = ("data", "meta", "designer", "learner")
+"""Of a step, as it reports them: ``learner`` is forward, backward and optimizer; ``designer`` what makes the task."""
+
+
+def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -> dict[str, Any]:
+    """Measures tokens (images) per second and peak memory of each arm, and their ratios to the first.
+
+    Args:
+        recipe: its budget and arm are ignored.
+        arms: the first is what the others are compared with.
+        rounds: measured rounds of ``value.meta_period`` steps, >= 1.
+        warm_up: rounds before them, not measured, >= 1.
+
+    Returns:
+        ``{arms: {name: {tokens_per_second, spread, peak_bytes, flops}}, ratios: {throughput, memory, flops},
+        shares: {name: {part: fraction}}, ...}``. Throughput is the median over rounds, ``spread`` its interquartile
+        range as a share of it, a ratio the median of the ratios of neighbouring rounds; ``flops`` are counted, a step,
+        meta step included by its share. Memory is what the process holds at most above what it held before the learner
+        was built (device memory on an accelerator).
+
+    Raises:
+        UserError: arms that there are not, or fewer than one.
+        Fault: a process ended.
+    """
+    if not arms:
+        raise user_error("--arms", "a profile needs arms", accepted="names with commas between them")
+    check_arms(recipe, arms)
+    context = multiprocessing.get_context("spawn")
+    children: dict[str, tuple[Any, Connection]] = {}
+    try:
+        for arm in arms:
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_child, args=(recipe.model_copy(update={"arm": arm}), theirs), daemon=True
+            )  # fmt: skip
+            process.start()
+            theirs.close()
+            children[arm] = (process, ours)
+        for _, pipe in children.values():
+            _ask(pipe, "build")
+        for _ in range(warm_up):
+            for _, pipe in children.values():
+                _ask(pipe, "round")
+        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+        for _ in range(rounds):
+            for arm, (_, pipe) in children.items():
+                found[arm].append(_ask(pipe, "round"))
+        peaks = {arm: _ask(pipe, "peak") for arm, (_, pipe) in children.items()}
+        flops = {arm: _ask(pipe, "count") for arm, (_, pipe) in children.items()}
+    finally:
+        for process, _ in children.values():
+            process.kill()
+    return _summary(found, peaks, flops, arms[0]) | {"rounds": rounds, "environment": environment()}
+
+
+def _summary(
+    found: dict[str, list[dict[str, float]]], peaks: dict[str, int], flops: dict[str, float], first: str
+) -> dict[str, Any]:
+    rates = {arm: [each["tokens"] / each["seconds"] for each in rounds] for arm, rounds in found.items()}
+    arms = {
+        arm: {
+            "tokens_per_second": statistics.median(rate), "spread": _spread(rate), "peak_bytes": peaks[arm],
+            "flops": flops[arm],
+        }
+        for arm, rate in rates.items()
+    }  # fmt: skip
+    others = [arm for arm in rates if arm != first]
+    ratios = {
+        "throughput": {
+            arm: statistics.median(a / b for a, b in zip(rates[arm], rates[first], strict=True)) for arm in others
+        },
+        "memory": {arm: peaks[arm] / peaks[first] for arm in others},
+        "flops": {arm: flops[arm] / flops[first] for arm in others},
+    }
+    shares = {}
+    for arm, rounds in found.items():
+        whole = sum(each["seconds"] for each in rounds)
+        shares[arm] = {part: sum(each[part] for each in rounds) / whole for part in PARTS}
+        shares[arm]["rest"] = 1 - sum(shares[arm].values())
+    return {"arms": arms, "ratios": ratios, "shares": shares}
+
+
+def _spread(rates: Sequence[float]) -> float:
+    if len(rates) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(rates, n=4)
+    return (high - low) / middle
+
+
+def _ask(pipe: Connection, what: str) -> Any:
+    pipe.send(what)
+    try:
+        found = pipe.recv()
+    except EOFError:
+        raise Fault("a process of the profile ended, most likely because memory ran out") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _child(recipe: Recipe, pipe: Connection) -> None:
+    """Answers ``build``, then every ``round``, then ``peak`` and ``count``."""
+    try:
+        pipe.recv()
+        seed_everything(recipe)
+        modality = MODALITIES[recipe.modality]()
+        materials = modality.load(recipe)
+        before = _start_peak()
+        parts = modality.build(recipe, materials)
+        step, period = new_step(recipe, parts), recipe.value.meta_period
+        pipe.send(None)
+        while pipe.recv() == "round":
+            pipe.send(_round(parts, step, period, recipe.learner.learning_rate))
+        pipe.send(_peak() - before)
+        pipe.recv()
+        cost = count(step, parts)  # last: counting takes other kernels and other memory than running does
+        pipe.send((cost[False] * (period - 1) + cost.get(True, cost[False])) / period)
+        pipe.recv()
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error)
+
+
+def _round(parts: Parts, step: SteeredStep, period: int, rate: float) -> dict[str, float]:
+    totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
+    for _ in range(period):
+        started = _now()
+        batch = next(parts.stream)
+        totals["data"] += _now() - started
+        record = step(batch, rate)
+        totals["seconds"] += _now() - started
+        totals["tokens"] += batch.tokens
+        for part in PARTS[1:]:
+            totals[part] += record.get(f"seconds_{part}", 0.0)
+    return totals
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _start_peak() -> int:
+    """Begins a new high-water mark where the system can; returns the bytes that are held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if _REFERENCES.exists():
+        _REFERENCES.write_text("5")  # Linux: resets VmHWM
+    return _held("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _held("VmHWM")
+
+
+def _held(name: str) -> int:
+    if not _STATUS.exists():  # no Linux: there is only the mark of the whole process, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

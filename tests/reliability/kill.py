@@ -1,0 +1,110 @@
+"""Kills runs with SIGKILL at random moments, inside saves too, and compares what they come to with an uninterrupted run.
+
+    python -m tests.reliability.kill [--kills 50] [--seed 0]
+
+A process that has everything loaded forks the runs, so that a kill costs no start of Python. Prints one JSON document:
+how many kills hit a run, how many of them inside a save, how many runs resumed, and how many ended with the same weights.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.reliability.runs import language_recipe, vision_recipe
+from vpretrain import checkpoint
+from vpretrain.language import Language
+from vpretrain.modalities import MODALITIES
+from vpretrain.single import train_one
+from vpretrain.vision import Vision
+
+FORK = multiprocessing.get_context("fork")
+OFTEN = ["checkpoint.every=1", "checkpoint.seconds=0", "budget.steps=12"]
+RUNS = {
+    "language": language_recipe("arm=document_weights", *OFTEN),
+    "vision": vision_recipe("arm=ascent", *OFTEN),
+}
+LOADED = {"language": Language, "vision": Vision}
+
+
+def run(recipe, folder, die_at_flush=None):
+    """One run in this process; with ``die_at_flush`` it kills itself at that flush to the disk: inside a save."""
+    torch.set_num_threads(1)
+    os.close(1)
+    os.open(os.devnull, os.O_WRONLY)
+    if die_at_flush is not None:
+        flush, left = checkpoint._flush, [die_at_flush]
+
+        def deadly(path):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            flush(path)
+
+        checkpoint._flush = deadly
+    train_one(recipe, folder, lambda record, share: None)
+
+
+def started(recipe, folder, die_at_flush=None):
+    process = FORK.Process(target=run, args=(recipe, folder, die_at_flush))
+    process.start()
+    return process
+
+
+def weights(folder):
+    """Hash of the model folder's weights and of the metrics that no clock says."""
+    digest = hashlib.sha256()
+    for path in sorted((folder / "model").rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    digest.update(json.dumps([[line["step"], line["loss"], line["batch"]] for line in lines]).encode())
+    return digest.hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    counts = dict.fromkeys(("kills", "inside_a_save", "resumed", "same_weights"), 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, recipe in RUNS.items():
+            materials = LOADED[name]().load(recipe)
+            LOADED[name].load = lambda self, recipe, held=materials: held  # read once, forked everywhere
+            MODALITIES[name] = LOADED[name]
+            began = time.monotonic()
+            process = started(recipe, Path(scratch) / name)
+            process.join()
+            whole, took = weights(Path(scratch) / name), time.monotonic() - began
+            for number in range(options.kills // len(RUNS)):
+                folder = Path(scratch) / f"{name}-{number}"
+                inside = number % 3 == 0
+                process = started(recipe, folder, rng.randrange(4 * 12) if inside else None)
+                if not inside:
+                    process.join(rng.random() * took)
+                    process.kill()
+                process.join()
+                if process.exitcode != -signal.SIGKILL:
+                    continue  # it was done before the kill
+                counts["kills"] += 1
+                counts["inside_a_save"] += inside
+                again = started(recipe, folder)
+                again.join()
+                counts["resumed"] += again.exitcode == 0
+                counts["same_weights"] += again.exitcode == 0 and weights(folder) == whole
+    print(json.dumps(counts))
+    sys.exit(counts["same_weights"] != counts["kills"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Tiny runs of both modalities, to be killed and gone on with."""
+
+import hashlib
+
+from tests.language import test_train as language
+from tests.vision import conftest as vision
+from vpretrain.modalities import MODALITIES
+
+FEW = ["budget.steps=7", "value.meta_period=3", "value.memory=0.5", "evaluate.every=0"]
+
+
+def language_recipe(*overrides):
+    return language.tiny_recipe(*FEW, *overrides)
+
+
+def vision_recipe(*overrides, kind="dino"):
+    return vision.tiny_recipe(*FEW, *overrides, kind=kind)
+
+
+def build(recipe, materials):
+    return MODALITIES[recipe.modality]().build(recipe, materials)
+
+
+def weights_hash(parts):
+    """Over all that the learner is: parameters and buffers of the model, and what it holds beside them."""
+    digest = hashlib.sha256()
+
+    def add(name, value):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{name}/{key}", item)
+        else:
+            digest.update(name.encode() + value.detach().contiguous().view(-1).numpy().tobytes())
+
+    add("model", dict(parts.learner.model.state_dict()))
+    add("learner", {k: v for k, v in parts.learner.state_dict().items() if not isinstance(v, (int, float))})
+    return digest.hexdigest()

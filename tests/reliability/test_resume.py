@@ -1,0 +1,211 @@
+"""Whatever ends a run, the next start goes on as if nothing had happened, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+
+import pytest
+import torch
+
+from tests.reliability.runs import build, language_recipe, vision_recipe, weights_hash
+from vpretrain.checkpoint import Keeper
+from vpretrain.errors import Fault, Stopped, UserError
+from vpretrain.interruption import Interruption
+from vpretrain.language import Language
+from vpretrain.language.arms import ARMS as LANGUAGE_ARMS
+from vpretrain.single import train_one
+from vpretrain.train import run
+from vpretrain.vision import Vision
+from vpretrain.vision.arms import ARMS as VISION_ARMS
+from vpretrain.vision.arms import DINO_ARMS, IJEPA_ARMS
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def figures(history):
+    """Records without what a clock says."""
+    return [{key: v for key, v in record.items() if not key.startswith(TIMES)} for record in history]
+
+
+def gone_on_with(recipe, materials, folder, at):
+    """A run that ends after ``at`` steps, and another process's worth of fresh parts that goes on from its checkpoint."""
+    keeper = Keeper(folder, every=at, keep_last=9)
+    whole_parts = build(recipe, materials)
+    whole = run(recipe, whole_parts, step0={}, keeper=keeper)
+    for step in keeper.steps():
+        if step > at:
+            shutil.rmtree(keeper.path(step))
+    step, state = keeper.newest()
+    assert step == at
+    random.seed(99)
+    torch.manual_seed(99)  # what a new process would have drawn
+    parts = build(recipe, materials)
+    rest = run(recipe, parts, keeper=None, resume=state)
+    assert figures(rest.history) == figures(whole.history)[at:]
+    assert rest.stream_digest == whole.stream_digest
+    assert {name: score.value for name, score in rest.final.items()} == {n: s.value for n, s in whole.final.items()}
+    return weights_hash(parts), weights_hash(whole_parts)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Language().load(language_recipe())
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return {kind: Vision().load(vision_recipe(kind=kind)) for kind in ("dino", "ijepa")}
+
+
+@pytest.mark.parametrize("arm", sorted(LANGUAGE_ARMS))
+def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
+    """Step 4 is between two meta steps: the direction that was heard at step 3 is still in use."""
+    recipe = language_recipe(f"arm={arm}", "designer.replay=2", "designer.updates=2")
+    resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)
+    assert resumed == uninterrupted
+
+
+@pytest.mark.parametrize("arm", sorted(set(VISION_ARMS) - IJEPA_ARMS))
+def test_dino_goes_on_bit_for_bit(pictures, arm, tmp_path):
+    recipe = vision_recipe(f"arm={arm}", "budget.steps=5", "value.meta_period=2")
+    resumed, uninterrupted = gone_on_with(recipe, pictures["dino"], tmp_path / "checkpoints", at=3)
+    assert resumed == uninterrupted
+
+
+@pytest.mark.parametrize("arm", ["plain", "ascent", "random_masks", *sorted(IJEPA_ARMS)])
+def test_ijepa_goes_on_bit_for_bit(pictures, arm, tmp_path):
+    assert arm not in DINO_ARMS
+    recipe = vision_recipe(f"arm={arm}", "budget.steps=5", "value.meta_period=2", kind="ijepa")
+    resumed, uninterrupted = gone_on_with(recipe, pictures["ijepa"], tmp_path / "checkpoints", at=3)
+    assert resumed == uninterrupted
+
+
+def test_a_signal_saves_stops_and_the_same_command_goes_on(words, tmp_path):
+    recipe = language_recipe("arm=document_weights", "checkpoint.every=2")
+
+    def interrupt(record, share):
+        if record["step"] == 3 and share != 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="SIGTERM after step 3"):
+        train_one(recipe, tmp_path / "a", interrupt)
+    said = []
+    resumed = train_one(recipe, tmp_path / "a", lambda record, share: None, says=said.append)
+    assert said == ["going on after step 3"]
+    whole = train_one(recipe, tmp_path / "b", lambda record, share: None)
+    assert resumed["final"] == whole["final"] and resumed["step0"] == whole["step0"]
+    texts = [(tmp_path / run / "metrics.jsonl").read_text() for run in "ab"]
+    lines = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    assert figures(lines[0]) == figures(lines[1]) and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6, 7]
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a/model" / name).read_bytes() == (tmp_path / "b/model" / name).read_bytes()
+
+
+def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
+    recipe = language_recipe("arm=onehot", "budget.steps=2")
+    first = train_one(recipe, tmp_path, lambda record, share: None)
+    said, steps = [], []
+    again = train_one(recipe, tmp_path, lambda record, share: steps.append(record), says=said.append)
+    assert again == first and said == ["this run is finished; nothing was done"] and not steps
+
+
+def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tmp_path):
+    train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
+    longer = language_recipe("arm=onehot", "budget.steps=4", "learner.learning_rate=3e-3")
+    with pytest.raises(UserError) as error:
+        train_one(longer, tmp_path, lambda record, share: None)
+    assert {problem.where for problem in error.value.problems} == {"budget.steps", "learner.learning_rate"}
+    assert "--accept-changes" in str(error.value)
+    steps = []
+    train_one(longer, tmp_path, lambda record, share: steps.append(record["step"]), accept_changes=True)
+    assert steps == [3, 4]
+
+
+def test_what_is_not_trained_may_change(words, tmp_path):
+    train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
+    said = []
+    other = language_recipe("arm=onehot", "budget.steps=2", "checkpoint.keep_last=5")
+    train_one(other, tmp_path, lambda record, share: None, says=said.append)
+    assert said == ["this run is finished; nothing was done"]
+
+
+class Poisoned:
+    """A stream on which the loss is not finite at the given draws."""
+
+    def __init__(self, stream, learner, bad):
+        self.stream, self.learner, self.bad, self.drawn = stream, learner, bad, 0
+        self.healthy = learner.loss
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.drawn += 1
+        bad = self.drawn in self.bad
+        self.learner.loss = (lambda context, task: self.healthy(context, task) * float("nan")) if bad else self.healthy
+        return next(self.stream)
+
+    def state_dict(self):
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state):
+        self.stream.load_state_dict(state)
+
+
+def poisoned(recipe, words, bad):
+    parts = build(recipe, words)
+    object.__setattr__(parts, "stream", Poisoned(parts.stream, parts.learner, bad))
+    return parts
+
+
+def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
+    recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=4")
+    result = run(recipe, poisoned(recipe, words, {2}), step0={})
+    assert [record["step"] for record in result.history] == [1, 1, 2, 3, 4]
+    assert "not both are finite" in result.history[1]["skipped"] and result.spent.steps == 4
+
+
+def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, tmp_path):
+    recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=6", "faults.max_skips=1")
+    keeper = Keeper(tmp_path / "checkpoints", every=2)
+    result = run(recipe, poisoned(recipe, words, {4, 5}), step0={}, keeper=keeper)
+    assert [record["step"] for record in result.history] == [1, 2, 3, 3, 3, 3, 4, 5, 6]
+    with pytest.raises(Fault, match="2 batches in a row"):
+        run(recipe, poisoned(recipe, words, {4, 5, 6, 7}), step0={}, keeper=Keeper(tmp_path / "others", every=2))
+    with pytest.raises(Fault, match="2 batches in a row"):
+        run(recipe, poisoned(recipe, words, {2, 3}), step0={})
+
+
+def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
+    recipe = language_recipe("arm=onehot", "evaluate.every=1", "checkpoint.keep_best=test/nll", "budget.steps=4")
+    keeper = Keeper(tmp_path)
+    result = run(recipe, build(recipe, words), step0={}, keeper=keeper)
+    best = json.loads((tmp_path / "best/scores.json").read_text())["test/nll"]
+    assert best == min(record["test/nll"] for record in result.history)
+    assert (tmp_path / "best/config.json").is_file()
+    with pytest.raises(UserError, match="test/pass@1"):
+        bad = language_recipe("arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1")
+        run(bad, build(bad, words), step0={}, keeper=keeper)
+
+
+def test_signals_are_heard_only_inside_and_never_outside_of_the_main_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as asked:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.by == "SIGUSR1"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+    names = []
+
+    def elsewhere():
+        with Interruption() as heard:
+            names.append(heard.by)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert names == [None]

@@ -1,0 +1,98 @@
+"""Several feedback tasks as one, and the state of everything that wraps a feedback."""
+
+import pytest
+import torch
+
+from vpretrain.conflict import projected
+from vpretrain.feedback import RandomDirection, Remembered, Together, metrics_of
+
+
+class Said:
+    """Feedback that says the same vectors again and again, each time a step longer."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+        self.calls = 0
+
+    def gradients(self, learner):
+        self.calls += 1
+        return [{"w": self.calls * torch.tensor(batch)} for batch in self.batches]
+
+    def metrics(self):
+        return {"calls": float(self.calls)}
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+class Silent:
+    """The least that the role asks for."""
+
+    def gradients(self, learner):
+        return [{"w": torch.ones(2)}]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def pieces(gradients):
+    return [gradient["w"].tolist() for gradient in gradients]
+
+
+def test_tasks_are_weighed_batch_by_batch():
+    """Eq. 18 by hand, the weights divided by their sum."""
+    together = Together({"a": Said([1.0, 0.0], [0.0, 1.0]), "b": Said([4.0, 4.0], [8.0, 0.0])}, {"a": 3.0, "b": 1.0})
+    assert pieces(together.gradients(None)) == [[1.75, 1.0], [2.0, 0.75]]
+
+
+def test_a_single_task_is_heard_bit_for_bit():
+    batch = torch.randn(5, generator=torch.Generator().manual_seed(0)).tolist()
+    (found,) = Together({"only": Said(batch)}, {"only": 0.3}).gradients(None)
+    assert found["w"].tolist() == torch.tensor(batch).tolist()
+
+
+def test_unit_scale_makes_weights_shares_of_the_direction():
+    together = Together({"a": Said([1000.0, 0.0]), "b": Said([0.0, 0.001])}, {"a": 1.0, "b": 3.0}, unit=True)
+    assert pieces(together.gradients(None)) == [pytest.approx([0.25, 0.75])]
+
+
+def test_a_task_with_nothing_to_say_is_no_nan():
+    together = Together({"a": Said([0.0, 0.0]), "b": Said([0.0, 2.0])}, {"a": 1.0, "b": 1.0}, unit=True)
+    assert pieces(together.gradients(None)) == [[0.0, 0.5]]
+
+
+def test_projection_leaves_no_task_harmed():
+    tasks = {"a": Said([1.0, 0.2]), "b": Said([-3.0, 0.2])}
+    harmed = Together(tasks, {"a": 1.0, "b": 1.0}).gradients(None)[0]["w"]
+    mended = Together(tasks, {"a": 1.0, "b": 1.0}, resolve=projected).gradients(None)[0]["w"]
+    assert harmed @ torch.tensor([1.0, 0.2]) < 0 <= mended @ torch.tensor([1.0, 0.2])
+    assert mended @ torch.tensor([-3.0, 0.2]) >= 0
+
+
+def test_conflict_and_the_tasks_own_figures_are_told():
+    together = Together({"a": Said([1.0, 0.0]), "b": Said([-1.0, 1.0]), "c": Silent()}, {"a": 1.0, "b": 1.0, "c": 1.0})
+    together.gradients(None)
+    told = metrics_of(Remembered(RandomDirection(together, 0, fixed=False), 0.5))
+    assert told["conflict/a~b"] == pytest.approx(-(0.5**0.5)) and told["conflict/a~c"] == pytest.approx(0.5**0.5)
+    assert told["feedback/a/calls"] == told["feedback/b/calls"] == 1 and len(told) == 5
+    assert metrics_of(Silent()) == {}
+
+
+def test_resumed_feedback_goes_on_as_if_never_stopped():
+    def made():
+        inner = Together({"a": Said([1.0, 2.0]), "b": Silent()}, {"a": 1.0, "b": 2.0})
+        return Remembered(RandomDirection(inner, 3, fixed=False), 0.9)
+
+    straight, stopped, resumed = made(), made(), made()
+    for feedback in (straight, stopped):
+        for _ in range(3):
+            feedback.gradients(None)
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(3):
+        assert pieces(straight.gradients(None)) == pieces(resumed.gradients(None))
