@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpretrain.contracts import Score
 from vpretrain.language.learner import CausalLearner
@@ -20,10 +21,7 @@ from vpretrain.stats import proportion_stderr
 def negative_log_likelihood(
     learner: CausalLearner, documents: Sequence[Document], *, batch_size: int, pad_id: int
 ) -> Score:
-    """Mean NLL in nats over all predicted tokens of the documents.
-
-    The standard error is that of a ratio of sums over documents: tokens of one document are not independent.
-    """
+    """Mean NLL in nats over all predicted tokens of the documents (see :func:`mean_over_tokens`)."""
     totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
     with evaluating(learner.model):
         # Longest first: rows of one batch are then of a length, and a batch that is too large fails at once.
@@ -33,10 +31,22 @@ def negative_log_likelihood(
             places = torch.tensor(chunk)[row.cpu()]
             totals.index_add_(0, places, losses.double().cpu())
             counts.index_add_(0, places, torch.ones_like(losses, dtype=torch.float64).cpu())
+    return mean_over_tokens(totals, counts)
+
+
+def mean_over_tokens(totals: Tensor, counts: Tensor) -> Score:
+    """Mean over all tokens of a measure that was summed over the tokens of each document; lower is better.
+
+    The standard error is that of a ratio of sums over documents: tokens of one document are not independent.
+
+    Args:
+        totals: ``[documents]`` float64, the sum over each document's tokens.
+        counts: ``[documents]`` float64, how many tokens that were.
+    """
     value = float(totals.sum() / counts.sum())
     deviation = totals - value * counts
     stderr = float(deviation.square().sum().sqrt() / counts.sum())
-    items = tuple((totals * len(documents) / counts.sum()).tolist())  # their mean is the mean over tokens
+    items = tuple((totals * len(totals) / counts.sum()).tolist())  # their mean is the mean over tokens
     return Score(value, stderr, int(counts.sum()), higher_is_better=False, items=items)
 
 
