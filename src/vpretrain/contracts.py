@@ -160,7 +160,10 @@ class Feedback(Protocol):
 
 
 class Batches(Protocol):
-    """The endless stream of unlabeled batches; each has ``tokens`` (or images; int) and ``digest()`` (what was drawn)."""
+    """The endless stream of unlabeled batches.
+
+    Each batch has ``tokens`` (or images; int), ``weight`` (what its loss is a mean over) and ``digest()`` (what was drawn).
+    """
 
     def __iter__(self) -> Iterator[Any]:
         """Itself."""

@@ -131,6 +131,8 @@ class LearnerBase(Section):
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    accumulate: PositiveInt = 1
+    """Batches of the stream that make one learner step; the step is that of one batch as large as all of them."""
     learning_rate: PositiveFloat = 1.5e-5
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

@@ -5,17 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from vpretrain import vectors
+from vpretrain.accumulation import MicroBatches
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Feedback, Learner, detached
 from vpretrain.errors import NonFinite
 from vpretrain.feedback import metrics_of
 from vpretrain.value import adam_preconditioner
+
+
+class Stopwatch:
+    """Adds the seconds of a block to ``seconds_NAME`` of some metrics."""
+
+    def __init__(self, metrics: dict[str, float]) -> None:
+        self.metrics = metrics
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Around the block."""
+        started = time.perf_counter()
+        yield
+        key = f"seconds_{name}"
+        self.metrics[key] = self.metrics.get(key, 0.0) + time.perf_counter() - started
 
 
 class Guard:
@@ -69,7 +86,8 @@ class SteeredStep:
         """Takes one step on an unlabeled batch and returns its metrics.
 
         Args:
-            batch: ``B_u``, unlabeled.
+            batch: ``B_u``, unlabeled, or several of them whose gradients are added up; the first is what the designer
+                learns from.
             learning_rate: of the learner; at 0 the parameters stay bit for bit and only the optimizer's moments, the
                 designer and its direction move (burn-in).
             share: of the budget that is used, in [0, 1].
@@ -78,53 +96,58 @@ class SteeredStep:
             NonFinite: the loss, its gradient or what the feedback says is not; learner and optimizer were not moved.
         """
         metrics: dict[str, float] = {}
-        started = time.perf_counter()
-        context = self.learner.observe(batch)
-        seconds_forward = time.perf_counter() - started
-
-        if self.meta_due:
-            started = time.perf_counter()
-            downstream = self.feedback.gradients(self.learner)  # eq. 7
-            size = float(vectors.norm(vectors.mean(downstream)))
-            if not math.isfinite(size):
-                raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
-            self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
-            metrics |= self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
-            if "gain" in metrics:
-                self.guard.hear(metrics["gain"])
-            metrics |= metrics_of(self.feedback)
-            metrics["gradient_norm_downstream"] = size
-            metrics["seconds_meta"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        steer = self.guard.open
-        task = self.designer.construct(context, self.appraiser) if steer else self.designer.plain(context)
-        task = detached(task)
-        metrics["seconds_designer"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        loss = self.learner.loss(context, task)  # eq. 3: feedback is in here through the task alone
-        loss.backward()
-        if "seconds_meta" in metrics:
+        batches = batch if isinstance(batch, MicroBatches) else MicroBatches((batch,))
+        meta_due, steer = self.meta_due, self.guard.open
+        losses: list[torch.Tensor] = []
+        clock = Stopwatch(metrics)
+        for place, (part, part_share) in enumerate(zip(batches.parts, batches.shares, strict=True)):
+            with clock("learner"):
+                context = self.learner.observe(part)
+            if meta_due and place == 0:
+                with clock("meta"):
+                    metrics |= self._learn(context, learning_rate)
+                steer = self.guard.open
+            with clock("designer"):
+                task = self.designer.construct(context, self.appraiser) if steer else self.designer.plain(context)
+                task = detached(task)
+            with clock("learner"):
+                # eq. 3: feedback is in here through the task alone
+                part_loss = part_share * self.learner.loss(context, task)
+                part_loss.backward()
+                losses.append(part_loss.detach())
+        if meta_due:
             metrics |= self._alignment_metrics()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        if not torch.isfinite(norm) or not torch.isfinite(loss):
+        with clock("learner"):
+            loss = float(torch.stack(losses).sum())
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+            if not math.isfinite(norm) or not math.isfinite(loss):
+                self.optimizer.zero_grad(set_to_none=True)
+                found = f"loss {loss}, gradient norm {norm}"
+                raise NonFinite(f"{found}: not both finite, and the step was not taken; lower learner.learning_rate")
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            found = f"loss {float(loss.detach())}, gradient norm {float(norm)}"
-            raise NonFinite(f"{found}: not both are finite, and the step was not taken; lower learner.learning_rate")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.learner.stepped(share)
+            self.learner.stepped(share)
         self.count += 1
-        metrics["seconds_learner"] = seconds_forward + time.perf_counter() - started
         return metrics | {
-            "loss": float(loss.detach()),
+            "loss": loss,
             "learning_rate": learning_rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "steered": float(steer and self.designer.listens),
         }
+
+    def _learn(self, context: Any, learning_rate: float) -> dict[str, float]:
+        """The meta step: the feedback is heard, the designer moves and the learner does not."""
+        downstream = self.feedback.gradients(self.learner)  # eq. 7
+        size = float(vectors.norm(vectors.mean(downstream)))
+        if not math.isfinite(size):
+            raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
+        self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
+        metrics = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
+        if "gain" in metrics:
+            self.guard.hear(metrics["gain"])
+        return metrics | metrics_of(self.feedback) | {"gradient_norm_downstream": size}
 
     @property
     def meta_due(self) -> bool:

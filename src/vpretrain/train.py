@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import torch
 
+from vpretrain.accumulation import drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.checkpoint import Keeper, State
@@ -123,7 +124,7 @@ def run(
         raise ValueError("a budget in FLOPs needs the cost of a step: vpretrain.flops.count")
     cost = cost or {}
     step = new_step(recipe, parts)
-    progress = Progress(parts, step)
+    progress, accumulate = Progress(parts, step), recipe.learner.accumulate
     spent = progress.spent
     clock = Clock(spent)
     history: list[Record] = []
@@ -147,7 +148,7 @@ def run(
         # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
         with clock:
             for _ in range(recipe.value.burn_in_steps):
-                take(next(parts.stream), 0.0)
+                take(drawn(parts.stream, accumulate), 0.0)
         step.count = 0
 
     skipped, went_back = 0, False
@@ -156,7 +157,7 @@ def run(
         try:
             with clock:
                 started = time.perf_counter()
-                batch = next(parts.stream)
+                batch = drawn(parts.stream, accumulate)
                 metrics: Record = {"seconds_data": time.perf_counter() - started}
                 metrics |= take(batch, learning_rate(recipe, share), share)
                 metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)

@@ -115,6 +115,32 @@ def test_meta_period_sets_how_often_feedback_is_heard(materials):
     assert [record["step"] for record in result.history if "gain" in record] == [1, 4, 7]
 
 
+@pytest.mark.parametrize("arm", ["onehot", "token_weights"])
+def test_several_batches_make_the_step_of_one_large_one(materials, arm):
+    """Two of two windows against one of four: the same documents, the same step, in whatever order they are added up."""
+    small = (
+        "data.batch_size=2",
+        "learner.accumulate=2",
+        "value.meta_period=9",
+        "value.burn_in_steps=0",
+        "budget.steps=1",
+    )
+    large = ("data.batch_size=4", "value.meta_period=9", "value.burn_in_steps=0", "budget.steps=1")
+    # Closed gate: what a designer makes of values in standard deviations over the batch does depend on the batch.
+    found = []
+    for overrides in (small, large):
+        recipe = tiny_recipe(f"arm={arm}", "designer.tilt=0", *overrides)
+        parts = Language().build(recipe, materials)
+        result = run(recipe, parts, step0={})
+        found.append((result.spent.tokens, result.history[0], dict(parts.learner.model.named_parameters())))
+    (tokens, record, weights), (tokens_of_one, record_of_one, weights_of_one) = found
+    assert tokens == tokens_of_one
+    for key in ("loss", "gradient_norm"):
+        assert record[key] == pytest.approx(record_of_one[key], rel=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, weights_of_one[name], rtol=1e-3, atol=2e-5)
+
+
 def test_budget_in_tokens_and_seconds(materials):
     _, by_tokens = train(materials, "arm=onehot", "budget={tokens: 1000}", "budget.steps=null")
     tokens = [record["tokens"] for record in by_tokens.history]

@@ -165,7 +165,7 @@ def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
     recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=4")
     result = run(recipe, poisoned(recipe, words, {2}), step0={})
     assert [record["step"] for record in result.history] == [1, 1, 2, 3, 4]
-    assert "not both are finite" in result.history[1]["skipped"] and result.spent.steps == 4
+    assert "not both finite" in result.history[1]["skipped"] and result.spent.steps == 4
 
 
 def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, tmp_path):

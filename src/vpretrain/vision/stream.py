@@ -45,6 +45,11 @@ class ImageBatch:
         """Images in this batch (local under data parallelism): what the core's budget counts."""
         return len(self.indices)
 
+    @property
+    def weight(self) -> int:
+        """What the loss is a mean over: images."""
+        return self.tokens
+
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
         return replace(self, pixels=self.pixels.to(device), indices=self.indices.to(device))
