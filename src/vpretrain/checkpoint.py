@@ -51,7 +51,7 @@ def save(state: State, folder: Path) -> None:
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = _Tensors()
     rest = _encoded(state, "", tensors)
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -218,11 +218,26 @@ def _disk_error(error: BaseException) -> str | None:
     return error.strerror or str(error) if isinstance(error, OSError) else None
 
 
-def _encoded(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
+class _Tensors(dict[str, Tensor]):
+    """Tensors by name; the same memory is held once, whatever its names (tied weights)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[Any, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> str:
+        """Adds a tensor, if it is not there yet, and returns the name that it has."""
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
+        known = self._names.setdefault(place, name)
+        self[known] = tensor
+        return known
+
+
+def _encoded(value: Any, at: str, tensors: _Tensors) -> Any:
     """JSON for everything that is no tensor; tensors go into ``tensors`` under their path."""
     if isinstance(value, Tensor):
-        tensors[at] = value.detach()
-        return {"tensor": at}
+        name = tensors.add(at, value.detach())
+        return {"tensor": name}
     if isinstance(value, Mapping):
         return {"map": [[key, _encoded(item, f"{at}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -246,7 +261,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _copied(state: State) -> State:
-    tensors: dict[str, Tensor] = {}
+    tensors = _Tensors()
     rest = _encoded(state, "", tensors)
     return _decoded(rest, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
 

@@ -43,6 +43,14 @@ def test_a_state_without_tensors(tmp_path):
     assert load(tmp_path / "x") == {"steps": 3}
 
 
+def test_tied_weights_are_written_once_and_come_back_at_both_places(tmp_path):
+    weight = torch.randn(100)
+    save({"embedding": weight, "head": weight, "half": weight[:50], "none": weight[:0]}, tmp_path / "x")
+    found = load(tmp_path / "x")
+    assert torch.equal(found["embedding"], weight) and torch.equal(found["head"], weight)
+    assert torch.equal(found["half"], weight[:50]) and found["none"].shape == (0,)
+
+
 def test_what_cannot_be_read_back_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(TypeError, match=r"/a/0: .* set"):
         save({"a": [{1, 2}]}, tmp_path / "x")

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V voc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from vpretrain import vectors
 from vpretrain.contracts import Objective
-from vpretrain.errors import user_error
+from vpretrain.errors import UserError, user_error
 from vpretrain.language.stream import TokenBatch
 from vpretrain.language.suffix import Anatomy, Suffix, Trace
 from vpretrain.language.targets import SoftTargets, soft_target_loss
@@ -54,11 +55,17 @@ class CausalLearner:
     Args:
         model: any decoder-only ``AutoModelForCausalLM``.
         aligned: the subset S, by the model's parameter names.
+        autocast: the dtype of products in forward and backward passes of the whole model, where it is not the weights'
+            own; the suffix (:meth:`objective`) always runs in float32 or wider, where a small perturbation shows.
+
+    Raises:
+        UserError: the model is none that can be trained here (see :meth:`_check_layout`).
     """
 
-    def __init__(self, model: Any, aligned: dict[str, nn.Parameter]) -> None:
+    def __init__(self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None = None) -> None:
         self.model = model
         self.aligned = aligned
+        self.autocast = autocast
         self.anatomy = Anatomy.of(model)
         self.suffix = Suffix(self.anatomy, aligned)
         self._check_layout()
@@ -72,9 +79,10 @@ class CausalLearner:
         """One forward pass; logits are computed at the predicted tokens only (masked prompts are never projected)."""
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
-        with self.suffix.trace() as trace:
-            hidden = self._hidden(batch)
-        logits = self.anatomy.head(hidden[row, at - 1])
+        with self.computing():
+            with self.suffix.trace() as trace:
+                hidden = self.hidden(batch)
+            logits = self.anatomy.finished(self.anatomy.head(hidden[row, at - 1]))
         return Context(batch, (row, at - 1), batch.input_ids[row, at], hidden, logits, trace)
 
     def loss(self, context: Context, task: SoftTargets) -> Tensor:
@@ -95,7 +103,9 @@ class CausalLearner:
         """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive."""
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
-        logits = vectors.wide(self.anatomy.head(self._hidden(batch)[row, at - 1]))
+        with self.computing():
+            logits = self.anatomy.finished(self.anatomy.head(self.hidden(batch)[row, at - 1]))
+        logits = vectors.wide(logits)
         return nn.functional.cross_entropy(logits, batch.input_ids[row, at], reduction="none"), row
 
     def stepped(self, share: float) -> None:
@@ -108,25 +118,58 @@ class CausalLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
 
-    def _hidden(self, batch: TokenBatch) -> Tensor:
+    def computing(self) -> AbstractContextManager[Any]:
+        """The learner's precision, for whatever runs the model inside the block."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Final hidden states ``[B, T, D]`` of a batch on the model's device, with the graph to the learner."""
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return out.last_hidden_state
 
     @torch.no_grad()
     def _check_layout(self) -> None:
-        """Holds the parts against the whole once, so that an unknown architecture is refused and never mistrained."""
-        ids = torch.arange(8, device=self.device)[None] % self.model.config.vocab_size
-        positions = torch.arange(8, device=self.device)[None]
+        """Tries what training relies on, so that an architecture that breaks it is refused and never mistrained.
+
+        The parts give the logits of the whole, no token sees a later one, and none sees another document of its row.
+        """
+        config, device = self.model.config, self.device
+        ids = torch.arange(8, device=device)[None] % config.vocab_size
+        apart = torch.arange(8, device=device)[None] % 4  # two documents of four tokens
+
+        def logits(ids: Tensor, positions: Tensor) -> Tensor:
+            return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+
+        def refused(what: str, accepted: str) -> UserError:
+            return user_error("learner.model", f"{type(self.model).__name__} {what}", accepted=accepted)
+
+        decoders = "decoder-only models laid out like Qwen, Llama, Gemma or GPT-2"
         with evaluating(self.model):
-            whole = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            try:
+                whole = logits(ids, apart)
+            except TypeError:
+                raise refused("takes no position ids, by which packed documents are told apart", decoders) from None
             with self.suffix.trace() as trace:
-                self.anatomy.backbone(input_ids=ids, position_ids=positions, use_cache=False)
+                self.anatomy.backbone(input_ids=ids, position_ids=apart, use_cache=False)
             point = {name: parameter.detach() for name, parameter in self.aligned.items()}
             parts = self.suffix.project(self.suffix.hidden(trace, point).to(whole.dtype), point)
-        if not torch.allclose(whole.float(), parts.float(), rtol=2e-2, atol=2e-2 * float(whole.float().std())):
-            raise user_error(
-                "learner.model",
-                f"{type(self.model).__name__} does more than blocks, final norm and head (a scaled or capped head, say), "
-                "so its parts do not give the logits of the whole",
-                accepted="decoder-only models laid out like Qwen, Llama or GPT-2",
-            )
+            alone = logits(ids[:, 4:], apart[:, 4:])
+            other = ids.clone()
+            other[:, -1] = (other[:, -1] + 1) % config.vocab_size
+            later = logits(other, apart)[:, :-1]
+        if not _close(whole[:, :-1], later):
+            raise refused("lets tokens see later ones, so next-token prediction would teach it to copy", decoders)
+        if not _close(whole[:, 4:], alone):
+            raise refused("lets a token see other documents of its packed row", "models that read position_ids apart")
+        if not _close(whole, parts):
+            raise refused(
+                "does more than blocks, final norm, head, scale and soft cap, so its parts do not give the logits of the "
+                "whole", decoders,
+            )  # fmt: skip
+
+
+def _close(whole: Tensor, found: Tensor) -> bool:
+    """Equal but for rounding in the dtype of the whole."""
+    tolerance = 2e-2 if whole.dtype.itemsize < 4 else 1e-3
+    whole, found = whole.float(), found.float()
+    return torch.allclose(whole, found, rtol=tolerance, atol=tolerance * float(whole.std()))

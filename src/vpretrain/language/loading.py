@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.language import word_problems
+from vpretrain.language import lora, word_problems
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.recipe_problems import nearest, shown
 from vpretrain.resources import out_of_memory
@@ -39,17 +42,21 @@ def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
 
 
 def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
-    """The learner's model in the recipe's dtype and attention.
+    """The learner's model in the recipe's attention, its weights in :func:`stored_dtype`.
+
+    A folder that holds an adapter (PEFT) gives the model that it makes of its base, merged.
 
     Raises:
         UserError: the folder or hub id does not hold a whole causal language model, or the configuration makes none.
     """
-    dtype = getattr(torch, section.dtype)
+    dtype = stored_dtype(section)
     if location is None:
         assert section.config is not None
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
+    if (base := lora.base_of(Path(location))) is not None:
+        return lora.merge_into(load_model(section, named(base), seed), Path(location))
     model, report = _from_pretrained(
         AutoModelForCausalLM, location, "learner.model", dtype=dtype, attn_implementation=section.attention,
         output_loading_info=True, ignore_mismatched_sizes=True,
@@ -64,20 +71,58 @@ def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
     return model
 
 
+def stored_dtype(section: LearnerSection) -> torch.dtype:
+    """What the model's weights are kept in: float32 for what trains under ``dtype: bfloat16``.
+
+    A bfloat16 number has 8 significant bits: AdamW at a rate of 1e-5 moves a weight of 0.02 by a thousandth of it, which
+    rounds to nothing. Below LoRA the weights do not move, and the adapters are float32.
+    """
+    if section.dtype == "bfloat16" and section.lora is None:
+        return torch.float32
+    return getattr(torch, section.dtype)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Lets the blocks drop their activations in training mode; the backward pass runs each block again.
+
+    Adapters are attached before this is called: after it, PEFT would hook the embeddings to ask for gradients, which the
+    non-reentrant kind chosen here has no need of and functional transforms cannot go through.
+
+    Raises:
+        UserError: the architecture has no such mode.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise user_error(
+            "learner.activation_checkpointing", f"{type(model).__name__} cannot run its blocks again", value=True,
+            accepted="false for this model",
+        )  # fmt: skip
+    # Under its new name where transformers has it, since the old one warns there.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def skeleton(recipe: LanguageRecipe) -> Any:
     """The learner's shapes on the meta device, before its weights are loaded or made; raises as :func:`load_model`."""
     section = recipe.learner
+    dtype = stored_dtype(section)
     with torch.device("meta"):
         if section.model is not None:
-            config = _from_pretrained(AutoConfig, named(section.model), "learner.model")
-            return _from_config(config, "learner.model", section.model, torch.float32, section.attention)
-        if section.config is not None:
-            return new_model(section.config, "learner.config", dtype=torch.float32, attention=section.attention)
-        assert section.prepare is not None
-        made = section.prepare
-        size = made.vocabulary if made.tokenizer == "bpe" else len(word_problems.vocabulary())
-        config = {**made.config, "vocab_size": size}
-        return new_model(config, "learner.prepare.config", dtype=torch.float32, attention=section.attention)
+            location = named(section.model)
+            while (base := lora.base_of(Path(location))) is not None:
+                location = named(base)
+            config = _from_pretrained(AutoConfig, location, "learner.model")
+            model = _from_config(config, "learner.model", section.model, dtype, section.attention)
+        elif section.config is not None:
+            model = new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
+        else:
+            assert section.prepare is not None
+            made = section.prepare
+            size = made.vocabulary if made.tokenizer == "bpe" else len(word_problems.vocabulary())
+            config = {**made.config, "vocab_size": size}
+            model = new_model(config, "learner.prepare.config", dtype=dtype, attention=section.attention)
+        if section.lora is not None:
+            lora.attach(model, section.lora, base=None, seed=recipe.seed)
+    return model
 
 
 def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str) -> Any:
@@ -114,6 +159,8 @@ def _from_config(resolved: Any, where: str, given: object, dtype: torch.dtype, a
     except Exception as error:  # sizes that do not go together, a kernel that is not installed, ...
         if out_of_memory(error):
             raise
+        if _about_attention(error):
+            raise _lacks_attention(attention, error) from error
         raise _makes_no_model(where, given, error) from error
 
 
@@ -145,10 +192,12 @@ def _check_keys(config: dict[str, Any], where: str) -> None:
 
 def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(name, **options)
+        return loader.from_pretrained(name, **_reach(name), **options)
     except Exception as error:  # the hub, tokenizers and safetensors have exceptions of their own
         if out_of_memory(error):
             raise
+        if _about_attention(error):
+            raise _lacks_attention(options.get("attn_implementation", ""), error) from error
         packaged = ", ".join(sorted(path.name for path in ASSETS.glob("*/")))
         raise user_error(
             where, _why(loader, Path(name), error), value=name,
@@ -156,17 +205,63 @@ def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
         ) from error  # fmt: skip
 
 
+def _about_attention(error: Exception) -> bool:
+    return "attention implementation" in str(error) or "FlashAttention" in str(error)
+
+
+def _lacks_attention(attention: str, error: Exception) -> UserError:
+    said = _brief(error).partition(". ")[0]
+    return user_error(
+        "learner.attention", f"this model does not run with it here: {said}", value=attention,
+        accepted="eager (every model has it), or another that the model and this machine have",
+    )  # fmt: skip
+
+
+HUB_SECONDS = 5.0
+"""How long the hub is waited for before the local cache is all there is; loaders themselves try for most of a minute."""
+
+
+@cache
+def _reach(name: str) -> dict[str, bool]:
+    """How a loader should look for ``name``: a hub id is asked for once, and without an answer looked up in the cache.
+
+    Raises:
+        OSError, httpx errors: the hub does not have it, or does not answer and the cache does not have it either.
+    """
+    if Path(name).is_dir() or not _may_be_hub_id(Path(name)):
+        return {}
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise
+    except Exception:  # no network, no answer in time, offline by choice: each has an exception of its own
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            raise
+        return {"local_files_only": True}
+    return {}
+
+
+def _may_be_hub_id(path: Path) -> bool:
+    return not (path.is_absolute() or len(path.parts) > 2 or ".." in path.parts)  # it is NAME or OWNER/NAME
+
+
 def _why(loader: Any, folder: Path, error: Exception) -> str:
     if folder.is_file():
         return "this is a file; name the folder that it is in"
     if not folder.is_dir():
-        if folder.is_absolute() or len(folder.parts) > 2 or ".." in folder.parts:  # a hub id is NAME or OWNER/NAME
-            return f"there is no such folder (a relative path starts at {Path.cwd()})"
-        return f"there is no such folder, and it could not be had from the hub: {_brief(error)}"
+        here = f"there is no such folder (a relative path starts at {Path.cwd()})"
+        if not _may_be_hub_id(folder):
+            return here
+        if isinstance(error, RepositoryNotFoundError):
+            return f"{here}, and no public model of this name on the hub; for a private one log in with `hf auth login`"
+        return f"{here}, and it could not be had from the hub: {_brief(error)}"
     if (folder / "model" / "config.json").is_file():
         return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
     if loader is AutoTokenizer and not list(folder.glob("*token*")):
         return "there is no tokenizer in this folder; name the one it was trained with in learner.tokenizer"
+    if loader is not AutoTokenizer and not (folder / "config.json").is_file():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        return f"there is no config.json in this folder, which every transformers model has; it holds {there}"
     return f"cannot be loaded: {_brief(error)}"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpretrain.errors import user_error
+from vpretrain.errors import Problem, UserError, user_error
 
 
 @dataclass
@@ -28,12 +28,16 @@ class Anatomy:
         blocks: its transformer blocks, in order.
         norm: what runs after the last block.
         head: the projection to the vocabulary.
+        scale: what its scores are multiplied by (Cohere, Granite; 1 elsewhere).
+        cap: where they are bounded, ``cap tanh(scores / cap)`` (Gemma 2 and later); None: nowhere.
     """
 
     backbone: nn.Module
     blocks: nn.ModuleList
     norm: nn.Module
     head: nn.Module
+    scale: float = 1.0
+    cap: float | None = None
 
     @classmethod
     def of(cls, model: Any) -> Anatomy:
@@ -52,7 +56,15 @@ class Anatomy:
                 "so its suffix cannot be run on its own",
                 accepted="decoder-only models laid out like Qwen, Llama, Gemma or GPT-2",
             )
-        return cls(backbone, lists[0], norms[0], head)
+        config = model.config
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(backbone, lists[0], norms[0], head, scale, getattr(config, "final_logit_softcapping", None))
+
+    def finished(self, scores: Tensor) -> Tensor:
+        """Logits from what the head projects, same shape and dtype; gradients flow."""
+        if self.scale != 1:
+            scores = scores * self.scale
+        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
 
 
 def aligned_parameters(
@@ -60,8 +72,9 @@ def aligned_parameters(
 ) -> dict[str, nn.Parameter]:
     """The subset S: the last ``blocks`` blocks with final norm and head, everything, or what matches ``patterns``.
 
-    A head that is tied to the input embedding is left out of "last blocks": it would drag the whole network below into
-    the suffix. Only parameters that train belong to S.
+    Only parameters that train belong to S: under LoRA it is the adapters of these blocks. A head that is tied to the
+    input embedding is left out of "last blocks", since it would drag the whole network below into the suffix; chosen by
+    either of its names, it is in S once.
 
     Args:
         model: the causal language model.
@@ -69,20 +82,16 @@ def aligned_parameters(
         blocks: how many of the last blocks, or ``all`` parameters of the model.
         patterns: shell patterns over parameter names; they take the place of ``blocks`` when given.
 
+    Returns:
+        The parameters by the model's names for them, in the model's order; at least one.
+
     Raises:
-        UserError: nothing matches, or there are fewer blocks than asked for.
+        UserError: a pattern matches no parameter that trains, none of the blocks' parameters trains, or there are fewer
+            blocks than asked for.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if patterns:
-        chosen = {n: p for n, p in trainable.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
-        if not chosen:
-            raise user_error(
-                "learner.aligned_patterns",
-                "no trainable parameter has a name that matches",
-                value=patterns,
-                accepted="patterns over these names: " + _abbreviated(list(trainable)),
-            )
-        return chosen
+        return _matching(model, trainable, patterns)
     if blocks == "all":
         return trainable
     if not 1 <= blocks <= len(anatomy.blocks):
@@ -102,6 +111,26 @@ def aligned_parameters(
             accepted="blocks with trainable parameters; those that train: " + _abbreviated(list(trainable)),
         )
     return chosen
+
+
+def _matching(model: nn.Module, trainable: dict[str, nn.Parameter], patterns: list[str]) -> dict[str, nn.Parameter]:
+    """What the patterns choose; each has to choose something, or a misspelt one among several would pass in silence."""
+    every = dict(model.named_parameters(remove_duplicate=False))  # a tied parameter under each of its names
+    chosen: set[int] = set()
+    problems = []
+    for pattern in patterns:
+        found = {name: p for name, p in every.items() if fnmatchcase(name, pattern)}
+        if any(p.requires_grad for p in found.values()):
+            chosen |= {id(p) for p in found.values()}
+            continue
+        said = "no parameter has a name that matches"
+        if found:
+            said = f"this matches frozen parameters alone ({_abbreviated(list(found), 3)}), which have no gradient to compare"
+        accepted = "patterns over the names of those that train: " + _abbreviated(list(trainable))
+        problems.append(Problem("learner.aligned_patterns", pattern, accepted, said))
+    if problems:
+        raise UserError(*problems)
+    return {name: p for name, p in trainable.items() if id(p) in chosen}
 
 
 def _abbreviated(names: list[str], most: int = 12) -> str:
@@ -166,8 +195,8 @@ class Suffix:
         return hidden
 
     def project(self, states: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Vocabulary scores of final hidden states, as a function of S."""
-        return self._call(self.anatomy.head, parameters, states.dtype, (states,), {})
+        """Logits of final hidden states, as a function of S."""
+        return self.anatomy.finished(self._call(self.anatomy.head, parameters, states.dtype, (states,), {}))
 
     def _call(
         self, module: nn.Module, parameters: Mapping[str, Tensor], dtype: torch.dtype, args: Any, kwargs: Any

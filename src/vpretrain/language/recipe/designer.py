@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -44,6 +45,23 @@ class DesignerSection(Section):
     """``ascent``: price of a nat of KL from the targets to the learner, in standard deviations of the token value."""
     gate_price: NonNegativeFloat = 0.0
     """``ascent``: price of an open gate, in standard deviations of the token value."""
+
+    carried_from: Path | None = None
+    """Folder of a finished run whose designer this run starts with (``ascent``, ``field``, ``weight_field``); its learner
+    must have used the same tokenizer."""
+    frozen: bool = False
+    """Whether the carried designer stays as it is: it hears no feedback, and there are no meta steps."""
+    companion: bool = False
+    """Whether the carried designer goes on reading the hidden states of the model it was trained with, which then runs
+    beside the learner: for a learner of another size or origin."""
+
+    @model_validator(mode="after")
+    def _carries_something(self) -> Self:
+        if self.carried_from is None and (self.frozen or self.companion):
+            raise ValueError(
+                "designer.carried_from names no run, and only a carried designer can be frozen or have a companion"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -36,8 +36,27 @@ class Prepare(Section):
     seed: NonNegativeInt = 0
 
 
+class Lora(Section):
+    """Low-rank adapters (PEFT LoRA): they alone train, and the model below them stays as it is."""
+
+    r: PositiveInt = 8
+    """Rank."""
+    alpha: PositiveInt = 16
+    """What the product of the factors is scaled by, times r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the adapters' inputs, while training."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Linear modules that get an adapter: all but the head, or those whose names end in one of a list (``q_proj``)."""
+    merge: bool = True
+    """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false: the adapter alone."""
+
+
 class LearnerSection(LearnerBase):
-    """The model that is continued."""
+    """The model that is continued.
+
+    Under ``dtype: bfloat16`` the arithmetic is in bfloat16 (autocast) and what trains is kept in float32, since a step of
+    1e-5 on a weight is lost in the rounding of bfloat16; frozen weights (below LoRA) are kept in bfloat16.
+    """
 
     model: str | None = None
     """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what ``prepare`` says."""
@@ -49,7 +68,11 @@ class LearnerSection(LearnerBase):
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks``."""
+    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match one that trains."""
+    lora: Lora | None = None
+    """Adapters in the place of all parameters; S is then those of the last ``aligned_blocks`` blocks."""
+    activation_checkpointing: bool = False
+    """Whether blocks keep no activations for the learner's backward pass and run again in it: less memory, more time."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:
@@ -58,5 +81,9 @@ class LearnerSection(LearnerBase):
         ) != 1:
             raise ValueError(
                 "give one of `model` (a checkpoint), `config` (random weights) or `prepare` (made on first use)"
+            )
+        if self.config is not None and self.lora is not None and not self.lora.merge:
+            raise ValueError(
+                "learner.lora.merge is false, but an adapter without its random base is of no use: merge it"
             )
         return self

@@ -1,0 +1,158 @@
+"""The model card beside a saved model: what it came from, what steered it, and what that was measured to do."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+
+from vpretrain.language.arms import ARMS
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.rows import Row
+from vpretrain.recipe import dump
+from vpretrain.recipe_yaml import written
+from vpretrain.tracking import environment
+from vpretrain.train import Result
+
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def write_card(
+    folder: Path, recipe: LanguageRecipe, result: Result, *, location: str | None, feedback: Sequence[Row]
+) -> None:
+    """Writes ``README.md`` as the hub reads it: a YAML header, and text in which nothing of the data is markup.
+
+    Args:
+        folder: of the saved model; a README.md that is there is replaced.
+        recipe: every value of the run.
+        result: what was measured.
+        location: folder or hub id of the base model; None for random weights.
+        feedback: the rows that steered; their number and a hash of them are told, not they themselves.
+    """
+    base = _card_of(location)
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["continued-pretraining", "vpretrain"],
+        **{name: base[name] for name in LICENSE_FIELDS if isinstance(base.get(name), str)},
+    }
+    if location is not None and not Path(location).is_dir():
+        header["base_model"] = location
+    parts = [
+        "# " + escaped(recipe.says),
+        f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was shaped by what a feedback set "
+        f"thinks of each step (V-pretraining, [arXiv 2601.22108](https://arxiv.org/abs/2601.22108)).",
+        "## What steered it",
+        _bullets(_method(recipe, feedback)),
+        "## Measured",
+        _table(recipe, result),
+        f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, of each figure alone. "
+        "One run: a comparison over seeds (`vpretrain compare`) says more.",
+        "## Licence",
+        _licence(header, location),
+        "## Versions",
+        _bullets([f"{escaped(name)} {escaped(version or 'unknown')}" for name, version in _versions()]),
+        "## Recipe",
+        fenced(dump(recipe)),
+    ]
+    text = f"---\n{written(header)}---\n\n" + "\n\n".join(parts) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def escaped(text: str) -> str:
+    """One line in which neither Markdown nor HTML sees anything to act on."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~\-])", r"\\\1", line)
+
+
+def fenced(text: str) -> str:
+    """A code block that no run of backticks in the text can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """Sixteen hexadecimal digits of SHA-256 over prompts and texts in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for text in (row.prompt, row.text):
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def _origin(recipe: LanguageRecipe, location: str | None) -> str:
+    section = recipe.learner
+    if section.model is not None:
+        return escaped(section.model)
+    return "Random weights" if location is None else "A model made from the stream (`learner.prepare`)"
+
+
+def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
+    section, value, lora = recipe.learner, recipe.value, recipe.learner.lora
+    names = ", ".join(dict.fromkeys(escaped(row.source) for row in feedback))
+    sources = "; ".join(f"{escaped(source.name)}, weight {source.weight:g}" for source in recipe.data.stream)
+    trained = "all parameters" if lora is None else f"LoRA adapters (r {lora.r}, alpha {lora.alpha:g})"
+    told = [
+        f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
+        f"Stream: {sources}",
+        f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.get(recipe.arm, 'not one of this version'))}",
+        f"Value: alignment {escaped(value.alignment)}, {escaped(value.estimator)}, every {value.meta_period} steps",
+        f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
+    ]
+    if recipe.designer.carried_from is not None:
+        how = "as it was" if recipe.designer.frozen else "and went on learning"
+        told.append(f"Designer: carried from {escaped(str(recipe.designer.carried_from))}, {how}")
+    return told
+
+
+def _table(recipe: LanguageRecipe, result: Result) -> str:
+    spent = result.spent
+    lines = [
+        f"| metric | step 0 | step {spent.steps} ({spent.tokens:,} tokens) | better is | n |",
+        "|---|---|---|---|---|",
+    ]
+    for name, end in result.final.items():
+        start = result.step0.get(name)
+        first = "not measured" if start is None else f"{start.value:.4f} ± {start.stderr:.4f}"
+        better = "higher" if end.higher_is_better else "lower"
+        lines.append(f"| {escaped(name)} | {first} | {end.value:.4f} ± {end.stderr:.4f} | {better} | {end.n:,} |")
+    return "\n".join(lines)
+
+
+def _licence(header: dict[str, Any], location: str | None) -> str:
+    if "license" in header:
+        return f"{escaped(header['license'])}, as the base model's card says; the stream's licence may add to it."
+    whose = "the base model's and the stream's" if location is not None else "the stream's"
+    return f"Not known: fill in `license` in the header of this file from {whose}."
+
+
+def _versions() -> list[tuple[str, str | None]]:
+    found = environment()
+    return [*found["versions"].items(), ("python", found["python"])]
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _card_of(location: str | None) -> dict[str, Any]:
+    """The header of the base model's card, from its folder or the local cache; empty without one."""
+    if location is None:
+        return {}
+    path = Path(location) / "README.md"
+    if not path.is_file():
+        cached = None if Path(location).is_dir() else try_to_load_from_cache(location, "README.md")
+        if not isinstance(cached, str):
+            return {}
+        path = Path(cached)
+    try:
+        return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
+    except Exception:  # somebody else's file; a card is no reason to lose a finished run
+        return {}
