@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ def user_error(where: str, message: str, *, value: object = "", accepted: str = 
     """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as it is)."""
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
+
+
+@contextmanager
+def renamed(places: Mapping[str, str]) -> Iterator[None]:
+    """Within it, errors of a shared part speak of the caller's own keys: ``{"--data-root": "data.root"}``."""
+    try:
+        yield
+    except UserError as error:
+        found = [replace(problem, where=places.get(problem.where, problem.where)) for problem in error.problems]
+        raise UserError(*found) from None
 
 
 class Fault(Exception):

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from vpretrain.contracts import Parts, Score
-from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.errors import Problem, UserError, renamed, user_error
 from vpretrain.language import lora
 from vpretrain.language.arms import ARMS, DEMO, DIRECT, feedback_of
 from vpretrain.language.card import write_card
@@ -47,6 +47,7 @@ class Materials:
         tasks: the feedback tasks' documents, by name.
         evaluation, also: documents of those rows.
         counts: what became of the rows of each source: documents, tokens, rows cut, chunked or dropped.
+        benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.harness`), each with its problems.
     """
 
     location: str | None
@@ -57,6 +58,7 @@ class Materials:
     evaluation: list[Document]
     also: dict[str, list[Document]]
     counts: dict[str, Encoded]
+    benchmarks: dict[str, tuple[Any, list[Any]]]
 
     @property
     def feedback(self) -> list[Document]:
@@ -97,7 +99,7 @@ class Language:
         counts |= {name if name == SINGLE else f"feedback/{name}": count for name, count in of_tasks.items()}
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
-        return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts)
+        return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts, _benchmarks(recipe))
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
         """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
@@ -181,6 +183,20 @@ def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearne
     return CausalLearner(model.train(), aligned, autocast=autocast), adapted
 
 
+def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
+    """The problems of ``evaluate.tasks``; the harness is imported only where a recipe asks for it."""
+    if not recipe.evaluate.tasks:
+        return {}
+    from vpretrain.language.harness.benchmarks import BENCHMARKS
+    from vpretrain.language.harness.rows import read as problems_of
+    from vpretrain.language.harness.run import require
+
+    require()
+    root, rows = recipe.data.root, recipe.evaluate.task_rows
+    with renamed({"--data-root": "data.root"}):
+        return {name: (BENCHMARKS[name], problems_of(BENCHMARKS[name], root, rows)) for name in recipe.evaluate.tasks}
+
+
 def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
     section, split = recipe.evaluate, recipe.evaluate.split
     with learner.computing():
@@ -195,6 +211,12 @@ def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearn
                 learner, materials.tokenizer, materials.texts.evaluation, pattern=section.answer,
                 new_tokens=section.new_tokens, batch_size=section.batch_size,
             )  # fmt: skip
+    if materials.benchmarks:
+        from vpretrain.language.harness.scoring import Sampling, score_learner
+
+        sampling = Sampling(new_tokens=section.task_tokens, batch_size=section.batch_size)
+        with renamed({"--new-tokens": "evaluate.task_tokens"}):
+            scores |= score_learner(learner, materials.tokenizer, materials.benchmarks, sampling)
     return scores
 
 

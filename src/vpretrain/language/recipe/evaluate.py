@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import PositiveInt, field_validator
 
@@ -22,6 +23,14 @@ class LanguageEvaluate(Evaluate):
     generation is scored by exact match (Pass@1); null measures NLL alone."""
     new_tokens: PositiveInt = 64
     """Longest generated solution."""
+
+    tasks: list[Literal["gsm8k", "math500", "mmlu", "omega"]] = []
+    """Benchmarks that are scored beside it (the extra `eval`), read from ``data.root``. MBPP runs what the model wrote and is
+    left to `vpretrain evaluate`."""
+    task_rows: PositiveInt | None = None
+    """The first so many problems of each; null takes all."""
+    task_tokens: PositiveInt | None = None
+    """Longest completion; null leaves it to the task."""
 
     @field_validator("answer")
     @classmethod
