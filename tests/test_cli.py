@@ -246,7 +246,7 @@ REFUSED = {
         ["data.feedback.rows.solution=answer"],
         ["data/feedback.jsonl:1", "'answer'", "'problem', 'solution'", "data.feedback.rows.solution"],
     ),
-    "an empty stream": (["data.stream.1.rows.path=empty.jsonl"], ["data.stream.1.rows.path", "no rows"]),
+    "an empty stream": (["data.stream.1.rows.path=empty.jsonl"], ["data.stream.1.rows", "no rows", "empty.jsonl"]),
     "no row left": (["data.stream.1.rows.skip_rows=24"], ["data.stream.1.rows.skip_rows", "24 rows"]),
     "feedback without solutions": (
         ["data.feedback.rows.path=unsolved.jsonl"],
@@ -435,7 +435,7 @@ def test_a_fault_is_exit_code_4_and_keeps_what_was_finished(call, here):
     ],
 )
 def test_exit_codes(call, monkeypatch, error, code, says):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise error
 
     monkeypatch.setattr(single, "train_one", broken)
@@ -445,7 +445,7 @@ def test_exit_codes(call, monkeypatch, error, code, says):
 
 
 def test_a_bug_is_shown_whole(call, monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(single, "train_one", broken)

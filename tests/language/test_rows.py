@@ -1,19 +1,25 @@
-"""Reading rows, encoding them with exact masks, and finding rows that are in two sets."""
+"""Encoding rows with exact masks, and finding rows that are in two sets."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vpretrain.errors import UserError
-from vpretrain.language.rows import SHORTEST_TAIL_TOKENS, Document, Encoded, Row, encode, overlap, read_jsonl
+from vpretrain.language.rows import (
+    SHORTEST_TAIL_TOKENS,
+    Document,
+    Encoded,
+    Row,
+    encode,
+    encode_into,
+    held_out,
+    overlap,
+)
+from vpretrain.language.stored import StoredDocuments, StoredRows
 
 EOS = 1
-WHERE = "data.stream[0].path"
 
 
 def words(count: int, start: int = 0) -> str:
@@ -45,175 +51,6 @@ def raw(text: str, origin: str = "raw.jsonl:1") -> Row:
 
 def solved(prompt: str, text: str, origin: str = "solved.jsonl:1") -> Row:
     return Row(prompt, text, origin, "solved")
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def refused(path: Path, **columns: str) -> UserError:
-    with pytest.raises(UserError) as caught:
-        read_jsonl(path, name="s", where=WHERE, **(columns or {"text": "text"}))
-    return caught.value
-
-
-# --- reading -----------------------------------------------------------------------------------------------
-
-
-def test_raw_text_and_pairs_are_read_in_order(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"text": "one", "q": "2?", "a": "two"}, {"text": " é ", "q": "3?", "a": "3"})
-    assert read_jsonl(file, name="s", text="text", where=WHERE) == [
-        Row("", "one", f"{file}:1", "s"),
-        Row("", " é ", f"{file}:2", "s"),
-    ]
-    assert read_jsonl(str(file), name="s", prompt="q", solution="a", where=WHERE) == [
-        Row("2?", "two", f"{file}:1", "s"),
-        Row("3?", "3", f"{file}:2", "s"),
-    ]
-
-
-def test_blank_lines_crlf_a_byte_order_mark_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(
-        b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \r\n{"text": "b\\r\\n\xe2\x80\xa8c", "text": "d\xe2\x80\xa8e"}'
-    )
-    rows = read_jsonl(file, name="s", text="text", where=WHERE)
-    assert [row.text for row in rows] == ["a", "d\u2028e"], "blank lines skipped, the last of two keys wins"
-    assert [row.origin for row in rows] == [f"{file}:1", f"{file}:4"]
-
-
-def test_a_missing_file_says_which_files_are_there(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", {"text": "a"})
-    write(tmp_path / "test.jsonl", {"text": "a"})
-    (tmp_path / "notes.txt").write_text("no")
-    (problem,) = refused(tmp_path / "trian.jsonl").problems
-    assert problem.where == WHERE
-    assert problem.value.endswith("trian.jsonl")
-    assert "no such file" in problem.message
-    assert "test.jsonl, train.jsonl" in problem.accepted
-    assert "notes.txt" not in problem.accepted
-
-
-def test_a_missing_file_without_siblings_or_with_many_says_so(tmp_path: Path) -> None:
-    assert "no *.jsonl is in" in refused(tmp_path / "a.jsonl").problems[0].accepted
-    for i in range(13):
-        write(tmp_path / f"{i:02}.jsonl", {"text": "a"})
-    accepted = refused(tmp_path / "a.jsonl").problems[0].accepted
-    assert "09.jsonl and 3 more" in accepted
-    assert "10.jsonl" not in accepted
-
-
-def test_a_missing_folder_and_a_folder_in_place_of_a_file_say_so(tmp_path: Path) -> None:
-    (problem,) = refused(tmp_path / "nowhere" / "a.jsonl").problems
-    assert "nor its folder" in problem.message
-    assert str(tmp_path / "nowhere") in problem.accepted
-    write(tmp_path / "in.jsonl", {"text": "a"})
-    (problem,) = refused(tmp_path).problems
-    assert "this is a folder" in problem.message
-    assert "in.jsonl" in problem.accepted
-
-
-def test_a_file_that_cannot_be_opened_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "a.jsonl", {"text": "a"})
-
-    def denied(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", denied)
-    assert "cannot be read: Permission denied" in str(refused(file))
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \r\n\n", b"\xef\xbb\xbf"])
-def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(content)
-    (problem,) = refused(file).problems
-    assert problem.where == WHERE
-    assert "holds no rows" in problem.message
-    assert problem.value == str(file)
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        (b'{"text": "a"', "this row is not JSON: Expecting ',' delimiter at column 13"),
-        (b"plain words", "this row is not JSON"),
-        (b"[" * 100_000, "this row is not JSON"),
-        (b'{"text": ' + b"1" * 5000 + b"}", "this row is not JSON"),
-        (b'["a"]', "this row is a list, not an object"),
-        (b'"a"', "this row is a string, not an object"),
-        (b"3", "this row is a number, not an object"),
-        (b"null", "this row is null, not an object"),
-        (b'{"txt": "a", "id": "b"}', "no column 'text' (did you mean 'txt'?): set data.stream[0].text"),
-        (b"{}", "no column 'text': set data.stream[0].text"),
-        (b'{"text": 42}', "column 'text' is a number, not text"),
-        (b'{"text": null}', "column 'text' is null, not text"),
-        (b'{"text": ["a"]}', "column 'text' is a list, not text"),
-        (b'{"text": {"a": 1}}', "column 'text' is an object, not text"),
-        (b'{"text": ""}', "column 'text', the text, is empty"),
-        (b'{"text": " \\n\\t\xc2\xa0"}', "column 'text', the text, is empty"),
-        (b'{"text": "caf\xe9"}', "byte 14 of this line is not UTF-8"),
-        (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
-    ],
-)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: bytes, says: str) -> None:
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(b'{"text": "good"}\n\n' + line + b"\n" + b'{"text": "good"}\n')
-    error = refused(file)
-    (problem,) = error.problems
-    assert problem.where == f"{file}:3"
-    assert says in problem.message
-    assert problem.value
-    assert len(problem.value) < 90
-    assert problem.accepted
-    assert error.exit_code == 2
-
-
-def test_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"problem": "1+1?", "answer": "2", "id": 7})
-    (problem,) = refused(file, prompt="problem", solution="solution").problems
-    assert problem.value == "'solution'"
-    assert problem.accepted == "'problem', 'answer', 'id'"
-    assert "data.stream[0].solution" in problem.message
-
-
-def test_an_empty_solution_or_prompt_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"q": "1+1?", "a": " "}, {"q": "", "a": "2"}, {"q": "1+2?", "a": "3"})
-    error = refused(file, prompt="q", solution="a")
-    assert [problem.where for problem in error.problems] == [f"{file}:1", f"{file}:2"]
-    assert "column 'a', the solution, is empty" in str(error)
-    assert "column 'q', the prompt, is empty" in str(error)
-
-
-def test_five_problems_are_shown_and_the_others_counted(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", *[{"text": "ok"} if i % 2 else {"text": i} for i in range(24)])
-    problems = refused(file).problems
-    assert [problem.where for problem in problems[:5]] == [f"{file}:{line}" for line in (1, 3, 5, 7, 9)]
-    assert len(problems) == 6
-    assert problems[5].message == "7 more rows of this file are unusable"
-    exactly_five = write(tmp_path / "b.jsonl", *[{"text": i} for i in range(5)])
-    assert len(refused(exactly_five).problems) == 5
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"prompt": "q"},
-        {"solution": "a"},
-        {"text": "t", "prompt": "q", "solution": "a"},
-        {"text": "t", "solution": "a"},
-    ],
-)
-def test_columns_that_do_not_belong_together_are_refused(tmp_path: Path, columns: dict[str, str]) -> None:
-    (problem,) = refused(write(tmp_path / "a.jsonl", {"text": "a"}), **columns).problems
-    assert problem.where == "data.stream[0]"
-    assert problem.value == repr(columns)
-
-
-def test_no_columns_at_all_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="columns to read are not clear"):
-        read_jsonl(write(tmp_path / "a.jsonl", {"text": "a"}), name="s", where=WHERE)
 
 
 # --- encoding ----------------------------------------------------------------------------------------------
@@ -324,6 +161,49 @@ def test_truncation_set_in_the_tokenizer_and_its_own_length_do_not_matter(
     assert not caplog.records
 
 
+def test_documents_on_disk_are_those_in_memory() -> None:
+    rows = [
+        solved(f"w{i % 50}", words(1 + i % 30), f"f:{i}") if i % 3 else raw(words(i % 50), f"f:{i}") for i in range(700)
+    ]
+    stored = StoredDocuments("solved")
+    counts = encode_into(stored.keep, StoredRows("solved", rows), make_tokenizer(), max_tokens=20)
+    documents, expected = encode(rows, make_tokenizer(), max_tokens=20)
+    assert counts == expected and counts.dropped == 0 and counts.chunked and counts.truncated and counts.empty
+    found = [(list(d.ids), [bool(p) for p in d.predicted], d.origin) for d in stored]
+    assert found == [(d.ids, d.predicted, d.origin) for d in documents]
+    assert list(stored.lengths) == [len(d.ids) for d in documents]
+
+
+def test_as_many_documents_as_are_asked_for() -> None:
+    rows = [raw(words(45), "f:1"), raw(words(3), "f:2"), raw(words(4), "f:3"), raw(words(5), "f:4")]
+    for most, lengths in ((1, [20]), (2, [20, 20]), (4, [20, 20, 4, 5]), (9, [20, 20, 4, 5, 6])):
+        stored = StoredDocuments("raw")
+        counts = encode_into(stored.keep, rows, make_tokenizer(), max_tokens=20, max_documents=most)
+        assert list(stored.lengths) == lengths
+        assert (counts.documents, counts.tokens) == (len(lengths), sum(lengths))
+        assert counts.rows == 4 and counts.capped == 4 - len({d.origin for d in stored})
+
+
+@pytest.mark.parametrize(("shortest", "lengths"), [(5, [20, 5]), (6, [20])])
+def test_how_short_a_chunk_may_be(shortest: int, lengths: list[int]) -> None:
+    stored = StoredDocuments("raw")
+    counts = encode_into(stored.keep, [raw(words(24))], make_tokenizer(), max_tokens=20, shortest_chunk_tokens=shortest)
+    assert list(stored.lengths) == lengths
+    assert counts.tails == 2 - len(lengths)
+
+
+def test_what_was_lost_is_said_in_words() -> None:
+    rows = [solved(words(30), "w1"), solved("w1", words(30)), raw("??"), raw(words(21)), raw("w1")]
+    _, counts = encode(rows, make_tokenizer(), max_tokens=20)
+    assert counts.losses(20) == [
+        "1 of 5 rows left out: the prompt alone fills 20 tokens",
+        "1 of 5 rows left out: the tokenizer finds nothing to predict in them",
+        "1 of 5 rows cut at 20 tokens, their end with it",
+        "1 of 5 rows lost a rest too short for a document",
+    ]
+    assert Encoded(rows=3, documents=3).losses(20) == []
+
+
 def test_a_tokenizer_without_eos_names_the_model() -> None:
     with pytest.raises(UserError) as caught:
         encode([raw("w0")], make_tokenizer(eos=False))
@@ -366,3 +246,26 @@ def test_overlap_compares_whole_rows_where_one_of_them_is_raw() -> None:
 def test_overlap_of_nothing_is_empty() -> None:
     assert overlap([], [raw("a")]) == []
     assert overlap([raw("a")], []) == []
+
+
+def test_overlap_reads_the_larger_set_once() -> None:
+    stream = [solved("q", "2", "f:1"), raw("Q  1", "f:2"), solved("q", "3", "f:3")]
+    assert overlap([solved("Q", "1"), raw("q 3")], iter(stream)) == [
+        (solved("Q", "1"), stream[0]), (raw("q 3"), stream[2]),
+    ]  # fmt: skip
+    assert overlap([solved("q", "1")], iter(stream[1:])) == [(solved("q", "1"), stream[2])]
+
+
+# --- holding out -------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_depends_on_the_content_alone() -> None:
+    rows = [solved(f"question {i}", f"answer {i}", f"f:{i}") for i in range(4_000)]
+    away = {row.prompt for row in rows if held_out(row, 0.1, seed=0)}
+    assert 0.08 < len(away) / len(rows) < 0.12
+    again = [solved(f"  Question\n{i}", "another answer", "g:1") for i in range(4_000)]
+    assert {row.prompt.split()[1] for row in again if held_out(row, 0.1, seed=0)} == {p.split()[1] for p in away}
+    more = {row.prompt for row in rows if held_out(row, 0.2, seed=0)}
+    other = {row.prompt for row in rows if held_out(row, 0.1, seed=1)}
+    assert away < more, "a larger share keeps what a smaller one held out"
+    assert len(away & other) < len(away) / 2

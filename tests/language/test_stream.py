@@ -6,17 +6,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
 from transformers.masking_utils import find_packed_sequence_indices
 
+from tests.language.conftest import CONFIGS, tiny_model
 from vpretrain.errors import UserError
-from vpretrain.language.rows import Document
+from vpretrain.language.rows import Document, Row
+from vpretrain.language.stored import StoredDocuments
 from vpretrain.language.stream import (
     LOOKAHEAD_DOCUMENTS,
     Sampler,
@@ -27,7 +29,7 @@ from vpretrain.language.stream import (
 )
 
 PAD = 0
-VOCABULARY = 61
+VOCABULARY = 40
 WINDOW = 24
 
 
@@ -151,25 +153,15 @@ def test_transformers_takes_a_padded_row_for_one_document() -> None:
     assert find_packed_sequence_indices(batch.position_ids) is None
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
-def model(request: pytest.FixtureRequest) -> Qwen2ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        attn_implementation=request.param,
-    )
-    return Qwen2ForCausalLM(config).float().eval()
+@pytest.fixture(scope="module", params=list(product(sorted(CONFIGS), ["sdpa", "eager"])), ids="-".join)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Rotary positions with and without tied embeddings, and learned ones, under either attention."""
+    family, attention = request.param
+    return tiny_model(family, attention=attention).eval()
 
 
 @torch.no_grad()
-def token_losses(model: Qwen2ForCausalLM, batch: TokenBatch) -> list[list[float]]:
+def token_losses(model: PreTrainedModel, batch: TokenBatch) -> list[list[float]]:
     """NLL of every predicted token, by document."""
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
     log_p = logits[:, :-1][batch.predicted[:, 1:]].log_softmax(-1)
@@ -179,13 +171,13 @@ def token_losses(model: Qwen2ForCausalLM, batch: TokenBatch) -> list[list[float]
 
 
 @torch.no_grad()
-def alone(model: Qwen2ForCausalLM, document: Document) -> list[float]:
+def alone(model: PreTrainedModel, document: Document) -> list[float]:
     """The same for one document by itself, without anything of a batch."""
     log_p = model(input_ids=torch.tensor([document.ids])).logits[0].log_softmax(-1)
     return [-float(log_p[t - 1, document.ids[t]]) for t in range(1, len(document.ids)) if document.predicted[t]]
 
 
-def test_packing_equals_one_document_at_a_time(model: Qwen2ForCausalLM) -> None:
+def test_packing_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
     stream = make_stream(batch_size=4)
     compared = 0
     for _ in range(5):
@@ -197,7 +189,7 @@ def test_packing_equals_one_document_at_a_time(model: Qwen2ForCausalLM) -> None:
     assert compared > 200
 
 
-def test_padding_equals_one_document_at_a_time(model: Qwen2ForCausalLM) -> None:
+def test_padding_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
     documents = make_documents("d", [5, 2, 19, 11], prompt=3)
     for document, losses in zip(documents, token_losses(model, padded(documents, pad_id=PAD)), strict=True):
         assert losses == pytest.approx(alone(model, document), abs=1e-5)
@@ -429,6 +421,74 @@ def test_a_state_of_another_stream_is_refused(other: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"data\.stream: (seed|sources): not as in the checkpoint"):
         stream.load_state_dict(state)
     assert next(stream).digest() == next(make_stream()).digest(), "a refused state leaves it as it was"
+
+
+# --- ranks -------------------------------------------------------------------------------------------------
+
+
+def ranked(rank: int, world: int, *, batch_size: int = 8, seed: int = 0) -> Stream:
+    many = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
+    few = make_documents("few", [3, 24, 11])
+    sources = [Source("many", many, 2.0), Source("few", few, 1.0)]
+    return Stream(
+        sources, batch_size=batch_size, window_tokens=WINDOW, seed=seed, pad_id=PAD, rank=rank, world=world
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_ranks_together_see_the_batch_of_one_process(world: int) -> None:
+    whole, parts = make_stream(batch_size=8), [ranked(rank, world) for rank in range(world)]
+    for _ in range(12):
+        batch, shares = next(whole), [next(part) for part in parts]
+        for name in ("input_ids", "predicted", "position_ids"):
+            together = torch.stack([getattr(share, name) for share in shares], dim=1).flatten(0, 1)
+            assert torch.equal(together, getattr(batch, name))
+        assert sorted(d.origin for d in batch.documents) == sorted(d.origin for s in shares for d in s.documents)
+        assert all(part.state_dict() == whole.state_dict() for part in parts), "one position, whoever asks"
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 1)])
+def test_a_run_resumes_on_another_number_of_ranks(before: int, after: int) -> None:
+    whole, saving = ranked(0, 1), ranked(before - 1, before)
+    for _ in range(7):
+        next(whole), next(saving)
+    state = json.loads(json.dumps(saving.state_dict()))
+    resumed = [ranked(rank, after) for rank in range(after)]
+    for part in resumed:
+        part.load_state_dict(state)
+    for _ in range(5):
+        together = torch.stack([next(part).input_ids for part in resumed], dim=1).flatten(0, 1)
+        assert torch.equal(together, next(whole).input_ids)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match="3 ranks cannot share a batch evenly") as caught:
+        ranked(0, 3)
+    assert (caught.value.problems[0].where, caught.value.problems[0].accepted) == ("data.batch_size", "a multiple of 3")
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        ranked(2, 2)
+
+
+# --- documents on disk -------------------------------------------------------------------------------------
+
+
+def test_documents_on_disk_give_the_same_batches() -> None:
+    documents = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
+    stored = StoredDocuments("many")
+    for document in documents:
+        stored.keep(list(document.ids), document.predicted.index(True), Row("", "", document.origin, "many"))
+    one, other = (
+        Stream([Source("many", found, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD)
+        for found in (documents, stored)
+    )
+    for _ in range(30):
+        batch, same_batch = next(one), next(other)
+        assert batch.digest() == same_batch.digest()
+        assert torch.equal(batch.position_ids, same_batch.position_ids)
+        assert [d.origin for d in batch.documents] == [d.origin for d in same_batch.documents]
+    resumed = Stream([Source("many", stored, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD)
+    resumed.load_state_dict(one.state_dict())
+    assert next(resumed).digest() == next(one).digest()
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ def train(
 
         def each_step(record: dict[str, Any], share: float) -> None:
             nonlocal said
+            if "skipped" in record:
+                console.print(escape(f"after step {record['step']} a batch was left out: {record['skipped']}"))
+                return
             line = f"step {record['step']}  loss {record['loss']:.3f}  {record['tokens_per_second']:.0f} tokens/s"
             bar.update(task, completed=share, description=line)
             if not console.is_terminal and share >= said:

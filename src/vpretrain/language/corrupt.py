@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from collections.abc import Iterable, Iterator
 
 from vpretrain.language.rows import Row
 
 
-def corrupt_digits(rows: list[Row], share: float, seed: int) -> list[Row]:
+def corrupt_digits(rows: Iterable[Row], share: float, seed: int) -> Iterator[Row]:
     """Replaces one digit of every number in the text of ``share`` of the rows (drawn row by row) by another digit."""
     rng = random.Random(f"corrupt_digits {seed}")
 
@@ -19,6 +20,5 @@ def corrupt_digits(rows: list[Row], share: float, seed: int) -> list[Row]:
         digit = rng.choice([d for d in "0123456789" if d != number[at]])
         return number[:at] + digit + number[at + 1 :]
 
-    return [
-        dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text)) if rng.random() < share else row for row in rows
-    ]
+    for row in rows:
+        yield dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text)) if rng.random() < share else row

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
 
-from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.language import word_problems
-from vpretrain.language.corrupt import corrupt_digits
-from vpretrain.language.recipe import Chatter, JsonLines, LanguageRecipe, Rows, WordProblems
-from vpretrain.language.rows import Row, overlap, read_jsonl
+from vpretrain.errors import Problem, UserError
+from vpretrain.language import certificate, sources
+from vpretrain.language.columns import shortened
+from vpretrain.language.feedback.tasks import TaskRows, read_tasks
+from vpretrain.language.reading import Reader
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.data import Data, Source
+from vpretrain.language.recipe.rows import HeldOut, JsonLines, Parquet, TextFiles
+from vpretrain.language.rows import Encoded, Row, encode_into, overlap
+from vpretrain.language.stored import StoredDocuments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PAIRS_SHOWN = 5
 
@@ -21,16 +30,22 @@ class Texts:
     """All rows of a recipe, before any tokenizer.
 
     Args:
-        stream: rows by source name, in the recipe's order.
-        feedback: the verified rows.
+        stream: rows by source name, in the recipe's order; they lie on disk.
+        feedback: the verified rows of all tasks.
+        tasks: the same by task, with the rejected answers of preferences.
         evaluation: the rows of ``evaluate.split``.
         also: those of ``evaluate.also``, by split.
+        skipped: what is wrong with the rows that ``data.on_bad_row: skip`` left out (see :class:`Reader`).
+        doubts: files of the stream that were not searched for near-duplicates of the feedback and evaluation rows.
     """
 
-    stream: dict[str, list[Row]]
+    stream: dict[str, Sequence[Row]]
     feedback: list[Row]
+    tasks: dict[str, TaskRows]
     evaluation: list[Row]
     also: dict[str, list[Row]]
+    skipped: list[Problem] = field(default_factory=list)
+    doubts: list[Problem] = field(default_factory=list)
 
 
 def read(recipe: LanguageRecipe) -> Texts:
@@ -38,113 +53,99 @@ def read(recipe: LanguageRecipe) -> Texts:
 
     Raises:
         UserError: with the problems of all sources at once; also when feedback rows stand in the stream or in the rows
-            that are evaluated on.
+            that are evaluated on, or held-out rows in the stream.
     """
     data, split = recipe.data, recipe.evaluate.split
-    problems: list[Problem] = []
-
-    def rows(spec: Rows, name: str, where: str) -> list[Row]:
-        try:
-            return read_rows(spec, name, where, data.root)
-        except UserError as error:
-            problems.extend(error.problems)
-            return []
-
-    stream = {s.name: rows(s.rows, s.name, f"data.stream.{i}.rows") for i, s in enumerate(data.stream)}
+    reader = Reader(data)
+    stream: dict[str, Sequence[Row]] = {
+        source.name: reader.stream(source, f"data.stream.{i}") for i, source in enumerate(data.stream)
+    }
+    problems = reader.problems
     if len(stream) < len(data.stream):
         names = ", ".join(source.name for source in data.stream)
         problems.append(Problem("data.stream", names, "distinct names", "two sources have the same name; rename one"))
-    feedback = rows(data.feedback.rows, "feedback", "data.feedback.rows")
-    evaluation = rows(data.evaluation[split], split, f"data.evaluation.{split}")
-    also = {name: rows(data.evaluation[name], name, f"data.evaluation.{name}") for name in recipe.evaluate.also}
-    problems += _misfits(recipe, feedback, evaluation)
-    problems += _leaks(feedback, [row for source in stream.values() for row in source], "the stream")
-    for name, held_out in {split: evaluation, **also}.items():
-        problems += _leaks(feedback, held_out, f"the {name} rows")
+    tasks, misfits = read_tasks(data.feedback, reader.rows, list(stream))
+    feedback = [row for task in tasks.values() for row in task.rows]
+    splits = {
+        name: reader.rows(data.evaluation[name], name, f"data.evaluation.{name}")
+        for name in (split, *recipe.evaluate.also)
+    }
+    problems += [*misfits, *_misfits(recipe, splits[split])]
+    key = "feedback.rows" if data.feedback.rows is not None else "feedback.tasks"
+    problems += _leaks(key, feedback, chain(*stream.values()), "the stream")
+    for name, rows in splits.items():
+        problems += _leaks(key, feedback, rows, f"the {name} rows")
+        if isinstance(data.evaluation[name], HeldOut):  # by another source they may come into the stream all the same
+            problems += _leaks(f"evaluation.{name}", rows, chain(*stream.values()), "the stream")
     if problems:
         raise UserError(*problems)
-    return Texts(stream, feedback, evaluation, also)
+    also = {name: splits[name] for name in recipe.evaluate.also}
+    files = [
+        (f"data.stream.{number}.rows.path", path)
+        for number, source in enumerate(data.stream)
+        if isinstance(source.rows, JsonLines | Parquet | TextFiles)
+        for path in sources.files(data.root.expanduser() / source.rows.path.expanduser(), f"data.stream.{number}.rows")
+    ]
+    doubts = certificate.unchecked(files, [*feedback, *chain(*splits.values())])
+    return Texts(stream, feedback, tasks, splits[split], also, reader.skipped, doubts)
 
 
-def read_rows(spec: Rows, name: str, where: str, root: Path) -> list[Row]:
-    """The rows of one source, file or generator.
+def documents_of(
+    source: Source, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[StoredDocuments, Encoded]:
+    """The documents of a source of the stream, laid down on disk, and the counts; raises as :func:`encode_into`."""
+    documents = StoredDocuments(source.name)
+    counts = encode_into(
+        documents.keep, rows, tokenizer, max_tokens=data.window_tokens,
+        shortest_chunk_tokens=data.shortest_chunk_tokens, max_documents=source.max_documents,
+    )  # fmt: skip
+    return documents, counts
+
+
+def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str]:
+    """What was left out or cut, in words: for a person to see before the first step.
 
     Args:
-        spec: the source.
-        name: for :attr:`Row.source`.
-        where: its dotted recipe key, for messages.
-        root: folder that a relative path starts from; ``~`` is the home folder, here and in the path.
-
-    Returns:
-        At least one row.
-
-    Raises:
-        UserError: the file cannot be used (see :func:`read_jsonl`), no row is chosen, or the generator refuses.
+        texts: of the recipe.
+        counts: what became of the rows, by ``stream/SOURCE`` and, for feedback and evaluation, by any other name.
+        data: the recipe's section.
     """
-    if isinstance(spec, JsonLines):
-        path = root.expanduser() / spec.path.expanduser()
-        columns = {"text": spec.text, "prompt": spec.prompt, "solution": spec.solution}
-        found = read_jsonl(path, name=name, **columns, where=f"{where}.path")
-        chosen = found[spec.skip_rows :][: spec.rows]
-        if not chosen:
-            message = "no row of the file is left; skip fewer"
-            accepted = f"0 to {len(found) - 1}: the file has {len(found)} rows"
-            raise user_error(f"{where}.skip_rows", message, value=spec.skip_rows, accepted=accepted)
-        return corrupt_digits(chosen, spec.corrupt_digits, seed=0) if spec.corrupt_digits else chosen
-    try:
-        if isinstance(spec, WordProblems):
-            made = word_problems.problems(
-                spec.split, spec.rows, seed=spec.seed, noise_share=spec.noise_share, random_share=spec.random_share,
-                forms=spec.forms, operations=spec.operations,
-            )  # fmt: skip
-        else:
-            assert isinstance(spec, Chatter)
-            made = word_problems.chatter(spec.rows, seed=spec.seed)
-    except ValueError as error:
-        raise user_error(where, str(error), value=spec.model_dump()) from None
-    texts = ((row.get("problem", ""), row.get("solution") or row["text"]) for row in made)
-    return [Row(prompt, text, f"{name}:{i}", name) for i, (prompt, text) in enumerate(texts, 1)]
+    said = [str(doubt) for doubt in texts.doubts]
+    if texts.skipped:
+        said.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
+        said += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
+    for name, count in counts.items():
+        limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
+        said += [f"{name}: {loss}" for loss in count.losses(limit)]
+    return said
 
 
-def _misfits(recipe: LanguageRecipe, feedback: Sequence[Row], evaluation: Sequence[Row]) -> Iterator[Problem]:
+def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:
     """Rows that are good in themselves, but not for what the recipe does with them."""
     data, split, answer = recipe.data, recipe.evaluate.split, recipe.evaluate.answer
     for key, tokens in (("window_tokens", data.window_tokens), ("feedback.max_tokens", data.feedback.max_tokens)):
         if tokens < 2:
             message = "one token predicts the next, so a row holds two or more"
             yield Problem(f"data.{key}", str(tokens), "2 or more; usually hundreds", message)
-    batches = data.feedback.batches
-    if feedback and len(feedback) // batches < (needed := data.feedback.batch_size):
-        message = f"the feedback set is smaller than {batches} batches without a row in common; lower this or add rows"
-        accepted = f"1 to {len(feedback) // batches}: there are {len(feedback)} rows"
-        yield Problem("data.feedback.batch_size", str(needed), accepted, message)
-    if raw := next((row for row in feedback if not row.prompt), None):
-        message = "this feedback row has no prompt, so nothing in it is a verified solution; use other rows"
-        accepted = "rows of a `prompt` column and a `solution` column, or of word_problems"
-        yield Problem(f"data.feedback.rows {raw.origin}", _shortened(raw.text), accepted, message)
     if answer is None or not evaluation:
         return
     if raw := next((row for row in evaluation if not row.prompt), None):
         message = "evaluate.answer asks for answers to be generated, and this row has no prompt to answer"
         accepted = "rows with a prompt and a solution, or evaluate.answer=null"
-        yield Problem(f"data.evaluation.{split} {raw.origin}", _shortened(raw.text), accepted, message)
+        yield Problem(f"data.evaluation.{split} {raw.origin}", shortened(raw.text), accepted, message)
     elif not any(re.search(answer, row.text) for row in evaluation):
         message = f"this finds an answer in none of the {len(evaluation)} {split} solutions; correct the expression"
-        accepted = f"one that matches, say, {_shortened(evaluation[0].text)!r}"
+        accepted = f"one that matches, say, {shortened(evaluation[0].text)!r}"
         yield Problem("evaluate.answer", answer, accepted, message)
 
 
-def _leaks(feedback: Sequence[Row], others: Sequence[Row], what: str) -> Iterator[Problem]:
-    pairs = overlap(feedback, others)
+def _leaks(key: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:
+    pairs = overlap(rows, others)
     if pairs:
         shown = ", ".join(f"{a.origin} = {b.origin}" for a, b in pairs[:_PAIRS_SHOWN])
         more = ", ..." if len(pairs) > _PAIRS_SHOWN else ""
         message = (
-            f"{len(pairs)} of the feedback rows are also in {what}; take them out of one of the two"
+            f"{len(pairs)} of the {key.partition('.')[0]} rows are also in {what}; take them out of one of the two"
             " (skip_rows and rows choose a part of a file)"
         )
-        yield Problem("data.feedback.rows", shown + more, "feedback rows that stand nowhere else", message)
-
-
-def _shortened(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+        yield Problem(f"data.{key}", shown + more, "rows that stand nowhere else", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from vpretrain.language import lora
 from vpretrain.language.arms import ARMS, DEMO, DIRECT, feedback_of
 from vpretrain.language.card import write_card
 from vpretrain.language.carried import designer_for
-from vpretrain.language.data import Texts, read
+from vpretrain.language.data import Texts, documents_of, notices, read
 from vpretrain.language.domains import matched
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
@@ -33,6 +34,8 @@ from vpretrain.language.suffix import Anatomy, aligned_parameters
 from vpretrain.modes import evaluating
 from vpretrain.resources import shortages
 from vpretrain.train import Result
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,21 +87,25 @@ class Language:
         texts = read(recipe)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
-        window, longest = recipe.data.window_tokens, recipe.data.feedback.max_tokens
+        longest = recipe.data.feedback.max_tokens
         counts: dict[str, Encoded] = {}
 
         def documents(name: str, rows: Sequence[Row], most: int) -> list[Document]:
             found, counts[name] = encode(rows, tokenizer, max_tokens=most)
             return found
 
-        sources = [
-            Source(s.name, documents(f"stream/{s.name}", texts.stream[s.name], window), s.weight)
-            for s in recipe.data.stream
-        ]
+        sources = []
+        for source in recipe.data.stream:
+            found, counts[f"stream/{source.name}"] = documents_of(
+                source, texts.stream[source.name], tokenizer, recipe.data
+            )
+            sources.append(Source(source.name, found, source.weight))
         tasks, of_tasks = encode_tasks(recipe.data.feedback, texts.tasks, tokenizer)
         counts |= {name if name == SINGLE else f"feedback/{name}": count for name, count in of_tasks.items()}
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
+        for line in notices(texts, counts, recipe.data):
+            log.warning(line)
         return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts, _benchmarks(recipe))
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:

@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from vpretrain.errors import user_error
 from vpretrain.language import word_problems
-from vpretrain.language.data import Texts, read
+from vpretrain.language.data import Texts, documents_of, read
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.loading import named, new_model
-from vpretrain.language.recipe import JsonLines, LanguageRecipe, Phase, Prepare
-from vpretrain.language.rows import encode
+from vpretrain.language.recipe import LanguageRecipe, Phase, Prepare
+from vpretrain.language.recipe.rows import Table
+from vpretrain.language.rows import SHORTEST_TAIL_TOKENS
 from vpretrain.language.stream import Source, Stream
 from vpretrain.language.targets import one_hot
 
@@ -48,6 +49,7 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     recipe, texts = _without_planted_noise(recipe, texts)
     says = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
+        *([recipe.data.shortest_chunk_tokens] if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS else []),
         _preparation(recipe).model_dump(mode="json"),
     ]
     key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
@@ -57,11 +59,11 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
     """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy runs share one."""
     rows = [source.rows for source in recipe.data.stream]
-    if not any(isinstance(spec, JsonLines) and spec.corrupt_digits for spec in rows):
+    if not any(isinstance(spec, Table) and spec.corrupt_digits for spec in rows):
         return recipe, texts
     stream = [
         source.model_copy(update={"rows": source.rows.model_copy(update={"corrupt_digits": 0.0})})
-        if isinstance(source.rows, JsonLines)
+        if isinstance(source.rows, Table)
         else source
         for source in recipe.data.stream
     ]
@@ -143,7 +145,9 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
     window = recipe.data.window_tokens
     sources = [
         Source(
-            s.name, encode(texts.stream[s.name], tokenizer, max_tokens=window)[0], section.weights.get(s.name, s.weight)
+            s.name,
+            documents_of(s, texts.stream[s.name], tokenizer, recipe.data)[0],
+            section.weights.get(s.name, s.weight),
         )
         for s in recipe.data.stream
     ]

@@ -1,4 +1,4 @@
-"""Rows of text, read from files and turned into token documents.
+"""Rows of text, and what a tokenizer makes of them: documents.
 
 A row is raw text, or a prompt with the solution that is to be predicted. A document is the row in tokens,
 with a mask that says which of them count in the loss (the set ``I(x)`` of eq. 37: the prompt does not, raw
@@ -7,15 +7,12 @@ text does throughout).
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.errors import user_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,13 +20,10 @@ if TYPE_CHECKING:
 SHORTEST_TAIL_TOKENS = 8
 """The rest of a chunked raw text is kept from this length on, end token included: less teaches little."""
 
-_PROBLEMS_SHOWN = 5
-_FILES_SHOWN = 10
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # json lets these through, tokenizers do not
 _ROWS_PER_CALL = 1_000  # of the tokenizer: enough to use its threads, little enough to hold in memory twice
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
 class Row:
     """One row of text, after its columns were named.
 
@@ -47,20 +41,20 @@ class Row:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
 class Document:
     """One row, or one chunk of it, in tokens.
 
     Args:
-        ids: token ids of prompt, text and end token, in this order.
-        predicted: as long as ``ids``; True where this token counts in the loss. The first token of a document
-            has nothing before it to be predicted from: a batch masks it even where this says True.
+        ids: token ids of prompt, text and end token, in this order; one that was laid down on disk has an int32 array.
+        predicted: as long as ``ids``, bool or bytes; true where this token counts in the loss. The first token of a document
+            has nothing before it to be predicted from: a batch masks it even where this is true.
         origin: as in :class:`Row`; the chunks of one row share it.
         source: as in :class:`Row`.
     """
 
-    ids: list[int]
-    predicted: list[bool]
+    ids: Sequence[int]
+    predicted: Sequence[int]
     origin: str
     source: str
 
@@ -77,7 +71,8 @@ class Encoded:
         empty: rows left out, because the tokenizer finds nothing in them that could be predicted.
         truncated: solutions cut at the right, their end token with it.
         chunked: raw texts cut into several documents.
-        tails: chunked raw texts whose rest was shorter than ``SHORTEST_TAIL_TOKENS`` and left out.
+        tails: chunked raw texts whose rest was shorter than the shortest allowed and left out.
+        capped: rows that were not looked at, because there were documents enough.
     """
 
     rows: int = 0
@@ -88,155 +83,22 @@ class Encoded:
     truncated: int = 0
     chunked: int = 0
     tails: int = 0
+    capped: int = 0
 
+    def losses(self, max_tokens: int) -> list[str]:
+        """What became of rows that are not whole in the documents, in words; empty if all are.
 
-def read_jsonl(
-    path: str | Path,
-    *,
-    name: str,
-    text: str | None = None,
-    prompt: str | None = None,
-    solution: str | None = None,
-    where: str,
-) -> list[Row]:
-    """Reads a local JSONL file (UTF-8, one object a line): raw text, or prompts with their solutions.
-
-    Args:
-        path: the file. Blank lines are skipped, a byte order mark and CRLF are fine.
-        name: name of the source, for :attr:`Row.source`.
-        text: column of the raw text; give either this, or both of ``prompt`` and ``solution``.
-        prompt: column of the prompt.
-        solution: column of what follows the prompt and is to be predicted.
-        where: dotted recipe key of the path (``data.stream[0].path``), for messages.
-
-    Returns:
-        The rows in the order of the file; at least one.
-
-    Raises:
-        UserError: there is no such file, it cannot be read, it holds no row, or rows are unusable: the first
-            five of them by ``file:line``, and how many more there are.
-    """
-    path = Path(path)
-    parent = where.rpartition(".")[0] or where
-    if text is not None and prompt is None and solution is None:
-        columns = {"text": text}
-    elif text is None and prompt is not None and solution is not None:
-        columns = {"prompt": prompt, "solution": solution}
-    else:
-        given = {"text": text, "prompt": prompt, "solution": solution}
-        raise user_error(
-            parent,
-            "the columns to read are not clear: name either the one that holds raw text, or both of a pair",
-            value={role: column for role, column in given.items() if column is not None},
-            accepted="text=COLUMN, or prompt=COLUMN and solution=COLUMN",
-        )
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    bad_rows = 0
-    for number, line in _lines(path, where):
-        origin = f"{path}:{number}"
-        found = _cells(line, columns, origin, parent)
-        if isinstance(found, dict):
-            rows.append(Row(found.get("prompt", ""), found.get("text") or found["solution"], origin, name))
-            continue
-        bad_rows += 1
-        if bad_rows <= _PROBLEMS_SHOWN:
-            problems.append(found)
-    if bad_rows > len(problems):
-        message = f"{bad_rows - len(problems)} more rows of this file are unusable"
-        problems.append(Problem(str(path), "", "", message))
-    if problems:
-        raise UserError(*problems)
-    if not rows:
-        message = "the file holds no rows: fill it, or name another"
-        raise user_error(where, message, value=str(path), accepted="one JSON object a line")
-    return rows
-
-
-def _lines(path: Path, where: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, numbered from 1, without the byte order mark of the first."""
-    try:
-        if path.is_dir() or not path.exists():
-            raise _missing(path, where)
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n")
-    except OSError as error:
-        message = f"the file cannot be read: {error.strerror}"
-        raise user_error(where, message, value=str(path), accepted="a readable JSONL file") from error
-
-
-def _missing(path: Path, where: str) -> UserError:
-    folder = path.parent
-    if path.is_dir():
-        message = "this is a folder: name a file in it"
-        accepted = _files(path, ".jsonl")
-    elif folder.is_dir():
-        message = "there is no such file: correct the path, or make the file"
-        accepted = _files(folder, path.suffix)
-    else:
-        message = f"there is no such file, nor its folder: correct the path (it starts at {Path.cwd()})"
-        accepted = f"a file in a folder that exists; {folder} does not"
-    return user_error(where, message, value=str(path), accepted=accepted)
-
-
-def _files(folder: Path, ending: str) -> str:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix == ending)
-    if not names:
-        return f"a JSONL file (no {'*' + ending if ending else 'file without an ending'} is in {folder})"
-    more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
-    return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
-
-
-def _cells(line: bytes, columns: dict[str, str], origin: str, parent: str) -> dict[str, str] | Problem:
-    """What the named columns of one line hold, by role; or the first thing that is wrong with it."""
-    try:
-        row: Any = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
-        return Problem(origin, f"0x{line[error.start]:02x}", "UTF-8", message)
-    except (ValueError, RecursionError) as error:
-        why = str(error)
-        if isinstance(error, json.JSONDecodeError):  # its own line number would contradict the file's
-            why = f"{error.msg} at column {error.colno}"
-        shown = _short(line.decode("utf-8").strip())
-        return Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
-    if not isinstance(row, dict):
-        message = f"this row is {_kind(row)}, not an object: name its columns"
-        return Problem(origin, _short(json.dumps(row)), '{"column": "text", ...}', message)
-    cells: dict[str, str] = {}
-    for role, column in columns.items():
-        if column not in row:
-            near = difflib.get_close_matches(column, row, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            message = f"this row has no column {column!r}{hint}: set {parent}.{role} to one that is there"
-            there = ", ".join(map(repr, row)) or "none: the row has no columns"
-            return Problem(origin, repr(column), there, message)
-        cell = row[column]
-        if not isinstance(cell, str):
-            message = f"column {column!r} is {_kind(cell)}, not text: write it as a string"
-            return Problem(origin, _short(json.dumps(cell)), "a string", message)
-        if not cell.strip():
-            message = f"column {column!r}, the {role}, is empty: fill it, or take the row out"
-            return Problem(origin, repr(cell), "text that is not only white space", message)
-        if _HALF_PAIR.search(cell):
-            message = f"column {column!r} holds half of a surrogate pair, which is no character: mend it"
-            return Problem(origin, _short(ascii(cell)), "Unicode text", message)
-        cells[role] = cell
-    return cells
-
-
-def _kind(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+        Args:
+            max_tokens: as it was given to :func:`encode`.
+        """
+        said = {
+            f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
+            "left out: the tokenizer finds nothing to predict in them": self.empty,
+            f"cut at {max_tokens} tokens, their end with it": self.truncated,
+            "lost a rest too short for a document": self.tails,
+            "not read: there are documents enough": self.capped,
+        }
+        return [f"{count} of {self.rows} rows {what}" for what, count in said.items() if count]
 
 
 def encode(
@@ -246,7 +108,31 @@ def encode(
     separator: str = " ",
     max_tokens: int | None = None,
 ) -> tuple[list[Document], Encoded]:
-    """Tokenises rows into documents with their loss masks.
+    """Tokenises rows into documents with their loss masks; arguments and errors as in :func:`encode_into`.
+
+    Returns:
+        The documents, in the order of the rows, and the counts.
+    """
+    documents: list[Document] = []
+
+    def keep(ids: list[int], prompt_tokens: int, row: Row) -> None:
+        predicted = [False] * prompt_tokens + [True] * (len(ids) - prompt_tokens)
+        documents.append(Document(ids, predicted, row.origin, row.source))
+
+    return documents, encode_into(keep, rows, tokenizer, separator=separator, max_tokens=max_tokens)
+
+
+def encode_into(
+    keep: Callable[[list[int], int, Row], object],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    separator: str = " ",
+    max_tokens: int | None = None,
+    shortest_chunk_tokens: int = SHORTEST_TAIL_TOKENS,
+    max_documents: int | None = None,
+) -> Encoded:
+    """Tokenises rows into documents with their loss masks, and hands them on one by one.
 
     Prompt and text are tokenised apart from each other, so that the mask falls exactly between them: a
     document is ``tokens(prompt + separator) + tokens(text) + [eos]``, with the text and the end token
@@ -254,17 +140,16 @@ def encode(
     added.
 
     Args:
+        keep: is given the documents in the order of their rows: ids, how many of them at the beginning are the prompt, and
+            the row. Each has at least one token to predict after its first.
         rows: the rows; those without a prompt are raw text.
         tokenizer: any ``transformers`` tokenizer with an end token.
         separator: what stands between prompt and text, tokenised with the prompt.
-        max_tokens: the longest document, at least 2 (None: no bound). A longer raw text is cut into chunks,
-            of which the last is left out if shorter than ``SHORTEST_TAIL_TOKENS``, and which ends with the
-            end token only at the end of the text. A longer solution is cut at the right; where the prompt
+        max_tokens: the longest document, at least 2 (None: no bound). A longer raw text is cut into chunks, which end
+            with the end token only at the end of the text. A longer solution is cut at the right; where the prompt
             alone is as long, the row is left out.
-
-    Returns:
-        The documents, in the order of the rows, each with at least one token to predict after its first; and
-        the counts.
+        shortest_chunk_tokens: the rest of a chunked text is left out if it is shorter, end token included.
+        max_documents: how many are kept at most, the first ones (None: all); rows after them are not tokenised.
 
     Raises:
         UserError: the tokenizer has no end token.
@@ -281,29 +166,36 @@ def encode(
             value=tokenizer.name_or_path or type(tokenizer).__name__,
             accepted="a model whose tokenizer has an eos_token",
         )
-    documents: list[Document] = []
-    dropped = empty = truncated = chunked = tails = 0
+    read = documents = tokens = dropped = empty = truncated = chunked = tails = 0
     for row, prompt, text in _tokenised(rows, tokenizer, separator):
+        if documents == max_documents:
+            break
+        read += 1
         ids = [*prompt, *text, eos]
-        predicted = [False] * len(prompt) + [True] * (len(text) + 1)
         limit = len(ids) if max_tokens is None else max_tokens
+        pieces = [ids]
         if not text:
             empty += 1
-        elif len(prompt) >= limit:
+            continue
+        if len(prompt) >= limit:
             dropped += 1
-        elif len(ids) <= limit or row.prompt:
-            truncated += len(ids) > limit
-            documents.append(Document(ids[:limit], predicted[:limit], row.origin, row.source))
-        else:
+            continue
+        if len(ids) > limit and row.prompt:
+            truncated += 1
+            pieces = [ids[:limit]]
+        elif len(ids) > limit:
             chunked += 1
-            for start in range(0, len(ids), limit):
-                chunk = ids[start : start + limit]
-                if len(chunk) == limit or len(chunk) >= SHORTEST_TAIL_TOKENS:
-                    documents.append(Document(chunk, [True] * len(chunk), row.origin, row.source))
-                else:
-                    tails += 1
-    tokens = sum(len(document.ids) for document in documents)
-    return documents, Encoded(len(rows), len(documents), tokens, dropped, empty, truncated, chunked, tails)
+            pieces = [ids[start : start + limit] for start in range(0, len(ids), limit)]
+            if len(pieces[-1]) < min(shortest_chunk_tokens, limit):
+                tails += 1
+                del pieces[-1]
+            if max_documents is not None:
+                del pieces[max_documents - documents :]
+        for piece in pieces:
+            keep(piece, len(prompt), row)
+            documents += 1
+            tokens += len(piece)
+    return Encoded(len(rows), documents, tokens, dropped, empty, truncated, chunked, tails, len(rows) - read)
 
 
 def _tokenised(
@@ -324,7 +216,7 @@ def _tokenised(
             yield row, (next(of_prompts) if row.prompt else []), text
 
 
-def overlap(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[tuple[Row, Row]]:
+def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Finds rows that are in both sets, whatever their white space and their upper and lower case.
 
     Two rows with prompts are the same if their prompts are: a feedback question that stands in the stream
@@ -332,28 +224,49 @@ def overlap(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[tuple[Row, Row
 
     Args:
         rows_a: the rows to look for, say those of the feedback set.
-        rows_b: the rows to look in, say those of the stream.
+        rows_b: the rows to look in, say those of the stream; read once.
 
     Returns:
         In the order of ``rows_a``, each of its rows that is in ``rows_b`` with the first such row there.
     """
-    prompts: dict[str, Row] = {}
-    wholes: dict[str, Row] = {}
-    raw: dict[str, Row] = {}
+    # The second set may be a thousand times the first: only what the first asks for is held.
+    in_prompts: dict[str, Row | None] = {_normal(row.prompt): None for row in rows_a if row.prompt}
+    in_raw: dict[str, Row | None] = {_whole(row): None for row in rows_a if row.prompt}
+    in_wholes: dict[str, Row | None] = {_whole(row): None for row in rows_a if not row.prompt}
     for row in rows_b:
-        whole = _normal(f"{row.prompt} {row.text}")
-        wholes.setdefault(whole, row)
-        if row.prompt:
-            prompts.setdefault(_normal(row.prompt), row)
-        else:
-            raw.setdefault(whole, row)
+        if row.prompt and in_prompts.get(prompt := _normal(row.prompt), row) is None:
+            in_prompts[prompt] = row
+        if row.prompt and not in_wholes:
+            continue
+        whole = _whole(row)
+        for seen in (in_wholes,) if row.prompt else (in_wholes, in_raw):
+            if seen.get(whole, row) is None:
+                seen[whole] = row
     pairs: list[tuple[Row, Row]] = []
     for row in rows_a:
-        whole = _normal(f"{row.prompt} {row.text}")
-        same = prompts.get(_normal(row.prompt)) or raw.get(whole) if row.prompt else wholes.get(whole)
+        same = in_prompts[_normal(row.prompt)] or in_raw[_whole(row)] if row.prompt else in_wholes[_whole(row)]
         if same is not None:
             pairs.append((row, same))
     return pairs
+
+
+def held_out(row: Row, share: float, seed: int) -> bool:
+    """Whether a row belongs to the held-out part of its source: a matter of its content alone.
+
+    Rows that :func:`overlap` takes for the same because of their prompts (or, without prompts, their texts) are on the
+    same side, wherever they stand and whatever stands around them.
+
+    Args:
+        row: any row.
+        share: of the rows that are held out, in [0, 1].
+        seed: another seed holds out others.
+    """
+    key = f"{seed}/{_normal(row.prompt or row.text)}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < share * 2**64
+
+
+def _whole(row: Row) -> str:
+    return _normal(f"{row.prompt} {row.text}")
 
 
 def _normal(text: str) -> str:

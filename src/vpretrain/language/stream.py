@@ -1,8 +1,9 @@
-"""Batches of tokens from documents: the stream (mixed, shuffled, packed), and padded ones for the rest.
+"""Batches without end: the stream (mixed, shuffled, packed), and samples of the feedback set.
 
 Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a permutation
 made anew from ``(seed, source, pass)``, and the source of the next document follows from how many each has
 given: the position in the stream is a handful of integers, and resuming is exact and takes no skipping.
+All ranks of a data-parallel run follow the one sequence of windows, and each lays out its own.
 """
 
 from __future__ import annotations
@@ -15,69 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vpretrain.errors import user_error
+from vpretrain.language.batch import TokenBatch, laid_out, padded
 from vpretrain.language.rows import Document
+from vpretrain.language.stored import StoredDocuments
 
 LOOKAHEAD_DOCUMENTS = 16
 """How many pending documents the packer chooses from; the oldest goes first, so that none waits for ever."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenBatch:
-    """Documents laid out in rows of equal length, B x T.
-
-    A model isolates documents by the position ids alone: ``transformers`` starts a new document wherever they
-    do not go up by one, but only in a call without an attention mask and with ``use_cache=False``, and with
-    flash attention 2 only if there is one row. Padding is always at the end of a row, where causal attention
-    keeps it from being seen.
-
-    ``predicted`` speaks of targets: what position t predicts is at t + 1, so that with the logits of a model
-    the loss is over ``logits[:, :-1][predicted[:, 1:]]`` and ``input_ids[predicted]``.
-
-    Args:
-        input_ids: [B, T] int64 token ids.
-        predicted: [B, T] bool; True where the token AT this position counts in the loss and is predicted from
-            those before it in its document: never at the first token of a document, nor on padding.
-        position_ids: [B, T] int64, from 0 at each document; on padding 0 in a packed batch, and running on in
-            a padded one (see :func:`padded`).
-        document: [B, T] int64 index into ``documents``; -1 on padding.
-        documents: the documents, in the order of rows and within them.
-    """
-
-    input_ids: Tensor
-    predicted: Tensor
-    position_ids: Tensor
-    document: Tensor
-    documents: tuple[Document, ...]
-
-    @property
-    def predicted_tokens(self) -> int:
-        """Tokens that count in the loss, in this batch (local under data parallelism)."""
-        return int(self.predicted.sum())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding, in this batch (local under data parallelism)."""
-        return int((self.document >= 0).sum())
-
-    def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on another device."""
-        return TokenBatch(
-            self.input_ids.to(device),
-            self.predicted.to(device),
-            self.position_ids.to(device),
-            self.document.to(device),
-            self.documents,
-        )
-
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits (SHA-256 of shape, ids, mask): proof that arms saw the same batch."""
-        sha = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
-        for tensor in (self.input_ids, self.predicted):
-            sha.update(tensor.cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -93,7 +39,7 @@ class Source:
     """
 
     name: str
-    documents: list[Document]
+    documents: Sequence[Document]
     weight: float
 
 
@@ -109,37 +55,53 @@ class Stream:
     A window is filled with whole documents: the oldest pending one, then of the next ``LOOKAHEAD_DOCUMENTS``
     each that still fits, in order; the rest is padding.
 
+    Of the windows of a batch, rank r of W lays out r, r + W, r + 2W, ...: the ranks' batches together are the one of a
+    single process, and the position is the same on all of them, whatever W is. A run resumes on another number of ranks.
+
     Args:
         sources: at least one, with distinct names.
-        batch_size: windows in a batch, at least 1.
+        batch_size: windows in a batch over all ranks, at least 1.
         window_tokens: length of a window; no document may be longer (``encode(max_tokens=window_tokens)``).
         seed: of the shuffles.
         pad_id: token id that fills windows up; it is never predicted.
+        rank: which part of every batch this is, from 0.
+        world: how many parts there are.
 
     Raises:
         UserError: no source, one without documents or with a weight that cannot be, no weight above zero, two
-            of one name, or a document that does not fit the window or has nothing to predict.
+            of one name, a document that does not fit the window or has nothing to predict, or a batch that the ranks
+            cannot share evenly.
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, batch_size: int, window_tokens: int, seed: int, pad_id: int
-    ) -> None:
+        self, sources: Sequence[Source], *, batch_size: int, window_tokens: int, seed: int, pad_id: int,
+        rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         if batch_size < 1 or window_tokens < 2:
             raise ValueError(f"a batch needs rows and a row 2 tokens, got {batch_size} x {window_tokens}")
-        _check_sources(sources, window_tokens)
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no rank {rank} of {world}")
+        if batch_size % world:
+            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
+            raise user_error("data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}")
+        _check_sources(sources)
+        self._lengths = [_lengths(source, window_tokens) for source in sources]
         total = math.fsum(source.weight for source in sources)
         self.batch_size = batch_size
         self.window_tokens = window_tokens
         self.pad_id = pad_id
+        self.rank = rank
+        self.world = world
+        self._sources = list(sources)
         self._shares = [source.weight / total for source in sources]
         self._shuffled = [_Shuffled(source.documents, f"{seed}/{source.name}") for source in sources]
         self._drawn = [0] * len(sources)
-        self._pending: list[tuple[int, int]] = []  # (source, how many it had given before)
+        self._pending: list[tuple[int, int, int]] = []  # source, how many it had given before, which one that is
         self._identity = {
             "seed": seed,
             "sources": [
-                [source.name, source.weight, len(source.documents), sum(len(d.ids) for d in source.documents)]
-                for source in sources
+                [source.name, source.weight, len(lengths), sum(lengths)]
+                for source, lengths in zip(sources, self._lengths, strict=True)
             ],
         }
 
@@ -147,8 +109,9 @@ class Stream:
         return self
 
     def __next__(self) -> TokenBatch:
-        return _laid_out(
-            [self._window() for _ in range(self.batch_size)],
+        windows = [self._window() for _ in range(self.batch_size)][self.rank :: self.world]
+        return laid_out(
+            [[self._sources[source].documents[place] for source, _, place in window] for window in windows],
             width=self.window_tokens,
             pad_id=self.pad_id,
             padding_apart=True,
@@ -159,7 +122,7 @@ class Stream:
         return {
             "identity": self._identity,
             "drawn": list(self._drawn),
-            "pending": [list(at) for at in self._pending],
+            "pending": [[source, number] for source, number, _ in self._pending],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,11 +133,12 @@ class Stream:
         """
         _check_identity("data.stream", state["identity"], self._identity)
         self._drawn = [int(drawn) for drawn in state["drawn"]]
-        self._pending = [(int(source), int(number)) for source, number in state["pending"]]
+        pending = [(int(source), int(number)) for source, number in state["pending"]]
+        self._pending = [(source, number, self._shuffled[source].place(number)) for source, number in pending]
 
-    def _window(self) -> list[Document]:
-        """The documents of the next window, oldest first."""
-        chosen: list[Document] = []
+    def _window(self) -> list[tuple[int, int, int]]:
+        """The documents of the next window, oldest first, as in ``_pending``."""
+        chosen: list[tuple[int, int, int]] = []
         room = self.window_tokens
         at = 0
         while True:
@@ -182,24 +146,23 @@ class Stream:
                 self._pending.append(self._draw())
             if at == len(self._pending):
                 return chosen
-            source, number = self._pending[at]
-            document = self._shuffled[source][number]
-            if len(document.ids) <= room:
+            source, _, place = self._pending[at]
+            length = self._lengths[source][place]
+            if length <= room:
                 # Those passed over did not fit a larger room: go on from here, where the next moves up to.
-                room -= len(document.ids)
-                chosen.append(document)
-                del self._pending[at]
+                room -= length
+                chosen.append(self._pending.pop(at))
             else:
                 at += 1
 
-    def _draw(self) -> tuple[int, int]:
+    def _draw(self) -> tuple[int, int, int]:
         """Takes the next document of the source that lags most behind its share (the first of equals)."""
         count = sum(self._drawn) + 1
         lags = [share * count - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
         source = max((s for s, share in enumerate(self._shares) if share > 0), key=lags.__getitem__)
         number = self._drawn[source]
         self._drawn[source] += 1
-        return source, number
+        return source, number, self._shuffled[source].place(number)
 
 
 class _Shuffled:
@@ -213,18 +176,23 @@ class _Shuffled:
     def __init__(self, documents: Sequence[Document], key: str) -> None:
         self.documents = documents
         self.key = key
-        self._orders: dict[int, list[int]] = {}
+        self._orders: dict[int, array[int]] = {}
 
     def __getitem__(self, number: int) -> Document:
         """The ``number``-th document of the sequence, from 0."""
+        return self.documents[self.place(number)]
+
+    def place(self, number: int) -> int:
+        """Where among the documents that one is."""
         epoch, at = divmod(number, len(self.documents))
         if epoch not in self._orders:
             # Two passes at most: a packer that looks ahead goes to and fro between the last and the next.
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
             sha = hashlib.sha256(f"{self.key}/{epoch}".encode())
             generator = torch.Generator().manual_seed(int.from_bytes(sha.digest()[:8], "big") >> 1)
-            self._orders[epoch] = torch.randperm(len(self.documents), generator=generator).tolist()
-        return self.documents[self._orders[epoch][at]]
+            order = torch.randperm(len(self.documents), generator=generator)
+            self._orders[epoch] = array("i", order.int().numpy().tobytes())
+        return self._orders[epoch][at]
 
 
 class Sampler:
@@ -303,60 +271,7 @@ class Sampler:
         self._batch = int(state["batch"])
 
 
-def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
-    """One document a row, padded at the right to the longest (for feedback and evaluation).
-
-    Positions run on through the padding, unlike a packed window's: a model then takes each row for one
-    document and needs no mask but the causal one, which already keeps padding from being seen.
-
-    Args:
-        documents: at least one, in the order of the rows.
-        pad_id: token id that fills rows up; it is never predicted.
-
-    Raises:
-        ValueError: there is no document, or nothing to predict in any of them.
-    """
-    if not documents:
-        raise ValueError("a batch needs at least one document")
-    width = max(len(document.ids) for document in documents)
-    return _laid_out([[document] for document in documents], width=width, pad_id=pad_id, padding_apart=False)
-
-
-def _laid_out(rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool) -> TokenBatch:
-    """Rows of documents as tensors; ``padding_apart`` makes each token of padding a document of its own."""
-    ids = array("q")
-    mask = bytearray()
-    segments: list[tuple[int, int]] = []  # index and length: documents, and after each row its padding
-    documents: list[Document] = []
-    for number, row in enumerate(rows, start=1):
-        for document in row:
-            ids.extend(document.ids)
-            mask += bytes(document.predicted)
-            segments.append((len(documents), len(document.ids)))
-            documents.append(document)
-        rest = number * width - len(ids)
-        ids.extend([pad_id] * rest)
-        mask += bytes(rest)
-        segments.append((-1, rest))
-    index, lengths = torch.tensor(segments, dtype=torch.int64).unbind(1)
-    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).view(len(rows), width)
-    document_of = index.repeat_interleave(lengths).view(len(rows), width)
-    flat = torch.arange(len(rows) * width).view(len(rows), width)
-    positions = flat - starts
-    predicted = torch.frombuffer(mask, dtype=torch.bool).view(len(rows), width) & (positions > 0)
-    if not predicted.any():
-        raise ValueError(f"nothing to predict in this batch: {', '.join(d.origin for d in documents[:5])}")
-    on_padding = torch.zeros_like(flat) if padding_apart else flat % width
-    return TokenBatch(
-        torch.frombuffer(ids, dtype=torch.int64).view(len(rows), width),
-        predicted,
-        torch.where(document_of < 0, on_padding, positions),
-        document_of,
-        tuple(documents),
-    )
-
-
-def _check_sources(sources: Sequence[Source], window_tokens: int) -> None:
+def _check_sources(sources: Sequence[Source]) -> None:
     where = "data.stream"
     if not sources:
         raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
@@ -371,16 +286,27 @@ def _check_sources(sources: Sequence[Source], window_tokens: int) -> None:
         if not (math.isfinite(source.weight) and source.weight >= 0):
             message = f"the weight of source {source.name!r} is no share"
             raise user_error(where, message, value=source.weight, accepted="a finite number, at least 0")
-        for document in source.documents:
-            _check_document(where, document)
-            if len(document.ids) > window_tokens:
-                message = f"{document.origin} is longer than the window: cut the documents to its length"
-                shown = f"{len(document.ids)} tokens"
-                raise user_error(where, message, value=shown, accepted=f"at most {window_tokens} tokens")
     if not any(source.weight > 0 for source in sources):
         weights = {source.name: source.weight for source in sources}
         message = "all weights are zero, so that nothing would be drawn: give one source a weight"
         raise user_error(where, message, value=weights, accepted="at least one weight above 0")
+
+
+def _lengths(source: Source, window_tokens: int) -> Sequence[int]:
+    """Tokens of each document of a source, all of which a stream can take."""
+    documents, where = source.documents, "data.stream"
+    if isinstance(documents, StoredDocuments):
+        lengths = documents.lengths  # what can be predicted in them was seen to when they were laid down
+    else:
+        for document in documents:
+            _check_document(where, document)
+        lengths = array("i", (len(document.ids) for document in documents))
+    if max(lengths) > window_tokens:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        message = f"{documents[longest].origin} is longer than the window: cut the documents to its length"
+        shown = f"{lengths[longest]} tokens"
+        raise user_error(where, message, value=shown, accepted=f"at most {window_tokens} tokens")
+    return lengths
 
 
 def _check_document(where: str, document: Document) -> None:

@@ -173,6 +173,9 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
             shown = line[:80].decode("utf-8", "replace")
             message = f"this line is not JSON ({getattr(error, 'msg', error)}); remove the line, or train again"
             raise user_error(f"{path}:{number}", message, value=shown, accepted="one record a line") from None
+        if isinstance(found, dict) and "skipped" in found:
+            notes.append(f"After step {found.get('step')} a batch was left out: {found['skipped']}")
+            continue
         record = _numbers(found)
         lacking = [name for name in ("step", "tokens", "seconds") if not math.isfinite(record.get(name, math.nan))]
         if lacking:

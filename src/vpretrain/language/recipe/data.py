@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vpretrain.language.recipe.feedback import FeedbackSet
-from vpretrain.language.recipe.rows import Rows
+from vpretrain.language.recipe.rows import Rows, StreamRows, unset
+from vpretrain.language.rows import SHORTEST_TAIL_TOKENS
 from vpretrain.recipe import Section
+
+
+class HoldOut(Section):
+    """Rows that never come into the stream, chosen by a hash of their content."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Of the source's rows."""
+    seed: NonNegativeInt = 0
+    """Another seed holds out others."""
 
 
 class Source(Section):
@@ -17,7 +28,11 @@ class Source(Section):
     name: str
     weight: PositiveFloat = 1.0
     """Share of the stream's documents, relative to the other sources."""
-    rows: Rows
+    rows: StreamRows
+    max_documents: PositiveInt | None = Field(default=None, exclude_if=unset)
+    """The most documents that are taken (chunks of a long text count one each), the first ones; null takes all."""
+    held_out: HoldOut | None = Field(default=None, exclude_if=unset)
+    """Rows kept out of the stream, for ``kind: held_out`` of feedback and evaluation; null keeps out none."""
 
 
 class Data(Section):
@@ -28,8 +43,12 @@ class Data(Section):
     window_tokens: PositiveInt
     """Length of a packed row of the stream."""
     batch_size: PositiveInt
-    """Packed rows in a batch."""
+    """Packed rows in a batch, over all ranks."""
+    shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
+    """A raw text longer than the window is chunked; its rest is left out, and counted, if it is shorter than this."""
     stream: list[Source] = Field(min_length=1)
     feedback: FeedbackSet
     evaluation: dict[str, Rows]
     """Held-out rows by split; ``evaluate.split`` names the one that is reported."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What becomes of rows that cannot be used: an error, or they are left out, counted and named."""

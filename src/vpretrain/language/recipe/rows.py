@@ -1,4 +1,4 @@
-"""Rows of text: files and generators."""
+"""Rows of text: files, hub data sets, generators."""
 
 from __future__ import annotations
 
@@ -7,36 +7,124 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from vpretrain.language.columns import template_pieces
+from vpretrain.language.formats import FORMATS
 from vpretrain.language.recipe.common import Share
 from vpretrain.recipe import Section
 
 
-class JsonLines(Section):
-    """Rows of a local JSONL file: raw text, or prompts (masked) with solutions."""
+def unset(value: object) -> bool:
+    """Whether a key is left out where a recipe is written: the names of prepared checkpoints rest on what is written."""
+    return value is None
 
-    kind: Literal["jsonl"]
-    path: Path
-    """Relative to ``data.root``."""
+
+class Part(Section):
+    """Which of the rows are taken."""
+
+    skip_rows: NonNegativeInt = 0
+    """Rows left out at the beginning (the feedback set, say)."""
+    rows: PositiveInt | None = None
+    """Rows taken after those; null takes all. No file is read further than that."""
+
+
+class Table(Part):
+    """The columns of a table that make a row: raw text, or prompts (masked) with solutions."""
+
     text: str | None = None
     """Column of raw text; every token of it is predicted."""
     prompt: str | None = None
     """Column of the prompt, which is never predicted."""
+    template: str | None = Field(default=None, exclude_if=unset)
+    """The prompt, in the place of ``prompt``, with columns between braces: "Question: {question}\\nAnswer:"."""
     solution: str | None = None
     """Column of the solution."""
-    skip_rows: NonNegativeInt = 0
-    """Rows left out at the beginning (the feedback set, say)."""
-    rows: PositiveInt | None = None
-    """Rows taken after those; null takes all."""
+    format: str | None = Field(default=None, exclude_if=unset)
+    """Prompt and solution as an evaluation writes them, ``gsm8k@1`` say, in the place of all of these."""
+    columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
+    """Columns that hold the format's fields, by field, where they have other names."""
     corrupt_digits: Share = 0.0
     """Share of rows in whose solution every number gets one wrong digit: planted noise, for measuring."""
 
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
-        if (self.text is None) == (self.prompt is None and self.solution is None):
+        one_by_one = (self.text, self.prompt, self.template, self.solution)
+        if self.format is not None:
+            self._fits_format(self.format)
+            if one_by_one != (None, None, None, None):
+                raise ValueError("`format` names the columns itself; leave out text, prompt, template and solution")
+            return self
+        if self.columns is not None:
+            raise ValueError("`columns` renames the fields of a `format`; name that too")
+        if (self.text is None) == (one_by_one[1:] == (None, None, None)):
             raise ValueError("name the column of raw `text`, or the columns of `prompt` and `solution`")
-        if self.text is None and (self.prompt is None or self.solution is None):
-            raise ValueError("`prompt` and `solution` go together; name both columns")
+        if self.text is None and (self.solution is None or (self.prompt is None) == (self.template is None)):
+            raise ValueError("`solution` goes together with one of `prompt` (a column) and `template`; name both")
+        if self.template is not None:
+            template_pieces(self.template)
         return self
+
+    def _fits_format(self, name: str) -> None:
+        if name not in FORMATS:
+            raise ValueError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+        unknown = [field for field in self.columns or {} if field not in FORMATS[name].fields]
+        if unknown:
+            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {', '.join(FORMATS[name].fields)}")
+
+
+class JsonLines(Table):
+    """Rows of local JSONL files."""
+
+    kind: Literal["jsonl"]
+    path: Path
+    """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches, sorted."""
+
+
+class Parquet(Table):
+    """Rows of local parquet files."""
+
+    kind: Literal["parquet"]
+    path: Path
+    """As for ``jsonl``."""
+
+
+class TextFiles(Part):
+    """Raw text of local files."""
+
+    kind: Literal["text"]
+    path: Path
+    """As for ``jsonl``."""
+    document: Literal["file", "paragraph", "line"] = "file"
+    """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file had better be small."""
+
+
+class Hub(Table):
+    """Rows of a data set of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    path: str
+    """Its id, ``openai/gsm8k`` say, or a local folder that ``datasets`` reads."""
+    name: str | None = None
+    """Its configuration, where it has several."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit; null takes the newest, which may be another one tomorrow."""
+    streaming: bool = False
+    """Read ``rows`` rows over the network in place of downloading everything. They are laid down once, in order, and
+    shuffled and resumed like any others: a shuffle over an open connection would resume at other rows."""
+
+    @model_validator(mode="after")
+    def _streams_an_end(self) -> Self:
+        if self.streaming and self.rows is None:
+            raise ValueError("with `streaming: true` say how many `rows` to take: they are laid down before training")
+        return self
+
+
+class HeldOut(Part):
+    """The rows that a source of the stream holds out (its ``held_out``): never in the stream."""
+
+    kind: Literal["held_out"]
+    source: str
+    """Name of the source."""
 
 
 class WordProblems(Section):
@@ -65,4 +153,8 @@ class Chatter(Section):
     seed: NonNegativeInt = 0
 
 
-Rows = Annotated[JsonLines | WordProblems | Chatter, Field(discriminator="kind")]
+StreamRows = Annotated[JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")]
+"""What a source of the stream reads."""
+
+Rows = Annotated[JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter | HeldOut, Field(discriminator="kind")]
+"""What feedback and evaluation read."""
