@@ -141,6 +141,13 @@ def test_several_batches_make_the_step_of_one_large_one(materials, arm):
         torch.testing.assert_close(weight, weights_of_one[name], rtol=1e-3, atol=2e-5)
 
 
+def test_direct_training_cuts_feedback_to_the_window():
+    """Feedback rows may be longer than a window of the stream, which this arm packs them into."""
+    recipe = tiny_recipe("arm=feedback_sft", "data.window_tokens=24")
+    parts = Language().build(recipe, Language().load(recipe))
+    assert run(recipe, parts, step0={}).spent.steps == 4
+
+
 def test_budget_in_tokens_and_seconds(materials):
     _, by_tokens = train(materials, "arm=onehot", "budget={tokens: 1000}", "budget.steps=null")
     tokens = [record["tokens"] for record in by_tokens.history]

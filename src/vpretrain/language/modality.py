@@ -147,7 +147,7 @@ class Language:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
         learner, adapted = _learner(recipe, materials)
         data = recipe.data
-        direct = [Source("feedback", materials.feedback, 1.0)]
+        direct = [Source("feedback", _cut(materials.feedback, data.window_tokens), 1.0)]
         stream = Stream(
             direct if recipe.arm in DIRECT else materials.sources,
             batch_size=data.batch_size,
@@ -202,6 +202,12 @@ def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
     root, rows = recipe.data.root, recipe.evaluate.task_rows
     with renamed({"--data-root": "data.root"}):
         return {name: (BENCHMARKS[name], problems_of(BENCHMARKS[name], root, rows)) for name in recipe.evaluate.tasks}
+
+
+def _cut(documents: Sequence[Document], most: int) -> list[Document]:
+    """The documents as far as a window of the stream goes; those of which nothing is left to predict are left out."""
+    cut = [Document(d.ids[:most], d.predicted[:most], d.origin, d.source) for d in documents]
+    return [document for document in cut if any(document.predicted[1:])]
 
 
 def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
