@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -195,6 +196,7 @@ _WORKER: list[_Worker] = []  # one a process of the pool, set up once
 
 
 def _set_up(recipe: Recipe, out: Path) -> None:
+    logging.getLogger("vpretrain").setLevel(logging.ERROR)  # what there is to say of the data was said by the parent
     _WORKER.append(_Worker(recipe, out))
 
 

@@ -6,6 +6,7 @@ interleaved (A B A B), so that what else the machine does meets them alike.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import resource
 import statistics
@@ -129,6 +130,7 @@ def _ask(pipe: Connection, what: str) -> Any:
 
 def _child(recipe: Recipe, pipe: Connection) -> None:
     """Answers ``build``, then every ``round``, then ``peak`` and ``count``."""
+    logging.getLogger("vpretrain").setLevel(logging.ERROR)
     try:
         pipe.recv()
         seed_everything(recipe)

@@ -118,9 +118,8 @@ def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[
             continue
         said = "was never searched for" if covered is None else "was not searched for all"
         message = (
-            f"this file {said} near-duplicates of the feedback and evaluation rows, which would make the results"
-            f" look better than they are: `vpretrain decontaminate {path} --against FILE... --out CLEAN` writes one that"
-            " holds none, and this key should then name it"
+            f"{path} {said} near-duplicates of the feedback and evaluation rows, which would flatter the results; "
+            f"`vpretrain decontaminate {path} --against FILE... --out CLEAN` writes a file without them"
         )
         doubts.append(Problem(where, str(path), f"a file with its certificate, *{SUFFIX}, beside it", message))
     return doubts

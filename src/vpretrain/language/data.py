@@ -110,7 +110,7 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
         counts: what became of the rows, by ``stream/SOURCE`` and, for feedback and evaluation, by any other name.
         data: the recipe's section.
     """
-    said = [str(doubt) for doubt in texts.doubts]
+    said = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
     if texts.skipped:
         said.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
         said += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]

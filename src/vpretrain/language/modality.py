@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Language:
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
         for line in notices(texts, counts, recipe.data):
-            log.warning(line)
+            _say(line)
         return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts, _benchmarks(recipe))
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
@@ -171,6 +171,12 @@ class Language:
     def card(self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path) -> None:
         """Writes the model card of a finished run into its model folder."""
         write_card(folder, recipe, result, location=materials.location, feedback=materials.texts.feedback)
+
+
+@cache
+def _say(line: str) -> None:
+    """Once a process, however often a recipe's data are read in it."""
+    log.warning(line)
 
 
 def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearner, PeftModel | None]:
