@@ -276,7 +276,9 @@ add(
     GSM_START, arms("onehot", "feedback_sft") | {"oracle: onehot without the errors": f"arm=onehot {ORACLE}"},
 )  # fmt: skip
 QUESTIONS = "kind: jsonl, path: mathematics/{file}.jsonl, prompt: problem, solution: solution"
-SECOND = "{" + QUESTIONS.format(file="valid") + ", skip_rows: 1412, rows: 333}"  # between rows that the stream holds too
+SECOND = (
+    "{" + QUESTIONS.format(file="valid") + ", skip_rows: 1412, rows: 333}"
+)  # between rows that the stream holds too
 MEASURED = "{" + QUESTIONS.format(file="valid") + ", rows: 1000}"
 STUDIES["gsm8k-second-target"] = Study(
     "gsm8k-second-target", "one stream, two targets: word problems or mathematics questions steer", NOISY, GSM_START,

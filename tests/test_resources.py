@@ -1,10 +1,16 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.reliability.runs import language_recipe
 from vpretrain import resources
+from vpretrain.errors import Fault, UserError
+from vpretrain.recipe import Checkpoint
 from vpretrain.resources import available_memory_bytes, out_of_memory, shortages
+from vpretrain.single import train_one
+from vpretrain.step import SteeredStep
 
 
 @pytest.fixture
@@ -16,17 +22,65 @@ def machine(monkeypatch):
     return machine
 
 
+KEPT = 3 * (400 + 800) + 400  # two checkpoints and a third in the making, of weights and two moments; and the model
+
+
+def places(*arguments, **options):
+    return [problem.where for problem in shortages(*arguments, **options)]
+
+
 def test_a_model_that_just_fits_and_one_that_just_does_not(machine):
     model = torch.nn.Linear(9, 10, device="meta")  # 100 parameters
-    machine(1600, 1200)
-    assert shortages(model) == []
-    machine(1599, 1199)
-    assert [problem.where for problem in shortages(model)] == ["memory", "disk"]
+    machine(1600, KEPT)
+    assert places(model) == []
+    machine(1599, KEPT - 1)
+    assert places(model) == ["memory", "disk"]
     model.bias.requires_grad_(False)  # neither gradient nor moments
-    machine(1480, 1200)
-    assert shortages(model) == []
-    machine(None, 1200)
-    assert shortages(model) == [], "a system that does not say is not accused"
+    machine(1480, KEPT - 3 * 2 * 40)
+    assert places(model) == []
+    machine(1479, KEPT - 3 * 2 * 40 - 1)
+    assert places(model) == ["memory", "disk"]
+    machine(None, KEPT)
+    assert places(model) == [], "a system that does not say is not accused"
+
+
+def test_frozen_halves_below_adapters_are_counted_as_they_are_stored(machine):
+    model = torch.nn.Sequential(torch.nn.Linear(9, 10, dtype=torch.bfloat16), torch.nn.Linear(9, 10))
+    model[0].requires_grad_(False)
+    machine(200 + 4 * 400, 10**6)
+    assert places(model) == []
+    machine(200 + 4 * 400 - 1, 10**6)
+    assert places(model) == ["memory"]
+
+
+def test_what_the_recipe_keeps_is_counted(machine):
+    model = torch.nn.Linear(9, 10, device="meta")
+    machine(10**6, KEPT + 3 * 1200)
+    assert places(model, Checkpoint(keep_last=5)) == []
+    assert places(model, Checkpoint(keep_last=6)) == ["disk"]
+    machine(10**6, KEPT + 799)
+    assert places(model, Checkpoint(keep_best="test/nll")) == ["disk"], (
+        "the best so far and the one that takes its place"
+    )
+    machine(1600 + 1199, 10**6)
+    assert places(model, Checkpoint(asynchronous=True)) == ["memory"], "a copy of weights and moments"
+    machine(1600 + 399, 10**6)
+    assert places(model, followers=1) == ["memory"], "the teacher"
+    assert places(model) == []
+
+
+def test_a_batch_that_can_fit_nowhere(machine):
+    model = torch.nn.Linear(9, 10, device="meta")
+    model.config = SimpleNamespace(hidden_size=8, num_hidden_layers=2)
+    machine(1600 + 100 * 8 * 2 * 4, 10**6)
+    assert places(model, tokens=100) == []
+    assert places(model, tokens=101) == ["memory"]
+
+
+def test_a_results_folder_that_is_not_there_yet(machine, tmp_path):
+    machine(10**6, 0)
+    (problem,) = shortages(torch.nn.Linear(2, 2), Checkpoint(), tmp_path / "not" / "yet")
+    assert str(tmp_path) in problem.value and "keep_last" in problem.message
 
 
 def test_available_memory(monkeypatch, tmp_path):
@@ -43,3 +97,46 @@ def test_out_of_memory():
     assert out_of_memory(caught.value)
     assert out_of_memory(torch.OutOfMemoryError()) and out_of_memory(MemoryError())
     assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+MESSAGES = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", MESSAGES)
+def test_memory_that_runs_out_names_the_keys_to_lower_and_the_run_goes_on_later(tmp_path, monkeypatch, error):
+    recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=3")
+    with monkeypatch.context() as patch:
+        forward = SteeredStep.__call__
+
+        def fails_after_the_first(step, *arguments):
+            if (tmp_path / "checkpoints" / "step-0000001").is_dir():
+                raise error
+            return forward(step, *arguments)
+
+        patch.setattr(SteeredStep, "__call__", fails_after_the_first)
+        with pytest.raises(Fault) as caught:
+            train_one(recipe, tmp_path, lambda record, share: None)
+    said = str(caught.value)
+    for key, value in {"data.batch_size": 4, "data.window_tokens": 96, "data.feedback.batch_size": 16}.items():
+        assert f"{key} (now {value})" in said
+    assert "learner.prepare" not in said
+    heard = []
+    assert train_one(recipe, tmp_path, lambda record, share: None, says=heard.append)["steps"] == 3
+    assert heard == ["going on after step 1"]
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(tmp_path, machine):
+    machine(None, 1000)
+    with pytest.raises(UserError, match="disk"):
+        train_one(language_recipe("arm=onehot"), tmp_path / "run", lambda record, share: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_is_too_small_is_told_before_the_model_is_made(tmp_path, machine):
+    machine(1000, 10**12)
+    with pytest.raises(UserError, match="memory"):
+        train_one(language_recipe("arm=onehot"), tmp_path / "run", lambda record, share: None)
+    assert not (tmp_path / "run").exists()

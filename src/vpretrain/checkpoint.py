@@ -161,10 +161,8 @@ class Keeper:
         Raises:
             UserError: the metric is not measured.
         """
-        if metric not in scores:
-            message = "the evaluation does not measure this"
-            raise user_error("checkpoint.keep_best", message, value=metric, accepted=", ".join(scores))
-        found, up = scores[metric].value, scores[metric].higher_is_better
+        score = measured(metric, scores)
+        found, up = score.value, score.higher_is_better
         if best is not None and (found <= best if up else found >= best):
             return best
         scratch, folder = self.folder / ".best.partial", self.folder / "best"
@@ -209,6 +207,14 @@ class Keeper:
             return
         for old in self.steps()[: -self.keep_last]:
             shutil.rmtree(self.path(old), ignore_errors=True)
+
+
+def measured(metric: str, scores: Mapping[str, Score]) -> Score:
+    """The score of ``checkpoint.keep_best``; raises UserError if it is not measured."""
+    if metric not in scores:
+        message = "the evaluation does not measure this"
+        raise user_error("checkpoint.keep_best", message, value=metric, accepted=", ".join(scores))
+    return scores[metric]
 
 
 def _disk_error(error: BaseException) -> str | None:

@@ -29,7 +29,8 @@ class Problem:
             lines.append(f"    got       {self.value}")
         if self.accepted:
             lines.append(f"    accepted  {self.accepted}")
-        return "\n".join(lines)
+        # Names of files and cells may hold what no terminal can be sent.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 class UserError(Exception):

@@ -21,6 +21,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -41,6 +42,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_looked_up(cls, value: Any) -> Any:
+        """A path that the system cannot even look for is refused here, once for all sections."""
+        if isinstance(value, Path):
+            _look_up(value)
+        return value
 
 
 Measure = Literal["steps", "tokens", "flops", "seconds"]
@@ -164,6 +173,14 @@ class Recipe(Section):
     faults: Faults = Faults()
     evaluate: Evaluate = Evaluate()
 
+    @model_validator(mode="after")
+    def _best_is_looked_for(self) -> Self:
+        if self.checkpoint.keep_best is not None and not self.evaluate.every:
+            raise ValueError(
+                "checkpoint.keep_best compares evaluations, and evaluate.every is 0: give it a number of steps"
+            )
+        return self
+
 
 def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas) -> Recipe:
     """Read, extend, override and check a recipe.
@@ -245,10 +262,25 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     return rows
 
 
+def _look_up(path: Path) -> None:
+    """Raises ValueError where the system refuses a path as such: a name of 300 letters, a home of nobody, a zero byte."""
+    try:
+        path.expanduser().exists()
+        if "\0" in str(path):
+            raise ValueError("a zero byte is no part of a path; remove it")
+    except (OSError, RuntimeError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"the system cannot look up this path: {said}") from None
+
+
 def _find(source: str | Path, where: str, beside: Path) -> Path:
     known, path = packaged(), beside / source
     if str(source) in known:
         return known[str(source)]
+    try:
+        _look_up(path)
+    except ValueError as error:
+        raise user_error(where, str(error), value=shown(str(source)), accepted="the path of a YAML file") from None
     if path.is_file():
         return path
     if path.is_dir():

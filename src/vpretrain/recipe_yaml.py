@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -29,6 +29,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _TAG = "tag:yaml.org,2002:"
+_MOST_NODES = 100_000  # a few lines of nested anchors stand for more than any memory holds
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"
 for _name, _pattern, _first in (
     ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -51,9 +53,20 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
     marks: Marks = {}
     problems: list[Problem] = []
 
+    visited = 0
+
+    def refuse(node: yaml.Node, why: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+
     def visit(node: yaml.Node, key: Key, above: tuple[int, ...]) -> None:
+        nonlocal visited
+        visited += 1
         if id(node) in above:
-            raise yaml.constructor.ConstructorError(None, None, "an anchor contains itself", node.start_mark)
+            refuse(node, "an anchor contains itself")
+        if visited > _MOST_NODES:
+            refuse(node, f"with anchors written out, this is more than {_MOST_NODES} values")
+        if isinstance(node, yaml.ScalarNode) and _HALF_PAIR.search(node.value):
+            refuse(node, "this text holds half of a surrogate pair, which is no character")
         above = (*above, id(node))
         if isinstance(node, yaml.SequenceNode):
             for index, child in enumerate(node.value):
@@ -64,6 +77,8 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
             for name, child in node.value:
                 if not isinstance(name, yaml.ScalarNode) or name.tag == _TAG + "merge":
                     continue
+                if _HALF_PAIR.search(name.value):
+                    refuse(name, "this key holds half of a surrogate pair, which is no character")
                 name.tag = _TAG + "str"  # every key is text, whatever YAML would make of it as a value
                 inner, line = (*key, name.value), name.start_mark.line + 1
                 if name.value in first:
@@ -82,7 +97,7 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
         # By way of JSON, so that an anchor's uses no longer share one object: an override changes one place.
         return json.loads(json.dumps(loader.construct_document(node), default=str)), marks, problems
     # The others are what PyYAML lets through: a scalar that is not of the tag it was given, and too deep a nesting.
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
         line = min(mark.line, len(lines) - 1) if mark else 0
         shown = lines[line].strip() if mark else ""

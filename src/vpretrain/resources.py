@@ -10,38 +10,87 @@ import torch
 from torch import nn
 
 from vpretrain.errors import Problem
-from vpretrain.recipe import Recipe
+from vpretrain.recipe import Checkpoint, Recipe
 
-_WORD = 4  # bytes of a float32
 _MEMORY_INFO = Path("/proc/meminfo")
+_PLAIN = Checkpoint()  # what a recipe has that says nothing of it
 
 
-def shortages(model: nn.Module, folder: Path = Path()) -> list[Problem]:
-    """What the machine is too small for, with ``where`` being ``memory`` or ``disk``.
+def shortages(
+    model: nn.Module, checkpoint: Checkpoint = _PLAIN, folder: Path = Path(), *, tokens: int = 0, followers: int = 0
+) -> list[Problem]:
+    """What the machine is too small for: :func:`memory_shortage` and :func:`disk_shortage`."""
+    found = memory_shortage(model, checkpoint, tokens=tokens, followers=followers)
+    return found + disk_shortage(model, checkpoint, folder, followers=followers)
 
-    Memory: weights, and for parameters that train also the gradient and Adam's two moments, all in float32; activations
-    come on top. Disk: three models (the final one, a checkpoint, and the one that is being written).
+
+def memory_shortage(
+    model: nn.Module, checkpoint: Checkpoint = _PLAIN, *, tokens: int = 0, followers: int = 0
+) -> list[Problem]:
+    """A problem where a run certainly does not fit: what is counted is a lower bound.
+
+    The weights; for parameters that train also the gradient and Adam's two moments; for every block one hidden state a
+    token. What arm, feedback and blocks hold besides comes on top.
 
     Args:
-        model: only the sizes of its parameters are read, so that it may be on the meta device.
-        folder: on the disk that results are written to.
+        model: only sizes and dtypes are read, so that it may be on the meta device.
+        checkpoint: of the recipe; an asynchronous one holds a copy of what it writes.
+        tokens: positions of a batch that go through the model at once.
+        followers: copies of the model that run beside it (an EMA teacher).
     """
-    every = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    found = []
-    needed, available = _WORD * (every + 3 * trained), available_memory_bytes()
-    if available is not None and needed > available:
-        found.append(Problem(
-            "memory", f"{_size(available)} available", f"{_size(needed)} or more",
-            f"weights, gradient and Adam's moments of {every:,} parameters do not fit; take a smaller model or machine",
-        ))  # fmt: skip
-    needed, free = 3 * _WORD * every, shutil.disk_usage(folder).free
-    if needed > free:
-        found.append(Problem(
-            "disk", f"{_size(free)} free in {folder.resolve()}", f"{_size(needed)} or more",
-            "the model and its checkpoints do not fit on this disk; make room, or run from a folder on another",
-        ))  # fmt: skip
-    return found
+    every, trained = _bytes(model), _bytes(model, trained=True)
+    needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens)
+    if checkpoint.asynchronous:
+        needed += every * (1 + followers) + 2 * trained  # the copy that is being written while the run goes on
+    available = available_memory_bytes()
+    if available is None or needed <= available:
+        return []
+    count = sum(p.numel() for p in model.parameters())
+    return [Problem(
+        "memory", f"{_size(available)} available", f"{_size(needed)} or more",
+        f"weights, gradient and Adam's moments of {count:,} parameters, with the hidden states of a batch, do not fit; "
+        "take a smaller batch, a smaller model, or a larger machine",
+    )]  # fmt: skip
+
+
+def disk_shortage(
+    model: nn.Module, checkpoint: Checkpoint = _PLAIN, folder: Path = Path(), *, followers: int = 0
+) -> list[Problem]:
+    """A problem where a run's files do not fit.
+
+    Counted are the model folder and, ``keep_last`` times and once more for the one that is being written, a checkpoint:
+    model, followers, and the two moments of what trains. With ``keep_best`` two model folders come on top.
+
+    Args:
+        model: as in :func:`memory_shortage`.
+        checkpoint: of the recipe.
+        folder: on the disk that results are written to; it need not be there yet.
+        followers: as in :func:`memory_shortage`.
+    """
+    every, trained = _bytes(model), _bytes(model, trained=True)
+    models = 1 + 2 * (checkpoint.keep_best is not None)
+    needed = models * every + (checkpoint.keep_last + 1) * (every * (1 + followers) + 2 * trained)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed <= free:
+        return []
+    return [Problem(
+        "disk", f"{_size(free)} free in {there.resolve()}", f"{_size(needed)} or more",
+        f"the model and its checkpoints do not fit on this disk; make room, run from a folder on another, or lower "
+        f"checkpoint.keep_last (now {checkpoint.keep_last})",
+    )]  # fmt: skip
+
+
+def _bytes(model: nn.Module, *, trained: bool = False) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def _hidden_states(model: nn.Module, tokens: int) -> int:
+    """What even activation checkpointing keeps: one hidden state a token and block; 0 where the model does not say."""
+    config = getattr(model, "config", None)
+    width, depth = (getattr(config, name, 0) for name in ("hidden_size", "num_hidden_layers"))
+    sizes = [parameter.element_size() for parameter in model.parameters()]
+    return tokens * width * depth * min(sizes, default=0) if isinstance(width, int) and isinstance(depth, int) else 0
 
 
 def available_memory_bytes() -> int | None:
@@ -79,4 +128,4 @@ def smaller(recipe: Recipe) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import yaml
 
 from vpretrain.checkpoint import Keeper
 from vpretrain.errors import Fault, Problem, UserError
@@ -16,7 +15,8 @@ from vpretrain.flops import count
 from vpretrain.interruption import Interruption
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Recipe, dump
-from vpretrain.resources import out_of_memory, smaller
+from vpretrain.recipe_yaml import parse
+from vpretrain.resources import disk_shortage, out_of_memory, smaller
 from vpretrain.tracking import RunFolder, write_json
 from vpretrain.train import Record, Result, new_step, run, seed_everything
 
@@ -52,7 +52,7 @@ def train_one(
         ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric: value}}``.
 
     Raises:
-        UserError: the folder holds a run of another recipe.
+        UserError: data or model are not in order, the disk is too small, or the folder holds a run of another recipe.
         Fault, Stopped: see :func:`vpretrain.train.run`.
     """
     changed = changes(folder, recipe)
@@ -72,6 +72,8 @@ def train_one(
     materials = modality.load(recipe)
     try:
         counted = modality.build(recipe, materials)
+        if not keeper.steps() and (problems := disk_shortage(counted.learner.model, section, folder)):
+            raise UserError(*problems)
         cost = count(new_step(recipe, counted), counted)
         del counted
         parts = modality.build(recipe, materials)
@@ -125,7 +127,8 @@ def changes(folder: Path, recipe: Recipe) -> list[Problem]:
     begun = (folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))
     if not (path.is_file() and begun):
         return []
-    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), dump(recipe)))
+    texts = (path.read_text(encoding="utf-8", errors="replace"), dump(recipe))
+    before, now = (_flat(parse(text, lambda line: f"{path}:{line}")[0]) for text in texts)
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key.split(".")[0] not in FREE]
     message = (
         f"{folder} was begun with another value: give it back, name another folder with --out, or go on under the new "

@@ -15,7 +15,7 @@ import torch
 from vpretrain.accumulation import drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
-from vpretrain.checkpoint import Keeper, State
+from vpretrain.checkpoint import Keeper, State, measured
 from vpretrain.contracts import Parts, Score
 from vpretrain.directional import ESTIMATORS
 from vpretrain.errors import Fault, NonFinite, Stopped
@@ -116,6 +116,7 @@ def run(
         remember: whether the result holds the history; a long run has it in its log and not in memory.
 
     Raises:
+        UserError: ``checkpoint.keep_best`` names what is not measured.
         Fault: losses, gradients or values that are not finite, more of them in a row than ``faults.max_skips`` (and, where
             there is a checkpoint, once more after it went back there); or a final score that is not finite.
         Stopped: a signal asked for it; the checkpoint is written.
@@ -143,6 +144,8 @@ def run(
         progress.load_state_dict(resume)
     else:
         progress.step0 = step0 if step0 is not None else parts.evaluate()
+        if keeper is not None and recipe.checkpoint.keep_best is not None and progress.step0:
+            measured(recipe.checkpoint.keep_best, progress.step0)  # now, and not hours later at the first evaluation
         seed_everything(recipe)
         # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
         # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.

@@ -21,6 +21,7 @@ SMALL = [
     "data.image_size=32", "data.load_size=null", "data.batch_size=4", "data.feedback.batch_size=2",
     "data.feedback.head={steps: 1, batch_size: 2, warmup_steps: 3}",
     "evaluate.probe={steps: 3, batch_size: 4, train_size: [4, 4]}", "evaluate.neighbours=3",
+    "evaluate.blocks=1", "learner.centering=mean",
     "budget={steps: 2}", "threads=1", "value.burn_in_steps=1", "value.meta_period=1",
     "designer.base=8", "designer.depth=1", "designer.patch_size=8", "designer.width=16", "designer.heads=2",
     "designer.grain=8", "designer.blur_sigma=1.0",
@@ -28,7 +29,7 @@ SMALL = [
 SCENES = [
     "data.stream.0.pictures.count=12", "data.feedback.sets.0.pictures.count=12", "data.feedback.sets.0.train=6",
     "data.feedback.sets.0.meta=6", "data.evaluation.train.0.count=8", "data.evaluation.dev.0.count=6",
-    "data.evaluation.test.0.count=6",
+    "data.evaluation.test.0.count=6", "data.feedback.tasks={segmentation: 1, depth: 1}",
 ]  # fmt: skip
 IJEPA = [
     "learner.kind=ijepa", "designer.kind=patch_weights", "learner.predictor={width: 16, depth: 1, heads: 2}",

@@ -16,7 +16,7 @@ from vpretrain.errors import UserError
 from vpretrain.value import Alignment
 from vpretrain.vision.backbone import Backbone, aligned_parameters, new_model
 from vpretrain.vision.dino import Context, DinoLearner, DinoSettings, teacher_momentum, warm_up_head
-from vpretrain.vision.dino_loss import DinoHead, dino_loss, teacher_targets
+from vpretrain.vision.dino_loss import DinoHead, balanced_targets, dino_loss, teacher_targets
 from vpretrain.vision.views import LearnedTargets, LearnedViews, PlainViews, blur
 
 TINY: dict[str, Any] = {
@@ -146,6 +146,39 @@ def test_teacher_targets_are_sharpened_and_centred() -> None:
     logits = torch.tensor([[[1.0, 1.04]]])
     assert torch.allclose(teacher_targets(logits, torch.zeros(2)), torch.softmax(torch.tensor([[[0.0, 1.0]]]), -1))
     assert torch.allclose(teacher_targets(logits, torch.tensor([1.0, 1.04])), torch.full((1, 1, 2), 0.5))
+
+
+def test_balanced_targets_are_the_slow_loop_and_no_prototype_wins() -> None:
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.05
+    logits[..., 1] += 0.3  # a prototype that would win in every image
+    slow = (logits / 0.04).exp().flatten(0, 1)
+    for _ in range(3):
+        slow = slow / slow.sum(dim=0)
+        slow = slow / slow.sum(dim=1, keepdim=True)
+    found = balanced_targets(logits.requires_grad_(), temperature=0.04)
+    assert torch.allclose(found, slow.view(2, 5, 3)) and not found.requires_grad
+    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 5, dtype=torch.float64))
+    assert (
+        float(found.mean(dim=(0, 1)).max())
+        < 0.4
+        < float(teacher_targets(logits, torch.zeros(3)).mean(dim=(0, 1)).max())
+    )
+    assert torch.isfinite(balanced_targets(logits.detach() * 1e4)).all()
+
+
+def test_centering_is_as_set() -> None:
+    """Balanced targets do not depend on the running centre, and the loss is taken on them."""
+    found = {}
+    for centering in ("mean", "sinkhorn"):
+        made = learner(settings=DinoSettings(centering=centering))  # type: ignore[arg-type]
+        before = made.observe(0).teacher_targets
+        with torch.no_grad():
+            loss = float(made.loss(made.observe(0), PlainViews()))
+            by_hand = float(made.loss(made.observe(0), LearnedTargets(before)))
+        assert loss == pytest.approx(by_hand, rel=1e-10)
+        made.center += torch.randn(made.center.shape, generator=torch.Generator().manual_seed(0)).to(made.center)
+        found[centering] = torch.allclose(made.observe(0).teacher_targets, before)
+    assert found == {"mean": False, "sinkhorn": True}
 
 
 @torch.no_grad()

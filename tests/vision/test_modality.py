@@ -13,7 +13,7 @@ from vpretrain.compare import compare
 from vpretrain.doctor import doctor
 from vpretrain.errors import UserError
 from vpretrain.vision import Vision
-from vpretrain.vision.arms import ARMS, DEMO, DINO_ARMS, IJEPA_ARMS
+from vpretrain.vision.arms import ARMS, CONTROLS, DEMO, DINO_ARMS, IJEPA_ARMS
 from vpretrain.vision.learners import beside
 from vpretrain.vision.views import PlainViews
 
@@ -35,7 +35,7 @@ def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
     before = weights_hash(Vision().build(tiny_recipe(kind=kind), materials[kind]))
     after, result = train(materials[kind], f"arm={arm}", kind=kind)
     assert after != before
-    if arm != "random_feedback":  # whose batches may not agree at all, and then nothing is steered
+    if arm not in CONTROLS:  # whose batches may not agree at all, and then nothing is steered
         assert (after != plain[kind][0]) == (arm != "plain")
     assert result.spent.steps == 2 and result.spent.tokens == 8
     assert set(result.final) == METRICS

@@ -192,7 +192,8 @@ def _check_keys(config: dict[str, Any], where: str) -> None:
 
 def _from_pretrained(loader: Any, name: str, where: str, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(name, **_reach(name), **options)
+        # Said, because transformers would ask on the terminal whether to run what the folder holds.
+        return loader.from_pretrained(name, trust_remote_code=False, **_reach(name), **options)
     except Exception as error:  # the hub, tokenizers and safetensors have exceptions of their own
         if out_of_memory(error):
             raise
@@ -255,6 +256,8 @@ def _why(loader: Any, folder: Path, error: Exception) -> str:
         if isinstance(error, RepositoryNotFoundError):
             return f"{here}, and no public model of this name on the hub; for a private one log in with `hf auth login`"
         return f"{here}, and it could not be had from the hub: {_brief(error)}"
+    if "trust_remote_code" in str(error):
+        return "this model comes with code of its own, which is never run; name one of an architecture of transformers"
     if (folder / "model" / "config.json").is_file():
         return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
     if loader is AutoTokenizer and not list(folder.glob("*token*")):

@@ -24,7 +24,7 @@ from vpretrain.language.domains import matched
 from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
 from vpretrain.language.learner import CausalLearner
-from vpretrain.language.loading import checkpoint_activations, load_model, load_tokenizer, skeleton
+from vpretrain.language.loading import checkpoint_activations, load_model, load_tokenizer, named, skeleton
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
@@ -32,7 +32,7 @@ from vpretrain.language.rows import Document, Encoded, Row, encode
 from vpretrain.language.stream import Source, Stream, padded
 from vpretrain.language.suffix import Anatomy, aligned_parameters
 from vpretrain.modes import evaluating
-from vpretrain.resources import shortages
+from vpretrain.resources import disk_shortage, memory_shortage
 from vpretrain.train import Result
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class Language:
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
         texts = read(recipe)
+        if problems := _too_large(recipe, skeleton(recipe)):
+            raise UserError(*problems)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
         longest = recipe.data.feedback.max_tokens
@@ -120,7 +122,11 @@ class Language:
             problems += error.problems
         try:
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
-            problems += shortages(shapes)
+            problems += [*_too_large(recipe, shapes), *disk_shortage(shapes, recipe.checkpoint)]
+            problems += _unfit_window(recipe, shapes.config)
+            if section.prepare is None or section.model is not None:
+                location = None if section.model is None else named(section.model)
+                problems += _unfit_tokenizer(load_tokenizer(section, location), shapes.config)
             anatomy = Anatomy.of(shapes)
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
@@ -183,6 +189,7 @@ def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearne
     """The learner, and PEFT's view of its model where adapters train."""
     section = recipe.learner
     model = load_model(section, materials.location, recipe.seed)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     _check_fit(recipe, model, materials)
     adapted = None
     if section.lora is not None:
@@ -269,28 +276,36 @@ def _save(
     tokenizer.save_pretrained(folder)
 
 
+def _too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
+    data = recipe.data
+    return memory_shortage(model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens)
+
+
+def _unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
+    highest = max(tokenizer.get_vocab().values())
+    if highest < config.vocab_size:
+        return []
+    message = "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with"
+    return [Problem("learner.model", f"token ids up to {highest}", f"up to {config.vocab_size - 1}", message)]
+
+
+def _unfit_window(recipe: LanguageRecipe, config: Any, longest: Mapping[str, int] | None = None) -> list[Problem]:
+    """Where the window, or the longest row of a place, has more tokens than the model has positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    mend = "shorten the window (data.window_tokens) or the rows (data.feedback.max_tokens)"
+    return [
+        Problem(where, f"{length} tokens", f"at most {positions}", f"the model has not so many positions; {mend}")
+        for where, length in {"data.window_tokens": recipe.data.window_tokens, **(longest or {})}.items()
+        if positions is not None and length > positions
+    ]
+
+
 def _check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
     """Tokenizer, window and rows against what the model can take."""
-    highest = max(materials.tokenizer.get_vocab().values())
-    if highest >= model.config.vocab_size:
-        raise user_error(
-            "learner.model",
-            "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with",
-            value=f"token ids up to {highest}",
-            accepted=f"up to {model.config.vocab_size - 1}",
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
     rows = {"data.feedback.rows": materials.feedback, f"data.evaluation.{recipe.evaluate.split}": materials.evaluation}
     longest = {where: max((len(document.ids) for document in found), default=0) for where, found in rows.items()}
-    for where, length in {"data.window_tokens": recipe.data.window_tokens, **longest}.items():
-        if positions is not None and length > positions:
-            raise user_error(
-                where,
-                "the model has not so many positions; shorten the window (data.window_tokens) or the rows "
-                "(data.feedback.max_tokens)",
-                value=f"{length} tokens",
-                accepted=f"at most {positions}",
-            )
+    if problems := _unfit_tokenizer(materials.tokenizer, model.config) + _unfit_window(recipe, model.config, longest):
+        raise UserError(*problems)
     if not materials.evaluation:
         raise user_error(
             f"data.evaluation.{recipe.evaluate.split}", "no row is left to evaluate on: prompts alone fill "

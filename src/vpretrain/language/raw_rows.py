@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if name.endswith(_TEXT):
                     line = _as_json({"text": _decoded(line, f"{path}:{number}").rstrip("\r\n")})
                 yield number, line if line.endswith(b"\n") else line + b"\n"
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pyarrow.ArrowException) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise user_error(str(path), f"this file cannot be read: {why}", accepted="a readable, whole file") from error
 

@@ -343,7 +343,7 @@ def load_model(location: str, *, dtype: torch.dtype, attention: str) -> Any:
     """
     try:
         model, report = AutoModel.from_pretrained(
-            location, dtype=dtype, attn_implementation=attention,
+            location, dtype=dtype, attn_implementation=attention, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # the hub, configurations and safetensors have exceptions of their own

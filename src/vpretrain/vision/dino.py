@@ -20,7 +20,7 @@ from vpretrain.contracts import Objective
 from vpretrain.errors import Fault, user_error
 from vpretrain.modes import evaluating, frozen
 from vpretrain.vision.backbone import Backbone, Entry, Suffix
-from vpretrain.vision.dino_loss import DinoHead, dino_loss, teacher_targets
+from vpretrain.vision.dino_loss import DinoHead, balanced_targets, dino_loss, teacher_targets
 from vpretrain.vision.views import PlainViews
 
 
@@ -66,6 +66,8 @@ class DinoSettings:
         local_views_in_value: whether :meth:`DinoLearner.objective` holds the student's local views when the task steers
             views alone. They carry no gradient to a mask, so ``dot`` and ``optimizer_aware`` need them for the
             value's level only; ``cosine`` and ``lower_bound`` need the whole ``g_pre``.
+        centering: what keeps the teacher from giving every image the same target: the running ``mean`` of its scores is
+            taken off (DINO), or each batch's targets are balanced over prototypes by ``sinkhorn`` (DINOv2, DINOv3).
     """
 
     student_temperature: float = 0.1
@@ -74,6 +76,7 @@ class DinoSettings:
     teacher_momentum: float = 0.996
     teacher_views: Literal["learned", "plain"] = "learned"
     local_views_in_value: bool = True
+    centering: Literal["mean", "sinkhorn"] = "mean"
 
 
 class Student(nn.Module):
@@ -274,6 +277,8 @@ class DinoLearner:
 
     def targets(self, logits: Tensor) -> Tensor:
         """What the teacher's scores say to match: sharpened and centred, ``[G, B, P]``, rows sum to 1, detached."""
+        if self.settings.centering == "sinkhorn":
+            return balanced_targets(logits, temperature=self.settings.teacher_temperature)
         return teacher_targets(logits, self.center, temperature=self.settings.teacher_temperature)
 
     @torch.no_grad()

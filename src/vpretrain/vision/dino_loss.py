@@ -85,3 +85,28 @@ def teacher_targets(logits: Tensor, center: Tensor, *, temperature: float = 0.04
         temperature: of the teacher, > 0; lower than the student's, so that the targets are sharper.
     """
     return torch.softmax((vectors.wide(logits.detach()) - center) / temperature, dim=-1)
+
+
+def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int = 3) -> Tensor:
+    """Sinkhorn-Knopp targets, ``[G, B, P]`` in float32 or wider, rows sum to 1, detached (SwAV; DINOv2 and DINOv3).
+
+    The slow definition, over the N = G B rows at once::
+
+        q = exp(logits / temperature)
+        for _ in range(rounds):
+            q = q / q.sum(over rows)        # every prototype gets as much as every other
+            q = q / q.sum(over prototypes)  # every row is a distribution
+
+    Where every image is given the same scores no image is told from another, but no prototype can win: a small model
+    that collapses under a running centre does not under this.
+
+    Args:
+        logits: ``[G, B, P]`` teacher scores.
+        temperature: > 0.
+        rounds: at least 1.
+    """
+    scores = vectors.wide(logits.detach()).flatten(0, 1) / temperature
+    for _ in range(rounds):
+        scores = scores - scores.logsumexp(dim=0, keepdim=True)
+        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+    return scores.exp().view(logits.shape)

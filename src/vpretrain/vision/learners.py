@@ -84,7 +84,7 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
     }  # their names in the learner's model
     settings = DinoSettings(
         section.student_temperature, section.teacher_temperature, section.center_momentum, section.teacher_momentum,
-        section.teacher_views, section.local_views_in_value,
+        section.teacher_views, section.local_views_in_value, section.centering,
     )  # fmt: skip
     return DinoLearner(backbone, head, aligned, section.crops.settings(), settings)
 

@@ -126,6 +126,20 @@ class Vision:
             save=partial(save, learner),
         )
 
+    def picture(self, recipe: VisionRecipe, parts: Parts, path: Path) -> bool:
+        """Draws crops of the next batch, their masks and the learned views into a PNG, as the run's designer makes them.
+
+        Returns:
+            False, and no file, where the arm steers no views.
+        """
+        from vpretrain.vision.picture import draw, shown
+
+        crops = recipe.learner.crops
+        found = shown(parts.learner, parts.designer, next(parts.stream), mean=crops.mean, std=crops.std)
+        if found is not None:
+            draw(found, path, title=f"{recipe.arm}: what is kept (white) and what is blurred (black)")
+        return found is not None
+
     def _shape_problems(self, recipe: VisionRecipe) -> list[Problem]:
         """What is wrong with the backbone that a configuration makes, before its weights are."""
         section = recipe.learner

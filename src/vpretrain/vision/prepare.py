@@ -26,7 +26,8 @@ from vpretrain.vision.stream import Stream, fingerprint
 from vpretrain.vision.views import PlainViews
 
 _OF_LEARNER = (
-    "kind", "crops", "head", "student_temperature", "teacher_temperature", "center_momentum", "predictor", "blocks", "error"
+    "kind", "crops", "head", "student_temperature", "teacher_temperature", "center_momentum", "centering", "predictor",
+    "blocks", "error",
 )  # fmt: skip
 """Keys of ``learner`` that what is made depends on."""
 

@@ -1,18 +1,17 @@
 """Small rendered scenes: textured solids on a ground plane, with exact labels and exact depth; no download.
 
-Six classes of object are made of three shapes and three textures so that a shape alone, or a texture alone, always
-leaves two of them open: it takes both to name one. Colours are drawn anew for every object and for the room, whose
-ground and wall carry the same textures. A scene is ray-cast: every pixel is of the first surface that the ray
-through its centre meets, and label and depth are that surface's.
-
-Coordinates are in metres from the camera: x to the right, y DOWN, z forward. The camera looks along z.
+An object's category is its pattern: two colours, opposite to each other about a grey, in stripes or chequers. The
+six differ in which way the colours differ and in how they alternate, and neither alone names one. A pattern is finer
+than a small patch and its mean is grey in every category, so that mean colours say nothing: what tells is how colour
+varies, which takes a feature that is not linear in pixels. Shape, size, place, light and the room are drawn at will. The
+objects of a scene are of few categories, as things in photographs come in company: so two views of one scene have more
+in common than the room. A scene is ray-cast: every pixel is of the first surface that the ray through its centre meets,
+and label and depth are that surface's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,105 +19,23 @@ from numpy.typing import NDArray
 
 from vpretrain.errors import user_error
 from vpretrain.vision.images import Picture, unlabelled
+from vpretrain.vision.raycast import FOCAL, SHAPES, TEXTURES, Room, Surface, Thing, render
 
-Array = NDArray[np.float32]
-
-SHAPES = ("ball", "box", "cone")
-TEXTURES = ("striped", "chequered", "mottled")
-KINDS = tuple((shape, (shape + turn) % 3) for turn in (0, 1) for shape in range(3))
-"""Shape and texture of each category, as indices into ``SHAPES`` and ``TEXTURES``."""
-CATEGORIES = tuple(f"{TEXTURES[texture]} {SHAPES[shape]}" for shape, texture in KINDS)
+COLOURS = ("red and cyan", "green and magenta", "blue and yellow")
+KINDS = tuple((colours, texture) for texture in (0, 1) for colours in range(3))
+"""Colours and texture of each category, as indices into ``COLOURS`` and ``TEXTURES``."""
+CATEGORIES = tuple(f"{TEXTURES[texture]} {COLOURS[colours]}" for colours, texture in KINDS)
 """What :attr:`Picture.category` counts."""
 CLASSES = ("background", *CATEGORIES)
 """What :attr:`Picture.labels` count: a category's label is one more than the category."""
 SPLITS = ("stream", "feedback", "dev", "test")
 
-NEAREST_METRES, FARTHEST_METRES = 1.0, 10.0
+NEAREST_METRES, FARTHEST_METRES = 0.5, 10.0
 """No depth in a scene is outside of this."""
 
-_FOCAL = 0.9  # lengths of the picture's side: a field of view of 58 degrees
-_AMBIENT = 0.45
-_BOX_HALF = 0.42  # width of a box against its height, halved
 _HANGING = 1 / 3  # share of the objects: were all on the ground, the row alone would tell background
 _HEIGHTS = (1.0, 0.85, 1.2)  # of ball, box and cone, so that each covers about as many pixels
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A solid texture: the two colours alternate through space, as grain does through wood.
-
-    Args:
-        texture: index into ``TEXTURES``.
-        colours: [2, 3] RGB in [0, 1].
-        waves: [3, W] radians per metre along x, y, z; as many waves as the texture takes.
-        phases: [W] radians.
-        period_metres: of the finest wave.
-    """
-
-    texture: int
-    colours: Array
-    waves: Array
-    phases: Array
-    period_metres: float
-
-    def colour(self, points: Array, pixels_per_metre: Array | float) -> Array:
-        """RGB [N, 3] at points [N, 3]; the pattern fades where a pixel is too coarse to show it."""
-        waves = np.sin(_product(points, self.waves) + self.phases)
-        if self.texture == 0:
-            pattern = 3.0 * waves[:, 0]
-        elif self.texture == 1:
-            pattern = 9.0 * waves[:, 0] * waves[:, 1] * waves[:, 2]
-        else:
-            pattern = 1.6 * waves.sum(1)
-        shown = np.minimum(1.0, pixels_per_metre * np.float32(self.period_metres / 3))
-        share = (0.5 + 0.5 * shown * np.tanh(pattern)).astype(np.float32)
-        return self.colours[0] + share[:, None] * (self.colours[1] - self.colours[0])
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object, standing on the ground or hanging above it.
-
-    Args:
-        category: index into ``CATEGORIES``.
-        x: metres to the right, of its middle.
-        z: metres forward, of its middle.
-        height: metres.
-        lift: metres from the ground to its underside.
-        turn: radians about the vertical.
-        surface: its texture, in coordinates of its own.
-    """
-
-    category: int
-    x: float
-    z: float
-    height: float
-    lift: float
-    turn: float
-    surface: Surface
-
-
-@dataclass(frozen=True)
-class Room:
-    """Everything that is background, and the light.
-
-    Args:
-        horizon: row of the horizon, as a share of the picture's height.
-        camera_metres: height of the camera above the ground.
-        wall_metres: depth of the wall at the end.
-        ground: texture of the ground.
-        wall: texture of the wall.
-        light: [3] unit vector towards the light.
-        exposure: [3] gain of R, G, B.
-    """
-
-    horizon: float
-    camera_metres: float
-    wall_metres: float
-    ground: Surface
-    wall: Surface
-    light: Array
-    exposure: Array
+_COMPANY = 2  # categories in one scene, at most
 
 
 def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Picture:
@@ -133,7 +50,7 @@ def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Pictu
         name: of the picture; ``scene/SEED/INDEX`` if left out.
 
     Returns:
-        The picture with labels in 0..6 (``CLASSES``), depth in 1..10 metres at every pixel, and as category (0..5,
+        The picture with labels in 0..6 (``CLASSES``), depth in 0.5..10 metres at every pixel, and as category (0..5,
         ``CATEGORIES``) that of the object with most visible pixels.
     """
     if seed < 0 or index < 0 or size < 8:
@@ -198,191 +115,54 @@ def scenes(split: str, count: int, size: int, seed: int, *, labelled: bool = Tru
     return Scenes(split, count, size, seed, labelled=labelled)
 
 
-def render(room: Room, things: Sequence[Thing], size: int) -> tuple[Array, NDArray[np.int64], Array]:
-    """What the camera sees; whichever surface is nearer hides the other, pixel by pixel.
-
-    Args:
-        room: the background.
-        things: in any order.
-        size: height and width in pixels.
-
-    Returns:
-        colour [size, size, 3] float32 (about [0, 1], not clipped); owner [size, size] int64, 0 for background and
-        i + 1 for ``things[i]``; depth [size, size] float32, metres along z.
-    """
-    centres = ((np.arange(size, dtype=np.float32) + 0.5) / size).astype(np.float32)
-    across, down = (centres - 0.5) / _FOCAL, (centres - np.float32(room.horizon)) / _FOCAL
-    colour, depth = _background(room, things, across, down)
-    owner = np.zeros((size, size), np.int64)
-    for number, thing in enumerate(things, start=1):
-        rows, columns = _window(room, thing, across, down)
-        if not (rows.stop > rows.start and columns.stop > columns.start):
-            continue
-        rays = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
-        rays[..., 0], rays[..., 1], rays[..., 2] = across[columns], down[rows, None], 1
-        own_rays = _turned(rays.reshape(-1, 3), thing.turn)
-        camera = np.array([-thing.x, thing.lift - room.camera_metres, -thing.z], np.float32)
-        own_camera = _turned(camera, thing.turn)
-        met = _met(thing, own_camera, own_rays)
-        seen = np.flatnonzero(met < depth[rows, columns].ravel())
-        at = met[seen]
-        points = own_camera + at[:, None] * own_rays[seen]
-        normals = _turned(_normals(thing, points), -thing.turn)
-        where = tuple(np.add(np.divmod(seen, rays.shape[1]), [[rows.start], [columns.start]]))
-        colour[where] = thing.surface.colour(points, _FOCAL * size / at) * _shade(room, normals)
-        depth[where], owner[where] = at, number
-    return colour * room.exposure, owner, depth
-
-
-def _shade(room: Room, normals: Array) -> Array:
-    """Brightness [N, 1] of surfaces with these normals [N, 3]: ambient light, and the lamp where they face it."""
-    lit = np.maximum(_product(normals, room.light[:, None]), np.float32(0))
-    return np.float32(_AMBIENT) + np.float32(0.75) * lit
-
-
-def _background(room: Room, things: Sequence[Thing], across: Array, down: Array) -> tuple[Array, Array]:
-    """Ground and wall, and the shadows on the ground; colour [S, S, 3] and depth [S, S]."""
-    size = len(across)
-    first = int((down * room.wall_metres <= room.camera_metres).sum())  # the ground begins below the wall
-    row_depth = np.full(size, room.wall_metres, np.float32)
-    row_depth[first:] = room.camera_metres / down[first:]
-    points = np.empty((size, size, 3), np.float32)
-    points[..., 0], points[..., 1] = across * row_depth[:, None], (down * row_depth)[:, None]
-    points[..., 2] = row_depth[:, None]
-    colour = np.empty((size, size, 3), np.float32)
-    for rows, surface, up in (
-        (slice(0, first), room.wall, (0, 0, -1)),
-        (slice(first, size), room.ground, (0, -1, 0)),
-    ):
-        pixels_per_metre = (_FOCAL * size / np.repeat(row_depth[rows], size)).astype(np.float32)
-        painted = surface.colour(points[rows].reshape(-1, 3), pixels_per_metre)
-        colour[rows] = (painted * _shade(room, np.array([up], np.float32))).reshape(-1, size, 3)
-    ground = points[first:]
-    for thing in things:  # a soft shadow, to the side that is away from the lamp
-        reach = 0.55 * thing.height
-        off_x, off_z = (ground[..., axis] - at for axis, at in ((0, thing.x), (2, thing.z)))
-        off_x, off_z = off_x + 0.3 * reach * room.light[0], off_z + 0.3 * reach * room.light[2]
-        colour[first:] *= (1 - 0.6 * np.exp(-(((off_x**2 + off_z**2) / reach**2) ** 2)))[..., None]
-    return colour, np.repeat(row_depth[:, None], size, 1)
-
-
-def _window(room: Room, thing: Thing, across: Array, down: Array) -> tuple[slice, slice]:
-    """Rows and columns that hold all of the object: those its bounding box projects to."""
-    reach = _girth(thing)
-    near, far = thing.z - reach, thing.z + reach
-    left = min((thing.x - reach) / near, (thing.x - reach) / far)
-    right = max((thing.x + reach) / near, (thing.x + reach) / far)
-    below = room.camera_metres - thing.lift
-    above = below - thing.height
-    top, bottom = min(above / near, above / far), max(below / near, below / far)
-    rows, columns = np.searchsorted(down, (top, bottom)), np.searchsorted(across, (left, right))
-    return slice(int(rows[0]), int(rows[1])), slice(int(columns[0]), int(columns[1]))
-
-
-def _girth(thing: Thing) -> float:
-    """Radius of the upright cylinder that holds the object, metres."""
-    return thing.height * (_BOX_HALF * 2**0.5 if _shape(thing) == "box" else 0.5)
-
-
-def _shape(thing: Thing) -> str:
-    return SHAPES[KINDS[thing.category][0]]
-
-
-def _product(vectors: Array, matrix: Array) -> Array:
-    """``vectors @ matrix`` for vectors [..., 3], in a fixed order: a BLAS rounds as their number and its threads suit it."""
-    x, y, z = (vectors[..., axis, None] * matrix[axis] for axis in range(3))
-    return x + y + z
-
-
-def _turned(vectors: Array, angle: float) -> Array:
-    """Vectors [..., 3] in axes turned about the vertical."""
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return _product(vectors, np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]], np.float32))
-
-
-def _met(thing: Thing, camera: Array, rays: Array) -> Array:
-    """Depth at which rays [N, 3] first meet the object, [N] metres; infinite where they miss it.
-
-    Camera and rays are in the object's own axes, whose origin is the middle of its underside. A ray's length counts in
-    depth, since its z is 1 in the camera's axes.
-    """
-    height = np.float32(thing.height)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if _shape(thing) == "box":
-            half = height * np.float32(_BOX_HALF)
-            low, high = np.array([[-half, -height, -half], [half, 0, half]], np.float32)
-            one, other = (low - camera) / rays, (high - camera) / rays
-            near, far = np.minimum(one, other).max(1), np.maximum(one, other).min(1)
-            return np.where((near <= far) & (near > 0), near, np.float32(np.inf))
-        # A ball about its middle, or a cone about its tip, is where a quadratic form of the offset is constant.
-        ball = _shape(thing) == "ball"
-        offset = camera + np.array([0, height / 2 if ball else height, 0], np.float32)
-        form = np.array([1, 1 if ball else -0.25, 1], np.float32)  # the cone is as wide as it is high
-        level = height**2 / 4 if ball else np.float32(0)
-        a = _product(rays**2, form[:, None])[:, 0]
-        b = _product(rays, (form * offset)[:, None])[:, 0]
-        c = (offset**2 * form).sum() - level
-        at = (-b - np.sqrt(b * b - a * c)) / a
-        if ball:
-            return np.where(at > 0, at, np.float32(np.inf))
-        below_tip = offset[1] + at * rays[:, 1]
-        at = np.where((at > 0) & (below_tip >= 0) & (below_tip <= height), at, np.float32(np.inf))
-        base = -camera[1] / rays[:, 1]  # what a cone that hangs above the camera shows of itself
-        x, z = camera[0] + base * rays[:, 0], camera[2] + base * rays[:, 2]
-        base = np.where((base > 0) & (x * x + z * z <= height**2 / 4), base, np.float32(np.inf))
-        return np.minimum(at, base)
-
-
-def _normals(thing: Thing, points: Array) -> Array:
-    """Outward unit normals [N, 3] at points [N, 3] of the surface, both in the object's own axes."""
-    height = thing.height
-    if _shape(thing) == "box":
-        middle = (points + np.array([0, height / 2, 0], np.float32)) / np.array([_BOX_HALF, 0.5, _BOX_HALF], np.float32)
-        face = np.abs(middle).argmax(1)[:, None]
-        normals = np.zeros_like(points)
-        np.put_along_axis(normals, face, np.sign(np.take_along_axis(middle, face, 1)), 1)
-        return normals
-    if _shape(thing) == "ball":
-        return (points + np.array([0, height / 2, 0], np.float32)) * np.float32(2 / height)
-    slopes = (points + np.array([0, height, 0], np.float32)) * np.array([1, -0.25, 1], np.float32)
-    slopes /= np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), np.float32(1e-6))
-    slopes[points[:, 1] > -1e-4 * height] = 0, 1, 0  # the base
-    return slopes
-
-
 def _room(draw: np.random.Generator) -> Room:
     light = np.array([draw.uniform(-1, 1), -draw.uniform(0.4, 1.2), -draw.uniform(0.3, 1)])
     return Room(
         horizon=draw.uniform(0.3, 0.6),
         camera_metres=draw.uniform(0.9, 1.2),
         wall_metres=draw.uniform(6.5, FARTHEST_METRES),
-        ground=_surface(draw, int(draw.random() * 3), draw.uniform(0.5, 0.7)),
-        wall=_surface(draw, int(draw.random() * 3), draw.uniform(1.2, 1.8)),
+        ground=_backdrop(draw),
+        wall=_backdrop(draw),
         light=(light / np.linalg.norm(light)).astype(np.float32),
         exposure=np.asarray(draw.uniform(0.8, 1.15) * draw.uniform(0.92, 1.08, 3), np.float32),
     )
 
 
 def _things(draw: np.random.Generator) -> list[Thing]:
-    """Six to nine objects, far and near, spread over the width."""
-    count = 6 + int(draw.random() * 4)
+    """Two or three large objects, spread over the width."""
+    count = 2 + int(draw.random() * 2)
     # Evenly spread in 1 / z, which is evenly in apparent size; then in a random order from left to right.
     spread = (np.arange(count) + draw.random(count)) / count
-    depths = 1 / (1 / 6.0 + spread * (1 / 1.9 - 1 / 6.0))
+    depths = 1 / (1 / 2.3 + spread * (1 / 1.5 - 1 / 2.3))
     places = (draw.permutation(count) + draw.random(count)) / count
+    company = draw.permutation(len(KINDS))[:_COMPANY]
     things = []
     for z, place in zip(depths, places, strict=True):
-        category = int(draw.random() * len(KINDS))
-        height = draw.uniform(0.8, 1.4) * _HEIGHTS[KINDS[category][0]]
-        surface = _surface(draw, KINDS[category][1], draw.uniform(0.22, 0.34))
-        x = (place - 0.5) * z / _FOCAL
-        lift = draw.uniform(0.4, 1.6) if draw.random() < _HANGING else 0.0
-        things.append(Thing(category, float(x), float(z), height, lift, draw.uniform(0, 2 * np.pi), surface))
+        category, shape = int(company[int(draw.random() * _COMPANY)]), int(draw.random() * len(SHAPES))
+        height = draw.uniform(1.05, 1.5) * _HEIGHTS[shape]
+        x = (place - 0.5) * z / FOCAL
+        lift = draw.uniform(0.2, 0.9) if draw.random() < _HANGING else 0.0
+        turn = draw.uniform(0, 2 * np.pi)
+        things.append(Thing(category, shape, float(x), float(z), height, lift, turn, _pattern(draw, category)))
     return things
 
 
-def _surface(draw: np.random.Generator, texture: int, period_metres: float) -> Surface:
-    """A texture with colours and directions of its own."""
+def _pattern(draw: np.random.Generator, category: int) -> Surface:
+    """A category's pattern about a grey of its own, fine enough for a patch of a few pixels to hold both colours."""
+    colours, texture = KINDS[category]
+    grey = draw.uniform(0.4, 0.6) + draw.uniform(-0.08, 0.08, 3)
+    apart = draw.uniform(0.28, 0.42) * np.where(np.arange(3) == colours, 1, -0.5)
+    return _surface(draw, texture, draw.uniform(0.2, 0.26), np.stack((grey + apart, grey - apart)).clip(0, 1))
+
+
+def _backdrop(draw: np.random.Generator) -> Surface:
+    """A faint, blurred pattern of a room: greys with a tinge."""
+    grey = draw.uniform(0.25, 0.75) + draw.uniform(-0.06, 0.06, 3)
+    return _surface(draw, 2, draw.uniform(1.5, 3.0), np.stack((grey - 0.08, grey + 0.08)).clip(0, 1))
+
+
+def _surface(draw: np.random.Generator, texture: int, period_metres: float, colours: NDArray[np.float64]) -> Surface:
+    """A texture with directions of its own."""
     along, other = draw.standard_normal((2, 3))
     across = np.cross(along, other)
     axes = np.stack((along, across, np.cross(along, across)), 1)
@@ -394,13 +174,9 @@ def _surface(draw: np.random.Generator, texture: int, period_metres: float) -> S
     else:  # waves of many directions and lengths add up to blots without an order
         directions = draw.standard_normal((3, 6))
         directions *= draw.uniform(0.4, 1, 6) / np.linalg.norm(directions, axis=0)
-    first = draw.random(3)
-    second = draw.random(3)
-    while abs(first - second).max() < 0.45:  # or the texture would not show
-        second = draw.random(3)
     return Surface(
         texture,
-        np.stack((first, second)).astype(np.float32),
+        colours.astype(np.float32),
         (directions * (2 * np.pi / period_metres)).astype(np.float32),
         np.asarray(draw.uniform(0, 2 * np.pi, directions.shape[1]), np.float32),
         period_metres,

@@ -150,6 +150,9 @@ class LearnerSection(LearnerBase):
     teacher_temperature: PositiveFloat = 0.04
     center_momentum: Momentum = 0.9
     """Share of the old centre that stays at each step."""
+    centering: Literal["mean", "sinkhorn"] = "mean"
+    """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every batch's targets balanced
+    over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3)."""
     teacher_momentum: Share = 0.996
     """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises to 1."""
     teacher_views: Literal["learned", "plain"] = "learned"

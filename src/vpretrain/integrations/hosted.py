@@ -1,0 +1,168 @@
+"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping left to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from vpretrain.appraisal import Appraiser
+from vpretrain.contracts import Appraise, Designer, Feedback, detached
+from vpretrain.directional import ESTIMATORS
+from vpretrain.integrations.steering import Steering
+from vpretrain.language.batch import TokenBatch
+from vpretrain.language.learner import CausalLearner, Context
+from vpretrain.step import Guard, SteeredStep
+from vpretrain.value import Alignment
+
+
+class HostedLearner(CausalLearner):
+    """A causal learner whose training pass goes through whatever the host has wrapped around the model.
+
+    Data parallelism averages gradients, and Accelerate casts, only in a call of the wrapper. Everything that is valued
+    runs without it, on the model's parts.
+
+    Args:
+        model: the ``transformers`` model itself.
+        aligned: S.
+        autocast: see :class:`~vpretrain.language.learner.CausalLearner`.
+    """
+
+    def __init__(self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None) -> None:
+        super().__init__(model, aligned, autocast=autocast)
+        self.wrapped: Any = model
+
+    def observe(self, batch: TokenBatch) -> Context:
+        """One forward pass of the wrapped model; as in the plain learner, prompts and padding are never projected."""
+        batch = batch.to(self.device)
+        row, at = batch.predicted.nonzero(as_tuple=True)
+        hidden: list[Tensor] = []
+
+        def predicted_alone(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden.append(args[0])
+            return (args[0][row, at - 1],)
+
+        hook = self.anatomy.head.register_forward_pre_hook(predicted_alone)
+        try:
+            with self.suffix.trace() as trace:
+                logits = self.wrapped(
+                    input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+                ).logits
+        finally:
+            hook.remove()
+        return Context(batch, (row, at - 1), batch.input_ids[row, at], hidden[0], logits, trace)
+
+
+@dataclass
+class Led:
+    """One designer for all ranks: it learns from the first rank's batch, as a single process learns from its first part.
+
+    Args:
+        designer: this rank's copy.
+        rank: of this process, from 0.
+        world: number of processes.
+    """
+
+    designer: Designer
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.listens = self.designer.listens
+
+    def construct(self, context: Context, appraise: Appraise) -> Any:
+        """The designer's task."""
+        return self.designer.construct(context, appraise)
+
+    def plain(self, context: Context) -> Any:
+        """The designer's plain task."""
+        return self.designer.plain(context)
+
+    def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
+        """The first rank's update, on every rank; a batch without a predicted token teaches nothing."""
+        metrics: dict[str, float] = {}
+        if self.rank == 0 and len(context.labels):
+            metrics = self.designer.learn(context, appraise)
+        if self.world > 1:
+            metrics = self._shared(metrics)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The designer's."""
+        return self.designer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.designer.load_state_dict(state)
+
+    def _shared(self, metrics: dict[str, float]) -> dict[str, float]:
+        told: list[Any] = [None]
+        if self.rank == 0:
+            told = [(metrics, tree_map_only(Tensor, lambda tensor: tensor.cpu(), self.designer.state_dict()))]
+        dist.broadcast_object_list(told, src=0)
+        if self.rank:
+            self.designer.load_state_dict(told[0][1])
+        return told[0][0]
+
+
+class HostedStep(SteeredStep):
+    """One learner step whose parts the host sends back through the model, and whose gradient it clips and applies.
+
+    Args:
+        learner, designer, feedback: the parts.
+        optimizer: the host's, as it steps: the preconditioner and the learning rate are read from it.
+        steering: alignment, estimator, meta period, guard.
+
+    Attributes:
+        metrics: of the latest meta step.
+    """
+
+    def __init__(
+        self, learner: HostedLearner, designer: Designer, feedback: Feedback, optimizer: Any, steering: Steering
+    ) -> None:
+        super().__init__(
+            learner, designer, feedback,
+            Appraiser(learner, Alignment(steering.alignment, steering.smoothness), ESTIMATORS[steering.estimator]),
+            optimizer, meta_period=steering.meta_period, preconditioner_floor=steering.preconditioner_floor,
+            clip_norm=torch.inf, guard=Guard(steering.guard_window),
+        )  # fmt: skip
+        self.metrics: dict[str, float] = {}
+        self._at: int | None = None
+        self._heard = False
+
+    def part_loss(self, part: TokenBatch, share: float, *, step: int) -> Tensor:
+        """The loss of a part of the step's batch, a scalar with its graph to the learner.
+
+        Args:
+            part: unlabeled; the first of a step is what the designer learns from.
+            share: what the part's mean counts in the loss of the step.
+            step: of the host, from 0; parts of one step have the same.
+        """
+        context = self.learner.observe(part)
+        if step != self._at:
+            self._at = self.count = step
+            self._heard = self.meta_due
+            if self._heard:
+                self.metrics = self._learn(context, float(self.optimizer.param_groups[0]["lr"]))
+        if not len(context.labels):
+            return context.logits.sum() * 0.0  # nothing to predict, but every parameter has its gradient
+        task = self.designer.construct(context, self.appraiser) if self.guard.open else self.designer.plain(context)
+        return share * self.learner.loss(context, detached(task))
+
+    def backed(self) -> None:
+        """After the last backward pass of a step, before the gradient is clipped."""
+        if self._heard:
+            self.metrics |= self._alignment_metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the optimizer, which the host saves."""
+        return {name: held for name, held in super().state_dict().items() if name != "optimizer"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`; the optimizer stays as it is."""
+        super().load_state_dict({**state, "optimizer": self.optimizer.state_dict()})

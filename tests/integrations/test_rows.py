@@ -1,0 +1,142 @@
+"""Other libraries' rows and batches: what is predicted of them, and which of them are the same."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.integrations.conftest import TOKENIZER
+from vpretrain.errors import UserError
+from vpretrain.integrations.collated import token_batch
+from vpretrain.integrations.datasets import check_apart, documents_of, trained_on
+from vpretrain.language.batch import padded
+from vpretrain.language.rows import Document
+
+EOS = TOKENIZER.eos_token_id
+ASKED, ANSWER = "compute 5 9 - 3 4 .", "5 9 - 3 4 = 2 5 ."
+CHAT = copy.deepcopy(TOKENIZER)
+CHAT.chat_template = (
+    "{% for m in messages %}{{ 'ann ' if m['role'] == 'user' else 'ben ' }}{{ m['content'] + ' <eos>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ben ' }}{% endif %}"
+)
+
+
+def ids(text):
+    return TOKENIZER(text)["input_ids"]
+
+
+def read(*rows, tokenizer=TOKENIZER, max_tokens=64):
+    return documents_of(rows, tokenizer, max_tokens=max_tokens, where="feedback_dataset")
+
+
+def say(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"prompt": ASKED, "solution": ANSWER}, ASKED),
+        ({"prompt": ASKED + " ", "completion": ANSWER + " <eos>"}, ASKED),
+        ({"text": ANSWER}, ""),
+        ({"messages": [say("user", ASKED), say("assistant", ANSWER)]}, f"ann {ASKED} <eos> ben"),
+        ({"prompt": [say("user", ASKED)], "completion": [say("assistant", ANSWER)]}, f"ann {ASKED} <eos> ben"),
+    ],
+    ids=["solution", "completion", "text", "messages", "prompt and completion of messages"],
+)
+def test_the_answer_and_its_end_are_predicted_and_the_prompt_is_not(row, asked):
+    (document,) = read(row, tokenizer=CHAT)
+    assert list(document.ids) == [*ids(asked), *ids(ANSWER), EOS]
+    assert document.predicted == [False] * len(ids(asked)) + [True] * (len(ids(ANSWER)) + 1)
+    (again,) = documents_of(Dataset.from_list([row]), CHAT, max_tokens=64, where="feedback_dataset")
+    assert again == document
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it_once():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.bos_token = "<unk>"
+    tokenizer._tokenizer.post_processor = __import__("tokenizers").processors.TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", tokenizer.unk_token_id)]
+    )
+    for prompt in (ASKED, f"<unk> {ASKED}"):  # chat templates write it out themselves
+        (document,) = read({"prompt": prompt, "solution": ANSWER}, tokenizer=tokenizer)
+        assert list(document.ids[:2]) == [tokenizer.bos_token_id, ids(ASKED)[0]]
+        assert document.predicted.index(True) == 1 + len(ids(ASKED))
+
+
+def test_rows_in_tokens_are_taken_as_they_are_and_cut():
+    (document,) = read({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, tokenizer=None, max_tokens=3)
+    assert (document.ids, document.predicted) == ([5, 6, 7], [False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"question": "x", "answer": "y"},
+            r"feedback_dataset\[0\]: this row has none of the columns.*got +question, answer",
+        ),
+        ({"input_ids": [5, 6]}, r"feedback_dataset\[0\]: these tokens have nothing to predict"),
+        ({"messages": [say("user", "a"), say("assistant", "b")]}, "no chat template; set its chat_template"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(row, said):
+    with pytest.raises(UserError, match=f"(?s){said}"):
+        read(row)
+    with pytest.raises(UserError, match=r"(?s)the assistant's, and has to come last.*got +assistant, user"):
+        read({"messages": [say("assistant", "b"), say("user", "a")]}, tokenizer=CHAT)
+    with pytest.raises(UserError, match="processing_class: the rows of feedback_dataset are text"):
+        read({"text": "a"}, tokenizer=None)
+
+
+SAME = [
+    {"prompt": ASKED, "solution": ANSWER},
+    {"text": f"{ASKED} {ANSWER}"},
+    {"input_ids": [*ids(f"{ASKED} {ANSWER}"), EOS]},
+    {"prompt": ASKED, "completion": " 0 0 ."},  # the same question with another answer
+    {"input_ids": ids(f"{ASKED} 0 0 ."), "labels": [-100] * len(ids(ASKED)) + ids("0 0 .")},
+    {"input_ids": [*ids("ann sings ."), *ids(f"{ASKED} {ANSWER}")], "seq_lengths": [3, len(ids(f"{ASKED} {ANSWER}"))]},
+]
+
+
+@pytest.mark.parametrize("row", SAME)
+def test_rows_that_are_trained_on_are_found_in_any_form(row):
+    feedback = read({"prompt": "compute 0 1 - 0 1 .", "solution": "0 ."}, {"prompt": ASKED, "solution": ANSWER})
+    special = set(TOKENIZER.all_special_ids)
+    for rows in ([row, row], Dataset.from_list([row, row])):
+        with pytest.raises(UserError, match=r"(?s)1 of 2 rows are also in train_dataset.*feedback_dataset\[1\]"):
+            check_apart(feedback, trained_on(rows, TOKENIZER), special)
+        check_apart(feedback[:1], trained_on(rows, TOKENIZER), special)
+
+
+def test_a_padded_batch_is_the_cores_whatever_side_the_padding_is_on():
+    rows = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    documents = [Document(row, [at > 1 for at in range(len(row))], "", "") for row in rows]
+    expected = padded(documents, pad_id=0)
+    for side in ("left", "right"):
+        tokenizer = copy.deepcopy(TOKENIZER)
+        tokenizer.padding_side = side
+        inputs = dict(tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
+        labels = inputs["input_ids"].clone()
+        for prompt in (5, 6, 10, 11):
+            labels[labels == prompt] = -100
+        found = token_batch({**inputs, "labels": labels})  # padding has the label 0: the mask alone says what it is
+        for name in ("input_ids", "predicted", "position_ids", "document"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=f"{name}, padded {side}")
+        assert len(found.documents) == 2
+
+
+def test_packed_rows_are_told_apart_by_position():
+    inputs = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10]]),
+        "labels": torch.tensor([[5, 6, 7, 8, 9, 10]]),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+    }
+    batch = token_batch(inputs)
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert batch.document.tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert batch.predicted.tolist() == [[False, True, True, False, True, True]]
+    for name, wrong in (("labels", None), ("position_ids", torch.arange(6))):
+        with pytest.raises(UserError, match=f"data_collator: {name}"):
+            token_batch({**inputs, name: wrong})

@@ -1,0 +1,202 @@
+"""Feeds broken recipes and broken data to what reads them: each either works, or is refused with a word on the place.
+
+    python -m tests.reliability.fuzz [--cases 2400] [--seed 0]
+
+Prints one JSON document: how many cases of each kind, how many of them worked and were refused, and every case that did
+neither: another exception, a problem that names no place, more than ``SECONDS`` of work.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.reliability.broken_recipes import broken_recipes
+from tests.reliability.broken_rows import broken_rows
+from tests.reliability.runs import language_recipe
+from vpretrain import recipe as recipes
+from vpretrain.check import check
+from vpretrain.errors import UserError
+from vpretrain.language import Language, raw_rows
+from vpretrain.modalities import SCHEMAS
+from vpretrain.train import run
+
+SECONDS = 20.0
+"""Of one core, that a case may take."""
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Broken(Exception):
+    """A case was neither read nor refused with a place."""
+
+
+class _Late(BaseException):
+    """Beyond the reach of ``except Exception``."""
+
+
+@contextlib.contextmanager
+def deadline(seconds):
+    """Counts processor time, so that a busy machine is not taken for a hang."""
+
+    def ring(*_):
+        raise _Late
+
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+SECTIONS = "modality|says|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
+PLACE = re.compile(
+    rf"(memory|disk|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( .+)?|tiny\.yaml( [^ ]+)?)",
+    re.DOTALL,
+)
+
+
+def places(error):
+    """Raises :class:`Broken` unless every problem of a UserError names a key, a ``file:line`` or a file."""
+    if not error.problems:
+        raise Broken("a UserError without a problem")
+    for problem in error.problems:
+        if not PLACE.fullmatch(problem.where) or not problem.message:
+            raise Broken(f"no place in {problem!r}")
+        str(problem).encode()  # can be printed
+    return "refused"
+
+
+def outcome(work):
+    """``works`` or ``refused``; raises :class:`Broken` for all else."""
+    try:
+        with deadline(SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            work()
+    except UserError as error:
+        return places(error)
+    except _Late:
+        raise Broken(f"not done after {SECONDS} s") from None
+    except Exception as error:
+        raise Broken(f"{type(error).__name__}: {str(error)[:200]}") from error
+    return "works"
+
+
+def read_recipe(folder, case):
+    """Loads a recipe, and checks it where that is quick; the rest of a case is what :func:`outcome` takes."""
+    source, text, overrides, small = case
+    (folder / "tiny.yaml").write_bytes(text)
+
+    def work():
+        recipes.load(source, overrides, schemas=SCHEMAS)
+        if small and (problems := check(source, overrides)):
+            raise UserError(*problems)
+
+    return outcome(work)
+
+
+PLACES = {"stream": "data.stream.0.rows", "feedback": "data.feedback.rows", "test": "data.evaluation.test"}
+SMALL = [
+    "data.root=.", "budget={steps: 1}", "data.batch_size=2", "data.window_tokens=48", "data.feedback.batch_size=4",
+    "evaluate.answer=null",
+    "data.feedback.max_tokens=64", "data.feedback.rows.rows=16", "data.evaluation.test.rows=8",
+    "data.stream.0.rows.rows=40",
+    "data.stream.1.rows.rows=20", "value.burn_in_steps=0", "value.meta_period=1", "threads=1",
+]  # fmt: skip
+
+
+def read_rows(folder, case):
+    """Reads the rows, makes documents and batches of them, and takes one step."""
+    which, spec, content, on_bad_row, arm = case
+    (folder / "rows").write_bytes(content)
+    overrides = [*SMALL, f"{PLACES[which]}={json.dumps(spec)}", f"data.on_bad_row={on_bad_row}", f"arm={arm}"]
+
+    def work():
+        recipe = language_recipe(*overrides)
+        run(recipe, Language().build(recipe, Language().load(recipe)))
+
+    first = outcome(work)
+    for name in ("x.jsonl", "x.jsonl.gz", "x.parquet", "x.txt"):
+        (folder / name).write_bytes(content)
+        outcome(lambda name=name: sum(1 for _ in raw_rows.lines(folder / name)))
+        (folder / name).unlink()
+    return first
+
+
+KINDS = {"recipes": (broken_recipes(), read_recipe), "rows": (broken_rows(), read_rows)}
+
+
+@contextlib.contextmanager
+def traps():
+    """A working folder with what is no ordinary file."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "dir").mkdir()
+        (folder / "loop").symlink_to("loop")
+        os.mkfifo(folder / "pipe")
+        os.chdir(folder)
+        try:
+            yield folder
+        finally:
+            os.chdir(before)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=2_400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS)
+    options = parser.parse_args()
+    counts, failures, slowest = Counter(), {}, [0.0]
+    started = time.monotonic()
+
+    def feed(kind, cases, read):
+        def one(case):
+            faulthandler.dump_traceback_later(600, exit=True)
+            before = time.process_time()
+            counts[kind] += 1
+            try:
+                counts[f"{kind} {read(folder, case)}"] += 1
+            except Broken as error:
+                cause = error.__cause__ and traceback.extract_tb(error.__cause__.__traceback__)[-1]
+                where = f"{Path(cause.filename).name}:{cause.lineno}" if cause else ""
+                failures.setdefault(f"{kind} {where} {str(error)[:300]}", repr(case)[:3000])
+            slowest[0] = max(slowest[0], time.process_time() - before)
+            if counts[kind] % 100 == 0:
+                print(f"{kind} {counts[kind]}: {len(failures)} broken, {slowest[0]:.1f} s", file=sys.stderr, flush=True)
+
+        few = settings(
+            max_examples=options.cases // (1 if options.only else len(KINDS)), database=None, deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        seed(options.seed)(few(given(cases)(one)))()
+
+    with traps() as folder:
+        for kind in [options.only] if options.only else KINDS:
+            feed(kind, *KINDS[kind])
+    faulthandler.cancel_dump_traceback_later()
+    print(json.dumps({
+        "cases": counts["recipes"] + counts["rows"], "seed": options.seed, **counts, "broken": len(failures),
+        "slowest_case_cpu_seconds": round(slowest[0], 1), "seconds": round(time.monotonic() - started),
+        "failures": failures,
+    }, indent=1))  # fmt: skip
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

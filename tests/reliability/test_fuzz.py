@@ -1,0 +1,117 @@
+"""A few cases of ``fuzz.py`` at every run of the tests, and what it found, case by case."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.reliability import broken_recipes, broken_rows, fuzz
+from tests.reliability.runs import language_recipe
+from vpretrain import recipe as recipes
+from vpretrain.errors import Problem, UserError
+from vpretrain.language import raw_rows
+from vpretrain.modalities import SCHEMAS
+from vpretrain.single import train_one
+
+
+@pytest.fixture(scope="module")
+def folder():
+    with fuzz.traps() as folder:
+        yield folder
+
+
+def few(count):
+    return settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@seed(7)
+@few(40)
+@given(case=fuzz.KINDS["recipes"][0])
+def test_recipes(folder, case):
+    assert fuzz.read_recipe(folder, case) in ("works", "refused")
+
+
+@seed(7)
+@few(15)
+@given(case=fuzz.KINDS["rows"][0])
+def test_rows(folder, case):
+    assert fuzz.read_rows(folder, case) in ("works", "refused")
+
+
+def test_what_the_cases_are_made_from_works(folder):
+    (folder / "tiny.yaml").write_text(recipes.dump(language_recipe()))
+    assert fuzz.read_recipe(folder, ("tiny.yaml", (folder / "tiny.yaml").read_bytes(), [], False)) == "works"
+    rows = "\n".join(json.dumps(row) for row in broken_rows.GOOD["stream"]).encode()
+    spec = {"kind": "jsonl", "path": "rows", "prompt": "problem", "solution": "solution"}
+    assert fuzz.read_rows(folder, ("stream", spec, rows, "stop", "onehot")) == "works"
+
+
+def test_other_exceptions_late_cases_and_nameless_problems_are_told():
+    def hangs():
+        while True:
+            pass
+
+    with pytest.raises(fuzz.Broken, match="KeyError"):
+        fuzz.outcome(lambda: {}["x"])
+    with pytest.raises(fuzz.Broken, match="no place"):
+        fuzz.places(UserError(Problem("somewhere", "", "", "wrong")))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(fuzz.Broken, match="not done"):
+        patch.setattr(fuzz, "SECONDS", 0.05)
+        fuzz.outcome(hangs)
+
+
+# ---- what was found
+
+
+@pytest.mark.parametrize("snippet", broken_recipes.SNIPPETS, ids=lambda text: ascii(text[:20]))
+def test_every_snippet_of_yaml(folder, snippet):
+    text = f"{snippet}\nmodality: language\n".encode()
+    assert fuzz.read_recipe(folder, ("tiny.yaml", text, [], False)) in ("works", "refused")
+    fuzz.read_recipe(folder, ("demo-language", b"", [f"says={snippet}"], False))
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-there/x", "a\0b", "loop/x"])
+@pytest.mark.parametrize("key", ["data.root", "data.stream.0.rows.path"])
+def test_paths_that_cannot_be_looked_up(folder, path, key):
+    spec = "data.stream.0.rows={kind: jsonl, path: x, text: x}"
+    try:
+        loaded = language_recipe(spec, f"{key}={json.dumps(path)}")
+    except UserError as error:
+        (problem,) = error.problems
+        assert problem.where == f"override {key}" and problem.message
+    else:
+        assert path == "loop/x" and loaded
+
+
+def test_text_that_is_no_character_can_be_printed():
+    with pytest.raises(UserError, match="surrogate"):
+        recipes.load("demo-language", ['says="\\ud800"'], schemas=SCHEMAS)
+    str(Problem("\ud800", "\ud800", "\ud800", "\ud800")).encode()
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.parquet"])
+def test_cut_and_damaged_files_are_named(tmp_path, name):
+    whole = gzip.compress(b'{"a": "b"}\n' * 1000)
+    for content in (whole[:-9], whole[:20] + bytes(40) + whole[60:], b""):
+        (tmp_path / name).write_bytes(content)
+        try:
+            list(raw_rows.lines(tmp_path / name))
+        except UserError as error:
+            assert name in str(error)
+
+
+def test_a_metric_that_nobody_measures_is_told_before_the_first_step(tmp_path):
+    steps = []
+    recipe = language_recipe("arm=onehot", "evaluate.every=2", "checkpoint.keep_best=test/los", "budget.steps=4")
+    with pytest.raises(UserError, match=r"checkpoint\.keep_best") as caught:
+        train_one(recipe, tmp_path / "run", lambda record, share: steps.append(record))
+    assert not steps and "test/nll" in caught.value.problems[0].accepted
+    with pytest.raises(UserError, match=r"evaluate\.every"):
+        language_recipe("checkpoint.keep_best=test/nll", "evaluate.every=0")
