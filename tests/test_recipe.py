@@ -160,7 +160,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("seed=-1", "a whole number (at least 0 and below 2147483648)"),
         ("threads=0", "a whole number (above 0) or null"),
         ("budget.seconds=0", "a number (above 0) or null"),
-        ("checkpoint=3", "a section with the keys every"),
+        ("checkpoint=3", "a section with the keys every, seconds, keep_last, keep_best, asynchronous"),
         ("data.stream.1.weight=11", "a number (above 0 and at most 10)"),
         ("data.stream.0.path=3", "a path"),
         ("data.stream=a.jsonl", "a list, each item a section with the keys path, weight (items: at least 1)"),
