@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vpretrain.errors import Problem, UserError
 from vpretrain.modalities import MODALITIES, SCHEMAS
 from vpretrain.recipe import load
+from vpretrain.resources import out_of_memory, smaller
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:
@@ -24,4 +25,9 @@ def check(source: str, overrides: Sequence[str]) -> list[Problem]:
         recipe = load(source, overrides, schemas=SCHEMAS)
     except UserError as error:
         return list(error.problems)
-    return MODALITIES[recipe.modality]().check(recipe)
+    try:
+        return MODALITIES[recipe.modality]().check(recipe)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return [Problem("memory", "", "", f"memory ran out while the run was put together: {smaller(recipe)}")]

@@ -56,6 +56,12 @@ Measure = Literal["steps", "tokens", "flops", "seconds"]
 """What a budget can be counted in."""
 
 
+Layers = Annotated[int, Field(gt=0, le=1_000)]
+"""Depth of a network. A few zeros too many would be built for hours, long before memory runs out."""
+MadeUp = Annotated[int, Field(gt=0, le=1_000_000)]
+"""How many rows or pictures are generated; they are held in memory."""
+
+
 class Budget(Section):
     """When a run ends: at the first of the given limits that is used up. At least one is given."""
 

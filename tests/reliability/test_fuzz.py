@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.reliability import broken_recipes, broken_rows, fuzz
-from tests.reliability.runs import language_recipe
+from tests.reliability.runs import language_recipe, vision_recipe
 from vpretrain import recipe as recipes
 from vpretrain.errors import Problem, UserError
 from vpretrain.language import raw_rows
@@ -88,6 +88,25 @@ def test_paths_that_cannot_be_looked_up(folder, path, key):
         assert problem.where == f"override {key}" and problem.message
     else:
         assert path == "loop/x" and loaded
+
+
+HUGE = {
+    language_recipe: [
+        "data.stream.0.rows.rows", "data.stream.1.rows.rows", "data.batch_size", "data.window_tokens", "designer.layers",
+        "learner.config.num_hidden_layers", "learner.config.hidden_size", "designer.candidates",
+    ],
+    vision_recipe: [
+        "data.stream.0.pictures.count", "learner.config.num_hidden_layers", "designer.depth", "designer.base",
+        "learner.head.prototypes",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "key"), [(make, key) for make, keys in HUGE.items() for key in keys])
+def test_huge_numbers_are_refused_at_once(folder, make, key):
+    text = recipes.dump(make()).encode()
+    # No memory holds the largest; it is asked for in one piece, so that it is refused and not filled.
+    assert fuzz.read_recipe(folder, ("tiny.yaml", text, [f"{key}={10**13}"], True)) == "refused"
 
 
 def test_text_that_is_no_character_can_be_printed():

@@ -16,7 +16,7 @@ from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.language import lora, word_problems
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.recipe_problems import nearest, shown
-from vpretrain.resources import out_of_memory
+from vpretrain.resources import out_of_memory, too_deep
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -180,6 +180,8 @@ def _check_keys(config: dict[str, Any], where: str) -> None:
         raise user_error(
             f"{where}.model_type", message + nearest(str(kind), kinds), value=kind or "", accepted=accepted
         )
+    if problems := too_deep(config, where):
+        raise UserError(*problems)
     defaults = AutoConfig.for_model(kind)
     keys = sorted({*defaults.to_dict(), *defaults.attribute_map})
     unknown = [key for key in config if key not in (*keys, *_OLD_KEYS) and not hasattr(defaults, key)]

@@ -21,7 +21,7 @@ from vpretrain import vectors
 from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.modes import evaluating, frozen
 from vpretrain.recipe_problems import nearest, shown
-from vpretrain.resources import out_of_memory
+from vpretrain.resources import out_of_memory, too_deep
 
 LAYOUTS = "vision transformers with patch tokens, laid out like DINOv3, DINOv2, ViT or I-JEPA"
 NORMS = ("norm", "layernorm")
@@ -381,6 +381,8 @@ def new_model(config: dict[str, Any], *, dtype: torch.dtype, attention: str, whe
     Raises:
         UserError: an unknown type or key, or values that make no model.
     """
+    if problems := too_deep(config, where):
+        raise UserError(*problems)
     kind = config.get("model_type")
     try:
         defaults = AutoConfig.for_model(str(kind))

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from vpretrain.language.recipe.common import Share
-from vpretrain.recipe import Section
+from vpretrain.recipe import Layers, Section
 
 
 class DesignerSection(Section):
@@ -32,7 +32,7 @@ class DesignerSection(Section):
     control_gate: Share = 0.1
     """The constant gate of uniform smoothing and self-distillation."""
     hidden: PositiveInt = 256
-    layers: PositiveInt = 6
+    layers: Layers = 6
     heads: PositiveInt = 4
     learning_rate: NonNegativeFloat = 1e-4
     updates: PositiveInt = 1

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from vpretrain.language.columns import template_pieces
 from vpretrain.language.formats import FORMATS
 from vpretrain.language.recipe.common import Share
-from vpretrain.recipe import Section
+from vpretrain.recipe import MadeUp, Section
 
 
 def unset(value: object) -> bool:
@@ -133,7 +133,7 @@ class WordProblems(Section):
     kind: Literal["word_problems"]
     split: Literal["stream", "feedback", "dev", "test"] = "stream"
     """Disjoint by operands; all but ``stream`` are clean."""
-    rows: PositiveInt
+    rows: MadeUp
     seed: NonNegativeInt = 0
     noise_share: Share = 0.0
     """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the wrong rule the rule."""
@@ -149,7 +149,7 @@ class Chatter(Section):
     """Generated short sentences that have nothing to do with the feedback."""
 
     kind: Literal["chatter"]
-    rows: PositiveInt
+    rows: MadeUp
     seed: NonNegativeInt = 0
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from vpretrain.recipe import Section
+from vpretrain.recipe import Layers, Section
 from vpretrain.vision.recipe.common import Share
 
 
@@ -19,7 +19,7 @@ class DesignerSection(Section):
     """``ascent``: what looks at a view and emits its mask; ``patch`` is the tiny transformer (DiT/SiT style)."""
     base: PositiveInt = 16
     """``unet``: channels at full resolution, a multiple of 8."""
-    depth: PositiveInt = 3
+    depth: Layers = 3
     """Halvings of ``unet``; blocks of ``patch``."""
     patch_size: PositiveInt = 16
     """``patch``: the mask's grain in pixels."""

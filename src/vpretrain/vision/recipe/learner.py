@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from vpretrain.errors import UserError
-from vpretrain.recipe import LearnerBase, Section
+from vpretrain.recipe import Layers, LearnerBase, Section
 from vpretrain.vision.blocks import BlockSettings
 from vpretrain.vision.crops import MultiCrop
 from vpretrain.vision.images import IMAGENET_MEAN, IMAGENET_STD
@@ -77,7 +77,7 @@ class PredictorShape(Section):
     """I-JEPA's predictor."""
 
     width: PositiveInt = 384
-    depth: PositiveInt = 6
+    depth: Layers = 6
     heads: PositiveInt = 12
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vpretrain.recipe import Section
+from vpretrain.recipe import MadeUp, Section
 from vpretrain.vision.recipe.common import Range, Side
 
 
@@ -28,7 +28,7 @@ class ScenePictures(PictureSet):
     kind: Literal["scenes"]
     split: Literal["stream", "feedback", "dev", "test"] = "stream"
     """Disjoint."""
-    count: PositiveInt
+    count: MadeUp
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
