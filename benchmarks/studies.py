@@ -267,6 +267,10 @@ add(
     # The last row is one-hot with the steps that fit into the seconds of token_weights.
     REAL | {"onehot, 155 steps": "arm=onehot budget.steps=155"},
 )  # fmt: skip
+add(
+    "gsm8k-second-start", "the noisy stream from a second learner, made in full", NOISY, (Start("gsm8k-1", GSM, 1, (3, 4)),),
+    arms("onehot", "token_weights"),
+)  # fmt: skip
 add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
 add("gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"))
 
