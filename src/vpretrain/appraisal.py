@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpretrain import vectors
+from vpretrain import distributed, vectors
 from vpretrain.contracts import Estimate, Gradient, Learner
 from vpretrain.directional import Estimator
 from vpretrain.value import Alignment
@@ -21,12 +21,17 @@ class Appraiser:
         learner: gives S and the self-supervised objective.
         alignment: turns ``g_down`` (and, where it needs it, ``g_pre``) into a direction.
         estimator: takes the directional derivative.
+
+    Attributes:
+        share: of this process's part in the loss of the batch that is valued; 1 for a process on its own. A value is that
+            of the whole batch, its gradient with respect to this process's controls likewise.
     """
 
     def __init__(self, learner: Learner, alignment: Alignment, estimator: Estimator) -> None:
         self.learner, self.alignment, self.estimator = learner, alignment, estimator
         self.downstream: list[Gradient] = []
         self.step_size = 0.0
+        self.share = 1.0
 
     def hear(self, downstream: Sequence[Gradient], preconditioner: Gradient | None, step_size: float) -> None:
         """Takes new downstream gradients, one per feedback batch.
@@ -67,13 +72,13 @@ class Appraiser:
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
             # As views: a module that leaves enter cannot be counted in FLOPs.
-            return objective.loss(parameters, tuple(tensor.view_as(tensor) for tensor in inputs))
+            return self.share * objective.loss(parameters, tuple(tensor.view_as(tensor) for tensor in inputs))
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
             found = self.estimator(loss, point, direction, inputs)
             # What the inputs are worth, taken back to the controls: a no-op where they are the same.
             gradient = torch.autograd.grad(objective.inputs, controls, found.gradient, retain_graph=True)
-            return Estimate(found.value if value is None else value, gradient)
+            return Estimate(distributed.total(found.value) if value is None else value, gradient)
 
         # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
         point = {name: vectors.wide(parameter.detach()) for name, parameter in self.learner.aligned.items()}
@@ -82,6 +87,7 @@ class Appraiser:
         with torch.enable_grad():
             leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
             pre = vectors.named(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())))
+            distributed.add_up_tensors(list(pre.values()))
         estimates = []
         for down in downstream:
             value, direction = self.alignment(down, pre, self.step_size)

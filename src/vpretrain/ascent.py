@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vpretrain import distributed
 from vpretrain.contracts import Appraise, Estimate, detached
 from vpretrain.reliability import Reliability
 from vpretrain.rules import standardised
@@ -59,9 +60,13 @@ class Learned:
         return torch.stack(gradients).mean(dim=0)
 
     def descend(self, loss: Tensor) -> None:
-        """One optimizer step on ``phi``, gradient norm clipped to 1."""
+        """One optimizer step on ``phi``, gradient norm clipped to 1.
+
+        The loss is built of sums and means over all processes, see :mod:`vpretrain.distributed`.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.add_up(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
 
@@ -145,7 +150,7 @@ class Ascent(Learned):
     def learn(self, context: Any, appraise: Appraise) -> dict[str, float]:
         """``updates`` steps up the value of the choice."""
         if self.meta_rows is not None:
-            context = self.surface.part(context, self.meta_rows)
+            context = self.surface.part(context, -(-self.meta_rows // distributed.world()))
         inputs = self.surface.inputs(context)
         choice = self.network(inputs)
         task = self.surface.task(context, choice)
@@ -168,7 +173,9 @@ class Ascent(Learned):
 
     def _worth(self, gradient: Tensor, control: Tensor) -> Tensor:
         """The value's tangent at the control that was appraised, up to a constant."""
-        return (gradient * control).sum() if self.raw else (standardised(gradient) * control).mean()
+        if self.raw:
+            return distributed.total((gradient * control).sum())
+        return distributed.mean(standardised(gradient) * control)
 
 
 def _value(heard: Sequence[Estimate]) -> float:

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from vpretrain import distributed
 from vpretrain.contracts import Score
 from vpretrain.errors import user_error
 from vpretrain.tracking import write_json
@@ -112,6 +113,8 @@ def verify(folder: Path) -> None:
 class Keeper:
     """The checkpoints of one run: writes, prunes, and finds the newest that is whole.
 
+    Of several processes the first writes, and all read: the folder is one that they share.
+
     Args:
         folder: ``checkpoints/`` of the run; made on first use.
         every: steps between two checkpoints; 0: by time alone.
@@ -143,6 +146,8 @@ class Keeper:
 
     def save(self, step: int, state: State) -> None:
         """Writes a checkpoint. Where the disk is full or refuses, the run goes on with the ones it has, and it is logged."""
+        if distributed.rank():
+            return
         self.wait()
         self._saved = time.monotonic()
         if self._thread is None:
@@ -165,6 +170,8 @@ class Keeper:
         found, up = score.value, score.higher_is_better
         if best is not None and (found <= best if up else found >= best):
             return best
+        if distributed.rank():
+            return found
         scratch, folder = self.folder / ".best.partial", self.folder / "best"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -182,6 +189,13 @@ class Keeper:
 
     def newest(self) -> tuple[int, State] | None:
         """The newest checkpoint that is whole; damaged ones are logged and set aside as ``damaged-step-*``."""
+        found = self._newest() if distributed.rank() == 0 else None
+        step = distributed.told(None if found is None else found[0])
+        if distributed.rank() and step is not None:
+            return step, load(self.path(step))
+        return found
+
+    def _newest(self) -> tuple[int, State] | None:
         self.wait()
         for step in reversed(self.steps()):
             try:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.contracts import Appraise
 from vpretrain.reliability import Reliability
 from vpretrain.rules import standardised
@@ -46,7 +47,8 @@ class Rule(Protocol):
         Of any surface: ``gate``, half of what moved as a share of all: mass that has left where it was, or weight.
         """
         (before, *_), (after, *_) = probe.controls(), task.controls()
-        return {"gate": float((after - before).abs().sum() / (2 * before.sum()))}
+        moved, whole = distributed.total(torch.stack([(after - before).abs().sum(), before.sum()]))
+        return {"gate": float(moved / (2 * whole))}
 
 
 @dataclass
@@ -96,12 +98,12 @@ class Exact:
         plain = probe.controls()[0]
         tasks = [self.shape(probe, half) for half in halves]
         gains = [
-            float(((task.controls()[0] - plain) * half).sum())
+            float(distributed.total(((task.controls()[0] - plain) * half).sum()))
             for task, half in zip(tasks, reversed(halves), strict=True)
         ]
         return {
             "gain": sum(gains) / 2,
-            "value_plain": float((plain * sum(halves)).sum() / 2),
+            "value_plain": float(distributed.total((plain * sum(halves)).sum()) / 2),
             **self.rule.metrics(probe, tasks[0], mean),
             **self.reliability.metrics(),
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import torch
 
+from vpretrain import distributed
 from vpretrain.budget import Spending
 from vpretrain.contracts import Parts, Score
 from vpretrain.step import SteeredStep
@@ -43,7 +44,10 @@ class Progress:
         self.digest = hashlib.sha256((self.digest + batch).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as references: copy it or write it before the next step."""
+        """Everything, as references: copy it or write it before the next step.
+
+        All processes ask for it together, and any one's is enough to go on from, on any number of them.
+        """
         parts = self.parts
         return {
             "model": dict(parts.learner.model.state_dict()),
@@ -57,7 +61,7 @@ class Progress:
             "digest": self.digest,
             "records": self.records,
             "best": self.best,
-            "random": random_state(),
+            "random": distributed.gathered(random_state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -72,7 +76,8 @@ class Progress:
         self.spent.load_state_dict(state["spent"])
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
-        set_random_state(state["random"])
+        if distributed.rank() < len(state["random"]):  # a process that was not there before keeps its own seed
+            set_random_state(state["random"][distributed.rank()])
 
     def rewind(self, state: Mapping[str, Any]) -> None:
         """Goes back to an earlier state of this run, but on with the data that follow and with the log as it is."""

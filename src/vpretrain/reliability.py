@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain import distributed
+
 
 @dataclass
 class Reliability:
@@ -56,7 +58,8 @@ class Reliability:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r over all entries; 0 where one of them does not vary."""
-    a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
-    scale = a.norm() * b.norm()
-    return float((a @ b) / scale) if scale > 0 else 0.0
+    """Pearson's r over all entries, on all processes; 0 where one of them does not vary."""
+    a, b = (each.flatten().double() - distributed.mean(each.double()) for each in (a, b))
+    product, *squares = distributed.total(torch.stack([a @ b, a @ a, b @ b]))
+    scale = squares[0].sqrt() * squares[1].sqrt()
+    return float(product / scale) if scale > 0 else 0.0

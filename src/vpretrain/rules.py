@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vpretrain import distributed
+
 
 def anchored(
     values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float
@@ -37,16 +39,16 @@ def anchored(
 
 
 def standardised(values: Tensor) -> Tensor:
-    """Values over their standard deviation: the scale of the loss and of the direction drops out."""
-    return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)
+    """Values over their standard deviation over the batch, on all processes: the scale of loss and direction drops out."""
+    return values / distributed.spread(values).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:
-    """Weights ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean.
+    """Weights ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the batch, on all processes.
 
     Args:
         values: ``[N]``, in standard deviations, centred.
         tilt: >= 0, weight per standard deviation.
     """
     weights = (1 + tilt * values.clamp(-3, 3)).clamp_min(0)
-    return weights / weights.mean()
+    return weights / distributed.mean(weights)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from vpretrain import distributed
 from vpretrain.checkpoint import Keeper
 from vpretrain.errors import Fault, Problem, UserError
 from vpretrain.flops import count
@@ -40,6 +41,8 @@ def train_one(
 ) -> dict[str, Any]:
     """Trains once, or goes on with what the folder holds; it appears only after data, model and arm were found in order.
 
+    Under ``torchrun`` its processes train together (:mod:`vpretrain.distributed`); the first writes the folder and speaks.
+
     Args:
         recipe: every value of the run.
         folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``model/`` with its
@@ -55,10 +58,19 @@ def train_one(
         UserError: data or model are not in order, the disk is too small, or the folder holds a run of another recipe.
         Fault, Stopped: see :func:`vpretrain.train.run`.
     """
-    changed = changes(folder, recipe)
+    with distributed.joined():
+        return _train_one(recipe, folder, each_step, accept_changes=accept_changes, says=says)
+
+
+def _train_one(
+    recipe: Recipe, folder: Path, each_step: Callable[[Record, float], None], *, accept_changes: bool,
+    says: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    first = distributed.rank() == 0
+    changed, finished = distributed.told((changes(folder, recipe), (folder / "result.json").is_file()))
     if changed and not accept_changes:
         raise UserError(*changed)
-    if (folder / "result.json").is_file() and not changed:
+    if finished and not changed:
         says("this run is finished; nothing was done")
         found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return found
@@ -69,23 +81,26 @@ def train_one(
     )  # fmt: skip
     seed_everything(recipe)
     modality = MODALITIES[recipe.modality]()
-    materials = modality.load(recipe)
+    materials = distributed.in_turn(lambda: modality.load(recipe))
     try:
         counted = modality.build(recipe, materials)
         if not keeper.steps() and (problems := disk_shortage(counted.learner.model, section, folder)):
             raise UserError(*problems)
-        cost = count(new_step(recipe, counted), counted)
+        flops = count(new_step(recipe, counted), counted)
+        cost = {meta: distributed.summed(each) for meta, each in flops.items()}  # of all processes
         del counted
         parts = modality.build(recipe, materials)
         step, state = keeper.newest() or (0, None)
         if state is not None:
             says(f"going on after step {step}")
-        out = RunFolder(folder, recipe, records=state["records"] if state else 0)
-        (folder / "result.json").unlink(missing_ok=True)
+        out = RunFolder(folder, recipe, records=state["records"] if state else 0) if first else None
+        if first:
+            (folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, share: float) -> None:
-            out.log(record)
-            each_step(record, share)
+            if out is not None:
+                out.log(record)
+                each_step(record, share)
 
         try:
             with Interruption() as asked:
@@ -93,17 +108,20 @@ def train_one(
                     recipe, parts, cost=cost, each_step=log, keeper=keeper, resume=state, asked=asked, remember=False
                 )
         finally:
-            out.close()
+            if out is not None:
+                out.close()
             keeper.wait()
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise Fault(f"memory ran out: {smaller(recipe)}") from error
         raise
-    parts.save(folder / "model")
-    if isinstance(modality, WritesCard):
-        modality.card(recipe, materials, result, folder / "model")
-    (folder / "designer").mkdir(exist_ok=True)
-    torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
+    if first:
+        with distributed.alone():
+            parts.save(folder / "model")
+            if isinstance(modality, WritesCard):
+                modality.card(recipe, materials, result, folder / "model")
+        (folder / "designer").mkdir(exist_ok=True)
+        torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
     found = {
         "run_dir": str(folder),
         "arm": result.arm,
@@ -113,7 +131,9 @@ def train_one(
         "step0": {name: score.value for name, score in result.step0.items()},
         "final": {name: score.value for name, score in result.final.items()},
     }
-    write_json(folder / "result.json", found)
+    if first:
+        write_json(folder / "result.json", found)
+    distributed.barrier()  # who leaves early would be missed, and all would be restarted
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vpretrain import vectors
+from vpretrain import distributed, vectors
 from vpretrain.accumulation import MicroBatches
 from vpretrain.appraisal import Appraiser
 from vpretrain.contracts import Designer, Feedback, Learner, detached
@@ -100,7 +100,8 @@ class SteeredStep:
         meta_due, steer = self.meta_due, self.guard.open
         losses: list[torch.Tensor] = []
         clock = Stopwatch(metrics)
-        for place, (part, part_share) in enumerate(zip(batches.parts, batches.shares, strict=True)):
+        shares = zip(batches.parts, batches.shares, batches.shares_of_batch, strict=True)
+        for place, (part, part_share, self.appraiser.share) in enumerate(shares):
             with clock("learner"):
                 context = self.learner.observe(part)
             if meta_due and place == 0:
@@ -115,10 +116,12 @@ class SteeredStep:
                 part_loss = part_share * self.learner.loss(context, task)
                 part_loss.backward()
                 losses.append(part_loss.detach())
+        with clock("learner"):
+            distributed.add_up(self.parameters)
         if meta_due:
             metrics |= self._alignment_metrics()
         with clock("learner"):
-            loss = float(torch.stack(losses).sum())
+            loss = float(distributed.total(torch.stack(losses).sum()))
             norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
             if not math.isfinite(norm) or not math.isfinite(loss):
                 self.optimizer.zero_grad(set_to_none=True)
@@ -140,11 +143,15 @@ class SteeredStep:
     def _learn(self, context: Any, learning_rate: float) -> dict[str, float]:
         """The meta step: the feedback is heard, the designer moves and the learner does not."""
         downstream = self.feedback.gradients(self.learner)  # eq. 7
+        # All processes hear the same rows; that they also round alike is not for every kernel to promise.
+        distributed.alike([piece for heard in downstream for piece in heard.values()])
         size = float(vectors.norm(vectors.mean(downstream)))
         if not math.isfinite(size):
             raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
         self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
-        metrics = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
+        metrics = distributed.averaged(
+            self.designer.learn(context, self.appraiser)
+        )  # eq. 26, 42: phi moves, theta does not
         if "gain" in metrics:
             self.guard.hear(metrics["gain"])
         return metrics | metrics_of(self.feedback) | {"gradient_norm_downstream": size}

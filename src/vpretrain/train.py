@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import torch
 
+from vpretrain import distributed
 from vpretrain.accumulation import drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
@@ -52,10 +53,14 @@ class Result:
 
 
 def seed_everything(recipe: Recipe) -> None:
-    """Seeds Python, NumPy and torch, and sets the number of CPU threads if the recipe gives one."""
-    random.seed(recipe.seed)
-    numpy.random.seed(recipe.seed)
-    torch.manual_seed(recipe.seed)
+    """Seeds Python, NumPy and torch, and sets the number of CPU threads if the recipe gives one.
+
+    Each process has a seed of its own (dropout is drawn from it); the first has the one of a process that is alone.
+    """
+    seed = recipe.seed + distributed.rank() * 2**16
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
 
@@ -124,6 +129,9 @@ def run(
     if cost is None and recipe.budget.flops is not None:
         raise ValueError("a budget in FLOPs needs the cost of a step: vpretrain.flops.count")
     cost = cost or {}
+    # Made alike from one seed, but for what an accelerator rounds differently from run to run.
+    held = [dict(parts.learner.model.state_dict()), parts.learner.state_dict(), parts.designer.state_dict()]
+    distributed.alike(list(distributed.tensors_in(held)))
     step = new_step(recipe, parts)
     progress, accumulate = Progress(parts, step), recipe.learner.accumulate
     spent = progress.spent
@@ -141,6 +149,7 @@ def run(
         each_step(record, spent.fraction(recipe.budget))
 
     if resume is not None:
+        seed_everything(recipe)
         progress.load_state_dict(resume)
     else:
         progress.step0 = step0 if step0 is not None else parts.evaluate()
@@ -155,7 +164,10 @@ def run(
         step.count = 0
 
     skipped, went_back = 0, False
-    while not spent.exhausted(recipe.budget):
+    while True:
+        spent.seconds = distributed.told(spent.seconds)  # clocks differ, and all processes end at the same step
+        if spent.exhausted(recipe.budget):
+            break
         share = spent.fraction(recipe.budget)
         try:
             with clock:
@@ -186,14 +198,17 @@ def run(
             if keeper is not None and recipe.checkpoint.keep_best is not None:
                 progress.best = keeper.keep_best(recipe.checkpoint.keep_best, scores, progress.best, parts.save)
         log(record)
-        if keeper is not None and (keeper.due(spent.steps) or (asked is not None and asked.by)):
+        due = keeper is not None and distributed.rank() == 0 and keeper.due(spent.steps)
+        due, stop = distributed.any_of(due, asked is not None and asked.by is not None)
+        if keeper is not None and (due or stop):
             keeper.save(spent.steps, progress.state_dict())
-        if asked is not None and asked.by and not spent.exhausted(recipe.budget):
+        if stop and not distributed.told(spent.exhausted(recipe.budget)):
             if keeper is not None:
                 keeper.wait()
-            raise Stopped(f"{asked.by} after step {spent.steps}; the same command goes on from there")
+            by = (asked.by if asked is not None else None) or "a signal to another process"
+            raise Stopped(f"{by} after step {spent.steps}; the same command goes on from there")
 
-    if keeper is not None and spent.steps not in keeper.steps():
+    if keeper is not None and distributed.told(spent.steps not in keeper.steps()):
         keeper.save(spent.steps, progress.state_dict())
     final = parts.evaluate()
     if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:

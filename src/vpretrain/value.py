@@ -102,7 +102,7 @@ def adam_preconditioner(
                 if not state:
                     return None
                 correction = 1 - group["betas"][1] ** float(state["step"])
-                second_moments[name] = state["exp_avg_sq"].float() / correction
+                second_moments[name] = vectors.wide(state["exp_avg_sq"]) / correction
     count = sum(v.numel() for v in second_moments.values())
     rms = torch.sqrt(torch.stack([v.sum() for v in second_moments.values()]).sum() / count)
     if rms == 0:

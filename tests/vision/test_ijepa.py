@@ -38,6 +38,8 @@ ENCODERS = {
 class Batch:
     pixels: torch.Tensor
     seed: int = 3
+    rank: int = 0
+    world: int = 1
 
 
 def tiny_learner(family="ijepa", dtype=torch.float64, aligned_blocks=1, blocks=None, **options):

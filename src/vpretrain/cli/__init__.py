@@ -7,20 +7,36 @@ import os
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vpretrain.cli import costs, decontaminate, evaluate, looks, runs
+from vpretrain import __version__
+from vpretrain.cli import beginnings, costs, decontaminate, evaluate, looks, runs
 from vpretrain.errors import Fault, Stopped, UserError
 
 app = typer.Typer(
-    add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Continued pretraining that a small set of verified examples steers.",
+    add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )  # fmt: skip
-for _group in (runs, looks, evaluate, decontaminate, costs):
+for _group in (beginnings, runs, looks, evaluate, decontaminate, costs):
     app.add_typer(_group.app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vpretrain {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    """Continued pretraining that a small set of verified examples steers."""
 
 
 def main() -> None:

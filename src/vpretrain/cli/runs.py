@@ -40,9 +40,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """One run: metrics, the model folder, and a table that opens with step 0. The same command again goes on with it."""
+    from vpretrain import distributed
     from vpretrain.single import train_one
 
     console = console_for_people(as_json)
+    console.quiet = not distributed.speaks()
     resolved = resolved_recipe(recipe, overrides)
     folder = results_folder(out or Path("runs") / f"{stem(recipe)}-{resolved.arm}-{resolved.seed}")
     with progress_bar(console) as bar:
@@ -65,6 +67,8 @@ def train(
             console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
 
         result = train_one(resolved, folder, each_step, accept_changes=accept_changes, says=says)
+    if not distributed.speaks():
+        return
     from vpretrain.tables import run_table
 
     console.print(run_table(result))
@@ -158,8 +162,12 @@ def _compare(
     as_json: bool,
 ) -> None:
     from vpretrain import compare as comparison
+    from vpretrain import distributed
     from vpretrain.tables import comparison_table, verdicts
 
+    if distributed.launched():
+        message = "arms run one by one in this process, or with --jobs; only `vpretrain train` is for several processes"
+        raise user_error("torchrun", message, accepted="this command without torchrun")
     if not arms:
         raise user_error(
             "--arms", "a comparison needs arms", accepted="names with commas between them; the first is the baseline"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpretrain import distributed
 from vpretrain.ascent import Learned, Learning
 from vpretrain.contracts import Appraise, detached
 from vpretrain.language.learner import Context
@@ -128,8 +129,8 @@ class Scored(Learned):
         """What targets made before this feedback are worth under it, over one-hot ones, and how they look."""
         targets = detached(targets)
         return {
-            "gain": float((targets.mass * values).sum() - values[:, 0].sum()),
-            "value_plain": float(values[:, 0].sum()),
+            "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
+            "value_plain": float(distributed.total(values[:, 0].sum())),
             **self.rule.metrics(among, targets, values),
             **self.learning.reliability.metrics(),
         }
@@ -186,7 +187,7 @@ class Ascent(Scored):
             price = self.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + self.gate_price
             # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts every other candidate.
             entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
-            self.descend(-(value - alpha * price + self.entropy_bonus * entropy).mean())
+            self.descend(-distributed.mean(value - alpha * price + self.entropy_bonus * entropy))
         return metrics
 
 
@@ -232,7 +233,7 @@ class Field(Scored):
             lesson = self.lessons[-1 - update % len(self.lessons)]
             assert lesson.values is not None
             predicted, _ = self.network(lesson, self.embedding)
-            self.descend(nn.functional.smooth_l1_loss(predicted, lesson.values))
+            self.descend(distributed.mean(nn.functional.smooth_l1_loss(predicted, lesson.values, reduction="none")))
         return metrics
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:

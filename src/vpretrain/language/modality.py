@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, renamed, user_error
 from vpretrain.language import lora
@@ -160,6 +161,8 @@ class Language:
             window_tokens=data.window_tokens,
             seed=recipe.seed,
             pad_id=materials.pad_id,
+            rank=distributed.rank(),
+            world=distributed.world(),
         )
         domains = {name: task.sources for name, task in data.feedback.named().items()}
         feedback = feedback_of(recipe, materials.tasks, materials.tokenizer, materials.pad_id)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.exact import Rule
 from vpretrain.language.learner import Context
 from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
@@ -33,7 +34,8 @@ class Candidates(SoftTargets):
     @classmethod
     def among(cls, context: Context, count: int) -> Candidates:
         """The true token and the learner's ``count - 1`` most probable others (eq. 14)."""
-        plain = one_hot(context.labels, count, candidates(context.logits, context.labels, count))
+        ids = candidates(context.logits, context.labels, count)
+        plain = one_hot(context.labels, count, ids, torch.promote_types(context.logits.dtype, torch.float32))
         return cls(plain.ids, plain.mass, context)
 
     @cached_property
@@ -106,7 +108,7 @@ class TokenWeights(TokenRule):
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """The true token's mass is its weight."""
-        worth = values[:, 0] - values[:, 0].mean()
+        worth = values[:, 0] - distributed.mean(values[:, 0])
         return SoftTargets(probe.ids, tilted(worth, self.tilt)[:, None])
 
 
@@ -127,10 +129,11 @@ class GroupWeights(TokenRule):
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """The true token's mass is the weight of its group."""
-        worth = values[:, 0] - values[:, 0].mean()
+        worth = values[:, 0] - distributed.mean(values[:, 0])
         group, groups = self._groups(probe.context)
-        count = torch.bincount(group, minlength=groups).clamp_min(1)
-        t = torch.zeros(groups, dtype=worth.dtype, device=worth.device).index_add(0, group, worth) / count.sqrt()
+        sums = worth.new_zeros(2, groups).index_add(1, group, torch.stack([worth, torch.ones_like(worth)]))
+        worths, counts = sums if self.by == "document" else distributed.total(sums)  # no two processes share a document
+        t = worths / counts.clamp_min(1).sqrt()
         return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
@@ -138,7 +141,7 @@ class GroupWeights(TokenRule):
         document, documents = context.document, context.batch.documents
         if self.by == "document":
             return document, len(documents)
-        names = sorted({each.source for each in documents})
+        names = sorted(set().union(*distributed.gathered({each.source for each in documents})))
         source = torch.tensor([names.index(each.source) for each in documents], device=document.device)
         return source[document], len(names)
 
@@ -164,8 +167,8 @@ class WeightedTargets(TokenRule):
         soft = self.targets.task(probe, values)
         worth = (soft.mass * values).sum(dim=1)
         # In units of its own spread, as token weights are, times the shrinkage that the values came with.
-        shrinkage = values.std(correction=0).clamp(max=1)
-        worth = shrinkage * standardised(worth - worth.mean())
+        shrinkage = distributed.spread(values).clamp(max=1)
+        worth = shrinkage * standardised(worth - distributed.mean(worth))
         return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
 
 
@@ -174,7 +177,7 @@ def gain_bound(values: Tensor, gate_max: float) -> float:
 
     It is of the values as they were heard, noise of the feedback included; a designer's *regret* is this less its gain.
     """
-    return float(gate_max * (values.max(dim=1).values - values[:, 0]).sum())
+    return float(gate_max * distributed.total((values.max(dim=1).values - values[:, 0]).sum()))
 
 
 def target_metrics(mass: Tensor) -> dict[str, float]:
@@ -183,7 +186,7 @@ def target_metrics(mass: Tensor) -> dict[str, float]:
     counted = weight > 0
     q = mass[counted] / weight[counted, None]
     return {
-        "gate": float((1 - q[:, 0]).mean()),
-        "entropy": float(torch.special.entr(q).sum(dim=1).mean()),
-        "weight_spread": float(weight.std(correction=0)),
+        "gate": float(distributed.mean(1 - q[:, 0])),
+        "entropy": float(distributed.mean(torch.special.entr(q).sum(dim=1))),
+        "weight_spread": float(distributed.spread(weight)),
     }

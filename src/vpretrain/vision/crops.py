@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import kornia.augmentation as augment
 import torch
@@ -107,7 +108,7 @@ class MultiCrop:
         first, other, local = (self._steps(part) for part in ("first", "other", "local"))
         pixels = batch.pixels.float() / 255
         views = [
-            self._view(pixels, steps, seed_of(f"{batch.seed}/{kind}/{number}"))
+            self._view(pixels, steps, seed_of(f"{batch.seed}/{kind}/{number}"), batch.rank, batch.world)
             for kind, number, steps in (
                 *(("global", number, first if number == 0 else other) for number in range(self.global_count)),
                 *(("local", number, local) for number in range(self.local_count)),
@@ -116,13 +117,17 @@ class MultiCrop:
         return Crops(tuple(views[: self.global_count]), tuple(views[self.global_count :]))
 
     @torch.no_grad()
-    def _view(self, pixels: Tensor, steps: Sequence[nn.Module], seed: int) -> Tensor:
+    def _view(self, pixels: Tensor, steps: Sequence[Any], seed: int, rank: int, world: int) -> Tensor:
         # kornia draws from torch's global generator on the CPU, whatever the device of the pixels. That generator alone
         # is seeded (torch.manual_seed would seed every device's), and put back.
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             for step in steps:
-                pixels = step(pixels)
+                if world == 1:
+                    pixels = step(pixels)
+                else:
+                    whole = step.forward_parameters(torch.Size((len(pixels) * world, *pixels.shape[1:])))
+                    pixels = step(pixels, params=_part(whole, rank, world))
         return normalised(pixels, self.mean, self.std)
 
     def _steps(self, part: str) -> list[nn.Module]:
@@ -148,6 +153,16 @@ class MultiCrop:
         if solarise:
             steps.append(augment.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarise))
         return steps
+
+
+def _part(drawn: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+    """Of what kornia drew for a batch, the values for pictures ``rank``, ``rank + world``, ...
+
+    All are one value a picture, but for the ``order`` of ColorJitter's steps, which is one for all.
+    """
+    found = {name: value if name == "order" else value[rank::world] for name, value in drawn.items()}
+    whole = drawn["forward_input_shape"]
+    return found | {"forward_input_shape": torch.cat([whole[:1] // world, whole[1:]])}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vpretrain import distributed
 from vpretrain.ascent import Surface
 from vpretrain.contracts import Appraise
 from vpretrain.vision import dino
@@ -95,7 +96,11 @@ class RandomMasks(Plain):
         """Views under fresh masks."""
         images = self.surface.inputs(context)
         height, width = images.shape[-2:]
-        return self.surface.task(context, self.masks(len(images), (height, width)).to(images))
+        # Drawn for the whole batch, so that a picture has the same mask whichever process has it.
+        masks = self.masks(len(images) * distributed.world(), (height, width))[
+            distributed.rank() :: distributed.world()
+        ]
+        return self.surface.task(context, masks.to(images))
 
     def masks(self, count: int, size: tuple[int, int]) -> Tensor:
         """``[count, 1, H, W]`` float32 in [0, 1], on the CPU."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from vpretrain import vectors
+from vpretrain import distributed, vectors
 from vpretrain.contracts import Objective
 from vpretrain.errors import Fault, user_error
 from vpretrain.modes import evaluating, frozen
@@ -186,7 +186,7 @@ class DinoLearner:
     Attributes:
         model: the student, all parameters that train.
         teacher: see :class:`Teacher`.
-        center: ``[P]`` float32 or wider, the running mean of the teacher's scores; local under data parallelism.
+        center: ``[P]`` float32 or wider, the running mean of the teacher's scores, on all processes.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class DinoLearner:
         """
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
-        self._batch_center = vectors.wide(scores).mean(dim=(0, 1))
+        self._batch_center = distributed.total(vectors.wide(scores).mean(dim=(0, 1))) / distributed.world()
         student = [self._student_logits(views)]
         if context.local_views is not None:
             student.append(self._student_logits(context.local_views))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vpretrain import vectors
+from vpretrain import distributed, vectors
 
 
 class DinoHead(nn.Module):
@@ -98,7 +98,7 @@ def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int =
             q = q / q.sum(over prototypes)  # every row is a distribution
 
     Where every image is given the same scores no image is told from another, but no prototype can win: a small model
-    that collapses under a running centre does not under this.
+    that collapses under a running centre does not under this. The rows are those of all processes.
 
     Args:
         logits: ``[G, B, P]`` teacher scores.
@@ -107,6 +107,6 @@ def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int =
     """
     scores = vectors.wide(logits.detach()).flatten(0, 1) / temperature
     for _ in range(rounds):
-        scores = scores - scores.logsumexp(dim=0, keepdim=True)
+        scores = scores - distributed.logsumexp(scores)
         scores = scores - scores.logsumexp(dim=1, keepdim=True)
     return scores.exp().view(logits.shape)

@@ -43,6 +43,16 @@ class ImageBatch(Protocol):
         """Of the block masks: equal seeds give equal masks."""
         ...
 
+    @property
+    def rank(self) -> int:
+        """Which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every ``world``-th after it."""
+        ...
+
+    @property
+    def world(self) -> int:
+        """How many parts there are."""
+        ...
+
 
 class Features(NamedTuple):
     """What probes and feedback heads read: ``patches`` ``[B, D, h, w]`` and their mean, ``pooled`` ``[B, D]``."""
@@ -184,7 +194,9 @@ class IJepaLearner:
         """
         pixels = self.normalised(batch.pixels)
         grid = self.parts.grid(pixels)
-        blocks = sample_blocks(len(pixels), grid, self.blocks, seed=batch.seed).to(pixels.device)
+        whole = sample_blocks(len(pixels) * batch.world, grid, self.blocks, seed=batch.seed)
+        part = slice(batch.rank, None, batch.world)
+        blocks = BlockMasks(whole.context[part], whole.targets[part]).to(pixels.device)
         tokens = self.parts.embed(pixels)
         contents = _chosen(self.parts.contents(pixels), blocks.context)
         leading = tokens.shape[1] - grid[0] * grid[1]

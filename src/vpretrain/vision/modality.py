@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.arms import heard
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError
@@ -120,7 +121,7 @@ class Vision:
             learner=learner_of(recipe, learner, feedback),
             designer=designer,
             feedback=heard(recipe, feedback),
-            stream=_stream(recipe, materials, recipe.seed),
+            stream=_stream(recipe, materials, recipe.seed, rank=distributed.rank(), world=distributed.world()),
             evaluate=partial(_evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)),
             held_out_loss=held_out,
             save=partial(save, learner),
@@ -159,11 +160,13 @@ class Vision:
         ]
 
 
-def _stream(recipe: VisionRecipe, materials: Materials, seed: Any) -> Stream:
+def _stream(recipe: VisionRecipe, materials: Materials, seed: Any, *, rank: int = 0, world: int = 1) -> Stream:
+    """The stream, or one process's part of it; heads are warmed up on the whole of it by all of them alike."""
     data = recipe.data
     return Stream(
-        materials.sets.stream, batch_size=data.batch_size, size=data.image_size, seed=seed, load_size=data.load_size
-    )
+        materials.sets.stream, batch_size=data.batch_size, size=data.image_size, seed=seed, load_size=data.load_size,
+        rank=rank, world=world,
+    )  # fmt: skip
 
 
 def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:
@@ -171,7 +174,8 @@ def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) ->
     if key in materials.warmed:
         put(copy.deepcopy(materials.warmed[key]))
     else:
-        make()
+        with distributed.alone():  # all processes make the same
+            make()
         materials.warmed[key] = copy.deepcopy(get())
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.exact import Rule
 from vpretrain.rules import anchored, tilted
 from vpretrain.vision import dino, ijepa
@@ -89,7 +90,7 @@ class ViewWeights(DinoRule):
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
         """``[G, B]``, centred: what each global view of each image is worth as it is."""
         worth = (gradient * probe.mass).sum(dim=-1)
-        return worth - worth.mean()
+        return worth - distributed.mean(worth)
 
     def task(self, probe: LearnedTargets, values: Tensor) -> LearnedTargets:
         """Rows of targets that sum to the weight of their view."""
@@ -116,7 +117,7 @@ class PatchWeights(Rule):
 
     def values(self, probe: IJepaTask, gradient: Tensor) -> Tensor:
         """``[B, M, n]``, centred."""
-        return gradient - gradient.mean()
+        return gradient - distributed.mean(gradient)
 
     def task(self, probe: IJepaTask, values: Tensor) -> IJepaTask:
         """Weighted target patches, the whole context seen."""

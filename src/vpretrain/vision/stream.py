@@ -33,12 +33,17 @@ class ImageBatch:
         indices: int64 [B]; where each picture stands in the sources, one source after the other.
         names: of the pictures, B of them.
         seed: of everything random that is done to this batch (its crops): in [0, 2^63).
+        rank: which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every ``world``-th after it. What
+            is drawn from the seed is drawn for all of them, so that a picture looks the same however they are shared out.
+        world: how many parts there are.
     """
 
     pixels: Tensor
     indices: Tensor
     names: tuple[str, ...]
     seed: int
+    rank: int = 0
+    world: int = 1
 
     @property
     def tokens(self) -> int:
@@ -92,19 +97,30 @@ class Stream:
         seed: of shuffles, windows and batches.
         load_size: shorter side that a picture is scaled to before it is cut, at least ``size``; ``size`` if left out,
             so that square pictures are seen whole.
+        rank: which part of every batch is read, from 0: of its pictures r, r + world, r + 2 world, ... The position in the
+            stream does not depend on it.
+        world: how many parts there are.
 
     Raises:
-        UserError: no source, one without pictures or with a weight that cannot be, no weight above zero, two of one name.
+        UserError: no source, one without pictures or with a weight that cannot be, no weight above zero, two of one name,
+            or a batch that the parts cannot share evenly.
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, batch_size: int, size: int, seed: int, load_size: int | None = None
-    ) -> None:
+        self, sources: Sequence[Source], *, batch_size: int, size: int, seed: int, load_size: int | None = None,
+        rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         load_size = size if load_size is None else load_size
         if batch_size < 1 or size < 1 or load_size < size:
             found = f"{batch_size} pictures of {size} pixels from {load_size}"
             raise ValueError(f"a batch needs pictures, no larger than what they are cut from; got {found}")
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no rank {rank} of {world}")
+        if batch_size % world:
+            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
+            raise user_error("data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}")
         _check_sources(sources)
+        self.rank, self.world = rank, world
         total = math.fsum(source.weight for source in sources)
         self.sources = tuple(sources)
         self.batch_size, self.size, self.load_size, self.seed = batch_size, size, load_size, seed
@@ -125,15 +141,18 @@ class Stream:
         seed = seed_of(f"{self.seed}/batch/{sum(self._drawn)}")
         pictures: list[Picture] = []
         indices: list[int] = []
-        for _ in range(self.batch_size):
+        for place in range(self.batch_size):
             source = self._next_source()
             number = self._drawn[source]
             self._drawn[source] += 1
+            if place % self.world != self.rank:
+                continue
             index = self._orders[source][number]
             key = f"{self.seed}/{self.sources[source].name}/window/{number}"
             pictures.append(self._window(self.sources[source].pictures[index], key))
             indices.append(self._starts[source] + index)
-        return ImageBatch(stacked(pictures), torch.tensor(indices), tuple(p.name for p in pictures), seed)
+        names = tuple(picture.name for picture in pictures)
+        return ImageBatch(stacked(pictures), torch.tensor(indices), names, seed, self.rank, self.world)
 
     def state_dict(self) -> dict[str, Any]:
         """The exact position, fit for JSON: how many pictures each source has given, which is its pass and offset."""

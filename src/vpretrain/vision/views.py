@@ -15,6 +15,8 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from vpretrain import distributed
+
 
 @dataclass(frozen=True)
 class PlainViews:
@@ -126,7 +128,7 @@ def sparsity(mask: Tensor, keep_ratio: float) -> Tensor:
         mask: ``[..., H, W]`` in [0, 1]; gradients flow.
         keep_ratio: in [0, 1].
     """
-    return (mask.mean() - keep_ratio) ** 2
+    return (distributed.mean(mask) - keep_ratio) ** 2
 
 
 def total_variation(mask: Tensor) -> Tensor:
@@ -135,4 +137,4 @@ def total_variation(mask: Tensor) -> Tensor:
     Args:
         mask: ``[..., H, W]`` in [0, 1], H and W at least 2; gradients flow.
     """
-    return torch.diff(mask, dim=-2).abs().mean() + torch.diff(mask, dim=-1).abs().mean()
+    return distributed.mean(torch.diff(mask, dim=-2).abs()) + distributed.mean(torch.diff(mask, dim=-1).abs())

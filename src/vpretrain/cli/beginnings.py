@@ -1,0 +1,91 @@
+"""The command that begins: a commented recipe from a model and the places that rows come from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from vpretrain.cli.shell import Json, console_for_people, emit
+from vpretrain.errors import renamed, user_error
+from vpretrain.recipe import load
+
+app = typer.Typer()
+
+_ROWS = "a file (.jsonl, .parquet, .txt), a pattern, a folder, or the id of a data set on the hub"
+Columns = Annotated[str | None, typer.Option(metavar="NAME[,NAME]", help="Its column of text, or prompt,solution.")]
+
+
+@app.command()
+def init(
+    model: Annotated[str | None, typer.Option(help="A causal language model: folder, hub id, packaged name.")] = None,
+    stream: Annotated[str | None, typer.Option(help=f"Unlabeled rows: {_ROWS}.")] = None,
+    feedback: Annotated[str | None, typer.Option(help="Verified rows that steer: prompts with solutions.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Verified rows to measure on; default: a quarter of the feedback's, held out.")
+    ] = None,
+    stream_columns: Columns = None,
+    feedback_columns: Columns = None,
+    evaluation_columns: Columns = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path("steer.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Writes a commented recipe and checks it; asks for what no flag says."""
+    from vpretrain.beginning import Place, halved, memory_bytes, recipe_of
+    from vpretrain.check import check
+
+    if out.exists():
+        raise user_error("--out", "there is something already; name another file", value=str(out))
+    model = model or _asked("--model", "Model (folder, hub id, or word-problems-majority, which comes with this)")
+    stream = stream or _asked("--stream", f"Stream of unlabeled rows ({_ROWS})")
+    feedback = feedback or _asked("--feedback", "Verified rows that steer")
+    steering = Place("--feedback", feedback, _names(feedback_columns))
+    if evaluation is None:
+        steering, measured = halved(steering)
+    else:
+        measured = Place("--evaluation", evaluation, _names(evaluation_columns or feedback_columns))
+    with renamed({"learner.model": "--model"}):
+        text = recipe_of(
+            model, Place("--stream", stream, _names(stream_columns)), steering, measured,
+            out=out, shapes=_shapes, available=memory_bytes(),
+        )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    problems = check(str(out), [])
+    console = console_for_people(as_json)
+    console.print(escape(f"recipe: {out}"), highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(escape(str(problem)), highlight=False, soft_wrap=True)
+    console.print(
+        "no problem found; next: " + escape(text.splitlines()[0].removeprefix("# "))
+        if not problems
+        else f"{len(problems)} problem(s); mend them in the recipe",
+        highlight=False,
+        soft_wrap=True,
+    )
+    emit({"recipe": str(out), "problems": [vars(problem) for problem in problems]}, as_json)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _asked(flag: str, question: str) -> str:
+    """What a person types; who cannot be asked is told the flag."""
+    if not sys.stdin.isatty():
+        raise user_error(flag, "this is not said, and there is no terminal to ask on; give the flag", accepted=question)
+    return str(typer.prompt(question, err=True))
+
+
+def _names(columns: str | None) -> tuple[str, ...]:
+    return tuple(name for part in (columns or "").split(",") if (name := part.strip()))
+
+
+def _shapes(model: str) -> Any:
+    """A language model's shapes, without its weights."""
+    from vpretrain.language.loading import skeleton
+    from vpretrain.modalities import SCHEMAS
+
+    return skeleton(load("demo-language", [f"learner.model={json.dumps(model)}"], schemas=SCHEMAS))

@@ -1,0 +1,196 @@
+"""Several processes are one run: the same figures, the same step, and a checkpoint goes on on any number of them."""
+
+import pytest
+import torch
+
+from tests.reliability.processes import together
+from tests.reliability.runs import build, language_recipe, vision_recipe
+from vpretrain import distributed
+from vpretrain.ascent import Learned
+from vpretrain.checkpoint import Keeper
+from vpretrain.errors import UserError
+from vpretrain.language import Language
+from vpretrain.train import run
+from vpretrain.vision import Vision
+from vpretrain.vision.modality import _stream
+
+GPT2 = (  # its norms are in the model's dtype; those of llama round to float32 whatever they are given
+    "learner.config={model_type: gpt2, vocab_size: 96, n_embd: 24, n_layer: 2, n_head: 2, n_positions: 128, "
+    "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0, tie_word_embeddings: false, bos_token_id: 0, eos_token_id: 0}"
+)
+WIDE = ["learner.dtype=float64", "learner.learning_rate=1e-3"]
+
+
+def words_recipe(*overrides):
+    few = ["budget.steps=20", "evaluate.answer=null", "data.evaluation.test.rows=8"]
+    return language_recipe(*few, GPT2, *WIDE, *overrides)
+
+
+def pictures_recipe(*overrides, kind="dino"):
+    return vision_recipe("budget.steps=20", *WIDE, "learner.learning_rate=1e-4", *overrides, kind=kind)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Language().load(words_recipe())
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return {kind: Vision().load(pictures_recipe(kind=kind)) for kind in ("dino", "ijepa")}
+
+
+def ran(recipe, materials, keeper=None, resume=None):
+    """Losses and gains of a run, what it counted, and its learner's and designer's weights."""
+    parts = build(recipe, materials)
+    if isinstance(parts.designer, Learned):
+        parts.designer.network.double()  # Adam makes a whole step of a gradient that is nothing but rounding
+    result = run(recipe, parts, step0={}, keeper=keeper, resume=resume)
+    held = distributed.tensors_in([dict(parts.learner.model.state_dict()), parts.designer.state_dict()])
+    return {
+        "loss": [record["loss"] for record in result.history],
+        "gain": [record["gain"] for record in result.history if "gain" in record],
+        "counted": (result.spent.steps, result.spent.tokens),
+        "weights": torch.cat([tensor.double().flatten() for tensor in held]).tolist(),
+    }
+
+
+def apart(found, expected):
+    """Distance of two vectors over the length of the second."""
+    found, expected = torch.tensor(found), torch.tensor(expected)
+    return float((found - expected).norm() / expected.norm())
+
+
+def assert_one_run(recipe, materials, tolerance=1e-6):
+    """Two processes against one."""
+    one, two = ran(recipe, materials), together(2, ran, recipe, materials)
+    same = two[0] == two[1]
+    assert same  # they hold the same learner and designer, bit for bit
+    assert two[0]["counted"] == one["counted"]
+    assert len(one["loss"]) == 20
+    assert two[0]["loss"] == pytest.approx(one["loss"], rel=tolerance)
+    assert two[0]["gain"] == pytest.approx(one["gain"], rel=1e2 * tolerance, abs=1e-12)
+    assert apart(two[0]["weights"], one["weights"]) < 1e2 * tolerance
+
+
+LANGUAGE = {
+    "onehot": [], "token_weights": [], "document_weights": [], "source_weights": [], "closed_form": [],
+    "ascent": ["designer.updates=2"], "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", LANGUAGE)
+def test_two_processes_train_language_as_one(words, arm):
+    assert_one_run(words_recipe(f"arm={arm}", *LANGUAGE[arm]), words)
+
+
+VISION = {  # with the kind of learner
+    "ascent": ("dino", []),
+    "view_weights": ("dino", ["learner.centering=sinkhorn"]),
+    "random_masks": ("dino", []),
+    "patch_weights": ("ijepa", ["designer.kind=patch_weights"]),
+}
+
+
+@pytest.mark.parametrize("arm", VISION)
+def test_two_processes_train_vision_as_one(pictures, arm):
+    kind, overrides = VISION[arm]
+    assert_one_run(pictures_recipe(f"arm={arm}", *overrides, kind=kind), pictures[kind])
+
+
+def gone_on_with(recipe, materials, folder):
+    keeper = Keeper(folder, keep_last=9)
+    _, state = keeper.newest()
+    return ran(recipe, materials, resume=state)
+
+
+def kept(recipe, materials, folder):
+    return ran(recipe, materials, keeper=Keeper(folder, keep_last=9))
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_a_run_goes_on_on_another_number_of_processes(words, tmp_path, before, after):
+    recipe = words_recipe("arm=token_weights", "budget.steps=8")
+    part = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": 4})})
+    whole = ran(recipe, words)
+    on(before, kept, part, words, tmp_path)
+    rest = on(after, gone_on_with, recipe, words, tmp_path)[0]
+    assert rest["loss"] == pytest.approx(whole["loss"][4:], rel=1e-6)
+    assert apart(rest["weights"], whole["weights"]) < 1e-4
+
+
+def on(world, function, *arguments):
+    return [function(*arguments)] if world == 1 else together(world, function, *arguments)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(words):
+    with pytest.raises(AssertionError, match=r"data\.batch_size: 3 ranks cannot share a batch evenly"):
+        together(3, ran, words_recipe("arm=onehot"), words)
+
+
+def statistics(parts):
+    """Of this process's part; what a gradient is with respect to it."""
+    values = parts[distributed.rank()].clone().requires_grad_()
+    (distributed.mean(values) - 3).square().backward()
+    rows = distributed.logsumexp(parts[distributed.rank()][:, None])
+    return [float(distributed.mean(values)), float(distributed.spread(values)), float(rows), values.grad.tolist()]
+
+
+def test_statistics_are_those_of_all_parts_however_uneven():
+    values = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = statistics([values])
+    parts = together(2, statistics, [values[:2], values[2:]])
+    for at in range(3):
+        assert parts[0][at] == parts[1][at] == pytest.approx(whole[at], rel=1e-12)
+    assert parts[0][3] + parts[1][3] == pytest.approx(whole[3], rel=1e-12)
+
+
+def summed(gradients):
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    for parameter, gradient in zip(parameters, gradients[distributed.rank()], strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    distributed.add_up(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+
+def test_a_gradient_that_only_one_process_has_counts(monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 1)  # every tensor in a bucket of its own
+    some = [[[1.0, 2, 3], None, None], [[1.0, 1, 1], [5.0, 6, 7], None]]
+    assert together(2, summed, some) == [[[2.0, 3, 4], [5.0, 6, 7], None]] * 2
+
+
+def wrote(path):
+    def make():
+        found = path.read_text() if path.exists() else ""
+        path.write_text(found + str(distributed.world()))
+        return found
+
+    return distributed.in_turn(make)
+
+
+def test_the_first_makes_what_the_others_find(tmp_path):
+    assert together(2, wrote, tmp_path / "made") == ["", "1"]  # each alone in its turn
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_pictures_look_the_same_however_they_are_shared_out(pictures, world):
+    recipe = pictures_recipe()
+    settings = recipe.learner.crops.settings()
+
+    whole = next(_stream(recipe, pictures["dino"], 0))
+    views = settings(whole)
+    for rank in range(world):
+        stream = _stream(recipe, pictures["dino"], 0, rank=rank, world=world)
+        part = next(stream)
+        assert part.names == whole.names[rank::world]
+        found = settings(part)
+        for mine, all_of_them in zip(
+            (*found.global_views, *found.local_views), (*views.global_views, *views.local_views), strict=True
+        ):
+            torch.testing.assert_close(mine, all_of_them[rank::world], rtol=1e-5, atol=1e-5)
+
+
+def test_a_stream_of_pictures_refuses_uneven_parts(pictures):
+
+    with pytest.raises(UserError, match="3 ranks cannot share"):
+        _stream(pictures_recipe(), pictures["dino"], 0, world=3)
