@@ -272,7 +272,10 @@ add(
     arms("onehot", "token_weights"),
 )  # fmt: skip
 add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
-add("gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"))
+add(
+    "gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"),
+    "evaluate.tasks=[]",
+)  # fmt: skip
 
 ORACLE = "data.stream.2.rows.corrupt_digits=0.0"
 add(
