@@ -105,8 +105,35 @@ def reached(found: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def horizon(out: Path) -> None:
+    """Gain of one steered step after further plain steps, at the recipe's learning rate and at a small one."""
+    names = {"horizon-slow": "learning rate 5e-5", "horizon": "learning rate 2e-4"}
+    paths = {name: ROOT / "results" / f"{name}.json" for name in names}
+    if not all(path.is_file() for path in paths.values()):
+        return
+    figure, sides = pyplot.subplots(1, 2, figsize=(8.4, 3.2), sharey=True, layout="constrained")
+    for axes, (name, says) in zip(sides, names.items(), strict=True):
+        found = json.loads(paths[name].read_text(encoding="utf-8"))
+        for row, colour in zip(found["rows"], ("#3f88c5", "#0b6e4f", "#c8553d"), strict=True):
+            gains, errors = ([1e5 * x for x in row[key]] for key in ("realised", "stderr"))
+            low, high = ([g + sign * e for g, e in zip(gains, errors, strict=True)] for sign in (-1, 1))
+            axes.plot(found["horizons"], gains, "o-", color=colour, markersize=4, label=f"tilt {row['tilt']}")
+            axes.fill_between(found["horizons"], low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(found["horizons"], [str(steps) for steps in found["horizons"]])
+        axes.set_title(says, fontsize=10)
+        axes.set_xlabel("steps, the first one steered")
+        axes.spines[["top", "right"]].set_visible(False)
+    sides[0].set_ylabel("gain in held-out NLL, 1e-5 nats")
+    sides[0].legend(frameon=False, fontsize=8)
+    figure.savefig(out / "horizon.png", dpi=150)
+    pyplot.close(figure)
+
+
 def draw() -> None:
     """All plots whose results are there."""
     out = ROOT / "docs" / "images"
     regimes(out)
     efficiency(out)
+    horizon(out)
