@@ -33,7 +33,20 @@ from vpretrain.tracking import environment, write_json
 from vpretrain.train import run
 
 ROOT = Path(__file__).parent.parent
-MEANS = ("gate", "weight_spread", "agreement", "reliability", "gain", "correlation", "steered", "cosine", "entropy")
+MEANS = (
+    "gate",
+    "weight_spread",
+    "agreement",
+    "reliability",
+    "gain",
+    "correlation",
+    "steered",
+    "cosine",
+    "entropy",
+    "mask_mean",
+    "mask_std",
+    "mask_spread",
+)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from vpretrain import recipe as recipes
-from vpretrain.language.data import read
-from vpretrain.language.prepare import locate
-from vpretrain.modalities import SCHEMAS
+from vpretrain.modalities import MODALITIES, SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,9 @@ class Start:
 def _location(start: Start, root: str, rooted: tuple[str, ...]) -> str:
     is_file = start.recipe.endswith(".yaml")
     source, rooted = (str(Path(root) / start.recipe), rooted) if is_file else (start.recipe, ())
-    if start.prepare_seed is None:
-        found = recipes.load(source, rooted, schemas=SCHEMAS).learner.model
-    else:
-        words = ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}", *start.prepared_with, *rooted]
-        made = recipes.load(source, words, schemas=SCHEMAS)
-        found = locate(made, read(made))
+    words = [] if start.prepare_seed is None else ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}"]
+    made = recipes.load(source, [*words, *start.prepared_with, *rooted], schemas=SCHEMAS)
+    found = made.learner.model or MODALITIES[made.modality]().load(made).location
     return str(found)
 
 
@@ -268,7 +263,7 @@ add(
     REAL | {"onehot, 155 steps": "arm=onehot budget.steps=155"},
 )  # fmt: skip
 add(
-    "gsm8k-second-start", "the noisy stream from a second learner, made in full", NOISY, (Start("gsm8k-1", GSM, 1, (3, 4)),),
+    "gsm8k-second-start", "the noisy stream from a second learner, made in full", NOISY, (Start("gsm8k-1", GSM, 1, (3, 4, 5)),),
     arms("onehot", "token_weights"),
 )  # fmt: skip
 add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
@@ -339,3 +334,51 @@ for size, shape in SIZES.items():
         f"size-{size}", f"the majority regime with a learner of about {size} parameters", "demo-language", (start,),
         arms("onehot", "document_weights"),
     )  # fmt: skip
+
+V = "arm=ascent"
+add(
+    "vision-dev", "which surface of images, and how far", "demo-vision", (Start("scenes-0", "demo-vision", None, (100,)),),
+    {
+        "plain": "arm=plain",
+        "ascent, keep 0.6": f"{V} designer.keep_ratio=0.6",
+        "ascent, keep 0.4": f"{V} designer.keep_ratio=0.4",
+        "ascent, keep 0.25": f"{V} designer.keep_ratio=0.25",
+        "random_masks, keep 0.6": "arm=random_masks designer.keep_ratio=0.6",
+        "random_feedback, keep 0.6": "arm=random_feedback designer.keep_ratio=0.6",
+        "closed_form": "arm=closed_form",
+        "view_weights": "arm=view_weights",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+SCENES = (
+    Start("scenes-0", "demo-vision", None, (0, 1)),
+    Start("scenes-1", "demo-vision", 1, (2, 3)),
+    Start("scenes-2", "demo-vision", 2, (4, 5)),
+)
+add(
+    "vision-scenes", "rendered scenes: do masks that hear segmentation beat masks that do not?", "demo-vision", SCENES,
+    arms("plain", "ascent", "random_masks", "constant_mask", "fixed_random_direction", "shuffled_feedback", "direct"),
+)  # fmt: skip
+add(
+    "vision-others", "the other surfaces, each with a random direction of its own", "demo-vision", once(SCENES),
+    arms("plain", "view_weights", "closed_form", "uniform_smoothing", "random_feedback")
+    | {
+        "view_weights, one random direction": "arm=fixed_random_direction designer.kind=view_weights",
+        "closed_form, one random direction": "arm=fixed_random_direction designer.kind=closed_form",
+        "plain, 330 steps": "arm=plain budget.steps=330",
+    },
+)  # fmt: skip
+CAMVID = "recipes/vision/camvid.yaml"
+add(
+    "vision-camvid-dev", "how long, how fast on real streets", CAMVID, (Start("camvid", CAMVID, None, (100,)),),
+    arms("plain", "ascent", "direct")
+    | {
+        "plain, 1e-3, 200 steps": "arm=plain learner.learning_rate=1e-3 budget.steps=200",
+        "ascent, keep 0.4": f"{V} designer.keep_ratio=0.4",
+    },
+    "evaluate.split=dev",
+)  # fmt: skip
+add(
+    "vision-camvid", "real streets: CamVid's own pictures are the stream, 64 labelled ones steer", CAMVID,
+    (Start("camvid", CAMVID, None, (0, 1, 2, 3, 4)),), arms("plain", "ascent", "fixed_random_direction"),
+)  # fmt: skip

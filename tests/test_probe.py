@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from vpretrain import recipe as recipes
 from vpretrain.cli import app
 from vpretrain.contracts import Parts
-from vpretrain.errors import Fault
+from vpretrain.errors import Fault, UserError
 from vpretrain.language import Language
 from vpretrain.modalities import SCHEMAS
 from vpretrain.probe import IN_NATS, REALISED, Bench, Still, pearson, probe, slope
@@ -336,6 +336,17 @@ def test_a_held_out_loss_that_is_not_finite_is_a_fault():
     bench.parts = dataclasses.replace(bench.parts, held_out_loss=lambda: iter([torch.tensor(torch.inf)]))
     with pytest.raises(Fault, match=r"learner\.learning_rate"):
         bench.draw(0)
+
+
+def test_feedback_that_is_matched_to_sources_is_refused():
+    rows = "{kind: word_problems, split: feedback, rows: 64}"
+    recipe = tiny_recipe(
+        "data.feedback.rows=null",
+        f"data.feedback.tasks={{sums: {{kind: likelihood, rows: {rows}, sources: [problems]}}}}",
+    )
+    parts = Language().build(recipe, Language().load(recipe))
+    with pytest.raises(UserError, match="without `sources`"):
+        Bench(recipe, parts)
 
 
 def test_fewer_burn_in_steps_than_p_needs_are_raised():

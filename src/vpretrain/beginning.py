@@ -123,7 +123,12 @@ def count_rows(files: Sequence[Path]) -> int:
         import pyarrow.parquet as pq
 
         return sum(int(pq.read_metadata(file).num_rows) for file in files)
-    return sum(sum(1 for line in file.open("rb") if line.strip()) for file in files)
+    return sum(_lines_of(file) for file in files)
+
+
+def _lines_of(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def halved(feedback: Place) -> tuple[Place, Place]:
@@ -230,7 +235,9 @@ def recipe_of(
     found = fit(skeleton, window, available)
     rows = dict(feedback.part).get("rows") or (count_rows(files) if (files := feedback.files()) else 64)
     heard = max(1, min(32, rows // 2))
-    checkpointing = "\n  activation_checkpointing: true  # less memory, more time" if found.checkpointing else ""
+    memory = f"{found.batch_size * found.accumulate} rows of {window} tokens"
+    if found.checkpointing:
+        memory += "\n  activation_checkpointing: true  # less memory, more time"
     return f"""\
 # vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
 #
@@ -254,7 +261,7 @@ data:
 learner:
   model: {_text(model)}
   learning_rate: 1.5e-5
-  accumulate: {found.accumulate}  # batches in a step: {found.batch_size * found.accumulate} rows of {window} tokens{checkpointing}
+  accumulate: {found.accumulate}  # batches in a step, which is one of {memory}
   aligned_blocks: 2  # S: the last blocks, in which gradients are compared
   # dtype: bfloat16  # on a GPU
   # lora: {{r: 8, alpha: 16}}  # adapters alone train

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.contracts import Score
 from vpretrain.errors import user_error
 from vpretrain.tracking import write_json
@@ -45,9 +46,11 @@ class Damaged(Exception):
 def save(state: State, folder: Path) -> None:
     """Writes a state; the folder appears whole or not at all.
 
+    Where tensors are shards all processes come here together, and each writes its own; otherwise one does, alone.
+
     Args:
         state: see :data:`State`; the keys of its dictionaries are strings or whole numbers.
-        folder: does not exist yet; its parent is made.
+        folder: its parent is made; what was there before gives way once the new one is whole.
 
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
@@ -55,22 +58,44 @@ def save(state: State, folder: Path) -> None:
     tensors = _Tensors()
     rest = _encoded(state, "", tensors)
     scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    together = sharded(tensors)
+    first = distributed.by_first if together else _called
+
+    def begin() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         (scratch / "state.json").write_text(json.dumps(rest), encoding="utf-8")
-        if tensors:
-            writer = HuggingFaceStorageWriter(path=str(scratch), save_distributed=True)
-            with _one_process():
-                distributed_checkpoint.save(tensors, storage_writer=writer, no_dist=True)
+
+    def end() -> None:
         _write_manifest(scratch)
         for path in (*scratch.iterdir(), scratch):
             _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
         _flush(folder.parent)
+
+    try:
+        first(begin)
+        mine = {
+            name: t for name, t in tensors.items() if isinstance(t, DTensor) or not (together and distributed.rank())
+        }
+        if tensors:
+            writer = HuggingFaceStorageWriter(path=str(scratch), save_distributed=True)
+            with _one_process():
+                distributed_checkpoint.save(mine, storage_writer=writer, no_dist=not together)
+        first(end)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def sharded(state: State) -> bool:
+    """Whether a state holds shards of tensors: then :func:`save` is for all processes together."""
+    return any(isinstance(tensor, DTensor) for tensor in distributed.tensors_in(state))
+
+
+def _called(make: Callable[[], None]) -> None:
+    make()
 
 
 def load(folder: Path) -> State:
@@ -113,7 +138,8 @@ def verify(folder: Path) -> None:
 class Keeper:
     """The checkpoints of one run: writes, prunes, and finds the newest that is whole.
 
-    Of several processes the first writes, and all read: the folder is one that they share.
+    Of several processes the first writes (each its own shards, where there are any), and all read: the folder is one that
+    they share.
 
     Args:
         folder: ``checkpoints/`` of the run; made on first use.
@@ -146,7 +172,7 @@ class Keeper:
 
     def save(self, step: int, state: State) -> None:
         """Writes a checkpoint. Where the disk is full or refuses, the run goes on with the ones it has, and it is logged."""
-        if distributed.rank():
+        if distributed.rank() and not sharded(state):
             return
         self.wait()
         self._saved = time.monotonic()
@@ -209,15 +235,15 @@ class Keeper:
 
     def _write(self, step: int, state: State) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.path(step).exists():
-                shutil.rmtree(self.path(step))
             save(state, self.path(step))
         except (OSError, CheckpointException) as error:
             cause = _disk_error(error)
             if cause is None:
                 raise
-            log.warning("no checkpoint at step %d: %s; the run goes on, and older ones are kept", step, cause)
+            if distributed.rank() == 0:
+                log.warning("no checkpoint at step %d: %s; the run goes on, and older ones are kept", step, cause)
+            return
+        if distributed.rank():
             return
         for old in self.steps()[: -self.keep_last]:
             shutil.rmtree(self.path(old), ignore_errors=True)
@@ -247,7 +273,8 @@ class _Tensors(dict[str, Tensor]):
 
     def add(self, name: str, tensor: Tensor) -> str:
         """Adds a tensor, if it is not there yet, and returns the name that it has."""
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
+        held = sharding.local(tensor)
+        place = (held.data_ptr(), held.dtype, tensor.shape, held.stride()) if held.numel() else name
         known = self._names.setdefault(place, name)
         self[known] = tensor
         return known

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vpretrain import recipe as recipes
-from vpretrain.contracts import Parts
+from vpretrain.contracts import Draws, Parts
 from vpretrain.errors import user_error
 from vpretrain.flops import Cost, count
 from vpretrain.items import paired_items
@@ -22,6 +22,9 @@ from vpretrain.recipe import Budget, Measure, Recipe
 from vpretrain.stats import paired_table
 from vpretrain.tracking import environment, write_json
 from vpretrain.train import Result, new_step, run
+
+PICTURES = "pictures"
+"""Folder, beside the results, of what the first seed's designers make of a batch, one file an arm that can be drawn."""
 
 
 def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
@@ -182,7 +185,10 @@ class _Worker:
             counted = self.modality.build(first, self.materials)
             self.costs[arm] = count(new_step(first, counted), counted)
         # Step 0 is the same in every arm and measured once, apart.
-        result = run(recipe, self.modality.build(recipe, self.materials), step0={}, cost=self.costs[arm])
+        parts = self.modality.build(recipe, self.materials)
+        result = run(recipe, parts, step0={}, cost=self.costs[arm])
+        if seed == self.recipe.seed and isinstance(self.modality, Draws):
+            self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
         found = as_json(result)
         with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in result.history)

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
+from vpretrain.budget import Spending
 from vpretrain.errors import Problem
 
 Gradient = dict[str, Tensor]
@@ -211,6 +212,9 @@ class Parts:
         held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit in memory: each is a
             scalar with its graph to the learner, and their sum is the loss (a mean over all those rows).
         save: writes the learner as an ordinary model folder.
+        after: what comes after the stream, if anything: trains the learner on and adds the tokens and FLOPs it used; its
+            seconds are charged by the caller. The budget is that of the stream.
+        on_stream: whether the learner trains on the stream at all.
     """
 
     learner: Learner
@@ -220,6 +224,8 @@ class Parts:
     evaluate: Callable[[], dict[str, Score]]
     held_out_loss: Callable[[], Iterator[Tensor]]
     save: Callable[[Path], None]
+    after: Callable[[Spending], None] | None = None
+    on_stream: bool = True
 
 
 class Modality(Protocol):
@@ -250,6 +256,15 @@ class Modality(Protocol):
 
     def build(self, recipe: Any, materials: Any) -> Parts:
         """Fresh parts for the recipe's arm and seed."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A modality that can show what a designer does to a batch."""
+
+    def picture(self, recipe: Any, parts: Parts, path: Path) -> bool:
+        """Draws the next batch of the stream as the run's designer shapes it; False, and no file, where none can be seen."""
         ...
 
 

@@ -20,6 +20,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vpretrain.errors import Problem, UserError
 
 T = TypeVar("T")
 
@@ -93,16 +96,35 @@ def barrier() -> None:
 def in_turn(make: Callable[[], T]) -> T:
     """What ``make`` returns: called by the first process, then by the first of every machine, then by the rest.
 
-    So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn.
+    So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A UserError of one is raised on
+    all, so that nobody waits for a process that is gone.
     """
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     found: list[T] = []
     for now in range(3 if world() > 1 else 1):
+        problems: tuple[Problem, ...] = ()
         if now == turn:
-            with alone():
-                found.append(make())
-        barrier()
+            try:
+                with alone():
+                    found.append(make())
+            except UserError as error:
+                problems = error.problems
+        if wrong := next(filter(None, gathered(problems)), None):
+            raise UserError(*wrong)
     return found[0]
+
+
+def by_first(make: Callable[[], None]) -> None:
+    """Calls ``make`` on the first process, :func:`alone`; what the system refuses it (OSError) is raised on all."""
+    failed = None
+    if rank() == 0:
+        try:
+            with alone():
+                make()
+        except OSError as error:
+            failed = (error.errno, error.strerror, error.filename)
+    if failed := told(failed):
+        raise OSError(*failed)
 
 
 def told(value: T) -> T:
@@ -198,11 +220,12 @@ def averaged(figures: dict[str, float]) -> dict[str, float]:
 def add_up(parameters: Iterable[Tensor]) -> None:
     """Adds the ``.grad`` of parameters up over processes, in place.
 
-    A parameter that no process has a gradient for keeps None; one that some have it for counts as zero on the others.
+    A parameter that no process has a gradient for keeps None; one that some have it for counts as zero on the others. Shards
+    (:mod:`vpretrain.sharding`) are left alone: theirs were added up in the backward pass.
     """
     if world() == 1:
         return
-    parameters = list(parameters)
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
     there = total(torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32))
     some = [p for p, count in zip(parameters, there.tolist(), strict=True) if count]
     for p in some:

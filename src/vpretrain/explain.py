@@ -80,7 +80,9 @@ def read_run(folder: Path) -> Recipe:
             str(path), "runs of this modality cannot be explained yet", value=modality,
             accepted="runs of " + ", ".join(EXPLAINERS),
         )  # fmt: skip
-    missing = [name for name in ("model/config.json", "designer/state.pt") if not (folder / name).is_file()]
+    missing = [] if (folder / "designer" / "state.pt").is_file() else ["designer/state.pt"]
+    if not any((folder / "model" / name).is_file() for name in ("config.json", "adapter_config.json")):
+        missing.insert(0, "model/config.json")
     if missing:
         message = f"{' and '.join(missing)} not there: the run did not finish; run the same train command again"
         raise user_error("RUN", message, value=str(folder), accepted=accepted)

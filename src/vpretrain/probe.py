@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from vpretrain import vectors
 from vpretrain.contracts import Gradient, Parts, detached
-from vpretrain.errors import Fault
+from vpretrain.errors import Fault, user_error
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Recipe
 from vpretrain.still import Still
@@ -101,6 +101,7 @@ def probe(
         the mean one along the SGD steps, which L (``smoothness``) is to be no less than.
 
     Raises:
+        UserError: the feedback is matched to sources of the stream (eq. 44-46).
         Fault: a loss or gradient is not finite.
     """
     started = time.perf_counter()
@@ -184,6 +185,9 @@ class Bench:
         self.parameters = {name: p for name, p in self.learner.model.named_parameters() if p in moving}
         aligned = {id(p) for p in self.learner.aligned.values()}
         self.aligned = {name: p for name, p in self.parameters.items() if id(p) in aligned}
+        if not self.learner.aligned.keys() & self.aligned.keys():
+            message = "feedback that is matched to sources has a direction for each of them, and one step has one: probe it whole"
+            raise user_error("data.feedback.tasks", message, accepted="tasks without `sources`")
         self.still = Still(self.learner, self.step.optimizer)
 
         self.loss = self._held_out_loss()

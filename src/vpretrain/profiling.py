@@ -12,12 +12,14 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vpretrain import sections
 from vpretrain.compare import check_arms
 from vpretrain.contracts import Parts
 from vpretrain.errors import Fault, user_error
@@ -28,8 +30,11 @@ from vpretrain.step import SteeredStep
 from vpretrain.tracking import environment
 from vpretrain.train import new_step, seed_everything
 
-PARTS = ("data", "meta", "designer", "learner")
-"""Of a step, as it reports them: ``learner`` is forward, backward and optimizer; ``designer`` what makes the task."""
+PARTS = ("data", "meta", "designer", "candidates", "loss", "learner")
+"""Of a step: ``designer`` is what makes the task, ``candidates`` the search for them, ``loss`` the loss with its gradient to what
+the head multiplies (where logits are held as a whole, its value alone), ``learner`` the rest of forward, backward and
+optimizer; ``meta`` is all of the meta step.
+"""
 
 
 def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -> dict[str, Any]:
@@ -138,6 +143,10 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         materials = modality.load(recipe)
         before = _start_peak()
         parts = modality.build(recipe, materials)
+        parts = replace(
+            parts, designer=_Within(parts.designer, construct="designer", learn=None),
+            feedback=_Within(parts.feedback, gradients=None),
+        )  # fmt: skip
         step, period = new_step(recipe, parts), recipe.value.meta_period
         pipe.send(None)
         while pipe.recv() == "round":
@@ -159,12 +168,37 @@ def _round(parts: Parts, step: SteeredStep, period: int, rate: float) -> dict[st
         started = _now()
         batch = next(parts.stream)
         totals["data"] += _now() - started
-        record = step(batch, rate)
+        clock = sections.Clock()
+        with sections.clocked(clock):
+            record = step(batch, rate)
         totals["seconds"] += _now() - started
         totals["tokens"] += batch.tokens
-        for part in PARTS[1:]:
-            totals[part] += record.get(f"seconds_{part}", 0.0)
+        meta = record.get("seconds_meta", 0.0)
+        totals["meta"] += meta
+        for part in ("designer", "candidates", "loss"):
+            totals[part] += clock.seconds.get(part, 0.0)
+        phases = record["seconds_learner"] + record["seconds_designer"]
+        totals["learner"] += phases - sum(clock.seconds.values())
     return totals
+
+
+class _Within:
+    """A part whose calls of some methods are within a section, or clocked by nobody (the meta step has a time of its own)."""
+
+    def __init__(self, part: Any, **sections_of: str | None) -> None:
+        self._part, self._sections = part, sections_of
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if name not in self._sections:
+            return found
+        label = self._sections[name]
+
+        def within(*arguments: Any) -> Any:
+            with sections.clocked(None) if label is None else sections.section(label):
+                return found(*arguments)
+
+        return within
 
 
 def _now() -> float:

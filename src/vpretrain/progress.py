@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.budget import Spending
 from vpretrain.contracts import Parts, Score
 from vpretrain.step import SteeredStep
@@ -67,7 +67,10 @@ class Progress:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to where :meth:`state_dict` was taken; the steps that follow are the same, bit for bit."""
         parts = self.parts
-        parts.learner.model.load_state_dict(state["model"])
+        here = parts.learner.model.state_dict()
+        parts.learner.model.load_state_dict(
+            {name: sharding.laid_out(held, here.get(name, held)) for name, held in state["model"].items()}
+        )
         parts.learner.load_state_dict(state["learner"])
         parts.designer.load_state_dict(state["designer"])
         parts.feedback.load_state_dict(state["feedback"])

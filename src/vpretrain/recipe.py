@@ -104,7 +104,11 @@ class Value(Section):
     smoothness: NonNegativeFloat = 1.0
     """L of Prop. 2.1 (bounds the feedback loss's curvature); only ``alignment: lower_bound`` reads it."""
     guard_window: NonNegativeInt = 16
-    """Meta steps over which a mean gain below zero closes the gate; 0 switches this guard off."""
+    """Meta steps over which a mean gain below zero closes the gate, and over which the designer is watched for collapse; 0
+    switches both off."""
+    on_collapse: Literal["log", "revert"] = "log"
+    """What follows where gate, targets or masks stand at a bound, or halves of the feedback do not agree: it is logged, and with
+    ``revert`` the task is the plain one until that is over."""
     shrink: bool = True
     """Whether token values are shrunk by the agreement between the two halves of the feedback batch, so that
     noise does not open the gate as signal does."""
@@ -148,6 +152,9 @@ class LearnerBase(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1
     """Batches of the stream that make one learner step; the step is that of one batch as large as all of them."""
+    shard: bool = False
+    """Whether the processes of ``torchrun`` share out the blocks below S (FSDP2), each with a part of their weights, gradients
+    and moments: for models that do not fit one accelerator. Learners with a moving average of their model are held whole."""
     learning_rate: PositiveFloat = 1.5e-5
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -178,12 +185,22 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     evaluate: Evaluate = Evaluate()
+    sweep: dict[str, Any] | None = Field(default=None, exclude=True)
+    """What `vpretrain sweep` searches, and what it alone reads (:mod:`vpretrain.recipe_sweep`)."""
 
     @model_validator(mode="after")
     def _best_is_looked_for(self) -> Self:
         if self.checkpoint.keep_best is not None and not self.evaluate.every:
             raise ValueError(
                 "checkpoint.keep_best compares evaluations, and evaluate.every is 0: give it a number of steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_written_together(self) -> Self:
+        if getattr(self.learner, "shard", False) and self.checkpoint.asynchronous:
+            raise ValueError(
+                "checkpoint.asynchronous writes from one process, and under learner.shard all of them do: switch off one"
             )
         return self
 

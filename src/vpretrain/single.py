@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import ValidationError
 
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.checkpoint import Keeper
 from vpretrain.errors import Fault, Problem, UserError
 from vpretrain.flops import count
 from vpretrain.interruption import Interruption
 from vpretrain.modalities import MODALITIES
-from vpretrain.recipe import Recipe, dump
+from vpretrain.recipe import Recipe
 from vpretrain.recipe_yaml import parse
 from vpretrain.resources import disk_shortage, out_of_memory, smaller
 from vpretrain.tracking import RunFolder, write_json
@@ -115,11 +117,13 @@ def _train_one(
         if out_of_memory(error):
             raise Fault(f"memory ran out: {smaller(recipe)}") from error
         raise
+    with sharding.whole(parts.learner.model):
+        if first:
+            with distributed.alone():
+                parts.save(folder / "model")
+                if isinstance(modality, WritesCard):
+                    modality.card(recipe, materials, result, folder / "model")
     if first:
-        with distributed.alone():
-            parts.save(folder / "model")
-            if isinstance(modality, WritesCard):
-                modality.card(recipe, materials, result, folder / "model")
         (folder / "designer").mkdir(exist_ok=True)
         torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
     found = {
@@ -137,7 +141,7 @@ def _train_one(
     return found
 
 
-FREE = ("says", "checkpoint", "faults")
+FREE = ("says", "checkpoint", "faults", "learner.shard")
 """Parts of a recipe that may change under a run: they do not say what is trained."""
 
 
@@ -147,9 +151,15 @@ def changes(folder: Path, recipe: Recipe) -> list[Problem]:
     begun = (folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))
     if not (path.is_file() and begun):
         return []
-    texts = (path.read_text(encoding="utf-8", errors="replace"), dump(recipe))
-    before, now = (_flat(parse(text, lambda line: f"{path}:{line}")[0]) for text in texts)
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key.split(".")[0] not in FREE]
+    tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[0]
+    with suppress(ValidationError):  # with the defaults of keys that are newer than the folder
+        tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
+    before, now = _flat(tree), _flat(recipe.model_dump(mode="json"))
+    keys = [
+        key
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
+    ]
     message = (
         f"{folder} was begun with another value: give it back, name another folder with --out, or go on under the new "
         "recipe with --accept-changes"

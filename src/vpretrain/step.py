@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from vpretrain import distributed, vectors
+from vpretrain import distributed, sharding, vectors
 from vpretrain.accumulation import MicroBatches
 from vpretrain.appraisal import Appraiser
+from vpretrain.collapse import Collapse
 from vpretrain.contracts import Designer, Feedback, Learner, detached
 from vpretrain.errors import NonFinite
 from vpretrain.feedback import metrics_of
@@ -70,15 +71,19 @@ class SteeredStep:
         preconditioner_floor: see :func:`vpretrain.value.adam_preconditioner`.
         clip_norm: bound on the learner's gradient norm.
         guard: see :class:`Guard`.
+        collapse: signs that the designer no longer designs; None looks for none.
+        revert: whether the task is the plain one while there are such signs.
     """
 
     def __init__(
         self, learner: Learner, designer: Designer, feedback: Feedback, appraiser: Appraiser,
         optimizer: torch.optim.Optimizer, *, meta_period: int, preconditioner_floor: float, clip_norm: float, guard: Guard,
+        collapse: Collapse | None = None, revert: bool = False,
     ) -> None:  # fmt: skip
         self.learner, self.designer, self.feedback, self.appraiser = learner, designer, feedback, appraiser
         self.optimizer, self.meta_period, self.clip_norm, self.guard = optimizer, meta_period, clip_norm, guard
         self.preconditioner_floor = preconditioner_floor
+        self.collapse, self.revert = collapse or Collapse(0), revert
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
@@ -97,7 +102,7 @@ class SteeredStep:
         """
         metrics: dict[str, float] = {}
         batches = batch if isinstance(batch, MicroBatches) else MicroBatches((batch,))
-        meta_due, steer = self.meta_due, self.guard.open
+        meta_due, steer = self.meta_due, self.steers
         losses: list[torch.Tensor] = []
         clock = Stopwatch(metrics)
         shares = zip(batches.parts, batches.shares, batches.shares_of_batch, strict=True)
@@ -107,7 +112,7 @@ class SteeredStep:
             if meta_due and place == 0:
                 with clock("meta"):
                     metrics |= self._learn(context, learning_rate)
-                steer = self.guard.open
+                steer = self.steers
             with clock("designer"):
                 task = self.designer.construct(context, self.appraiser) if steer else self.designer.plain(context)
                 task = detached(task)
@@ -122,7 +127,7 @@ class SteeredStep:
             metrics |= self._alignment_metrics()
         with clock("learner"):
             loss = float(distributed.total(torch.stack(losses).sum()))
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+            norm = sharding.clip(self.parameters, self.clip_norm)
             if not math.isfinite(norm) or not math.isfinite(loss):
                 self.optimizer.zero_grad(set_to_none=True)
                 found = f"loss {loss}, gradient norm {norm}"
@@ -154,7 +159,14 @@ class SteeredStep:
         )  # eq. 26, 42: phi moves, theta does not
         if "gain" in metrics:
             self.guard.hear(metrics["gain"])
+        self.collapse.hear(metrics)
+        metrics["collapsed"] = float(bool(self.collapse.signs))
         return metrics | metrics_of(self.feedback) | {"gradient_norm_downstream": size}
+
+    @property
+    def steers(self) -> bool:
+        """Whether the designer's task is used, or the plain one in its place."""
+        return self.guard.open and not (self.revert and self.collapse.signs)
 
     @property
     def meta_due(self) -> bool:
@@ -167,14 +179,23 @@ class SteeredStep:
             "optimizer": self.optimizer.state_dict(),
             "count": self.count,
             "gains": list(self.guard.gains),
+            "collapse": self.collapse.state_dict(),
             "appraiser": self.appraiser.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        moments = {
+            number: {
+                name: sharding.laid_out(held, self.parameters[number]) if held.ndim else held
+                for name, held in of_one.items()
+            }
+            for number, of_one in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.count = state["count"]
         self.guard.gains = deque(state["gains"], maxlen=self.guard.gains.maxlen)
+        self.collapse.load_state_dict(state["collapse"])
         self.appraiser.load_state_dict(state["appraiser"])
 
     def _preconditioner(self) -> dict[str, torch.Tensor] | None:

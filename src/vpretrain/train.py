@@ -12,12 +12,13 @@ from typing import Any
 import numpy
 import torch
 
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.accumulation import drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.checkpoint import Keeper, State, measured
-from vpretrain.contracts import Parts, Score
+from vpretrain.collapse import Collapse
+from vpretrain.contracts import Designer, Parts, Score
 from vpretrain.directional import ESTIMATORS
 from vpretrain.errors import Fault, NonFinite, Stopped
 from vpretrain.flops import Cost
@@ -68,10 +69,14 @@ def seed_everything(recipe: Recipe) -> None:
 def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
     """Algorithm 1 for these parts, with a fresh AdamW."""
     section, value = recipe.learner, recipe.value
+    if section.shard:
+        sharding.share_out(parts.learner)
     trainable = [p for p in parts.learner.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trainable, lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay
-    )
+        trainable, lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay,
+        # One pass over all parameters: a tenth of the time. Its lists of tensors would have to be all shards or all whole.
+        fused=not section.shard, foreach=False if section.shard else None,
+    )  # fmt: skip
     return SteeredStep(
         parts.learner,
         parts.designer,
@@ -82,6 +87,19 @@ def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
         preconditioner_floor=value.preconditioner_floor,
         clip_norm=section.clip_norm,
         guard=Guard(value.guard_window),
+        collapse=_collapse(recipe, parts.designer),
+        revert=value.on_collapse == "revert",
+    )
+
+
+def _collapse(recipe: Recipe, designer: Designer) -> Collapse:
+    """Bounds are those that the designer, or the rule it follows, has."""
+    rule = getattr(designer, "rule", None)
+    candidates = getattr(getattr(recipe, "designer", None), "candidates", None)
+    return Collapse(
+        recipe.value.guard_window,
+        gate=getattr(designer, "gate_max", getattr(rule, "gate_max", 1.0)),
+        entropy=math.log(candidates) if candidates else math.inf,
     )
 
 
@@ -159,14 +177,14 @@ def run(
         # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
         # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
         with clock:
-            for _ in range(recipe.value.burn_in_steps):
+            for _ in range(recipe.value.burn_in_steps if parts.on_stream else 0):
                 take(drawn(parts.stream, accumulate), 0.0)
         step.count = 0
 
     skipped, went_back = 0, False
     while True:
         spent.seconds = distributed.told(spent.seconds)  # clocks differ, and all processes end at the same step
-        if spent.exhausted(recipe.budget):
+        if not parts.on_stream or spent.exhausted(recipe.budget):
             break
         share = spent.fraction(recipe.budget)
         try:
@@ -196,7 +214,8 @@ def run(
             scores = parts.evaluate()
             record |= {name: score.value for name, score in scores.items()}
             if keeper is not None and recipe.checkpoint.keep_best is not None:
-                progress.best = keeper.keep_best(recipe.checkpoint.keep_best, scores, progress.best, parts.save)
+                with sharding.whole(parts.learner.model):
+                    progress.best = keeper.keep_best(recipe.checkpoint.keep_best, scores, progress.best, parts.save)
         log(record)
         due = keeper is not None and distributed.rank() == 0 and keeper.due(spent.steps)
         due, stop = distributed.any_of(due, asked is not None and asked.by is not None)
@@ -210,6 +229,9 @@ def run(
 
     if keeper is not None and distributed.told(spent.steps not in keeper.steps()):
         keeper.save(spent.steps, progress.state_dict())
+    if parts.after is not None:
+        with clock:
+            parts.after(spent)
     final = parts.evaluate()
     if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:
         raise Fault(f"after {spent.steps} steps {', '.join(broken)} is not finite; lower learner.learning_rate")

@@ -75,7 +75,7 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
         ),
         train_dataset=Windows(batches),
         # one group of parameters, as ours has: the Trainer's two would be summed in another order
-        optimizers=(torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0), None),
+        optimizers=(torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True), None),
         processing_class=TOKENIZER,
         feedback_dataset=[{"prompt": row.prompt, "solution": row.text} for row in materials.texts.feedback],
         steering=Steering(

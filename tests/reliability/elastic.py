@@ -1,6 +1,6 @@
 """Workers of a data-parallel run killed at random moments: does torchrun's next attempt end where an untouched run does?
 
-    python -m tests.reliability.elastic [--runs 10] [--processes 2] [--seed 0]
+    python -m tests.reliability.elastic [--runs 10] [--processes 2] [--seed 0] [--shard] [--out results/elastic.json]
 
 Prints one JSON document: runs, runs in which a worker was killed before the end, runs that finished, and runs that finished
 with the weights and the losses of an untouched run. Exits with 1 unless all killed runs are among the last.
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tests.reliability.kill import weights
-from tests.reliability.runs import language_recipe
+from tests.reliability.runs import language_recipe, record
 from vpretrain.recipe import dump
 
 STEPS = 12
@@ -26,6 +26,9 @@ FEW = [
     "arm=document_weights", f"budget.steps={STEPS}", "checkpoint.every=1", "checkpoint.seconds=0", "evaluate.answer=null",
     "data.evaluation.test.rows=8",
 ]  # fmt: skip
+
+
+SHARD = ["learner.shard=true"]
 
 
 def started(recipe, folder, processes):
@@ -68,12 +71,14 @@ def main():
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     counts = dict.fromkeys(("runs", "killed", "finished", "same"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(dump(language_recipe(*FEW)), encoding="utf-8")
+        recipe.write_text(dump(language_recipe(*FEW, *(SHARD if options.shard else []))), encoding="utf-8")
         untouched = Path(scratch) / "untouched"
         if started(recipe, untouched, options.processes).wait():
             sys.exit(untouched.with_suffix(".log").read_text())
@@ -90,7 +95,7 @@ def main():
             if not finished:
                 print(folder.with_suffix(".log").read_text()[-3000:], file=sys.stderr)
             print(json.dumps(counts), file=sys.stderr, flush=True)
-    print(json.dumps(counts))
+    record(counts, options.out)
     sys.exit(counts["same"] != counts["runs"] or not counts["killed"])
 
 

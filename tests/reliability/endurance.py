@@ -1,22 +1,26 @@
 """Many steps of a tiny run in one process: does its memory grow, does it leave files open?
 
-    python -m tests.reliability.endurance [--steps 200000]
+    python -m tests.reliability.endurance [--steps 200000] [--minutes 40] [--out results/endurance.json]
 
-Prints one JSON document: resident memory after a twentieth of the steps and at the end, in MiB, its growth in per cent, and
-the numbers of open files at both times. Checkpoints and evaluations happen a hundred times on the way.
+Prints one JSON document: resident memory (anonymous pages) after a twentieth of the steps and at the end, in MiB, its growth
+in per cent, and the numbers of open files at both times. Checkpoints and evaluations happen a hundred times in all of the
+steps; with ``--minutes`` it ends where it is by then.
 """
 
 import argparse
-import json
+import math
 import os
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from tests.reliability.runs import build, language_recipe
+from tests.reliability.runs import build, language_recipe, record
 from vpretrain.checkpoint import Keeper
+from vpretrain.errors import Stopped
 from vpretrain.language import Language
 from vpretrain.tracking import RunFolder
 from vpretrain.train import run
@@ -30,36 +34,55 @@ TINY = [
 
 
 def resident_mib():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """What the process holds itself; pages of files, which the kernel takes back as it likes, are left out."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) / 2**10
+
+
+class Deadline:
+    """What a run looks at to see whether a signal asked it to stop."""
+
+    def __init__(self, minutes):
+        self.end = time.monotonic() + 60 * minutes
+
+    @property
+    def by(self):
+        return "the deadline" if time.monotonic() > self.end else None
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=200_000)
-    steps = parser.parse_args().steps
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    often = max(1, steps // 100)
-    recipe = language_recipe(*TINY, f"budget.steps={steps}", f"evaluate.every={often}", f"checkpoint.every={often}")
+    often = max(1, options.steps // 100)
+    keys = [f"budget.steps={options.steps}", f"evaluate.every={often}", f"checkpoint.every={often}"]
+    recipe = language_recipe(*TINY, *keys)
     parts = build(recipe, Language().load(recipe))
-    seen = {}
+    seen = []
 
-    def look(record, share):
-        folder.log(record)
-        if record["step"] in (steps // 20, steps):
-            seen[record["step"]] = (resident_mib(), len(os.listdir("/proc/self/fd")))
+    def look(line, share):
+        folder.log(line)
+        if line["step"] % max(1, often // 20) == 0:
+            seen.append((line["step"], resident_mib(), len(os.listdir("/proc/self/fd"))))
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch), recipe)
         keeper = Keeper(Path(scratch) / "checkpoints", every=often)
-        run(recipe, parts, step0={}, each_step=look, keeper=keeper, remember=False)
+        with suppress(Stopped):
+            asked = Deadline(options.minutes)
+            run(recipe, parts, step0={}, each_step=look, keeper=keeper, remember=False, asked=asked)
         folder.close()
-    (early, files_early), (late, files_late) = seen[steps // 20], seen[steps]
+    steps, late, files_late = seen[-1]
+    _, early, files_early = next(at for at in seen if at[0] >= steps / 20)
     growth = 100 * (late / early - 1)
-    print(json.dumps({
-        "steps": steps, "mib_early": round(early, 1), "mib_late": round(late, 1), "growth_percent": round(growth, 2),
-        "files_early": files_early, "files_late": files_late,
-    }))  # fmt: skip
+    record({
+        "steps": steps, "asked_for": options.steps, "mib_early": round(early, 1), "mib_late": round(late, 1),
+        "growth_percent": round(growth, 2), "files_early": files_early, "files_late": files_late,
+        "mib_by_step": {step: round(mib, 1) for step, mib, _ in seen[:: max(1, len(seen) // 40)]},
+    }, options.out)  # fmt: skip
     sys.exit(growth >= 2 or files_late > files_early)
 
 

@@ -1,6 +1,6 @@
 """Feeds broken recipes and broken data to what reads them: each either works, or is refused with a word on the place.
 
-    python -m tests.reliability.fuzz [--cases 2400] [--seed 0]
+    python -m tests.reliability.fuzz [--cases 2400] [--seed 0] [--out results/fuzz.json]
 
 Prints one JSON document: how many cases of each kind, how many of them worked and were refused, and every case that did
 neither: another exception, a problem that names no place, more than ``SECONDS`` of work.
@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.reliability.broken_recipes import broken_recipes
 from tests.reliability.broken_rows import broken_rows
-from tests.reliability.runs import language_recipe
+from tests.reliability.runs import language_recipe, record
 from vpretrain import recipe as recipes
 from vpretrain.check import check
 from vpretrain.errors import UserError
@@ -160,6 +160,7 @@ def main():
     parser.add_argument("--cases", type=int, default=2_400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     counts, failures, slowest = Counter(), {}, [0.0]
     started = time.monotonic()
@@ -190,11 +191,11 @@ def main():
         for kind in [options.only] if options.only else KINDS:
             feed(kind, *KINDS[kind])
     faulthandler.cancel_dump_traceback_later()
-    print(json.dumps({
+    record({
         "cases": counts["recipes"] + counts["rows"], "seed": options.seed, **counts, "broken": len(failures),
         "slowest_case_cpu_seconds": round(slowest[0], 1), "seconds": round(time.monotonic() - started),
         "failures": failures,
-    }, indent=1))  # fmt: skip
+    }, options.out)  # fmt: skip
     sys.exit(bool(failures))
 
 

@@ -1,6 +1,6 @@
 """Kills runs with SIGKILL at random moments, inside saves too, and compares what they come to with an uninterrupted run.
 
-    python -m tests.reliability.kill [--kills 50] [--seed 0]
+    python -m tests.reliability.kill [--kills 50] [--seed 0] [--out results/kills.json]
 
 A process that has everything loaded forks the runs, so that a kill costs no start of Python. Prints one JSON document:
 how many kills hit a run, how many of them inside a save, how many runs resumed, and how many ended with the same weights.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from tests.reliability.runs import language_recipe, vision_recipe
+from tests.reliability.runs import language_recipe, record, vision_recipe
 from vpretrain import checkpoint
 from vpretrain.language import Language
 from vpretrain.modalities import MODALITIES
@@ -74,6 +74,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     counts = dict.fromkeys(("kills", "inside_a_save", "resumed", "same_weights"), 0)
@@ -102,7 +103,8 @@ def main():
                 again.join()
                 counts["resumed"] += again.exitcode == 0
                 counts["same_weights"] += again.exitcode == 0 and weights(folder) == whole
-    print(json.dumps(counts))
+                print(json.dumps(counts), file=sys.stderr, flush=True)
+    record(counts, options.out)
     sys.exit(counts["same_weights"] != counts["kills"])
 
 

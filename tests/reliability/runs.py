@@ -1,10 +1,13 @@
 """Tiny runs of both modalities, to be killed and gone on with."""
 
 import hashlib
+import json
+import sys
 
 from tests.language import test_train as language
 from tests.vision import conftest as vision
 from vpretrain.modalities import MODALITIES
+from vpretrain.tracking import environment, write_json
 
 FEW = ["budget.steps=7", "value.meta_period=3", "value.memory=0.5", "evaluate.every=0"]
 
@@ -35,3 +38,12 @@ def weights_hash(parts):
     add("model", dict(parts.learner.model.state_dict()))
     add("learner", {k: v for k, v in parts.learner.state_dict().items() if not isinstance(v, (int, float))})
     return digest.hexdigest()
+
+
+def record(figures, out):
+    """Prints figures with the command, machine and versions that they come from; writes them too where ``out`` is a path."""
+    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]])
+    whole = {**figures, "environment": {**environment(), "command": command}}
+    print(json.dumps(whole, indent=1))
+    if out is not None:
+        write_json(out, whole)

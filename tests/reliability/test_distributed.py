@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, vision_recipe
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.ascent import Learned
 from vpretrain.checkpoint import Keeper
-from vpretrain.errors import UserError
+from vpretrain.errors import UserError, user_error
 from vpretrain.language import Language
-from vpretrain.train import run
+from vpretrain.single import train_one
+from vpretrain.train import new_step, run
 from vpretrain.vision import Vision
 from vpretrain.vision.modality import _stream
 
@@ -26,8 +30,15 @@ def words_recipe(*overrides):
     return language_recipe(*few, GPT2, *WIDE, *overrides)
 
 
+ALIKE = {
+    "dino": ["learner.config.pos_embed_rescale=null"],
+    "ijepa": [],
+}  # else each process draws its own, as in dropout
+
+
 def pictures_recipe(*overrides, kind="dino"):
-    return vision_recipe("budget.steps=20", *WIDE, "learner.learning_rate=1e-4", *overrides, kind=kind)
+    few = ["budget.steps=20", *WIDE, "learner.learning_rate=1e-4", *ALIKE[kind]]
+    return vision_recipe(*few, *overrides, kind=kind)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +58,7 @@ def ran(recipe, materials, keeper=None, resume=None):
         parts.designer.network.double()  # Adam makes a whole step of a gradient that is nothing but rounding
     result = run(recipe, parts, step0={}, keeper=keeper, resume=resume)
     held = distributed.tensors_in([dict(parts.learner.model.state_dict()), parts.designer.state_dict()])
+    held = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in held]
     return {
         "loss": [record["loss"] for record in result.history],
         "gain": [record["gain"] for record in result.history if "gain" in record],
@@ -84,18 +96,97 @@ def test_two_processes_train_language_as_one(words, arm):
     assert_one_run(words_recipe(f"arm={arm}", *LANGUAGE[arm]), words)
 
 
-VISION = {  # with the kind of learner
-    "ascent": ("dino", []),
-    "view_weights": ("dino", ["learner.centering=sinkhorn"]),
-    "random_masks": ("dino", []),
-    "patch_weights": ("ijepa", ["designer.kind=patch_weights"]),
+VISION = [
+    ("dino", "ascent", []),
+    ("dino", "view_weights", ["learner.centering=sinkhorn"]),
+    ("dino", "random_masks", []),
+    ("ijepa", "patch_weights", ["designer.kind=patch_weights"]),
+    ("ijepa", "ascent", ["designer.meta_images=2"]),
+]
+
+
+@pytest.mark.parametrize("kind, arm, overrides", VISION)
+def test_two_processes_train_vision_as_one(pictures, kind, arm, overrides):
+    assert_one_run(pictures_recipe(f"arm={arm}", *overrides, kind=kind), pictures[kind])
+
+
+SHARDS = {
+    "closed_form": ["learner.accumulate=2"],
+    "ascent": ["learner.activation_checkpointing=true", "value.alignment=cosine", "value.estimator=double_backward"],
+    "token_weights": ["learner.lora={r: 2}"],
 }
 
 
-@pytest.mark.parametrize("arm", VISION)
-def test_two_processes_train_vision_as_one(pictures, arm):
-    kind, overrides = VISION[arm]
-    assert_one_run(pictures_recipe(f"arm={arm}", *overrides, kind=kind), pictures[kind])
+@pytest.mark.parametrize("arm", SHARDS)
+def test_two_processes_train_language_in_shards_as_one(words, arm):
+    assert_one_run(words_recipe(f"arm={arm}", "learner.shard=true", *SHARDS[arm]), words)
+
+
+def lies(recipe, materials):
+    parts = build(recipe, materials)
+    new_step(recipe, parts)
+    return {name: isinstance(p, DTensor) for name, p in parts.learner.model.named_parameters()}
+
+
+def test_blocks_below_s_are_shared_out_and_nothing_else(words):
+    found = together(2, lies, words_recipe("arm=onehot", "learner.shard=true"), words)[0]
+    assert {name.startswith("transformer.h.0.") for name, sharded in found.items() if sharded} == {True}
+    assert all(sharded for name, sharded in found.items() if name.startswith("transformer.h.0."))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [(["learner.aligned_blocks=all"], "nothing to share out"), (["learner.aligned_blocks=2"], "nothing to share out")],
+)
+def test_what_cannot_be_shared_out_is_refused(words, overrides, message):
+    recipe = words_recipe("arm=onehot", "learner.shard=true", *overrides)
+    with pytest.raises(UserError, match=message):
+        new_step(recipe, build(recipe, words))
+
+
+def test_a_learner_with_a_moving_average_is_not_shared_out(pictures):
+    recipe = pictures_recipe("arm=plain", "learner.shard=true")
+    with pytest.raises(UserError, match="moving average"):
+        new_step(recipe, build(recipe, pictures["dino"]))
+
+
+def trained(recipe, folder):
+    train_one(recipe, folder, lambda record, share: None)
+    return load_file(folder / "model" / "model.safetensors") if distributed.rank() == 0 else None
+
+
+def test_what_was_trained_in_shards_is_saved_whole(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Language, "load", lambda self, recipe: words)
+    recipe = words_recipe(
+        "arm=token_weights", "learner.shard=true", "budget.steps=4", "checkpoint.every=2", "evaluate.answer=([0-9]+)",
+        "evaluate.every=2", "checkpoint.keep_best=test/nll",
+    )  # fmt: skip
+    one = trained(recipe, tmp_path / "one")
+    two = together(2, in_a_process, recipe, tmp_path / "two")[0]
+    assert {name: tuple(tensor.shape) for name, tensor in one.items()} == {n: s for n, (s, _) in two.items()}
+    for name, (_, values) in two.items():
+        assert values == pytest.approx(one[name].flatten().tolist(), rel=1e-5, abs=1e-8)
+
+
+def in_a_process(recipe, folder):
+    found = trained(recipe, folder) or {}
+    return {name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in found.items()}
+
+
+def test_clipping_over_shards_is_clipping():
+    gradients = [[3.0, 4.0], [12.0, 0.0]]
+    assert together(2, clipped, gradients, 6.5) == [(13.0, [[1.5, 2.0], [6.0, 0.0]])] * 2
+
+
+def clipped(gradients, bound):
+    mesh = DeviceMesh("cpu", torch.arange(distributed.world()))
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in gradients]
+    parameters[0] = torch.nn.Parameter(distribute_tensor(parameters[0], mesh, [Shard(0)]))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = sharding.laid_out(torch.tensor(gradient), parameter)
+    norm = sharding.clip(parameters, bound)
+    held = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
+    return round(norm, 6), [[round(float(x), 5) for x in tensor] for tensor in held]
 
 
 def gone_on_with(recipe, materials, folder):
@@ -108,15 +199,28 @@ def kept(recipe, materials, folder):
     return ran(recipe, materials, keeper=Keeper(folder, keep_last=9))
 
 
+@pytest.mark.parametrize("shard", ["false", "true"])
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
-def test_a_run_goes_on_on_another_number_of_processes(words, tmp_path, before, after):
-    recipe = words_recipe("arm=token_weights", "budget.steps=8")
+def test_a_run_goes_on_on_another_number_of_processes(words, tmp_path, before, after, shard):
+    recipe = words_recipe("arm=token_weights", "budget.steps=8", f"learner.shard={shard}")
     part = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": 4})})
     whole = ran(recipe, words)
     on(before, kept, part, words, tmp_path)
     rest = on(after, gone_on_with, recipe, words, tmp_path)[0]
     assert rest["loss"] == pytest.approx(whole["loss"][4:], rel=1e-6)
     assert apart(rest["weights"], whole["weights"]) < 1e-4
+
+
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers(words, tmp_path, shard):
+    dropping = "learner.config.resid_pdrop=0.1"
+    recipe = words_recipe("arm=token_weights", "budget.steps=5", dropping, f"learner.shard={shard}")
+    part = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": 3})})
+    whole = together(2, ran, recipe, words)
+    together(2, kept, part, words, tmp_path)
+    rest = together(2, gone_on_with, recipe, words, tmp_path)
+    assert [each["loss"] for each in rest] == [each["loss"][3:] for each in whole]
+    assert [each["weights"] for each in rest] == [each["weights"] for each in whole]
 
 
 def on(world, function, *arguments):
@@ -132,8 +236,9 @@ def statistics(parts):
     """Of this process's part; what a gradient is with respect to it."""
     values = parts[distributed.rank()].clone().requires_grad_()
     (distributed.mean(values) - 3).square().backward()
+    gradient, values = values.grad.tolist(), values.detach()
     rows = distributed.logsumexp(parts[distributed.rank()][:, None])
-    return [float(distributed.mean(values)), float(distributed.spread(values)), float(rows), values.grad.tolist()]
+    return [float(distributed.mean(values)), float(distributed.spread(values)), float(rows), gradient]
 
 
 def test_statistics_are_those_of_all_parts_however_uneven():
@@ -170,6 +275,20 @@ def wrote(path):
 
 def test_the_first_makes_what_the_others_find(tmp_path):
     assert together(2, wrote, tmp_path / "made") == ["", "1"]  # each alone in its turn
+
+
+def refused():
+    def make():
+        raise user_error("data.stream", "it is not there")
+
+    try:
+        distributed.in_turn(make)
+    except UserError as error:
+        return str(error)
+
+
+def test_what_the_first_finds_wrong_is_told_to_all():
+    assert together(2, refused) == ["data.stream: it is not there"] * 2
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -16,7 +16,7 @@ from vpretrain.errors import Fault, Stopped, UserError
 from vpretrain.interruption import Interruption
 from vpretrain.language import Language
 from vpretrain.language.arms import ARMS as LANGUAGE_ARMS
-from vpretrain.single import train_one
+from vpretrain.single import changes, train_one
 from vpretrain.train import run
 from vpretrain.vision import Vision
 from vpretrain.vision.arms import ARMS as VISION_ARMS
@@ -112,6 +112,17 @@ def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
     assert again == first and said == ["this run is finished; nothing was done"] and not steps
 
 
+def test_a_key_that_is_newer_than_the_folder_counts_with_its_default(words, tmp_path):
+    recipe = language_recipe("arm=onehot", "budget.steps=2")
+    train_one(recipe, tmp_path, lambda record, share: None)
+    path = tmp_path / "recipe.yaml"
+    lines = [line for line in path.read_text().splitlines() if line.strip() != "on_collapse: log"]
+    path.write_text("\n".join(lines))
+    assert "on_collapse" not in path.read_text() and changes(tmp_path, recipe) == []
+    steered = language_recipe("arm=onehot", "budget.steps=2", "value.on_collapse=revert")
+    assert [problem.where for problem in changes(tmp_path, steered)] == ["value.on_collapse"]
+
+
 def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tmp_path):
     train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
     longer = language_recipe("arm=onehot", "budget.steps=4", "learner.learning_rate=3e-3")
@@ -127,7 +138,7 @@ def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tm
 def test_what_is_not_trained_may_change(words, tmp_path):
     train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
     said = []
-    other = language_recipe("arm=onehot", "budget.steps=2", "checkpoint.keep_last=5")
+    other = language_recipe("arm=onehot", "budget.steps=2", "checkpoint.keep_last=5", "learner.shard=true")
     train_one(other, tmp_path, lambda record, share: None, says=said.append)
     assert said == ["this run is finished; nothing was done"]
 

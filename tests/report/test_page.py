@@ -93,7 +93,7 @@ def test_the_same_results_give_the_same_bytes(made: Path) -> None:
 
 def test_plots_are_written_as_svg_and_png(made: Path) -> None:
     found = {path.name for path in (made.parent / "plots").iterdir()}
-    stems = ("differences", "evaluation-test-nll", "evaluation-test-pass-1", "loss", "steering", "throughput")
+    stems = ("differences", "evaluation-test-nll", "evaluation-test-pass-1", "loss", "steering", "throughput", "bought")
     assert found == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     for path in (made.parent / "plots").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -31,8 +31,8 @@ from vpretrain.vision.readers import (
     read_categories,
     read_folder,
     read_nyuv2,
-    read_retrieval,
 )
+from vpretrain.vision.retrieval import read_retrieval
 
 
 def picture(height: int = 4, width: int = 6, name: str = "p") -> Picture:
@@ -354,7 +354,7 @@ def retrieval(root: Path, **changes: object) -> Path:
 def test_retrieval_reads_truth_and_cuts_queries(tmp_path: Path) -> None:
     made = read_retrieval(retrieval(tmp_path), tmp_path)
     assert len(made.database) == 3 and len(made.queries) == 1
-    assert (made.truths[0].easy, made.truths[0].hard, made.truths[0].junk) == ((0,), (2,), (1,))
+    assert (made.relevance[0].easy, made.relevance[0].hard, made.relevance[0].junk) == ((0,), (2,), (1,))
     assert made.database[1].size == (20, 30)
     whole = np.asarray(Image.open(tmp_path / "q.jpg"))
     assert np.array_equal(made.queries[0].pixels.permute(1, 2, 0).numpy(), whole[2:17, 4:24])

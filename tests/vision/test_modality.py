@@ -48,7 +48,7 @@ def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
 def test_masks_say_whether_they_have_collapsed(materials):
     record = train(materials["dino"], "arm=ascent")[1].history[-1]
     assert {"mask_mean", "mask_std", "mask_spread", "mask_total_variation"} <= record.keys()
-    assert record["mask_mean"] == pytest.approx(0.6, abs=0.05) and record["mask_std"] > 0
+    assert record["mask_mean"] == pytest.approx(tiny_recipe().designer.keep_ratio, abs=0.05) and record["mask_std"] > 0
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

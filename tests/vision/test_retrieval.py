@@ -1,9 +1,15 @@
 """The revisited protocol by hand: trapezoids, junk, and which queries count."""
 
+import json
+
+import numpy
 import pytest
 import torch
+from PIL import Image
 
+from tests.vision.conftest import tiny_recipe
 from vpretrain.errors import UserError
+from vpretrain.vision import Vision
 from vpretrain.vision.retrieval import Relevance, average_precision, rank, retrieval
 
 
@@ -67,3 +73,20 @@ def test_bad_relevance_is_refused(relevance, said):
     queries, vectors = database([0, 1, 2, 3])
     with pytest.raises(UserError, match=said):
         retrieval(queries, vectors, relevance)
+
+
+def test_a_recipe_can_ask_for_retrieval(tmp_path, materials):
+    draw = numpy.random.default_rng(0)
+    for name in ("a", "b", "c", "q", "r"):
+        Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=numpy.uint8)).save(tmp_path / f"{name}.jpg")
+    rows = [{"bbx": [0, 0, 30, 20], "easy": [at], "hard": [2], "junk": []} for at in (0, 1)]
+    (tmp_path / "truth.json").write_text(json.dumps({"imlist": ["a", "b", "c"], "qimlist": ["q", "r"], "gnd": rows}))
+    asked = "evaluate.retrieval.tiny={{truth: truth.json, images: ., size: [{0}, {0}]}}"
+    known = [f"data.root={tmp_path}", "evaluate.probes=[segmentation]"]
+    recipe = tiny_recipe(*known, asked.format(32))
+    scores = Vision().build(recipe, Vision().load(recipe)).evaluate()
+    assert {"test/tiny_map_easy", "test/tiny_map_medium", "test/tiny_map_hard"} < scores.keys()
+    assert 0 <= scores["test/tiny_map_hard"].value <= 1 and scores["test/tiny_map_medium"].n == 2
+    assert "evaluate.retrieval.tiny.size" in str(Vision().check(tiny_recipe(*known, asked.format(30)))[0])
+    (tmp_path / "b.jpg").unlink()
+    assert "b.jpg" in str(Vision().check(recipe)[0])

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from vpretrain.errors import UserError
+from vpretrain.order import Order
 from vpretrain.vision.images import Picture
 from vpretrain.vision.scenes import scenes
-from vpretrain.vision.stream import Order, Source, Stream
+from vpretrain.vision.stream import Source, Stream
 
 
 def plain(count: int, first: int = 0, height: int = 4, width: int = 4) -> list[Picture]:

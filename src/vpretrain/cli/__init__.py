@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from vpretrain import __version__
-from vpretrain.cli import beginnings, costs, decontaminate, evaluate, looks, runs
+from vpretrain.cli import beginnings, costs, decontaminate, evaluate, looks, runs, sweep
 from vpretrain.errors import Fault, Stopped, UserError
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )  # fmt: skip
-for _group in (beginnings, runs, looks, evaluate, decontaminate, costs):
+for _group in (beginnings, runs, looks, evaluate, decontaminate, costs, sweep):
     app.add_typer(_group.app)
 
 
@@ -65,6 +65,8 @@ _INTERRUPTED = 130  # typer's exit code for Ctrl-C
 
 
 def _leave(message: str, exit_code: int) -> None:
+    if exit_code == UserError.exit_code and os.environ.get("LOCAL_RANK", "0") != "0":
+        sys.exit(exit_code)  # all processes of a machine found the same; the first one says so
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
     sys.exit(exit_code)
 

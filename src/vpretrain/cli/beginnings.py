@@ -88,4 +88,5 @@ def _shapes(model: str) -> Any:
     from vpretrain.language.loading import skeleton
     from vpretrain.modalities import SCHEMAS
 
-    return skeleton(load("demo-language", [f"learner.model={json.dumps(model)}"], schemas=SCHEMAS))
+    named: Any = load("demo-language", [f"learner.model={json.dumps(model)}"], schemas=SCHEMAS)
+    return skeleton(named)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,13 +23,52 @@ def profile(
     warm_up: Annotated[int, typer.Option(min=1, help="Rounds before them.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, and where the time goes."""
+    """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time goes, what it should be."""
     from vpretrain.modalities import MODALITIES
     from vpretrain.profiling import profile as measure
     from vpretrain.tables import profile_table
 
     resolved = resolved_recipe(recipe, overrides)
     chosen = [MODALITIES[resolved.modality]().demo[0], resolved.arm] if arms is None else arms.split(",")
-    found = measure(resolved, arms=list(dict.fromkeys(chosen)), rounds=rounds, warm_up=warm_up)
-    console_for_people(as_json).print(profile_table(found))
+    chosen = list(dict.fromkeys(chosen))
+    found = measure(resolved, arms=chosen, rounds=rounds, warm_up=warm_up)
+    console = console_for_people(as_json)
+    console.print(profile_table(found))
+    predictions = _predictions(resolved, chosen)
+    if predictions:
+        found["predicted"] = predictions
+        console.print(_predicted_table(predictions, chosen))
     emit(found, as_json)
+
+
+def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
+    """By size, the recipe's own shape first where its configuration says it; empty for what there is no model of."""
+    from vpretrain.language import cost_model
+    from vpretrain.language.recipe import LanguageRecipe
+
+    if not isinstance(recipe, LanguageRecipe) or any(arm not in cost_model.KINDS for arm in arms):
+        return {}
+    sizes = dict(cost_model.SIZES)
+    if recipe.learner.config is not None and "intermediate_size" in recipe.learner.config:
+        sizes = {"this recipe": cost_model.Shape.of(recipe.learner.config), **sizes}
+    return {
+        name: cost_model.predicted(shape, cost_model.Setting.of(recipe, shape, "cpu"), arms)
+        for name, shape in sizes.items()
+    }
+
+
+def _predicted_table(predictions: dict[str, Any], arms: list[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="counted from shapes, for the recipe's batch: FLOPs and bytes of a step over the first arm's")
+    table.add_column("learner")
+    table.add_column("GFLOP/step", justify="right")
+    table.add_column("GiB", justify="right")
+    for arm in arms[1:]:
+        table.add_column(f"{arm}: FLOPs", justify="right")
+        table.add_column("bytes", justify="right")
+    for name, found in predictions.items():
+        first = found["totals"][arms[0]]
+        ratios = [f"{found['ratios'][arm][what]:.3f}" for arm in arms[1:] for what in ("flops", "bytes")]
+        table.add_row(name, f"{first['flops'] / 1e9:.0f}", f"{first['bytes'] / 2**30:.1f}", *ratios)
+    return table

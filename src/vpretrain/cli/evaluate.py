@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,14 +81,14 @@ def evaluate(
 
 
 def _check_expression(answer: str | None) -> None:
+    from vpretrain.language.recipe.common import one_group
+
     if answer is None:
         return
     try:
-        groups = re.compile(answer).groups
-    except re.error as error:
-        raise user_error("--answer", f"not a regular expression: {error}", value=answer) from None
-    if groups != 1:
-        raise user_error("--answer", "the expression needs exactly one group, around the answer", value=answer)
+        one_group(answer)
+    except ValueError as error:
+        raise user_error("--answer", str(error), value=answer) from None
 
 
 def _shown(table: dict[str, dict[str, dict[str, Any]]], against: str | None) -> Table:

@@ -116,7 +116,7 @@ def compare(
 
 @app.command()
 def demo(
-    modality: Annotated[str, typer.Argument(help="language")] = "language",
+    modality: Annotated[str, typer.Argument(help="language, language-minority or vision.")] = "language",
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
     out: Out = None,
     as_json: Json = False,
@@ -197,6 +197,8 @@ def _compare(
     console.print(comparison_table(table))
     for line in verdicts(table):
         console.print(line, highlight=False)
+    for picture in sorted((out / comparison.PICTURES).glob("*.png")):
+        console.print(escape(f"picture: {picture}"), highlight=False, soft_wrap=True)
     console.print(escape(f"results: {out / 'compare.json'}"), highlight=False, soft_wrap=True)
     emit(table, as_json)
     write_page([out], out / "report.html", console)

@@ -29,6 +29,9 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
     if not (folder / "recipe.yaml").is_file():
         return load(recipe, overrides or [], schemas=SCHEMAS)
     learner = load(folder / "recipe.yaml", schemas=SCHEMAS).learner
+    if not hasattr(learner, "model"):
+        message = "learners of this modality are not taken from a folder: name its recipe"
+        raise user_error(recipe, message, accepted=str(folder / "recipe.yaml"))
     own = [f"learner.{key}=null" for key in ("config", "prepare") if hasattr(learner, key)]
     if not (folder / "model" / "config.json").is_file():
         raise user_error(

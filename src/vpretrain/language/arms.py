@@ -13,6 +13,7 @@ from vpretrain.contracts import Designer
 from vpretrain.errors import user_error
 from vpretrain.exact import Exact
 from vpretrain.feedback import Together
+from vpretrain.language import posttraining
 from vpretrain.language.designers import LossWeights, OneHot, SelfDistillation, UniformSmoothing
 from vpretrain.language.feedback.tasks import TaskDocuments, feedback_from
 from vpretrain.language.learned import Ascent, CandidateScorer, Field
@@ -48,9 +49,12 @@ _CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_fe
 def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
     """The designer of the recipe's arm; arms that are about feedback steer with ``designer.kind``."""
     section = recipe.designer
-    if recipe.arm not in ARMS:
-        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ARMS))
-    kind = section.kind if recipe.arm in _CONTROLS else "onehot" if recipe.arm in DIRECT else recipe.arm
+    arms = {**ARMS, **posttraining.ARMS}
+    if recipe.arm not in arms:
+        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(arms))
+    plain = recipe.arm in DIRECT or not posttraining.on_stream(recipe.arm)
+    chosen = section.kind if recipe.arm in _CONTROLS or recipe.arm in posttraining.ARMS else recipe.arm
+    kind = "onehot" if plain else chosen
     reliability = Reliability(shrink=recipe.value.shrink)
     embedding = learner.anatomy.head.get_parameter("weight")
     count, (vocabulary, width) = section.candidates, embedding.shape

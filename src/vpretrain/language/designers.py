@@ -15,7 +15,7 @@ import torch
 from vpretrain.contracts import Appraise
 from vpretrain.language.learner import Context
 from vpretrain.language.rules import TokenWeights
-from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
+from vpretrain.language.targets import SoftTargets, mix, one_hot
 from vpretrain.rules import standardised
 
 
@@ -62,7 +62,7 @@ class UniformSmoothing(Fixed):
 
     def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
         """One-hot targets smoothed over the top candidates."""
-        ids = candidates(context.logits, context.labels, self.count)
+        ids = context.predictions.candidates(self.count)
         proposal = torch.full(ids.shape, 1 / self.count, device=ids.device)
         return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
 
@@ -81,8 +81,8 @@ class SelfDistillation(Fixed):
 
     def construct(self, context: Context, appraise: Appraise) -> SoftTargets:
         """One-hot targets mixed with what the learner already believes."""
-        ids = candidates(context.logits, context.labels, self.count)
-        proposal = torch.softmax(candidate_log_probabilities(context.logits.detach(), ids), dim=1)
+        ids = context.predictions.candidates(self.count)
+        proposal = torch.softmax(context.predictions.log_p(ids), dim=1)
         return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
 
 

@@ -26,6 +26,10 @@ from vpretrain.language.targets import SoftTargets, mix
 from vpretrain.reliability import correlation
 from vpretrain.rules import standardised
 
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Numbers ``[M, K, H]`` that are scored at a time where no gradient is wanted, by kind of device: few enough for a CPU's
+cache, enough to fill an accelerator."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -93,12 +97,26 @@ class CandidateScorer(nn.Module):
         states = self.context(self.read(hidden), mask=causal)[lesson.where]  # [N, H]
         truth = torch.zeros_like(log_p)
         truth[:, 0] = 1
-        features = self.scalars(torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2))  # [N, K, H]
-        tokens = self.candidate(embedding.detach()[lesson.ids].to(dtype))  # [N, K, H]
-        joint = self.score(states[:, None] + tokens + features).squeeze(2)
-        bilinear = torch.einsum("nh,nkh->nk", self.query(states), tokens) / tokens.shape[2] ** 0.5
+        scalars = torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2)  # [N, K, 3]
+        among, place = lesson.ids.unique(return_inverse=True)  # positions share most of their candidates
+        tokens = self.candidate(embedding.detach()[among].to(dtype))  # [U, H]
+        rows = len(states)
+        if not torch.is_grad_enabled():
+            held = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+            rows = max(1, held // (place.shape[1] * tokens.shape[1]))
+        scored = [
+            self._scores(*part, tokens)
+            for part in zip(states.split(rows), scalars.split(rows), place.split(rows), strict=True)
+        ]
         gate = torch.sigmoid(self.gate(states).squeeze(1)) if self.gate is not None else states.new_ones(len(states))
-        return joint + bilinear, gate
+        return torch.cat(scored), gate
+
+    def _scores(self, states: Tensor, scalars: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
+        """``[M, K]`` of M positions; ``place`` ``[M, K]`` says which of ``tokens`` ``[U, H]`` a candidate is."""
+        of = nn.functional.embedding(place, tokens)  # [M, K, H]
+        joint = self.score(states[:, None] + of + self.scalars(scalars)).squeeze(2)
+        bilinear = torch.einsum("nh,nkh->nk", self.query(states), of) / of.shape[2] ** 0.5
+        return joint + bilinear
 
 
 class Scored(Learned):

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V voc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from vpretrain import vectors
 from vpretrain.contracts import Objective
 from vpretrain.errors import UserError, user_error
+from vpretrain.language.head import HeadPass
+from vpretrain.language.head_tied import TiedGradient, tied, tied_lookup
+from vpretrain.language.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.stream import TokenBatch
 from vpretrain.language.suffix import Anatomy, Suffix, Trace
-from vpretrain.language.targets import SoftTargets, soft_target_loss
+from vpretrain.language.targets import SoftTargets, one_hot, soft_target_loss
 from vpretrain.modes import evaluating
 
 
@@ -31,7 +34,7 @@ class Context:
         where: ``(row, position)``, each ``[N]`` int64: the positions whose hidden state predicts the next token.
         labels: ``[N]`` int64, the tokens predicted there.
         hidden: ``[B, T, D]`` final hidden states, with the graph to the learner.
-        logits: ``[N, V]`` in the learner's dtype, with the graph to the learner.
+        predictions: what it says of the predicted tokens; logits ``[N, V]`` themselves will do, with their graph.
         trace: the suffix's inputs.
     """
 
@@ -39,8 +42,17 @@ class Context:
     where: tuple[Tensor, Tensor]
     labels: Tensor
     hidden: Tensor
-    logits: Tensor
+    predictions: Predictions
     trace: Trace
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictions, Tensor):
+            self.predictions = WholeLogits(self.predictions, self.labels)
+
+    @property
+    def logits(self) -> Tensor:
+        """``[N, V]`` in the learner's dtype, with the graph to the learner; made anew where they are not held."""
+        return self.predictions.logits()
 
     @property
     def document(self) -> Tensor:
@@ -76,37 +88,56 @@ class CausalLearner:
         return next(self.model.parameters()).device
 
     def observe(self, batch: TokenBatch) -> Context:
-        """One forward pass; logits are computed at the predicted tokens only (masked prompts are never projected)."""
+        """One forward pass; the head sees the predicted tokens only (masked prompts are never projected)."""
         batch = batch.to(self.device)
+        with self.suffix.trace() as trace:
+            hidden, predictions = self._predictions(batch)
         row, at = batch.predicted.nonzero(as_tuple=True)
-        with self.computing():
-            with self.suffix.trace() as trace:
-                hidden = self.hidden(batch)
-            logits = self.anatomy.finished(self.anatomy.head(hidden[row, at - 1]))
-        return Context(batch, (row, at - 1), batch.input_ids[row, at], hidden, logits, trace)
+        return Context(batch, (row, at - 1), predictions.labels, hidden, predictions, trace)
 
     def loss(self, context: Context, task: SoftTargets) -> Tensor:
         """Mean soft-target cross-entropy over the batch's predicted tokens (eq. 37); a float32 scalar."""
-        return soft_target_loss(context.logits, task)
+        return context.predictions.loss(task)
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of S alone, dropout off."""
+        """The loss as a function of S alone, dropout off.
+
+        Where S does not reach the head and the learner's own pass went over it, the head is taken to first order about
+        that pass (:meth:`HeadPass.tangent_loss`): all directional derivatives at the learner's S are the same, and no
+        perturbed suffix is projected to the vocabulary.
+        """
+        passed = self._tangent(context)
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+            shaped = task.with_controls(inputs)
             with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
-                return soft_target_loss(self.suffix.project(states, parameters), task.with_controls(inputs))
+                if passed is not None:
+                    return passed.tangent_loss(states, shaped)
+                return soft_target_loss(self.suffix.project(states, parameters), shaped)
 
         return Objective(task.controls(), loss)
 
+    def _tangent(self, context: Context) -> HeadPass | None:
+        """The pass whose tangent stands for the head; None where the head has to be run.
+
+        Runs it where S reaches the head, where a part of the batch is valued on its own, and where dropout above S made
+        the pass another function than the one that is valued.
+        """
+        passed = context.predictions
+        if not isinstance(passed, HeadPass) or passed.labels is not context.labels:
+            return None
+        return None if self.suffix.reaches_head or self.suffix.drops_out else passed
+
     def token_losses(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive."""
-        batch = batch.to(self.device)
-        row, at = batch.predicted.nonzero(as_tuple=True)
-        with self.computing():
-            logits = self.anatomy.finished(self.anatomy.head(self.hidden(batch)[row, at - 1]))
-        logits = vectors.wide(logits)
-        return nn.functional.cross_entropy(logits, batch.input_ids[row, at], reduction="none"), row
+        _, predictions = self._predictions(batch.to(self.device))
+        row, _ = batch.predicted.nonzero(as_tuple=True)
+        labels = predictions.labels
+        if isinstance(predictions, WholeLogits):
+            logits = vectors.wide(predictions.scores)
+            return nn.functional.cross_entropy(logits, labels, reduction="none"), row.to(labels.device)
+        return predictions.token_losses(one_hot(labels)), row.to(labels.device)
 
     def stepped(self, share: float) -> None:
         """Nothing follows a step here."""
@@ -126,6 +157,20 @@ class CausalLearner:
         """Final hidden states ``[B, T, D]`` of a batch on the model's device, with the graph to the learner."""
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return out.last_hidden_state
+
+    def _predictions(self, batch: TokenBatch) -> tuple[Tensor, Predictions]:
+        """Final hidden states ``[B, T, D]``, and what the head makes of them at the predicted tokens."""
+        row, at = batch.predicted.nonzero(as_tuple=True)
+        labels = batch.input_ids[row, at]
+        head, table = chunked_head(self.anatomy, len(labels)), self.model.get_input_embeddings()
+        shared = TiedGradient() if head is not None and tied(table, head.weight) else None
+        with self.computing():
+            with nullcontext() if shared is None else tied_lookup(table, shared):
+                hidden = self.hidden(batch)
+            states = hidden[row, at - 1]
+            if head is not None:
+                return hidden, HeadPass(states, head, labels, tied=shared)
+            return hidden, WholeLogits(self.anatomy.finished(self.anatomy.head(states)), labels)
 
     @torch.no_grad()
     def _check_layout(self) -> None:

@@ -17,7 +17,7 @@ from vpretrain.language.learner import Context
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rows import Document
 from vpretrain.language.stream import Stream
-from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
+from vpretrain.language.targets import SoftTargets, mix, one_hot
 from vpretrain.reliability import Reliability, correlation
 from vpretrain.rules import anchored, standardised
 
@@ -122,7 +122,7 @@ def looked_at(parts: Parts, appraiser: Appraiser, stream: Stream, count: int, do
 
 def look(context: Context, designer: Designer, appraiser: Appraiser, count: int) -> Look:
     """Exact values of K candidates a token, and what the designer makes of the batch."""
-    ids = candidates(context.logits, context.labels, count)
+    ids = context.predictions.candidates(count)
     tokens = len(ids)
     probe = one_hot(context.labels, count, ids)
     each = tokens * torch.stack([found.gradient[0] for found in appraiser.each(context, probe)])
@@ -131,7 +131,7 @@ def look(context: Context, designer: Designer, appraiser: Appraiser, count: int)
         own = each.mean(dim=0)[:, : task.ids.shape[1]]
     else:  # candidates of its own
         own = tokens * appraiser(context, task).gradient[0]
-    log_p = candidate_log_probabilities(context.logits.detach(), ids)
+    log_p = context.predictions.log_p(ids)
     predicted = None
     if isinstance(designer, Scored):
         with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 from vpretrain import distributed
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, renamed, user_error
-from vpretrain.language import lora
+from vpretrain.language import lora, posttraining
 from vpretrain.language.arms import ARMS, DEMO, DIRECT, feedback_of
 from vpretrain.language.card import write_card
 from vpretrain.language.carried import designer_for
@@ -79,8 +79,8 @@ class Materials:
 class Language:
     """The language modality behind the core's role."""
 
-    arms: Mapping[str, str] = ARMS
-    direct: Collection[str] = DIRECT
+    arms: Mapping[str, str] = {**ARMS, **posttraining.ARMS}
+    direct: Collection[str] = DIRECT | {arm for arm in posttraining.ARMS if not posttraining.on_stream(arm)}
     demo: Sequence[str] = DEMO
 
     def load(self, recipe: LanguageRecipe) -> Materials:
@@ -115,8 +115,8 @@ class Language:
         """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
         problems: list[Problem] = []
         section, texts = recipe.learner, None
-        if recipe.arm not in ARMS:
-            problems.append(Problem("arm", recipe.arm, ", ".join(ARMS), "language does not have this arm"))
+        if recipe.arm not in self.arms:
+            problems.append(Problem("arm", recipe.arm, ", ".join(self.arms), "language does not have this arm"))
         try:
             texts = read(recipe)
         except UserError as error:
@@ -175,6 +175,13 @@ class Language:
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
+            after=posttraining.after(
+                recipe,
+                learner.model,
+                materials.tokenizer,
+                posttraining.Verified(materials.texts.feedback, materials.feedback),
+            ),
+            on_stream=posttraining.on_stream(recipe.arm),
         )
 
     def card(self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path) -> None:

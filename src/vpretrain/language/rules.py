@@ -17,7 +17,7 @@ from torch import Tensor
 from vpretrain import distributed
 from vpretrain.exact import Rule
 from vpretrain.language.learner import Context
-from vpretrain.language.targets import SoftTargets, candidate_log_probabilities, candidates, mix, one_hot
+from vpretrain.language.targets import SoftTargets, mix, one_hot
 from vpretrain.rules import anchored, standardised, tilted
 
 
@@ -32,16 +32,22 @@ class Candidates(SoftTargets):
     context: Context
 
     @classmethod
-    def among(cls, context: Context, count: int) -> Candidates:
-        """The true token and the learner's ``count - 1`` most probable others (eq. 14)."""
-        ids = candidates(context.logits, context.labels, count)
-        plain = one_hot(context.labels, count, ids, torch.promote_types(context.logits.dtype, torch.float32))
+    def among(cls, context: Context, count: int, *, weighted: bool = False) -> Candidates:
+        """The true token and the learner's ``count - 1`` most probable others (eq. 14).
+
+        Args:
+            context: the learner's pass over the batch.
+            count: K.
+            weighted: whether the rule gives tokens weights.
+        """
+        ids = context.predictions.candidates(count, weighted=weighted)
+        plain = one_hot(context.labels, count, ids, torch.promote_types(context.hidden.dtype, torch.float32))
         return cls(plain.ids, plain.mass, context)
 
     @cached_property
     def log_p(self) -> Tensor:
         """``[N, K]`` float32 or wider, detached."""
-        return candidate_log_probabilities(self.context.logits.detach(), self.ids)
+        return self.context.predictions.log_p(self.ids)
 
 
 class TokenRule(Rule):
@@ -53,7 +59,7 @@ class TokenRule(Rule):
 
     def probe(self, context: Context) -> Candidates:
         """One-hot targets over the candidates."""
-        return Candidates.among(context, 1)
+        return Candidates.among(context, 1, weighted=True)
 
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
         """Token values ``[N, K]``: the gradient itself."""
@@ -160,7 +166,7 @@ class WeightedTargets(TokenRule):
 
     def probe(self, context: Context) -> Candidates:
         """That of the rule for targets."""
-        return self.targets.probe(context)
+        return Candidates.among(context, self.targets.count, weighted=True)
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """Mass of the soft targets times the weight of their token."""

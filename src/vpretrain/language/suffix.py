@@ -163,6 +163,18 @@ class Suffix:
         head_only = {id(p) for p in anatomy.head.parameters()} - {id(p) for p in anatomy.backbone.parameters()}
         self.whole = not set(self.names) <= reached | head_only
         self.modules: list[nn.Module] = [anatomy.backbone] if self.whole else above
+        self.reaches_head = any(id(p) in self.names for p in anatomy.head.parameters())
+        """Whether the head, or what is tied to it, is in S."""
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether a forward pass of these modules is random now."""
+        return any(
+            module.training
+            and ((isinstance(module, nn.Dropout) and module.p > 0) or getattr(module, "attention_dropout", 0))
+            for above in self.modules
+            for module in above.modules()
+        )
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vpretrain.errors import UserError, user_error
+
 
 @dataclass(frozen=True)
 class SoftTargets:
@@ -82,12 +84,34 @@ def soft_target_loss(logits: Tensor, targets: SoftTargets) -> Tensor:
         logits: ``[N, V]``; gradients flow.
         targets: N rows; gradients flow to the mass.
     """
+    return soft_target_losses(logits, targets).mean()
+
+
+def soft_target_losses(logits: Tensor, targets: SoftTargets) -> Tensor:
+    """The same of each position, ``[N]`` in float32 or wider."""
     log_p = candidate_log_probabilities(logits, targets.ids)
     # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to one-hot targets.
-    return -(targets.mass * log_p).sum(dim=1).mean()
+    return -(targets.mass * log_p).sum(dim=1)
 
 
 def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     """``log p(ids[n, k])``, ``[N, K]`` in float32 or wider; gradients flow."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
+
+
+def check_count(count: int, vocabulary: int) -> None:
+    """Refuses more candidates than there are tokens, or none."""
+    if not 1 <= count <= vocabulary:
+        raise user_error(
+            "designer.candidates", "there are not as many tokens in the learner's vocabulary",
+            value=count, accepted=f"1 to {vocabulary}",
+        )  # fmt: skip
+
+
+def nothing_to_predict() -> UserError:
+    """For a batch whose loss is a mean over nothing."""
+    return user_error(
+        "batch", "no token of this batch is in the loss, so there is nothing to learn from it",
+        accepted="batches with at least one predicted token; look at masks, lengths and rows of the data",
+    )  # fmt: skip

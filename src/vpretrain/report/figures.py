@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
@@ -57,7 +58,7 @@ def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
     return {
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
         "steering": list(_steering(section, prefix)),
-        "cost": list(_throughput(section, prefix)),
+        "cost": [*_bought(section, prefix), *_throughput(section, prefix)],
         "tradeoffs": list(_tradeoffs(section, prefix)),
     }
 
@@ -137,6 +138,32 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
         )
         present = {arm: styles(section)[arm] for arm in section.arms if arm in arms}
         yield Figure(f"{prefix}steering", "", caption, panels, list(present.items()))
+
+
+def _bought(section: Section, prefix: str) -> Iterator[Figure]:
+    """The leading score against all that was used for it: post-training comes on top of the budget, and shows here."""
+    metric = section.lead
+    found = {arm: scores[metric] for arm, scores in section.summaries.items() if metric in scores}
+    if metric is None or len(found) < 2:
+        return
+    panels = []
+    for unit, label in (("seconds", "seconds of training"), ("flops", "FLOPs")):
+        lines = []
+        for arm, style in styles(section).items():
+            used = [getattr(run.entry, unit) for run in section.of(arm)]
+            if arm in found and all(used):
+                spread = (statistics.stdev(used) if len(used) > 1 else 0.0, found[arm].std or 0.0)
+                lines.append(Line(arm, style, [(statistics.fmean(used), found[arm].mean)], joined=False, spread=spread))
+        if len(lines) > 1:
+            start = section.step0.get(metric)
+            level = (start.value, "step 0") if start and math.isfinite(start.value) else None
+            panels.append(Panel(label, metric_label(section, metric), lines, level))
+    if panels:
+        caption = (
+            "Means over seeds with one standard deviation each way. All that a run used is charged, evaluation aside."
+        )
+        arms = [(line.label, line.style) for line in panels[0].lines if line.style]
+        yield Figure(f"{prefix}bought", f"{metric} against its cost", caption, panels, arms)
 
 
 def _throughput(section: Section, prefix: str) -> Iterator[Figure]:

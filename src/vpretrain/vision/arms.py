@@ -15,7 +15,8 @@ from vpretrain.contracts import Designer, Feedback, Objective
 from vpretrain.errors import user_error
 from vpretrain.exact import Exact
 from vpretrain.reliability import Reliability
-from vpretrain.vision.designers import ConstantMask, Plain, RandomMasks, UniformSmoothing
+from vpretrain.roles import Plain
+from vpretrain.vision.designers import ConstantMask, RandomMasks, UniformSmoothing
 from vpretrain.vision.learners import Learner, device
 from vpretrain.vision.masks import PatchMasks, UNetMasks
 from vpretrain.vision.recipe import VisionRecipe
@@ -38,7 +39,7 @@ ARMS: Mapping[str, str] = {
 }
 DIRECT = frozenset({"direct"})
 """Arms whose learner hears the labels themselves."""
-DEMO = ("plain", "ascent", "constant_mask", "random_masks")
+DEMO = ("plain", "ascent", "random_masks", "fixed_random_direction")
 """Those that ``vpretrain demo vision`` shows."""
 CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_feedback"})
 DINO_ARMS = frozenset({"closed_form", "view_weights", "uniform_smoothing"})

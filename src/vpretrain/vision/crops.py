@@ -10,8 +10,9 @@ import kornia.augmentation as augment
 import torch
 from torch import Tensor, nn
 
+from vpretrain.order import seed_of
 from vpretrain.vision.images import IMAGENET_MEAN, IMAGENET_STD, Picture, normalised, resized
-from vpretrain.vision.stream import ImageBatch, seed_of
+from vpretrain.vision.stream import ImageBatch
 
 _RATIO = (3 / 4, 4 / 3)  # width to height of the window that a crop is cut from
 

@@ -17,9 +17,11 @@ from vpretrain.vision.recipe import (
     ImageNetPictures,
     NyuV2Pictures,
     PictureSet,
+    RetrievalSection,
     ScenePictures,
     VisionRecipe,
 )
+from vpretrain.vision.retrieval import Searched, read_retrieval
 from vpretrain.vision.stream import Source
 
 _PAIRS_SHOWN = 5
@@ -56,6 +58,7 @@ class PictureSets:
         evaluation: the pictures of ``evaluate.split``.
         tasks: by name: what labels can be asked for, with as many classes as there are.
         skipped: what is wrong with the pictures that ``on_bad_row: skip`` left out.
+        retrieval: what is searched, by the name that ``evaluate.retrieval`` gives it.
     """
 
     stream: list[Source]
@@ -65,6 +68,7 @@ class PictureSets:
     evaluation: list[Picture]
     tasks: dict[str, DownstreamTask]
     skipped: list[Problem]
+    retrieval: dict[str, Searched]
 
 
 def read(recipe: VisionRecipe) -> PictureSets:
@@ -104,13 +108,14 @@ def read(recipe: VisionRecipe) -> PictureSets:
     tasks: dict[str, DownstreamTask] = {
         task.name: task for task in (Segmentation(reader.classes or 1), Depth(), Classification(reader.categories))
     }
+    searched = {name: it for name, spec in recipe.evaluate.retrieval.items() if (it := reader.searched(spec))}
     if not reader.problems:
         reader.problems += _misfits(recipe, tasks, train, meta, probed, evaluation)
         for what, others in (("data.feedback.sets", [*train, *meta]), ("data.evaluation.train", probed)):
             reader.problems += _leaks(what, others, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
-    return PictureSets(stream, train, meta, probed, evaluation, tasks, reader.skipped)
+    return PictureSets(stream, train, meta, probed, evaluation, tasks, reader.skipped, searched)
 
 
 class _Reader:
@@ -146,6 +151,15 @@ class _Reader:
             return []
         self.categories = max([self.categories, *(1 + p.category for p in found if p.category is not None)])
         return found
+
+    def searched(self, spec: RetrievalSection) -> Searched | None:
+        """Queries and database, decoded when they are scored; None where there is a problem with them."""
+        root = self.data.root.expanduser()
+        try:
+            return read_retrieval(root / spec.truth, root / spec.images, size=spec.size)
+        except UserError as error:
+            self.problems += error.problems
+            return None
 
     def _chosen(self, spec: PictureSet, pictures: Pictures, where: str) -> Pictures:
         places = range(len(pictures))[spec.skip :][: spec.count]

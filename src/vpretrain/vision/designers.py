@@ -18,41 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vpretrain import distributed
-from vpretrain.ascent import Surface
 from vpretrain.contracts import Appraise
+from vpretrain.roles import Plain
 from vpretrain.vision import dino
 from vpretrain.vision.views import LearnedTargets
-
-
-@dataclass
-class Plain:
-    """A designer that hears no feedback and keeps no state: self-supervised learning as it always was, the baseline.
-
-    Args:
-        surface: of the learner.
-    """
-
-    surface: Surface
-    listens = False
-
-    def plain(self, context: Any) -> Any:
-        """The task without steering."""
-        return self.surface.plain(context)
-
-    def construct(self, context: Any, appraise: Appraise) -> Any:
-        """The same."""
-        return self.plain(context)
-
-    def learn(self, context: Any, appraise: Appraise) -> dict[str, float]:
-        """Nothing to learn."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 @dataclass

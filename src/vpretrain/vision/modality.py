@@ -28,6 +28,7 @@ from vpretrain.vision.images import Picture
 from vpretrain.vision.learners import Learner, beside, encoder_of, new_learner, put_beside, save, warm_up, width_of
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.retrieval import pooled, retrieval
 from vpretrain.vision.stream import Stream
 
 HELD_OUT_PICTURES = 64
@@ -255,6 +256,10 @@ def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> d
             scores[f"{split}/knn"] = knn(*pair, neighbours=section.neighbours)
         else:
             add(classification_probe(*pair, classes=task.classes, settings=settings), accuracy="accuracy")
+    for name, sought in materials.sets.retrieval.items():
+        queries, database = (pooled(encoder, pictures) for pictures in (sought.queries, sought.database))
+        for metric, score in retrieval(queries, database, sought.relevance).items():
+            scores[f"{split}/{name}_{metric}"] = score
     return scores
 
 
@@ -270,6 +275,8 @@ def _sides(recipe: VisionRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
     labelled = {f"data.feedback.sets.{i}.pictures": part.pictures for i, part in enumerate(data.feedback.sets)}
     for split in ("train", recipe.evaluate.split):
         labelled |= {f"data.evaluation.{split}.{i}": spec for i, spec in enumerate(data.evaluation[split])}
+    for name, searched in recipe.evaluate.retrieval.items():
+        yield f"evaluate.retrieval.{name}.size", searched.size
     for where, spec in labelled.items():
         yield f"{where}.size", spec.size or (data.image_size, data.image_size)
 

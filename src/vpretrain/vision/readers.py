@@ -6,12 +6,11 @@ either an error that names it, or is left out, counted and named, as ``on_bad_ro
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 NYU_DEPTH_METRES = (1e-3, 10.0)
 """Depths that count on NYUv2."""
 
-_PROBLEMS_SHOWN = 5
+PROBLEMS_SHOWN = 5
 _EIGEN_ROWS, _EIGEN_COLUMNS, _EIGEN_SIZE = (45, 471), (41, 601), (480, 640)
 
 
@@ -67,7 +66,7 @@ class LabelCode:
         wrong = ~void & ((written < self.first) | (written >= self.first + self.classes))
         if wrong.any():
             message = "a class number is out of range: correct the map, or what it is read with (classes, void)"
-            found = ", ".join(str(number) for number in np.unique(written[wrong])[:_PROBLEMS_SHOWN])
+            found = ", ".join(str(number) for number in np.unique(written[wrong])[:PROBLEMS_SHOWN])
             unlabelled = IGNORE if self.void is None else self.void
             accepted = f"{self.first} to {self.first + self.classes - 1}; without a label {unlabelled}"
             raise BadFile(path, message, found, accepted)
@@ -267,85 +266,6 @@ def read_categories(
     return _read(root, pictures, [], on_bad_row, keep) if check or keep else (pictures, [])
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What belongs to one query: indices into the database, in three sets that do not meet.
-
-    Args:
-        easy: images that show it clearly.
-        hard: images that show it with difficulty.
-        junk: images that count neither as right nor as wrong.
-    """
-
-    easy: tuple[int, ...]
-    hard: tuple[int, ...]
-    junk: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Revisited Oxford or Paris.
-
-    Args:
-        queries: cut to the building that is asked for.
-        database: what is searched.
-        truths: one for each query.
-    """
-
-    queries: Pictures
-    database: Pictures
-    truths: tuple[Truth, ...]
-
-
-def read_retrieval(truth: Path | str, images: Path | str, *, size: Size | None = None) -> Retrieval:
-    """Revisited Oxford or Paris: its ground truth as JSON, and the folder of the ``.jpg`` images; decoded when drawn.
-
-    Args:
-        truth: a JSON object of ``imlist`` and ``qimlist`` (names without ending) and ``gnd`` (for each query ``bbx``:
-            left, top, right, bottom in pixels; ``easy``, ``hard``, ``junk``: indices into ``imlist``).
-        images: folder of the images.
-        size: that every picture is brought to; None keeps each at its own.
-
-    Raises:
-        UserError: the file is not of this form, an index is out of range or in two sets, or an image is missing.
-    """
-    truth, images = Path(truth), Path(images)
-    try:
-        content: Any = json.loads(truth.read_text(encoding="utf-8"))
-        names, query_names, rows = content["imlist"], content["qimlist"], content["gnd"]
-        boxes = [[float(at) for at in row["bbx"]] for row in rows]
-        truths = tuple(
-            Truth(*(tuple(int(index) for index in row[key]) for key in ("easy", "hard", "junk"))) for row in rows
-        )
-        windows = [(int(y), int(x), max(1, int(b) - int(y)), max(1, int(r) - int(x))) for x, y, r, b in boxes]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = "this is no ground truth of revisited Oxford or Paris as JSON"
-        accepted = "an object of imlist, qimlist and gnd, with bbx, easy, hard and junk for each query"
-        raise user_error(str(truth), message, value=repr(error), accepted=accepted) from error
-    problems = []
-    if len(query_names) != len(rows):
-        problems.append(Problem(str(truth), f"{len(rows)} rows", f"{len(query_names)} rows", "gnd: one row a query"))
-    for number, row in enumerate(truths):
-        indices = row.easy + row.hard + row.junk
-        if len(set(indices)) < len(indices) or any(not 0 <= index < len(names) for index in indices):
-            accepted = f"each index once, 0 to {len(names) - 1}"
-            problems.append(
-                Problem(f"{truth}: gnd[{number}]", "", accepted, "an index is out of range, or there twice")
-            )
-    paths = [images / f"{name}.jpg" for name in (*names, *query_names)]
-    if absent := [path for path in paths if not path.is_file()]:
-        shown = ", ".join(path.name for path in absent[:_PROBLEMS_SHOWN])
-        message = f"{len(absent)} images that {truth} names are missing here: add them"
-        problems.append(Problem(str(images), f"without {shown}", "every image of imlist and qimlist, as .jpg", message))
-    if problems:
-        raise UserError(*problems)
-    database = [Files(path) for path in paths[: len(names)]]
-    queries = [Files(path, window=window) for path, window in zip(paths[len(names) :], windows, strict=True)]
-    return Retrieval(
-        Folder(queries, None, NYU_DEPTH_METRES, size), Folder(database, None, NYU_DEPTH_METRES, size), truths
-    )
-
-
 def eigen_crop(depth: Tensor) -> Tensor:
     """True within the part of NYUv2's images that depth is scored on: rows 45..470 and columns 41..600 of 480 x 640.
 
@@ -382,7 +302,7 @@ def _read(
         message = f"{len(problems)} of {len(good) + len(problems)} pictures of {where} cannot be used"
         message += "; mend them, or leave them out" if good else "; mend them, or name another folder"
         accepted = "skip, which leaves them out and names them" if good else "at least one picture that can be used"
-        raise UserError(*problems[:_PROBLEMS_SHOWN], Problem("data.on_bad_row", on_bad_row, accepted, message))
+        raise UserError(*problems[:PROBLEMS_SHOWN], Problem("data.on_bad_row", on_bad_row, accepted, message))
     return (decoded if keep else Folder(good, pictures.code, pictures.depth_metres, pictures.size)), problems
 
 

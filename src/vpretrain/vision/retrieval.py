@@ -8,16 +8,22 @@ Shapes: Q queries, N database images, D feature width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vpretrain.contracts import Score
-from vpretrain.errors import user_error
+from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.vision.evaluate import mean_score
+from vpretrain.vision.heads import Encoder, freeze
+from vpretrain.vision.images import Pictures
+from vpretrain.vision.readers import NYU_DEPTH_METRES, PROBLEMS_SHOWN, Files, Folder, Size
 
 DIFFICULTIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "easy": (frozenset({"easy"}), frozenset({"junk", "hard"})),
@@ -40,6 +46,79 @@ class Relevance:
     easy: tuple[int, ...] = ()
     hard: tuple[int, ...] = ()
     junk: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Revisited Oxford or Paris.
+
+    Args:
+        queries: cut to the building that is asked for.
+        database: what is searched.
+        relevance: what belongs to each query.
+    """
+
+    queries: Pictures
+    database: Pictures
+    relevance: tuple[Relevance, ...]
+
+
+def read_retrieval(truth: Path | str, images: Path | str, *, size: Size | None = None) -> Searched:
+    """Revisited Oxford or Paris: its ground truth as JSON, and the folder of the ``.jpg`` images; decoded when drawn.
+
+    Args:
+        truth: a JSON object of ``imlist`` and ``qimlist`` (names without ending) and ``gnd`` (for each query ``bbx``:
+            left, top, right, bottom in pixels; ``easy``, ``hard``, ``junk``: indices into ``imlist``).
+        images: folder of the images.
+        size: that every picture is brought to; None keeps each at its own.
+
+    Raises:
+        UserError: the file is not of this form, an index is out of range or in two sets, or an image is missing.
+    """
+    truth, images = Path(truth), Path(images)
+    try:
+        content: Any = json.loads(truth.read_text(encoding="utf-8"))
+        names, query_names, rows = content["imlist"], content["qimlist"], content["gnd"]
+        boxes = [[float(at) for at in row["bbx"]] for row in rows]
+        relevance = tuple(
+            Relevance(*(tuple(int(index) for index in row[key]) for key in ("easy", "hard", "junk"))) for row in rows
+        )
+        windows = [(int(y), int(x), max(1, int(b) - int(y)), max(1, int(r) - int(x))) for x, y, r, b in boxes]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = "this is no ground truth of revisited Oxford or Paris as JSON"
+        accepted = "an object of imlist, qimlist and gnd, with bbx, easy, hard and junk for each query"
+        raise user_error(str(truth), message, value=repr(error), accepted=accepted) from error
+    problems = []
+    if len(query_names) != len(rows):
+        problems.append(Problem(str(truth), f"{len(rows)} rows", f"{len(query_names)} rows", "gnd: one row a query"))
+    for number, row in enumerate(relevance):
+        indices = row.easy + row.hard + row.junk
+        if len(set(indices)) < len(indices) or any(not 0 <= index < len(names) for index in indices):
+            accepted = f"each index once, 0 to {len(names) - 1}"
+            problems.append(
+                Problem(f"{truth}: gnd[{number}]", "", accepted, "an index is out of range, or there twice")
+            )
+    paths = [images / f"{name}.jpg" for name in (*names, *query_names)]
+    if absent := [path for path in paths if not path.is_file()]:
+        shown = ", ".join(path.name for path in absent[:PROBLEMS_SHOWN])
+        message = f"{len(absent)} images that {truth} names are missing here: add them"
+        problems.append(Problem(str(images), f"without {shown}", "every image of imlist and qimlist, as .jpg", message))
+    if problems:
+        raise UserError(*problems)
+    database = [Files(path) for path in paths[: len(names)]]
+    queries = [Files(path, window=window) for path, window in zip(paths[len(names) :], windows, strict=True)]
+    return Searched(
+        Folder(queries, None, NYU_DEPTH_METRES, size), Folder(database, None, NYU_DEPTH_METRES, size), relevance
+    )
+
+
+def pooled(encoder: Encoder, pictures: Pictures, *, batch_size: int = 32) -> Tensor:
+    """``[N, D]`` pooled features of pictures of one size, decoded some at a time; nothing else of them is kept."""
+    found = []
+    for at in range(0, len(pictures), batch_size):
+        some = [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))]
+        found.append(freeze(encoder, some).features.pooled)
+    return torch.cat(found)
 
 
 def retrieval(queries: Tensor, database: Tensor, relevance: Sequence[Relevance]) -> dict[str, Score]:

@@ -89,3 +89,8 @@ DEFAULT_PATTERNS = {"exact": r"####\s*(.+)", "number": NUMBER, "contains": r"(?s
 
 CHECKERS: dict[str, Callable[[str], Checker]] = {"exact": ExactAnswer, "number": EqualNumber, "contains": Contains}
 """By the name that a recipe gives, from the pattern to the checker."""
+
+
+def checker_named(name: str, pattern: str | None) -> Checker:
+    """The checker of :data:`CHECKERS` by its name; a ``pattern`` of None takes the checker's own."""
+    return CHECKERS[name](pattern or DEFAULT_PATTERNS.get(name, ""))

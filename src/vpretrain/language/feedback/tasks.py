@@ -12,7 +12,7 @@ from vpretrain.contracts import Feedback
 from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.feedback import Together
 from vpretrain.language.columns import shortened
-from vpretrain.language.feedback.checkers import CHECKERS, DEFAULT_PATTERNS, Checker
+from vpretrain.language.feedback.checkers import CHECKERS, DEFAULT_PATTERNS, checker_named
 from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled
 from vpretrain.language.feedback.preferences import Preferences
 from vpretrain.language.feedback.rewards import Rewards, Sampling
@@ -112,7 +112,7 @@ def _unanswered(task: RewardTask, where: str, rows: Sequence[Row]) -> Iterator[P
         yield Problem(f"{where}.checker", task.checker, ", ".join(CHECKERS), message)
         return
     if task.checker in DEFAULT_PATTERNS:  # what others pay for is theirs to say
-        checker = _checker(task)
+        checker = checker_named(task.checker, task.answer)
         bad = [row for row in rows if not checker(row, row.text)]
         message = f"the checker {task.checker} finds no answer in this solution; mend the row, or set {where}.answer"
         yield from _some(bad, f"a solution with {task.answer or DEFAULT_PATTERNS[task.checker]}", message, where)
@@ -123,10 +123,6 @@ def _some(rows: Sequence[Row], accepted: str, message: str, where: str) -> Itera
         yield Problem(row.origin, shortened(row.text), accepted, message)
     if len(rows) > _PROBLEMS_SHOWN:
         yield Problem(f"{where}.rows", "", "", f"{len(rows) - _PROBLEMS_SHOWN} more rows are like that")
-
-
-def _checker(task: RewardTask) -> Checker:
-    return CHECKERS[task.checker](task.answer or DEFAULT_PATTERNS.get(task.checker, ""))
 
 
 def encode_tasks(
@@ -212,8 +208,8 @@ def _signal(
             raise user_error(f"{where}.checker", message, value=task.checker, accepted=", ".join(CHECKERS))
         sampling = Sampling(task.samples, task.temperature, task.new_tokens)
         return Rewards(
-            samplers, found.rows, tokenizer, _checker(task), sampling=sampling, baseline=task.baseline, seed=seed,
-            where=where,
+            samplers, found.rows, tokenizer, checker_named(task.checker, task.answer), sampling=sampling,
+            baseline=task.baseline, seed=seed, where=where,
         )  # fmt: skip
     if isinstance(task, PreferenceTask):
         pairs = [(document, found.rejected[document.origin]) for document in found.documents]

@@ -11,6 +11,7 @@ from vpretrain.language.recipe.designer import DesignerSection
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
+from vpretrain.language.recipe.posttraining import Posttraining
 from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
 from vpretrain.recipe import Recipe
 
@@ -24,6 +25,7 @@ __all__ = [
     "LanguageRecipe",
     "LearnerSection",
     "Phase",
+    "Posttraining",
     "Prepare",
     "Rows",
     "WordProblems",
@@ -37,6 +39,7 @@ class LanguageRecipe(Recipe):
     learner: LearnerSection
     designer: DesignerSection = DesignerSection()
     evaluate: LanguageEvaluate = LanguageEvaluate()
+    posttraining: Posttraining = Posttraining()
 
     @model_validator(mode="after")
     def _split_exists(self) -> Self:

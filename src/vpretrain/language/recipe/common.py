@@ -1,9 +1,25 @@
-"""Kinds of numbers that several sections use."""
+"""Kinds of values that several sections use."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def one_group(pattern: str) -> str:
+    """The pattern, if it is a regular expression with one group; else a ValueError that says what it is."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"this is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError("the expression needs exactly one group, around the answer")
+    return pattern
+
+
+Answer = Annotated[str, AfterValidator(one_group)]
+"""A regular expression with one group that finds the answer in a solution; its last match counts."""

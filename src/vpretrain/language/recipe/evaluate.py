@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveInt
 
+from vpretrain.language.recipe.common import Answer
 from vpretrain.recipe import Evaluate
 
 
@@ -18,9 +18,8 @@ class LanguageEvaluate(Evaluate):
     also: list[str] = []
     """Others of ``data.evaluation`` whose NLL is measured beside it: abilities that steering should not cost."""
     batch_size: PositiveInt = 64
-    answer: str | None = None
-    """Regular expression with one group that finds the answer in a solution (its last match counts). With it, greedy
-    generation is scored by exact match (Pass@1); null measures NLL alone."""
+    answer: Answer | None = None
+    """With it, greedy generation is scored by exact match (Pass@1); null measures NLL alone."""
     new_tokens: PositiveInt = 64
     """Longest generated solution."""
 
@@ -31,15 +30,3 @@ class LanguageEvaluate(Evaluate):
     """The first so many problems of each; null takes all."""
     task_tokens: PositiveInt | None = None
     """Longest completion; null leaves it to the task."""
-
-    @field_validator("answer")
-    @classmethod
-    def _is_a_pattern(cls, answer: str | None) -> str | None:
-        if answer is not None:
-            try:
-                groups = re.compile(answer).groups
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-            if groups != 1:
-                raise ValueError("the expression needs exactly one group, around the answer")
-        return answer

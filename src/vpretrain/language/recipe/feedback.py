@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from vpretrain.language.recipe.common import Answer
 from vpretrain.language.recipe.rows import Rows, Table
 from vpretrain.recipe import Section
 
@@ -39,9 +40,8 @@ class RewardTask(Task):
     kind: Literal["reward"]
     checker: str
     """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in Python)."""
-    answer: str | None = None
-    """Regular expression with one group that finds the answer in a solution (its last match counts); null takes the
-    checker's own."""
+    answer: Answer | None = None
+    """Null takes the checker's own."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Answers drawn to each prompt; what one earns is held against the others."""
     temperature: PositiveFloat = 1.0
@@ -50,17 +50,6 @@ class RewardTask(Task):
     """The longest answer."""
     baseline: Literal["leave_one_out", "group_normalised"] = "leave_one_out"
     """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a prompt, as GRPO does."""
-
-    @model_validator(mode="after")
-    def _is_a_pattern(self) -> Self:
-        if self.answer is not None:
-            try:
-                groups = re.compile(self.answer).groups
-            except re.error as error:
-                raise ValueError(f"`answer` is no regular expression: {error}") from None
-            if groups != 1:
-                raise ValueError("the expression `answer` needs exactly one group, around the answer")
-        return self
 
 
 class PreferenceTask(Task):

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from vpretrain.recipe import Recipe
 from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
 from vpretrain.vision.recipe.designer import DesignerSection
-from vpretrain.vision.recipe.evaluate import ProbeSection, VisionEvaluate
+from vpretrain.vision.recipe.evaluate import ProbeSection, RetrievalSection, VisionEvaluate
 from vpretrain.vision.recipe.learner import Crops, LearnerSection, Prepare
 from vpretrain.vision.recipe.pictures import (
     Ade20kPictures,
@@ -36,6 +36,7 @@ __all__ = [
     "Pictures",
     "Prepare",
     "ProbeSection",
+    "RetrievalSection",
     "ScenePictures",
     "Source",
     "VisionEvaluate",

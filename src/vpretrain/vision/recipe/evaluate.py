@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -31,6 +32,17 @@ class ProbeSection(Section):
         return ProbeSettings(**self.model_dump())
 
 
+class RetrievalSection(Section):
+    """Revisited Oxford or Paris, or another set in that form: which images of a database show what a query shows."""
+
+    truth: Path
+    """Ground truth as JSON (see :func:`vpretrain.vision.retrieval.read_retrieval`), relative to ``data.root``."""
+    images: Path
+    """Folder of the ``.jpg`` images of database and queries, likewise."""
+    size: Side
+    """Height and width that every image is brought to, after a query has been cut out."""
+
+
 class VisionEvaluate(Evaluate):
     """What is measured, on which pictures."""
 
@@ -47,3 +59,5 @@ class VisionEvaluate(Evaluate):
     """Where depth is to be probed otherwise; null: as the rest."""
     neighbours: PositiveInt = 10
     """Of ``knn``."""
+    retrieval: dict[str, RetrievalSection] = {}
+    """By name: sets that are searched by the cosine of pooled features; each gives NAME_map_easy, _medium and _hard."""

@@ -1,0 +1,78 @@
+"""How the cost of steering grows with vocabulary, candidates, length and learner: seconds of a step over the one-hot step's.
+
+    python benchmarks/growth.py [--arms closed_form field token_weights] [--rounds 3] [--quick] [--out results/growth.json]
+
+One axis at a time from a base shape, arms in turn in one process, one thread. A step counts seven plain steps and one meta
+step in eight. Above 1 is slower than one-hot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import torch
+from trainer import PERIOD, RATE, Shape, our_step
+from turns import parser, per_step, save
+
+BASE = Shape(vocabulary=32000, width=512, blocks=4, length=256, feedback_rows=8)
+AXES: dict[str, tuple[dict[str, int], ...]] = {
+    "vocabulary": ({"vocabulary": 1000}, {"vocabulary": 8000}, {}, {"vocabulary": 151936}),
+    "candidates": ({"candidates": 8}, {}, {"candidates": 256}),
+    "length": ({"length": 64}, {}, {"length": 1024}),
+    "learner": ({"width": 256, "blocks": 4}, {}, {"width": 896, "blocks": 8}),
+}
+
+
+def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
+    """By arm: the median of its seconds over one-hot's of the same round, and the range."""
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    made = {arm: our_step(arm, shape) for arm in ("onehot", *arms)}
+    seconds = {}
+    for turn in range(rounds + 1):
+        for arm, (step, stream) in made.items():
+            steps = []
+            for kind in ("meta", "plain", "plain") if step.designer.listens else ("plain", "plain"):
+                step.count = 0 if kind == "meta" else 1
+                batch, began = next(stream), time.process_time()
+                step(batch, RATE)
+                steps.append({"kind": kind, "cpu": time.process_time() - began})
+            seconds[arm] = per_step(steps, PERIOD)
+            if turn and arm in found:
+                found[arm].append(seconds[arm] / seconds["onehot"])
+    return {
+        arm: {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]} for arm, ratios in found.items()
+    }
+
+
+def main() -> None:
+    """Prints a line a shape, and writes them."""
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--arms", nargs="+", default=["closed_form", "field", "token_weights"])
+    made.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
+    given = made.parse_args()
+    torch.set_num_threads(1)
+    base = BASE
+    if given.quick:
+        base, given.rounds = Shape(300, 64, 2, 32, 1, 8, 4), 1
+    rows = []
+    print(f"{'axis':12} {'shape':62} " + " ".join(f"{arm:>24}" for arm in given.arms))
+    for axis in given.axes:
+        for changed in AXES[axis][:1] if given.quick else AXES[axis]:
+            shape = base if given.quick else dataclasses.replace(base, **changed)
+            arms = measured(shape, given.arms, given.rounds)
+            said = " ".join(
+                f"{name} {getattr(shape, name)}" for name in ("vocabulary", "candidates", "length", "width", "blocks")
+            )
+            cells = " ".join(
+                f"{arms[arm]['ratio']:8.3f} [{arms[arm]['range'][0]:.3f}, {arms[arm]['range'][1]:.3f}]"
+                for arm in given.arms
+            )
+            print(f"{axis:12} {said:62} {cells}", flush=True)
+            rows.append({"axis": axis, "shape": vars(shape), "arms": arms})
+    save("growth", given, base=vars(base), rounds=given.rounds, meta_period=PERIOD, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""One-hot and steered steps against transformers' Trainer and TRL's SFTTrainer: the same model, tokens and optimizer.
+
+    python benchmarks/trainer.py [--arms "HF Trainer" "TRL SFTTrainer" onehot field closed_form token_weights]
+        [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--rounds 3] [--unfused] [--quick]
+        [--out results/trainer.json]
+
+A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one thread, AdamW, gradient
+clipping at 1. A steered arm's step is seven plain steps and one meta step in eight, measured apart. Batches are handed to the
+others' trainers for nothing: fetching them is not in their time. --unfused: torch's unfused AdamW for our arms, where all have
+the fused one otherwise. Speed and memory are ratios to the first arm.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from turns import Turn, compared, in_turn, parser, save, show
+
+from vpretrain.appraisal import Appraiser
+from vpretrain.ascent import Learning
+from vpretrain.directional import ESTIMATORS
+from vpretrain.exact import Exact
+from vpretrain.language.designers import OneHot
+from vpretrain.language.feedback import Likelihood, parted
+from vpretrain.language.learned import Ascent, CandidateScorer, Field
+from vpretrain.language.learner import CausalLearner
+from vpretrain.language.rows import Document
+from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights
+from vpretrain.language.stream import Source, Stream
+from vpretrain.language.suffix import Anatomy, aligned_parameters
+from vpretrain.reliability import Reliability
+from vpretrain.step import Guard, SteeredStep
+from vpretrain.value import Alignment
+
+PERIOD = 8
+ARMS = ("HF Trainer", "TRL SFTTrainer", "onehot", "ascent", "field", "closed_form", "token_weights", "document_weights")
+RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of model and batch."""
+
+    vocabulary: int = 151936
+    width: int = 896
+    blocks: int = 4
+    length: int = 512
+    rows: int = 1
+    candidates: int = 64
+    feedback_rows: int = 32
+    unfused: bool = False
+
+
+def new_model(shape: Shape) -> Any:
+    """Qwen2 of that shape, the same weights in every arm."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "qwen2", vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.width * 38 // 7,
+        num_hidden_layers=shape.blocks, num_attention_heads=max(2, shape.width // 64), num_key_value_heads=2,
+        max_position_embeddings=max(shape.length, 128), tie_word_embeddings=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def windows(shape: Shape, count: int, length: int, seed: int) -> list[list[int]]:
+    """Random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(shape.vocabulary, (count, length), generator=generator).tolist()
+
+
+class InTurn(TrainerCallback):
+    """Steps of another trainer when it is their turn, two at a time."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Waits where a round is over."""
+        if state.global_step % 2 == 0:
+            self.turn.wait()
+        self.turn.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clocks the step."""
+        self.turn.stop("plain")
+
+
+def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
+    """The others' loops, as they come."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    rows = windows(shape, 64 * shape.rows, shape.length, seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        fixed: dict[str, Any] = dict(
+            output_dir=folder, per_device_train_batch_size=shape.rows, max_steps=10**6, learning_rate=RATE, use_cpu=True,
+            lr_scheduler_type="constant", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            optim="adamw_torch_fused", weight_decay=0.0, bf16=False, gradient_checkpointing=False,
+        )  # fmt: skip
+        trainer: Any
+        if name == "HF Trainer":
+            data = [{"input_ids": ids, "labels": ids} for ids in rows]
+            trainer = Trainer(new_model(shape), TrainingArguments(**fixed), train_dataset=data)
+        else:
+            from datasets import Dataset
+            from trl import SFTConfig, SFTTrainer
+
+            from vpretrain.language import word_problems
+
+            data = Dataset.from_list([{"input_ids": ids} for ids in rows])
+            trainer = SFTTrainer(
+                new_model(shape), SFTConfig(max_length=shape.length, **fixed), train_dataset=data,
+                processing_class=word_problems.tokenizer(),
+            )  # fmt: skip
+        trainer.add_callback(InTurn(turn))
+        trainer.train()
+
+
+def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
+    """The arm's parts, put together by hand."""
+    model = new_model(shape)
+    learner = CausalLearner(
+        model, aligned_parameters(model, Anatomy.of(model), blocks=min(2, shape.blocks), patterns=[])
+    )
+    learning = Learning(1e-4, Reliability(shrink=True))
+    targets, reliability = Anchored(shape.candidates), Reliability(shrink=True)
+
+    def network(gated: bool) -> CandidateScorer:
+        return CandidateScorer(shape.width, hidden=256, layers=6, heads=4, gated=gated)
+
+    head = learner.anatomy.head.get_parameter("weight")
+    designers: dict[str, Any] = {
+        "onehot": OneHot,
+        "closed_form": lambda: Exact(targets, reliability),
+        "token_weights": lambda: Exact(TokenWeights(), reliability),
+        "document_weights": lambda: Exact(GroupWeights(by="document"), reliability),
+        "field": lambda: Field(network(gated=False), head, targets, learning),
+        "ascent": lambda: Ascent(network(gated=True), head, targets, learning, entropy_bonus=0.01),
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=not shape.unfused)
+    appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+    texts = [
+        Document(ids, [True] * len(ids), f"f:{at}", "f")
+        for at, ids in enumerate(windows(shape, 4 * shape.feedback_rows, 48, 2))
+    ]
+    feedback = Likelihood(parted(texts, 2, batch_size=shape.feedback_rows, seed=0, pad_id=0))
+    step = SteeredStep(
+        learner, designers[arm](), feedback, appraiser, optimizer, meta_period=PERIOD, preconditioner_floor=0.1,
+        clip_norm=1.0, guard=Guard(0),
+    )  # fmt: skip
+    documents = [
+        Document(ids, [True] * len(ids), f"s:{at}", "s") for at, ids in enumerate(windows(shape, 64, shape.length, 1))
+    ]
+    source = Source("s", documents, 1.0)
+    return step, Stream([source], batch_size=shape.rows, window_tokens=shape.length, seed=0, pad_id=0)
+
+
+def ours(arm: str, shape: Shape, turn: Turn) -> None:
+    """A meta step where the arm has any, and two without."""
+    logging.getLogger("vpretrain").setLevel(logging.ERROR)
+    step, stream = our_step(arm, shape)
+    while True:
+        turn.wait()
+        for kind in ("meta", "plain", "plain") if step.designer.listens else ("plain", "plain"):
+            step.count = 0 if kind == "meta" else 1
+            turn.start()
+            step(next(stream), RATE)
+            turn.stop(kind)
+
+
+def main() -> None:
+    """Prints the table, and writes the JSON."""
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--arms", nargs="+", default=ARMS)
+    for name in ("vocabulary", "width", "blocks", "length", "rows"):
+        made.add_argument(f"--{name}", type=int, default=getattr(Shape, name))
+    made.add_argument("--unfused", action="store_true")
+    given = made.parse_args()
+    shape = Shape(given.vocabulary, given.width, given.blocks, given.length, given.rows, unfused=given.unfused)
+    if given.quick:
+        shape, given.rounds = Shape(300, 64, 2, 32, 1, 8, 4), 1
+    others = ("HF Trainer", "TRL SFTTrainer")
+    bodies = {arm: functools.partial(another_trainer if arm in others else ours, arm, shape) for arm in given.arms}
+    for at, found in enumerate(in_turn(bodies, given.rounds), start=1):
+        rows = compared(found, PERIOD)
+        show(rows, f"{shape}; after {at} rounds; ratios to {rows[0]['arm']}")
+        save("trainer", given, shape=vars(shape), rounds=at, meta_period=PERIOD, rows=rows, steps=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Direct training on the feedback rows, through TRL: what steering is compared with (Figure 2 and Table 10 of the paper).
+
+An arm is a chain of stages, ``vpretrain+grpo`` say: ``vpretrain`` is the stream, steered by the recipe's designer; ``sft`` and
+``grpo`` train on the feedback rows. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a trained token
+and 2 N a generated one, N the parameters that are not embeddings.
+
+The trainers are TRL's with their defaults but for what the recipe's ``posttraining`` names.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from vpretrain import distributed
+from vpretrain.budget import Spending
+from vpretrain.errors import user_error
+from vpretrain.language.feedback.checkers import CHECKERS, checker_named
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.posttraining import Grpo, Sft
+from vpretrain.language.rows import Document, Row
+
+STREAM = "vpretrain"
+"""The stage that trains on the stream, with the recipe's designer."""
+ARMS: Mapping[str, str] = {
+    "sft": "reference, not V-pretraining: supervised fine-tuning on the feedback rows, no stream (TRL)",
+    "grpo": "reference, not V-pretraining: policy optimisation on the feedback's prompts, no stream (TRL)",
+    "sft+grpo": "reference, not V-pretraining: the one, then the other",
+    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on the feedback rows",
+    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on the feedback's prompts",
+}
+
+
+def stages(arm: str) -> tuple[str, ...]:
+    """What an arm does after the stream, in order; nothing for those that are not in :data:`ARMS`."""
+    return tuple(stage for stage in arm.split("+") if stage != STREAM) if arm in ARMS else ()
+
+
+def on_stream(arm: str) -> bool:
+    """Whether an arm trains on the stream."""
+    return arm not in ARMS or arm.startswith(STREAM)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The feedback, as rows (what checkers and policy optimisation read) and as tokens (what fine-tuning reads)."""
+
+    rows: Sequence[Row]
+    documents: Sequence[Document]
+
+
+def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified) -> Callable[[Spending], None] | None:
+    """What an arm does after the stream, as the loop calls it; None where there is nothing.
+
+    Args:
+        recipe: its ``posttraining`` says how.
+        model: the learner's; trained in place, in the dtype that it has.
+        tokenizer: the learner's.
+        data: the feedback's rows, each with prompt and solution.
+
+    Raises:
+        UserError: TRL is not installed, there is no such checker, rows have no prompt, or several processes train.
+    """
+    chosen = [TRAINERS[stage] for stage in stages(recipe.arm)]
+    if not chosen:
+        return None
+    if distributed.launched():
+        message = "this arm trains with TRL after the stream, which several processes cannot share here"
+        raise user_error("arm", message, value=recipe.arm, accepted="one process, or another arm")
+    try:
+        from trl import GRPOTrainer, SFTTrainer  # now, since seconds are charged once it runs
+    except ImportError:
+        message = "this arm needs TRL; install the extra"
+        raise user_error("arm", message, value=recipe.arm, accepted="pip install 'vpretrain[posttrain]'") from None
+    del GRPOTrainer, SFTTrainer
+    if (name := recipe.posttraining.grpo.checker) not in CHECKERS:
+        message = "there is no such checker; name one of these, or put your own into CHECKERS in Python"
+        raise user_error("posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS))
+    if bare := [row.origin for row in data.rows if not row.prompt]:
+        message = "this row has no prompt to answer; give the feedback a `prompt` column"
+        raise user_error(bare[0], message, accepted="rows with prompt and solution")
+
+    def run(spent: Spending) -> None:
+        for train in chosen:
+            train(recipe, model, copy.deepcopy(tokenizer), data, spent)
+
+    return run
+
+
+def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, spent: Spending) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    section = recipe.posttraining.sft
+    # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is of.
+    rows = [
+        {
+            "input_ids": list(each.ids),
+            "labels": [i if on else -100 for i, on in zip(each.ids, each.predicted, strict=True)],
+        }
+        for each in data.documents
+    ]
+    tokens = _trained(
+        SFTTrainer, model, rows, tokenizer, recipe,
+        lambda common: SFTConfig(
+            **common, per_device_train_batch_size=section.batch_size, max_length=recipe.data.feedback.max_tokens,
+            include_num_input_tokens_seen=True,
+        ),
+        section,
+    )  # fmt: skip
+    spent.add(tokens=tokens, flops=6.0 * _size(model) * tokens)
+
+
+def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, spent: Spending) -> None:
+    from trl import GRPOConfig, GRPOTrainer
+
+    section = recipe.posttraining.grpo
+    checker = checker_named(section.checker, section.answer)
+    generated = 0
+
+    def reward(
+        completions: Sequence[str], completion_ids: Sequence[Any], row: Sequence[int], **_: Any
+    ) -> list[float | None]:
+        nonlocal generated
+        generated += sum(len(ids) for ids in completion_ids)
+        return [checker(data.rows[at], completion) for at, completion in zip(row, completions, strict=True)]
+
+    tokens = _trained(
+        partial(GRPOTrainer, reward_funcs=[reward]), model,
+        [{"prompt": row.prompt, "row": at} for at, row in enumerate(data.rows)], tokenizer, recipe,
+        lambda common: GRPOConfig(
+            **common, per_device_train_batch_size=section.prompts * section.samples, num_generations=section.samples,
+            max_completion_length=section.new_tokens, temperature=section.temperature,
+        ),
+        section,
+    )  # fmt: skip
+    spent.add(tokens=tokens, flops=_size(model) * (6.0 * tokens + 2.0 * generated))
+
+
+TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Verified, Spending], None]] = {"sft": _sft, "grpo": _grpo}
+"""By the name of the stage."""
+
+
+def _trained(
+    trainer_of: Callable[..., Any], model: Any, rows: Sequence[Mapping[str, Any]], tokenizer: Any, recipe: LanguageRecipe,
+    arguments_of: Callable[[dict[str, Any]], Any], section: Sft | Grpo,
+) -> int:  # fmt: skip
+    """Trains in place with the run's numerics, nothing written and nothing shown; returns the tokens that were trained on."""
+    import datasets
+    from transformers import PrinterCallback
+
+    showing = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # TRL goes on using what transformers calls deprecated.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
+            arguments = arguments_of({
+                "output_dir": folder, "max_steps": section.steps, "learning_rate": section.learning_rate,
+                "seed": recipe.seed, "max_grad_norm": recipe.learner.clip_norm, "gradient_checkpointing": False,
+                "bf16": recipe.learner.dtype == "bfloat16", "dataloader_pin_memory": torch.cuda.is_available(),
+                "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+            })  # fmt: skip
+            data = datasets.Dataset.from_list([dict(row) for row in rows])
+            trainer = trainer_of(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    finally:
+        if showing:
+            datasets.enable_progress_bars()
+    return int(trainer.state.num_input_tokens_seen)
+
+
+def _size(model: Any) -> int:
+    """Parameters that a token is multiplied with: all but the embedding (the head counts)."""
+    embedding = model.get_input_embeddings().weight
+    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is embedding
+    return sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())

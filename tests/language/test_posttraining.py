@@ -1,0 +1,107 @@
+"""Arms that train on the feedback rows themselves, alone or after the stream, through TRL."""
+
+import builtins
+
+import pytest
+import torch
+
+from tests.language.test_train import tiny_recipe, train, weights_hash
+from vpretrain import compare as comparisons
+from vpretrain.budget import Spending
+from vpretrain.errors import UserError
+from vpretrain.language import Language, posttraining
+from vpretrain.language.stream import padded
+from vpretrain.modes import evaluating
+
+SHORT = [
+    "posttraining.sft={steps: 2, batch_size: 4, learning_rate: 1e-2}",
+    "posttraining.grpo={steps: 2, prompts: 2, samples: 4, new_tokens: 6, learning_rate: 1e-2, checker: tests-even}",
+    "data.feedback.rows.rows=40", "data.evaluation.test.rows=8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def materials():
+    return Language().load(tiny_recipe(*SHORT))
+
+
+@pytest.fixture(autouse=True)
+def even():
+    """Random weights answer nothing rightly; they do answer at different lengths."""
+    posttraining.CHECKERS["tests-even"] = lambda pattern: lambda row, completion: float(len(completion) % 2)
+    yield
+    del posttraining.CHECKERS["tests-even"]
+
+
+@pytest.mark.parametrize("arm", posttraining.ARMS)
+def test_every_arm_trains_and_is_charged(materials, arm):
+    before = weights_hash(Language().build(tiny_recipe(*SHORT), materials))
+    after, result = train(materials, *SHORT, f"arm={arm}")
+    assert after != before
+    assert result.spent.steps == (4 if arm.startswith("vpretrain") else 0)
+    alone = train(materials, *SHORT, "arm=token_weights")[1].spent if result.spent.steps else Spending()
+    assert result.spent.tokens > alone.tokens and result.spent.seconds > 0 and result.spent.flops > 0
+
+
+def test_the_stream_comes_first_and_is_the_designers(materials):
+    """What follows the stream starts from what the recipe's designer made of the learner."""
+    steered, plain = train(materials, *SHORT, "designer.kind=token_weights", "arm=token_weights")
+    recipe = tiny_recipe(*SHORT, "designer.kind=token_weights", "arm=vpretrain+sft")
+    parts = Language().build(recipe, materials)
+    met = []
+    followed, on = parts.after, posttraining.on_stream(recipe.arm)
+
+    def after(spent):
+        met.append(weights_hash(parts))
+        followed(spent)
+
+    object.__setattr__(parts, "after", after)
+    from vpretrain.train import run
+
+    result = run(recipe, parts)
+    assert on and met == [steered] and result.stream_digest == plain.stream_digest
+    assert weights_hash(parts) != steered
+
+
+def test_fine_tuning_lowers_the_loss_that_the_feedback_hears(materials):
+    recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=12")
+    parts = Language().build(recipe, materials)
+    batch = padded(materials.feedback, pad_id=materials.pad_id)
+
+    def heard():
+        with evaluating(parts.learner.model), torch.no_grad():
+            return float(parts.learner.token_losses(batch)[0].mean())
+
+    before = heard()
+    parts.after(Spending())
+    assert heard() < 0.8 * before
+
+
+def test_side_by_side(tmp_path):
+    recipe = tiny_recipe(*SHORT, "budget.steps=2")
+    table = comparisons.compare(recipe, arms=["onehot", "sft", "vpretrain+grpo"], seeds=2, match="steps", out=tmp_path)
+    used = {run["arm"]: run for run in table["runs"]}
+    assert used["sft"]["steps"] == 0 and used["vpretrain+grpo"]["steps"] == 2
+    assert used["vpretrain+grpo"]["flops"] > used["onehot"]["flops"]
+    assert set(table["paired"]) == {"sft", "vpretrain+grpo"}
+
+
+def test_an_unknown_checker_is_named(materials):
+    recipe = tiny_recipe(*SHORT, "posttraining.grpo.checker=nubmer", "arm=grpo")
+    with pytest.raises(UserError, match=r"posttraining\.grpo\.checker"):
+        Language().build(recipe, materials)
+
+
+def test_without_trl_the_extra_is_named(materials, monkeypatch):
+    found = builtins.__import__
+    gone = lambda name, *rest: (_ for _ in ()).throw(ImportError(name)) if name == "trl" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(builtins, "__import__", gone)
+    with pytest.raises(UserError, match=r"vpretrain\[posttrain\]"):
+        Language().build(tiny_recipe(*SHORT, "arm=sft"), materials)
+
+
+def test_several_processes_are_refused(materials, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        Language().build(tiny_recipe(*SHORT, "arm=sft"), materials)

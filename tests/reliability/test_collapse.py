@@ -1,0 +1,93 @@
+"""A designer that no longer designs is noticed, and its task can be given up for the plain one."""
+
+import logging
+
+import pytest
+
+from tests.reliability.runs import build, language_recipe
+from vpretrain.collapse import Collapse
+from vpretrain.language import Language
+from vpretrain.train import new_step, run
+
+HEALTHY = {"gate": 0.2, "entropy": 1.0, "mask_mean": 0.7, "mask_std": 0.2, "agreement": 0.3, "gain": 1.0}
+
+
+def after(times, **figures):
+    collapse = Collapse(3, gate=0.5, entropy=2.0)
+    for _ in range(times):
+        collapse.hear(HEALTHY | figures)
+    return collapse
+
+
+@pytest.mark.parametrize(
+    "figures, sign",
+    [
+        ({"gate": 0.0}, "gate was shut"), ({"gate": 0.5}, "gate stood at its bound"), ({"entropy": 2.0}, "even over their cand"),
+        ({"mask_mean": 0.0}, "hid all or nothing"), ({"mask_mean": 1.0}, "hid all or nothing"),
+        ({"mask_std": 0.0}, "even over their pictures"), ({"agreement": -0.1}, "no better than random"),
+    ],
+)  # fmt: skip
+def test_each_sign_is_seen_once_the_window_is_full_and_not_before(figures, sign):
+    assert after(2, **figures).signs == []
+    (found,) = after(3, **figures).signs
+    assert sign in found
+
+
+def test_a_designer_at_work_shows_no_sign_and_neither_does_one_that_says_nothing_of_itself():
+    assert after(9).signs == []
+    assert after(3, gate=0.0, weight_spread=0.3).signs == []  # it weighs tokens, and moves no mass
+    collapse = Collapse(1)
+    collapse.hear({"gain": 1.0})
+    assert collapse.signs == []
+
+
+def test_a_sign_is_logged_once_and_is_gone_when_it_is_over(caplog):
+    with caplog.at_level(logging.WARNING):
+        collapse = after(6, agreement=-1.0)
+        for _ in range(3):
+            collapse.hear(HEALTHY)
+        assert collapse.signs == []
+        for _ in range(3):
+            collapse.hear(HEALTHY | {"agreement": -1.0})
+    assert len(collapse.signs) == len(caplog.records) == 1
+
+
+def test_no_window_looks_at_nothing():
+    collapse = Collapse(0)
+    collapse.hear(HEALTHY | {"gate": 0.0})
+    assert collapse.signs == []
+
+
+def test_what_was_seen_comes_back():
+    collapse, fresh = after(3, gate=0.5), Collapse(3, gate=0.5)
+    fresh.load_state_dict(collapse.state_dict())
+    fresh.hear(HEALTHY | {"gate": 0.5})
+    assert fresh.signs == collapse.signs != []
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Language().load(language_recipe())
+
+
+@pytest.mark.parametrize("on_collapse, steered", [("log", [1, 1, 1, 1, 1]), ("revert", [1, 0, 0, 1, 1])])
+def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse, steered):
+    recipe = language_recipe(
+        "arm=token_weights", "value.guard_window=2", "value.meta_period=1", "value.burn_in_steps=0", "budget.steps=5",
+        f"value.on_collapse={on_collapse}",
+    )  # fmt: skip
+    parts = build(recipe, words)
+    agreements, learn = iter([-1.0, -1.0, 0.5, 1.0, 1.0]), parts.designer.learn
+    parts.designer.learn = lambda context, appraise: (
+        learn(context, appraise) | HEALTHY | {"agreement": next(agreements)}
+    )
+    history = run(recipe, parts, step0={}).history
+    assert [record["steered"] for record in history] == steered
+    assert [record["collapsed"] for record in history] == [0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("arm, gate", [("closed_form", 0.25), ("ascent", 0.25), ("token_weights", 1.0)])
+def test_bounds_are_those_of_the_designer(words, arm, gate):
+    recipe = language_recipe(f"arm={arm}", "designer.gate_max=0.25", "designer.candidates=4")
+    collapse = new_step(recipe, build(recipe, words)).collapse
+    assert (collapse.gate, round(collapse.entropy, 4)) == (gate, 1.3863)

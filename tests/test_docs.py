@@ -1,0 +1,93 @@
+"""The pages: links lead somewhere, commands and files exist, and what is shown as a command runs.
+
+The guide has a test of its own, tests/test_guide.py. Commands that need other machines stand in blocks marked `text`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from vpretrain.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+VERBS = typer.main.get_command(app).commands
+
+names = pytest.mark.parametrize("name", list(TEXTS))
+
+
+def anchors(text):
+    """Of a page's headings, as the site and GitHub make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    kept = [re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in headings]
+    return {re.sub(r"[\s]+", "-", heading) for heading in kept}
+
+
+@names
+def test_links_lead_somewhere(name):
+    folder = ROOT if name in ("README.md", "CONTRIBUTING.md") else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        page = folder / path if path else folder / name
+        assert page.exists(), f"{name}: {target}"
+        if anchor:
+            assert anchor in anchors(page.read_text(encoding="utf-8")), f"{name}: {target}"
+
+
+@names
+def test_files_that_are_named_exist(name):
+    for path in re.findall(
+        r"(?<![\w/.])(?:benchmarks|tests|recipes|src|examples|docs)/[\w./-]+\.(?:py|yaml|md)", TEXTS[name]
+    ):
+        assert (ROOT / path).is_file(), f"{name}: {path}"
+    for module in re.findall(r"python -m (tests[\w.]+)", TEXTS[name]):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name}: {module}"
+
+
+@names
+def test_commands_and_their_options_exist(name):
+    text = TEXTS[name]
+    lines = re.findall(
+        r"^\s*(?:\S+/)?vpretrain ([^\n]+)",
+        "\n".join(re.findall(r"```(?:bash|text)\n(.*?)```", text, re.DOTALL)),
+        re.MULTILINE,
+    )
+    lines += re.findall(r"`vpretrain ([^`\n]+)`", text)
+    for line in lines:
+        verb = line.split()[0]
+        if verb.startswith(("-", "VERB")):
+            continue
+        assert verb in VERBS, f"{name}: vpretrain {line}"
+        options = {option for each in VERBS[verb].params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+        assert set(re.findall(r"(?<!\S)--[\w-]+", line)) <= options, f"{name}: vpretrain {line}"
+
+
+BLOCKS = [
+    (name, text)
+    for name in TEXTS if name not in ("guide.md", "README.md", "CONTRIBUTING.md")
+    for text in re.findall(r"```bash\n(.*?)```", TEXTS[name], re.DOTALL)
+]  # fmt: skip
+SHORTER = {"probe": "--draws 4", "compare": "budget.steps=2 data.evaluation.test.rows=24"}
+"""What is added to a command: the test is about whether it runs."""
+
+
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[f"{name}-{at}" for at, (name, _) in enumerate(BLOCKS)])
+def test_blocks_run(name, block, tmp_path):
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    for line in block.strip().splitlines():
+        words = line.split()
+        command = f"{line} {SHORTER.get(words[1], '')}" if words[0] == "vpretrain" else line
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, f"{name}: {command}\n{done.stdout[-1000:]}\n{done.stderr[-1500:]}"
