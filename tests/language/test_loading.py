@@ -11,8 +11,10 @@ from tests.language.conftest import CONFIGS
 from tests.language.test_train import tiny_recipe
 from vpretrain.errors import UserError
 from vpretrain.language import Language, loading, word_problems
+from vpretrain.language.learner import CausalLearner
 from vpretrain.language.loading import load_model, named, new_model
 from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.suffix import Anatomy, aligned_parameters
 from vpretrain.train import run
 
 
@@ -165,3 +167,11 @@ def test_check_tells_a_lora_target_that_matches_nothing_before_any_weight_is_loa
 def test_an_adapter_of_random_weights_alone_is_refused():
     with pytest.raises(UserError, match=r"learner\.lora\.merge"):
         tiny_recipe("learner.lora={merge: false}")
+
+
+def test_sizes_that_can_be_built_and_cannot_run_are_refused():
+    """More key heads than heads: transformers builds it, and its first forward pass fails."""
+    model = made({**CONFIGS["llama"], "num_key_value_heads": 8})
+    anatomy = Anatomy.of(model)
+    with pytest.raises(UserError, match="cannot run"):
+        CausalLearner(model, aligned_parameters(model, anatomy, blocks=1, patterns=[]))

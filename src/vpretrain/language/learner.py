@@ -23,6 +23,7 @@ from vpretrain.language.stream import TokenBatch
 from vpretrain.language.suffix import Anatomy, Suffix, Trace
 from vpretrain.language.targets import SoftTargets, one_hot, soft_target_loss
 from vpretrain.modes import evaluating
+from vpretrain.resources import out_of_memory
 
 
 @dataclass
@@ -194,6 +195,11 @@ class CausalLearner:
                 whole = logits(ids, apart)
             except TypeError:
                 raise refused("takes no position ids, by which packed documents are told apart", decoders) from None
+            except RuntimeError as error:  # sizes that can be built and do not go together, more key heads than heads, say
+                if out_of_memory(error):
+                    raise
+                said = str(error).splitlines()[0][:200]
+                raise refused(f"cannot run: {said}", "a configuration whose sizes go together") from error
             with self.suffix.trace() as trace:
                 self.anatomy.backbone(input_ids=ids, position_ids=apart, use_cache=False)
             point = {name: parameter.detach() for name, parameter in self.aligned.items()}
