@@ -146,7 +146,8 @@ def collect(study: Study, work: Path) -> dict[str, Any]:
         "rows": {row: list(overrides) for row, overrides in study.rows.items()}, "metrics": meaning,
         "starts": {start.name: {"seeds": list(start.seeds), "made_by": start.says()} for start in study.starts},
         "step0": step0, "runs": slim, "summary": summary, "paired": paired,
-        "command": f"python benchmarks/steering.py {study.name} --work DIR", "environment": environment(),
+        "command": f"python benchmarks/steering.py {study.name} --work DIR",
+        "environment": {key: what for key, what in environment().items() if key != "command"},  # which has paths
     }  # fmt: skip
 
 
