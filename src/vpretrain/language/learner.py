@@ -195,7 +195,9 @@ class CausalLearner:
                 whole = logits(ids, apart)
             except TypeError:
                 raise refused("takes no position ids, by which packed documents are told apart", decoders) from None
-            except RuntimeError as error:  # sizes that can be built and do not go together, more key heads than heads, say
+            except (
+                RuntimeError
+            ) as error:  # sizes that can be built and do not go together, more key heads than heads, say
                 if out_of_memory(error):
                     raise
                 said = str(error).splitlines()[0][:200]
