@@ -1,12 +1,15 @@
 """Comparisons: budgets are kept, the same again is the same, arms see the same stream."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from tests.test_recipes import shrunken
 from vpretrain import compare as comparison
 from vpretrain.errors import UserError
+from vpretrain.tables import comparison_table
 
 
 def compared(out, arms=("onehot", "closed_form"), seeds=2, match="steps", amount=6, **options):
@@ -78,3 +81,23 @@ def test_source_weights_and_sft(tmp_path):
     table = compared(tmp_path, arms=("onehot", "source_weights", "feedback_sft"), seeds=1, amount=3)
     digests = {run["arm"]: run["stream_digest"] for run in table["runs"]}
     assert digests["onehot"] == digests["source_weights"] != digests["feedback_sft"]
+
+
+def test_the_table_in_a_terminal_cuts_no_figure():
+    """Of many metrics the leading ones are shown whole, and the others are named."""
+    metrics = {f"test/a_long_name_{i}": {"higher_is_better": True} for i in range(7)}
+    scores = {name: {"mean": 0.3016, "std": 0.0123, "n": 3} for name in metrics}
+    pair = {"difference": 0.0687, "ci95": [0.0372, 0.1003], "p_holm": 0.02, "verdict": "better"}
+    table = {
+        "budget": 150, "match": "steps", "metrics": metrics,
+        "step0": {name: {"value": 0.2178} for name in metrics},
+        "runs": [{"arm": arm, "seed": 0, "seconds": 65.0} for arm in ("plain", "fixed_random_direction")],
+        "summary": {arm: scores for arm in ("plain", "fixed_random_direction")},
+        "paired": {"fixed_random_direction": dict.fromkeys(metrics, pair)},
+    }  # fmt: skip
+    for width in (80, 120, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(comparison_table(table, width))
+        said = console.export_text()
+        assert "…" not in said and "[+0.0372," in said and "fixed_random_direction" in said
+        assert all(f"name_{i}" in said or f"name {i}" in said for i in range(7))

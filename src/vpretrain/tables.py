@@ -19,23 +19,41 @@ def run_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def comparison_table(table: dict[str, Any]) -> Table:
-    """Arms by metrics: mean and standard deviation over seeds, then the paired difference with its interval."""
+SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
+"""Characters that a score and its difference need, wrapped at spaces and never inside a figure, and what a column adds."""
+ONE_LINE = 48
+"""The same where both stand in one line."""
+
+
+def comparison_table(table: dict[str, Any], width: int) -> Table:
+    """Arms by metrics: mean and standard deviation over seeds, then the paired difference with its interval.
+
+    Args:
+        table: ``compare.json``.
+        width: of the terminal; as many metrics are shown as it has room for, the leading ones, and the others are named.
+    """
     baseline = table["runs"][0]["arm"]
     seeds = len({run["seed"] for run in table["runs"]})
     shown = Table(title=f"{table['budget']:g} {table['match']}, {seeds} seed(s); differences are to {baseline}")
-    shown.add_column("arm")
-    for metric, meaning in table["metrics"].items():
-        shown.add_column(f"{metric} {'↑' if meaning['higher_is_better'] else '↓'}", justify="right")
-        shown.add_column("difference [95%]", justify="right")
+    room = width - max(map(len, table["summary"])) - len("s/run") - 2 * FRAME - 1
+    fitting = room // (SCORE_WIDTH + DIFFERENCE_WIDTH + 2 * FRAME)
+    metrics = list(table["metrics"])[: max(1, fitting)]
+    tight = room < len(metrics) * ONE_LINE  # then every figure has a line of its own
+    if more := list(table["metrics"])[len(metrics) :]:
+        shown.caption = f"in the report, and not here: {', '.join(more)}"
+    shown.add_column("arm", no_wrap=True)
+    for metric in metrics:
+        better = "↑" if table["metrics"][metric]["higher_is_better"] else "↓"
+        words = metric.replace("/", "/ ").replace("_", " ")  # a header breaks at spaces alone
+        shown.add_column(f"{words} {better}", justify="right", width=SCORE_WIDTH if tight else None)
+        shown.add_column("diff. [95%]", justify="right", width=DIFFERENCE_WIDTH if tight else None)
     shown.add_column("s/run", justify="right")
-    shown.add_row(
-        "step 0", *(cell for s in table["step0"].values() for cell in (f"{s['value']:.4f}", "")), "", end_section=True
-    )
-    for arm, metrics in table["summary"].items():
+    start = [cell for metric in metrics for cell in (f"{table['step0'][metric]['value']:.4f}", "")]
+    shown.add_row("step 0", *start, "", end_section=True)
+    for arm, scores in table["summary"].items():
         cells: list[str] = []
-        for metric in table["metrics"]:
-            found = metrics[metric]
+        for metric in metrics:
+            found = scores[metric]
             spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
             cells += [f"{found['mean']:.4f}{spread}", _difference(table["paired"].get(arm, {}).get(metric))]
         seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]

@@ -194,7 +194,7 @@ def _compare(
         table = comparison.compare(
             resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress
         )  # fmt: skip
-    console.print(comparison_table(table))
+    console.print(comparison_table(table, console.width))
     for line in verdicts(table):
         console.print(line, highlight=False)
     for picture in sorted((out / comparison.PICTURES).glob("*.png")):
