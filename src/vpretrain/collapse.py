@@ -20,9 +20,8 @@ class Collapse:
     """Watches the figures of designers by their names; those that a designer does not have are not looked at.
 
     Each is judged by its mean over the window: ``gate`` at 0 (and no ``weight_spread``) or at its bound, ``entropy`` of targets
-    at its bound,
-    ``mask_mean`` at 0 or 1, ``mask_std`` (within a mask) at 0, and ``agreement`` of the feedback's halves at 0 or
-    below, where feedback says no more than random vectors would.
+    at its bound, ``mask_mean`` at 0 or 1, ``mask_std`` (within a mask) at 0, and ``agreement`` of the feedback's halves at 0
+    or below, where feedback says no more than random vectors would.
 
     Args:
         window: meta steps, 0 to look at nothing. Before it is full nothing is said.

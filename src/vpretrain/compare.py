@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from vpretrain.errors import user_error
 from vpretrain.flops import Cost, count
 from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
+from vpretrain.processes import in_processes
 from vpretrain.recipe import Budget, Measure, Recipe
 from vpretrain.stats import paired_table
 from vpretrain.tracking import environment, write_json
@@ -155,16 +154,7 @@ def _run_all(recipe: Recipe, plan: Sequence[tuple[str, int]], out: Path, jobs: i
         for arm, seed in plan:
             yield worker(arm, seed)
         return
-    # Processes and not threads: torch's thread count is one setting a process. Spawned, since a forked torch may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(plan)), context, initializer=_set_up, initargs=(recipe, out)) as pool:
-        waiting = [pool.submit(_run_one, arm, seed) for arm, seed in plan]
-        try:
-            for future in as_completed(waiting):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    yield from in_processes(_run_one, plan, jobs, set_up=_set_up, given=(recipe, out))
 
 
 class _Worker:

@@ -154,9 +154,8 @@ class SteeredStep:
         if not math.isfinite(size):
             raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
         self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
-        metrics = distributed.averaged(
-            self.designer.learn(context, self.appraiser)
-        )  # eq. 26, 42: phi moves, theta does not
+        learned = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
+        metrics = distributed.averaged(learned)
         if "gain" in metrics:
             self.guard.hear(metrics["gain"])
         self.collapse.hear(metrics)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from pydantic import create_model
 
 from vpretrain.errors import Fault, Problem, UserError, user_error
 from vpretrain.modalities import MODALITIES, SCHEMAS
+from vpretrain.processes import in_processes
 from vpretrain.recipe import Recipe, dump, load
 from vpretrain.recipe_sweep import Choice, Range, Sweep
 from vpretrain.recipe_yaml import written
@@ -146,16 +145,7 @@ def _run_all(plan: Plan, out: Path, missing: int, jobs: int) -> Iterator[str]:
         for _ in range(missing):
             yield run_trial(plan, out)
         return
-    # Spawned, since a forked torch may hang; a trial a process, so that nothing of one is left for the next.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, missing), context) as pool:
-        waiting = [pool.submit(run_trial, plan, out) for _ in range(missing)]
-        try:
-            for future in as_completed(waiting):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    yield from in_processes(run_trial, [(plan, out)] * missing, jobs)
 
 
 def run_trial(plan: Plan, out: Path) -> str:

@@ -42,6 +42,9 @@ ARMS: Mapping[str, str] = {
 }
 DIRECT = frozenset({"feedback_sft"})
 """Arms that do not train on the stream."""
+ALL_ARMS: Mapping[str, str] = {**ARMS, **posttraining.ARMS}
+"""With those that train on the feedback rows, alone or after the stream."""
+ALL_DIRECT = DIRECT | {arm for arm in posttraining.ARMS if not posttraining.on_stream(arm)}
 DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")
 _CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_feedback"})
 
@@ -49,12 +52,10 @@ _CONTROLS = frozenset({"random_feedback", "fixed_random_direction", "shuffled_fe
 def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
     """The designer of the recipe's arm; arms that are about feedback steer with ``designer.kind``."""
     section = recipe.designer
-    arms = {**ARMS, **posttraining.ARMS}
-    if recipe.arm not in arms:
-        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(arms))
-    plain = recipe.arm in DIRECT or not posttraining.on_stream(recipe.arm)
+    if recipe.arm not in ALL_ARMS:
+        raise user_error("arm", "language does not have this arm", value=recipe.arm, accepted=", ".join(ALL_ARMS))
     chosen = section.kind if recipe.arm in _CONTROLS or recipe.arm in posttraining.ARMS else recipe.arm
-    kind = "onehot" if plain else chosen
+    kind = "onehot" if recipe.arm in ALL_DIRECT else chosen
     reliability = Reliability(shrink=recipe.value.shrink)
     embedding = learner.anatomy.head.get_parameter("weight")
     count, (vocabulary, width) = section.candidates, embedding.shape

@@ -195,11 +195,10 @@ class CausalLearner:
                 whole = logits(ids, apart)
             except TypeError:
                 raise refused("takes no position ids, by which packed documents are told apart", decoders) from None
-            except (
-                RuntimeError
-            ) as error:  # sizes that can be built and do not go together, more key heads than heads, say
+            except RuntimeError as error:
                 if out_of_memory(error):
                     raise
+                # sizes that can be built and do not go together: more key heads than heads, say
                 said = str(error).splitlines()[0][:200]
                 raise refused(f"cannot run: {said}", "a configuration whose sizes go together") from error
             with self.suffix.trace() as trace:

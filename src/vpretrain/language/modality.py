@@ -17,7 +17,7 @@ from vpretrain import distributed
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, renamed, user_error
 from vpretrain.language import lora, posttraining
-from vpretrain.language.arms import ARMS, DEMO, DIRECT, feedback_of
+from vpretrain.language.arms import ALL_ARMS, ALL_DIRECT, DEMO, DIRECT, feedback_of
 from vpretrain.language.card import write_card
 from vpretrain.language.carried import designer_for
 from vpretrain.language.data import Texts, documents_of, notices, read
@@ -79,8 +79,8 @@ class Materials:
 class Language:
     """The language modality behind the core's role."""
 
-    arms: Mapping[str, str] = {**ARMS, **posttraining.ARMS}
-    direct: Collection[str] = DIRECT | {arm for arm in posttraining.ARMS if not posttraining.on_stream(arm)}
+    arms: Mapping[str, str] = ALL_ARMS
+    direct: Collection[str] = ALL_DIRECT
     demo: Sequence[str] = DEMO
 
     def load(self, recipe: LanguageRecipe) -> Materials:
