@@ -1,13 +1,14 @@
 """One-hot and steered steps against transformers' Trainer and TRL's SFTTrainer: the same model, tokens and optimizer.
 
     python benchmarks/trainer.py [--arms "HF Trainer" "TRL SFTTrainer" onehot field closed_form token_weights]
-        [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--rounds 3] [--unfused] [--quick]
-        [--out results/trainer.json]
+        [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--accumulation 1]
+        [--rounds 3] [--unfused] [--quick] [--out results/trainer.json]
 
 A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one thread, AdamW, gradient
-clipping at 1. A steered arm's step is seven plain steps and one meta step in eight, measured apart. Batches are handed to the
-others' trainers for nothing: fetching them is not in their time. --unfused: torch's unfused AdamW for our arms, where all have
-the fused one otherwise. Speed and memory are ratios to the first arm.
+clipping at 1; a step adds up the gradients of so many batches as --accumulation says. A steered arm's step is seven plain
+steps and one meta step in eight, measured apart. Batches are handed to the others' trainers for nothing: fetching them is not
+in their time. --unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and memory are
+ratios to the first arm.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import functools
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from turns import Turn, compared, in_turn, parser, save, show
 
+from vpretrain.accumulation import drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.ascent import Learning
 from vpretrain.directional import ESTIMATORS
@@ -53,6 +55,7 @@ class Shape:
     blocks: int = 4
     length: int = 512
     rows: int = 1
+    accumulation: int = 1
     candidates: int = 64
     feedback_rows: int = 32
     unfused: bool = False
@@ -101,6 +104,7 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
             output_dir=folder, per_device_train_batch_size=shape.rows, max_steps=10**6, learning_rate=RATE, use_cpu=True,
             lr_scheduler_type="constant", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             optim="adamw_torch_fused", weight_decay=0.0, bf16=False, gradient_checkpointing=False,
+            gradient_accumulation_steps=shape.accumulation,
         )  # fmt: skip
         trainer: Any
         if name == "HF Trainer":
@@ -169,7 +173,7 @@ def ours(arm: str, shape: Shape, turn: Turn) -> None:
         for kind in ("meta", "plain", "plain") if step.designer.listens else ("plain", "plain"):
             step.count = 0 if kind == "meta" else 1
             turn.start()
-            step(next(stream), RATE)
+            step(drawn(stream, shape.accumulation), RATE)
             turn.stop(kind)
 
 
@@ -177,13 +181,13 @@ def main() -> None:
     """Prints the table, and writes the JSON."""
     made = parser(__doc__, rounds=3)
     made.add_argument("--arms", nargs="+", default=ARMS)
-    for name in ("vocabulary", "width", "blocks", "length", "rows"):
+    for name in ("vocabulary", "width", "blocks", "length", "rows", "accumulation"):
         made.add_argument(f"--{name}", type=int, default=getattr(Shape, name))
     made.add_argument("--unfused", action="store_true")
     given = made.parse_args()
-    shape = Shape(given.vocabulary, given.width, given.blocks, given.length, given.rows, unfused=given.unfused)
+    shape = Shape(**{field.name: getattr(given, field.name) for field in fields(Shape) if hasattr(given, field.name)})
     if given.quick:
-        shape, given.rounds = Shape(300, 64, 2, 32, 1, 8, 4), 1
+        shape, given.rounds = Shape(300, 64, 2, 32, candidates=8, feedback_rows=4), 1
     others = ("HF Trainer", "TRL SFTTrainer")
     bodies = {arm: functools.partial(another_trainer if arm in others else ours, arm, shape) for arm in given.arms}
     for at, found in enumerate(in_turn(bodies, given.rounds), start=1):

@@ -45,6 +45,10 @@ class Appraiser:
             downstream = [{name: preconditioner[name] * g for name, g in down.items()} for down in downstream]
         self.downstream, self.step_size = list(downstream), step_size
 
+    def merge(self) -> None:
+        """Keeps the mean of what was heard and no more: all that is asked for until the next meta step."""
+        self.downstream = [vectors.mean(self.downstream)]
+
     def state_dict(self) -> dict[str, Any]:
         """What was heard last: it is used until the next meta step."""
         return {"downstream": self.downstream, "step_size": self.step_size}

@@ -155,6 +155,7 @@ class SteeredStep:
             raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
         self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
         learned = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
+        self.appraiser.merge()
         metrics = distributed.averaged(learned)
         if "gain" in metrics:
             self.guard.hear(metrics["gain"])

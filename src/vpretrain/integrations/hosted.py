@@ -17,6 +17,7 @@ from vpretrain.directional import ESTIMATORS
 from vpretrain.integrations.steering import Steering
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.learner import CausalLearner, Context
+from vpretrain.language.predictions import WholeLogits
 from vpretrain.step import Guard, SteeredStep
 from vpretrain.value import Alignment
 
@@ -55,7 +56,8 @@ class HostedLearner(CausalLearner):
                 ).logits
         finally:
             hook.remove()
-        return Context(batch, (row, at - 1), batch.input_ids[row, at], hidden[0], logits, trace)
+        labels = batch.input_ids[row, at]
+        return Context(batch, (row, at - 1), labels, hidden[0], WholeLogits(logits, labels), trace)
 
 
 @dataclass

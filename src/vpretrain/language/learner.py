@@ -35,7 +35,7 @@ class Context:
         where: ``(row, position)``, each ``[N]`` int64: the positions whose hidden state predicts the next token.
         labels: ``[N]`` int64, the tokens predicted there.
         hidden: ``[B, T, D]`` final hidden states, with the graph to the learner.
-        predictions: what it says of the predicted tokens; logits ``[N, V]`` themselves will do, with their graph.
+        predictions: what it says of the predicted tokens.
         trace: the suffix's inputs.
     """
 
@@ -45,10 +45,6 @@ class Context:
     hidden: Tensor
     predictions: Predictions
     trace: Trace
-
-    def __post_init__(self) -> None:
-        if isinstance(self.predictions, Tensor):
-            self.predictions = WholeLogits(self.predictions, self.labels)
 
     @property
     def logits(self) -> Tensor:
