@@ -346,7 +346,9 @@ add(
         "random_masks, keep 0.6": "arm=random_masks designer.keep_ratio=0.6",
         "random_feedback, keep 0.6": "arm=random_feedback designer.keep_ratio=0.6",
         "closed_form": "arm=closed_form",
+        "closed_form, free": "arm=closed_form designer.temperature=0.25 designer.clip=8 designer.gate_max=1.0",
         "view_weights": "arm=view_weights",
+        "view_weights, tilt 3": "arm=view_weights designer.tilt=3.0",
     },
     "evaluate.split=dev",
 )  # fmt: skip
@@ -377,6 +379,12 @@ add(
         "ascent, keep 0.4": f"{V} designer.keep_ratio=0.4",
     },
     "evaluate.split=dev",
+)  # fmt: skip
+YOUNG = "learner.prepare.steps=300"
+add(
+    "vision-camvid-young", "the same from a learner that was made in a fifth of the steps", CAMVID,
+    (Start("camvid, 300 steps", CAMVID, None, (100,), (YOUNG,)),),
+    arms("plain", "ascent", "view_weights", "closed_form", "random_masks", "direct"), "evaluate.split=dev",
 )  # fmt: skip
 add(
     "vision-camvid", "real streets: CamVid's own pictures are the stream, 64 labelled ones steer", CAMVID,

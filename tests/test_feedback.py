@@ -1,9 +1,13 @@
 """Several feedback tasks as one, and the state of everything that wraps a feedback."""
 
+import math
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vpretrain.conflict import projected
+from vpretrain.errors import NonFinite
 from vpretrain.feedback import RandomDirection, Remembered, Together, metrics_of
 
 
@@ -96,3 +100,26 @@ def test_resumed_feedback_goes_on_as_if_never_stopped():
     resumed.load_state_dict(stopped.state_dict())
     for _ in range(3):
         assert pieces(straight.gradients(None)) == pieces(resumed.gradients(None))
+
+
+def test_what_is_not_finite_is_not_remembered():
+    said = Said([1.0, 0.0])
+    remembered, untouched = Remembered(said, 0.5), Remembered(Said([1.0, 0.0]), 0.5)
+    first = pieces(remembered.gradients(None))
+    assert first == pieces(untouched.gradients(None))
+    said.batches = ([math.nan, 0.0],)
+    with pytest.raises(NonFinite, match="nan"):
+        remembered.gradients(None)
+    said.batches, said.calls = ([1.0, 0.0],), 1
+    assert pieces(remembered.gradients(None)) == pieces(untouched.gradients(None))
+
+
+def test_what_is_remembered_is_taken_to_the_gradients_device():
+    remembered, resumed = (Remembered(Said([1.0]), 0.5) for _ in range(2))
+    remembered.gradients(None)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # stands for an accelerator; checkpoints come back on the CPU
+        resumed.load_state_dict({**remembered.state_dict(), "feedback": {"calls": 1}})
+        resumed.feedback.gradients = lambda learner: [{"w": torch.ones(1, device="cuda")}]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vpretrain.feedback.finite_norm", lambda batches: 1.0)  # a fake number has no value
+            assert resumed.gradients(None)[0]["w"].device.type == "cuda"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vpretrain import vectors
+from vpretrain.directional import central_difference
 from vpretrain.value import Alignment, adam_preconditioner
 
 
@@ -81,3 +82,33 @@ def test_vectors():
     assert float(vectors.norm(a)) == pytest.approx(float(flat(a).norm()))
     torch.testing.assert_close(flat(vectors.combine((2.0, a), (-1.0, b))), 2 * flat(a) - flat(b))
     torch.testing.assert_close(flat(vectors.mean([a, b])), (flat(a) + flat(b)) / 2)
+
+
+@pytest.mark.parametrize("silent", ["down", "pre"])
+def test_cosine_with_nothing_is_nothing(silent):
+    """Rewards that are all equal, or a batch that teaches nothing, point nowhere."""
+    sides = {"down": {"w": torch.ones(3)}, "pre": {"w": torch.ones(3)}, silent: {"w": torch.zeros(3)}}
+    value, direction = Alignment("cosine")(sides["down"], sides["pre"], 0.1)
+    assert float(value) == 0 and direction["w"].tolist() == [0, 0, 0]
+
+
+def test_central_difference_where_the_parameters_are_zero():
+    """LoRA's B before its first step."""
+    control = torch.tensor([2.0], requires_grad=True)
+
+    def loss(parameters):
+        return (control * parameters["b"]).sum() + parameters["b"].square().sum()
+
+    found = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
+    assert float(found.value) == pytest.approx(6.0, rel=1e-5)
+    assert found.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)
+
+
+def test_a_parameter_without_moments_leaves_the_others_preconditioned():
+    """An expert that no token was sent to."""
+    used, idle = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.AdamW([used, idle], lr=0.0)
+    used.grad = torch.tensor([1.0, 3.0])
+    optimizer.step()
+    found = adam_preconditioner(optimizer, {"used": used, "idle": idle}, 0.1)
+    assert found["idle"].tolist() == [1, 1] and found["used"][0] > found["used"][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vpretrain import distributed
 from vpretrain.contracts import Appraise, Estimate, detached
+from vpretrain.errors import NonFinite
 from vpretrain.reliability import Reliability
 from vpretrain.rules import standardised
 
@@ -63,11 +65,17 @@ class Learned:
         """One optimizer step on ``phi``, gradient norm clipped to 1.
 
         The loss is built of sums and means over all processes, see :mod:`vpretrain.distributed`.
+
+        Raises:
+            NonFinite: the gradient is not; ``phi`` stays as it is.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.add_up(self.network.parameters())
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), 1.0))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFinite(f"the designer's gradient norm is {norm}, and the step was not taken")
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def central_difference(
     if length == 0:
         return Estimate(length.new_zeros(()), tuple(torch.zeros_like(control) for control in controls))
     relative = RELATIVE_STEP[next(iter(parameters.values())).dtype]
-    epsilon = float(relative * size / length)
+    epsilon = float(relative * (size if size else 1.0) / length)  # LoRA's B is zero before the first step
     losses, gradients = [], []
     for sign in (epsilon, -epsilon):
         point = {name: torch.add(value.detach(), direction[name], alpha=sign) for name, value in parameters.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from vpretrain import vectors
 from vpretrain.conflict import Resolve, cosines, kept
 from vpretrain.contracts import Feedback, Gradient
+from vpretrain.errors import NonFinite
 
 
 @runtime_checkable
@@ -24,6 +26,18 @@ class Telling(Protocol):
 def metrics_of(feedback: Feedback) -> dict[str, float]:
     """What a feedback tells; empty for one that tells nothing."""
     return feedback.metrics() if isinstance(feedback, Telling) else {}
+
+
+def finite_norm(batches: Sequence[Gradient]) -> float:
+    """The norm of the mean of the batches' gradients.
+
+    Raises:
+        NonFinite: it is not.
+    """
+    size = float(vectors.norm(vectors.mean(batches)))
+    if not math.isfinite(size):
+        raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
+    return size
 
 
 class Together:
@@ -108,12 +122,17 @@ class Remembered:
         self.weight = 0.0
 
     def gradients(self, learner: Any) -> list[Gradient]:
-        """The running average of each batch's gradient."""
+        """The running average of each batch's gradient.
+
+        Raises:
+            NonFinite: a gradient of the present is not; the average stays as it was.
+        """
         present = self.feedback.gradients(learner)
+        finite_norm(present)
         self.weight = self.memory * self.weight + 1
         past = self.sums or [{name: torch.zeros_like(g) for name, g in each.items()} for each in present]
         self.sums = [
-            {name: torch.add(now[name], total, alpha=self.memory) for name, total in held.items()}
+            {name: torch.add(now[name], total.to(now[name].device), alpha=self.memory) for name, total in held.items()}
             for held, now in zip(past, present, strict=True)
         ]
         return [{name: total / self.weight for name, total in held.items()} for held in self.sums]

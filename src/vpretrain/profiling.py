@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from vpretrain import sections
+from vpretrain.accumulation import drawn
 from vpretrain.compare import check_arms
 from vpretrain.contracts import Parts
 from vpretrain.errors import Fault, user_error
@@ -150,10 +151,11 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         step, period = new_step(recipe, parts), recipe.value.meta_period
         pipe.send(None)
         while pipe.recv() == "round":
-            pipe.send(_round(parts, step, period, recipe.learner.learning_rate))
+            pipe.send(_round(parts, step, recipe))
         pipe.send(_peak() - before)
         pipe.recv()
-        cost = count(step, parts)  # last: counting takes other kernels and other memory than running does
+        # Last: counting takes other kernels and other memory than running does.
+        cost = count(step, parts, recipe.learner.accumulate)
         pipe.send((cost[False] * (period - 1) + cost.get(True, cost[False])) / period)
         pipe.recv()
     except EOFError:
@@ -162,15 +164,15 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         pipe.send(error)
 
 
-def _round(parts: Parts, step: SteeredStep, period: int, rate: float) -> dict[str, float]:
+def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
-    for _ in range(period):
+    for _ in range(recipe.value.meta_period):
         started = _now()
-        batch = next(parts.stream)
+        batch = drawn(parts.stream, recipe.learner.accumulate)
         totals["data"] += _now() - started
         clock = sections.Clock()
         with sections.clocked(clock):
-            record = step(batch, rate)
+            record = step(batch, recipe.learner.learning_rate)
         totals["seconds"] += _now() - started
         totals["tokens"] += batch.tokens
         meta = record.get("seconds_meta", 0.0)

@@ -88,7 +88,7 @@ def _train_one(
         counted = modality.build(recipe, materials)
         if not keeper.steps() and (problems := disk_shortage(counted.learner.model, section, folder)):
             raise UserError(*problems)
-        flops = count(new_step(recipe, counted), counted)
+        flops = count(new_step(recipe, counted), counted, recipe.learner.accumulate)
         cost = {meta: distributed.summed(each) for meta, each in flops.items()}  # of all processes
         del counted
         parts = modality.build(recipe, materials)

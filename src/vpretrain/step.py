@@ -17,7 +17,7 @@ from vpretrain.appraisal import Appraiser
 from vpretrain.collapse import Collapse
 from vpretrain.contracts import Designer, Feedback, Learner, detached
 from vpretrain.errors import NonFinite
-from vpretrain.feedback import metrics_of
+from vpretrain.feedback import finite_norm, metrics_of
 from vpretrain.value import adam_preconditioner
 
 
@@ -150,9 +150,7 @@ class SteeredStep:
         downstream = self.feedback.gradients(self.learner)  # eq. 7
         # All processes hear the same rows; that they also round alike is not for every kernel to promise.
         distributed.alike([piece for heard in downstream for piece in heard.values()])
-        size = float(vectors.norm(vectors.mean(downstream)))
-        if not math.isfinite(size):
-            raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
+        size = finite_norm(downstream)
         self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
         learned = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not
         self.appraiser.merge()

@@ -153,7 +153,7 @@ def run_trial(plan: Plan, out: Path) -> str:
     study = _study(out)
     trial = study.ask()
     given_up = sum(t.state == TrialState.FAIL and not _failed(t) for t in study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=1_000_003 * plan.recipe.seed + trial.number - given_up)
+    study.sampler = optuna.samplers.TPESampler(seed=(1_000_003 * plan.recipe.seed + trial.number - given_up) % 2**32)
     values = {key: _suggested(trial, key, space) for key, space in plan.sweep.keys.items()}
     metrics = plan.sweep.objectives
     try:

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from vpretrain import distributed, sharding
-from vpretrain.accumulation import drawn
+from vpretrain.accumulation import MicroBatches, drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.checkpoint import Keeper, State, measured
@@ -156,15 +156,37 @@ def run(
     clock = Clock(spent)
     history: list[Record] = []
 
-    def take(batch: Any, rate: float, share: float = 0.0) -> Record:
-        spent.add(flops=cost.get(step.meta_due, 0.0))
-        return step(batch, rate, share)
+    skipped, went_back = 0, False
 
     def log(record: Record) -> None:
         progress.records += 1
         if remember:
             history.append(record)
         each_step(record, spent.fraction(recipe.budget))
+
+    def attempt(rate: float, share: float = 0.0) -> tuple[MicroBatches, Record] | None:
+        """A step on the next batch, or None where that had to be left out."""
+        nonlocal skipped, went_back
+        try:
+            with clock:
+                started = time.perf_counter()
+                batch = drawn(parts.stream, accumulate)
+                metrics: Record = {"seconds_data": time.perf_counter() - started}
+                spent.add(flops=cost.get(step.meta_due, 0.0))
+                metrics |= step(batch, rate, share)
+                metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
+        except NonFinite as fault:
+            skipped += 1
+            log({"step": spent.steps, "skipped": str(fault), "batch": batch.digest()})
+            if skipped > recipe.faults.max_skips:
+                earlier = None if keeper is None or went_back else keeper.newest()
+                if earlier is None:
+                    raise Fault(f"{fault}; {skipped} batches in a row") from fault
+                progress.rewind(earlier[1])
+                skipped, went_back = 0, True
+            return None
+        skipped = 0
+        return batch, metrics
 
     if resume is not None:
         seed_everything(recipe)
@@ -176,35 +198,19 @@ def run(
         seed_everything(recipe)
         # Burn-in: at learning rate 0 the learner stays where it is, bit for bit, while AdamW's moments (which P reads), the
         # designer and its reliability settle. Every arm goes through it, so that every arm starts from the same optimizer.
-        with clock:
-            for _ in range(recipe.value.burn_in_steps if parts.on_stream else 0):
-                take(drawn(parts.stream, accumulate), 0.0)
+        for _ in range(recipe.value.burn_in_steps if parts.on_stream else 0):
+            attempt(0.0)
         step.count = 0
 
-    skipped, went_back = 0, False
     while True:
         spent.seconds = distributed.told(spent.seconds)  # clocks differ, and all processes end at the same step
         if not parts.on_stream or spent.exhausted(recipe.budget):
             break
         share = spent.fraction(recipe.budget)
-        try:
-            with clock:
-                started = time.perf_counter()
-                batch = drawn(parts.stream, accumulate)
-                metrics: Record = {"seconds_data": time.perf_counter() - started}
-                metrics |= take(batch, learning_rate(recipe, share), share)
-                metrics["tokens_per_second"] = batch.tokens / (time.perf_counter() - started)
-        except NonFinite as fault:
-            skipped += 1
-            log({"step": spent.steps, "skipped": str(fault), "batch": batch.digest()})
-            if skipped > recipe.faults.max_skips:
-                earlier = None if keeper is None or went_back else keeper.newest()
-                if earlier is None:
-                    raise Fault(f"{fault}; {skipped} batches in a row") from fault
-                progress.rewind(earlier[1])
-                skipped, went_back = 0, True
+        taken = attempt(learning_rate(recipe, share), share)
+        if taken is None:
             continue
-        skipped = 0
+        batch, metrics = taken
         spent.add(steps=1, tokens=batch.tokens)
         used = spent.state_dict()
         record: Record = {"step": used.pop("steps"), **used, **metrics}

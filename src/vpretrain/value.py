@@ -68,6 +68,8 @@ class Alignment:
         product = vectors.inner(down, pre)
         if self.name == "cosine":
             down_norm, pre_norm = vectors.norm(down), vectors.norm(pre)
+            if not down_norm * pre_norm:  # nothing is asked for, or nothing is learned: no direction is better
+                return Valued(torch.zeros_like(product), vectors.combine((0.0, down)))
             cosine = product / (down_norm * pre_norm)
             return Valued(cosine, vectors.combine((1 / (down_norm * pre_norm), down), (-cosine / pre_norm**2, pre)))
         if self.name == "lower_bound":
@@ -99,12 +101,17 @@ def adam_preconditioner(
         for name, parameter in aligned.items():
             if id(parameter) in members:
                 state = optimizer.state.get(parameter)
-                if not state:
-                    return None
+                if (
+                    not state
+                ):  # no gradient ever reached it (an expert that is never routed to), so that P does not matter
+                    continue
                 correction = 1 - group["betas"][1] ** float(state["step"])
                 second_moments[name] = vectors.wide(state["exp_avg_sq"]) / correction
+    if not second_moments:
+        return None
     count = sum(v.numel() for v in second_moments.values())
     rms = torch.sqrt(torch.stack([v.sum() for v in second_moments.values()]).sum() / count)
     if rms == 0:
         return None
-    return {name: rms / torch.clamp(v.sqrt(), min=float(floor * rms)) for name, v in second_moments.items()}
+    found = {name: rms / torch.clamp(v.sqrt(), min=float(floor * rms)) for name, v in second_moments.items()}
+    return {name: found[name] if name in found else torch.ones_like(vectors.wide(p)) for name, p in aligned.items()}

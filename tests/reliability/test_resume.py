@@ -179,6 +179,26 @@ def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
     assert "not both finite" in result.history[1]["skipped"] and result.spent.steps == 4
 
 
+@pytest.mark.parametrize("arm", ["token_weights", "ascent"])
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
+    recipe = language_recipe(f"arm={arm}", f"value.burn_in_steps={burn_in}", "value.meta_period=2", "budget.steps=4")
+    parts = build(recipe, words)
+    healthy, calls = parts.feedback.gradients, 0
+
+    def gradients(learner):
+        nonlocal calls
+        calls += 1
+        factor = float("nan") if calls == 1 + (burn_in == 0) else 1.0
+        return [{name: factor * g for name, g in heard.items()} for heard in healthy(learner)]
+
+    parts.feedback.gradients = gradients
+    result = run(recipe, parts, step0={})
+    assert sum("skipped" in record for record in result.history) == 1 and result.spent.steps == 4
+    network = getattr(parts.designer, "network", torch.nn.Module())
+    assert all(p.isfinite().all() for p in network.parameters())
+
+
 def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, tmp_path):
     recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=6", "faults.max_skips=1")
     keeper = Keeper(tmp_path / "checkpoints", every=2)

@@ -1,23 +1,23 @@
 """What a step should cost: FLOPs and bytes counted from shapes, to hold beside what is measured.
 
-With M tokens a step in windows of T, N of them predicted; a learner of L blocks of P parameters each, width D, A = heads times
-their width, a vocabulary V; S in its last s blocks; K candidates, a designer of width H and l layers; a meta step in r,
-F feedback batches of n tokens each. A product of ``[N, a]`` and ``[a, b]`` has ``2 N a b`` FLOPs; attention has two of T a token
-and head, not halved for causality. ``torch.utils.flop_counter`` counts the same, but for attention on a CPU, of which it counts
-nothing.
+With a batches a step, each of M tokens in windows of T, N of them predicted; a learner of L blocks of P parameters each, width
+D, A = heads times their width, a vocabulary V; S in its last s blocks; K candidates, a designer of width H and l layers; a
+meta step in r, F feedback batches of n tokens each. A product of ``[N, a]`` and ``[a, b]`` has ``2 N a b`` FLOPs; attention
+has two of T a token and head, not halved for causality. ``torch.utils.flop_counter`` counts the same, but for attention on a
+CPU, of which it counts nothing.
 
 ==============  =====================================================  ===================================================
 part            FLOPs                                                  when
 ==============  =====================================================  ===================================================
-blocks          ``3 M L (2 P + 4 T A)``                                every step: forward, backward to states and weights
-head            ``3 * 2 N V D``; 4 where token weights follow a look   every step (see head.py)
+blocks          ``3 M L (2 P + 4 T A)``                                every batch: forward, backward to states and weights
+head            ``3 * 2 N V D``; 4 where token weights follow a look   every batch (see head.py)
                 at the batch and the head trains
-sparse targets  ``2 N K D``                                            every step with K candidates
-values          ``F' * 2 M s (2 P + 4 T A)`` and ``F' * 4 N K D``      exact arms every step but the meta step (F' = 1), all at
-                where the head is not in S; where it is, the head is   the meta step (F' = F): a central difference
+sparse targets  ``2 N K D``                                            every batch with K candidates
+values          ``F' * 2 M s (2 P + 4 T A)`` and ``F' * 4 N K D``      exact arms every batch but the first of a meta step
+                where the head is not in S; where it is, the head is   (F' = 1), all arms that one (F' = F): a central difference
                 run: ``F' * 4 N V D``
-designer        ``M (2 D H + l (24 H H + 4 T H)) + 2 N H H``           arms with a network: forward every step, and 3 times that
-                and ``N K (2 (3 H + H H) + 2 (H H + H) + 2 H)``        more at the meta step
+designer        ``M (2 D H + l (24 H H + 4 T H)) + 2 N H H``           arms with a network: forward every batch, and 4 times that
+                and ``N K (2 (3 H + H H) + 2 (H H + H) + 2 H)``        more at the meta step, where scores are made again
                 and ``2 U D H``, U <= min(N K, V)
 feedback        ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``          the meta step: forward, backward to the states of the
                                                                        blocks in S and to their weights
@@ -139,7 +139,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run: M, N, T, s, K, H, l, r, F, n, and the kind of device, which says how large a chunk of logits is."""
+    """Of a run: M, N, T, s, K, H, l, r, F, n, a, and the kind of device, which says how large a chunk of logits is."""
 
     tokens: int
     predicted: int
@@ -151,6 +151,7 @@ class Setting:
     period: int = 8
     batches: int = 2
     feedback_tokens: int = 32 * 64
+    accumulate: int = 1
     device: str = "cpu"
 
     @classmethod
@@ -163,6 +164,7 @@ class Setting:
             tokens=tokens, predicted=tokens, window=data.window_tokens, aligned=aligned, device=device,
             candidates=section.candidates, hidden=section.hidden, layers=section.layers, period=recipe.value.meta_period,
             batches=data.feedback.batches, feedback_tokens=data.feedback.batch_size * 64,
+            accumulate=recipe.learner.accumulate,
         )  # fmt: skip
 
 
@@ -180,11 +182,11 @@ def flops(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
         + 2 * min(n * k, shape.vocabulary) * shape.width * h
     )
     per_row = 2 * shape.blocks * shape.block + 4 * at.aligned * shape.block + 4 * shape.vocabulary * shape.width
-    found = {
-        "blocks": 3.0 * shape.blocks * block,
-        "head": (4.0 if kind.weighted else 3.0) * head + 2 * n * k * shape.width * kind.candidates,
-        "values": (1 - share) * value * kind.exact,
-        "designer": (1 + 3 * share) * network * kind.network,
+    found = {  # the designer learns from the first of a step's batches
+        "blocks": 3.0 * at.accumulate * shape.blocks * block,
+        "head": at.accumulate * ((4.0 if kind.weighted else 3.0) * head + 2 * n * k * shape.width * kind.candidates),
+        "values": (at.accumulate - share) * value * kind.exact,
+        "designer": (at.accumulate + 4 * share) * network * kind.network,
         "meta": share * at.batches * (value + at.feedback_tokens * per_row),
     }
     return {part: float(figure) for part, figure in found.items()}
