@@ -384,7 +384,14 @@ YOUNG = "learner.prepare.steps=300"
 add(
     "vision-camvid-young", "the same from a learner that was made in a fifth of the steps", CAMVID,
     (Start("camvid, 300 steps", CAMVID, None, (100,), (YOUNG,)),),
-    arms("plain", "ascent", "view_weights", "closed_form", "random_masks", "direct"), "evaluate.split=dev",
+    arms("plain", "ascent", "view_weights", "closed_form", "random_masks", "direct")
+    | {
+        "plain, 300 steps": "arm=plain budget.steps=300",
+        "ascent, 300 steps": f"{V} budget.steps=300",
+        "ascent, keep 0.4, 300 steps": f"{V} designer.keep_ratio=0.4 budget.steps=300",
+        "ascent, period 2, 300 steps": f"{V} value.meta_period=2 designer.learning_rate=2e-2 budget.steps=300",
+    },
+    "evaluate.split=dev",
 )  # fmt: skip
 add(
     "vision-camvid", "real streets: CamVid's own pictures are the stream, 64 labelled ones steer", CAMVID,

@@ -52,6 +52,15 @@ def test_flops_charge_designer_and_meta_step(tmp_path):
         assert budget <= run["flops"] < budget * (1 + 2.5 / run["steps"])
 
 
+def test_flops_count_every_batch_of_a_step(tmp_path):
+    def spent(accumulate):
+        recipe = shrunken("demo-language", "value.meta_period=2", f"learner.accumulate={accumulate}", "budget.steps=2")
+        out = tmp_path / str(accumulate)
+        return comparison.compare(recipe, arms=["onehot"], seeds=1, match="steps", out=out)["runs"][0]["flops"]
+
+    assert spent(3) == pytest.approx(3 * spent(1), rel=0.1)
+
+
 def test_step_zero_is_always_there(tmp_path):
     table = compared(tmp_path, arms=("onehot",), seeds=1)
     assert table["step0"].keys() == table["metrics"].keys()
@@ -65,6 +74,22 @@ def test_items_that_do_not_agree_decide_nothing(tmp_path):
     assert low <= found["difference"] <= high
     if low <= 0 <= high:
         assert found["verdict"] == "undecided"
+
+
+def test_what_was_begun_is_gone_on_with_under_a_newer_version_and_not_under_another_recipe(tmp_path):
+    compared(tmp_path, arms=("onehot",), seeds=1, amount=2)
+    path = tmp_path / "recipe.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    older = [line for line in lines if line.strip() != "on_collapse: log"]
+    assert len(older) == len(lines) - 1
+    path.write_text("".join(older))
+    first = (tmp_path / "runs" / "onehot-0.json").stat().st_mtime_ns
+    assert len(compared(tmp_path, seeds=1, amount=2)["runs"]) == 2
+    assert (tmp_path / "runs" / "onehot-0.json").stat().st_mtime_ns == first
+    assert path.read_text() == "".join(lines)
+    with pytest.raises(UserError, match="was begun with another value") as refused:
+        compared(tmp_path, ("closed_form", "onehot"), seeds=1, amount=3)
+    assert {problem.where for problem in refused.value.problems} == {"arm", "budget.steps"}
 
 
 def test_a_result_that_is_not_whole_is_named(tmp_path):

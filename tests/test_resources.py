@@ -7,8 +7,9 @@ import torch
 from tests.reliability.runs import language_recipe
 from vpretrain import resources
 from vpretrain.errors import Fault, UserError
+from vpretrain.language import Language
 from vpretrain.recipe import Checkpoint
-from vpretrain.resources import available_memory_bytes, out_of_memory, shortages
+from vpretrain.resources import available_memory_bytes, memory_shortage, out_of_memory, shortages
 from vpretrain.single import train_one
 from vpretrain.step import SteeredStep
 
@@ -77,6 +78,43 @@ def test_a_batch_that_can_fit_nowhere(machine):
     assert places(model, tokens=101) == ["memory"]
 
 
+def test_what_processes_share_out_is_counted_in_parts(machine, monkeypatch):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(9, 10), torch.nn.Linear(9, 10)
+    )  # 400 bytes each, 1600 with all that trains
+    blocks = [model[0]]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    machine(1600 + 400, 10**6)
+    assert memory_shortage(model, shared=blocks) == []
+    machine(1600 + 399, 10**6)
+    (problem,) = memory_shortage(model, shared=blocks)
+    assert "each of 4 processes" in problem.value
+    monkeypatch.setenv("WORLD_SIZE", "1000")
+    machine(1601, 10**6)
+    assert memory_shortage(model, shared=blocks) == []
+    model[1].requires_grad_(False)
+    machine(799, 10**6)
+    assert memory_shortage(model, shared=blocks), "it is made whole before it is shared out"
+    machine(800, 10**6)
+    assert memory_shortage(model, shared=blocks) == []
+    monkeypatch.delenv("RANK")
+    assert memory_shortage(model, shared=blocks) == [], "how many there will be is not known here"
+    assert places(model) == ["memory"]
+
+
+def test_processes_divide_a_batch_and_the_memory_of_their_machine(machine, monkeypatch):
+    model = torch.nn.Linear(9, 10, device="meta")
+    model.config = SimpleNamespace(hidden_size=8, num_hidden_layers=2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    machine(1600 + 50 * 8 * 2 * 4, 10**6)
+    assert places(model, tokens=100) == []
+    assert places(model, tokens=102) == ["memory"]
+    machine(1600 + 600, 10**6)
+    assert places(model, Checkpoint(asynchronous=True)) == [], "one of them writes"
+
+
 def test_a_results_folder_that_is_not_there_yet(machine, tmp_path):
     machine(10**6, 0)
     (problem,) = shortages(torch.nn.Linear(2, 2), Checkpoint(), tmp_path / "not" / "yet")
@@ -86,7 +124,11 @@ def test_a_results_folder_that_is_not_there_yet(machine, tmp_path):
 def test_available_memory(monkeypatch, tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:       7 kB\n")
     monkeypatch.setattr(resources, "_MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert available_memory_bytes() == 7168
+    with monkeypatch.context() as launched:
+        launched.setenv("LOCAL_WORLD_SIZE", "2")
+        assert available_memory_bytes() == 3584, "there is another process here"
     monkeypatch.setattr(resources, "_MEMORY_INFO", tmp_path / "none")
     assert available_memory_bytes() is None
 
@@ -133,6 +175,15 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(tmp_path, machin
     with pytest.raises(UserError, match="disk"):
         train_one(language_recipe("arm=onehot"), tmp_path / "run", lambda record, share: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_check_counts_a_part_of_what_is_shared_out(machine):
+    machine(250_000, 10**12)  # 296,832 bytes are too many; 74,496 of them are those of the block below S
+    found = {shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}")) for shard in (False, True)}
+    assert {shard: [problem.where for problem in problems] for shard, problems in found.items()} == {
+        False: ["memory"],
+        True: [],
+    }
 
 
 def test_memory_that_is_too_small_is_told_before_the_model_is_made(tmp_path, machine):

@@ -12,12 +12,13 @@ import torch
 
 from vpretrain import recipe as recipes
 from vpretrain.contracts import Draws, Parts
-from vpretrain.errors import user_error
+from vpretrain.errors import Fault, UserError, user_error
 from vpretrain.flops import Cost, count
 from vpretrain.items import paired_items
 from vpretrain.modalities import MODALITIES
 from vpretrain.processes import in_processes
 from vpretrain.recipe import Budget, Measure, Recipe
+from vpretrain.recipe_changes import changes
 from vpretrain.stats import paired_table
 from vpretrain.tracking import environment, write_json
 from vpretrain.train import Result, new_step, run
@@ -75,8 +76,9 @@ def compare(
     check_arms(recipe, arms)
     if seeds < 1:
         raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted="1 or more; 3 give an interval")
-    resolved = recipes.dump(recipe.model_copy(update={"arm": arms[0]}))
-    _check_claim(out, resolved)
+    resolved = recipe.model_copy(update={"arm": arms[0]})
+    if changed := changes(out, resolved, "give it back, or name another folder with --out"):
+        raise UserError(*changed)
 
     total = len(arms) * seeds + 1
     # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
@@ -85,7 +87,8 @@ def compare(
     missing = [pair for pair in plan if pair not in finished]
     progress(len(finished), total, "reading data")
     step0, meaning = _step0(recipe, arms[0], out)
-    (out / "recipe.yaml").write_text(resolved, encoding="utf-8")  # not before data and model were found to be in order
+    # Not before data and model were found to be in order.
+    (out / "recipe.yaml").write_text(recipes.dump(resolved), encoding="utf-8")
     progress(len(finished) + 1, total, "step 0")
     for result in _run_all(recipe, missing, out, jobs):
         finished[(result["arm"], result["seed"])] = result
@@ -173,10 +176,13 @@ class _Worker:
         if arm not in self.costs:
             first = self.recipe.model_copy(update={"arm": arm})  # whichever seed this process runs first
             counted = self.modality.build(first, self.materials)
-            self.costs[arm] = count(new_step(first, counted), counted)
+            self.costs[arm] = count(new_step(first, counted), counted, first.learner.accumulate)
         # Step 0 is the same in every arm and measured once, apart.
         parts = self.modality.build(recipe, self.materials)
-        result = run(recipe, parts, step0={}, cost=self.costs[arm])
+        try:
+            result = run(recipe, parts, step0={}, cost=self.costs[arm])
+        except Fault as fault:
+            raise Fault(f"{arm}, seed {seed}: {fault}; runs that were finished are kept") from fault
         if seed == self.recipe.seed and isinstance(self.modality, Draws):
             self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
         found = as_json(result)
@@ -216,18 +222,6 @@ def as_json(result: Result) -> dict[str, Any]:
 
 def _path(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}.json"
-
-
-def _check_claim(out: Path, resolved: str) -> None:
-    """Refuses to mix runs of two recipes in one folder."""
-    path = out / "recipe.yaml"
-    if path.is_file() and path.read_text(encoding="utf-8") != resolved:
-        raise user_error(
-            "--out",
-            "this folder holds a comparison of another recipe or budget; name another folder, or remove it",
-            value=str(out),
-            accepted="a new folder, or one with the same recipe (a comparison goes on where it stopped)",
-        )
 
 
 def _read(path: Path) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vpretrain.distributed import launched, processes
 from vpretrain.errors import Problem
 from vpretrain.recipe import Checkpoint, Recipe
 
@@ -26,9 +28,14 @@ def shortages(
 
 
 def memory_shortage(
-    model: nn.Module, checkpoint: Checkpoint = _PLAIN, *, tokens: int = 0, followers: int = 0
+    model: nn.Module,
+    checkpoint: Checkpoint = _PLAIN,
+    *,
+    tokens: int = 0,
+    followers: int = 0,
+    shared: Iterable[nn.Module] = (),
 ) -> list[Problem]:
-    """A problem where a run certainly does not fit: what is counted is a lower bound.
+    """A problem where a run certainly does not fit: what is counted is a lower bound, for each process of a run.
 
     The weights; for parameters that train also the gradient and Adam's two moments; for every block one hidden state a
     token. What arm, feedback and blocks hold besides comes on top.
@@ -36,19 +43,25 @@ def memory_shortage(
     Args:
         model: only sizes and dtypes are read, so that it may be on the meta device.
         checkpoint: of the recipe; an asynchronous one holds a copy of what it writes.
-        tokens: positions of a batch that go through the model at once.
+        tokens: positions of a batch that go through the model at once, in all processes together.
         followers: copies of the model that run beside it (an EMA teacher).
+        shared: blocks that are shared out (:func:`vpretrain.sharding.below`): of what they hold a process has its part. Without
+            a launcher nobody knows how small that will be, and it counts for nothing. Before, the weights are there whole.
     """
     every, trained = _bytes(model), _bytes(model, trained=True)
-    needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens)
-    if checkpoint.asynchronous:
-        needed += every * (1 + followers) + 2 * trained  # the copy that is being written while the run goes on
+    needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens) // processes()
+    held = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
+    needed = max(every, needed - held + (held // processes() if launched() else 0))
+    if checkpoint.asynchronous and not torch.cuda.is_available():
+        # The copy that one process writes while the run goes on; it is in the machine's memory.
+        needed += (every * (1 + followers) + 2 * trained) // processes()
     available = available_memory_bytes()
     if available is None or needed <= available:
         return []
     count = sum(p.numel() for p in model.parameters())
+    each = f" for each of {processes()} processes" if launched() else ""
     return [Problem(
-        "memory", f"{_size(available)} available", f"{_size(needed)} or more",
+        "memory", f"{_size(available)} available{each}", f"{_size(needed)} or more",
         f"weights, gradient and Adam's moments of {count:,} parameters, with the hidden states of a batch, do not fit; "
         "take a smaller batch, a smaller model, or a larger machine",
     )]  # fmt: skip
@@ -95,13 +108,18 @@ def _hidden_states(model: nn.Module, tokens: int) -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """What the system says could be used without swapping; None where it does not say (no ``/proc/meminfo``)."""
+    """What a process could use: of its accelerator, or of the machine without swapping, together with the others on it.
+
+    None where the system does not say (no ``/proc/meminfo``).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
     try:
         lines = _MEMORY_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kib is None else int(kib) * 1024
+    return None if kib is None else int(kib) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 MOST_LAYERS = 1_000

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import ValidationError
 
-from vpretrain import distributed, sharding
+from vpretrain import distributed, recipe_changes, sharding
 from vpretrain.checkpoint import Keeper
 from vpretrain.errors import Fault, Problem, UserError
 from vpretrain.flops import count
 from vpretrain.interruption import Interruption
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Recipe
-from vpretrain.recipe_yaml import parse
 from vpretrain.resources import disk_shortage, out_of_memory, smaller
 from vpretrain.tracking import RunFolder, write_json
 from vpretrain.train import Record, Result, new_step, run, seed_everything
@@ -123,9 +120,10 @@ def _train_one(
                 parts.save(folder / "model")
                 if isinstance(modality, WritesCard):
                     modality.card(recipe, materials, result, folder / "model")
+    designer = parts.designer.state_dict()  # what it remembers of its batches is asked of all processes
     if first:
         (folder / "designer").mkdir(exist_ok=True)
-        torch.save(parts.designer.state_dict(), folder / "designer" / "state.pt")  # read back with weights_only
+        torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
     found = {
         "run_dir": str(folder),
         "arm": result.arm,
@@ -141,35 +139,9 @@ def _train_one(
     return found
 
 
-FREE = ("says", "checkpoint", "faults", "learner.shard")
-"""Parts of a recipe that may change under a run: they do not say what is trained."""
-
-
 def changes(folder: Path, recipe: Recipe) -> list[Problem]:
     """The keys in which a recipe is not the one that the folder was begun with; none where nothing could be gone on with."""
-    path = folder / "recipe.yaml"
-    begun = (folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))
-    if not (path.is_file() and begun):
+    if not ((folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))):
         return []
-    tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[0]
-    with suppress(ValidationError):  # with the defaults of keys that are newer than the folder
-        tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
-    before, now = _flat(tree), _flat(recipe.model_dump(mode="json"))
-    keys = [
-        key
-        for key in {**before, **now}
-        if before.get(key) != now.get(key) and not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
-    ]
-    message = (
-        f"{folder} was begun with another value: give it back, name another folder with --out, or go on under the new "
-        "recipe with --accept-changes"
-    )
-    return [Problem(key, repr(now.get(key)), repr(before.get(key)), message) for key in keys]
-
-
-def _flat(tree: Any, at: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty list or mapping is a leaf."""
-    if not tree or not isinstance(tree, (dict, list)):
-        return {at: tree}
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{at}.{name}" if at else str(name)).items()}
+    mend = "give it back, name another folder with --out, or go on under the new recipe with --accept-changes"
+    return recipe_changes.changes(folder, recipe, mend)

@@ -3,7 +3,7 @@
     python -m tests.reliability.kill [--kills 50] [--seed 0] [--out results/kills.json]
 
 A process that has everything loaded forks the runs, so that a kill costs no start of Python. Prints one JSON document:
-how many kills hit a run, how many of them inside a save, how many runs resumed, and how many ended with the same weights.
+how many runs were killed, how many of them inside a save, how many resumed, and how many ended with the same weights.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -60,6 +61,18 @@ def started(recipe, folder, die_at_flush=None):
     return process
 
 
+def killed(recipe, folder, rng, took, *, inside):
+    """Whether a run was killed before its end: inside a save, or at any moment of the ``took`` seconds that a whole one takes."""
+    process = started(recipe, folder, rng.randrange(4 * 12) if inside else None)
+    if not inside:
+        process.join(rng.random() * took)
+        process.kill()
+    process.join()
+    if process.exitcode > 0:
+        sys.exit(f"a run failed by itself, with exit code {process.exitcode}")
+    return process.exitcode == -signal.SIGKILL
+
+
 def weights(folder):
     """Hash of the model folder's weights and of the metrics that no clock says."""
     digest = hashlib.sha256()
@@ -72,7 +85,7 @@ def weights(folder):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="half of language, half of vision")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -90,13 +103,8 @@ def main():
             for number in range(options.kills // len(RUNS)):
                 folder = Path(scratch) / f"{name}-{number}"
                 inside = number % 3 == 0
-                process = started(recipe, folder, rng.randrange(4 * 12) if inside else None)
-                if not inside:
-                    process.join(rng.random() * took)
-                    process.kill()
-                process.join()
-                if process.exitcode != -signal.SIGKILL:
-                    continue  # it was done before the kill
+                while not killed(recipe, folder, rng, took, inside=inside):
+                    shutil.rmtree(folder)  # it was done before the kill: once more
                 counts["kills"] += 1
                 counts["inside_a_save"] += inside
                 again = started(recipe, folder)

@@ -40,10 +40,15 @@ def weights_hash(parts):
     return digest.hexdigest()
 
 
-def record(figures, out):
-    """Prints figures with the command, machine and versions that they come from; writes them too where ``out`` is a path."""
+def record(figures, out, part=None):
+    """Prints figures with the command, machine and versions that they come from; writes them too where ``out`` is a path.
+
+    Of several parts of one file each has a key of its own, and the others stay as they are.
+    """
     command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]])
     whole = {**figures, "environment": {**environment(), "command": command}}
     print(json.dumps(whole, indent=1))
+    if out is not None and part is not None:
+        whole = {**(json.loads(out.read_text()) if out.is_file() else {}), part: whole}
     if out is not None:
         write_json(out, whole)

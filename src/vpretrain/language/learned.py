@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vpretrain import distributed
 from vpretrain.ascent import Learned, Learning
@@ -27,8 +28,8 @@ from vpretrain.reliability import correlation
 from vpretrain.rules import standardised
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Numbers ``[M, K, H]`` that are scored at a time where no gradient is wanted, by kind of device: few enough for a CPU's
-cache, enough to fill an accelerator."""
+"""Numbers ``[M, K, H]`` that are scored at a time, by kind of device: few enough for a CPU's cache, enough to fill an
+accelerator."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Lesson:
     def of(cls, context: Context, ids: Tensor, log_p: Tensor, values: Tensor | None = None) -> Lesson:
         """From the learner's pass over the batch."""
         return cls(context.hidden.detach(), context.where, ids, log_p, values)
+
+    def to(self, device: torch.device | str) -> Lesson:
+        """The same lesson on another device."""
+        row, position = self.where
+        values = None if self.values is None else self.values.to(device)
+        where = (row.to(device), position.to(device))
+        return Lesson(self.hidden.to(device), where, self.ids.to(device), self.log_p.to(device), values)
 
 
 class CandidateScorer(nn.Module):
@@ -100,12 +108,11 @@ class CandidateScorer(nn.Module):
         scalars = torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2)  # [N, K, 3]
         among, place = lesson.ids.unique(return_inverse=True)  # positions share most of their candidates
         tokens = self.candidate(embedding.detach()[among].to(dtype))  # [U, H]
-        rows = len(states)
-        if not torch.is_grad_enabled():
-            held = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
-            rows = max(1, held // (place.shape[1] * tokens.shape[1]))
+        held = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+        rows = max(1, held // (place.shape[1] * tokens.shape[1]))
         scored = [
-            self._scores(*part, tokens)
+            # Made again for the gradient: [N, K, H] is never held.
+            checkpoint(self._scores, *part, tokens, use_reentrant=False, preserve_rng_state=False)
             for part in zip(states.split(rows), scalars.split(rows), place.split(rows), strict=True)
         ]
         gate = torch.sigmoid(self.gate(states).squeeze(1)) if self.gate is not None else states.new_ones(len(states))
@@ -223,16 +230,23 @@ class Field(Scored):
         self, network: CandidateScorer, embedding: Tensor, rule: TokenRule, learning: Learning, *, replay: int = 1
     ) -> None:
         super().__init__(network, embedding, rule, learning)
-        self.lessons: deque[Lesson] = deque(maxlen=replay)
+        self.remembered: deque[Lesson] = deque(maxlen=replay - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the network, and the batches that are remembered."""
-        return {**super().state_dict(), "lessons": [vars(lesson) for lesson in self.lessons]}
+        """That of the network, and what each process remembers of its part of the batches, by rank.
+
+        Where something is remembered, all processes ask for it together.
+        """
+        mine = [vars(lesson.to("cpu")) for lesson in self.remembered]
+        return {**super().state_dict(), "remembered": distributed.gathered(mine) if mine else []}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`; of another number of processes, nothing is remembered."""
         super().load_state_dict(state)
-        self.lessons = deque((Lesson(**held) for held in state["lessons"]), maxlen=self.lessons.maxlen)
+        held = state.get("remembered", [])
+        mine = held[distributed.rank()] if len(held) == distributed.world() else []
+        lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in mine)
+        self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
 
     def propose(self, context: Context) -> SoftTargets:
         """The rule on the predicted values."""
@@ -246,12 +260,13 @@ class Field(Scored):
         predicted = self.score(among)[0].detach()  # what the network says of a batch that it has not seen
         metrics = self.gain(among, self._shape(among, predicted), values)
         metrics["correlation"] = correlation(predicted, values)
-        self.lessons.append(Lesson.of(context, among.ids, among.log_p, standardised(values)))
+        lessons = [Lesson.of(context, among.ids, among.log_p, standardised(values)), *reversed(self.remembered)]
         for update in range(self.learning.updates):
-            lesson = self.lessons[-1 - update % len(self.lessons)]
+            lesson = lessons[update % len(lessons)]
             assert lesson.values is not None
             predicted, _ = self.network(lesson, self.embedding)
             self.descend(distributed.mean(nn.functional.smooth_l1_loss(predicted, lesson.values, reduction="none")))
+        self.remembered.append(lessons[0])
         return metrics
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:

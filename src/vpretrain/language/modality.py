@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from vpretrain import distributed
+from vpretrain import distributed, sharding
 from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError, renamed, user_error
 from vpretrain.language import lora, posttraining
@@ -287,8 +287,12 @@ def _save(
 
 
 def _too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
-    data = recipe.data
-    return memory_shortage(model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens)
+    data, section, shared = recipe.data, recipe.learner, []
+    if section.shard:
+        anatomy, patterns = Anatomy.of(model), section.aligned_patterns
+        aligned = aligned_parameters(model, anatomy, blocks=section.aligned_blocks, patterns=patterns)
+        shared = sharding.below(model, aligned)[1]
+    return memory_shortage(model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared)
 
 
 def _unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
