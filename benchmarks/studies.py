@@ -372,7 +372,7 @@ add(
 )  # fmt: skip
 CAMVID = "recipes/vision/camvid.yaml"
 add(
-    "vision-camvid-dev", "how long, how fast on real streets", CAMVID, (Start("camvid", CAMVID, None, (100,)),),
+    "vision-camvid-dev", "how long, how fast on real streets", CAMVID, (Start("camvid", CAMVID, None, (100,), ("learner.prepare.steps=1500",)),),
     arms("plain", "ascent", "direct")
     | {
         "plain, 1e-3, 200 steps": "arm=plain learner.learning_rate=1e-3 budget.steps=200",
@@ -380,10 +380,9 @@ add(
     },
     "evaluate.split=dev",
 )  # fmt: skip
-YOUNG = "learner.prepare.steps=300"
 add(
     "vision-camvid-young", "the same from a learner that was made in a fifth of the steps", CAMVID,
-    (Start("camvid, 300 steps", CAMVID, None, (100,), (YOUNG,)),),
+    (Start("camvid, 300 steps", CAMVID, None, (100,)),),
     arms("plain", "ascent", "view_weights", "closed_form", "random_masks", "direct")
     | {
         "plain, 300 steps": "arm=plain budget.steps=300",
@@ -395,5 +394,6 @@ add(
 )  # fmt: skip
 add(
     "vision-camvid", "real streets: CamVid's own pictures are the stream, 64 labelled ones steer", CAMVID,
-    (Start("camvid", CAMVID, None, (0, 1, 2, 3, 4)),), arms("plain", "ascent", "fixed_random_direction"),
+    (Start("camvid", CAMVID, None, (0, 1, 2, 3, 4)),),
+    arms("plain", "ascent", "random_masks", "constant_mask", "fixed_random_direction", "closed_form", "direct"),
 )  # fmt: skip

@@ -24,7 +24,8 @@ def count(step: SteeredStep, parts: Parts, accumulate: int = 1) -> Cost:
     is the number of predicted tokens alone.
 
     Args:
-        step, parts: of the run.
+        step: of the run.
+        parts: of the run.
         accumulate: batches a step.
     """
     counted: dict[bool, list[int]] = {False: [], True: []}

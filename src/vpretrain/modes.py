@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+
+
+def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Products in ``dtype`` inside the block (autocast); None: in the dtype of the weights."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @contextmanager

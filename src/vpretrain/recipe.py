@@ -149,9 +149,12 @@ class LearnerBase(Section):
     """Numerics and optimizer of the learner (AdamW); a modality's section adds what the model is."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32, since a step of 1e-5 on a weight is lost in
+    the rounding of bfloat16, and so is what is valued."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1
-    """Batches of the stream that make one learner step; the step is that of one batch as large as all of them."""
+    """Batches of the stream that make one learner step; the step is that of one batch as large as all of them (but for DINO's
+    centring, see there)."""
     shard: bool = False
     """Whether the processes of ``torchrun`` share out the blocks below S (FSDP2), each with a part of their weights, gradients
     and moments: for models that do not fit one accelerator. Learners with a moving average of their model are held whole."""

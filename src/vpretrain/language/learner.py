@@ -22,7 +22,7 @@ from vpretrain.language.predictions import Predictions, WholeLogits, chunked_hea
 from vpretrain.language.stream import TokenBatch
 from vpretrain.language.suffix import Anatomy, Suffix, Trace
 from vpretrain.language.targets import SoftTargets, one_hot, soft_target_loss
-from vpretrain.modes import evaluating
+from vpretrain.modes import computing, evaluating
 from vpretrain.resources import out_of_memory
 
 
@@ -148,7 +148,7 @@ class CausalLearner:
 
     def computing(self) -> AbstractContextManager[Any]:
         """The learner's precision, for whatever runs the model inside the block."""
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        return computing(self.device, self.autocast)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Final hidden states ``[B, T, D]`` of a batch on the model's device, with the graph to the learner."""

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from vpretrain import vectors
 from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.modes import evaluating, frozen
+from vpretrain.modes import computing, evaluating, frozen
 from vpretrain.recipe_problems import nearest, shown
 from vpretrain.resources import out_of_memory, too_deep
 
@@ -48,6 +48,8 @@ class Backbone:
 
     Args:
         model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``ViTModel``.
+        autocast: the dtype of products where the model runs as a whole, if it is not the weights' own; a suffix with S runs in
+            the dtype of S, where a small perturbation shows.
 
     Attributes:
         width: D.
@@ -61,8 +63,8 @@ class Backbone:
         UserError: the layout is not understood.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
+        self.model, self.autocast = model, autocast
         depth, patch = (getattr(model.config, key, None) for key in ("num_hidden_layers", "patch_size"))
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and depth and len(m) == depth]
         norms = [module for name, module in model.named_children() if name in NORMS]
@@ -107,7 +109,8 @@ class Backbone:
     def tokens(self, images: Tensor) -> Tensor:
         """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as :meth:`grid`."""
         self.grid(images)
-        return self.model(images, **self.options).last_hidden_state
+        with computing(self.device, self.autocast):
+            return self.model(images, **self.options).last_hidden_state
 
     def features(self, images: Tensor, blocks: int = 1) -> Features:
         """Features of normalised ``[B, 3, H, W]`` images, cast to the model's dtype.

@@ -99,11 +99,12 @@ class Teacher:
 
     Args:
         student: copied as it is, on the device where it will stay.
+        autocast: as :class:`~vpretrain.vision.backbone.Backbone`.
     """
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, autocast: torch.dtype | None = None) -> None:
         self.model = copy.deepcopy(student).requires_grad_(False).eval()
-        self.backbone = Backbone(self.model.backbone)
+        self.backbone = Backbone(self.model.backbone, autocast=autocast)
         self.average = {name: vectors.wide(p.data) for name, p in self.model.named_parameters()}
 
     @torch.no_grad()
@@ -200,7 +201,7 @@ class DinoLearner:
         self.model, self.backbone, self.aligned, self.crops = Student(backbone.model, head), backbone, aligned, crops
         self.settings = settings
         self.suffix = Suffix(backbone, aligned)
-        self.teacher = Teacher(self.model)
+        self.teacher = Teacher(self.model, backbone.autocast)
         self.center = torch.zeros_like(vectors.wide(head.prototypes.detach()[:, 0]))
         self._batch_center: Tensor | None = None
 

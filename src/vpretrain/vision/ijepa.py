@@ -19,7 +19,7 @@ from torch.func import functional_call
 from vpretrain import vectors
 from vpretrain.contracts import Objective
 from vpretrain.errors import user_error
-from vpretrain.modes import evaluating
+from vpretrain.modes import computing, evaluating
 from vpretrain.vision.blocks import BlockMasks, BlockSettings, sample_blocks
 from vpretrain.vision.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from vpretrain.vision.predictor import Predictor
@@ -147,6 +147,7 @@ class IJepaLearner:
         momentum: of the target encoder, at the start and at the end of the budget; linear in between.
         error: of one prediction.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them (ImageNet's by default).
+        autocast: the dtype of products outside :meth:`objective`, if it is not the weights' own.
 
     Raises:
         UserError: the encoder's parts cannot be told or do not add up, or it has fewer blocks.
@@ -155,10 +156,10 @@ class IJepaLearner:
     def __init__(
         self, encoder: Any, predictor: Predictor, *, aligned_blocks: int, blocks: BlockSettings,
         momentum: tuple[float, float] = (0.996, 1.0), error: ErrorName = "smooth_l1",
-        mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, autocast: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.model = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
-        self.parts = EncoderParts.of(encoder)
+        self.parts = EncoderParts.of(encoder, autocast)
         if not 1 <= aligned_blocks <= len(self.parts.layers):
             raise user_error(
                 "learner.aligned_blocks", "the encoder does not have so many blocks",
@@ -169,11 +170,11 @@ class IJepaLearner:
         self.aligned = {name: p for name, p in self.model.named_parameters() if p.requires_grad and id(p) in above}
         self.names = {id(parameter): name for name, parameter in self.aligned.items()}
         self.predictor, self.blocks, self.momentum, self.error = predictor, blocks, momentum, error
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.autocast = mean, std, autocast
         # In float32 or wider whatever the encoder's dtype: in bfloat16 a step of 0.4% would be rounded away for ever.
         self.target_encoder = copy.deepcopy(encoder).to(torch.promote_types(encoder.dtype, torch.float32))
         self.target_encoder.requires_grad_(False).eval()
-        self.target_parts = EncoderParts.of(self.target_encoder)
+        self.target_parts = EncoderParts.of(self.target_encoder, autocast)
         self._check_layout()
 
     @property
@@ -210,7 +211,8 @@ class IJepaLearner:
     def loss(self, context: IJepaContext, task: IJepaTask) -> Tensor:
         """:func:`prediction_loss` of the batch, with its graph to encoder and predictor; local to this process."""
         states = self.parts.encode(_seen(context.tokens, context.contents, context.blocks, task.context_mask))
-        predictions = self.predictor(states, context.blocks.context, context.blocks.targets, context.grid[1])
+        with computing(self.encoder.device, self.autocast):
+            predictions = self.predictor(states, context.blocks.context, context.blocks.targets, context.grid[1])
         return prediction_loss(predictions, context.answers, task.weights, self.error)
 
     def objective(self, context: IJepaContext, task: IJepaTask) -> Objective:
@@ -306,6 +308,7 @@ class EncoderParts:
         norm: what runs after the last block.
         patch_size: in pixels, ``(height, width)``.
         image_size: in pixels, ``(height, width)``, for which it was made.
+        autocast: as :class:`IJepaLearner`.
     """
 
     embeddings: Any
@@ -313,9 +316,10 @@ class EncoderParts:
     norm: nn.LayerNorm
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
+    autocast: torch.dtype | None = None
 
     @classmethod
-    def of(cls, encoder: Any) -> EncoderParts:
+    def of(cls, encoder: Any, autocast: torch.dtype | None = None) -> EncoderParts:
         """Finds the parts; an encoder whose parts cannot be told is a :class:`~vpretrain.errors.UserError`."""
         stages = [encoder, *(m for name, m in encoder.named_children() if name == "encoder")]
         lists = [m for stage in stages for m in stage.children() if isinstance(m, nn.ModuleList) and len(m)]
@@ -327,7 +331,8 @@ class EncoderParts:
                 f"{type(encoder).__name__} cannot be run on a part of the patches: its parts were not found",
                 accepted=ACCEPTED,
             )
-        return cls(embeddings, lists[0], norm, _pair(encoder.config.patch_size), _pair(encoder.config.image_size))
+        sizes = _pair(encoder.config.patch_size), _pair(encoder.config.image_size)
+        return cls(embeddings, lists[0], norm, *sizes, autocast)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         """Rows and columns of patches.
@@ -359,9 +364,10 @@ class EncoderParts:
 
     def encode(self, tokens: Tensor) -> Tensor:
         """All blocks and the final norm, over any subset of the tokens."""
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return self.norm(tokens)
+        with computing(tokens.device, self.autocast):
+            for layer in self.layers:
+                tokens = layer(tokens)
+            return self.norm(tokens)
 
 
 def _seen(tokens: Tensor, contents: Tensor, blocks: BlockMasks, mask: Tensor) -> Tensor:

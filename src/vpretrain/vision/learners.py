@@ -49,7 +49,7 @@ def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bo
         UserError: the model cannot be loaded, or is not laid out as the kind of learner asks for.
     """
     section = recipe.learner
-    dtype = getattr(torch, section.dtype)
+    dtype = torch.float32 if section.dtype == "bfloat16" else getattr(torch, section.dtype)  # see LearnerBase.dtype
     if location is None:
         assert section.config is not None
         with own_randomness(recipe.seed):
@@ -67,6 +67,7 @@ def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bo
 def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
     """The learner around a backbone; head or predictor are drawn from ``seed``."""
     wide = torch.promote_types(model.dtype, torch.float32)
+    autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
     if section.kind == "ijepa":
         assert isinstance(section.aligned_blocks, int)
         shape = section.predictor.model_dump()
@@ -74,8 +75,9 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
         return IJepaLearner(
             model, predictor, aligned_blocks=section.aligned_blocks, blocks=section.blocks.settings(),
             momentum=(section.teacher_momentum, 1.0), error=section.error, mean=section.crops.mean, std=section.crops.std,
+            autocast=autocast,
         )  # fmt: skip
-    backbone = Backbone(model)
+    backbone = Backbone(model, autocast=autocast)
     with own_randomness(seed):
         head = DinoHead(backbone.width, **section.head.model_dump()).to(model.device, wide)
     chosen = aligned_parameters(backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
@@ -86,12 +88,15 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
         section.student_temperature, section.teacher_temperature, section.center_momentum, section.teacher_momentum,
         section.teacher_views, section.local_views_in_value, section.centering,
     )  # fmt: skip
-    return DinoLearner(backbone, head, aligned, section.crops.settings(), settings)
+    crops = section.crops.settings()
+    return DinoLearner(backbone, head, aligned, lambda batch: crops(batch.to(backbone.device)), settings)
 
 
 def encoder_of(learner: Learner, blocks: int) -> Encoder:
     """What heads and probes read: the outputs of the learner's last blocks; holds no copy of it."""
-    backbone = learner.backbone if isinstance(learner, DinoLearner) else Backbone(learner.encoder)
+    backbone = (
+        learner.backbone if isinstance(learner, DinoLearner) else Backbone(learner.encoder, autocast=learner.autocast)
+    )
     return LastBlocks(backbone, blocks)
 
 

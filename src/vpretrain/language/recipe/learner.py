@@ -52,11 +52,7 @@ class Lora(Section):
 
 
 class LearnerSection(LearnerBase):
-    """The model that is continued.
-
-    Under ``dtype: bfloat16`` the arithmetic is in bfloat16 (autocast) and what trains is kept in float32, since a step of
-    1e-5 on a weight is lost in the rounding of bfloat16; frozen weights (below LoRA) are kept in bfloat16.
-    """
+    """The model that is continued. Under ``dtype: bfloat16`` frozen weights (below LoRA) are kept in bfloat16 too."""
 
     model: str | None = None
     """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what ``prepare`` says."""

@@ -152,7 +152,8 @@ class LearnerSection(LearnerBase):
     """Share of the old centre that stays at each step."""
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every batch's targets balanced
-    over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3)."""
+    over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3). With ``accumulate`` the mean follows the last batch of a step, and each
+    batch is balanced on its own."""
     teacher_momentum: Share = 0.996
     """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises to 1."""
     teacher_views: Literal["learned", "plain"] = "learned"
