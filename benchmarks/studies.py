@@ -372,7 +372,8 @@ add(
 )  # fmt: skip
 CAMVID = "recipes/vision/camvid.yaml"
 add(
-    "vision-camvid-dev", "how long, how fast on real streets", CAMVID, (Start("camvid", CAMVID, None, (100,), ("learner.prepare.steps=1500",)),),
+    "vision-camvid-dev", "how long, how fast on real streets", CAMVID,
+    (Start("camvid", CAMVID, None, (100,), ("learner.prepare.steps=1500",)),),
     arms("plain", "ascent", "direct")
     | {
         "plain, 1e-3, 200 steps": "arm=plain learner.learning_rate=1e-3 budget.steps=200",

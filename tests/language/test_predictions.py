@@ -124,11 +124,32 @@ def test_values_under_bfloat16_arithmetic(family, monkeypatch):
     assert passed >= 0.999 and 1 - passed <= 2 * (1 - whole) + 1e-4
 
 
-def test_losses_of_tokens_and_logits(kind):
+def test_values_under_dropout(monkeypatch):
+    """They are those of the learner without dropout, which is another function than the one that was passed over."""
+
+    def run(kind):
+        torch.manual_seed(0)
+        learner = tiny_learner("llama", torch.float64)
+        for block in learner.model.train().model.layers:
+            block.self_attn.attention_dropout = 0.5
+        appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+        appraiser.hear([downstream(learner)], None, 0.0)
+        context = learner.observe(tiny_batch())
+        ids = torch.arange(4).expand(len(context.labels), -1) + 1 + context.labels[:, None]
+        ids = torch.cat([context.labels[:, None], ids % learner.model.config.vocab_size], dim=1)
+        assert learner.suffix.drops_out and not learner.suffix.reaches_head
+        return [appraiser(context, one_hot(context.labels, 5, ids, torch.float64)).gradient[0]]
+
+    (whole,), (passed,) = both(monkeypatch, run)
+    assert float((passed - whole).norm() / whole.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_losses_of_tokens_and_logits(kind, temperature):
     learner, batch = tiny_learner("llama", torch.float64), tiny_batch()
-    losses, row = learner.token_losses(batch)
+    losses, row = learner.token_losses(batch, temperature)
     context = learner.observe(batch)
-    expected = torch.nn.functional.cross_entropy(context.logits, context.labels, reduction="none")
+    expected = torch.nn.functional.cross_entropy(context.logits / temperature, context.labels, reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
     upstream = 1.0 + row  # rows that count differently
     leaves = list(learner.model.parameters())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from vpretrain import vectors
 from vpretrain.contracts import Objective
@@ -97,38 +98,48 @@ class CausalLearner:
         return context.predictions.loss(task)
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of S alone, dropout off.
+        """The loss as a function of S alone, dropout off; where the head is passed over in chunks, so is it here.
 
-        Where S does not reach the head and the learner's own pass went over it, the head is taken to first order about
-        that pass (:meth:`HeadPass.tangent_loss`): all directional derivatives at the learner's S are the same, and no
-        perturbed suffix is projected to the vocabulary.
+        Where S does not reach the head it is taken to first order about the learner's S (:meth:`HeadPass.tangent_loss`): all
+        directional derivatives there are the same, and no perturbed suffix is projected to the vocabulary.
         """
-        passed = self._tangent(context)
+        passed = context.predictions if isinstance(context.predictions, HeadPass) else None
+        tangent = None if passed is None or self.suffix.reaches_head else self._valued(context, passed)
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             shaped = task.with_controls(inputs)
             with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
-                if passed is not None:
-                    return passed.tangent_loss(states, shaped)
+                if tangent is not None:
+                    return tangent.tangent_loss(states, shaped)
+                if passed is not None and not _tracked(parameters):
+                    return HeadPass(states, self.suffix.head(passed.head, parameters), context.labels).loss(shaped)
                 return soft_target_loss(self.suffix.project(states, parameters), shaped)
 
         return Objective(task.controls(), loss)
 
-    def _tangent(self, context: Context) -> HeadPass | None:
-        """The pass whose tangent stands for the head; None where the head has to be run.
+    def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
+        """The pass over the head of what is valued: the learner's own, or another one.
 
-        Runs it where S reaches the head, where a part of the batch is valued on its own, and where dropout above S made
-        the pass another function than the one that is valued.
+        Another one where a part of the batch is valued on its own, or where dropout above S made the learner's pass another
+        function.
         """
-        passed = context.predictions
-        if not isinstance(passed, HeadPass) or passed.labels is not context.labels:
-            return None
-        return None if self.suffix.reaches_head or self.suffix.drops_out else passed
+        if passed.labels is context.labels and not self.suffix.drops_out:
+            return passed
+        point = {name: vectors.wide(parameter.detach()) for name, parameter in self.aligned.items()}
+        with evaluating(self.model):
+            states = self.suffix.hidden(context.trace, point)[context.where]
+        with torch.enable_grad():
+            return HeadPass(states.detach().requires_grad_(), self.suffix.head(passed.head, point), context.labels)
 
-    def token_losses(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive."""
-        _, predictions = self._predictions(batch.to(self.device))
+    def token_losses(self, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to, ``[N]``; the graph is alive.
+
+        Args:
+            batch: of any kind.
+            temperature: > 0; the logits are divided by it.
+        """
+        _, predictions = self._predictions(batch.to(self.device), temperature)
         row, _ = batch.predicted.nonzero(as_tuple=True)
         labels = predictions.labels
         if isinstance(predictions, WholeLogits):
@@ -155,11 +166,11 @@ class CausalLearner:
         out = self.anatomy.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return out.last_hidden_state
 
-    def _predictions(self, batch: TokenBatch) -> tuple[Tensor, Predictions]:
+    def _predictions(self, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Predictions]:
         """Final hidden states ``[B, T, D]``, and what the head makes of them at the predicted tokens."""
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
-        head, table = chunked_head(self.anatomy, len(labels)), self.model.get_input_embeddings()
+        head, table = chunked_head(self.anatomy, len(labels), temperature), self.model.get_input_embeddings()
         shared = TiedGradient() if head is not None and tied(table, head.weight) else None
         with self.computing():
             with nullcontext() if shared is None else tied_lookup(table, shared):
@@ -167,7 +178,8 @@ class CausalLearner:
             states = hidden[row, at - 1]
             if head is not None:
                 return hidden, HeadPass(states, head, labels, tied=shared)
-            return hidden, WholeLogits(self.anatomy.finished(self.anatomy.head(states)), labels)
+            logits = self.anatomy.finished(self.anatomy.head(states))
+            return hidden, WholeLogits(logits if temperature == 1 else logits / temperature, labels)
 
     @torch.no_grad()
     def _check_layout(self) -> None:
@@ -214,6 +226,11 @@ class CausalLearner:
                 "does more than blocks, final norm, head, scale and soft cap, so its parts do not give the logits of the "
                 "whole", decoders,
             )  # fmt: skip
+
+
+def _tracked(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether derivatives of more than first order, or in forward mode, are taken with respect to them."""
+    return any(p.requires_grad or forward_ad.unpack_dual(p).tangent is not None for p in parameters.values())
 
 
 def _close(whole: Tensor, found: Tensor) -> bool:

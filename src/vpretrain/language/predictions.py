@@ -93,15 +93,17 @@ class WholeLogits:
         return self.scores
 
 
-def chunked_head(anatomy: Anatomy, count: int) -> Head | None:
+def chunked_head(anatomy: Anatomy, count: int, temperature: float = 1.0) -> Head | None:
     """The head where it is passed over in chunks; None where logits as a whole are as cheap, or it is not plain linear.
 
     Args:
         anatomy: of the learner.
         count: N.
+        temperature: > 0, what logits are divided by.
     """
     module = anatomy.head
-    if type(module) is not nn.Linear or (anatomy.scale != 1 and module.bias is not None):
+    linear = type(module) is nn.Linear and (anatomy.scale == temperature == 1 or module.bias is None)
+    if not linear or (anatomy.cap is not None and temperature != 1):
         return None
-    head = Head.of(module, scale=anatomy.scale, cap=anatomy.cap)
+    head = Head.of(module, scale=anatomy.scale / temperature, cap=anatomy.cap)
     return head if count * len(head.weight) > WHOLE_LOGITS else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.language.head import Head
 
 
 @dataclass
@@ -210,13 +211,22 @@ class Suffix:
         """Logits of final hidden states, as a function of S."""
         return self.anatomy.finished(self._call(self.anatomy.head, parameters, states.dtype, (states,), {}))
 
+    def head(self, head: Head, parameters: Mapping[str, Tensor]) -> Head:
+        """The head under S, in the dtype of ``parameters`` and without a graph to the learner."""
+        dtype = next(iter(parameters.values())).dtype
+        bias = None if head.bias is None else self._value(head.bias, parameters, dtype)
+        return replace(head, weight=self._value(head.weight, parameters, dtype), bias=bias)
+
+    def _value(self, parameter: Tensor, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        # By identity, not by name: a tied parameter has one entry in S and several names in the modules.
+        return parameters[self.names[id(parameter)]] if id(parameter) in self.names else parameter.detach().to(dtype)
+
     def _call(
         self, module: nn.Module, parameters: Mapping[str, Tensor], dtype: torch.dtype, args: Any, kwargs: Any
     ) -> Any:
-        # By identity, not by name: a tied parameter has one entry in S and several names in the modules.
         weights = {
-            name: parameters[self.names[id(p)]] if id(p) in self.names else p.detach().to(dtype)
-            for name, p in module.named_parameters(remove_duplicate=False)
+            name: self._value(parameter, parameters, dtype)
+            for name, parameter in module.named_parameters(remove_duplicate=False)
         }
         return functional_call(module, weights, _cast(args, dtype), _cast(kwargs, dtype), tie_weights=False)
 

@@ -89,10 +89,8 @@ def log_probabilities(
     Returns:
         ``[R]``, float32 or wider, <= 0.
     """
-    context = learner.observe(padded(documents, pad_id=pad_id))
-    log_p = torch.log_softmax(vectors.wide(context.logits) / temperature, dim=1)
-    taken = log_p.gather(1, context.labels[:, None])[:, 0]
-    return taken.new_zeros(len(documents)).index_add(0, context.where[0], taken)
+    losses, row = learner.token_losses(padded(documents, pad_id=pad_id), temperature)
+    return -losses.new_zeros(len(documents)).index_add(0, row, losses)
 
 
 def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
