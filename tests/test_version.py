@@ -1,10 +1,14 @@
-"""One version, wherever it is said."""
+"""One version, wherever it is said; and what the package is before anything of it is used."""
 
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
 
+import vpretrain
 from vpretrain import __version__
 
 REPOSITORY = Path(__file__).parent.parent
@@ -31,3 +35,15 @@ def test_the_changelog_says_what_is_new():
     ]
     assert headings[0] == "## [Unreleased]"
     assert len(headings) == 1 or headings[1].startswith(f"## [{__version__}]")
+
+
+def test_public_names_come_on_first_use():
+    assert {name for name in vpretrain.__all__ if getattr(vpretrain, name) is not None} <= set(dir(vpretrain))
+    assert {name for names in vpretrain._IN.values() for name in names} == set(vpretrain.__all__)
+    with pytest.raises(AttributeError, match="Trainer"):
+        _ = vpretrain.Trainer
+
+
+def test_help_needs_no_torch():
+    code = "import sys, vpretrain.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

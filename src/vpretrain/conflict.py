@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -66,6 +65,8 @@ def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
             results.append(gradient)
             continue
         # The dual: v = g_i + sum_j factor_j g_j with the factors >= 0 that make v smallest.
+        import scipy.optimize  # half a second, for those who have several tasks
+
         factors, _ = scipy.optimize.nnls(numpy.ascontiguousarray(-columns[:, others]), columns[:, i])
         terms = [(float(factor), gradients[j]) for factor, j in zip(factors, others, strict=True) if factor > 0]
         results.append(vectors.combine((1.0, gradient), *terms))

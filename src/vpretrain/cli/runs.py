@@ -92,7 +92,10 @@ def compare(
     budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
     out: Out = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads, 1 with --match seconds.")
+        int | None,
+        typer.Option(
+            min=1, help="Runs at a time; default: cores / threads, 1 with --match seconds or on an accelerator."
+        ),
     ] = None,
     require_interval: Annotated[bool, typer.Option(help="Refuse what can give no interval (a single seed).")] = False,
     as_json: Json = False,
@@ -151,6 +154,11 @@ def _default_arms(resolved: Recipe) -> list[str]:
     return list(dict.fromkeys([baseline, resolved.arm, *rest]))
 
 
+def _at_a_time(resolved: Recipe) -> int:
+    cores = os.cpu_count() or 1
+    return max(1, cores // (resolved.threads or cores))
+
+
 def _compare(
     resolved: Recipe,
     arms: list[str],
@@ -161,6 +169,8 @@ def _compare(
     jobs: int | None,
     as_json: bool,
 ) -> None:
+    import torch
+
     from vpretrain import compare as comparison
     from vpretrain import distributed
     from vpretrain.tables import comparison_table, verdicts
@@ -180,9 +190,12 @@ def _compare(
         raise user_error("--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted)
     results_folder(out)
     resolved = comparison.with_budget(resolved, match, amount)
-    cores = os.cpu_count() or 1
-    jobs = jobs or (1 if match == "seconds" else max(1, cores // (resolved.threads or cores)))
     console = console_for_people(as_json)
+    jobs = jobs or (1 if match == "seconds" or torch.cuda.is_available() else _at_a_time(resolved))
+    console.print(
+        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, {amount:g} {match} a run, {jobs} at a time",
+        highlight=False,
+    )
     with progress_bar(console) as bar:
         task = bar.add_task("starting", total=None)
 
