@@ -362,7 +362,7 @@ add(
     arms("plain", "ascent", "random_masks", "constant_mask", "fixed_random_direction", "shuffled_feedback", "direct"),
 )  # fmt: skip
 add(
-    "vision-others", "the other surfaces, each with a random direction of its own", "demo-vision", once(SCENES),
+    "vision-others", "the other surfaces, each with a random direction of its own", "demo-vision", SCENES,
     arms("plain", "view_weights", "closed_form", "uniform_smoothing", "random_feedback")
     | {
         "view_weights, one random direction": "arm=fixed_random_direction designer.kind=view_weights",

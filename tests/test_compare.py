@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.test_recipes import shrunken
 from vpretrain import compare as comparison
-from vpretrain.errors import UserError
+from vpretrain.errors import Fault, UserError
 from vpretrain.tables import comparison_table
 
 
@@ -100,6 +100,20 @@ def test_a_result_that_is_not_whole_is_named(tmp_path):
         compared(tmp_path)
     whole.unlink()
     assert len(compared(tmp_path)["runs"]) == 4
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
+    healthy = comparison.run
+
+    def run(recipe, parts, **options):
+        if recipe.arm == "closed_form":
+            raise Fault("loss nan")
+        return healthy(recipe, parts, **options)
+
+    monkeypatch.setattr(comparison, "run", run)
+    with pytest.raises(Fault, match="closed_form, seed 0: loss nan"):
+        compared(tmp_path, seeds=1, amount=1)
+    assert (tmp_path / "runs" / "onehot-0.json").is_file()
 
 
 def test_source_weights_and_sft(tmp_path):

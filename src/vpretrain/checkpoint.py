@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
@@ -183,11 +185,13 @@ class Keeper:
 
     def keep_best(
         self, metric: str, scores: Mapping[str, Score], best: float | None, save_model: Callable[[Path], None]
-    ) -> float:
+    ) -> float | None:
         """Keeps the learner as ``best``, a model folder with its ``scores.json``, if its score beats the best so far.
 
+        Where the disk is full or refuses, the run goes on with the best it has, and it is logged.
+
         Returns:
-            The best score, this one counted.
+            The best score, this one counted; None before the first that was kept.
 
         Raises:
             UserError: the metric is not measured.
@@ -200,11 +204,16 @@ class Keeper:
             return found
         scratch, folder = self.folder / ".best.partial", self.folder / "best"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_model(scratch)
-        write_json(scratch / "scores.json", {name: score.value for name, score in scores.items()})
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+        try:
+            scratch.mkdir(parents=True)
+            save_model(scratch)
+            write_json(scratch / "scores.json", {name: score.value for name, score in scores.items()})
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            log.warning("the best model so far, %s %.4g, was not kept: %s; the run goes on", metric, found, error)
+            return best
         return found
 
     def wait(self) -> None:
@@ -214,12 +223,23 @@ class Keeper:
             self._waiting = None
 
     def newest(self) -> tuple[int, State] | None:
-        """The newest checkpoint that is whole; damaged ones are logged and set aside as ``damaged-step-*``."""
+        """The newest checkpoint that is whole; damaged ones are logged and set aside as ``damaged-step-*``.
+
+        Raises:
+            UserError: what the first process found another one cannot read.
+        """
         found = self._newest() if distributed.rank() == 0 else None
         step = distributed.told(None if found is None else found[0])
-        if distributed.rank() and step is not None:
+        if distributed.rank() == 0 or step is None:
+            return found
+        try:
             return step, load(self.path(step))
-        return found
+        except Damaged as error:
+            message = (
+                f"process {distributed.rank()} on {socket.gethostname()} cannot read the checkpoint that the first one found "
+                f"({error}): the run folder has to be on a disk that all machines see"
+            )
+            raise user_error("--out", message, value=str(self.path(step))) from None
 
     def _newest(self) -> tuple[int, State] | None:
         self.wait()

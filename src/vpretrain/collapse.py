@@ -25,13 +25,13 @@ class Collapse:
 
     Args:
         window: meta steps, 0 to look at nothing. Before it is full nothing is said.
-        gate: the highest gate there can be, in [0, 1].
-        entropy: the highest entropy of targets there can be, in nats.
+        bounds: the highest ``gate`` there can be (1 where it is not said), and the highest ``entropy`` of targets in nats.
     """
 
-    def __init__(self, window: int, *, gate: float = 1.0, entropy: float = math.inf) -> None:
+    def __init__(self, window: int, bounds: Mapping[str, float] | None = None) -> None:
         self.seen: deque[dict[str, float]] = deque(maxlen=window)
-        self.gate, self.entropy = gate, entropy
+        bounds = bounds or {}
+        self.gate, self.entropy = bounds.get("gate", 1.0), bounds.get("entropy", math.inf)
         self.signs: list[str] = []
         self._said: set[str] = set()
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vpretrain.errors import Problem, UserError
+from vpretrain.errors import Problem, UserError, user_error
 
 T = TypeVar("T")
 
@@ -37,12 +37,19 @@ def joined() -> Iterator[None]:
     """Within this block the processes that ``torchrun`` started are one run; a process on its own is left alone.
 
     Each takes the accelerator of its number on the machine. NCCL carries what is on accelerators, gloo all else.
+
+    Raises:
+        UserError: there are fewer accelerators than processes, or nothing says where processes meet.
     """
     if not launched() or dist.is_initialized():
         yield
         return
-    world, number = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    world, number = processes(), int(os.environ["RANK"])
     if torch.cuda.is_available():
+        here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > there:
+            message = "this machine has fewer accelerators than processes; start one process for each"
+            raise user_error("torchrun --nproc-per-node", message, value=here, accepted=f"1 to {there}")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -54,9 +61,14 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def processes() -> int:
+    """How many a launcher started, also outside of :func:`joined` and :func:`alone`; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return processes() > 1
 
 
 def speaks() -> bool:
@@ -283,6 +295,9 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _store(world: int, number: int) -> dist.Store:
     """Where processes find each other. Each attempt of a restarted run has names of its own: it finds no stale addresses."""
+    if "MASTER_PORT" not in os.environ:
+        message = f"RANK and WORLD_SIZE say that this is one of {world} processes, and nothing says where they meet"
+        raise user_error("MASTER_PORT", message, accepted="processes that torchrun starts; for one alone, unset RANK")
     # The agent of torchrun serves the store; without one the first process does.
     serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     held = dist.TCPStore(

@@ -41,6 +41,11 @@ class Rule(Protocol):
         """
         ...
 
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """The highest that figures of :meth:`metrics` can be, where they have a bound of their own (see :class:`Collapse`)."""
+        return {}
+
     def metrics(self, probe: Any, task: Any, gradient: Tensor) -> dict[str, float]:
         """How a task of this rule looks; ``gradient`` is the ``dV/d control`` that all of the feedback gives.
 
@@ -68,6 +73,11 @@ class Exact:
     _heard: tuple[Any, Any, Tensor] | None = field(default=None, init=False, repr=False)
     """Of the batch that was just learned from: context, probe, and ``dV/d control``."""
     listens = True
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Those of the rule."""
+        return self.rule.bounds
 
     def plain(self, context: Any) -> Any:
         """The task without steering; lets go of what was heard."""

@@ -67,7 +67,7 @@ def share_out(learner: Learner) -> None:
         raise user_error("learner.shard", message, value=True, accepted="true, with blocks below S")
     for block in blocks:
         if len(kinds := {parameter.dtype for parameter in block.parameters()}) > 1:
-            message = "a block whose parameters are of several dtypes cannot be shared out"
+            message = "a block whose parameters are of several dtypes cannot be shared out; take learner.dtype: float32"
             raise user_error(
                 "learner.shard", message, value=", ".join(map(str, kinds)), accepted="one dtype in a block"
             )

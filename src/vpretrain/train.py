@@ -18,7 +18,7 @@ from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.checkpoint import Keeper, State, measured
 from vpretrain.collapse import Collapse
-from vpretrain.contracts import Designer, Parts, Score
+from vpretrain.contracts import Parts, Score
 from vpretrain.directional import ESTIMATORS
 from vpretrain.errors import Fault, NonFinite, Stopped
 from vpretrain.flops import Cost
@@ -87,19 +87,8 @@ def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
         preconditioner_floor=value.preconditioner_floor,
         clip_norm=section.clip_norm,
         guard=Guard(value.guard_window),
-        collapse=_collapse(recipe, parts.designer),
+        collapse=Collapse(value.guard_window, getattr(parts.designer, "bounds", None)),
         revert=value.on_collapse == "revert",
-    )
-
-
-def _collapse(recipe: Recipe, designer: Designer) -> Collapse:
-    """Bounds are those that the designer, or the rule it follows, has."""
-    rule = getattr(designer, "rule", None)
-    candidates = getattr(getattr(recipe, "designer", None), "candidates", None)
-    return Collapse(
-        recipe.value.guard_window,
-        gate=getattr(designer, "gate_max", getattr(rule, "gate_max", 1.0)),
-        entropy=math.log(candidates) if candidates else math.inf,
     )
 
 

@@ -8,9 +8,11 @@ import subprocess
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from vpretrain import checkpoint
 from vpretrain.checkpoint import Damaged, Keeper, load, save
+from vpretrain.contracts import Score
 
 
 def state():
@@ -117,6 +119,25 @@ def test_a_full_disk_costs_that_checkpoint_and_nothing_else(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
     monkeypatch.undo()
     assert keeper.newest()[0] == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_costs_the_best_model_and_nothing_else(tmp_path, caplog, error):
+    def loss(value):
+        return {"nll": Score(value, 0.0, 1, higher_is_better=False)}
+
+    def full(folder):
+        (folder / "half").touch()
+        raise error
+
+    keeper = Keeper(tmp_path)
+    assert keeper.keep_best("nll", loss(2.0), None, full) is None
+    assert not list(tmp_path.iterdir())
+    assert keeper.keep_best("nll", loss(2.0), None, lambda folder: None) == 2.0
+    with caplog.at_level(logging.WARNING):
+        assert keeper.keep_best("nll", loss(1.0), 2.0, full) == 2.0, "the next one that beats it is tried"
+    assert "No space left" in caplog.text
+    assert [path.name for path in tmp_path.rglob("*")] == ["best", "scores.json"]
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def ran(recipe, materials, keeper=None, resume=None):
     if isinstance(parts.designer, Learned):
         parts.designer.network.double()  # Adam makes a whole step of a gradient that is nothing but rounding
     result = run(recipe, parts, step0={}, keeper=keeper, resume=resume)
-    held = distributed.tensors_in([dict(parts.learner.model.state_dict()), parts.designer.state_dict()])
+    learned = {**parts.designer.state_dict(), "remembered": []}  # whose rows lie in parts
+    held = distributed.tensors_in([dict(parts.learner.model.state_dict()), learned])
     held = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in held]
     return {
         "loss": [record["loss"] for record in result.history],
@@ -87,7 +88,8 @@ def assert_one_run(recipe, materials, tolerance=1e-6):
 
 LANGUAGE = {
     "onehot": [], "token_weights": [], "document_weights": [], "source_weights": [], "closed_form": [],
-    "ascent": ["designer.updates=2"], "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
+    "ascent": ["designer.updates=2"], "field": ["designer.replay=2", "designer.updates=2"],
+    "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
 }  # fmt: skip
 
 
@@ -168,6 +170,15 @@ def test_what_was_trained_in_shards_is_saved_whole(words, tmp_path, monkeypatch)
         assert values == pytest.approx(one[name].flatten().tolist(), rel=1e-5, abs=1e-8)
 
 
+def test_a_designer_is_saved_with_what_each_process_remembers(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Language, "load", lambda self, recipe: words)
+    recipe = words_recipe("arm=field", "designer.replay=2", "budget.steps=2")
+    together(2, in_a_process, recipe, tmp_path)
+    mine, its = torch.load(tmp_path / "designer" / "state.pt", weights_only=True)["remembered"]
+    assert len(mine) == len(its) == 1
+    assert mine[0]["hidden"].shape == its[0]["hidden"].shape and not mine[0]["hidden"].equal(its[0]["hidden"])
+
+
 def in_a_process(recipe, folder):
     found = trained(recipe, folder) or {}
     return {name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in found.items()}
@@ -211,10 +222,17 @@ def test_a_run_goes_on_on_another_number_of_processes(words, tmp_path, before, a
     assert apart(rest["weights"], whole["weights"]) < 1e-4
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
-def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers(words, tmp_path, shard):
-    dropping = "learner.config.resid_pdrop=0.1"
-    recipe = words_recipe("arm=token_weights", "budget.steps=5", dropping, f"learner.shard={shard}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arm=token_weights"],
+        ["arm=token_weights", "learner.shard=true"],
+        ["arm=field", "value.meta_period=1", "designer.replay=3", "designer.updates=3"],
+    ],
+    ids=["whole", "shards", "replay"],
+)
+def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers_and_memory(words, tmp_path, overrides):
+    recipe = words_recipe("budget.steps=5", "learner.config.resid_pdrop=0.1", *overrides)
     part = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": 3})})
     whole = together(2, ran, recipe, words)
     together(2, kept, part, words, tmp_path)
@@ -289,6 +307,32 @@ def refused():
 
 def test_what_the_first_finds_wrong_is_told_to_all():
     assert together(2, refused) == ["data.stream: it is not there"] * 2
+
+
+def found_by(folder):
+    try:
+        return Keeper(folder / str(distributed.rank())).newest()[0]
+    except UserError as error:
+        return str(error)
+
+
+def test_a_run_folder_that_not_all_see_is_named(tmp_path):
+    Keeper(tmp_path / "0").save(3, {"step": 3})
+    found = together(2, found_by, tmp_path)
+    assert found[0] == 3 and "process 1 on" in found[1] and str(tmp_path / "1" / "step-0000003") in found[1]
+
+
+def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="MASTER_PORT"), distributed.joined():
+        pass
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="nproc-per-node"), distributed.joined():
+        pass
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -141,6 +141,11 @@ class Scored(Learned):
         super().__init__(network, learning)
         self.embedding, self.rule = embedding, rule
 
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Those of the rule."""
+        return self.rule.bounds
+
     def plain(self, context: Context) -> SoftTargets:
         """One-hot targets."""
         return self.rule.plain(context)

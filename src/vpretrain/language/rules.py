@@ -7,6 +7,8 @@ give one-hot targets of weight 1. Shapes: N predicted tokens of the batch, K can
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -86,6 +88,11 @@ class Anchored(TokenRule):
     clip: float = 2.0
     gate_max: float = 0.5
 
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Of gate and entropy."""
+        return {"gate": self.gate_max, "entropy": math.log(self.count)}
+
     def probe(self, context: Context) -> Candidates:
         """One-hot targets over K candidates."""
         return Candidates.among(context, self.count)
@@ -163,6 +170,11 @@ class WeightedTargets(TokenRule):
 
     targets: Anchored
     tilt: float = 0.4
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Those of the rule for targets."""
+        return self.targets.bounds
 
     def probe(self, context: Context) -> Candidates:
         """That of the rule for targets."""

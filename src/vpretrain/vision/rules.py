@@ -6,6 +6,7 @@ Shapes: G global views, B images, P prototypes, N = G B rows, K candidates; M ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,11 @@ class AnchoredTargets(DinoRule):
     temperature: float = 1.0
     clip: float = 2.0
     gate_max: float = 0.5
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Of the gate."""
+        return {"gate": self.gate_max}
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
         """``[N, K]``, each row about its mean: a row's level is the worth of its view, not of a target."""
