@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from vpretrain import __version__, cli
 from vpretrain.beginning import ROWS_A_STEP, fit
@@ -137,6 +139,58 @@ def test_less_memory_gives_smaller_batches_and_then_checkpointing():
     assert fits[0].batch_size == ROWS_A_STEP and not fits[0].checkpointing and fits[-1].checkpointing
     assert all(found.batch_size * found.accumulate == ROWS_A_STEP for found in fits)
     assert fit(model, 512, None).batch_size == ROWS_A_STEP
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A tiny ViT, and noise in folders: unlabelled, labelled, and labelled apart with a class more."""
+    monkeypatch.chdir(tmp_path)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model("dinov3_vit", **shape, image_size=32, patch_size=8)
+    AutoModel.from_config(config).save_pretrained("vit")
+    draw = numpy.random.default_rng(0)
+    for folder, count, classes in (("unlabelled", 6, 0), ("my pictures", 12, 3), ("apart", 4, 4)):
+        for number in range(count):
+            images = Path(folder, "images") if classes else Path(folder)
+            images.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (40, 48, 3), dtype=numpy.uint8)).save(images / f"{number:02}.jpg")
+            if classes:
+                labels = draw.integers(0, classes, (40, 48), dtype=numpy.uint8)
+                labels[0, 0] = 255
+                Path(folder, "labels").mkdir(exist_ok=True)
+                Image.fromarray(labels).save(Path(folder, "labels", f"{number:02}.png"))
+    return ("init", "--model", "vit", "--stream", "unlabelled", "--feedback", "my pictures")
+
+
+def test_a_folder_of_pictures_makes_a_vision_recipe_that_passes_check(pictures, call):
+    code, said = call(*pictures, "--json")
+    assert (code, json.loads(said.out)) == (0, {"recipe": "steer.yaml", "problems": []})
+    data = load("steer.yaml", schemas=SCHEMAS).data
+    steers, measured = data.feedback.sets[0], data.evaluation["test"][0]
+    assert steers.pictures.classes == measured.classes == 3
+    assert steers.pictures.count == steers.train + steers.meta == measured.skip == 9
+
+
+def test_pictures_that_are_measured_on_can_be_named(pictures, call):
+    code, _ = call(*pictures, "--evaluation", "apart", "--out", "other.yaml")
+    data = load("other.yaml", schemas=SCHEMAS).data
+    assert code == 0 and data.evaluation["test"][0].images == Path("apart/images")
+    assert data.feedback.sets[0].pictures.classes == 4 and data.feedback.sets[0].pictures.count is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--feedback", "unlabelled"], ["--feedback", "labels/NAME.png"]),
+        (["--feedback", "apart"], ["--feedback", "4 pictures", "11 or more"]),
+        (["--model", "nowhere"], ["--model", "nowhere"]),
+        (["--stream-columns", "text"], ["--stream", "no columns"]),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_said_and_nothing_is_written(given, said, pictures, call):
+    code, outputs = call(*pictures, *given)
+    assert code == 2 and all(word in outputs.err for word in said), outputs.err
+    assert not Path("steer.yaml").exists()
 
 
 def test_version_and_completion(call):

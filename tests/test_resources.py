@@ -179,7 +179,9 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(tmp_path, machin
 
 def test_check_counts_a_part_of_what_is_shared_out(machine):
     machine(250_000, 10**12)  # 296,832 bytes are too many; 74,496 of them are those of the block below S
-    found = {shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}")) for shard in (False, True)}
+    found = {
+        shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}")) for shard in (False, True)
+    }
     assert {shard: [problem.where for problem in problems] for shard, problems in found.items()} == {
         False: ["memory"],
         True: [],

@@ -91,7 +91,7 @@ class Appraiser:
         with torch.enable_grad():
             leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
             pre = vectors.named(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())))
-            distributed.add_up_tensors(list(pre.values()))
+            distributed.all_reduce(list(pre.values()))
         estimates = []
         for down in downstream:
             value, direction = self.alignment(down, pre, self.step_size)

@@ -71,7 +71,7 @@ class Learned:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        distributed.add_up(self.network.parameters())
+        distributed.all_reduce_gradients(self.network.parameters())
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), 1.0))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)

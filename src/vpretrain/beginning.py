@@ -1,10 +1,14 @@
-"""``init``: a first recipe of one's own, from a model and three places that rows come from."""
+"""``init``: a first recipe of one's own, from a model and three places that rows come from.
+
+That of pictures is in :mod:`vpretrain.vision.beginning`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +103,14 @@ class Place:
                 value=", ".join(there), accepted=f"{wanted}, as in {self.flag}-columns question,answer",
             )  # fmt: skip
         return found[0]
+
+
+def holds_pictures(place: str) -> bool:
+    """Whether it is a folder of images, and of nothing that rows of text are read from."""
+    folder = Path(place).expanduser()
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    kinds = {(guess_type(name)[0] or "").partition("/")[0] for name in names}
+    return "image" in kinds and not any(Path(name).suffix in _KINDS for name in names)
 
 
 def columns_of(path: Path) -> list[str]:

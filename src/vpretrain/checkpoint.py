@@ -61,7 +61,7 @@ def save(state: State, folder: Path) -> None:
     rest = _encoded(state, "", tensors)
     scratch = folder.with_name(f".{folder.name}.partial")
     together = sharded(tensors)
-    first = distributed.by_first if together else _called
+    first = distributed.on_first_rank if together else _called
 
     def begin() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -229,7 +229,7 @@ class Keeper:
             UserError: what the first process found another one cannot read.
         """
         found = self._newest() if distributed.rank() == 0 else None
-        step = distributed.told(None if found is None else found[0])
+        step = distributed.broadcast_object(None if found is None else found[0])
         if distributed.rank() == 0 or step is None:
             return found
         try:

@@ -2,8 +2,8 @@
 
 Every process holds the whole learner and designer and lays out its own part of every batch; what is a sum or a mean over the
 batch is one over all processes. The rule by which that composes: **a figure is global, its gradient is this process's part**,
-and gradients are added up once, before an optimizer moves (:func:`add_up`). So a loss may be any function of sums and means
-over the batch, and N processes take the step that one would take with all of the batch.
+and gradients are added up once, before an optimizer moves (:func:`all_reduce_gradients`). So a loss may be any function of
+sums and means over the batch, and N processes take the step that one would take with all of the batch.
 
 There is no wrapper around the model: the learner's forward passes enter it at several places and run several times between
 two steps, and the sum of gradients after the last of them is the same and is sent once a step, however many batches it is of.
@@ -33,7 +33,7 @@ PATIENCE = timedelta(hours=1)
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within this block the processes that ``torchrun`` started are one run; a process on its own is left alone.
 
     Each takes the accelerator of its number on the machine. NCCL carries what is on accelerators, gloo all else.
@@ -62,7 +62,7 @@ def joined() -> Iterator[None]:
 
 
 def processes() -> int:
-    """How many a launcher started, also outside of :func:`joined` and :func:`alone`; 1 without one."""
+    """How many a launcher started, also outside of :func:`process_group` and :func:`alone`; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -71,8 +71,8 @@ def launched() -> bool:
     return processes() > 1
 
 
-def speaks() -> bool:
-    """Whether this process is the one that prints and writes, also outside of :func:`joined`."""
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and writes, also outside of :func:`process_group`."""
     return not launched() or os.environ["RANK"] == "0"
 
 
@@ -121,12 +121,12 @@ def in_turn(make: Callable[[], T]) -> T:
                     found.append(make())
             except UserError as error:
                 problems = error.problems
-        if wrong := next(filter(None, gathered(problems)), None):
+        if wrong := next(filter(None, all_gather_object(problems)), None):
             raise UserError(*wrong)
     return found[0]
 
 
-def by_first(make: Callable[[], None]) -> None:
+def on_first_rank(make: Callable[[], None]) -> None:
     """Calls ``make`` on the first process, :func:`alone`; what the system refuses it (OSError) is raised on all."""
     failed = None
     if rank() == 0:
@@ -135,11 +135,11 @@ def by_first(make: Callable[[], None]) -> None:
                 make()
         except OSError as error:
             failed = (error.errno, error.strerror, error.filename)
-    if failed := told(failed):
+    if failed := broadcast_object(failed):
         raise OSError(*failed)
 
 
-def told(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The first process's value, on all of them; numbers, strings, lists and dictionaries."""
     if world() == 1:
         return value
@@ -150,7 +150,7 @@ def told(value: T) -> T:
     return held[0]
 
 
-def any_of(*flags: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is True on any process."""
     if world() == 1:
         return list(flags)
@@ -162,7 +162,7 @@ def summed(figure: float) -> float:
     return float(total(torch.tensor(figure, dtype=torch.float64)))
 
 
-def gathered(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Every process's value, by rank; likewise."""
     if world() == 1:
         return [value]
@@ -202,7 +202,7 @@ def mean(values: Tensor) -> Tensor:
     return (found[0] / found[1]).to(values.dtype)
 
 
-def spread(values: Tensor) -> Tensor:
+def std(values: Tensor) -> Tensor:
     """The standard deviation (of all, not of a sample) over all entries on all processes; a scalar, no gradient."""
     if world() == 1:
         return values.std(correction=0)
@@ -229,7 +229,7 @@ def averaged(figures: dict[str, float]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def add_up(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Adds the ``.grad`` of parameters up over processes, in place.
 
     A parameter that no process has a gradient for keeps None; one that some have it for counts as zero on the others. Shards
@@ -243,17 +243,17 @@ def add_up(parameters: Iterable[Tensor]) -> None:
     for p in some:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    add_up_tensors([p.grad for p in some if p.grad is not None])
+    all_reduce([p.grad for p in some if p.grad is not None])
 
 
 @torch.no_grad()
-def add_up_tensors(tensors: Sequence[Tensor]) -> None:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Adds tensors up over processes, in place."""
     _in_buckets(tensors, dist.all_reduce)
 
 
 @torch.no_grad()
-def alike(tensors: Sequence[Tensor]) -> None:
+def broadcast(tensors: Sequence[Tensor]) -> None:
     """Gives tensors the first process's content, in place."""
     _in_buckets(tensors, lambda bucket: dist.broadcast(bucket, src=0))
 

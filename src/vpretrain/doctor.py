@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vpretrain.appraisal import Appraiser
-from vpretrain.contracts import Gradient
+from vpretrain.contracts import Estimate, Gradient, Modality, Parts, Task, detached
 from vpretrain.directional import ESTIMATORS, EstimatorUnsupported
+from vpretrain.errors import user_error
 from vpretrain.modalities import MODALITIES
 from vpretrain.recipe import Recipe
 from vpretrain.value import Alignment
@@ -21,25 +22,28 @@ REPEATS = 7
 
 
 def doctor(recipe: Recipe) -> dict[str, Any]:
-    """Tries every estimator on one batch of the recipe with the paper's designer.
+    """Tries every estimator on one batch of the recipe, under the task that its arm makes before anything was heard.
 
-    ``cosine`` and ``relative_error`` are of the designer's gradient ``dV/d phi`` against double backward in float64, at
-    the recipe's alignment. ``seconds`` is the median of interleaved repeats; ``peak_bytes`` what the estimator allocates
-    on top of what was there.
+    ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer hears, against double backward in float64,
+    at the recipe's alignment. ``seconds`` is the median of interleaved repeats; ``peak_bytes`` what the estimator allocates
+    on top of what was there. An arm that hears nothing gives way to the modality's first that does.
 
     Returns:
         ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error, seconds, peak_bytes}]}``.
+
+    Raises:
+        UserError: no arm of the modality hears feedback.
     """
     modality = MODALITIES[recipe.modality]()
     section = recipe.learner
-    recipe = recipe.model_copy(update={"arm": "ascent"})
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     materials = modality.load(recipe)
+    recipe, narrow = _listening(recipe, modality, materials)
     wide_recipe = recipe.model_copy(
         update={"learner": section.model_copy(update={"dtype": "float64", "attention": "eager"})}
     )
-    wide, narrow = modality.build(wide_recipe, materials), modality.build(recipe, materials)
+    wide = modality.build(wide_recipe, materials)
     batch = next(narrow.stream)
     down = wide.feedback.gradients(wide.learner)[:1]
     reference = _Bench(recipe, wide, "double_backward", down, batch).gradient()
@@ -74,27 +78,41 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-class _Bench:
-    """One estimator on one context: the cotangent of the task, and the designer's gradient that follows from it."""
+def _listening(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, Parts]:
+    """The recipe with an arm that hears feedback, its own if that does, and its parts."""
+    for arm in (recipe.arm, *modality.arms):
+        found = recipe.model_copy(update={"arm": arm})
+        parts = modality.build(found, materials)
+        if parts.designer.listens:
+            return found, parts
+    raise user_error("modality", "none of its arms hears feedback, so nothing is valued", value=recipe.modality)
 
-    def __init__(self, recipe: Recipe, parts: Any, estimator: str, down: list[Gradient], batch: Any) -> None:
-        self.designer = parts.designer
-        self.designer.network.double()  # so that what differs is the learner's side
+
+class _Unheard:
+    """Values every choice at nothing: what is proposed then does not depend on the estimator that is tried."""
+
+    def __call__(self, context: Any, task: Task) -> Estimate:
+        return Estimate(torch.zeros(()), tuple(torch.zeros_like(control) for control in task.controls()))
+
+    def each(self, context: Any, task: Task) -> list[Estimate]:
+        return [self(context, task)]
+
+
+class _Bench:
+    """One estimator on one context: ``dV/d controls`` of the task."""
+
+    def __init__(self, recipe: Recipe, parts: Parts, estimator: str, down: list[Gradient], batch: Any) -> None:
         self.context = parts.learner.observe(batch)
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
         self.appraiser = Appraiser(parts.learner, alignment, ESTIMATORS[estimator])
         self.appraiser.hear(down, None, recipe.learner.learning_rate)
-        self.task = self.designer.propose(self.context)
+        self.task = detached(parts.designer.construct(self.context, _Unheard()))
 
     def appraise(self) -> tuple[Tensor, ...]:
         return self.appraiser(self.context, self.task).gradient
 
     def gradient(self) -> Tensor:
-        controls = self.task.controls()
-        cotangents = tuple(g.to(c.dtype) for g, c in zip(self.appraise(), controls, strict=True))
-        parameters = list(self.designer.network.parameters())
-        pieces = torch.autograd.grad(controls, parameters, cotangents, allow_unused=True, retain_graph=True)
-        return torch.cat([piece.double().flatten() for piece in pieces if piece is not None])
+        return torch.cat([piece.double().flatten() for piece in self.appraise()])
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from vpretrain.appraisal import Appraiser
-from vpretrain.contracts import Parts, detached
+from vpretrain.contracts import Explain, Parts, detached
 from vpretrain.errors import user_error
-from vpretrain.modalities import EXPLAINERS, SCHEMAS
+from vpretrain.modalities import EXPLAINERS, MODALITIES, SCHEMAS
 from vpretrain.recipe import Recipe, load
-from vpretrain.recipe_yaml import parse
 from vpretrain.report.elements import Markup, tag
 from vpretrain.train import new_step
 from vpretrain.value import adam_preconditioner
@@ -40,7 +39,8 @@ def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[st
         out: the HTML file, replaced if it is there; None for ``explain.html`` in the run folder.
 
     Returns:
-        ``{page, regret, value: {onehot, designer, bound, ...}, sources: {name: mean value}, documents, ...}``.
+        What the modality's explainer returns, with ``page`` in it; for language ``{page, regret, value: {onehot, designer,
+        bound, ...}, sources: {name: mean value}, documents, ...}``.
 
     Raises:
         UserError: the folder is no finished run, its modality has no explanation, or ``out`` can be no file.
@@ -51,14 +51,32 @@ def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[st
         raise user_error("--out", "this is a folder; name a file in it", value=str(page), accepted="an HTML file")
     if blocked := [str(place) for place in page.parents if place.exists() and not place.is_dir()]:
         raise user_error("--out", f"{blocked[0]} is a file; name a place in a folder", value=str(page))
-    return EXPLAINERS[recipe.modality]()(recipe, folder, documents=documents, out=page)
+    return _explainer(recipe.modality)(recipe, folder, documents=documents, out=page)
+
+
+def _explainer(modality: str) -> Explain:
+    """This package's, or the method ``explain`` of a modality from outside.
+
+    Raises:
+        UserError: the modality has none.
+    """
+    if modality in EXPLAINERS:
+        return EXPLAINERS[modality]()
+    brought: Explain | None = getattr(MODALITIES[modality](), "explain", None)
+    if brought is None:
+        message = (
+            "runs of this modality cannot be explained: it would have to bring a method `explain(recipe, folder, *, documents, "
+            "out)`, which writes the page (vpretrain.contracts.Explain)"
+        )
+        raise user_error("RUN", message, value=modality, accepted="runs of " + ", ".join(EXPLAINERS))
+    return brought
 
 
 def read_run(folder: Path) -> Recipe:
     """The recipe of a finished run.
 
     Raises:
-        UserError: the folder holds none, or one of a modality without an explanation.
+        UserError: the folder holds none, or it cannot be read.
     """
     accepted = "a folder that `vpretrain train` wrote and finished"
     path = folder / "recipe.yaml"
@@ -69,17 +87,6 @@ def read_run(folder: Path) -> Recipe:
         elif not folder.exists():
             message = "there is no such folder"
         raise user_error("RUN", message, value=str(folder), accepted=accepted)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise user_error(str(path), f"this file cannot be read: {error}", accepted="a text file in UTF-8") from None
-    data, _, _ = parse(text, lambda line: f"{path}:{line}")
-    modality = data.get("modality") if isinstance(data, dict) else None
-    if modality is not None and modality not in EXPLAINERS:
-        raise user_error(
-            str(path), "runs of this modality cannot be explained yet", value=modality,
-            accepted="runs of " + ", ".join(EXPLAINERS),
-        )  # fmt: skip
     missing = [] if (folder / "designer" / "state.pt").is_file() else ["designer/state.pt"]
     if not any((folder / "model" / name).is_file() for name in ("config.json", "adapter_config.json")):
         missing.insert(0, "model/config.json")

@@ -61,7 +61,7 @@ class Progress:
             "digest": self.digest,
             "records": self.records,
             "best": self.best,
-            "random": distributed.gathered(random_state()),
+            "random": distributed.all_gather_object(random_state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

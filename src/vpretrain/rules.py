@@ -40,7 +40,7 @@ def anchored(
 
 def standardised(values: Tensor) -> Tensor:
     """Values over their standard deviation over the batch, on all processes: the scale of loss and direction drops out."""
-    return values / distributed.spread(values).clamp_min(torch.finfo(values.dtype).tiny)
+    return values / distributed.std(values).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:

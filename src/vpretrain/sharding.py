@@ -48,7 +48,7 @@ def share_out(learner: Learner) -> None:
     """Shares the blocks below S out among processes; each gathers a block where it runs. Nothing for a process on its own.
 
     Every process holds the same weights before. Gradients of what is shared out arrive added up over processes, as
-    :func:`vpretrain.distributed.add_up` leaves those of the rest.
+    :func:`vpretrain.distributed.all_reduce_gradients` leaves those of the rest.
 
     Raises:
         UserError: the learner keeps a moving average of its model, S begins below the first block, or a block has

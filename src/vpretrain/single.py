@@ -57,7 +57,7 @@ def train_one(
         UserError: data or model are not in order, the disk is too small, or the folder holds a run of another recipe.
         Fault, Stopped: see :func:`vpretrain.train.run`.
     """
-    with distributed.joined():
+    with distributed.process_group():
         return _train_one(recipe, folder, each_step, accept_changes=accept_changes, says=says)
 
 
@@ -66,7 +66,7 @@ def _train_one(
     says: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     first = distributed.rank() == 0
-    changed, finished = distributed.told((changes(folder, recipe), (folder / "result.json").is_file()))
+    changed, finished = distributed.broadcast_object((changes(folder, recipe), (folder / "result.json").is_file()))
     if changed and not accept_changes:
         raise UserError(*changed)
     if finished and not changed:

@@ -122,7 +122,7 @@ class SteeredStep:
                 part_loss.backward()
                 losses.append(part_loss.detach())
         with clock("learner"):
-            distributed.add_up(self.parameters)
+            distributed.all_reduce_gradients(self.parameters)
         if meta_due:
             metrics |= self._alignment_metrics()
         with clock("learner"):
@@ -149,7 +149,7 @@ class SteeredStep:
         """The meta step: the feedback is heard, the designer moves and the learner does not."""
         downstream = self.feedback.gradients(self.learner)  # eq. 7
         # All processes hear the same rows; that they also round alike is not for every kernel to promise.
-        distributed.alike([piece for heard in downstream for piece in heard.values()])
+        distributed.broadcast([piece for heard in downstream for piece in heard.values()])
         size = finite_norm(downstream)
         self.appraiser.hear(downstream, self._preconditioner(), learning_rate)
         learned = self.designer.learn(context, self.appraiser)  # eq. 26, 42: phi moves, theta does not

@@ -136,9 +136,9 @@ def run(
     if cost is None and recipe.budget.flops is not None:
         raise ValueError("a budget in FLOPs needs the cost of a step: vpretrain.flops.count")
     cost = cost or {}
-    # Made alike from one seed, but for what an accelerator rounds differently from run to run.
+    # All start from the first process's state: kernels may round differently between ranks.
     held = [dict(parts.learner.model.state_dict()), parts.learner.state_dict(), parts.designer.state_dict()]
-    distributed.alike(list(distributed.tensors_in(held)))
+    distributed.broadcast(list(distributed.tensors_in(held)))
     step = new_step(recipe, parts)
     progress, accumulate = Progress(parts, step), recipe.learner.accumulate
     spent = progress.spent
@@ -192,7 +192,9 @@ def run(
         step.count = 0
 
     while True:
-        spent.seconds = distributed.told(spent.seconds)  # clocks differ, and all processes end at the same step
+        spent.seconds = distributed.broadcast_object(
+            spent.seconds
+        )  # clocks differ, and all processes end at the same step
         if not parts.on_stream or spent.exhausted(recipe.budget):
             break
         share = spent.fraction(recipe.budget)
@@ -213,16 +215,16 @@ def run(
                     progress.best = keeper.keep_best(recipe.checkpoint.keep_best, scores, progress.best, parts.save)
         log(record)
         due = keeper is not None and distributed.rank() == 0 and keeper.due(spent.steps)
-        due, stop = distributed.any_of(due, asked is not None and asked.by is not None)
+        due, stop = distributed.any_rank(due, asked is not None and asked.by is not None)
         if keeper is not None and (due or stop):
             keeper.save(spent.steps, progress.state_dict())
-        if stop and not distributed.told(spent.exhausted(recipe.budget)):
+        if stop and not distributed.broadcast_object(spent.exhausted(recipe.budget)):
             if keeper is not None:
                 keeper.wait()
             by = (asked.by if asked is not None else None) or "a signal to another process"
             raise Stopped(f"{by} after step {spent.steps}; the same command goes on from there")
 
-    if keeper is not None and distributed.told(spent.steps not in keeper.steps()):
+    if keeper is not None and distributed.broadcast_object(spent.steps not in keeper.steps()):
         keeper.save(spent.steps, progress.state_dict())
     if parts.after is not None:
         with clock:

@@ -78,9 +78,10 @@ def test_two_arms_are_compared_by_the_command(site, tmp_path):
     assert len(set(nll.values())) == 3, "steering does not reach the learner"
 
 
-def test_estimators_agree_on_what_its_controls_are_worth(site):
-    """The public roles are enough for exact values: ``doctor`` holds them against double backward in float64."""
-    recipe = load(HERE / "recipe.yaml", FEW, schemas=SCHEMAS)
+@pytest.mark.parametrize("arm", ["plain", "masks"])
+def test_estimators_agree_on_what_its_controls_are_worth(arm, site):
+    """``doctor`` holds what the arm's controls are worth (``plain`` has none: those of ``words``) against float64."""
+    recipe = load(HERE / "recipe.yaml", [*FEW, f"arm={arm}"], schemas=SCHEMAS)
     found = {row["name"]: row for row in doctor(recipe)["estimators"]}
     assert all(row["supported"] for row in found.values())
     assert found["forward_mode"]["relative_error"] < 1e-4 and found["double_backward"]["relative_error"] < 1e-4
@@ -101,6 +102,23 @@ def test_a_run_from_outside_goes_on_where_it_stopped(site, tmp_path):
     resumed = train_one(recipe, tmp_path / "stopped", lambda record, share: None)
     assert resumed["final"] == whole["final"]
     assert (tmp_path / "whole" / "model" / "config.json").is_file()
+    assert_explained_by_its_own(tmp_path / "whole")
+
+
+def assert_explained_by_its_own(run):
+    from vpretrain.explain import explain
+
+    with pytest.raises(UserError, match=r"(?s)bring a method `explain\(.*got +image-text"):
+        explain(run, documents=2)
+
+    class Explained(MODALITIES["image-text"]().__class__):
+        def explain(self, recipe, folder, *, documents, out):
+            return {"page": str(out), "says": recipe.says, "documents": documents}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("image_text.ImageText", Explained)
+        found = explain(run, documents=2)
+    assert found["documents"] == 2 and found["page"] == str(run / "explain.html") and "captions" in found["says"]
 
 
 def test_it_is_listed_and_what_comes_with_the_package_comes_first(site):

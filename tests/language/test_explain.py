@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.language.test_train import tiny_recipe
+from vpretrain import recipe as recipes
 from vpretrain.errors import UserError
 from vpretrain.exact import Exact
 from vpretrain.explain import explain, listening, restore_designer
 from vpretrain.language import Language, explain_page, looks
 from vpretrain.language.rules import Anchored
 from vpretrain.language.targets import one_hot, soft_target_loss
+from vpretrain.modalities import SCHEMAS
 from vpretrain.reliability import Reliability
 from vpretrain.single import train_one
 
@@ -130,16 +132,15 @@ def broken(field_run, folder, name):
 def test_bad_input_is_one_clear_error(field_run, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    vision = tmp_path / "vision"
-    vision.mkdir()
-    (vision / "recipe.yaml").write_text("modality: vision\nsays: crops\n")
+    vision = shutil.copytree(field_run, tmp_path / "vision")
+    (vision / "recipe.yaml").write_text(recipes.dump(recipes.load("demo-vision", schemas=SCHEMAS)))
     damaged = broken(field_run, tmp_path / "damaged", "result.json")
     (damaged / "designer" / "state.pt").write_bytes(b"nothing")
     weightless = broken(field_run, tmp_path / "weightless", "model/model.safetensors")
     for folder, said in (
         (tmp_path / "nowhere", "no such folder"),
         (empty, "no recipe.yaml"),
-        (vision, "modality cannot be explained"),
+        (vision, r"modality cannot be explained: .*`explain\(recipe, folder"),
         (broken(field_run, tmp_path / "unfinished", "model/config.json"), "did not finish"),
         (damaged, "designer's state"),
         (weightless, "model"),

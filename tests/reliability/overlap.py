@@ -62,7 +62,7 @@ def steps(recipe, materials, pairs):
     """Seconds of steps that send at the end and on the way, and of the sums at the end."""
     distributed.BUCKET_BYTES = BUCKET_BYTES
     parts = build(recipe, materials)
-    step, at_the_end = new_step(recipe, parts), distributed.add_up
+    step, at_the_end = new_step(recipe, parts), distributed.all_reduce_gradients
     way, seconds, sums = OnTheWay(step.parameters), {False: [], True: []}, []
 
     def add_up(parameters):
@@ -73,7 +73,7 @@ def steps(recipe, materials, pairs):
             at_the_end(parameters)
             sums.append(time.perf_counter() - started)
 
-    distributed.add_up = add_up
+    distributed.all_reduce_gradients = add_up
     for number in range(2 * (pairs + 2)):
         on_the_way = bool((number + number // 2) % 2)  # which is first changes from pair to pair
         batch = next(parts.stream)

@@ -25,7 +25,7 @@ def _process(rank, world, port, function, arguments, results):
     }  # fmt: skip
     torch.set_num_threads(1)
     try:
-        with distributed.joined():
+        with distributed.process_group():
             results.put((rank, function(*arguments), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

@@ -256,7 +256,7 @@ def statistics(parts):
     (distributed.mean(values) - 3).square().backward()
     gradient, values = values.grad.tolist(), values.detach()
     rows = distributed.logsumexp(parts[distributed.rank()][:, None])
-    return [float(distributed.mean(values)), float(distributed.spread(values)), float(rows), gradient]
+    return [float(distributed.mean(values)), float(distributed.std(values)), float(rows), gradient]
 
 
 def test_statistics_are_those_of_all_parts_however_uneven():
@@ -272,7 +272,7 @@ def summed(gradients):
     parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
     for parameter, gradient in zip(parameters, gradients[distributed.rank()], strict=True):
         parameter.grad = None if gradient is None else torch.tensor(gradient)
-    distributed.add_up(parameters)
+    distributed.all_reduce_gradients(parameters)
     return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
 
@@ -327,11 +327,11 @@ def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="MASTER_PORT"), distributed.joined():
+    with pytest.raises(UserError, match="MASTER_PORT"), distributed.process_group():
         pass
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match="nproc-per-node"), distributed.joined():
+    with pytest.raises(UserError, match="nproc-per-node"), distributed.process_group():
         pass
 
 

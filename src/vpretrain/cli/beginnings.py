@@ -17,16 +17,21 @@ from vpretrain.recipe import load
 app = typer.Typer()
 
 _ROWS = "a file (.jsonl, .parquet, .txt), a pattern, a folder, or the id of a data set on the hub"
+_LABELLED = "for pictures a folder with images and labels"
 Columns = Annotated[str | None, typer.Option(metavar="NAME[,NAME]", help="Its column of text, or prompt,solution.")]
 
 
 @app.command()
 def init(
-    model: Annotated[str | None, typer.Option(help="A causal language model: folder, hub id, packaged name.")] = None,
-    stream: Annotated[str | None, typer.Option(help=f"Unlabeled rows: {_ROWS}.")] = None,
-    feedback: Annotated[str | None, typer.Option(help="Verified rows that steer: prompts with solutions.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A causal language model, or a ViT: folder, hub id, packaged name.")
+    ] = None,
+    stream: Annotated[str | None, typer.Option(help=f"Unlabeled rows: {_ROWS}; or a folder of pictures.")] = None,
+    feedback: Annotated[
+        str | None, typer.Option(help=f"Verified rows that steer: prompts with solutions; {_LABELLED}.")
+    ] = None,
     evaluation: Annotated[
-        str | None, typer.Option(help="Verified rows to measure on; default: a quarter of the feedback's, held out.")
+        str | None, typer.Option(help="What is measured on, likewise; default: a quarter of the feedback, held out.")
     ] = None,
     stream_columns: Columns = None,
     feedback_columns: Columns = None,
@@ -34,25 +39,21 @@ def init(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path("steer.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Writes a commented recipe and checks it; asks for what no flag says."""
-    from vpretrain.beginning import Place, halved, memory_bytes, recipe_of
+    """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
+    from vpretrain.beginning import holds_pictures
     from vpretrain.check import check
 
     if out.exists():
         raise user_error("--out", "there is something already; name another file", value=str(out))
     model = model or _asked("--model", "Model (folder, hub id, or word-problems-majority, which comes with this)")
-    stream = stream or _asked("--stream", f"Stream of unlabeled rows ({_ROWS})")
-    feedback = feedback or _asked("--feedback", "Verified rows that steer")
-    steering = Place("--feedback", feedback, _names(feedback_columns))
-    if evaluation is None:
-        steering, measured = halved(steering)
-    else:
-        measured = Place("--evaluation", evaluation, _names(evaluation_columns or feedback_columns))
+    stream = stream or _asked("--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)")
+    feedback = feedback or _asked("--feedback", f"Verified rows that steer ({_LABELLED})")
+    columns = [_names(each) for each in (stream_columns, feedback_columns, evaluation_columns or feedback_columns)]
     with renamed({"learner.model": "--model"}):
-        text = recipe_of(
-            model, Place("--stream", stream, _names(stream_columns)), steering, measured,
-            out=out, shapes=_shapes, available=memory_bytes(),
-        )  # fmt: skip
+        if holds_pictures(stream):
+            text = _of_pictures(model, stream, feedback, evaluation, columns, out)
+        else:
+            text = _of_text(model, stream, feedback, evaluation, columns, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     problems = check(str(out), [])
@@ -81,6 +82,40 @@ def _asked(flag: str, question: str) -> str:
 
 def _names(columns: str | None) -> tuple[str, ...]:
     return tuple(name for part in (columns or "").split(",") if (name := part.strip()))
+
+
+def _of_pictures(
+    model: str, stream: str, feedback: str, evaluation: str | None, columns: list[tuple[str, ...]], out: Path
+) -> str:
+    from vpretrain.modalities import SCHEMAS
+
+    SCHEMAS["vision"]()  # says which extra is missing
+    from vpretrain.vision.beginning import recipe_of
+
+    if any(columns):
+        raise user_error("--stream", "pictures have no columns; leave these flags out, or name rows", value=stream)
+    return recipe_of(model, stream, feedback, evaluation, out=out)
+
+
+def _of_text(
+    model: str, stream: str, feedback: str, evaluation: str | None, columns: list[tuple[str, ...]], out: Path
+) -> str:
+    from vpretrain.beginning import Place, halved, memory_bytes, recipe_of
+
+    steering = Place("--feedback", feedback, columns[1])
+    if evaluation is None:
+        steering, measured = halved(steering)
+    else:
+        measured = Place("--evaluation", evaluation, columns[2])
+    return recipe_of(
+        model,
+        Place("--stream", stream, columns[0]),
+        steering,
+        measured,
+        out=out,
+        shapes=_shapes,
+        available=memory_bytes(),
+    )
 
 
 def _shapes(model: str) -> Any:

@@ -44,7 +44,7 @@ def train(
     from vpretrain.single import train_one
 
     console = console_for_people(as_json)
-    console.quiet = not distributed.speaks()
+    console.quiet = not distributed.is_main_process()
     resolved = resolved_recipe(recipe, overrides)
     folder = results_folder(out or Path("runs") / f"{stem(recipe)}-{resolved.arm}-{resolved.seed}")
     with progress_bar(console) as bar:
@@ -67,7 +67,7 @@ def train(
             console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
 
         result = train_one(resolved, folder, each_step, accept_changes=accept_changes, says=says)
-    if not distributed.speaks():
+    if not distributed.is_main_process():
         return
     from vpretrain.tables import run_table
 

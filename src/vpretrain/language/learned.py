@@ -243,7 +243,7 @@ class Field(Scored):
         Where something is remembered, all processes ask for it together.
         """
         mine = [vars(lesson.to("cpu")) for lesson in self.remembered]
-        return {**super().state_dict(), "remembered": distributed.gathered(mine) if mine else []}
+        return {**super().state_dict(), "remembered": distributed.all_gather_object(mine) if mine else []}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`; of another number of processes, nothing is remembered."""

@@ -154,7 +154,7 @@ class GroupWeights(TokenRule):
         document, documents = context.document, context.batch.documents
         if self.by == "document":
             return document, len(documents)
-        names = sorted(set().union(*distributed.gathered({each.source for each in documents})))
+        names = sorted(set().union(*distributed.all_gather_object({each.source for each in documents})))
         source = torch.tensor([names.index(each.source) for each in documents], device=document.device)
         return source[document], len(names)
 
@@ -185,7 +185,7 @@ class WeightedTargets(TokenRule):
         soft = self.targets.task(probe, values)
         worth = (soft.mass * values).sum(dim=1)
         # In units of its own spread, as token weights are, times the shrinkage that the values came with.
-        shrinkage = distributed.spread(values).clamp(max=1)
+        shrinkage = distributed.std(values).clamp(max=1)
         worth = shrinkage * standardised(worth - distributed.mean(worth))
         return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
 
@@ -206,5 +206,5 @@ def target_metrics(mass: Tensor) -> dict[str, float]:
     return {
         "gate": float(distributed.mean(1 - q[:, 0])),
         "entropy": float(distributed.mean(torch.special.entr(q).sum(dim=1))),
-        "weight_spread": float(distributed.spread(weight)),
+        "weight_spread": float(distributed.std(weight)),
     }
