@@ -254,7 +254,7 @@ def recipe_of(
 # vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
 #
 # Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train {out}` makes one run.
-# Every key and its default: docs/guide.md, and `recipe.yaml` in the folder of a run.
+# Every key with its value stands in `recipe.yaml` in the folder of a run; docs/guide.md says what matters most.
 modality: language
 says: {_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}")}
 arm: token_weights  # one-hot targets, tokens weighted by what they are worth to the feedback; others: README, Arms

@@ -54,7 +54,7 @@ def main() -> None:
         _leave(f"stopped by {escape(str(stop))}", stop.exit_code)
     except (UserError, Fault) as error:
         _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         said = _machine_says(error)
         if said is None:
             raise
@@ -79,6 +79,8 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
         if isinstance(error, PermissionError):
             return f"{error.filename}: no permission to read or write this; name another place", UserError.exit_code
         return None
+    if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
+        return "the disk is full; make room and run the same command again", Fault.exit_code
     if isinstance(error, BrokenExecutor):
         message = "a worker process was killed, most likely because memory ran out"
         return f"{message}; what was finished is kept: run the same command again with --jobs 1", Fault.exit_code
@@ -88,6 +90,6 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, EstimatorUnsupported):
         return f"value.estimator: {error}", UserError.exit_code
     if out_of_memory(error):
-        message = "memory ran out: lower data.batch_size or data.window_tokens, or take a smaller learner"
+        message = "memory ran out: lower data.batch_size or what a row of it holds, or take a smaller learner"
         return f"{message} (`vpretrain check` estimates what one takes)", Fault.exit_code
     return None

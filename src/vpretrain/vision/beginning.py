@@ -52,7 +52,7 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
 # vpretrain compare {out} --arms plain,ascent,fixed_random_direction
 #
 # Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train {out}` makes one run.
-# Every key and its default: docs/vision.md, and `recipe.yaml` in the folder of a run.
+# Every key with its value stands in `recipe.yaml` in the folder of a run; docs/vision.md says what can be asked for.
 modality: vision
 says: {_text(f"{Path(stream).name} steered by {Path(feedback).name}")}
 arm: ascent  # learned masks on DINO's views; others: docs/vision.md
