@@ -14,11 +14,9 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", GUIDE, flags=re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a reader has after the first two sections."""
+    """What a reader writes by hand."""
     here = tmp_path_factory.mktemp("guide")
-    ((_, stream),) = [block for block in BLOCKS if block[0] == "jsonl"]
     ((_, recipe),) = [block for block in BLOCKS if block[0] == "yaml"]
-    (here / "notes.jsonl").write_text(stream, encoding="utf-8")
     (here / "steer.yaml").write_text(recipe, encoding="utf-8")
     return here
 
