@@ -165,12 +165,12 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
 
 
 def ours(arm: str, shape: Shape, turn: Turn) -> None:
-    """A meta step where the arm has any, and two without."""
+    """A meta step where the arm has any, and one without."""
     logging.getLogger("vpretrain").setLevel(logging.ERROR)
     step, stream = our_step(arm, shape)
     while True:
         turn.wait()
-        for kind in ("meta", "plain", "plain") if step.designer.listens else ("plain", "plain"):
+        for kind in ("meta", "plain") if step.designer.listens else ("plain", "plain"):
             step.count = 0 if kind == "meta" else 1
             turn.start()
             step(drawn(stream, shape.accumulation), RATE)

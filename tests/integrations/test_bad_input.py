@@ -74,16 +74,26 @@ def test_a_loss_of_a_subclass_is_refused_and_all_that_is_wrong_is_said_at_once(t
     assert [problem.where for problem in said.value.problems] == ["args.label_smoothing_factor", "Own"]
 
 
-def test_zero_3_is_refused_by_its_stage(tmp_path, feedback, stream, monkeypatch):
-    trainer = made(tmp_path, feedback, stream, steering={"alignment": "dot"})
+def test_ways_of_running_that_were_never_steered_are_refused(tmp_path, feedback, stream, monkeypatch):
+    trainer = made(tmp_path, feedback, stream)
     from vpretrain.integrations.arguments import problems_of
 
+    def places():
+        return [problem.where for problem in problems_of(trainer, trainer.steering, SteeredTrainer.compute_loss)]
+
+    assert places() == []
     trainer.is_deepspeed_enabled = True
-    for stage, places in ((3, ["args.deepspeed"]), (2, [])):
-        plugin = type("Plugin", (), {"zero_stage": stage})()
-        monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", plugin)
-        problems = list(problems_of(trainer, trainer.steering, SteeredTrainer.compute_loss))
-        assert [problem.where for problem in problems] == places
+    assert places() == ["args.deepspeed"]
+    trainer.is_deepspeed_enabled = False
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for world, backend, refused in (
+        (1, "cuda:nccl", ["torch.distributed"]),
+        (1, "cpu:gloo,cuda:nccl", []),
+        (2, "cpu:gloo", ["args.world_size"]),  # started together, and the arguments know nothing of it
+    ):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda world=world: world)
+        monkeypatch.setattr(torch.distributed, "get_backend_config", lambda backend=backend: backend)
+        assert places() == refused
 
 
 def test_feedback_that_is_trained_on_is_refused(tmp_path, feedback, stream, caplog):

@@ -183,3 +183,16 @@ def test_a_batch_without_labels_neither_teaches_nor_breaks(tmp_path, feedback, s
     trainer.train()
     same(torch.stack(trainer.losses), torch.zeros(2))
     same(dict(trainer.model.state_dict()), before)
+
+
+@pytest.mark.parametrize("on_collapse", ["log", "revert"])
+def test_a_designer_that_collapsed_is_set_aside_where_that_is_asked_for(on_collapse, tmp_path, feedback, stream):
+    steering = {"arm": "token_weights", "on_collapse": on_collapse, "guard_window": 1}
+    trainer = steered(
+        tmp_path, feedback, stream, steering=steering, max_steps=4, logging_strategy="steps", logging_steps=1
+    )
+    learn = trainer.designer.learn
+    trainer.designer.learn = lambda context, appraise: learn(context, appraise) | {"agreement": -1.0, "gain": 1.0}
+    trainer.train()
+    told = [row["steering/steered"] for row in trainer.state.log_history if "steering/steered" in row]
+    assert told == [float(on_collapse == "log")] * 4

@@ -1,6 +1,7 @@
-"""Arms that train on the feedback rows themselves, alone or after the stream, through TRL."""
+"""Arms that train on verified rows themselves, alone or after the stream, through TRL."""
 
 import builtins
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from vpretrain import compare as comparisons
 from vpretrain.budget import Spending
 from vpretrain.errors import UserError
 from vpretrain.language import Language, posttraining
+from vpretrain.language.rows import Row, encode
 from vpretrain.language.stream import padded
 from vpretrain.modes import evaluating
 
@@ -84,6 +86,71 @@ def test_side_by_side(tmp_path):
     assert used["sft"]["steps"] == 0 and used["vpretrain+grpo"]["steps"] == 2
     assert used["vpretrain+grpo"]["flops"] > used["onehot"]["flops"]
     assert set(table["paired"]) == {"sft", "vpretrain+grpo"}
+
+
+def seen(*overrides):
+    """The rows whose sampled answers a short ``grpo`` checks."""
+    rows = {}
+
+    def checker(row, completion):
+        rows[row.origin] = row
+        return float(len(completion) % 2)
+
+    posttraining.CHECKERS["tests-even"] = lambda pattern: checker
+    recipe = tiny_recipe(*SHORT, "arm=grpo", *overrides)
+    Language().build(recipe, Language().load(recipe)).after(Spending())
+    return rows.values()
+
+
+def test_policy_optimisation_sees_the_rows_that_the_recipe_names(materials):
+    problems = [source.name for source in materials.sources if source.name != "chatter"]
+    assert {row.source for row in seen()} == {"feedback"}
+    assert {row.source for row in seen(f"posttraining.rows={{kind: stream, source: {problems[0]}}}")} == {problems[0]}
+    own = seen("posttraining.rows={kind: word_problems, split: dev, rows: 6}")
+    assert {row.source for row in own} == {"posttraining"} and 2 <= len(own) <= 4  # two prompts a step, two steps
+
+
+def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
+    row = {"question": "Ann has 1 2 apples .", "answer": "1 2 + 3 = 1 5"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    own = f"posttraining.rows={{kind: jsonl, path: '{tmp_path}/own.jsonl', prompt: question, solution: answer}}"
+    losses = []
+    for overrides in ([own], []):
+        recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=40", *overrides)
+        held = Language().load(recipe)
+        parts = Language().build(recipe, held)
+        alone, _ = encode([Row(row["question"], row["answer"], "own", "own")], held.tokenizer)
+        parts.after(Spending())
+        with evaluating(parts.learner.model), torch.no_grad():
+            losses.append(float(parts.learner.token_losses(padded(alone, pad_id=held.pad_id))[0].mean()))
+    assert losses[0] < 0.3 * losses[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("{kind: stream, source: nowhere}", r"(?s)posttraining\.rows\.source.*got +nowhere.*accepted +of "),
+        ("{kind: word_problems, split: test, rows: 4}", r"(?s)posttraining\.rows: .* also in the test rows"),
+        ("{kind: jsonl, path: none.jsonl, text: text}", r"(?s)posttraining\.rows\.path.*no such file"),
+        ("{kind: feedbakc}", r"(?s)posttraining\.rows.*feedbakc.*feedback"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_refused_whatever_the_arm(spec, said):
+    with pytest.raises(UserError, match=said):
+        Language().load(tiny_recipe(*SHORT, f"posttraining.rows={spec}"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("{kind: chatter, rows: 8}", r"posttraining\.rows.*no prompt"),
+        ("{kind: word_problems, split: dev, rows: 1}", r"(?s)grpo\.prompts.*got +2.*accepted +1 to 1"),
+    ],
+)
+def test_policy_optimisation_needs_prompts_to_answer(rows, said):
+    recipe = tiny_recipe(*SHORT, f"posttraining.rows={rows}", "arm=sft+grpo")
+    with pytest.raises(UserError, match=said):
+        Language().build(recipe, Language().load(recipe))
 
 
 def test_an_unknown_checker_is_named(materials):

@@ -21,6 +21,7 @@ def problems_of(trainer: Any, steering: Steering, compute_loss: Callable[..., An
     """
     yield from _losses(trainer, compute_loss)
     yield from _machines(trainer)
+    yield from _processes(trainer)
     if steering.alignment == "optimizer_aware":
         yield from _preconditioner(trainer)
 
@@ -50,7 +51,7 @@ def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Problem]
 
 def _machines(trainer: Any) -> Iterator[Problem]:
     """Ways of running that hide the model's parts, or whose precision is too narrow for a gradient without a scaler."""
-    args, accelerator = trainer.args, trainer.accelerator
+    args = trainer.args
     if args.torch_compile:
         message = "a compiled model runs without the hooks by which its blocks' inputs are read; leave it out"
         if trainer.steering.estimator == "forward_mode":
@@ -71,17 +72,31 @@ def _machines(trainer: Any) -> Iterator[Problem]:
     if quantised := getattr(trainer.model, "quantization_method", None):
         message = "the value of a task is taken in float32 through the blocks' weights, which are packed here"
         yield Problem("model", f"quantised by {quantised}", "weights in float32 or bfloat16, LoRA too", message)
-    whole = "every process holds the model whole under DDP, DeepSpeed ZeRO-1 or ZeRO-2; choose one of these"
+    whole = "DDP, where every process holds the model whole: accelerate launch or torchrun, without a plugin"
     if trainer.is_fsdp_enabled or getattr(trainer, "is_distributed_loading_by_transformers", False):
         message = "sharded parameters cannot be run again block by block"
         yield Problem("args.fsdp", str(args.fsdp or "sharded"), whole, message)
-    plugin = accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    if plugin is not None and plugin.zero_stage == 3:
-        message = "under ZeRO-3 no process holds the aligned parameters, so they cannot be run again block by block"
-        yield Problem("args.deepspeed", f"stage {plugin.zero_stage}", whole, message)
-    if getattr(accelerator, "parallelism_config", None) is not None:
+    if trainer.is_deepspeed_enabled:
+        message = "its engine keeps gradients and Adam's moments apart (and at stage 3 the weights), which a steered step reads"
+        yield Problem("args.deepspeed", str(args.deepspeed or "given"), whole, message)
+    if getattr(trainer.accelerator, "parallelism_config", None) is not None:
         message = "tensor, context and sequence parallelism split what a steered pass reads whole"
         yield Problem("args.parallelism_config", "given", "None", message)
+
+
+def _processes(trainer: Any) -> Iterator[Problem]:
+    """Processes that were started together and could not speak to each other."""
+    if not torch.distributed.is_initialized():
+        return
+    together, backend = torch.distributed.get_world_size(), torch.distributed.get_backend_config()
+    if together != trainer.args.world_size:
+        message = (
+            f"{together} processes were started and each would train on its own; without an accelerator say use_cpu"
+        )
+        yield Problem("args.world_size", str(trainer.args.world_size), "TrainingArguments(use_cpu=True, ...)", message)
+    if "cpu:" not in backend:
+        message = "processes tell each other figures that lie on the CPU; start the process group before the arguments are made"
+        yield Problem("torch.distributed", backend, "init_process_group('cpu:gloo,cuda:nccl'), first of all", message)
 
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
@@ -99,7 +114,3 @@ def _preconditioner(trainer: Any) -> Iterator[Problem]:
             yield Problem("optimizers", name, f"torch.optim.AdamW, {instead}", message)
     elif trainer.args.optim not in _ADAM:
         yield Problem("args.optim", str(trainer.args.optim), f"{', '.join(_ADAM)}, {instead}", message)
-    if trainer.is_deepspeed_enabled:
-        yield Problem(
-            "Steering alignment", "optimizer_aware", "dot or cosine", f"{message}, which DeepSpeed keeps apart"
-        )

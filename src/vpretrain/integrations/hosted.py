@@ -1,18 +1,21 @@
-"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping left to the host."""
+"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping left to the host.
+
+On several processes a part is this one's share of a micro-batch; what is a sum or a mean over it is one over all of them, as in
+the core (:mod:`vpretrain.distributed`), and all come to every part together. Gradients are left to the host.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from vpretrain import distributed
 from vpretrain.appraisal import Appraiser
-from vpretrain.contracts import Appraise, Designer, Feedback, detached
+from vpretrain.collapse import Collapse
+from vpretrain.contracts import Designer, Feedback, detached
 from vpretrain.directional import ESTIMATORS
 from vpretrain.integrations.steering import Steering
 from vpretrain.language.batch import TokenBatch
@@ -60,58 +63,6 @@ class HostedLearner(CausalLearner):
         return Context(batch, (row, at - 1), labels, hidden[0], WholeLogits(logits, labels), trace)
 
 
-@dataclass
-class Led:
-    """One designer for all ranks: it learns from the first rank's batch, as a single process learns from its first part.
-
-    Args:
-        designer: this rank's copy.
-        rank: of this process, from 0.
-        world: number of processes.
-    """
-
-    designer: Designer
-    rank: int = 0
-    world: int = 1
-
-    def __post_init__(self) -> None:
-        self.listens = self.designer.listens
-
-    def construct(self, context: Context, appraise: Appraise) -> Any:
-        """The designer's task."""
-        return self.designer.construct(context, appraise)
-
-    def plain(self, context: Context) -> Any:
-        """The designer's plain task."""
-        return self.designer.plain(context)
-
-    def learn(self, context: Context, appraise: Appraise) -> dict[str, float]:
-        """The first rank's update, on every rank; a batch without a predicted token teaches nothing."""
-        metrics: dict[str, float] = {}
-        if self.rank == 0 and len(context.labels):
-            metrics = self.designer.learn(context, appraise)
-        if self.world > 1:
-            metrics = self._shared(metrics)
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """The designer's."""
-        return self.designer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.designer.load_state_dict(state)
-
-    def _shared(self, metrics: dict[str, float]) -> dict[str, float]:
-        told: list[Any] = [None]
-        if self.rank == 0:
-            told = [(metrics, tree_map_only(Tensor, lambda tensor: tensor.cpu(), self.designer.state_dict()))]
-        dist.broadcast_object_list(told, src=0)
-        if self.rank:
-            self.designer.load_state_dict(told[0][1])
-        return told[0][0]
-
-
 class HostedStep(SteeredStep):
     """One learner step whose parts the host sends back through the model, and whose gradient it clips and applies.
 
@@ -132,28 +83,38 @@ class HostedStep(SteeredStep):
             Appraiser(learner, Alignment(steering.alignment, steering.smoothness), ESTIMATORS[steering.estimator]),
             optimizer, meta_period=steering.meta_period, preconditioner_floor=steering.preconditioner_floor,
             clip_norm=torch.inf, guard=Guard(steering.guard_window),
+            collapse=Collapse(steering.guard_window, getattr(designer, "bounds", None)),
+            revert=steering.on_collapse == "revert",
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self._at: int | None = None
-        self._heard = False
+        self._due = self._heard = False
 
     def part_loss(self, part: TokenBatch, share: float, *, step: int) -> Tensor:
         """The loss of a part of the step's batch, a scalar with its graph to the learner.
 
+        Where some process has nothing to predict, the part is not steered on any, and the meta step waits for the next.
+
         Args:
             part: unlabeled; the first of a step is what the designer learns from.
-            share: what the part's mean counts in the loss of the step.
+            share: what the part's mean counts in this process's loss of the step.
             step: of the host, from 0; parts of one step have the same.
         """
         context = self.learner.observe(part)
         if step != self._at:
             self._at = self.count = step
-            self._heard = self.meta_due
-            if self._heard:
-                self.metrics = self._learn(context, float(self.optimizer.param_groups[0]["lr"]))
-        if not len(context.labels):
-            return context.logits.sum() * 0.0  # nothing to predict, but every parameter has its gradient
-        task = self.designer.construct(context, self.appraiser) if self.guard.open else self.designer.plain(context)
+            self._due, self._heard = self._due or self.meta_due, False
+        count = len(context.labels)
+        everywhere, lacking = distributed.total(torch.tensor([count, count == 0], dtype=torch.float64)).tolist()
+        if not count:
+            return context.logits.sum() * 0.0  # every parameter has its gradient
+        if lacking:
+            return share * self.learner.loss(context, detached(self.designer.plain(context)))
+        self.appraiser.share = count / everywhere
+        if self._due:
+            self._due, self._heard = False, True
+            self.metrics = self._learn(context, float(self.optimizer.param_groups[0]["lr"]))
+        task = self.designer.construct(context, self.appraiser) if self.steers else self.designer.plain(context)
         return share * self.learner.loss(context, detached(task))
 
     def backed(self) -> None:

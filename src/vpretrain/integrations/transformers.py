@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from vpretrain import checkpoint
-from vpretrain.contracts import Feedback
+from vpretrain.contracts import Designer, Feedback
 from vpretrain.errors import UserError, user_error
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, documents_of, log, trained_on
-from vpretrain.integrations.hosted import HostedLearner, HostedStep, Led
+from vpretrain.integrations.hosted import HostedLearner, HostedStep
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, said_of_steering
 from vpretrain.language.suffix import Anatomy, aligned_parameters
 
@@ -35,9 +35,9 @@ class SteeredTrainer(Trainer):
     ``resume_from_checkpoint`` goes on from there. Logs gain ``steering/gain``, ``steering/gate`` and the like, of the
     latest meta step. Evaluation is the Trainer's own.
 
-    On several processes (``accelerate launch``, ``torchrun``) each hears the same feedback, and the designer learns from the
-    first process's batch. FSDP, DeepSpeed ZeRO-3 and tensor, context or sequence parallelism are refused: they hold no
-    process's aligned parameters whole.
+    On several processes (``accelerate launch``, ``torchrun``: DDP) each hears the same feedback, and values, weights and
+    what the designer learns are those of all of them together. FSDP, DeepSpeed and tensor, context or sequence parallelism are
+    refused.
 
     Args:
         given: as the Trainer takes them.
@@ -76,9 +76,9 @@ class SteeredTrainer(Trainer):
         self._steered_step: HostedStep | None = None
 
     @property
-    def designer(self) -> Any:
+    def designer(self) -> Designer:
         """The task designer of the model that trains (see :class:`vpretrain.contracts.Designer`)."""
-        return self._steered_parts()[1].designer
+        return self._steered_parts()[1]
 
     @property
     def steered_metrics(self) -> dict[str, float]:
@@ -117,10 +117,10 @@ class SteeredTrainer(Trainer):
         """The Trainer's, with the metrics of the latest meta step beside the training loss."""
         if "loss" in logs and self._steered_step is not None:
             logs |= {f"{STATE}/{name}": value for name, value in self.steered_metrics.items()}
-            logs[f"{STATE}/steered"] = float(self._steered_step.guard.open and self.designer.listens)
+            logs[f"{STATE}/steered"] = float(self._steered_step.steers and self.designer.listens)
         super().log(logs, start_time)
 
-    def _steered_parts(self) -> tuple[HostedLearner, Led, Feedback]:
+    def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
         """Learner, designer and feedback of the present model; made anew where ``model_init`` made another."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -136,7 +136,7 @@ class SteeredTrainer(Trainer):
         pad = getattr(self.processing_class, "pad_token_id", None)
         self._steered_made = (
             learner,
-            Led(steering.designer(learner, self.processing_class, args.seed), args.process_index, args.world_size),
+            steering.designer(learner, self.processing_class, args.seed),
             steering.feedback(learner, self._feedback_documents, pad_id=0 if pad is None else pad, seed=args.seed),
         )
         return self._steered_made
@@ -150,10 +150,11 @@ class SteeredTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        step, folder = self._hosted_step(), Path(output_dir) / STATE
+        # On all processes, which may have to tell the first what they remember.
+        state = {name: getattr(step, name).state_dict() for name in ("designer", "feedback")}
         if self.args.should_save:
-            step, folder = self._hosted_step(), Path(output_dir) / STATE
             shutil.rmtree(folder, ignore_errors=True)
-            state = {name: getattr(step, name).state_dict() for name in ("designer", "feedback")}
             checkpoint.save({**state, "step": step.state_dict(), "arm": self.steering.arm}, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from vpretrain.errors import Problem, UserError
-from vpretrain.language import certificate, sources
+from vpretrain.language import certificate, posttraining, sources
 from vpretrain.language.columns import shortened
 from vpretrain.language.feedback.tasks import TaskRows, read_tasks
 from vpretrain.language.reading import Reader
@@ -35,6 +35,7 @@ class Texts:
         tasks: the same by task, with the rejected answers of preferences.
         evaluation: the rows of ``evaluate.split``.
         also: those of ``evaluate.also``, by split.
+        posttraining: the rows of ``posttraining.rows``.
         skipped: what is wrong with the rows that ``data.on_bad_row: skip`` left out (see :class:`Reader`).
         doubts: files of the stream that were not searched for near-duplicates of the feedback and evaluation rows.
     """
@@ -44,6 +45,7 @@ class Texts:
     tasks: dict[str, TaskRows]
     evaluation: list[Row]
     also: dict[str, list[Row]]
+    posttraining: Sequence[Row]
     skipped: list[Problem] = field(default_factory=list)
     doubts: list[Problem] = field(default_factory=list)
 
@@ -71,12 +73,15 @@ def read(recipe: LanguageRecipe) -> Texts:
         for name in (split, *recipe.evaluate.also)
     }
     problems += [*misfits, *_misfits(recipe, splits[split])]
-    key = "feedback.rows" if data.feedback.rows is not None else "feedback.tasks"
+    trained = posttraining.rows_of(recipe, reader, stream, feedback)
+    key = "data.feedback.rows" if data.feedback.rows is not None else "data.feedback.tasks"
     problems += _leaks(key, feedback, chain(*stream.values()), "the stream")
     for name, rows in splits.items():
         problems += _leaks(key, feedback, rows, f"the {name} rows")
+        if trained is not feedback:
+            problems += _leaks("posttraining.rows", trained, rows, f"the {name} rows")
         if isinstance(data.evaluation[name], HeldOut):  # by another source they may come into the stream all the same
-            problems += _leaks(f"evaluation.{name}", rows, chain(*stream.values()), "the stream")
+            problems += _leaks(f"data.evaluation.{name}", rows, chain(*stream.values()), "the stream")
     if problems:
         raise UserError(*problems)
     also = {name: splits[name] for name in recipe.evaluate.also}
@@ -87,7 +92,7 @@ def read(recipe: LanguageRecipe) -> Texts:
         for path in sources.files(data.root.expanduser() / source.rows.path.expanduser(), f"data.stream.{number}.rows")
     ]
     doubts = certificate.unchecked(files, [*feedback, *chain(*splits.values())])
-    return Texts(stream, feedback, tasks, splits[split], also, reader.skipped, doubts)
+    return Texts(stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts)
 
 
 def documents_of(
@@ -139,13 +144,14 @@ def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Prob
         yield Problem("evaluate.answer", answer, accepted, message)
 
 
-def _leaks(key: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:
+def _leaks(where: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:
     pairs = overlap(rows, others)
     if pairs:
         shown = ", ".join(f"{a.origin} = {b.origin}" for a, b in pairs[:_PAIRS_SHOWN])
         more = ", ..." if len(pairs) > _PAIRS_SHOWN else ""
+        name = where.removeprefix("data.").partition(".")[0]
         message = (
-            f"{len(pairs)} of the {key.partition('.')[0]} rows are also in {what}; take them out of one of the two"
+            f"{len(pairs)} of the {name} rows are also in {what}; take them out of one of the two"
             " (skip_rows and rows choose a part of a file)"
         )
-        yield Problem(f"data.{key}", shown + more, "rows that stand nowhere else", message)
+        yield Problem(where, shown + more, "rows that stand nowhere else", message)

@@ -175,12 +175,7 @@ class Language:
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
-            after=posttraining.after(
-                recipe,
-                learner.model,
-                materials.tokenizer,
-                posttraining.Verified(materials.texts.feedback, materials.feedback),
-            ),
+            after=posttraining.after(recipe, learner.model, materials.tokenizer, materials.texts.posttraining),
             on_stream=posttraining.on_stream(recipe.arm),
         )
 

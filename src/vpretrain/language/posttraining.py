@@ -1,8 +1,9 @@
-"""Direct training on the feedback rows, through TRL: what steering is compared with (Figure 2 and Table 10 of the paper).
+"""Direct training on verified rows, through TRL: what steering is compared with (Figure 2 and Table 10 of the paper).
 
 An arm is a chain of stages, ``vpretrain+grpo`` say: ``vpretrain`` is the stream, steered by the recipe's designer; ``sft`` and
-``grpo`` train on the feedback rows. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a trained token
-and 2 N a generated one, N the parameters that are not embeddings.
+``grpo`` train on ``posttraining.rows``: those of the feedback unless the recipe names others, a source of the stream (so that
+all arms have the same data) or rows of their own. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a
+trained token and 2 N a generated one, N the parameters that are not embeddings.
 
 The trainers are TRL's with their defaults but for what the recipe's ``posttraining`` names.
 """
@@ -10,10 +11,10 @@ The trainers are TRL's with their defaults but for what the recipe's ``posttrain
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,20 +22,23 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.budget import Spending
-from vpretrain.errors import user_error
+from vpretrain.errors import Problem, user_error
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named
+from vpretrain.language.reading import Reader
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.recipe.posttraining import Grpo, Sft
-from vpretrain.language.rows import Document, Row
+from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
+from vpretrain.language.rows import Row, encode
+
+log = logging.getLogger(__name__)
 
 STREAM = "vpretrain"
 """The stage that trains on the stream, with the recipe's designer."""
 ARMS: Mapping[str, str] = {
-    "sft": "reference, not V-pretraining: supervised fine-tuning on the feedback rows, no stream (TRL)",
-    "grpo": "reference, not V-pretraining: policy optimisation on the feedback's prompts, no stream (TRL)",
+    "sft": "reference, not V-pretraining: supervised fine-tuning on verified rows, no stream (TRL)",
+    "grpo": "reference, not V-pretraining: policy optimisation on their prompts, no stream (TRL)",
     "sft+grpo": "reference, not V-pretraining: the one, then the other",
-    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on the feedback rows",
-    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on the feedback's prompts",
+    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on verified rows",
+    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on their prompts",
 }
 
 
@@ -48,27 +52,42 @@ def on_stream(arm: str) -> bool:
     return arm not in ARMS or arm.startswith(STREAM)
 
 
-@dataclass(frozen=True)
-class Verified:
-    """The feedback, as rows (what checkers and policy optimisation read) and as tokens (what fine-tuning reads)."""
+def rows_of(
+    recipe: LanguageRecipe, reader: Reader, stream: Mapping[str, Sequence[Row]], feedback: Sequence[Row]
+) -> Sequence[Row]:
+    """The rows of ``posttraining.rows``; what is wrong with them is told to the reader.
 
-    rows: Sequence[Row]
-    documents: Sequence[Document]
+    Args:
+        recipe: the recipe.
+        reader: that read stream and feedback.
+        stream: the stream's rows by source.
+        feedback: the verified rows of all tasks.
+    """
+    spec, where = recipe.posttraining.rows, "posttraining.rows"
+    if isinstance(spec, OfFeedback):
+        return feedback
+    if not isinstance(spec, OfStream):
+        return reader.rows(spec, "posttraining", where)
+    if spec.source not in stream:
+        message = "the stream has no source of this name; correct it"
+        reader.problems.append(Problem(f"{where}.source", spec.source, "of " + ", ".join(stream), message))
+    return stream.get(spec.source, ())
 
 
-def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified) -> Callable[[Spending], None] | None:
+def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Callable[[Spending], None] | None:
     """What an arm does after the stream, as the loop calls it; None where there is nothing.
 
     Args:
         recipe: its ``posttraining`` says how.
         model: the learner's; trained in place, in the dtype that it has.
         tokenizer: the learner's.
-        data: the feedback's rows, each with prompt and solution.
+        rows: of ``posttraining.rows``. A stage sees at most as many of them as it has steps for, and those alone are read.
 
     Raises:
-        UserError: TRL is not installed, there is no such checker, rows have no prompt, or several processes train.
+        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or rows without one, or several
+            processes train.
     """
-    chosen = [TRAINERS[stage] for stage in stages(recipe.arm)]
+    chosen = stages(recipe.arm)
     if not chosen:
         return None
     if distributed.launched():
@@ -83,31 +102,44 @@ def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified) ->
     if (name := recipe.posttraining.grpo.checker) not in CHECKERS:
         message = "there is no such checker; name one of these, or put your own into CHECKERS in Python"
         raise user_error("posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS))
-    if bare := [row.origin for row in data.rows if not row.prompt]:
-        message = "this row has no prompt to answer; give the feedback a `prompt` column"
-        raise user_error(bare[0], message, accepted="rows with prompt and solution")
+    seen = {stage: _drawn(rows, getattr(recipe.posttraining, stage).most_rows, recipe.seed) for stage in chosen}
+    if "grpo" in seen and len(rows) < (prompts := recipe.posttraining.grpo.prompts):
+        message = "a step asks for more prompts than there are rows, and TRL would take none"
+        raise user_error("posttraining.grpo.prompts", message, value=prompts, accepted=f"1 to {len(rows)}")
+    if bare := [row.origin for row in seen.get("grpo", ()) if not row.prompt]:
+        message = f"{bare[0]} has no prompt that grpo could answer; name rows with prompt and solution"
+        raise user_error("posttraining.rows", message, accepted="rows with prompt and solution")
 
     def run(spent: Spending) -> None:
-        for train in chosen:
-            train(recipe, model, copy.deepcopy(tokenizer), data, spent)
+        for stage in chosen:
+            TRAINERS[stage](recipe, model, copy.deepcopy(tokenizer), seen[stage], spent)
 
     return run
 
 
-def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, spent: Spending) -> None:
+def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
+    """At most so many of the rows, in an order of the seed's; a stream of millions is not held whole."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[at] for at in order[:most].tolist()]
+
+
+def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending) -> None:
     from trl import SFTConfig, SFTTrainer
 
     section = recipe.posttraining.sft
     # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is of.
-    rows = [
+    documents, counts = encode(rows, tokenizer, max_tokens=recipe.data.feedback.max_tokens)
+    for loss in counts.losses(recipe.data.feedback.max_tokens):
+        log.warning("posttraining.rows: %s", loss)
+    in_tokens = [
         {
             "input_ids": list(each.ids),
             "labels": [i if on else -100 for i, on in zip(each.ids, each.predicted, strict=True)],
         }
-        for each in data.documents
+        for each in documents
     ]
     tokens = _trained(
-        SFTTrainer, model, rows, tokenizer, recipe,
+        SFTTrainer, model, in_tokens, tokenizer, recipe,
         lambda common: SFTConfig(
             **common, per_device_train_batch_size=section.batch_size, max_length=recipe.data.feedback.max_tokens,
             include_num_input_tokens_seen=True,
@@ -117,7 +149,7 @@ def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, spe
     spent.add(tokens=tokens, flops=6.0 * _size(model) * tokens)
 
 
-def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, spent: Spending) -> None:
+def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     section = recipe.posttraining.grpo
@@ -129,11 +161,11 @@ def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, sp
     ) -> list[float | None]:
         nonlocal generated
         generated += sum(len(ids) for ids in completion_ids)
-        return [checker(data.rows[at], completion) for at, completion in zip(row, completions, strict=True)]
+        return [checker(rows[at], completion) for at, completion in zip(row, completions, strict=True)]
 
     tokens = _trained(
         partial(GRPOTrainer, reward_funcs=[reward]), model,
-        [{"prompt": row.prompt, "row": at} for at, row in enumerate(data.rows)], tokenizer, recipe,
+        [{"prompt": f"{row.prompt} ", "row": at} for at, row in enumerate(rows)], tokenizer, recipe,
         lambda common: GRPOConfig(
             **common, per_device_train_batch_size=section.prompts * section.samples, num_generations=section.samples,
             max_completion_length=section.new_tokens, temperature=section.temperature,
@@ -143,7 +175,10 @@ def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, data: Verified, sp
     spent.add(tokens=tokens, flops=_size(model) * (6.0 * tokens + 2.0 * generated))
 
 
-TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Verified, Spending], None]] = {"sft": _sft, "grpo": _grpo}
+TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Sequence[Row], Spending], None]] = {
+    "sft": _sft,
+    "grpo": _grpo,
+}
 """By the name of the stage."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import kornia.augmentation as augment
@@ -106,7 +107,7 @@ class MultiCrop:
 
     def __call__(self, batch: ImageBatch) -> Crops:
         """The views of a batch, on its device, without a graph; equal batches give equal views, bit for bit."""
-        first, other, local = (self._steps(part) for part in ("first", "other", "local"))
+        first, other, local = self._distortions
         pixels = batch.pixels.float() / 255
         views = [
             self._view(pixels, steps, seed_of(f"{batch.seed}/{kind}/{number}"), batch.rank, batch.world)
@@ -116,6 +117,11 @@ class MultiCrop:
             )
         ]
         return Crops(tuple(views[: self.global_count]), tuple(views[self.global_count :]))
+
+    @cached_property
+    def _distortions(self) -> list[list[nn.Module]]:
+        """Those of the first global view, of the others, and of local views: made once, since making them takes a while."""
+        return [self._steps(part) for part in ("first", "other", "local")]
 
     @torch.no_grad()
     def _view(self, pixels: Tensor, steps: Sequence[Any], seed: int, rank: int, world: int) -> Tensor:

@@ -1,25 +1,45 @@
-"""Direct training on the feedback rows, alone or after the stream: what steering is compared with."""
+"""Direct training on verified rows, alone or after the stream: what steering is compared with."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from vpretrain.language.recipe.common import Answer
+from vpretrain.language.recipe.rows import Rows
 from vpretrain.recipe import Section
 
 
+class OfFeedback(Section):
+    """The rows that steer: all tasks' prompts with their verified solutions."""
+
+    kind: Literal["feedback"]
+
+
+class OfStream(Section):
+    """What a source of the stream gives to it: the comparison on the same data."""
+
+    kind: Literal["stream"]
+    source: str
+    """Name of the source."""
+
+
 class Sft(Section):
-    """Supervised fine-tuning on the feedback rows (TRL)."""
+    """Supervised fine-tuning on the rows (TRL)."""
 
     steps: PositiveInt = 100
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-5
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that it can see."""
+        return self.steps * self.batch_size
+
 
 class Grpo(Section):
-    """Group-relative policy optimisation on the feedback rows' prompts (TRL): sampled answers, scored by a checker."""
+    """Group-relative policy optimisation on the rows' prompts (TRL): sampled answers, scored by a checker."""
 
     steps: PositiveInt = 50
     prompts: PositiveInt = 8
@@ -35,9 +55,16 @@ class Grpo(Section):
     answer: Answer | None = None
     """Null takes the checker's own."""
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that it can see."""
+        return self.steps * self.prompts
+
 
 class Posttraining(Section):
     """What the arms `sft`, `grpo` and those that end with them do."""
 
+    rows: Annotated[OfFeedback | OfStream | Rows, Field(discriminator="kind")] = OfFeedback(kind="feedback")
+    """What they train on; rows of their own may not be among those that are evaluated."""
     sft: Sft = Sft()
     grpo: Grpo = Grpo()
