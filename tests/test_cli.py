@@ -126,7 +126,10 @@ def test_train(call, here):
     assert load(run / "recipe.yaml", schemas=SCHEMAS) == load("tiny.yaml", ["arm=closed_form"], schemas=SCHEMAS)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
-    assert {"versions", "command"} <= set(json.loads((run / "environment.json").read_text()))
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"versions", "command", "git_commit"} <= set(environment)
+    assert {name.partition("/")[0] for name in environment["data_hashes"]} == {"stream", "feedback", "evaluation"}
+    assert all(len(sha) == 64 for sha in environment["data_hashes"].values())
     for name in ("model/config.json", "model/model.safetensors", "model/tokenizer.json", "designer"):
         assert (run / name).exists()
     again = call("train", "tiny.yaml", "learner.config=null", "learner.model=run/model", "--out", "next", "--json")

@@ -30,6 +30,15 @@ class WritesCard(Protocol):
         ...
 
 
+@runtime_checkable
+class HashesData(Protocol):
+    """A modality that says which data a run saw."""
+
+    def data_hashes(self, materials: Any) -> dict[str, str]:
+        """SHA-256 of every set of data, by its name in the recipe."""
+        ...
+
+
 def train_one(
     recipe: Recipe,
     folder: Path,
@@ -92,8 +101,10 @@ def _train_one(
         step, state = keeper.newest() or (0, None)
         if state is not None:
             says(f"going on after step {step}")
-        out = RunFolder(folder, recipe, records=state["records"] if state else 0) if first else None
+        out = None
         if first:
+            hashes = modality.data_hashes(materials) if isinstance(modality, HashesData) else {}
+            out = RunFolder(folder, recipe, records=state["records"] if state else 0, data_hashes=hashes)
             (folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, share: float) -> None:

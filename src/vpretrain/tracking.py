@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,16 @@ class RunFolder:
         path: created if missing; an earlier run's files in it are replaced.
         recipe: written as ``recipe.yaml``, every value resolved.
         records: lines of ``metrics.jsonl`` that a resumed run keeps; what comes after them is cut off.
+        data_hashes: of the data, by name; written into ``environment.json``.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, records: int = 0) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, *, records: int = 0, data_hashes: Mapping[str, str] | None = None
+    ) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-        write_json(path / "environment.json", environment())
+        write_json(path / "environment.json", environment() | {"data_hashes": dict(data_hashes or {})})
         if records:
             step = self._cut(records)
         else:
@@ -73,7 +78,7 @@ def environment() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "git_commit": _commit(),
-        "command": " ".join(["vpretrain", *sys.argv[1:]]),
+        "command": shlex.join(["vpretrain", *sys.argv[1:]]),
     }
 
 
@@ -100,15 +105,13 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
+    """Of the checkout that this file is of; an installed package lies in nobody's."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        out = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        out = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip()

@@ -12,6 +12,7 @@ from vpretrain.language.rows import (
     Document,
     Encoded,
     Row,
+    documents_hash,
     encode,
     encode_into,
     held_out,
@@ -269,3 +270,16 @@ def test_what_is_held_out_depends_on_the_content_alone() -> None:
     other = {row.prompt for row in rows if held_out(row, 0.1, seed=1)}
     assert away < more, "a larger share keeps what a smaller one held out"
     assert len(away & other) < len(away) / 2
+
+
+def test_the_hash_of_documents_is_of_tokens_and_of_which_are_predicted():
+    found = {
+        documents_hash(documents)
+        for documents in (
+            [Document([1, 2, 3], [False, True, True], "a:1", "a")],
+            [Document([1, 2, 4], [False, True, True], "a:1", "a")],
+            [Document([1, 2, 3], [False, False, True], "a:1", "a")],
+            [Document([1, 2, 3], [False, True, True], "a:1", "a")] * 2,
+        )
+    }
+    assert len(found) == 4 and documents_hash([Document([1, 2, 3], b"\0\1\1", "b:9", "b")]) in found

@@ -18,6 +18,7 @@ from vpretrain.vision.images import (
     Picture,
     cropped,
     normalised,
+    pictures_hash,
     resized,
     stacked_depth,
     stacked_labels,
@@ -381,3 +382,15 @@ def test_camvid_as_it_is(shared_data: Path) -> None:
     labels = torch.stack([pictures[i].labels for i in range(101)])
     assert labels.shape[1:] == (180, 240)
     assert labels.unique().tolist() == [*range(11), IGNORE]
+
+
+def test_the_hash_of_pictures_is_of_pixels_and_labels():
+    pixels, labels = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64)
+    found = {
+        pictures_hash(pictures)
+        for pictures in (
+            [Picture("a", pixels, labels)], [Picture("a", pixels + 1, labels)], [Picture("a", pixels, labels + 1)],
+            [Picture("a", pixels, labels)] * 2, [Picture("a", pixels, labels, category=1)],
+        )
+    }  # fmt: skip
+    assert len(found) == 5 and pictures_hash([Picture("b", pixels, labels)]) in found

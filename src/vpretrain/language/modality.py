@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from vpretrain.language.loading import checkpoint_activations, load_model, load_
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
-from vpretrain.language.rows import Document, Encoded, Row, encode
+from vpretrain.language.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.stream import Source, Stream, padded
 from vpretrain.language.suffix import Anatomy, aligned_parameters
 from vpretrain.modes import evaluating
@@ -178,6 +178,17 @@ class Language:
             after=posttraining.after(recipe, learner.model, materials.tokenizer, materials.texts.posttraining),
             on_stream=posttraining.on_stream(recipe.arm),
         )
+
+    def data_hashes(self, materials: Materials) -> dict[str, str]:
+        """Of the stream's sources, the feedback's tasks, and what is evaluated on, in the learner's tokens."""
+        sets: dict[str, Iterable[Document]] = {
+            f"stream/{source.name}": source.documents for source in materials.sources
+        }
+        sets |= {f"feedback/{name}": task.documents for name, task in materials.tasks.items()}
+        sets |= {"evaluation": materials.evaluation} | {
+            f"evaluation/{name}": own for name, own in materials.also.items()
+        }
+        return {name: documents_hash(documents) for name, documents in sets.items()}
 
     def card(self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path) -> None:
         """Writes the model card of a finished run into its model folder."""

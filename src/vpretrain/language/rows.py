@@ -8,6 +8,7 @@ text does throughout).
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -271,3 +272,13 @@ def _whole(row: Row) -> str:
 
 def _normal(text: str) -> str:
     return " ".join(text.split()).casefold()
+
+
+def documents_hash(documents: Iterable[Document]) -> str:
+    """SHA-256 of the documents' tokens, and of which of them are predicted; 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for document in documents:
+        sha.update(array("i", document.ids).tobytes())
+        sha.update(bytes(document.predicted))
+        sha.update(b"\n")
+    return sha.hexdigest()

@@ -24,7 +24,7 @@ from vpretrain.vision.data import PictureSets, read
 from vpretrain.vision.evaluate import Probed, classification_probe, depth_probe, knn, segmentation_probe
 from vpretrain.vision.feedback import DenseFeedback, shuffled
 from vpretrain.vision.heads import Classification, Encoder, Frozen, Segmentation, freeze
-from vpretrain.vision.images import Picture
+from vpretrain.vision.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.learners import Learner, beside, encoder_of, new_learner, put_beside, save, warm_up, width_of
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
@@ -99,6 +99,18 @@ class Vision:
         except UserError as error:
             problems += error.problems
         return problems
+
+    def data_hashes(self, materials: Materials) -> dict[str, str]:
+        """Of the stream's sources, both parts of the feedback, what probes learn from and what is evaluated on."""
+        sets = materials.sets
+        named: dict[str, Pictures] = {f"stream/{source.name}": source.pictures for source in sets.stream}
+        named |= {
+            "feedback/train": sets.train,
+            "feedback/meta": sets.meta,
+            "probed": sets.probed,
+            "evaluation": sets.evaluation,
+        }
+        return {name: pictures_hash(pictures) for name, pictures in named.items()}
 
     def prepare(self, recipe: VisionRecipe, out: Path | None) -> Path:
         """A backbone with its head and teacher from the recipe's stream, as ``learner.prepare`` says."""
