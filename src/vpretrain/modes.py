@@ -16,6 +16,14 @@ def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 
 
 @contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Inside the block the CPU's generator runs from ``seed``; afterwards it is where it was. Other devices' are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator too
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module gets back the mode it had. Feedback must not touch the RNG."""
     training = [module for module in model.modules() if module.training]

@@ -70,7 +70,7 @@ class Budget(Section):
     tokens: PositiveInt | None = None
     """Tokens (vision: images) of the stream, over all ranks."""
     flops: PositiveFloat | None = None
-    """Floating-point operations, designer and meta steps charged (see :class:`vpretrain.flops.FlopMeter`)."""
+    """Floating-point operations, designer and meta steps charged (see :func:`vpretrain.flops.count`)."""
     seconds: PositiveFloat | None = None
     """Seconds of training; evaluation is not charged."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from vpretrain.arms import heard
 from vpretrain.ascent import Learning
 from vpretrain.contracts import Designer
@@ -20,6 +18,7 @@ from vpretrain.language.learned import Ascent, CandidateScorer, Field
 from vpretrain.language.learner import CausalLearner
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.modes import own_randomness
 from vpretrain.reliability import Reliability
 
 ARMS: Mapping[str, str] = {
@@ -66,8 +65,7 @@ def designer_of(recipe: LanguageRecipe, learner: CausalLearner) -> Designer:
         )  # fmt: skip
 
     def network(*, gated: bool) -> CandidateScorer:
-        with torch.random.fork_rng():  # the learner's random numbers are the same in every arm
-            torch.manual_seed(recipe.seed)
+        with own_randomness(recipe.seed):  # the learner's random numbers are the same in every arm
             scorer = CandidateScorer(
                 width, hidden=section.hidden, layers=section.layers, heads=section.heads, gated=gated
             )

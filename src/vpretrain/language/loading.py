@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.language import lora, word_problems
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.modes import own_randomness
 from vpretrain.recipe_problems import nearest, shown
 from vpretrain.resources import out_of_memory, too_deep
 
@@ -52,8 +53,7 @@ def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
     dtype = stored_dtype(section)
     if location is None:
         assert section.config is not None
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with own_randomness(seed):
             return new_model(section.config, "learner.config", dtype=dtype, attention=section.attention)
     if (base := lora.base_of(Path(location))) is not None:
         return lora.merge_into(load_model(section, named(base), seed), Path(location))

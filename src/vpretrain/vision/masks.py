@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.errors import user_error
-from vpretrain.vision.predictor import Block, check_width, own_randomness, patch_positions
+from vpretrain.modes import own_randomness
+from vpretrain.vision.predictor import Block, check_width, patch_positions
 
 
 class UNetMasks(nn.Module):

@@ -5,21 +5,11 @@ Shapes: B images, N context patches, M target blocks of K patches, D the encoder
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from vpretrain.errors import user_error
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Inside the block the CPU's generator runs from ``seed``; afterwards it is where it was. Other devices' are left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator too
-        yield
+from vpretrain.modes import own_randomness
 
 
 def patch_positions(ids: Tensor, columns: int, width: int, dtype: torch.dtype) -> Tensor:
