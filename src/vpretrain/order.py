@@ -1,10 +1,14 @@
-"""Endless orders of a finite set of items, with a position that is one integer: what exact resume rests on."""
+"""Endless orders of finite sets of items, and which set is next, with positions that are integers: what exact resume rests on."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import torch
+
+from vpretrain.errors import user_error
 
 
 class Order:
@@ -33,3 +37,50 @@ class Order:
 def seed_of(key: str) -> int:
     """A seed in [0, 2^63) for what the key names: different keys give seeds that have nothing to do with each other."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def shares(sources: Sequence[tuple[str, int, float]], items: str, mend: str) -> list[float]:
+    """The share of each source of a stream, from its name, how many items it holds, and its weight.
+
+    Args:
+        sources: ``(name, count, weight)`` of each.
+        items: what they hold, in messages: ``documents``.
+        mend: what to do about a source that holds none.
+
+    Raises:
+        UserError: no source, two of one name, one without items or with a weight that cannot be, or no weight above zero.
+    """
+    where = "data.stream"
+    if not sources:
+        raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
+    names = [name for name, _, _ in sources]
+    for name, count, weight in sources:
+        if names.count(name) > 1:
+            message = f"two sources have this name, and it seeds the order of their {items}: rename one"
+            raise user_error(where, message, value=name, accepted="distinct names")
+        if not count:
+            message = f"source {name!r} holds no {items}{mend}"
+            raise user_error(where, message, value=f"0 {items}", accepted="at least one")
+        if not (math.isfinite(weight) and weight >= 0):
+            message = f"the weight of source {name!r} is no share"
+            raise user_error(where, message, value=weight, accepted="a finite number, at least 0")
+    total = math.fsum(weight for _, _, weight in sources)
+    if not total:
+        message = "all weights are zero, so that nothing would be drawn: give one source a weight"
+        weights = {name: weight for name, _, weight in sources}
+        raise user_error(where, message, value=weights, accepted="at least one weight above 0")
+    return [weight / total for _, _, weight in sources]
+
+
+def lagging(shares: Sequence[float], drawn: Sequence[int]) -> int:
+    """Which source gives the next item: the one that lags most behind its share (the first of equals).
+
+    So shares hold in every stretch of the stream.
+
+    Args:
+        shares: of each source, summing to 1.
+        drawn: how many items each has given.
+    """
+    count = sum(drawn) + 1
+    lags = [share * count - given for share, given in zip(shares, drawn, strict=True)]
+    return max((source for source, share in enumerate(shares) if share > 0), key=lags.__getitem__)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
+from vpretrain import prepared
 from vpretrain.errors import user_error
 from vpretrain.language import word_problems
 from vpretrain.language.data import Texts, documents_of, read
@@ -28,18 +25,13 @@ from vpretrain.language.stream import Source, Stream
 from vpretrain.language.targets import one_hot
 
 
-def cache_folder() -> Path:
-    """``$VPRETRAIN_CACHE``, or ``~/.cache/vpretrain``."""
-    return Path(os.environ.get("VPRETRAIN_CACHE") or Path.home() / ".cache" / "vpretrain")
-
-
 def locate(recipe: LanguageRecipe, texts: Texts) -> str:
     """The folder or hub id of the learner; a prepared one is made here if the cache does not hold it."""
     section = recipe.learner
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, texts)
-    if not (folder / "config.json").is_file():
+    if not prepared.is_model(folder):
         make(recipe, texts, folder)
     return str(folder)
 
@@ -50,10 +42,9 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     says = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
         *([recipe.data.shortest_chunk_tokens] if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS else []),
-        _preparation(recipe).model_dump(mode="json"),
+        prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
     ]
-    key = hashlib.sha256(json.dumps([says, _fingerprint(texts)], sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder() / "prepared" / key
+    return prepared.named_after([says, _fingerprint(texts)])
 
 
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
@@ -80,42 +71,20 @@ def _fingerprint(texts: Texts) -> str:
     return digest.hexdigest()
 
 
-def _preparation(recipe: LanguageRecipe) -> Prepare:
-    if recipe.learner.prepare is None:
-        raise user_error(
-            "learner.prepare",
-            "this recipe does not say how to make its learner",
-            accepted="a `prepare` section in `learner`",
-        )
-    return recipe.learner.prepare
-
-
 def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
     """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears whole or not at all."""
-    section = _preparation(recipe)
-    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise user_error(
-            "--out",
-            "this is there already and is no model, so it is not replaced; name another folder",
-            value=str(out),
-            accepted="a new folder, an empty one, or that of a model",
-        )
-    recipe, texts = _without_planted_noise(recipe, texts)
-    tokenizer = _new_tokenizer(section, texts)
-    config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(section.seed)
-    model = new_model(config, "learner.prepare.config", dtype=torch.float32, attention=recipe.learner.attention)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        folder = Path(scratch) / "model"
+    section = prepared.section_of(recipe.learner.prepare)
+    with prepared.appearing(out) as folder:
+        recipe, texts = _without_planted_noise(recipe, texts)
+        tokenizer = _new_tokenizer(section, texts)
+        config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        torch.manual_seed(section.seed)
+        model = new_model(config, "learner.prepare.config", dtype=torch.float32, attention=recipe.learner.attention)
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
         _check_reload(folder, tokenizer, texts)
         _train(model, tokenizer, recipe, section, texts)
         model.save_pretrained(folder)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
     return out
 
 

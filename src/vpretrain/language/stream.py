@@ -8,8 +8,6 @@ All ranks of a data-parallel run follow the one sequence of windows, and each la
 
 from __future__ import annotations
 
-import hashlib
-import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from vpretrain.errors import user_error
 from vpretrain.language.batch import TokenBatch, laid_out, padded
 from vpretrain.language.rows import Document
 from vpretrain.language.stored import StoredDocuments
+from vpretrain.order import lagging, seed_of, shares
 
 LOOKAHEAD_DOCUMENTS = 16
 """How many pending documents the packer chooses from; the oldest goes first, so that none waits for ever."""
@@ -84,16 +83,15 @@ class Stream:
         if batch_size % world:
             message = f"{world} ranks cannot share a batch evenly: change it, or their number"
             raise user_error("data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}")
-        _check_sources(sources)
+        each = [(source.name, len(source.documents), source.weight) for source in sources]
+        self._shares = shares(each, "documents", " (do its rows fit the window?): take it out")
         self._lengths = [_lengths(source, window_tokens) for source in sources]
-        total = math.fsum(source.weight for source in sources)
         self.batch_size = batch_size
         self.window_tokens = window_tokens
         self.pad_id = pad_id
         self.rank = rank
         self.world = world
         self._sources = list(sources)
-        self._shares = [source.weight / total for source in sources]
         self._shuffled = [_Shuffled(source.documents, f"{seed}/{source.name}") for source in sources]
         self._drawn = [0] * len(sources)
         self._pending: list[tuple[int, int, int]] = []  # source, how many it had given before, which one that is
@@ -157,9 +155,7 @@ class Stream:
 
     def _draw(self) -> tuple[int, int, int]:
         """Takes the next document of the source that lags most behind its share (the first of equals)."""
-        count = sum(self._drawn) + 1
-        lags = [share * count - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
-        source = max((s for s, share in enumerate(self._shares) if share > 0), key=lags.__getitem__)
+        source = lagging(self._shares, self._drawn)
         number = self._drawn[source]
         self._drawn[source] += 1
         return source, number, self._shuffled[source].place(number)
@@ -188,8 +184,7 @@ class _Shuffled:
         if epoch not in self._orders:
             # Two passes at most: a packer that looks ahead goes to and fro between the last and the next.
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
-            sha = hashlib.sha256(f"{self.key}/{epoch}".encode())
-            generator = torch.Generator().manual_seed(int.from_bytes(sha.digest()[:8], "big") >> 1)
+            generator = torch.Generator().manual_seed(seed_of(f"{self.key}/{epoch}"))
             order = torch.randperm(len(self.documents), generator=generator)
             self._orders[epoch] = array("i", order.int().numpy().tobytes())
         return self._orders[epoch][at]
@@ -269,27 +264,6 @@ class Sampler:
         """
         _check_identity(self._where, state["identity"], self._identity)
         self._batch = int(state["batch"])
-
-
-def _check_sources(sources: Sequence[Source]) -> None:
-    where = "data.stream"
-    if not sources:
-        raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
-    names = [source.name for source in sources]
-    for source in sources:
-        if names.count(source.name) > 1:
-            message = "two sources have this name, and it seeds the order of their rows: rename one"
-            raise user_error(where, message, value=source.name, accepted="distinct names")
-        if not source.documents:
-            message = f"source {source.name!r} holds no documents (do its rows fit the window?): take it out"
-            raise user_error(where, message, value="0 documents", accepted="at least one document")
-        if not (math.isfinite(source.weight) and source.weight >= 0):
-            message = f"the weight of source {source.name!r} is no share"
-            raise user_error(where, message, value=source.weight, accepted="a finite number, at least 0")
-    if not any(source.weight > 0 for source in sources):
-        weights = {source.name: source.weight for source in sources}
-        message = "all weights are zero, so that nothing would be drawn: give one source a weight"
-        raise user_error(where, message, value=weights, accepted="at least one weight above 0")
 
 
 def _lengths(source: Source, window_tokens: int) -> Sequence[int]:

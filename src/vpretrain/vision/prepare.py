@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from vpretrain import prepared
 from vpretrain.contracts import detached
-from vpretrain.errors import Fault, user_error
+from vpretrain.errors import Fault
 from vpretrain.vision import ijepa
 from vpretrain.vision.backbone import new_model
 from vpretrain.vision.data import PictureSets
@@ -37,12 +33,10 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
     says = [
         recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
         recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)),
-        _preparation(recipe).model_dump(mode="json"),
+        prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
         [[source.name, source.weight, len(source.pictures), fingerprint(source.pictures)] for source in sets.stream],
     ]
-    key = hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("VPRETRAIN_CACHE") or Path.home() / ".cache" / "vpretrain")
-    return cache / "prepared" / key
+    return prepared.named_after(says)
 
 
 def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
@@ -53,40 +47,18 @@ def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, sets)
-    if not (folder / "config.json").is_file():
+    if not prepared.is_model(folder):
         make(recipe, sets, folder)
     return str(folder)
 
 
 def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
     """Trains a backbone from random weights on the stream, without steering; the folder appears whole or not at all."""
-    section = _preparation(recipe)
-    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise user_error(
-            "--out",
-            "this is there already and is no model, so it is not replaced; name another folder",
-            value=str(out),
-            accepted="a new folder, an empty one, or that of a model",
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch, torch.random.fork_rng():
+    section = prepared.section_of(recipe.learner.prepare)
+    with prepared.appearing(out) as folder, torch.random.fork_rng():
         torch.manual_seed(section.seed)  # of the weights, and of what backbones draw while they train
-        folder = Path(scratch) / "model"
         save(_trained(recipe, sets, section), folder)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
     return out
-
-
-def _preparation(recipe: VisionRecipe) -> Prepare:
-    if recipe.learner.prepare is None:
-        raise user_error(
-            "learner.prepare",
-            "this recipe does not say how to make its learner",
-            accepted="a `prepare` section in `learner`",
-        )
-    return recipe.learner.prepare
 
 
 def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learner:

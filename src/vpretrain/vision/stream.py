@@ -8,7 +8,6 @@ stream is one integer a source, and resuming is exact and takes no skipping.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.errors import user_error
-from vpretrain.order import Order, seed_of
+from vpretrain.order import Order, lagging, seed_of, shares
 from vpretrain.vision.images import Picture, Pictures, cropped, resized, scaled_size, stacked, unlabelled
 
 _FINGERPRINTS = 3
@@ -120,12 +119,11 @@ class Stream:
         if batch_size % world:
             message = f"{world} ranks cannot share a batch evenly: change it, or their number"
             raise user_error("data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}")
-        _check_sources(sources)
+        each = [(source.name, len(source.pictures), source.weight) for source in sources]
+        self._shares = shares(each, "pictures", ": fill its folder, or take it out")
         self.rank, self.world = rank, world
-        total = math.fsum(source.weight for source in sources)
         self.sources = tuple(sources)
         self.batch_size, self.size, self.load_size, self.seed = batch_size, size, load_size, seed
-        self._shares = [source.weight / total for source in sources]
         self._orders = [Order(len(source.pictures), f"{seed}/{source.name}") for source in sources]
         self._starts = [0, *accumulate(len(source.pictures) for source in sources)]
         self._drawn = [0] * len(sources)
@@ -143,7 +141,7 @@ class Stream:
         pictures: list[Picture] = []
         indices: list[int] = []
         for place in range(self.batch_size):
-            source = self._next_source()
+            source = lagging(self._shares, self._drawn)
             number = self._drawn[source]
             self._drawn[source] += 1
             if place % self.world != self.rank:
@@ -171,12 +169,6 @@ class Stream:
                 raise user_error("data.stream", message, value=here, accepted=repr(saved))
         self._drawn = [int(drawn) for drawn in state["drawn"]]
 
-    def _next_source(self) -> int:
-        """The source that lags most behind its share (the first of equals)."""
-        count = sum(self._drawn) + 1
-        lags = [share * count - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
-        return max((s for s, share in enumerate(self._shares) if share > 0), key=lags.__getitem__)
-
     def _window(self, picture: Picture, key: str) -> Picture:
         """The pixels of one picture, scaled and cut."""
         height, width = scaled_size(picture.size, self.load_size)
@@ -196,24 +188,3 @@ def fingerprint(pictures: Pictures) -> str:
         picture = pictures[last * place // (_FINGERPRINTS - 1)]
         sha.update(unlabelled(picture).digest().encode())
     return sha.hexdigest()[:16]
-
-
-def _check_sources(sources: Sequence[Source]) -> None:
-    where = "data.stream"
-    if not sources:
-        raise user_error(where, "there is nothing to train on: name at least one source", accepted="a list of sources")
-    names = [source.name for source in sources]
-    for source in sources:
-        if names.count(source.name) > 1:
-            message = "two sources have this name, and it seeds the order of their pictures: rename one"
-            raise user_error(where, message, value=source.name, accepted="distinct names")
-        if not len(source.pictures):
-            message = f"source {source.name!r} holds no pictures: fill its folder, or take it out"
-            raise user_error(where, message, value="0 pictures", accepted="at least one picture")
-        if not (math.isfinite(source.weight) and source.weight >= 0):
-            message = f"the weight of source {source.name!r} is no share"
-            raise user_error(where, message, value=source.weight, accepted="a finite number, at least 0")
-    if not any(source.weight > 0 for source in sources):
-        weights = {source.name: source.weight for source in sources}
-        message = "all weights are zero, so that nothing would be drawn: give one source a weight"
-        raise user_error(where, message, value=weights, accepted="at least one weight above 0")
