@@ -36,7 +36,8 @@ class Result:
     """What a run came to.
 
     Args:
-        arm, seed: of the recipe.
+        arm: of the recipe.
+        seed: of the recipe.
         spent: steps, tokens (images) and seconds of training; evaluation is not charged.
         step0: scores of the untouched checkpoint, same protocol.
         final: scores at the end.
