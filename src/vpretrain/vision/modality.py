@@ -61,7 +61,7 @@ class Vision:
     def load(self, recipe: VisionRecipe) -> Materials:
         """Reads pictures and finds (or makes) the learner's checkpoint."""
         sets = read(recipe)
-        if sets.skipped:
+        if sets.skipped and distributed.is_main_process():
             console = Console(stderr=True)
             console.print(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):", highlight=False)
             for problem in sets.skipped:
