@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,3 +63,40 @@ class MicroBatches:
 def drawn(stream: Iterator[Any], count: int) -> MicroBatches:
     """The next batches of a stream."""
     return MicroBatches(tuple(next(stream) for _ in range(count)))
+
+
+class Ahead:
+    """The steps of a stream, the next one drawn by a thread while the learner is at this one.
+
+    Its state is that of the stream before what waits: a run that goes on from there draws it again.
+
+    Args:
+        stream: used by nobody else; it draws from no global random numbers.
+        count: batches a step.
+    """
+
+    def __init__(self, stream: Any, count: int) -> None:
+        self.stream, self.count = stream, count
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vpretrain-stream")
+        self._waiting: Future[MicroBatches] | None = None
+        self._state: Any = None
+
+    def __iter__(self) -> Ahead:
+        return self
+
+    def __next__(self) -> MicroBatches:
+        found = drawn(self.stream, self.count) if self._waiting is None else self._waiting.result()
+        self._state = copy.deepcopy(self.stream.state_dict())
+        self._waiting = self._thread.submit(drawn, self.stream, self.count)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stood after the step that was handed out last."""
+        return self.stream.state_dict() if self._waiting is None else self._state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of :meth:`state_dict`."""
+        if self._waiting is not None:
+            wait([self._waiting])
+            self._waiting = None
+        self.stream.load_state_dict(state)

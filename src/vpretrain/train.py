@@ -6,14 +6,14 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
 import torch
 
 from vpretrain import distributed, sharding
-from vpretrain.accumulation import MicroBatches, drawn
+from vpretrain.accumulation import Ahead, MicroBatches, drawn
 from vpretrain.appraisal import Appraiser
 from vpretrain.budget import Clock, Spending
 from vpretrain.checkpoint import Keeper, State, measured
@@ -114,6 +114,7 @@ def run(
     resume: State | None = None,
     asked: Interruption | None = None,
     remember: bool = True,
+    ahead: bool | None = None,
 ) -> Result:
     """Trains until the budget is used up.
 
@@ -127,6 +128,8 @@ def run(
         resume: a checkpoint's state to go on from; None starts.
         asked: signals that were heard; None heeds none.
         remember: whether the result holds the history; a long run has it in its log and not in memory.
+        ahead: whether a thread draws the next batches while a step runs; the run is the same. None: where there is an
+            accelerator, beside which the CPU has nothing to do.
 
     Raises:
         UserError: ``checkpoint.keep_best`` names what is not measured.
@@ -140,8 +143,11 @@ def run(
     # All start from the first process's state: kernels may round differently between ranks.
     held = [dict(parts.learner.model.state_dict()), parts.learner.state_dict(), parts.designer.state_dict()]
     distributed.broadcast(list(distributed.tensors_in(held)))
+    accumulate, draw = recipe.learner.accumulate, drawn
+    if torch.cuda.is_available() if ahead is None else ahead:
+        parts, draw = replace(parts, stream=Ahead(parts.stream, accumulate)), lambda stream, count: next(stream)
     step = new_step(recipe, parts)
-    progress, accumulate = Progress(parts, step), recipe.learner.accumulate
+    progress = Progress(parts, step)
     spent = progress.spent
     clock = Clock(spent)
     history: list[Record] = []
@@ -160,7 +166,7 @@ def run(
         try:
             with clock:
                 started = time.perf_counter()
-                batch = drawn(parts.stream, accumulate)
+                batch = draw(parts.stream, accumulate)
                 metrics: Record = {"seconds_data": time.perf_counter() - started}
                 spent.add(flops=cost.get(step.meta_due, 0.0))
                 metrics |= step(batch, rate, share)

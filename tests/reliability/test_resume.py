@@ -68,6 +68,27 @@ def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
     assert resumed == uninterrupted
 
 
+@pytest.mark.parametrize("modality", ["language", "vision"])
+def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tmp_path):
+    """Checkpoints of a run that draws ahead know nothing of what waits, and one that does not goes on from them."""
+    accumulate = "learner.accumulate=2"
+    if modality == "language":
+        recipe, materials = language_recipe("arm=token_weights", accumulate, "budget.steps=6"), words
+    else:
+        recipe, materials = vision_recipe("arm=ascent", accumulate, "budget.steps=6"), pictures["dino"]
+    plain, ahead = build(recipe, materials), build(recipe, materials)
+    keeper = Keeper(tmp_path / "ahead", every=4, keep_last=9)
+    expected = run(recipe, plain, step0={}, ahead=False)
+    found = run(recipe, ahead, step0={}, keeper=keeper, ahead=True)
+    assert figures(found.history) == figures(expected.history) and found.stream_digest == expected.stream_digest
+    assert weights_hash(ahead) == weights_hash(plain)
+    shutil.rmtree(keeper.path(6))
+    for goes_ahead in (False, True):
+        parts = build(recipe, materials)
+        assert run(recipe, parts, resume=keeper.newest()[1], ahead=goes_ahead).stream_digest == expected.stream_digest
+        assert weights_hash(parts) == weights_hash(plain)
+
+
 @pytest.mark.parametrize("arm", sorted(set(VISION_ARMS) - IJEPA_ARMS))
 def test_dino_goes_on_bit_for_bit(pictures, arm, tmp_path):
     recipe = vision_recipe(f"arm={arm}", "budget.steps=5", "value.meta_period=2")
