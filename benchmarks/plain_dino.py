@@ -28,7 +28,7 @@ from vpretrain.modalities import SCHEMAS
 from vpretrain.tracking import environment, write_json
 from vpretrain.train import new_step, seed_everything
 from vpretrain.vision import Vision
-from vpretrain.vision.backbone import new_model
+from vpretrain.vision.loading import new_model
 
 CASES = {
     "scenes": ("demo-vision", []),

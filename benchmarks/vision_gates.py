@@ -24,10 +24,12 @@ from vpretrain.modalities import SCHEMAS
 from vpretrain.tracking import environment, write_json
 from vpretrain.train import run
 from vpretrain.vision import Vision
-from vpretrain.vision.backbone import Backbone, new_model
+from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.evaluate import segmentation_probe
-from vpretrain.vision.heads import LastBlocks, Segmentation, SegmentationHead, balanced, freeze, mean_loss, normalised
-from vpretrain.vision.images import Picture
+from vpretrain.vision.features import LastBlocks, freeze
+from vpretrain.vision.heads import Segmentation, SegmentationHead, balanced, mean_loss
+from vpretrain.vision.images import Picture, normalised
+from vpretrain.vision.loading import new_model
 from vpretrain.vision.scenes import scenes
 
 SUPERVISED = {"steps": 600, "pictures": 2000, "batch_size": 32, "learning_rate": 2e-3}

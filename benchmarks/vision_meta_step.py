@@ -30,9 +30,10 @@ from vpretrain.doctor import peak_bytes
 from vpretrain.modes import evaluating
 from vpretrain.tracking import environment, write_json
 from vpretrain.value import Alignment
-from vpretrain.vision.backbone import Backbone, aligned_parameters, new_model
+from vpretrain.vision.backbone import Backbone, aligned_parameters
 from vpretrain.vision.dino import Context, DinoLearner, DinoSettings
 from vpretrain.vision.dino_loss import DinoHead
+from vpretrain.vision.loading import new_model
 from vpretrain.vision.views import LearnedViews, blur
 
 

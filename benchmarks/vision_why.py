@@ -21,7 +21,7 @@ from vpretrain.tracking import environment, write_json
 from vpretrain.train import learning_rate, new_step, seed_everything
 from vpretrain.vision import Vision
 from vpretrain.vision.evaluate import ProbeSettings, segmentation_probe
-from vpretrain.vision.heads import freeze
+from vpretrain.vision.features import freeze
 from vpretrain.vision.learners import encoder_of
 from vpretrain.vision.modality import HELD_OUT_PICTURES, Materials
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -47,6 +47,13 @@ def user_error(where: str, message: str, *, value: object = "", accepted: str = 
     """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as it is)."""
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
+
+
+def abbreviated(names: Iterable[str], most: int = 12) -> str:
+    """The first names with commas between them, and how many more there are."""
+    names = list(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vpretrain.errors import UserError
-from vpretrain.vision.backbone import Backbone, Suffix, aligned_parameters, frozen, load_model, new_model
+from vpretrain.vision.backbone import Backbone, Suffix, aligned_parameters, frozen
+from vpretrain.vision.loading import load_model, new_model
 
 TINY: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,

@@ -14,9 +14,10 @@ from vpretrain.contracts import Gradient, detached
 from vpretrain.directional import ESTIMATORS
 from vpretrain.errors import UserError
 from vpretrain.value import Alignment
-from vpretrain.vision.backbone import Backbone, aligned_parameters, new_model
+from vpretrain.vision.backbone import Backbone, aligned_parameters
 from vpretrain.vision.dino import Context, DinoLearner, DinoSettings, teacher_momentum, warm_up_head
 from vpretrain.vision.dino_loss import DinoHead, balanced_targets, dino_loss, teacher_targets
+from vpretrain.vision.loading import new_model
 from vpretrain.vision.views import LearnedTargets, LearnedViews, PlainViews, blur
 
 TINY: dict[str, Any] = {

@@ -23,7 +23,7 @@ from vpretrain.vision.evaluate import (
     mean_score,
     segmentation_probe,
 )
-from vpretrain.vision.heads import Frozen, freeze
+from vpretrain.vision.features import Frozen, freeze
 from vpretrain.vision.images import IGNORE, Picture, normalised
 
 CLASSES, SIDE = 3, 8

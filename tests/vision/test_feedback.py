@@ -12,10 +12,12 @@ from vpretrain import vectors
 from vpretrain.contracts import Gradient
 from vpretrain.errors import UserError
 from vpretrain.vision import feedback as module
-from vpretrain.vision.backbone import Backbone, Features, aligned_parameters, new_model
+from vpretrain.vision.backbone import Backbone, Features, aligned_parameters
+from vpretrain.vision.features import LastBlocks
 from vpretrain.vision.feedback import DenseFeedback, HeadSettings, shuffled
-from vpretrain.vision.heads import Classification, Depth, LastBlocks, Segmentation
+from vpretrain.vision.heads import Classification, Depth, Segmentation
 from vpretrain.vision.images import IGNORE, Picture, normalised
+from vpretrain.vision.loading import new_model
 
 CLASSES, WIDTH, SIDE = 3, 6, 8
 TASKS = {Segmentation(CLASSES): 2.0, Depth(): 0.5}

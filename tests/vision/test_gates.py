@@ -7,9 +7,10 @@ from vpretrain import recipe as recipes
 from vpretrain.modalities import SCHEMAS
 from vpretrain.train import run
 from vpretrain.vision import Vision
-from vpretrain.vision.backbone import Backbone, new_model
+from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.evaluate import segmentation_probe
-from vpretrain.vision.heads import LastBlocks, freeze
+from vpretrain.vision.features import LastBlocks, freeze
+from vpretrain.vision.loading import new_model
 
 FEWER = [
     "data.evaluation.train.0.count=128", "data.evaluation.test.0.count=128", "evaluate.probe.steps=100",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpretrain.errors import Problem, UserError, user_error
+from vpretrain.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.language.head import Head
 
 
@@ -109,7 +109,7 @@ def aligned_parameters(
             "learner.aligned_blocks",
             "none of the parameters of these blocks trains, so there is no gradient to compare",
             value=blocks,
-            accepted="blocks with trainable parameters; those that train: " + _abbreviated(list(trainable)),
+            accepted="blocks with trainable parameters; those that train: " + abbreviated(trainable),
         )
     return chosen
 
@@ -126,17 +126,12 @@ def _matching(model: nn.Module, trainable: dict[str, nn.Parameter], patterns: li
             continue
         said = "no parameter has a name that matches"
         if found:
-            said = f"this matches frozen parameters alone ({_abbreviated(list(found), 3)}), which have no gradient to compare"
-        accepted = "patterns over the names of those that train: " + _abbreviated(list(trainable))
+            said = f"this matches frozen parameters alone ({abbreviated(found, 3)}), which have no gradient to compare"
+        accepted = "patterns over the names of those that train: " + abbreviated(trainable)
         problems.append(Problem("learner.aligned_patterns", pattern, accepted, said))
     if problems:
         raise UserError(*problems)
     return {name: p for name, p in trainable.items() if id(p) in chosen}
-
-
-def _abbreviated(names: list[str], most: int = 12) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
 
 
 @dataclass

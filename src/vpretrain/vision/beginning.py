@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from vpretrain.errors import user_error
-from vpretrain.vision.backbone import load_model
 from vpretrain.vision.images import IGNORE
 from vpretrain.vision.learners import named
+from vpretrain.vision.loading import load_model
 
 BATCH = 16
 FEWEST = 8

@@ -1,6 +1,6 @@
 """What frozen features are good for: linear probes of segmentation, depth and classification, and nearest neighbours.
 
-A probe trains a linear-BN head on the features of labelled pictures, computed once (:func:`vpretrain.vision.heads.freeze`),
+A probe trains a linear-BN head on the features of labelled pictures, computed once (:func:`vpretrain.vision.features.freeze`),
 and scores it on others. Items and standard errors are over pictures: the pixels of one picture are not independent.
 
 Shapes: N pictures, C classes, H x W pixels.
@@ -21,12 +21,12 @@ from torch.nn import functional
 from vpretrain.contracts import Score
 from vpretrain.errors import UserError, user_error
 from vpretrain.stats import mean_stderr
+from vpretrain.vision.features import Frozen
 from vpretrain.vision.heads import (
     Classification,
     Depth,
     DownstreamTask,
     Draws,
-    Frozen,
     Head,
     Segmentation,
     Size,

@@ -16,16 +16,8 @@ from vpretrain import vectors
 from vpretrain.contracts import Gradient
 from vpretrain.errors import Problem, UserError
 from vpretrain.modes import evaluating, frozen
-from vpretrain.vision.heads import (
-    DownstreamTask,
-    Draws,
-    Encoder,
-    Frozen,
-    freeze,
-    images_for,
-    mean_loss,
-    target_problems,
-)
+from vpretrain.vision.features import Encoder, Frozen, freeze, images_for
+from vpretrain.vision.heads import DownstreamTask, Draws, mean_loss, target_problems
 from vpretrain.vision.images import Picture
 
 CHUNK_PICTURES = 16

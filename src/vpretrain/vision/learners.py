@@ -12,11 +12,12 @@ from torch import Tensor
 
 from vpretrain.errors import Fault, user_error
 from vpretrain.modes import evaluating, frozen, own_randomness
-from vpretrain.vision.backbone import Backbone, aligned_parameters, load_model, new_model
+from vpretrain.vision.backbone import Backbone, aligned_parameters
 from vpretrain.vision.dino import DinoLearner, DinoSettings, warm_up_head
 from vpretrain.vision.dino_loss import DinoHead
-from vpretrain.vision.heads import Encoder, LastBlocks
+from vpretrain.vision.features import Encoder, LastBlocks
 from vpretrain.vision.ijepa import IJepaLearner, plain
+from vpretrain.vision.loading import load_model, new_model
 from vpretrain.vision.predictor import Predictor
 from vpretrain.vision.recipe import LearnerSection, VisionRecipe
 from vpretrain.vision.stream import Stream

@@ -19,13 +19,14 @@ from vpretrain.contracts import Parts, Score
 from vpretrain.errors import Problem, UserError
 from vpretrain.resources import shortages
 from vpretrain.vision.arms import ARMS, DEMO, DIRECT, designer_of, learner_of, steering
-from vpretrain.vision.backbone import new_model
 from vpretrain.vision.data import PictureSets, read
 from vpretrain.vision.evaluate import Probed, classification_probe, depth_probe, knn, segmentation_probe
+from vpretrain.vision.features import Encoder, Frozen, freeze
 from vpretrain.vision.feedback import DenseFeedback, shuffled
-from vpretrain.vision.heads import Classification, Encoder, Frozen, Segmentation, freeze
+from vpretrain.vision.heads import Classification, Segmentation
 from vpretrain.vision.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.learners import Learner, beside, encoder_of, new_learner, put_beside, save, warm_up, width_of
+from vpretrain.vision.loading import new_model
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.retrieval import pooled, retrieval

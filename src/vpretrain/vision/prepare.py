@@ -13,10 +13,10 @@ from vpretrain import prepared
 from vpretrain.contracts import detached
 from vpretrain.errors import Fault
 from vpretrain.vision import ijepa
-from vpretrain.vision.backbone import new_model
 from vpretrain.vision.data import PictureSets
 from vpretrain.vision.dino import DinoLearner
 from vpretrain.vision.learners import Learner, assembled, device, named, save
+from vpretrain.vision.loading import new_model
 from vpretrain.vision.recipe import Prepare, VisionRecipe
 from vpretrain.vision.stream import Stream, fingerprint
 from vpretrain.vision.views import PlainViews

@@ -21,7 +21,7 @@ from torch.nn import functional
 from vpretrain.contracts import Score
 from vpretrain.errors import Problem, UserError, user_error
 from vpretrain.vision.evaluate import mean_score
-from vpretrain.vision.heads import Encoder, freeze
+from vpretrain.vision.features import Encoder, freeze
 from vpretrain.vision.images import Pictures
 from vpretrain.vision.readers import NYU_DEPTH_METRES, PROBLEMS_SHOWN, Files, Folder, Size
 
