@@ -100,3 +100,8 @@ class Ahead:
             wait([self._waiting])
             self._waiting = None
         self.stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends the thread, and leaves the stream where the step that was handed out last left it."""
+        self.load_state_dict(self.state_dict())
+        self._thread.shutdown()

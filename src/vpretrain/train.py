@@ -143,9 +143,10 @@ def run(
     # All start from the first process's state: kernels may round differently between ranks.
     held = [dict(parts.learner.model.state_dict()), parts.learner.state_dict(), parts.designer.state_dict()]
     distributed.broadcast(list(distributed.tensors_in(held)))
-    accumulate, draw = recipe.learner.accumulate, drawn
+    accumulate, stream = recipe.learner.accumulate, None
     if torch.cuda.is_available() if ahead is None else ahead:
-        parts, draw = replace(parts, stream=Ahead(parts.stream, accumulate)), lambda stream, count: next(stream)
+        stream = Ahead(parts.stream, accumulate)
+        parts = replace(parts, stream=stream)
     step = new_step(recipe, parts)
     progress = Progress(parts, step)
     spent = progress.spent
@@ -166,7 +167,7 @@ def run(
         try:
             with clock:
                 started = time.perf_counter()
-                batch = draw(parts.stream, accumulate)
+                batch = drawn(parts.stream, accumulate) if stream is None else next(stream)
                 metrics: Record = {"seconds_data": time.perf_counter() - started}
                 spent.add(flops=cost.get(step.meta_due, 0.0))
                 metrics |= step(batch, rate, share)
@@ -231,6 +232,8 @@ def run(
             by = (asked.by if asked is not None else None) or "a signal to another process"
             raise Stopped(f"{by} after step {spent.steps}; the same command goes on from there")
 
+    if stream is not None:
+        stream.close()
     if keeper is not None and distributed.broadcast_object(spent.steps not in keeper.steps()):
         keeper.save(spent.steps, progress.state_dict())
     if parts.after is not None:

@@ -82,6 +82,7 @@ def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tm
     found = run(recipe, ahead, step0={}, keeper=keeper, ahead=True)
     assert figures(found.history) == figures(expected.history) and found.stream_digest == expected.stream_digest
     assert weights_hash(ahead) == weights_hash(plain)
+    assert next(ahead.stream).digest() == next(plain.stream).digest()
     shutil.rmtree(keeper.path(6))
     for goes_ahead in (False, True):
         parts = build(recipe, materials)
