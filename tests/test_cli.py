@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
+from safetensors import SafetensorError
 
 from vpretrain import cli, resources, single
 from vpretrain.cli import shell
@@ -432,6 +433,7 @@ def test_a_fault_is_exit_code_4_and_keeps_what_was_finished(call, here):
         (KeyboardInterrupt(), 3, "stopped"),
         (Fault("loss is nan"), 4, "loss is nan"),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 4, "disk is full"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "data.batch_size"),
         (MemoryError(), 4, "memory"),
         (PermissionError(errno.EACCES, "denied", "/root/x"), 2, "/root/x"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -23,15 +24,18 @@ class Order:
         if count < 1:
             raise ValueError(f"an order needs items, got {count}")
         self.count, self.key = count, key
-        self._pass: tuple[int, list[int]] | None = None  # the one that is being gone through
+        self._passes: dict[int, array[int]] = {}
 
     def __getitem__(self, number: int) -> int:
         """The index at the ``number``-th place of the sequence, from 0."""
         number_of_pass, at = divmod(number, self.count)
-        if self._pass is None or self._pass[0] != number_of_pass:
+        if number_of_pass not in self._passes:
+            # Two at most: who looks ahead goes to and fro between the last and the next.
+            self._passes = {n: order for n, order in self._passes.items() if abs(n - number_of_pass) == 1}
             generator = torch.Generator().manual_seed(seed_of(f"{self.key}/{number_of_pass}"))
-            self._pass = number_of_pass, torch.randperm(self.count, generator=generator).tolist()
-        return self._pass[1][at]
+            order = torch.randperm(self.count, generator=generator)
+            self._passes[number_of_pass] = array("i", order.int().numpy().tobytes())
+        return self._passes[number_of_pass][at]
 
 
 def seed_of(key: str) -> int:

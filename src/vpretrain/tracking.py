@@ -78,8 +78,14 @@ def environment() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "git_commit": _commit(),
-        "command": shlex.join(["vpretrain", *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> list[str]:
+    """``vpretrain`` by whatever name it was called, or the script that runs."""
+    name = Path(sys.argv[0]).name
+    return ["vpretrain"] if name in ("vpretrain", "__main__.py") else ["python", name]
 
 
 def write_json(path: Path, value: Any) -> None:

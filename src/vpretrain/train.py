@@ -200,9 +200,8 @@ def run(
         step.count = 0
 
     while True:
-        spent.seconds = distributed.broadcast_object(
-            spent.seconds
-        )  # clocks differ, and all processes end at the same step
+        # Clocks differ, and all processes end at the same step.
+        spent.seconds = distributed.broadcast_object(spent.seconds)
         if not parts.on_stream or spent.exhausted(recipe.budget):
             break
         share = spent.fraction(recipe.budget)

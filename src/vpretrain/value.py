@@ -101,10 +101,8 @@ def adam_preconditioner(
         for name, parameter in aligned.items():
             if id(parameter) in members:
                 state = optimizer.state.get(parameter)
-                if (
-                    not state
-                ):  # no gradient ever reached it (an expert that is never routed to), so that P does not matter
-                    continue
+                if not state:
+                    continue  # no gradient ever reached it (an expert that no token is sent to): P does not matter there
                 correction = 1 - group["betas"][1] ** float(state["step"])
                 second_moments[name] = vectors.wide(state["exp_avg_sq"]) / correction
     if not second_moments:

@@ -71,22 +71,27 @@ def _leave(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+_DISK_FULL = "the disk is full; make room and run the same command again", Fault.exit_code
+
+
 def _machine_says(error: Exception) -> tuple[str, int] | None:
     """What to do about a limit of this machine, and the exit code; None for what can only be a bug."""
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "the disk is full; make room and run the same command again", Fault.exit_code
+            return _DISK_FULL
         if isinstance(error, PermissionError):
             return f"{error.filename}: no permission to read or write this; name another place", UserError.exit_code
         return None
-    if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
-        return "the disk is full; make room and run the same command again", Fault.exit_code
     if isinstance(error, BrokenExecutor):
         message = "a worker process was killed, most likely because memory ran out"
         return f"{message}; what was finished is kept: run the same command again with --jobs 1", Fault.exit_code
+    from safetensors import SafetensorError
+
     from vpretrain.directional import EstimatorUnsupported
     from vpretrain.resources import out_of_memory
 
+    if isinstance(error, SafetensorError) and "No space left" in str(error):
+        return _DISK_FULL
     if isinstance(error, EstimatorUnsupported):
         return f"value.estimator: {error}", UserError.exit_code
     if out_of_memory(error):

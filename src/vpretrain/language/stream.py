@@ -13,13 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vpretrain.errors import user_error
 from vpretrain.language.batch import TokenBatch, laid_out, padded
 from vpretrain.language.rows import Document
 from vpretrain.language.stored import StoredDocuments
-from vpretrain.order import lagging, seed_of, shares
+from vpretrain.order import Order, lagging, shares
 
 LOOKAHEAD_DOCUMENTS = 16
 """How many pending documents the packer chooses from; the oldest goes first, so that none waits for ever."""
@@ -92,7 +90,7 @@ class Stream:
         self.rank = rank
         self.world = world
         self._sources = list(sources)
-        self._shuffled = [_Shuffled(source.documents, f"{seed}/{source.name}") for source in sources]
+        self._orders = [Order(len(source.documents), f"{seed}/{source.name}") for source in sources]
         self._drawn = [0] * len(sources)
         self._pending: list[tuple[int, int, int]] = []  # source, how many it had given before, which one that is
         self._identity = {
@@ -132,7 +130,7 @@ class Stream:
         _check_identity("data.stream", state["identity"], self._identity)
         self._drawn = [int(drawn) for drawn in state["drawn"]]
         pending = [(int(source), int(number)) for source, number in state["pending"]]
-        self._pending = [(source, number, self._shuffled[source].place(number)) for source, number in pending]
+        self._pending = [(source, number, self._orders[source][number]) for source, number in pending]
 
     def _window(self) -> list[tuple[int, int, int]]:
         """The documents of the next window, oldest first, as in ``_pending``."""
@@ -158,36 +156,7 @@ class Stream:
         source = lagging(self._shares, self._drawn)
         number = self._drawn[source]
         self._drawn[source] += 1
-        return source, number, self._shuffled[source].place(number)
-
-
-class _Shuffled:
-    """The endless sequence of some documents, each pass over them in an order of its own.
-
-    Args:
-        documents: at least one.
-        key: seeds the orders, together with the number of the pass.
-    """
-
-    def __init__(self, documents: Sequence[Document], key: str) -> None:
-        self.documents = documents
-        self.key = key
-        self._orders: dict[int, array[int]] = {}
-
-    def __getitem__(self, number: int) -> Document:
-        """The ``number``-th document of the sequence, from 0."""
-        return self.documents[self.place(number)]
-
-    def place(self, number: int) -> int:
-        """Where among the documents that one is."""
-        epoch, at = divmod(number, len(self.documents))
-        if epoch not in self._orders:
-            # Two passes at most: a packer that looks ahead goes to and fro between the last and the next.
-            self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
-            generator = torch.Generator().manual_seed(seed_of(f"{self.key}/{epoch}"))
-            order = torch.randperm(len(self.documents), generator=generator)
-            self._orders[epoch] = array("i", order.int().numpy().tobytes())
-        return self._orders[epoch][at]
+        return source, number, self._orders[source][number]
 
 
 class Sampler:
@@ -230,7 +199,7 @@ class Sampler:
         self.batch_size = batch_size
         self.pad_id = pad_id
         self._where = where
-        self._documents = _Shuffled(documents, f"{seed}/feedback")
+        self._documents, self._order = documents, Order(len(documents), f"{seed}/feedback")
         self._batch = 0
         self._identity = {
             "seed": seed,
@@ -246,11 +215,11 @@ class Sampler:
 
     def draw(self) -> list[Document]:
         """The documents of the next batch, before they are laid out."""
-        count = len(self._documents.documents)
+        count = len(self._documents)
         epoch, at = divmod(self._batch, count // self.batch_size)
         start = epoch * count + at * self.batch_size
         self._batch += 1
-        return [self._documents[start + i] for i in range(self.batch_size)]
+        return [self._documents[self._order[start + i]] for i in range(self.batch_size)]
 
     def state_dict(self) -> dict[str, Any]:
         """The exact position, fit for JSON."""
