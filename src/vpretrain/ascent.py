@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain import distributed
+from vpretrain.collapse import Bounds
 from vpretrain.contracts import Appraise, Estimate, detached
 from vpretrain.errors import NonFinite
 from vpretrain.reliability import Reliability
@@ -146,6 +147,11 @@ class Ascent(Learned):
     ) -> None:  # fmt: skip
         super().__init__(network, learning)
         self.surface, self.price, self.raw, self.meta_rows = surface, price, raw, meta_rows
+
+    @property
+    def bounds(self) -> Bounds:
+        """Those that the surface says; where it says none, those of the gate, which every surface has."""
+        return getattr(self.surface, "bounds", {"gate": (0.0, 1.0)})
 
     def propose(self, context: Any) -> Any:
         """The task under the network's choice."""

@@ -13,31 +13,32 @@ from vpretrain import distributed
 log = logging.getLogger(__name__)
 
 EDGE = 0.01
-"""How near a bound counts as at it, as a share of the range."""
+"""How near a bound counts as at it, as a share of the range; of the bound, or of 1, where there is one on one side alone."""
+
+Bounds = Mapping[str, tuple[float, float]]
+"""The lowest and the highest that figures of a designer can be, by name; infinite where being there is no sign of anything."""
 
 
 class Collapse:
-    """Watches the figures of designers by their names; those that a designer does not have are not looked at.
+    """Watches figures of a designer for standing at a bound, each by its mean over a window of meta steps.
 
-    Each is judged by its mean over the window: ``gate`` at 0 (and no ``weight_spread``) or at its bound, ``entropy`` of targets
-    at its bound, ``mask_mean`` at 0 or 1, ``mask_std`` (within a mask) at 0, and ``agreement`` of the feedback's halves at 0
-    or below, where feedback says no more than random vectors would.
+    Of all designers ``agreement`` is watched: where halves of the feedback agree at 0 or below, it says no more than random
+    vectors would.
 
     Args:
         window: meta steps, 0 to look at nothing. Before it is full nothing is said.
-        bounds: the highest ``gate`` there can be (1 where it is not said), and the highest ``entropy`` of targets in nats.
+        bounds: what the designer says of its own figures (``designer.bounds``); None: nothing.
     """
 
-    def __init__(self, window: int, bounds: Mapping[str, float] | None = None) -> None:
+    def __init__(self, window: int, bounds: Bounds | None = None) -> None:
         self.seen: deque[dict[str, float]] = deque(maxlen=window)
-        bounds = bounds or {}
-        self.gate, self.entropy = bounds.get("gate", 1.0), bounds.get("entropy", math.inf)
+        self.bounds = dict(bounds or {})
         self.signs: list[str] = []
         self._said: set[str] = set()
 
     def hear(self, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one meta step; a sign is logged when it is first seen, and not each time it comes back."""
-        self.seen.append({name: metrics[name] for name in _WATCHED if name in metrics})
+        self.seen.append({name: metrics[name] for name in (*self.bounds, _AGREEMENT) if name in metrics})
         self.signs = list(self._signs())
         for sign in self.signs:
             if sign not in self._said and distributed.rank() == 0:
@@ -47,24 +48,22 @@ class Collapse:
     def _signs(self) -> Iterator[str]:
         if not self.seen.maxlen or len(self.seen) < self.seen.maxlen:
             return
-        mean = {
-            name: sum(figures[name] for figures in self.seen) / len(self.seen)
-            for name in _WATCHED
-            if all(name in figures for figures in self.seen)
-        }
-        if "gate" in mean and self.gate:
-            if mean["gate"] <= EDGE * self.gate and mean.get("weight_spread", 0.0) <= EDGE:
-                yield "the gate was shut: the task is the plain one"
-            elif mean["gate"] >= (1 - EDGE) * self.gate:
-                yield "the gate stood at its bound"
-        if "entropy" in mean and mean["entropy"] >= (1 - EDGE) * self.entropy:
-            yield "targets were even over their candidates"
-        if "mask_mean" in mean and not EDGE < mean["mask_mean"] < 1 - EDGE:
-            yield "masks hid all or nothing"
-        if mean.get("mask_std", 1.0) <= EDGE:
-            yield "masks were even over their pictures"
-        if mean.get("agreement", 1.0) <= 0:
+        for name, (low, high) in self.bounds.items():
+            mean, reach = self._mean(name), EDGE * _range(low, high)
+            if mean is None or low == high:  # one that can stand nowhere else was asked to stand there
+                continue
+            if mean <= low + reach:
+                yield f"{name} stood at {low:g}, the lowest there is"
+            elif mean >= high - reach:
+                yield f"{name} stood at {high:g}, the highest there is"
+        agreement = self._mean(_AGREEMENT)
+        if agreement is not None and agreement <= 0:
             yield "halves of the feedback agreed no better than random ones do"
+
+    def _mean(self, name: str) -> float | None:
+        """Over the window; None where it was not always said."""
+        figures = [seen[name] for seen in self.seen if name in seen]
+        return sum(figures) / len(figures) if len(figures) == len(self.seen) else None
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen."""
@@ -76,4 +75,10 @@ class Collapse:
         self.signs = list(state["signs"])
 
 
-_WATCHED = ("gate", "weight_spread", "entropy", "mask_mean", "mask_std", "agreement")
+_AGREEMENT = "agreement"
+
+
+def _range(low: float, high: float) -> float:
+    if math.isfinite(high - low):
+        return high - low
+    return max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)))

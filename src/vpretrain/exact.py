@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vpretrain import distributed
+from vpretrain.collapse import Bounds
 from vpretrain.contracts import Appraise
 from vpretrain.reliability import Reliability
 from vpretrain.rules import standardised
@@ -42,9 +43,9 @@ class Rule(Protocol):
         ...
 
     @property
-    def bounds(self) -> Mapping[str, float]:
-        """The highest that figures of :meth:`metrics` can be, where they have a bound of their own (see :class:`Collapse`)."""
-        return {}
+    def bounds(self) -> Bounds:
+        """Where figures of :meth:`metrics` stand when the tasks are no longer designed."""
+        return {"gate": (0.0, 1.0)}
 
     def metrics(self, probe: Any, task: Any, gradient: Tensor) -> dict[str, float]:
         """How a task of this rule looks; ``gradient`` is the ``dV/d control`` that all of the feedback gives.
@@ -75,7 +76,7 @@ class Exact:
     listens = True
 
     @property
-    def bounds(self) -> Mapping[str, float]:
+    def bounds(self) -> Bounds:
         """Those of the rule."""
         return self.rule.bounds
 

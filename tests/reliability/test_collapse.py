@@ -5,16 +5,22 @@ import math
 
 import pytest
 
-from tests.reliability.runs import build, language_recipe
+from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.collapse import Collapse
 from vpretrain.language import Language
 from vpretrain.train import new_step, run
+from vpretrain.vision import Vision
 
 HEALTHY = {"gate": 0.2, "entropy": 1.0, "mask_mean": 0.7, "mask_std": 0.2, "agreement": 0.3, "gain": 1.0}
 
 
+BOUNDS = {
+    "gate": (0.0, 0.5), "entropy": (-math.inf, 2.0), "mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf),
+}  # fmt: skip
+
+
 def after(times, **figures):
-    collapse = Collapse(3, {"gate": 0.5, "entropy": 2.0})
+    collapse = Collapse(3, BOUNDS)
     for _ in range(times):
         collapse.hear(HEALTHY | figures)
     return collapse
@@ -23,9 +29,9 @@ def after(times, **figures):
 @pytest.mark.parametrize(
     "figures, sign",
     [
-        ({"gate": 0.0}, "gate was shut"), ({"gate": 0.5}, "gate stood at its bound"), ({"entropy": 2.0}, "even over their cand"),
-        ({"mask_mean": 0.0}, "hid all or nothing"), ({"mask_mean": 1.0}, "hid all or nothing"),
-        ({"mask_std": 0.0}, "even over their pictures"), ({"agreement": -0.1}, "no better than random"),
+        ({"gate": 0.0}, "gate stood at 0,"), ({"gate": 0.5}, "gate stood at 0.5,"), ({"entropy": 2.0}, "entropy stood at 2,"),
+        ({"mask_mean": 0.0}, "mask_mean stood at 0,"), ({"mask_mean": 1.0}, "mask_mean stood at 1,"),
+        ({"mask_std": 0.0}, "mask_std stood at 0,"), ({"agreement": -0.1}, "no better than random"),
     ],
 )  # fmt: skip
 def test_each_sign_is_seen_once_the_window_is_full_and_not_before(figures, sign):
@@ -36,9 +42,9 @@ def test_each_sign_is_seen_once_the_window_is_full_and_not_before(figures, sign)
 
 def test_a_designer_at_work_shows_no_sign_and_neither_does_one_that_says_nothing_of_itself():
     assert after(9).signs == []
-    assert after(3, gate=0.0, weight_spread=0.3).signs == []  # it weighs tokens, and moves no mass
-    collapse = Collapse(1)
-    collapse.hear({"gain": 1.0})
+    assert after(9, entropy=0.0, mask_std=9.0).signs == []  # at no bound
+    collapse = Collapse(1, {"gate": (0.0, 0.0), "entropy": (0.0, 1.0)})
+    collapse.hear({"gain": 1.0, "gate": 0.0})  # a gate that may not open, and an entropy that nobody tells
     assert collapse.signs == []
 
 
@@ -60,7 +66,7 @@ def test_no_window_looks_at_nothing():
 
 
 def test_what_was_seen_comes_back():
-    collapse, fresh = after(3, gate=0.5), Collapse(3, {"gate": 0.5})
+    collapse, fresh = after(3, gate=0.5), Collapse(3, BOUNDS)
     fresh.load_state_dict(collapse.state_dict())
     fresh.hear(HEALTHY | {"gate": 0.5})
     assert fresh.signs == collapse.signs != []
@@ -88,10 +94,24 @@ def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse
 
 
 @pytest.mark.parametrize(
-    "arm, gate, entropy",
-    [("closed_form", 0.25, math.log(4)), ("ascent", 0.25, math.log(4)), ("token_weights", 1.0, math.inf)],
+    "arm, bounds",
+    [
+        ("closed_form", {"gate": (0.0, 0.25), "entropy": (-math.inf, math.log(4))}),
+        ("ascent", {"gate": (0.0, 0.25), "entropy": (-math.inf, math.log(4))}),
+        ("token_weights", {"weight_spread": (0.0, math.inf)}),
+        ("weighted_targets", {"weight_spread": (0.0, math.inf), "gate": (-math.inf, 0.25)}),
+        ("onehot", {}),
+    ],
 )
-def test_bounds_are_those_of_the_designer(words, arm, gate, entropy):
+def test_bounds_are_those_of_the_designer(words, arm, bounds):
     recipe = language_recipe(f"arm={arm}", "designer.gate_max=0.25", "designer.candidates=4")
-    collapse = new_step(recipe, build(recipe, words)).collapse
-    assert (collapse.gate, collapse.entropy) == (gate, entropy)
+    step = new_step(recipe, parts := build(recipe, words))
+    assert step.collapse.bounds == bounds
+    assert bounds.keys() <= step(next(parts.stream), 0.0).keys(), "figures that no meta step tells are never looked at"
+
+
+def test_masks_have_bounds_too():
+    recipe = vision_recipe("arm=ascent", "value.burn_in_steps=0", "value.meta_period=1", "budget.steps=1")
+    parts = build(recipe, Vision().load(recipe))
+    step = new_step(recipe, parts)
+    assert step.collapse.bounds.keys() == {"mask_mean", "mask_std"} <= step(next(parts.stream), 0.0).keys()

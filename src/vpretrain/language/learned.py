@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vpretrain import distributed
 from vpretrain.ascent import Learned, Learning
+from vpretrain.collapse import Bounds
 from vpretrain.contracts import Appraise, detached
 from vpretrain.language.learner import Context
 from vpretrain.language.rules import Anchored, Candidates, TokenRule
@@ -142,7 +143,7 @@ class Scored(Learned):
         self.embedding, self.rule = embedding, rule
 
     @property
-    def bounds(self) -> Mapping[str, float]:
+    def bounds(self) -> Bounds:
         """Those of the rule."""
         return self.rule.bounds
 

@@ -8,7 +8,6 @@ give one-hot targets of weight 1. Shapes: N predicted tokens of the batch, K can
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vpretrain import distributed
+from vpretrain.collapse import Bounds
 from vpretrain.exact import Rule
 from vpretrain.language.learner import Context
 from vpretrain.language.targets import SoftTargets, mix, one_hot
@@ -63,6 +63,11 @@ class TokenRule(Rule):
         """One-hot targets over the candidates."""
         return Candidates.among(context, 1, weighted=True)
 
+    @property
+    def bounds(self) -> Bounds:
+        """Of weights, which are all alike where nothing is told apart."""
+        return {"weight_spread": (0.0, math.inf)}
+
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
         """Token values ``[N, K]``: the gradient itself."""
         return gradient
@@ -89,9 +94,9 @@ class Anchored(TokenRule):
     gate_max: float = 0.5
 
     @property
-    def bounds(self) -> Mapping[str, float]:
-        """Of gate and entropy."""
-        return {"gate": self.gate_max, "entropy": math.log(self.count)}
+    def bounds(self) -> Bounds:
+        """Of the gate, and of targets that are even over their candidates."""
+        return {"gate": (0.0, self.gate_max), "entropy": (-math.inf, math.log(self.count))}
 
     def probe(self, context: Context) -> Candidates:
         """One-hot targets over K candidates."""
@@ -172,9 +177,9 @@ class WeightedTargets(TokenRule):
     tilt: float = 0.4
 
     @property
-    def bounds(self) -> Mapping[str, float]:
-        """Those of the rule for targets."""
-        return self.targets.bounds
+    def bounds(self) -> Bounds:
+        """Of the weights, and of a gate that is wide open; one that is shut may leave weights that differ."""
+        return {**super().bounds, "gate": (-math.inf, self.targets.gate_max)}
 
     def probe(self, context: Context) -> Candidates:
         """That of the rule for targets."""

@@ -6,13 +6,13 @@ Shapes: G global views, B images, P prototypes, N = G B rows, K candidates; M ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vpretrain import distributed
+from vpretrain.collapse import Bounds
 from vpretrain.exact import Rule
 from vpretrain.rules import anchored, tilted
 from vpretrain.vision import dino, ijepa
@@ -52,9 +52,9 @@ class AnchoredTargets(DinoRule):
     gate_max: float = 0.5
 
     @property
-    def bounds(self) -> Mapping[str, float]:
+    def bounds(self) -> Bounds:
         """Of the gate."""
-        return {"gate": self.gate_max}
+        return {"gate": (0.0, self.gate_max)}
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
         """``[N, K]``, each row about its mean: a row's level is the worth of its view, not of a target."""

@@ -6,12 +6,15 @@ Shapes: G global views, B images, H x W pixels, N images that a network looks at
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
+from vpretrain.collapse import Bounds
 from vpretrain.vision import dino, ijepa, views
 from vpretrain.vision.blocks import BlockMasks
 from vpretrain.vision.ijepa import IJepaTask
@@ -20,6 +23,9 @@ from vpretrain.vision.views import LearnedTargets, LearnedViews, PlainViews
 
 class Masks:
     """What both surfaces share."""
+
+    bounds: ClassVar[Bounds] = {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
+    """Masks that hide all or nothing, and masks that are even over their pictures, design nothing."""
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
         """See :func:`mask_metrics`."""
