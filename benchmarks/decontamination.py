@@ -1,17 +1,20 @@
-"""Does decontamination find planted near-duplicates, keep unrelated rows, and cost the same per row in a longer stream?
+"""Does decontamination find planted near-duplicates, keep unrelated rows, and cost the same per row
+in a longer stream?
 
-    python benchmarks/decontamination.py ../shared/data [--rows 10000 100000 1000000] [--parts cost quality]
+    python benchmarks/decontamination.py ../shared/data [--rows 10000 100000 1000000] [--parts cost
+    quality]
 
-Protected are all rows of GSM8K test, question and answer. Planted are its questions changed: a number, a name (everywhere),
-both, the order of sentences, case and punctuation; and the first, second and fourth of these inside a longer prose document.
-A plant that its change leaves as it was does not count. Unrelated are GSM8K train, the mathematics questions and prose.
-Beside it stand 5-grams, and MinHash LSH over whole rows (datasketch, 128 permutations) with exact Jaccard similarity of
-3-grams, both at the same threshold.
+Protected are all rows of GSM8K test, question and answer. Planted are its questions changed: a
+number, a name (everywhere), both, the order of sentences, case and punctuation; and the first,
+second and fourth of these inside a longer prose document. A plant that its change leaves as it was
+does not count. Unrelated are GSM8K train, the mathematics questions and prose. Beside it stand
+5-grams, and MinHash LSH over whole rows (datasketch, 128 permutations) with exact Jaccard
+similarity of 3-grams, both at the same threshold.
 
-Cost is CPU seconds of one process, since others use this machine: `decontaminate` from file to file against reading the
-same rows and tokenising them with a BPE of 8,192 words (`tokenizers`, one thread). The rows are those of GSM8K train and
-four times as many mathematics questions, shuffled, and again from the start when they run out. Writes
-`results/decontamination.json`.
+Cost is CPU seconds of one process, since others use this machine: `decontaminate` from file to file
+against reading the same rows and tokenising them with a BPE of 8,192 words (`tokenizers`, one
+thread). The rows are those of GSM8K train and four times as many mathematics questions, shuffled,
+and again from the start when they run out. Writes `results/decontamination.json`.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from datasketch import MinHash, MinHashLSH
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vpretrain.language.decontaminate import decontaminate
-from vpretrain.language.raw_rows import lines, parsed, text_of
-from vpretrain.language.similarity import NGRAM, THRESHOLD, Protected, words
-from vpretrain.tracking import environment, write_json
+from vpretrain.language.data.decontaminate import decontaminate
+from vpretrain.language.data.raw_rows import lines, parsed, text_of
+from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Protected, words
+from vpretrain.run.folder import environment, write_json
 
 SEEDS = (0, 1, 2)
 CAPITALISED = re.compile(  # and no name
@@ -54,14 +57,18 @@ def number(text: str, draw: random.Random) -> str:
     found = sorted(set(re.findall(r"\d[\d,]*(?:\.\d+)?", text)))
     if not found:
         return text
-    return re.sub(rf"(?<![\d.,]){re.escape(draw.choice(found))}(?!\d)", str(draw.randint(2, 999)), text)
+    return re.sub(
+        rf"(?<![\d.,]){re.escape(draw.choice(found))}(?!\d)", str(draw.randint(2, 999)), text
+    )
 
 
 def name(text: str, draw: random.Random) -> str:
     """One name becomes another, wherever it stands."""
     lower = set(re.findall(r"\b[a-z]+\b", text))
     capital = Counter(re.findall(r"\b[A-Z][a-z]+\b", text))
-    found = sorted(word for word in capital if not CAPITALISED.fullmatch(word) and word.lower() not in lower)
+    found = sorted(
+        word for word in capital if not CAPITALISED.fullmatch(word) and word.lower() not in lower
+    )
     return re.sub(rf"\b{draw.choice(found)}\b", "Zebedee", text) if found else text
 
 
@@ -75,7 +82,9 @@ def order(text: str, draw: random.Random) -> str:
 def surface(text: str, draw: random.Random) -> str:
     """Upper or lower case, no punctuation, other white space."""
     text = text.translate(str.maketrans("", "", string.punctuation))
-    return (text.upper() if draw.random() < 0.5 else text.lower()).replace(" ", draw.choice(["  ", "\n", "\t"]))
+    return (text.upper() if draw.random() < 0.5 else text.lower()).replace(
+        " ", draw.choice(["  ", "\n", "\t"])
+    )
 
 
 def both(text: str, draw: random.Random) -> str:
@@ -94,18 +103,29 @@ def planted(questions: list[str], prose: list[str]) -> dict[str, list[tuple[int,
 
         return put
 
-    kinds = {"number": number, "name": name, "number and name": both, "order": order, "surface": surface}
+    kinds = {
+        "number": number,
+        "name": name,
+        "number and name": both,
+        "order": order,
+        "surface": surface,
+    }
     kinds |= {f"{kind}, in a document": inside(kinds[kind]) for kind in ("number", "name", "order")}
     plants: dict[str, list[tuple[int, str]]] = {}
     for kind, change in kinds.items():
-        made = ((at, text, change(text, random.Random(f"{seed} {kind} {at}"))) for seed in SEEDS
-                for at, text in enumerate(questions))  # fmt: skip
+        made = (
+            (at, text, change(text, random.Random(f"{seed} {kind} {at}")))
+            for seed in SEEDS
+            for at, text in enumerate(questions)
+        )
         plants[kind] = [(at, new) for at, text, new in made if new != text]
     return plants
 
 
 class WholeRows:
-    """MinHash LSH over whole rows with exact Jaccard similarity: what containment is compared with."""
+    """MinHash LSH over whole rows with exact Jaccard similarity: what containment is
+    compared with.
+    """
 
     def __init__(self, texts: list[str]) -> None:
         self.grams = [self._grams(text) for text in texts]
@@ -131,10 +151,14 @@ class WholeRows:
         return found
 
 
-def recall(best: Callable[[str], Any], plants: dict[str, list[tuple[int, str]]]) -> dict[str, dict[str, float]]:
+def recall(
+    best: Callable[[str], Any], plants: dict[str, list[tuple[int, str]]]
+) -> dict[str, dict[str, float]]:
     """By kind: how many plants there are, and the share found."""
-    return {kind: {"planted": len(of), "found": sum(best(text) is not None for _, text in of) / len(of)}
-            for kind, of in plants.items()}  # fmt: skip
+    return {
+        kind: {"planted": len(of), "found": sum(best(text) is not None for _, text in of) / len(of)}
+        for kind, of in plants.items()
+    }
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -149,9 +173,12 @@ def trained(data: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     sample = itertools.chain(
-        rows_of(data / "gsm8k" / "train.jsonl"), itertools.islice(rows_of(data / "mathematics" / "train.jsonl"), 20_000)
+        rows_of(data / "gsm8k" / "train.jsonl"),
+        itertools.islice(rows_of(data / "mathematics" / "train.jsonl"), 20_000),
     )
-    tokenizer.train_from_iterator(map(text_of, sample), trainers.BpeTrainer(vocab_size=8192, show_progress=False))
+    tokenizer.train_from_iterator(
+        map(text_of, sample), trainers.BpeTrainer(vocab_size=8192, show_progress=False)
+    )
     return tokenizer
 
 
@@ -165,9 +192,15 @@ def tokenise(path: Path, tokenizer: Tokenizer) -> int:
 
 
 def cost(data: Path, rows: int, tokenizer: str, folder: Path) -> dict[str, Any]:
-    """CPU microseconds a row of both, on a stream of so many rows; in a process of its own, for its memory's peak."""
+    """CPU microseconds a row of both, on a stream of so many rows; in a process of its own, for its
+    memory's peak.
+    """
     train = (data / "gsm8k" / "train.jsonl").read_bytes().splitlines(keepends=True)
-    other = (data / "mathematics" / "train.jsonl").read_bytes().splitlines(keepends=True)[: 4 * len(train)]
+    other = (
+        (data / "mathematics" / "train.jsonl")
+        .read_bytes()
+        .splitlines(keepends=True)[: 4 * len(train)]
+    )
     mixed = train + other
     random.Random(0).shuffle(mixed)
     stream = folder / "stream.jsonl"
@@ -184,10 +217,16 @@ def cost(data: Path, rows: int, tokenizer: str, folder: Path) -> dict[str, Any]:
     tokens = tokenise(stream, bpe)
     tokenising = time.process_time() - start
     return {
-        "rows": rows, "removed": found.removed, "tokens": tokens, "bytes": stream.stat().st_size,
-        "decontaminate_us_per_row": 1e6 * seconds / rows, "tokenise_us_per_row": 1e6 * tokenising / rows,
-        "ratio": seconds / tokenising, "wall_seconds": wall, "peak_resident_mib": peak,
-    }  # fmt: skip
+        "rows": rows,
+        "removed": found.removed,
+        "tokens": tokens,
+        "bytes": stream.stat().st_size,
+        "decontaminate_us_per_row": 1e6 * seconds / rows,
+        "tokenise_us_per_row": 1e6 * tokenising / rows,
+        "ratio": seconds / tokenising,
+        "wall_seconds": wall,
+        "peak_resident_mib": peak,
+    }
 
 
 def quality(data: Path, folder: Path) -> dict[str, Any]:
@@ -195,9 +234,13 @@ def quality(data: Path, folder: Path) -> dict[str, Any]:
     test = list(rows_of(data / "gsm8k" / "test.jsonl"))
     questions = [row["question"] for row in test]
     texts = questions + [row["answer"] for row in test]
-    prose = [row["text"] for row in rows_of(data / "prose" / "docs.jsonl") if len(row["text"]) > 2_000]
+    prose = [
+        row["text"] for row in rows_of(data / "prose" / "docs.jsonl") if len(row["text"]) > 2_000
+    ]
     plants = planted(questions, prose)
-    once = {kind: of[: len(of) // len(SEEDS)] for kind, of in plants.items()}  # MinHash of whole documents takes long
+    once = {
+        kind: of[: len(of) // len(SEEDS)] for kind, of in plants.items()
+    }  # MinHash of whole documents takes long
     result: dict[str, Any] = {
         "found": recall(Protected(texts).best, plants),
         "found_with_5grams": recall(Protected(texts, ngram=5).best, plants),
@@ -205,32 +248,63 @@ def quality(data: Path, folder: Path) -> dict[str, Any]:
         "unrelated": {},
     }
     for kind, figures in result["found"].items():
-        shares = [result[key][kind]["found"] for key in result if key.startswith("found")]
-        print(f"{kind:24} {figures['planted']:6} planted  found", *(f"{share:.4f}" for share in shares))
-    for kind, file in (("gsm8k train", "gsm8k/train"), ("mathematics", "mathematics/train"), ("prose", "prose/docs")):
-        done = decontaminate([str(data / f"{file}.jsonl")], [str(data / "gsm8k/test.jsonl")], folder / "out.jsonl")
+        fractions = [result[key][kind]["found"] for key in result if key.startswith("found")]
+        print(
+            f"{kind:24} {figures['planted']:6} planted  found",
+            *(f"{fraction:.4f}" for fraction in fractions),
+        )
+    for kind, file in (
+        ("gsm8k train", "gsm8k/train"),
+        ("mathematics", "mathematics/train"),
+        ("prose", "prose/docs"),
+    ):
+        done = decontaminate(
+            [str(data / f"{file}.jsonl")], [str(data / "gsm8k/test.jsonl")], folder / "out.jsonl"
+        )
         pairs = [
-            {"line": one["line"], "test_line": int(one["matched"].rpartition(":")[2]), "similarity": one["similarity"]}
+            {
+                "line": one["line"],
+                "test_line": int(one["matched"].rpartition(":")[2]),
+                "similarity": one["similarity"],
+            }
             for one in rows_of(Path(done.report))
         ]
-        share = done.removed / done.rows
-        result["unrelated"][kind] = {"rows": done.rows, "removed": done.removed, "share": share, "pairs": pairs}
+        fraction = done.removed / done.rows
+        result["unrelated"][kind] = {
+            "rows": done.rows,
+            "removed": done.removed,
+            "share": fraction,
+            "pairs": pairs,
+        }
         print(f"{kind:24} {done.rows:6} rows  {done.removed} removed")
     return result
 
 
 def main() -> None:
     """Measures, prints and writes."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("data", type=Path)
     options.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    options.add_argument("--parts", nargs="+", choices=("cost", "quality"), default=["cost", "quality"])
+    options.add_argument(
+        "--parts", nargs="+", choices=("cost", "quality"), default=["cost", "quality"]
+    )
     options.add_argument("--out", type=Path, default=Path("results/decontamination.json"))
     given = options.parse_args()
-    result: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    machine = {key: value for key, value in environment().items() if key != "command"}  # ours is this one
-    result |= {"command": "python benchmarks/decontamination.py ../shared/data", "environment": machine,
-               "ngram": NGRAM, "threshold": THRESHOLD, "seeds": SEEDS}  # fmt: skip
+    result: dict[str, Any] = (
+        json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    )
+    machine = {
+        key: value for key, value in environment().items() if key != "command"
+    }  # ours is this one
+    result |= {
+        "command": "python benchmarks/decontamination.py ../shared/data",
+        "environment": machine,
+        "ngram": NGRAM,
+        "threshold": THRESHOLD,
+        "seeds": SEEDS,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "quality" in given.parts:
@@ -241,8 +315,13 @@ def main() -> None:
             tokenizer = trained(given.data).to_str()
             for rows in given.rows:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                    result["cost"].append(alone.submit(cost, given.data, rows, tokenizer, folder).result())
-                print({key: round(figure, 2) for key, figure in result["cost"][-1].items()}, flush=True)
+                    result["cost"].append(
+                        alone.submit(cost, given.data, rows, tokenizer, folder).result()
+                    )
+                print(
+                    {key: round(figure, 2) for key, figure in result["cost"][-1].items()},
+                    flush=True,
+                )
                 write_json(given.out, result)
 
 

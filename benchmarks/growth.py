@@ -1,9 +1,11 @@
-"""How the cost of steering grows with vocabulary, candidates, length and learner: seconds of a step over the one-hot step's.
+"""How the cost of steering grows with vocabulary, candidates, length and learner: seconds of a step
+over the one-hot step's.
 
-    python benchmarks/growth.py [--arms closed_form field token_weights] [--rounds 3] [--quick] [--out results/growth.json]
+    python benchmarks/growth.py [--arms closed_form field token_weights] [--rounds 3] [--quick]
+    [--out results/growth.json]
 
-One axis at a time from a base shape, arms in turn in one process, one thread. A step counts seven plain steps and one meta
-step in eight. Above 1 is slower than one-hot.
+One axis at a time from a base shape, arms in turn in one process, one thread. A step counts seven
+plain steps and one meta step in eight. Above 1 is slower than one-hot.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
     for turn in range(rounds + 1):
         for arm, (step, stream) in made.items():
             steps = []
-            for kind in ("meta", "plain", "plain") if step.designer.listens else ("plain", "plain"):
+            for kind in (
+                ("meta", "plain", "plain") if step.designer.uses_feedback else ("plain", "plain")
+            ):
                 step.count = 0 if kind == "meta" else 1
                 batch, began = next(stream), time.process_time()
                 step(batch, RATE)
@@ -42,7 +46,8 @@ def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
             if turn and arm in found:
                 found[arm].append(seconds[arm] / seconds["onehot"])
     return {
-        arm: {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]} for arm, ratios in found.items()
+        arm: {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+        for arm, ratios in found.items()
     }
 
 
@@ -63,10 +68,12 @@ def main() -> None:
             shape = base if given.quick else dataclasses.replace(base, **changed)
             arms = measured(shape, given.arms, given.rounds)
             said = " ".join(
-                f"{name} {getattr(shape, name)}" for name in ("vocabulary", "candidates", "length", "width", "blocks")
+                f"{name} {getattr(shape, name)}"
+                for name in ("vocabulary", "candidates", "length", "width", "blocks")
             )
             cells = " ".join(
-                f"{arms[arm]['ratio']:8.3f} [{arms[arm]['range'][0]:.3f}, {arms[arm]['range'][1]:.3f}]"
+                f"{arms[arm]['ratio']:8.3f} [{arms[arm]['range'][0]:.3f}, "
+                f"{arms[arm]['range'][1]:.3f}]"
                 for arm in given.arms
             )
             print(f"{axis:12} {said:62} {cells}", flush=True)

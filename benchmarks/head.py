@@ -1,4 +1,5 @@
-"""Loss, candidates and gradients of the head in chunks, against logits as a whole: seconds and peak memory.
+"""Loss, candidates and gradients of the head in chunks, against logits as a whole: seconds and peak
+memory.
 
     python benchmarks/head.py [--rounds 3] [--shapes 512x151936 ...] [--arms plain 'pass 64' ...]
         [--minute] [--json] [--out results/head.json]
@@ -6,14 +7,15 @@
 Arms, forward and backward to hidden states and head weight, all float32 and on one thread:
 
     plain       cross_entropy(h W^T): what a step takes that asks for no candidates
-    whole       K candidates and soft targets on logits as a whole (vpretrain.language.targets)
-    pass        the same by vpretrain.language.head, K = 1: one-hot
-    weighted    the same with token weights, which are known after the candidates only
+    whole       K candidates and soft targets on logits as a whole
+    (vpretrain.language.learner.targets) pass        the same by vpretrain.language.learner.head, K
+    = 1: one-hot weighted    the same with token weights, which are known after the candidates only
 
-Each round runs every arm once, in turn. A ratio is plain seconds over the arm's, of the same round, so that above 1 is
-faster than plain; the table has its median and its range over rounds. Seconds are the process's own CPU seconds, which a
-busy machine disturbs less; wall seconds are in the JSON. Memory is measured in a fresh process an arm: the highest resident
-size less that before the step, the gradients included (they are the same for all).
+Each round runs every arm once, in turn. A ratio is plain seconds over the arm's, of the same round,
+so that above 1 is faster than plain; the table has its median and its range over rounds. Seconds
+are the process's own CPU seconds, which a busy machine disturbs less; wall seconds are in the JSON.
+Memory is measured in a fresh process an arm: the highest resident size less that before the step,
+the gradients included (they are the same for all).
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from pathlib import Path
 
 import torch
 
-from vpretrain.language.head import Head, HeadPass
-from vpretrain.language.targets import SoftTargets, candidates, one_hot, soft_target_loss
-from vpretrain.tracking import environment, write_json
+from vpretrain.language.learner.head import Head, HeadPass
+from vpretrain.language.learner.targets import SoftTargets, candidates, one_hot, soft_target_loss
+from vpretrain.run.folder import environment, write_json
 
 WIDTH = 896  # of Qwen2-0.5B
 SHAPES = ("512x32000", "2048x32000", "512x151936", "2048x151936")  # positions x vocabulary
@@ -50,21 +52,29 @@ def problem(positions: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor
 def targets_on(ids: torch.Tensor, weighted: bool) -> SoftTargets:
     """A tenth of the mass off the true token; weights from 0.5 to 1.5."""
     mass = one_hot(ids[:, 0], ids.shape[1], ids).mass * 0.9 + 0.1 / ids.shape[1]
-    return SoftTargets(ids, mass * torch.linspace(0.5, 1.5, len(ids))[:, None] if weighted else mass)
+    return SoftTargets(
+        ids, mass * torch.linspace(0.5, 1.5, len(ids))[:, None] if weighted else mass
+    )
 
 
-def step(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def step(
+    arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Forward and backward of one arm; the loss."""
     kind, count, rows = (*arm.split(), "", "")[:3]
     if kind == "plain":
         loss = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels)
     elif kind == "whole":
         logits = hidden @ weight.t()
-        loss = soft_target_loss(logits, targets_on(candidates(logits, labels, int(count)), weighted=False))
+        loss = soft_target_loss(
+            logits, targets_on(candidates(logits, labels, int(count)), weighted=False)
+        )
     else:
         made = HeadPass(hidden, Head(weight), labels, rows=int(rows) if rows else None)
         ids = made.candidates(int(count), weighted=kind == "weighted")
-        loss = made.loss(one_hot(labels) if count == "1" else targets_on(ids, weighted=kind == "weighted"))
+        loss = made.loss(
+            one_hot(labels) if count == "1" else targets_on(ids, weighted=kind == "weighted")
+        )
     loss.backward()
     return loss.detach()
 
@@ -83,7 +93,9 @@ def peak_bytes(arm: str, positions: int, vocabulary: int) -> int:
 
 
 def print_peak(arm: str, positions: int, vocabulary: int) -> None:
-    """What the fresh process does: a small step for the libraries' own memory, then the one in question."""
+    """What the fresh process does: a small step for the libraries' own memory, then the one in
+    question.
+    """
     step(arm, *problem(8, 640))
     inputs = problem(positions, vocabulary)
     before = resident("VmRSS")
@@ -92,8 +104,14 @@ def print_peak(arm: str, positions: int, vocabulary: int) -> None:
 
 
 def resident(which: str) -> int:
-    """Bytes of this process; not by getrusage, whose maximum a fresh process has from the one that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    """Bytes of this process; not by getrusage, whose maximum a fresh process has from the one that
+    started it.
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(which)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -109,16 +127,22 @@ def measured(arms: Sequence[str], positions: int, vocabulary: int, rounds: int) 
                 seconds[arm].append(found)
     rows = []
     for arm in arms:
-        ratios = [plain[0] / own[0] for plain, own in zip(seconds["plain"], seconds[arm], strict=True)]
-        rows.append({
-            "positions": positions, "vocabulary": vocabulary, "arm": arm,
-            "cpu_seconds": [round(cpu, 4) for cpu, _ in seconds[arm]],
-            "wall_seconds": [round(wall, 4) for _, wall in seconds[arm]],
-            "ratio": round(statistics.median(ratios), 4),
-            "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
-            "peak_bytes": peak_bytes(arm, positions, vocabulary),
-            "gradient_bytes": 4 * WIDTH * (positions + vocabulary),
-        })  # fmt: skip
+        ratios = [
+            plain[0] / own[0] for plain, own in zip(seconds["plain"], seconds[arm], strict=True)
+        ]
+        rows.append(
+            {
+                "positions": positions,
+                "vocabulary": vocabulary,
+                "arm": arm,
+                "cpu_seconds": [round(cpu, 4) for cpu, _ in seconds[arm]],
+                "wall_seconds": [round(wall, 4) for _, wall in seconds[arm]],
+                "ratio": round(statistics.median(ratios), 4),
+                "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
+                "peak_bytes": peak_bytes(arm, positions, vocabulary),
+                "gradient_bytes": 4 * WIDTH * (positions + vocabulary),
+            }
+        )
     return rows
 
 
@@ -126,7 +150,8 @@ def shown(row: dict, plain: dict) -> str:
     """A line of the table."""
     low, high = row["ratio_range"]
     return (
-        f"{row['positions']:6} {row['vocabulary']:8} {row['arm']:12} {statistics.median(row['cpu_seconds']):9.3f} "
+        f"{row['positions']:6} {row['vocabulary']:8} {row['arm']:12} "
+        f"{statistics.median(row['cpu_seconds']):9.3f} "
         f"{row['ratio']:7.3f} [{low:.3f}, {high:.3f}] {row['peak_bytes'] / 1e6:9.0f} "
         f"{row['peak_bytes'] / plain['peak_bytes']:8.2f}"
     )
@@ -134,10 +159,17 @@ def shown(row: dict, plain: dict) -> str:
 
 def main() -> None:
     """Prints the table, and writes the JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="positions x vocabulary")
-    parser.add_argument("--arms", nargs="+", default=ARMS, help='plain first; a third word is the chunk: "pass 64 128"')
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=ARMS,
+        help='plain first; a third word is the chunk: "pass 64 128"',
+    )
     parser.add_argument("--minute", action="store_true", help="tiny shapes, to see that it runs")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -150,7 +182,10 @@ def main() -> None:
     command = " ".join(["python", "benchmarks/head.py", *map(shlex.quote, sys.argv[1:])])
     result = {"environment": environment() | {"command": command}, "width": WIDTH, "rows": []}
     if not given.json:
-        print(f"positions vocab  {'arm':12} {'CPU s':>9} {'ratio':>7} {'range':>14} {'peak MB':>11} {'/ plain':>8}")
+        print(
+            f"positions vocab  {'arm':12} {'CPU s':>9} {'ratio':>7} {'range':>14} "
+            f"{'peak MB':>11} {'/ plain':>8}"
+        )
     for shape in ("64x2048",) if given.minute else given.shapes:
         positions, vocabulary = map(int, shape.split("x"))
         block = measured(given.arms, positions, vocabulary, given.rounds)

@@ -1,12 +1,14 @@
-"""How far the value of one step reaches: the second-order loss along it, and what is left of it some steps later.
+"""How far the value of one step reaches: the second-order loss along it, and what is left of it
+some steps later.
 
     python benchmarks/horizon.py [recipe] [key=value ...] [--draws 8]
 
-From a settled learner, one batch is taken once with one-hot targets and once with token weights at each tilt, then plain
-steps follow on the same batches. Held-out feedback loss (eq. 38) of the plain run less that of the steered one, at each
-horizon, is the realised gain; the first-order gain is that of the two updates themselves, `g . (theta_plain -
-theta_steered)` with g the held-out gradient. Their ratio at horizon 1 is the trust region's answer; the realised gain over
-that at horizon 1 says how much of a step's value lasts. Writes `results/horizon.json`.
+From a settled learner, one batch is taken once with one-hot targets and once with token weights at
+each tilt, then plain steps follow on the same batches. Held-out feedback loss (eq. 38) of the plain
+run less that of the steered one, at each horizon, is the realised gain; the first-order gain is
+that of the two updates themselves, `g . (theta_plain - theta_steered)` with g the held-out
+gradient. Their ratio at horizon 1 is the trust region's answer; the realised gain over that at
+horizon 1 says how much of a step's value lasts. Writes `results/horizon.json`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from typing import Any
 
 import torch
 
-from vpretrain import recipe as recipes
-from vpretrain import train
-from vpretrain.contracts import Parts
-from vpretrain.language.rules import TokenWeights
-from vpretrain.language.targets import one_hot
-from vpretrain.modalities import MODALITIES, SCHEMAS
-from vpretrain.tracking import environment, write_json
+from vpretrain.config import recipe as recipes
+from vpretrain.language.learner.targets import one_hot
+from vpretrain.language.steering.rules import TokenWeights
+from vpretrain.method.roles import Parts
+from vpretrain.run import train
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
 
 TILTS = (0.4, 1.5, 5.0)
 HORIZONS = (1, 2, 4, 8, 16, 32)
@@ -41,7 +43,9 @@ def held_out_gradient(parts: Parts) -> list[torch.Tensor]:
     """Its gradient over all parameters."""
     total = [torch.zeros_like(p) for p in parts.learner.model.parameters()]
     for piece in parts.held_out_loss():
-        for held, grad in zip(total, torch.autograd.grad(piece, list(parts.learner.model.parameters())), strict=True):
+        for held, grad in zip(
+            total, torch.autograd.grad(piece, list(parts.learner.model.parameters())), strict=True
+        ):
             held += grad
     return total
 
@@ -76,7 +80,11 @@ def main() -> None:
     draws = int(sys.argv[sys.argv.index("--draws") + 1]) if "--draws" in sys.argv else 8
     words = [word for word in words if not word.isdigit()]
     source = words[0] if words and "=" not in words[0] else "demo-language"
-    overrides = ["arm=token_weights", "evaluate.split=dev", *(word for word in words if "=" in word)]
+    overrides = [
+        "arm=token_weights",
+        "evaluate.split=dev",
+        *(word for word in words if "=" in word),
+    ]
     recipe = recipes.load(source, overrides, schemas=SCHEMAS)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     modality = MODALITIES[recipe.modality]()
@@ -88,7 +96,9 @@ def main() -> None:
     for _ in range(draws):
         for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
             step(next(parts.stream), rate)
-        step.appraiser.hear(step.feedback.gradients(step.learner), step._preconditioner(), rate)
+        step.value_estimator.update(
+            step.feedback.gradients(step.learner), step._preconditioner(), rate
+        )
         batches = [next(parts.stream) for _ in range(max(HORIZONS))]
         here, gradient = Settled(step), held_out_gradient(parts)
         paths: dict[float, tuple[list[float], list[torch.Tensor]]] = {}
@@ -96,11 +106,16 @@ def main() -> None:
             here.restore()
             losses = []
             for at, batch in enumerate(batches, 1):
-                context = step.learner.observe(batch)
+                context = step.learner.forward(batch)
                 if at == 1 and tilt:
                     rule = TokenWeights(tilt)
-                    values = step.appraiser(context, one_hot(context.labels)).gradient[0]
-                    take(step, context, rule.task(rule.probe(context), values / values.std(correction=0)), rate)
+                    values = step.value_estimator(context, one_hot(context.labels)).gradient[0]
+                    take(
+                        step,
+                        context,
+                        rule.task(rule.probe(context), values / values.std(correction=0)),
+                        rate,
+                    )
                 else:
                     take(step, context, one_hot(context.labels), rate)
                 if at == 1:
@@ -111,14 +126,20 @@ def main() -> None:
         for tilt in TILTS:
             moved = zip(gradient, paths[0.0][1], paths[tilt][1], strict=True)
             predicted = float(sum((g * (plain - steered)).sum() for g, plain, steered in moved))
-            realised = [plain - steered for plain, steered in zip(paths[0.0][0], paths[tilt][0], strict=True)]
+            realised = [
+                plain - steered
+                for plain, steered in zip(paths[0.0][0], paths[tilt][0], strict=True)
+            ]
             rows[tilt].append({"predicted": predicted, "realised": realised})
         here.restore()
     table = []
     for tilt, found in rows.items():
-        mean = [statistics.fmean(row["realised"][at] for row in found) for at in range(len(HORIZONS))]
+        mean = [
+            statistics.fmean(row["realised"][at] for row in found) for at in range(len(HORIZONS))
+        ]
         error = [
-            statistics.stdev(row["realised"][at] for row in found) / len(found) ** 0.5 for at in range(len(HORIZONS))
+            statistics.stdev(row["realised"][at] for row in found) / len(found) ** 0.5
+            for at in range(len(HORIZONS))
         ]
         predicted = statistics.fmean(row["predicted"] for row in found)
         table.append({"tilt": tilt, "predicted": predicted, "realised": mean, "stderr": error})

@@ -1,10 +1,12 @@
-"""Writes the measured tables into README.md and docs/results.md from the raw results: no figure is typed by hand.
+"""Writes the measured tables into README.md and docs/results.md from the raw results: no figure is
+typed by hand.
 
     python benchmarks/pages.py
 
-Each `<!-- table: NAME -->` is followed by the table made from `results/NAME.json`, which `benchmarks/steering.py`, `vpretrain
-compare` (its `compare.json`), `vpretrain doctor --json` or `vpretrain probe` (its `probe.json`) wrote. With
-`<!-- table: NAME only A; B -->` the rows are the baseline and those named.
+Each `<!-- table: NAME -->` is followed by the table made from `results/NAME.json`, which
+`benchmarks/steering.py`, `vpretrain compare` (its `compare.json`), `vpretrain doctor --json` or
+`vpretrain probe` (its `probe.json`) wrote. With `<!-- table: NAME only A; B -->` the rows are the
+baseline and those named.
 """
 
 import json
@@ -36,13 +38,21 @@ def comparison(table: dict) -> list[str]:
         row = [f"`{arm}`"]
         for metric in metrics:
             spread = found[metric]["std"]
-            row.append(f"{found[metric]['mean']:.4f}" + ("" if spread is None else f" ±{spread:.4f}"))
+            row.append(
+                f"{found[metric]['mean']:.4f}" + ("" if spread is None else f" ±{spread:.4f}")
+            )
             pair = table["paired"].get(arm, {}).get(metric)
-            interval = "" if not pair or not pair["ci95"] else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+            interval = (
+                ""
+                if not pair or not pair["ci95"]
+                else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+            )
             row.append("" if pair is None else f"{pair['difference']:+.4f}{interval}")
         pair = table["paired"].get(arm, {}).get(metrics[0])
         seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
-        rows.append([*row, pair["verdict"] if pair else "baseline", f"{sum(seconds) / len(seconds):.0f}"])
+        rows.append(
+            [*row, pair["verdict"] if pair else "baseline", f"{sum(seconds) / len(seconds):.0f}"]
+        )
     return markdown(rows)
 
 
@@ -52,11 +62,15 @@ def doctor(found: dict) -> list[str]:
     rows = [["estimator", "cosine", "relative error", "ms", "of the slowest", "peak MiB"]]
     rows += [
         [
-            f"`{row['name']}`", f"{row['cosine']:.7f}", f"{row['relative_error']:.1e}", f"{row['seconds'] * 1e3:.0f}",
-            f"{row['seconds'] / slowest:.2f}", f"{row['peak_bytes'] / 2**20:.0f}",
+            f"`{row['name']}`",
+            f"{row['cosine']:.7f}",
+            f"{row['relative_error']:.1e}",
+            f"{row['seconds'] * 1e3:.0f}",
+            f"{row['seconds'] / slowest:.2f}",
+            f"{row['peak_bytes'] / 2**20:.0f}",
         ]
         for row in found["estimators"]
-    ]  # fmt: skip
+    ]
     return markdown(rows)
 
 
@@ -91,7 +105,11 @@ def markdown(rows: list[list[str]]) -> list[str]:
 def study(table: dict, only: list[str]) -> list[str]:
     """Rows of a study against its first, step 0 on top; how hard each steered, and what it cost."""
     metrics = list(table["metrics"])
-    shown = [row for row in table["summary"] if not only or row in only or row == next(iter(table["rows"]))]
+    shown = [
+        row
+        for row in table["summary"]
+        if not only or row in only or row == next(iter(table["rows"]))
+    ]
     pairs = {row: len({run["seed"] for run in table["runs"] if run["arm"] == row}) for row in shown}
     head = ["row"]
     for metric in metrics:
@@ -109,16 +127,27 @@ def study(table: dict, only: list[str]) -> list[str]:
             found = table["summary"][row][metric]
             spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
             pair = table["paired"].get(row, {}).get(metric)
-            interval = "" if not pair or not pair["ci95"] else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
-            line += [f"{found['mean']:.4f}{spread}", "" if pair is None else f"{pair['difference']:+.4f}{interval}"]
+            interval = (
+                ""
+                if not pair or not pair["ci95"]
+                else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+            )
+            line += [
+                f"{found['mean']:.4f}{spread}",
+                "" if pair is None else f"{pair['difference']:+.4f}{interval}",
+            ]
         pair = table["paired"].get(row, {}).get(metrics[0])
         verdict = "baseline" if pair is None else pair["verdict"] if pair["ci95"] else ""
-        rows.append([*line, verdict, *_steering(runs), f"{_mean(run['seconds'] for run in runs):.0f}"])
+        rows.append(
+            [*line, verdict, *_steering(runs), f"{_mean(run['seconds'] for run in runs):.0f}"]
+        )
     return markdown(rows)
 
 
 def _steering(runs: list[dict]) -> list[str]:
-    """How far the task was from the plain one (mean mass off the true token, spread of weights), and how far trusted."""
+    """How far the task was from the plain one (mean mass off the true token, spread of weights),
+    and how far trusted.
+    """
     size = []
     for key, word in (("gate", "gate"), ("weight_spread", "spread")):
         found = [run["means"][key] for run in runs if key in run["means"]]
@@ -135,7 +164,13 @@ def _mean(figures: Iterable[float]) -> float:
 
 def horizon(found: dict) -> list[str]:
     """Realised gain of one steered step, at each horizon, beside its first-order prediction."""
-    rows = [["tilt", "first order", *(f"realised, {steps} step{'s' * (steps > 1)}" for steps in found["horizons"])]]
+    rows = [
+        [
+            "tilt",
+            "first order",
+            *(f"realised, {steps} step{'s' * (steps > 1)}" for steps in found["horizons"]),
+        ]
+    ]
     for row in found["rows"]:
         pairs = zip(row["realised"], row["stderr"], strict=True)
         realised = [f"{1e5 * mean:.1f} ±{1e5 * error:.1f}" for mean, error in pairs]
@@ -155,14 +190,20 @@ def main() -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             chosen = [row.strip() for row in only.split(";") if row.strip()]
             if "study" in found:
-                lines = markdown(plots.reached(found)) if only == "reached" else study(found, chosen)
+                lines = (
+                    markdown(plots.reached(found)) if only == "reached" else study(found, chosen)
+                )
             elif "horizons" in found:
                 lines = horizon(found)
             else:
-                kind = doctor if "estimators" in found else probe if "pearson" in found else comparison
+                kind = (
+                    doctor if "estimators" in found else probe if "pearson" in found else comparison
+                )
                 lines = kind(found)
             block = re.compile(rf"({re.escape(mark)}\n)(?:\|.*\n)*")
-            text = block.sub(lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text)
+            text = block.sub(
+                lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text
+            )
         page.write_text(text, encoding="utf-8")
 
 

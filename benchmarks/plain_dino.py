@@ -1,11 +1,13 @@
-"""Plain self-supervised learning in this loop against a straightforward DINO loop written with the same libraries.
+"""Plain self-supervised learning in this loop against a straightforward DINO loop written with the
+same libraries.
 
     python benchmarks/plain_dino.py [--rounds 7] [--steps 4] [--out results/vision-plain.json]
 
-The other loop below is what one writes down for oneself: kornia's augmentations, the `transformers` backbone called as it is,
-a projection head, a copy of the student as the teacher, DINO's double loop over pairs of views, AdamW with clipping. Same
-shapes, pictures, batch and optimizer, one thread; rounds alternate (ours, theirs, ours, ...) and the median of the rounds'
-processor time a step is compared, which a busy machine disturbs less than the clock's. About 2 minutes of one core.
+The other loop below is what one writes down for oneself: kornia's augmentations, the `transformers`
+backbone called as it is, a projection head, a copy of the student as the teacher, DINO's double
+loop over pairs of views, AdamW with clipping. Same shapes, pictures, batch and optimizer, one
+thread; rounds alternate (ours, theirs, ours, ...) and the median of the rounds' processor time a
+step is compared, which a busy machine disturbs less than the clock's. About 2 minutes of one core.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.tracking import environment, write_json
-from vpretrain.train import new_step, seed_everything
+from vpretrain.config import recipe as recipes
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import new_step, seed_everything
 from vpretrain.vision import Vision
 from vpretrain.vision.loading import new_model
 
 CASES = {
     "scenes": ("demo-vision", []),
-    "ViT-S, 112 pixels": ("bench-vit", ["data.feedback.head.warmup_steps=1", "learner.head_warmup_steps=1"]),
+    "ViT-S, 112 pixels": (
+        "bench-vit",
+        ["data.feedback.head.warmup_steps=1", "learner.head_warmup_steps=1"],
+    ),
 }
 SMALL_DATA = ["data.stream=[{name: scenes, pictures: {kind: scenes, split: stream, count: 256}}]"]
 
@@ -50,7 +55,9 @@ class Network(nn.Module):
             layers += [nn.Linear(width, size), nn.GELU()]
             width = size
         self.mlp = nn.Sequential(*layers, nn.Linear(width, head.bottleneck))
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(head.bottleneck, head.prototypes, bias=False))
+        self.last = nn.utils.parametrizations.weight_norm(
+            nn.Linear(head.bottleneck, head.prototypes, bias=False)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` to ``[N, P]``."""
@@ -60,21 +67,31 @@ class Network(nn.Module):
         return self.last(functional.normalize(self.mlp(pooled), dim=-1))
 
 
-def augmentation(crops: Any, size: int, scale: tuple[float, float], blur: float, solarise: float) -> nn.Module:
+def augmentation(
+    crops: Any, size: int, scale: tuple[float, float], blur: float, solarise: float
+) -> nn.Module:
     """One kind of view."""
     steps: list[nn.Module] = [
         augment.RandomResizedCrop((size, size), scale=scale),
         augment.RandomHorizontalFlip(p=crops.flip),
-        augment.ColorJitter(crops.brightness, crops.contrast, crops.saturation, crops.hue, p=crops.jitter),
+        augment.ColorJitter(
+            crops.brightness, crops.contrast, crops.saturation, crops.hue, p=crops.jitter
+        ),
     ]
     if crops.grayscale:
         steps.append(augment.RandomGrayscale(p=crops.grayscale))
     if blur:
-        reach = min(int(3 * crops.blur_sigma[1] + 0.5), (size - 1) // 2)  # three standard deviations, as ours
-        steps.append(augment.RandomGaussianBlur((2 * reach + 1, 2 * reach + 1), crops.blur_sigma, p=blur))
+        reach = min(
+            int(3 * crops.blur_sigma[1] + 0.5), (size - 1) // 2
+        )  # three standard deviations, as ours
+        steps.append(
+            augment.RandomGaussianBlur((2 * reach + 1, 2 * reach + 1), crops.blur_sigma, p=blur)
+        )
     if solarise:
         steps.append(augment.RandomSolarize(0.5, 0.0, p=solarise))
-    return nn.Sequential(*steps, augment.Normalize(torch.tensor(crops.mean), torch.tensor(crops.std)))
+    return nn.Sequential(
+        *steps, augment.Normalize(torch.tensor(crops.mean), torch.tensor(crops.std))
+    )
 
 
 def straightforward(recipe: Any, pictures: Iterator[Any]) -> Callable[[], None]:
@@ -84,12 +101,22 @@ def straightforward(recipe: Any, pictures: Iterator[Any]) -> Callable[[], None]:
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     views = [
         augmentation(crops, crops.global_size, crops.global_scale, crops.blur[0], 0.0),
-        *(augmentation(crops, crops.global_size, crops.global_scale, crops.blur[1], crops.solarise)
-          for _ in range(crops.global_count - 1)),
-        *(augmentation(crops, crops.local_size, crops.local_scale, crops.blur[2], 0.0) for _ in range(crops.local_count)),
-    ]  # fmt: skip
+        *(
+            augmentation(
+                crops, crops.global_size, crops.global_scale, crops.blur[1], crops.solarise
+            )
+            for _ in range(crops.global_count - 1)
+        ),
+        *(
+            augmentation(crops, crops.local_size, crops.local_scale, crops.blur[2], 0.0)
+            for _ in range(crops.local_count)
+        ),
+    ]
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay, fused=True
+        student.parameters(),
+        lr=section.learning_rate,
+        weight_decay=section.weight_decay,
+        fused=True,
     )
 
     def step() -> None:
@@ -97,7 +124,9 @@ def straightforward(recipe: Any, pictures: Iterator[Any]) -> Callable[[], None]:
         with torch.no_grad():
             cut = [view(images) for view in views]
             shown = torch.cat(cut[: crops.global_count])
-            targets = sinkhorn(teacher(shown) / section.teacher_temperature).chunk(crops.global_count)
+            targets = sinkhorn(teacher(shown) / section.teacher_temperature).chunk(
+                crops.global_count
+            )
         small = [student(torch.cat(cut[crops.global_count :]))] if crops.local_count else []
         scores = torch.cat([student(shown), *small]).chunk(len(cut))
         loss, pairs = torch.zeros(()), 0
@@ -105,7 +134,10 @@ def straightforward(recipe: Any, pictures: Iterator[Any]) -> Callable[[], None]:
             for v, score in enumerate(scores):
                 if g != v:
                     loss = (
-                        loss - (target * functional.log_softmax(score / section.student_temperature, 1)).sum(1).mean()
+                        loss
+                        - (target * functional.log_softmax(score / section.student_temperature, 1))
+                        .sum(1)
+                        .mean()
                     )
                     pairs += 1
         optimizer.zero_grad()
@@ -146,7 +178,10 @@ def measured(name: str, overrides: list[str], rounds: int, steps: int) -> dict[s
     torch.set_num_threads(1)
     materials = Vision().load(recipe)
     stream = Vision().build(recipe, materials).stream
-    ways = {"vpretrain": ours(recipe, materials), "straightforward": straightforward(recipe, stream)}
+    ways = {
+        "vpretrain": ours(recipe, materials),
+        "straightforward": straightforward(recipe, stream),
+    }
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):  # the first one fills caches and allocators
         for way, step in ways.items():
@@ -157,8 +192,11 @@ def measured(name: str, overrides: list[str], rounds: int, steps: int) -> dict[s
                 taken[way].append((time.process_time() - started) / steps)
     found = {way: round(1e3 * statistics.median(each), 1) for way, each in taken.items()}
     ratios = [a / b for a, b in zip(taken["vpretrain"], taken["straightforward"], strict=True)]
-    return {"milliseconds_a_step": found, "ratio": round(statistics.median(ratios), 3),
-            "ratios": [round(each, 3) for each in ratios]}  # fmt: skip
+    return {
+        "milliseconds_a_step": found,
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(each, 3) for each in ratios],
+    }
 
 
 def main() -> None:
@@ -173,7 +211,10 @@ def main() -> None:
         cases[case] = {"recipe": name, **measured(name, overrides, options.rounds, options.steps)}
         print(case, cases[case]["milliseconds_a_step"], "ratio", cases[case]["ratio"], flush=True)
     command = f"python benchmarks/plain_dino.py --rounds {options.rounds} --steps {options.steps}"
-    write_json(options.out, {"plain_dino": cases, "threads": 1, "command": command, "environment": environment()})
+    write_json(
+        options.out,
+        {"plain_dino": cases, "threads": 1, "command": command, "environment": environment()},
+    )
 
 
 if __name__ == "__main__":

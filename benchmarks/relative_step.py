@@ -1,8 +1,10 @@
-"""How far the central difference's step may go: cosine of token values with double backward in float64, by relative step.
+"""How far the central difference's step may go: cosine of token values with double backward in
+float64, by relative step.
 
     python benchmarks/relative_step.py [recipe] [--json]
 
-The default recipe is demo-language. The value that vpretrain uses is `vpretrain.directional.RELATIVE_STEP`.
+The default recipe is demo-language. The value that vpretrain uses is
+`vpretrain.method.directional.RELATIVE_STEP`.
 """
 
 import json
@@ -10,10 +12,11 @@ import sys
 
 import torch
 
-from vpretrain import directional, recipe
-from vpretrain.appraisal import Appraiser
-from vpretrain.modalities import MODALITIES, SCHEMAS
-from vpretrain.value import Alignment
+from vpretrain.config import recipe
+from vpretrain.method import directional
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
 
 STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)
 
@@ -21,7 +24,9 @@ STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)
 def main() -> None:
     """Prints one line a step."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
-    resolved = recipe.load(arguments[0] if arguments else "demo-language", ["arm=closed_form"], schemas=SCHEMAS)
+    resolved = recipe.load(
+        arguments[0] if arguments else "demo-language", ["arm=closed_form"], schemas=SCHEMAS
+    )
     modality = MODALITIES[resolved.modality]()
     materials = modality.load(resolved)
 
@@ -33,10 +38,12 @@ def main() -> None:
     batch, down = next(wide.stream), wide.feedback.gradients(wide.learner)[:1]
 
     def values(made, estimator, dtype):
-        appraiser = Appraiser(made.learner, Alignment("dot"), estimator)
-        appraiser.hear([{n: g.to(dtype) for n, g in down[0].items()}], None, 0.0)
-        context = made.learner.observe(batch)
-        return appraiser(context, made.designer._probe(context)).gradient[0].double().flatten()
+        value_estimator = ValueEstimator(made.learner, Alignment("dot"), estimator)
+        value_estimator.update([{n: g.to(dtype) for n, g in down[0].items()}], None, 0.0)
+        context = made.learner.forward(batch)
+        return (
+            value_estimator(context, made.designer._probe(context)).gradient[0].double().flatten()
+        )
 
     reference = values(wide, directional.double_backward, torch.float64)
     rows = []

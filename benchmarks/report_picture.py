@@ -27,7 +27,9 @@ def main() -> None:
         browser.picture(out)
     picture = Image.open(out)
     # 200 colours are enough for a page, and a third of the bytes.
-    picture.crop((0, 0, WIDTH, min(HEIGHT, picture.height))).convert("RGB").quantize(200).save(out, optimize=True)
+    picture.crop((0, 0, WIDTH, min(HEIGHT, picture.height))).convert("RGB").quantize(200).save(
+        out, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Runs the studies of docs/results.md: every row of a study from every start with every seed, paired.
+"""Runs the studies of docs/results.md: every row of a study from every start with every seed,
+paired.
 
     python benchmarks/steering.py STUDY [STUDY ...] --work DIR [--jobs 2] [--data ../shared/data]
 
-Studies are declared in `benchmarks/studies.py`. One run is one JSON file below DIR/STUDY, finished ones are not run again;
-what a study came to is written to `results/STUDY.json`. `python benchmarks/pages.py` makes tables and plots of it.
-Warm checkpoints (a start) are made on first use and cached, see `vpretrain.language.prepare`.
+Studies are declared in `benchmarks/studies.py`. One run is one JSON file below DIR/STUDY, finished
+ones are not run again; what a study came to is written to `results/STUDY.json`.
+`python benchmarks/pages.py` makes tables and plots of it. Warm checkpoints (a start) are made on
+first use and cached, see `vpretrain.language.prepare`.
 """
 
 from __future__ import annotations
@@ -23,14 +25,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from studies import STUDIES, Start, Study
-
-from vpretrain import recipe as recipes
-from vpretrain.items import paired_items
-from vpretrain.modalities import MODALITIES, SCHEMAS
-from vpretrain.recipe import Recipe
-from vpretrain.stats import paired_table
-from vpretrain.tracking import environment, write_json
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.config.recipe import Recipe
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.train import run
+from vpretrain.studies.paired_tests import paired_items
+from vpretrain.studies.statistics import paired_table
 
 ROOT = Path(__file__).parent.parent
 MEANS = (
@@ -51,7 +52,9 @@ MEANS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a row of a study from one start with one seed; the empty row is the untouched checkpoint."""
+    """One run: a row of a study from one start with one seed; the empty row is the untouched
+    checkpoint.
+    """
 
     study: str
     row: str
@@ -65,7 +68,9 @@ class Job:
 
 
 def plan(study: Study) -> Iterator[Job]:
-    """Step 0 of every start, then every row, start by start and seed by seed, so that an interrupted study has pairs."""
+    """Step 0 of every start, then every row, start by start and seed by seed, so that an
+    interrupted study has pairs.
+    """
     for start in study.starts:
         yield Job(study.name, "", start, 0)
     for round_ in range(max(len(start.seeds) for start in study.starts)):
@@ -91,7 +96,13 @@ def resolved(study: Study, start: Start, row: str, seed: int, root: str) -> Reci
     """The recipe of a job."""
     source = str(ROOT / study.recipe) if study.recipe.endswith(".yaml") else study.recipe
     rooted = [f"data.root={root}"] if study.recipe.endswith(".yaml") else []
-    overrides = [*rooted, *study.overrides, *start.overrides(ROOT, rooted), *study.rows.get(row, ()), f"seed={seed}"]
+    overrides = [
+        *rooted,
+        *study.overrides,
+        *start.overrides(ROOT, rooted),
+        *study.rows.get(row, ()),
+        f"seed={seed}",
+    ]
     return recipes.load(source, overrides, schemas=SCHEMAS)
 
 
@@ -103,8 +114,18 @@ def work_off(job: Job, work: Path, root: str) -> None:
     job.path(work).parent.mkdir(parents=True, exist_ok=True)
     if not job.row:
         scores = parts.evaluate()
-        write_json(job.path(work), {name: {"value": s.value, "stderr": s.stderr, "n": s.n,
-                                           "higher_is_better": s.higher_is_better} for name, s in scores.items()})  # fmt: skip
+        write_json(
+            job.path(work),
+            {
+                name: {
+                    "value": s.value,
+                    "stderr": s.stderr,
+                    "n": s.n,
+                    "higher_is_better": s.higher_is_better,
+                }
+                for name, s in scores.items()
+            },
+        )
         return
     result = run(recipe, parts, step0={})
     means = {}
@@ -112,43 +133,82 @@ def work_off(job: Job, work: Path, root: str) -> None:
         if found := [record[key] for record in result.history if key in record]:
             means[key] = round(statistics.fmean(found), 5)
     metrics = list(result.final)
-    curve = [[r["step"], round(r["seconds"], 2), *(r[m] for m in metrics)] for r in result.history if metrics[0] in r]
-    write_json(job.path(work), {
-        "arm": job.row, "seed": f"{job.start.name}/{job.seed}", "steps": result.spent.steps, "tokens": result.spent.tokens,
-        "seconds": round(result.spent.seconds, 1), "stream_digest": result.stream_digest,
-        "final": {name: round(score.value, 6) for name, score in result.final.items()}, "means": means, "curve": curve,
-        "items": {name: [round(x, 6) for x in score.items] for name, score in result.final.items()},
-    })  # fmt: skip
+    curve = [
+        [r["step"], round(r["seconds"], 2), *(r[m] for m in metrics)]
+        for r in result.history
+        if metrics[0] in r
+    ]
+    write_json(
+        job.path(work),
+        {
+            "arm": job.row,
+            "seed": f"{job.start.name}/{job.seed}",
+            "steps": result.spent.steps,
+            "tokens": result.spent.tokens,
+            "seconds": round(result.spent.seconds, 1),
+            "stream_digest": result.stream_digest,
+            "final": {name: round(score.value, 6) for name, score in result.final.items()},
+            "means": means,
+            "curve": curve,
+            "items": {
+                name: [round(x, 6) for x in score.items] for name, score in result.final.items()
+            },
+        },
+    )
 
 
 def collect(study: Study, work: Path) -> dict[str, Any]:
-    """What the study's finished runs come to: rows against its baseline, paired over starts and seeds."""
-    done = [json.loads(job.path(work).read_text()) for job in plan(study) if job.row and job.path(work).is_file()]
+    """What the study's finished runs come to: rows against its baseline, paired over starts and
+    seeds.
+    """
+    done = [
+        json.loads(job.path(work).read_text())
+        for job in plan(study)
+        if job.row and job.path(work).is_file()
+    ]
     step0 = {
         job.start.name: json.loads(job.path(work).read_text())
-        for job in plan(study) if not job.row and job.path(work).is_file()
-    }  # fmt: skip
-    meaning = {name: {"higher_is_better": s["higher_is_better"]} for name, s in next(iter(step0.values())).items()}
+        for job in plan(study)
+        if not job.row and job.path(work).is_file()
+    }
+    meaning = {
+        name: {"higher_is_better": s["higher_is_better"]}
+        for name, s in next(iter(step0.values())).items()
+    }
     baseline = next(iter(study.rows))
     summary, paired = paired_table(done, meaning, baseline)
     of = {(entry["arm"], entry["seed"]): entry for entry in done}
     for row, metrics in paired.items():
         seeds = [seed for arm, seed in of if arm == row and (baseline, seed) in of]
         for metric, found in metrics.items():
-            sides = [[of[(arm, seed)]["items"][metric] for seed in seeds] for arm in (row, baseline)]
+            sides = [
+                [of[(arm, seed)]["items"][metric] for seed in seeds] for arm in (row, baseline)
+            ]
             between = paired_items(*sides)
             found["items"] = {"ci95": [round(x, 6) for x in between.ci95], "p": between.p}
             if between.ci95[0] <= 0 <= between.ci95[1]:
                 found["verdict"] = "undecided"
     slim = [{key: value for key, value in entry.items() if key != "items"} for entry in done]
     return {
-        "study": study.name, "says": study.says, "recipe": study.recipe, "overrides": study.overrides,
-        "rows": {row: list(overrides) for row, overrides in study.rows.items()}, "metrics": meaning,
-        "starts": {start.name: {"seeds": list(start.seeds), "made_by": start.says()} for start in study.starts},
-        "step0": step0, "runs": slim, "summary": summary, "paired": paired,
+        "study": study.name,
+        "description": study.description,
+        "recipe": study.recipe,
+        "overrides": study.overrides,
+        "rows": {row: list(overrides) for row, overrides in study.rows.items()},
+        "metrics": meaning,
+        "starts": {
+            start.name: {"seeds": list(start.seeds), "made_by": start.description()}
+            for start in study.starts
+        },
+        "step0": step0,
+        "runs": slim,
+        "summary": summary,
+        "paired": paired,
         "command": f"python benchmarks/steering.py {study.name} --work DIR",
-        "environment": {key: what for key, what in environment().items() if key != "command"},  # which has paths
-    }  # fmt: skip
+        "environment": {
+            key: what for key, what in environment().items() if key != "command"
+        },  # which has paths
+    }
 
 
 def main() -> None:
@@ -165,14 +225,21 @@ def main() -> None:
         missing = [job for job in plan(study) if not job.path(options.work).is_file()]
         print(f"{name}: {len(missing)} of {len(list(plan(study)))} runs to do", flush=True)
         for start in study.starts:
-            start.overrides(ROOT, [f"data.root={options.data}"])  # made here once, not by two processes at a time
+            start.overrides(
+                ROOT, [f"data.root={options.data}"]
+            )  # made here once, not by two processes at a time
         if missing:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(options.jobs, context) as pool:
-                waiting = {pool.submit(work_off, job, options.work, options.data): job for job in missing}
+                waiting = {
+                    pool.submit(work_off, job, options.work, options.data): job for job in missing
+                }
                 for future in as_completed(waiting):
                     future.result()
-                    print(f"  {waiting[future].row or 'step 0'}, {waiting[future].start.name}", flush=True)
+                    print(
+                        f"  {waiting[future].row or 'step 0'}, {waiting[future].start.name}",
+                        flush=True,
+                    )
         write_json(options.out / f"{name}.json", collect(study, options.work))
 
 

@@ -1,16 +1,20 @@
-"""Short documents through the stream (read, tokenised, mixed, packed) against the tokenizer alone on the same text.
+"""Short documents through the stream (read, tokenised, mixed, packed) against the tokenizer alone
+on the same text.
 
-    OMP_NUM_THREADS=1 python benchmarks/stream_speed.py [--documents 1000000] [--out results/stream.json]
+    OMP_NUM_THREADS=1 python benchmarks/stream_speed.py [--documents 1000000] [--out
+    results/stream.json]
 
-A JSON Lines file of generated sentences goes the way of a source of a recipe: read and laid down, tokenised and laid
-down, then one pass through the stream. Before each thousand documents the tokenizer alone is given the same texts in one
-call, outside the time of the stream, so that both meet the same machine. One thread throughout; seconds are of the process, so
-that others on the machine do not count, and what the imports left behind is frozen, so that its garbage collection falls on
-neither. The share is the
-tokenizer's seconds over the stream's: 1 would be a stream that costs nothing beside its tokenizer.
+A JSON Lines file of generated sentences goes the way of a source of a recipe: read and laid down,
+tokenised and laid down, then one pass through the stream. Before each thousand documents the
+tokenizer alone is given the same texts in one call, outside the time of the stream, so that both
+meet the same machine. One thread throughout; seconds are of the process, so that others on the
+machine do not count, and what the imports left behind is frozen, so that its garbage collection
+falls on neither. The share is the tokenizer's seconds over the stream's: 1 would be a stream that
+costs nothing beside its tokenizer.
 
-Memory is the most that the process ever held (`ru_maxrss`), after a first round with a tenth of the documents and after
-the round with all of them. The comparison of all rows with a thousand feedback rows is timed apart.
+Memory is the most that the process ever held (`ru_maxrss`), after a first round with a tenth of the
+documents and after the round with all of them. The comparison of all rows with a thousand feedback
+rows is timed apart.
 """
 
 from __future__ import annotations
@@ -31,29 +35,35 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from transformers import Qwen2Tokenizer
 
-from vpretrain.language.data import documents_of
-from vpretrain.language.reading import Reader
+from vpretrain.language.data.reading import Reader
+from vpretrain.language.data.rows import Row, overlap
+from vpretrain.language.data.stream import Source as Ingredient
+from vpretrain.language.data.stream import Stream
+from vpretrain.language.data.texts import documents_of
 from vpretrain.language.recipe import Data, FeedbackSet, JsonLines, WordProblems
 from vpretrain.language.recipe.data import Source
-from vpretrain.language.rows import Row, overlap
-from vpretrain.language.stream import Source as Ingredient
-from vpretrain.language.stream import Stream
-from vpretrain.tracking import environment, write_json
+from vpretrain.run.folder import environment, write_json
 
 WINDOW, BATCH, VOCABULARY = 512, 16, 4096
-SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")]
+SYLLABLES = [
+    a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")
+]
 
 
 def texts(count: int) -> Iterator[str]:
     """Sentences of twenty to fifty words of a made-up language, with numbers among them."""
     rng = random.Random("stream speed")
-    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(4000)] + [str(n) for n in range(500)]
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(4000)] + [
+        str(n) for n in range(500)
+    ]
     for _ in range(count):
         yield " ".join(rng.choices(words, k=rng.randint(20, 50))) + "."
 
 
 class Beside(Sequence[Row]):
-    """Rows that are tokenised once more, alone and on a clock of their own, whenever a slice of them is asked for."""
+    """Rows that are tokenised once more, alone and on a clock of their own, whenever a slice of
+    them is asked for.
+    """
 
     def __init__(self, rows: Sequence[Row], tokenizer: Qwen2Tokenizer) -> None:
         self.rows, self.tokenizer = rows, tokenizer
@@ -84,7 +94,9 @@ def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, 
     """One source of so many documents, from its file to the last window of a pass."""
     source = Source(name="s", rows=JsonLines(kind="jsonl", path=path, text="text", rows=documents))
     feedback = FeedbackSet(rows=WordProblems(kind="word_problems", split="feedback", rows=1000))
-    data = Data(window_tokens=WINDOW, batch_size=BATCH, stream=[source], feedback=feedback, evaluation={})
+    data = Data(
+        window_tokens=WINDOW, batch_size=BATCH, stream=[source], feedback=feedback, evaluation={}
+    )
     start = time.process_time()
     reader = Reader(data)
     rows = reader.stream(source, "data.stream.0")
@@ -92,7 +104,9 @@ def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, 
     beside = Beside(rows, tokenizer)
     made, counts = documents_of(source, beside, tokenizer, data)
     tokenised = time.process_time()
-    stream = Stream([Ingredient("s", made, 1.0)], batch_size=BATCH, window_tokens=WINDOW, seed=0, pad_id=0)
+    stream = Stream(
+        [Ingredient("s", made, 1.0)], batch_size=BATCH, window_tokens=WINDOW, seed=0, pad_id=0
+    )
     seen = filled = batches = 0
     while seen < documents:
         batch = next(stream)
@@ -115,7 +129,8 @@ def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, 
         "seconds_of_the_tokenizer_alone": beside.alone_seconds,
         "share": beside.alone_seconds / sum(seconds.values()),
         "seconds_of_the_comparison_with_feedback": ended - compared,
-        "share_with_the_comparison": beside.alone_seconds / (sum(seconds.values()) + ended - compared),
+        "share_with_the_comparison": beside.alone_seconds
+        / (sum(seconds.values()) + ended - compared),
         "peak_mib": peak_mib(),
     }
 
@@ -127,7 +142,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(list(texts(5_000)), vocab_size=VOCABULARY, show_progress=False)
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+        list(texts(5_000)), vocab_size=VOCABULARY, show_progress=False
+    )
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream.jsonl"
@@ -139,8 +156,11 @@ def main() -> None:
             rounds.append(through(path, documents, tokenizer))
             print(json.dumps(rounds[-1], indent=1))
     found = {
-        "command": f"OMP_NUM_THREADS=1 python benchmarks/stream_speed.py --documents {asked.documents}",
-        "says": "short documents through the stream against the tokenizer alone on the same text, one thread",
+        "command": "OMP_NUM_THREADS=1 python benchmarks/stream_speed.py --documents "
+        f"{asked.documents}",
+        "description": "short documents through the stream against the tokenizer alone on the same text, "
+        "one "
+        "thread",
         "window_tokens": WINDOW,
         "batch_size": BATCH,
         "peak_mib_before": before,

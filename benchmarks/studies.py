@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import MODALITIES, SCHEMAS
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Start:
     Args:
         name: in the results.
         recipe: whose `learner.prepare` makes it, in words that `vpretrain prepare` takes.
-        prepare_seed: of its weights and of the order of its text; None: the checkpoint that the recipe names.
+        prepare_seed: of its weights and of the order of its text; None: the checkpoint that the
+            recipe names.
         seeds: of the runs.
     """
 
@@ -31,7 +32,7 @@ class Start:
         """What a recipe needs so that it starts here."""
         return [f"learner.model={_location(self, str(root), tuple(rooted))}"]
 
-    def says(self) -> str:
+    def description(self) -> str:
         """The command that makes it."""
         if self.prepare_seed is None:
             return f"the checkpoint of {self.recipe}"
@@ -43,7 +44,11 @@ class Start:
 def _location(start: Start, root: str, rooted: tuple[str, ...]) -> str:
     is_file = start.recipe.endswith(".yaml")
     source, rooted = (str(Path(root) / start.recipe), rooted) if is_file else (start.recipe, ())
-    words = [] if start.prepare_seed is None else ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}"]
+    words = (
+        []
+        if start.prepare_seed is None
+        else ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}"]
+    )
     made = recipes.load(source, [*words, *start.prepared_with, *rooted], schemas=SCHEMAS)
     found = made.learner.model or MODALITIES[made.modality]().load(made).location
     return str(found)
@@ -55,7 +60,7 @@ class Study:
 
     Args:
         name: of `results/NAME.json`.
-        says: the question.
+        description: the question.
         recipe: packaged name, or path from the repository's root.
         starts: warm checkpoints with their seeds.
         rows: overrides of each row, by its label.
@@ -63,7 +68,7 @@ class Study:
     """
 
     name: str
-    says: str
+    description: str
     recipe: str
     starts: tuple[Start, ...]
     rows: dict[str, tuple[str, ...]]
@@ -81,21 +86,34 @@ DEV = (Start("majority-1", "demo-language", 1, (100,)),)
 
 
 BEFORE = (
-    "learner.learning_rate=5e-5", "value.meta_period=4", "value.memory=0.0", "data.feedback.batch_size=64",
+    "learner.learning_rate=5e-5",
+    "value.meta_period=4",
+    "value.memory=0.0",
+    "data.feedback.batch_size=64",
     "designer.tilt=0.4",
-)  # fmt: skip
+)
 """Where the search on dev began; what it chose stands in the recipes."""
 
 
-def add(name: str, says: str, recipe: str, starts: tuple[Start, ...], rows: dict[str, str], *overrides: str) -> None:
+def add(
+    name: str,
+    description: str,
+    recipe: str,
+    starts: tuple[Start, ...],
+    rows: dict[str, str],
+    *overrides: str,
+) -> None:
     """Declares a study; a row's overrides stand in one line, with spaces between them."""
     split = {row: tuple(words.split()) for row, words in rows.items()}
-    STUDIES[name] = Study(name, says, recipe, starts, split, overrides)
+    STUDIES[name] = Study(name, description, recipe, starts, split, overrides)
 
 
 W, C, F, D = "arm=token_weights", "arm=closed_form", "arm=field", "arm=document_weights"
 add(
-    "dev-surfaces", "which surface, and how far", "demo-language", DEV,
+    "dev-surfaces",
+    "which surface, and how far",
+    "demo-language",
+    DEV,
     {
         "onehot": "arm=onehot",
         "token_weights": W,
@@ -104,7 +122,8 @@ add(
         "token_weights, tilt 3": f"{W} designer.tilt=3",
         "token_weights, memory": f"{W} value.memory=0.9",
         "token_weights, memory, 1.5": f"{W} value.memory=0.9 designer.tilt=1.5",
-        "token_weights, memory, 16 rows, 1.5": f"{W} value.memory=0.9 designer.tilt=1.5 data.feedback.batch_size=16",
+        "token_weights, memory, 16 rows, 1.5": f"{W} value.memory=0.9 designer.tilt=1.5 "
+        "data.feedback.batch_size=16",
         "document_weights, memory, 1.5": "arm=document_weights value.memory=0.9 designer.tilt=1.5",
         "closed_form, memory": f"{C} value.memory=0.9",
         "closed_form, memory, gate 0.8": f"{C} value.memory=0.9 designer.gate_max=0.8",
@@ -112,18 +131,22 @@ add(
         "weighted_targets, memory, 1.5": "arm=weighted_targets value.memory=0.9 designer.tilt=1.5",
         "field": F,
         "field, memory": f"{F} value.memory=0.9",
-        "field, memory, replay 8, updates 8": f"{F} value.memory=0.9 designer.replay=8 designer.updates=8",
+        "field, memory, replay 8, updates 8": f"{F} value.memory=0.9 designer.replay=8 "
+        "designer.updates=8",
         "weight_field, memory, 1.5": "arm=weight_field value.memory=0.9 designer.tilt=1.5",
     },
     "evaluate.split=dev",
     *BEFORE,
-)  # fmt: skip
+)
 
 GSM, NOISY = "recipes/language/gsm8k-small.yaml", "recipes/language/gsm8k-small-noisy.yaml"
 M = "value.memory=0.9 data.feedback.batch_size=32 value.meta_period=4"
 M8 = "value.memory=0.9 data.feedback.batch_size=32 value.meta_period=8"
 add(
-    "dev-gsm8k", "which surface, and how far, on real text", NOISY, (Start("gsm8k-0", GSM, 0, (100,)),),
+    "dev-gsm8k",
+    "which surface, and how far, on real text",
+    NOISY,
+    (Start("gsm8k-0", GSM, 0, (100,)),),
     {
         "onehot": "arm=onehot",
         "token_weights, as it was": W,
@@ -139,13 +162,16 @@ add(
     "evaluate.split=dev",
     "value.memory=0.0",
     "data.feedback.batch_size=64",
-)  # fmt: skip
+)
 
 CLEAN = "data.stream.0.rows.noise_share=0.0 data.stream.0.rows.random_share=0.0"
 
 DM = f"{D} value.memory=0.9 designer.tilt=1.5"
 add(
-    "dev-documents", "document weights and the learner's rate", "demo-language", DEV,
+    "dev-documents",
+    "document weights and the learner's rate",
+    "demo-language",
+    DEV,
     {
         "onehot": "arm=onehot",
         "document_weights, memory, lr 1e-4": f"{DM} learner.learning_rate=1e-4",
@@ -165,11 +191,14 @@ add(
     },
     "evaluate.split=dev",
     *BEFORE,
-)  # fmt: skip
+)
 
 A = "arm=ascent value.memory=0.0 designer.updates=1"
 add(
-    "dev-ascent", "the paper's designer at its best", "demo-language", DEV,
+    "dev-ascent",
+    "the paper's designer at its best",
+    "demo-language",
+    DEV,
     {
         "onehot": "arm=onehot",
         "ascent": A,
@@ -177,7 +206,8 @@ add(
         "+ anchor": f"{A} designer.updates=4 designer.anchor=1",
         "+ anchor, gate price": f"{A} designer.updates=4 designer.anchor=1 designer.gate_price=0.3",
         "+ anchor, memory": f"{A} designer.updates=4 designer.anchor=1 value.memory=0.9",
-        "+ anchor, memory, slower": f"{A} designer.updates=4 designer.anchor=1 value.memory=0.9 designer.learning_rate=1e-3",
+        "+ anchor, memory, slower": f"{A} designer.updates=4 designer.anchor=1 value.memory=0.9 "
+        "designer.learning_rate=1e-3",
         "ascent, dot": f"{A} value.alignment=dot",
         "ascent, cosine": f"{A} value.alignment=cosine",
         "ascent, guard off": f"{A} value.guard_window=0",
@@ -189,7 +219,7 @@ add(
         "field, memory, 128 rows": f"{F} data.feedback.batch_size=128",
     },
     "evaluate.split=dev",
-)  # fmt: skip
+)
 
 # What was chosen on dev stands in the recipes; from here on test.
 MINORITY = (
@@ -211,94 +241,160 @@ def arms(*names: str) -> dict[str, str]:
 
 CLOSED = "arm=closed_form value.memory=0.0"  # memory costs it on dev
 add(
-    "majority", "the embedded default: 55% of the problems that need a carry or a borrow are solved by the wrong rule",
-    "demo-language", MAJORITY,
+    "majority",
+    "the embedded default: 55% of the problems that need a carry or a borrow are solved by "
+    "the wrong rule",
+    "demo-language",
+    MAJORITY,
     arms(
-        "onehot", "document_weights", "token_weights", "weighted_targets",
-        "random_feedback", "fixed_random_direction", "shuffled_feedback", "loss_weights", "feedback_sft",
-    ) | {"closed_form": CLOSED},
-)  # fmt: skip
+        "onehot",
+        "document_weights",
+        "token_weights",
+        "weighted_targets",
+        "random_feedback",
+        "fixed_random_direction",
+        "shuffled_feedback",
+        "loss_weights",
+        "feedback_sft",
+    )
+    | {"closed_form": CLOSED},
+)
 add(
-    "majority-others", "the other arms, and what a stream without errors would do", "demo-language", once(MAJORITY),
+    "majority-others",
+    "the other arms, and what a stream without errors would do",
+    "demo-language",
+    once(MAJORITY),
     arms("onehot", "source_weights", "weight_field", "uniform_smoothing", "self_distillation")
     | {"oracle: onehot on a clean stream": f"arm=onehot {CLEAN}"},
-)  # fmt: skip
+)
 add(
-    "minority", "the wrong rule is the exception: 25%", "demo-language-minority", MINORITY,
-    arms("onehot", "document_weights", "token_weights", "fixed_random_direction") | {"closed_form": CLOSED},
-)  # fmt: skip
+    "minority",
+    "the wrong rule is the exception: 25%",
+    "demo-language-minority",
+    MINORITY,
+    arms("onehot", "document_weights", "token_weights", "fixed_random_direction")
+    | {"closed_form": CLOSED},
+)
 REGIMES = {
     "random": ("half of the problems have one random wrong digit", "random-noise", MINORITY),
     "format": ("a clean stream in another format than what is measured", "other-format", MINORITY),
     "irrelevant": ("nine documents of ten are about something else", "mostly-irrelevant", MAJORITY),
-    "off-target": ("the feedback is about something else than what is measured", "off-target", MAJORITY),
+    "off-target": (
+        "the feedback is about something else than what is measured",
+        "off-target",
+        MAJORITY,
+    ),
 }
-for regime, (says, file, starts) in REGIMES.items():
+for regime, (description, file, starts) in REGIMES.items():
     add(
-        f"regime-{regime}", says, f"recipes/language/regimes/{file}.yaml", starts,
+        f"regime-{regime}",
+        description,
+        f"recipes/language/regimes/{file}.yaml",
+        starts,
         arms("onehot", "document_weights", "fixed_random_direction"),
-    )  # fmt: skip
+    )
 add(
-    "harmless", "abilities in the stream that the feedback does not speak of",
-    "recipes/language/regimes/kept-abilities.yaml", once(MAJORITY), arms("onehot", "document_weights", "feedback_sft"),
-)  # fmt: skip
-SECONDS = (("majority", "demo-language", MAJORITY), ("minority", "demo-language-minority", MINORITY))
+    "harmless",
+    "abilities in the stream that the feedback does not speak of",
+    "recipes/language/regimes/kept-abilities.yaml",
+    once(MAJORITY),
+    arms("onehot", "document_weights", "feedback_sft"),
+)
+SECONDS = (
+    ("majority", "demo-language", MAJORITY),
+    ("minority", "demo-language-minority", MINORITY),
+)
 for name, recipe, starts in SECONDS:
     add(
-        f"{name}-seconds", "equal seconds of training", recipe, starts, arms("onehot", "document_weights"),
+        f"{name}-seconds",
+        "equal seconds of training",
+        recipe,
+        starts,
+        arms("onehot", "document_weights"),
         "budget={seconds: 30}",
-    )  # fmt: skip
+    )
 add(
-    "efficiency", "tokens and seconds to one-hot's final score", "demo-language", once(MAJORITY),
-    arms("onehot", "document_weights"), "evaluate.every=20",
-)  # fmt: skip
+    "efficiency",
+    "tokens and seconds to one-hot's final score",
+    "demo-language",
+    once(MAJORITY),
+    arms("onehot", "document_weights"),
+    "evaluate.every=20",
+)
 
 WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
 GSM_START = (Start("gsm8k-0", GSM, 0, (0, 1, 2)),)
 WEAK_START = (Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)),)
 REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")
 add(
-    "gsm8k-noisy", "real text, wrong digits planted in 30% of the stream's GSM8K rows", NOISY, GSM_START,
+    "gsm8k-noisy",
+    "real text, wrong digits planted in 30% of the stream's GSM8K rows",
+    NOISY,
+    GSM_START,
     # The last row is one-hot with the steps that fit into the seconds of token_weights.
     REAL | {"onehot, 155 steps": "arm=onehot budget.steps=155"},
-)  # fmt: skip
+)
 add(
-    "gsm8k-second-start", "the noisy stream from a second learner, made in full", NOISY, (Start("gsm8k-1", GSM, 1, (3, 4, 5)),),
+    "gsm8k-second-start",
+    "the noisy stream from a second learner, made in full",
+    NOISY,
+    (Start("gsm8k-1", GSM, 1, (3, 4, 5)),),
     arms("onehot", "token_weights"),
-)  # fmt: skip
-add("gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL)
+)
 add(
-    "gsm8k", "real text as it is", GSM, GSM_START, arms("onehot", "token_weights", "fixed_random_direction"),
+    "gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL
+)
+add(
+    "gsm8k",
+    "real text as it is",
+    GSM,
+    GSM_START,
+    arms("onehot", "token_weights", "fixed_random_direction"),
     "evaluate.tasks=[]",
-)  # fmt: skip
+)
 
 ORACLE = "data.stream.2.rows.corrupt_digits=0.0"
 add(
-    "gsm8k-references", "real text with planted errors: a filter that knows them, and training on the feedback rows", NOISY,
-    GSM_START, arms("onehot", "feedback_sft") | {"oracle: onehot without the errors": f"arm=onehot {ORACLE}"},
-)  # fmt: skip
+    "gsm8k-references",
+    "real text with planted errors: a filter that knows them, and training on the feedback rows",
+    NOISY,
+    GSM_START,
+    arms("onehot", "feedback_sft") | {"oracle: onehot without the errors": f"arm=onehot {ORACLE}"},
+)
 QUESTIONS = "kind: jsonl, path: mathematics/{file}.jsonl, prompt: problem, solution: solution"
 SECOND = (
     "{" + QUESTIONS.format(file="valid") + ", skip_rows: 1412, rows: 333}"
 )  # between rows that the stream holds too
 MEASURED = "{" + QUESTIONS.format(file="valid") + ", rows: 1000}"
 STUDIES["gsm8k-second-target"] = Study(
-    "gsm8k-second-target", "one stream, two targets: word problems or mathematics questions steer", NOISY, GSM_START,
+    "gsm8k-second-target",
+    "one stream, two targets: word problems or mathematics questions steer",
+    NOISY,
+    GSM_START,
     {
         "onehot": ("arm=onehot",),
         "GSM8K steers": (W,),
         "mathematics questions steer": (W, f"data.feedback.rows={SECOND}"),
     },
     (f"data.evaluation.mathematics={MEASURED}", "evaluate.also=[mathematics]"),
-)  # fmt: skip
+)
 add(
-    "gsm8k-share-10", "a tenth of the noisy stream's documents are GSM8K's", NOISY, GSM_START, arms("onehot", "token_weights"),
-    "data.stream.0.weight=0.45", "data.stream.1.weight=0.45", "data.stream.2.weight=0.1",
-)  # fmt: skip
+    "gsm8k-share-10",
+    "a tenth of the noisy stream's documents are GSM8K's",
+    NOISY,
+    GSM_START,
+    arms("onehot", "token_weights"),
+    "data.stream.0.weight=0.45",
+    "data.stream.1.weight=0.45",
+    "data.stream.2.weight=0.1",
+)
 
 ROWS = "data.feedback.rows={{kind: word_problems, split: feedback, rows: {}}}"
 add(
-    "dev-knobs", "what the settings of document weights matter", "demo-language", DEV,
+    "dev-knobs",
+    "what the settings of document weights matter",
+    "demo-language",
+    DEV,
     {
         "onehot": "arm=onehot",
         "document_weights": D,
@@ -316,28 +412,39 @@ add(
         "closed_form, K 24": f"{CLOSED} designer.candidates=24",
     },
     "evaluate.split=dev",
-)  # fmt: skip
+)
 for size in (64, 256, 2048):
     spec = ROWS.format(size)
     STUDIES["dev-knobs"].rows[f"{size} feedback problems"] = (D, spec)
 
 CONFIG = (
-    "learner.prepare.config={{model_type: llama, hidden_size: {0}, intermediate_size: {1}, num_hidden_layers: {2}, "
-    "num_attention_heads: 4, num_key_value_heads: 4, max_position_embeddings: 512, tie_word_embeddings: false}}"
+    "learner.prepare.config={{model_type: llama, hidden_size: {0}, intermediate_size: {1}, "
+    "num_hidden_layers: {2}, "
+    "num_attention_heads: 4, num_key_value_heads: 4, max_position_embeddings: 512, "
+    "tie_word_embeddings: false}}"
 )
 SIZES = {"1M": (160, 432, 4), "3M": (256, 688, 4), "10M": (384, 1024, 6)}
 for size, shape in SIZES.items():
-    phases = "{steps: 1400, learning_rate: 1e-3}, {steps: 200, learning_rate: 3e-4}, {steps: 200, learning_rate: 5e-5}"
+    phases = (
+        "{steps: 1400, learning_rate: 1e-3}, {steps: 200, learning_rate: 3e-4}, {steps: 200, "
+        "learning_rate: 5e-5}"
+    )
     made = (CONFIG.format(*shape), f"learner.prepare.phases=[{phases}]")
     start = Start(f"majority-{size}", "demo-language", 0, (0, 1, 2), made)
     add(
-        f"size-{size}", f"the majority regime with a learner of about {size} parameters", "demo-language", (start,),
+        f"size-{size}",
+        f"the majority regime with a learner of about {size} parameters",
+        "demo-language",
+        (start,),
         arms("onehot", "document_weights"),
-    )  # fmt: skip
+    )
 
 V = "arm=ascent"
 add(
-    "vision-dev", "which surface of images, and how far", "demo-vision", (Start("scenes-0", "demo-vision", None, (100,)),),
+    "vision-dev",
+    "which surface of images, and how far",
+    "demo-vision",
+    (Start("scenes-0", "demo-vision", None, (100,)),),
     {
         "plain": "arm=plain",
         "ascent, keep 0.6": f"{V} designer.keep_ratio=0.6",
@@ -346,33 +453,51 @@ add(
         "random_masks, keep 0.6": "arm=random_masks designer.keep_ratio=0.6",
         "random_feedback, keep 0.6": "arm=random_feedback designer.keep_ratio=0.6",
         "closed_form": "arm=closed_form",
-        "closed_form, free": "arm=closed_form designer.temperature=0.25 designer.clip=8 designer.gate_max=1.0",
+        "closed_form, free": "arm=closed_form designer.temperature=0.25 designer.clip=8 "
+        "designer.gate_max=1.0",
         "view_weights": "arm=view_weights",
         "view_weights, tilt 3": "arm=view_weights designer.tilt=3.0",
     },
     "evaluate.split=dev",
-)  # fmt: skip
+)
 SCENES = (
     Start("scenes-0", "demo-vision", None, (0, 1)),
     Start("scenes-1", "demo-vision", 1, (2, 3)),
     Start("scenes-2", "demo-vision", 2, (4, 5)),
 )
 add(
-    "vision-scenes", "rendered scenes: do masks that hear segmentation beat masks that do not?", "demo-vision", SCENES,
-    arms("plain", "ascent", "random_masks", "constant_mask", "fixed_random_direction", "shuffled_feedback", "direct"),
-)  # fmt: skip
+    "vision-scenes",
+    "rendered scenes: do masks that hear segmentation beat masks that do not?",
+    "demo-vision",
+    SCENES,
+    arms(
+        "plain",
+        "ascent",
+        "random_masks",
+        "constant_mask",
+        "fixed_random_direction",
+        "shuffled_feedback",
+        "direct",
+    ),
+)
 add(
-    "vision-others", "the other surfaces, each with a random direction of its own", "demo-vision", SCENES,
+    "vision-others",
+    "the other surfaces, each with a random direction of its own",
+    "demo-vision",
+    SCENES,
     arms("plain", "view_weights", "closed_form", "uniform_smoothing", "random_feedback")
     | {
-        "view_weights, one random direction": "arm=fixed_random_direction designer.kind=view_weights",
+        "view_weights, one random direction": "arm=fixed_random_direction "
+        "designer.kind=view_weights",
         "closed_form, one random direction": "arm=fixed_random_direction designer.kind=closed_form",
         "plain, 330 steps": "arm=plain budget.steps=330",
     },
-)  # fmt: skip
+)
 CAMVID = "recipes/vision/camvid.yaml"
 add(
-    "vision-camvid-dev", "how long, how fast on real streets", CAMVID,
+    "vision-camvid-dev",
+    "how long, how fast on real streets",
+    CAMVID,
     (Start("camvid", CAMVID, None, (100,), ("learner.prepare.steps=1500",)),),
     arms("plain", "ascent", "direct")
     | {
@@ -380,21 +505,34 @@ add(
         "ascent, keep 0.4": f"{V} designer.keep_ratio=0.4",
     },
     "evaluate.split=dev",
-)  # fmt: skip
+)
 add(
-    "vision-camvid-young", "the same from a learner that was made in a fifth of the steps", CAMVID,
+    "vision-camvid-young",
+    "the same from a learner that was made in a fifth of the steps",
+    CAMVID,
     (Start("camvid, 300 steps", CAMVID, None, (100,)),),
     arms("plain", "ascent", "view_weights", "closed_form", "random_masks", "direct")
     | {
         "plain, 300 steps": "arm=plain budget.steps=300",
         "ascent, 300 steps": f"{V} budget.steps=300",
         "ascent, keep 0.4, 300 steps": f"{V} designer.keep_ratio=0.4 budget.steps=300",
-        "ascent, period 2, 300 steps": f"{V} value.meta_period=2 designer.learning_rate=2e-2 budget.steps=300",
+        "ascent, period 2, 300 steps": f"{V} value.meta_period=2 designer.learning_rate=2e-2 "
+        "budget.steps=300",
     },
     "evaluate.split=dev",
-)  # fmt: skip
+)
 add(
-    "vision-camvid", "real streets: CamVid's own pictures are the stream, 64 labelled ones steer", CAMVID,
+    "vision-camvid",
+    "real streets: CamVid's own pictures are the stream, 64 labelled ones steer",
+    CAMVID,
     (Start("camvid", CAMVID, None, (0, 1, 2, 3, 4)),),
-    arms("plain", "ascent", "random_masks", "constant_mask", "fixed_random_direction", "closed_form", "direct"),
-)  # fmt: skip
+    arms(
+        "plain",
+        "ascent",
+        "random_masks",
+        "constant_mask",
+        "fixed_random_direction",
+        "closed_form",
+        "direct",
+    ),
+)

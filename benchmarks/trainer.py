@@ -1,14 +1,17 @@
-"""One-hot and steered steps against transformers' Trainer and TRL's SFTTrainer: the same model, tokens and optimizer.
+"""One-hot and steered steps against transformers' Trainer and TRL's SFTTrainer: the same model,
+tokens and optimizer.
 
-    python benchmarks/trainer.py [--arms "HF Trainer" "TRL SFTTrainer" onehot field closed_form token_weights]
-        [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--accumulation 1]
-        [--rounds 3] [--unfused] [--quick] [--out results/trainer.json]
+    python benchmarks/trainer.py [--arms "HF Trainer" "TRL SFTTrainer" onehot field closed_form
+    token_weights]
+        [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--accumulation
+        1] [--rounds 3] [--unfused] [--quick] [--out results/trainer.json]
 
-A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one thread, AdamW, gradient
-clipping at 1; a step adds up the gradients of so many batches as --accumulation says. A steered arm's step is seven plain
-steps and one meta step in eight, measured apart. Batches are handed to the others' trainers for nothing: fetching them is not
-in their time. --unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and memory are
-ratios to the first arm.
+A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one
+thread, AdamW, gradient clipping at 1; a step adds up the gradients of so many batches as
+--accumulation says. A steered arm's step is seven plain steps and one meta step in eight, measured
+apart. Batches are handed to the others' trainers for nothing: fetching them is not in their time.
+--unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and
+memory are ratios to the first arm.
 """
 
 from __future__ import annotations
@@ -21,28 +24,43 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from turns import Turn, compared, in_turn, parser, save, show
 
-from vpretrain.accumulation import drawn
-from vpretrain.appraisal import Appraiser
-from vpretrain.ascent import Learning
-from vpretrain.directional import ESTIMATORS
-from vpretrain.exact import Exact
-from vpretrain.language.designers import OneHot
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
-from vpretrain.language.learned import Ascent, CandidateScorer, Field
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.rows import Document
-from vpretrain.language.rules import Anchored, GroupWeights, TokenWeights
-from vpretrain.language.stream import Source, Stream
-from vpretrain.language.suffix import Anatomy, aligned_parameters
-from vpretrain.reliability import Reliability
-from vpretrain.step import Guard, SteeredStep
-from vpretrain.value import Alignment
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
+from vpretrain.language.steering.baselines import OneHot
+from vpretrain.language.steering.networks import CandidateScorer, FieldDesigner, NetworkDesigner
+from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
+from vpretrain.method.accumulation import next_batches
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.exact import ExactDesigner
+from vpretrain.method.network import Learning
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
 
 PERIOD = 8
-ARMS = ("HF Trainer", "TRL SFTTrainer", "onehot", "ascent", "field", "closed_form", "token_weights", "document_weights")
+ARMS = (
+    "HF Trainer",
+    "TRL SFTTrainer",
+    "onehot",
+    "ascent",
+    "field",
+    "closed_form",
+    "token_weights",
+    "document_weights",
+)
 RATE = 1e-5
 
 
@@ -65,10 +83,16 @@ def new_model(shape: Shape) -> Any:
     """Qwen2 of that shape, the same weights in every arm."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "qwen2", vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.width * 38 // 7,
-        num_hidden_layers=shape.blocks, num_attention_heads=max(2, shape.width // 64), num_key_value_heads=2,
-        max_position_embeddings=max(shape.length, 128), tie_word_embeddings=True,
-    )  # fmt: skip
+        "qwen2",
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.width * 38 // 7,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=max(2, shape.width // 64),
+        num_key_value_heads=2,
+        max_position_embeddings=max(shape.length, 128),
+        tie_word_embeddings=True,
+    )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
 
 
@@ -101,11 +125,22 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
     rows = windows(shape, 64 * shape.rows, shape.length, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         fixed: dict[str, Any] = dict(
-            output_dir=folder, per_device_train_batch_size=shape.rows, max_steps=10**6, learning_rate=RATE, use_cpu=True,
-            lr_scheduler_type="constant", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            optim="adamw_torch_fused", weight_decay=0.0, bf16=False, gradient_checkpointing=False,
+            output_dir=folder,
+            per_device_train_batch_size=shape.rows,
+            max_steps=10**6,
+            learning_rate=RATE,
+            use_cpu=True,
+            lr_scheduler_type="constant",
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            optim="adamw_torch_fused",
+            weight_decay=0.0,
+            bf16=False,
+            gradient_checkpointing=False,
             gradient_accumulation_steps=shape.accumulation,
-        )  # fmt: skip
+        )
         trainer: Any
         if name == "HF Trainer":
             data = [{"input_ids": ids, "labels": ids} for ids in rows]
@@ -114,13 +149,15 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
             from datasets import Dataset
             from trl import SFTConfig, SFTTrainer
 
-            from vpretrain.language import word_problems
+            from vpretrain.language.data import word_problems
 
             data = Dataset.from_list([{"input_ids": ids} for ids in rows])
             trainer = SFTTrainer(
-                new_model(shape), SFTConfig(max_length=shape.length, **fixed), train_dataset=data,
+                new_model(shape),
+                SFTConfig(max_length=shape.length, **fixed),
+                train_dataset=data,
                 processing_class=word_problems.tokenizer(),
-            )  # fmt: skip
+            )
         trainer.add_callback(InTurn(turn))
         trainer.train()
 
@@ -129,7 +166,8 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
     """The arm's parts, put together by hand."""
     model = new_model(shape)
     learner = CausalLearner(
-        model, aligned_parameters(model, Anatomy.of(model), blocks=min(2, shape.blocks), patterns=[])
+        model,
+        aligned_parameters(model, Anatomy.of(model), blocks=min(2, shape.blocks), patterns=[]),
     )
     learning = Learning(1e-4, Reliability(shrink=True))
     targets, reliability = Anchored(shape.candidates), Reliability(shrink=True)
@@ -140,28 +178,42 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
     head = learner.anatomy.head.get_parameter("weight")
     designers: dict[str, Any] = {
         "onehot": OneHot,
-        "closed_form": lambda: Exact(targets, reliability),
-        "token_weights": lambda: Exact(TokenWeights(), reliability),
-        "document_weights": lambda: Exact(GroupWeights(by="document"), reliability),
-        "field": lambda: Field(network(gated=False), head, targets, learning),
-        "ascent": lambda: Ascent(network(gated=True), head, targets, learning, entropy_bonus=0.01),
+        "closed_form": lambda: ExactDesigner(targets, reliability),
+        "token_weights": lambda: ExactDesigner(TokenWeights(), reliability),
+        "document_weights": lambda: ExactDesigner(GroupWeights(by="document"), reliability),
+        "field": lambda: FieldDesigner(network(gated=False), head, targets, learning),
+        "ascent": lambda: NetworkDesigner(
+            network(gated=True), head, targets, learning, entropy_bonus=0.01
+        ),
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=not shape.unfused)
-    appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, weight_decay=0.0, fused=not shape.unfused
+    )
+    value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["central_difference"])
     texts = [
         Document(ids, [True] * len(ids), f"f:{at}", "f")
         for at, ids in enumerate(windows(shape, 4 * shape.feedback_rows, 48, 2))
     ]
     feedback = Likelihood(parted(texts, 2, batch_size=shape.feedback_rows, seed=0, pad_id=0))
     step = SteeredStep(
-        learner, designers[arm](), feedback, appraiser, optimizer, meta_period=PERIOD, preconditioner_floor=0.1,
-        clip_norm=1.0, guard=Guard(0),
-    )  # fmt: skip
+        learner,
+        designers[arm](),
+        feedback,
+        value_estimator,
+        optimizer,
+        meta_period=PERIOD,
+        preconditioner_floor=0.1,
+        clip_norm=1.0,
+        guard=Guard(0),
+    )
     documents = [
-        Document(ids, [True] * len(ids), f"s:{at}", "s") for at, ids in enumerate(windows(shape, 64, shape.length, 1))
+        Document(ids, [True] * len(ids), f"s:{at}", "s")
+        for at, ids in enumerate(windows(shape, 64, shape.length, 1))
     ]
     source = Source("s", documents, 1.0)
-    return step, Stream([source], batch_size=shape.rows, window_tokens=shape.length, seed=0, pad_id=0)
+    return step, Stream(
+        [source], batch_size=shape.rows, window_tokens=shape.length, seed=0, pad_id=0
+    )
 
 
 def ours(arm: str, shape: Shape, turn: Turn) -> None:
@@ -170,10 +222,10 @@ def ours(arm: str, shape: Shape, turn: Turn) -> None:
     step, stream = our_step(arm, shape)
     while True:
         turn.wait()
-        for kind in ("meta", "plain") if step.designer.listens else ("plain", "plain"):
+        for kind in ("meta", "plain") if step.designer.uses_feedback else ("plain", "plain"):
             step.count = 0 if kind == "meta" else 1
             turn.start()
-            step(drawn(stream, shape.accumulation), RATE)
+            step(next_batches(stream, shape.accumulation), RATE)
             turn.stop(kind)
 
 
@@ -185,15 +237,32 @@ def main() -> None:
         made.add_argument(f"--{name}", type=int, default=getattr(Shape, name))
     made.add_argument("--unfused", action="store_true")
     given = made.parse_args()
-    shape = Shape(**{field.name: getattr(given, field.name) for field in fields(Shape) if hasattr(given, field.name)})
+    shape = Shape(
+        **{
+            field.name: getattr(given, field.name)
+            for field in fields(Shape)
+            if hasattr(given, field.name)
+        }
+    )
     if given.quick:
         shape, given.rounds = Shape(300, 64, 2, 32, candidates=8, feedback_rows=4), 1
     others = ("HF Trainer", "TRL SFTTrainer")
-    bodies = {arm: functools.partial(another_trainer if arm in others else ours, arm, shape) for arm in given.arms}
+    bodies = {
+        arm: functools.partial(another_trainer if arm in others else ours, arm, shape)
+        for arm in given.arms
+    }
     for at, found in enumerate(in_turn(bodies, given.rounds), start=1):
         rows = compared(found, PERIOD)
         show(rows, f"{shape}; after {at} rounds; ratios to {rows[0]['arm']}")
-        save("trainer", given, shape=vars(shape), rounds=at, meta_period=PERIOD, rows=rows, steps=found)
+        save(
+            "trainer",
+            given,
+            shape=vars(shape),
+            rounds=at,
+            meta_period=PERIOD,
+            rows=rows,
+            steps=found,
+        )
 
 
 if __name__ == "__main__":

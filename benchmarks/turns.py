@@ -1,7 +1,8 @@
 """Arms in turn (A B A B), each in a process of its own: what the benchmarks of cost share.
 
-Seconds are the process's own CPU seconds on one thread, which a busy machine disturbs less than wall seconds; both are kept.
-Memory is the highest resident size (VmHWM) of the fresh process less what it held before it built anything.
+Seconds are the process's own CPU seconds on one thread, which a busy machine disturbs less than
+wall seconds; both are kept. Memory is the highest resident size (VmHWM) of the fresh process less
+what it held before it built anything.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vpretrain.tracking import environment, write_json
+from vpretrain.run.folder import environment, write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -45,14 +46,19 @@ class Turn:
     def stop(self, kind: str) -> None:
         """After it; ``kind``: ``plain`` or ``meta``."""
         cpu, wall = self.began
-        self.steps.append({"kind": kind, "cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall})
+        self.steps.append(
+            {"kind": kind, "cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        )
 
 
-def in_turn(arms: Mapping[str, Callable[[Turn], None]], rounds: int) -> Iterator[dict[str, dict[str, Any]]]:
+def in_turn(
+    arms: Mapping[str, Callable[[Turn], None]], rounds: int
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Runs every arm once a round, one warm-up round before them.
 
     Args:
-        arms: picklable; each is called in a fresh process with its :class:`Turn` and takes steps for as long as it is asked.
+        arms: picklable; each is called in a fresh process with its :class:`Turn` and takes steps
+            for as long as it is asked.
         rounds: measured ones.
 
     Yields:
@@ -88,44 +94,70 @@ def per_step(steps: Sequence[dict[str, Any]], period: int, clock: str = "cpu") -
     """Seconds a step: one in ``period`` is a meta step."""
     kinds = {kind: [s[clock] for s in steps if s["kind"] == kind] for kind in ("plain", "meta")}
     plain = statistics.mean(kinds["plain"])
-    return ((period - 1) * plain + statistics.mean(kinds["meta"])) / period if kinds["meta"] else plain
+    return (
+        ((period - 1) * plain + statistics.mean(kinds["meta"])) / period if kinds["meta"] else plain
+    )
 
 
 def compared(found: dict[str, dict[str, Any]], period: int) -> list[dict[str, Any]]:
-    """A row an arm; ``speed`` is the first arm's seconds over its own in the same round, so that above 1 is faster."""
+    """A row an arm; ``speed`` is the first arm's seconds over its own in the same round, so that
+    above 1 is faster.
+    """
     first = next(iter(found.values()))
     rows = []
     for name, own in found.items():
         ratios = [
-            per_step(a, period) / per_step(b, period) for a, b in zip(first["rounds"], own["rounds"], strict=True)
+            per_step(a, period) / per_step(b, period)
+            for a, b in zip(first["rounds"], own["rounds"], strict=True)
         ]
-        rows.append({
-            "arm": name,
-            "cpu_seconds": statistics.median(per_step(steps, period) for steps in own["rounds"]),
-            "wall_seconds": statistics.median(per_step(steps, period, "wall") for steps in own["rounds"]),
-            "speed": statistics.median(ratios), "speed_range": [min(ratios), max(ratios)],
-            "peak_bytes": own["peak_bytes"], "memory": own["peak_bytes"] / first["peak_bytes"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "arm": name,
+                "cpu_seconds": statistics.median(
+                    per_step(steps, period) for steps in own["rounds"]
+                ),
+                "wall_seconds": statistics.median(
+                    per_step(steps, period, "wall") for steps in own["rounds"]
+                ),
+                "speed": statistics.median(ratios),
+                "speed_range": [min(ratios), max(ratios)],
+                "peak_bytes": own["peak_bytes"],
+                "memory": own["peak_bytes"] / first["peak_bytes"],
+            }
+        )
     return rows
 
 
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     """A table of ratios."""
-    print(f"{title}\n{'arm':30} {'CPU s/step':>10} {'speed':>7} {'range':>16} {'peak MB':>8} {'memory':>7}")
+    print(
+        f"{title}\n{'arm':30} {'CPU s/step':>10} {'speed':>7} {'range':>16} {'peak MB':>8} "
+        f"{'memory':>7}"
+    )
     for row in rows:
         low, high = row["speed_range"]
         print(
-            f"{row['arm']:30} {row['cpu_seconds']:10.3f} {row['speed']:7.3f} [{low:6.3f}, {high:6.3f}] "
-            f"{row['peak_bytes'] / 1e6:8.0f} {row['memory']:7.3f}", flush=True,
-        )  # fmt: skip
+            f"{row['arm']:30} {row['cpu_seconds']:10.3f} {row['speed']:7.3f} [{low:6.3f}, "
+            f"{high:6.3f}] "
+            f"{row['peak_bytes'] / 1e6:8.0f} {row['memory']:7.3f}",
+            flush=True,
+        )
 
 
 def parser(doc: str, *, rounds: int) -> argparse.ArgumentParser:
     """Options that all of them have."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs; no figure means anything")
-    made.add_argument("--out", type=Path, help="JSON; default: results/NAME.json, none with --quick")
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny shapes, to see that it runs; no figure means anything",
+    )
+    made.add_argument(
+        "--out", type=Path, help="JSON; default: results/NAME.json, none with --quick"
+    )
     return made
 
 
@@ -133,8 +165,12 @@ def save(name: str, given: argparse.Namespace, **found: Any) -> None:
     """Writes what was found with command, machine and versions."""
     out = given.out or (None if given.quick else RESULTS / f"{name}.json")
     if out is not None:
-        command = " ".join(["python", f"benchmarks/{name.replace('-', '_')}.py", *map(shlex.quote, sys.argv[1:])])
-        write_json(out, {"environment": environment() | {"command": command, "threads": 1}, **found})
+        command = " ".join(
+            ["python", f"benchmarks/{name.replace('-', '_')}.py", *map(shlex.quote, sys.argv[1:])]
+        )
+        write_json(
+            out, {"environment": environment() | {"command": command, "threads": 1}, **found}
+        )
 
 
 def _child(body: Callable[[Turn], None], pipe: Connection, peak: Connection) -> None:

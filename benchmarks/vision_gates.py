@@ -1,10 +1,12 @@
-"""Whether the rendered scenes can tell one way of pretraining from another: the gates of the vision test bed.
+"""Whether the rendered scenes can tell one way of pretraining from another: the gates of the vision
+test bed.
 
     python benchmarks/vision_gates.py [--seeds 3] [--out results/vision-gates.json]
 
-Measured on the recipe `demo-vision`, mIoU of the probe on the test scenes: random weights, the packaged learner, its plain
-continuation, the arm `direct` (which hears the labels themselves), the same backbone trained on labels from end to end, and
-the probe's own noise. A gate is a sentence about those figures that holds or does not. About 8 minutes of two idle cores.
+Measured on the recipe `demo-vision`, mIoU of the probe on the test scenes: random weights, the
+packaged learner, its plain continuation, the arm `direct` (which hears the labels themselves), the
+same backbone trained on labels from end to end, and the probe's own noise. A gate is a sentence
+about those figures that holds or does not. About 8 minutes of two idle cores.
 """
 
 from __future__ import annotations
@@ -19,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.tracking import environment, write_json
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import run
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
-from vpretrain.vision.evaluate import segmentation_probe
-from vpretrain.vision.features import LastBlocks, freeze
-from vpretrain.vision.heads import Segmentation, SegmentationHead, balanced, mean_loss
-from vpretrain.vision.images import Picture, normalised
+from vpretrain.vision.data.images import Picture, normalised
+from vpretrain.vision.data.scenes import scenes
+from vpretrain.vision.evaluation.probes import segmentation_probe
+from vpretrain.vision.feedback.features import LastBlocks, freeze
+from vpretrain.vision.feedback.heads import Segmentation, SegmentationHead, balanced, mean_loss
 from vpretrain.vision.loading import new_model
-from vpretrain.vision.scenes import scenes
 
 SUPERVISED = {"steps": 600, "pictures": 2000, "batch_size": 32, "learning_rate": 2e-3}
 REFITS = (0, 1, 2, 3, 4)
@@ -38,22 +40,31 @@ REFITS = (0, 1, 2, 3, 4)
 
 def loaded(*overrides: str) -> Any:
     """The demo's recipe."""
-    return recipes.load("demo-vision", ["evaluate.probes=[segmentation]", *overrides], schemas=SCHEMAS)
+    return recipes.load(
+        "demo-vision", ["evaluate.probes=[segmentation]", *overrides], schemas=SCHEMAS
+    )
 
 
 def probed(recipe: Any, model: Any, materials: Any, *, refits: tuple[int, ...] = (0,)) -> Any:
     """The probe on a model's frozen features, as the recipe asks for it."""
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
-    train, test = (freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation))
+    train, test = (
+        freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation)
+    )
     settings = recipe.evaluate.probe.model_copy(update={"refits": refits}).settings()
     return segmentation_probe(
-        train, test, classes=materials.sets.tasks["segmentation"].classes, settings=settings,
+        train,
+        test,
+        classes=materials.sets.tasks["segmentation"].classes,
+        settings=settings,
         class_balanced=recipe.evaluate.class_balanced,
-    )  # fmt: skip
+    )
 
 
 def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
-    """Score of the same backbone with a linear-BN head, both trained on labels: what the architecture can do."""
+    """Score of the same backbone with a linear-BN head, both trained on labels: what the
+    architecture can do.
+    """
     pictures = list(scenes("stream", SUPERVISED["pictures"], recipe.data.image_size, 1))
     classes = materials.sets.tasks["segmentation"].classes
     task = Segmentation(classes, balanced(pictures, classes))
@@ -67,9 +78,14 @@ def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.04)
     pixels, labels = normalised(pictures), task.targets(pictures)
     for step in range(SUPERVISED["steps"]):
-        share = step / SUPERVISED["steps"]
+        fraction = step / SUPERVISED["steps"]
         for group in optimizer.param_groups:
-            group["lr"] = SUPERVISED["learning_rate"] * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * share)) / 2
+            group["lr"] = (
+                SUPERVISED["learning_rate"]
+                * min(1, (step + 1) / 50)
+                * (1 + math.cos(math.pi * fraction))
+                / 2
+            )
         chosen = torch.randint(len(pictures), (SUPERVISED["batch_size"],), generator=generator)
         images, targets = pixels[chosen], labels[chosen]
         if step % 2:
@@ -84,11 +100,15 @@ def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
 
 
 @torch.no_grad()
-def miou(model: Any, head: nn.Module, encoder: LastBlocks, pictures: list[Picture], task: Segmentation) -> float:
+def miou(
+    model: Any, head: nn.Module, encoder: LastBlocks, pictures: list[Picture], task: Segmentation
+) -> float:
     """Of the head's own predictions."""
     images, labels = normalised(pictures), task.targets(pictures)
     size = (labels.shape[1], labels.shape[2])
-    predicted = torch.cat([head(encoder.features(part), size).argmax(1) for part in images.split(32)])
+    predicted = torch.cat(
+        [head(encoder.features(part), size).argmax(1) for part in images.split(32)]
+    )
 
     def overlap(label: int) -> Tensor:
         mine, theirs = predicted == label, labels == label
@@ -99,7 +119,9 @@ def miou(model: Any, head: nn.Module, encoder: LastBlocks, pictures: list[Pictur
 
 def main() -> None:
     """Measures, decides, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/vision-gates.json"))
     options = parser.parse_args()
@@ -110,7 +132,9 @@ def main() -> None:
 
     def random_weights(seed: int) -> float:
         torch.manual_seed(seed)
-        model = new_model(recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa").eval()
+        model = new_model(
+            recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa"
+        ).eval()
         return probed(recipe, model, materials).scores["miou"].value
 
     def continued(arm: str, seed: int) -> float:
@@ -134,20 +158,35 @@ def main() -> None:
     refit, bootstrap = 100 * noise.refit_std["miou"], 100 * noise.scores["miou"].stderr
     paired = [100 * (a - b) for a, b in zip(found["direct"], found["plain"], strict=True)]
     gates = {
-        "pretraining lifts the probe above random weights, by five bootstrap errors or more":
-            mean["packaged learner"] - mean["random weights"] > 5 * bootstrap,
-        "plain continuation still improves, in every seed": min(found["plain"]) > found["packaged learner"][0],
-        "supervised training of the same backbone is at least twice as far above random weights":
-            mean["supervised"] - mean["random weights"] > 2 * (mean["plain"] - mean["random weights"]),
-        "direct is above plain in every seed, by five refit errors or more": min(paired) > 5 * refit,
-    }  # fmt: skip
-    write_json(options.out, {
-        "recipe": "demo-vision", "steps": recipe.budget.steps,
-        "miou_percent": {name: [round(100 * x, 2) for x in figures] for name, figures in found.items()},
-        "direct_minus_plain": [round(x, 2) for x in paired],
-        "noise": {"refit_std": round(refit, 3), "bootstrap_stderr": round(bootstrap, 3)},
-        "supervised": SUPERVISED, "seconds_of_a_run": seconds, "gates": gates, "environment": environment(),
-    })  # fmt: skip
+        "pretraining lifts the probe above random weights, by five bootstrap errors or more": mean[
+            "packaged learner"
+        ]
+        - mean["random weights"]
+        > 5 * bootstrap,
+        "plain continuation still improves, in every seed": min(found["plain"])
+        > found["packaged learner"][0],
+        "supervised training of the same backbone is at least twice as far above random "
+        "weights": mean["supervised"] - mean["random weights"]
+        > 2 * (mean["plain"] - mean["random weights"]),
+        "direct is above plain in every seed, by five refit errors or more": min(paired)
+        > 5 * refit,
+    }
+    write_json(
+        options.out,
+        {
+            "recipe": "demo-vision",
+            "steps": recipe.budget.steps,
+            "miou_percent": {
+                name: [round(100 * x, 2) for x in figures] for name, figures in found.items()
+            },
+            "direct_minus_plain": [round(x, 2) for x in paired],
+            "noise": {"refit_std": round(refit, 3), "bootstrap_stderr": round(bootstrap, 3)},
+            "supervised": SUPERVISED,
+            "seconds_of_a_run": seconds,
+            "gates": gates,
+            "environment": environment(),
+        },
+    )
     for name, figure in mean.items():
         print(f"{name:>20}: {figure:.2f}")
     for gate, holds in gates.items():

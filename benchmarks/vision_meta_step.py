@@ -1,14 +1,18 @@
-"""The vision meta step by central difference against double backward: seconds, peak memory, agreement of the mask's gradient.
+"""The vision meta step by central difference against double backward: seconds, peak memory,
+agreement of the mask's gradient.
 
-    python benchmarks/vision_meta_step.py [--images 4] [--size 112] [--blocks 12] [--width 384] [--aligned 2] [--repeats 5]
+    python benchmarks/vision_meta_step.py [--images 4] [--size 112] [--blocks 12] [--width 384]
+    [--aligned 2] [--repeats 5]
 
-A DINOv3-shaped ViT with random weights, two global views, patches of 16 pixels. Three ways to `dV/d mask`:
+A DINOv3-shaped ViT with random weights, two global views, patches of 16 pixels. Three ways to
+`dV/d mask`:
 
-* whole graph: `<u, grad_S L>` differentiated through the whole network, the way that needs no thought (the paper's);
+* whole graph: `<u, grad_S L>` differentiated through the whole network, the way that needs no
+  thought (the paper's);
 * double backward and central difference as vpretrain runs them, cut where S begins.
 
-Interleaved A B C, medians; memory is what the process holds at most above what it held before. Writes
-`results/vision-meta-step.json`.
+Interleaved A B C, medians; memory is what the process holds at most above what it held before.
+Writes `results/vision-meta-step.json`.
 """
 
 from __future__ import annotations
@@ -24,17 +28,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vpretrain.appraisal import Appraiser
-from vpretrain.directional import ESTIMATORS
-from vpretrain.doctor import peak_bytes
-from vpretrain.modes import evaluating
-from vpretrain.tracking import environment, write_json
-from vpretrain.value import Alignment
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.run.folder import environment, write_json
+from vpretrain.studies.doctor import peak_bytes
+from vpretrain.system.contexts import evaluating
 from vpretrain.vision.backbone import Backbone, aligned_parameters
-from vpretrain.vision.dino import Context, DinoLearner, DinoSettings
-from vpretrain.vision.dino_loss import DinoHead
+from vpretrain.vision.dino.learner import Context, DinoLearner, DinoSettings
+from vpretrain.vision.dino.loss import DinoHead
 from vpretrain.vision.loading import new_model
-from vpretrain.vision.views import LearnedViews, blur
+from vpretrain.vision.steering.views import LearnedViews, blur
 
 
 @dataclass
@@ -45,7 +49,9 @@ class Views:
     local_views: list[Tensor]
 
 
-def whole_graph(learner: DinoLearner, context: Context, task: LearnedViews, down: dict[str, Tensor]) -> Tensor:
+def whole_graph(
+    learner: DinoLearner, context: Context, task: LearnedViews, down: dict[str, Tensor]
+) -> Tensor:
     """`d/d mask <u, grad_S L>` by double backward through the whole network."""
     mask = task.mask.detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), evaluating(learner.model):
@@ -67,29 +73,39 @@ def main() -> None:
     torch.set_num_threads(1)
     model = new_model(
         {
-            "model_type": "dinov3_vit", "hidden_size": chosen.width, "intermediate_size": 4 * chosen.width,
-            "num_hidden_layers": chosen.blocks, "num_attention_heads": chosen.width // 64, "patch_size": 16,
-            "image_size": chosen.size, "num_register_tokens": 4,
+            "model_type": "dinov3_vit",
+            "hidden_size": chosen.width,
+            "intermediate_size": 4 * chosen.width,
+            "num_hidden_layers": chosen.blocks,
+            "num_attention_heads": chosen.width // 64,
+            "patch_size": 16,
+            "image_size": chosen.size,
+            "num_register_tokens": 4,
         },
-        dtype=torch.float32, attention="sdpa",
-    )  # fmt: skip
+        dtype=torch.float32,
+        attention="sdpa",
+    )
     backbone = Backbone(model)
     aligned = aligned_parameters(backbone, blocks=chosen.aligned, patterns=[])
     shape = (2, chosen.images, 3, chosen.size, chosen.size)
     head = DinoHead(backbone.width)
     learner = DinoLearner(
-        backbone, head, aligned, lambda seed: Views(list(torch.randn(shape)), []), DinoSettings(teacher_views="plain")
+        backbone,
+        head,
+        aligned,
+        lambda seed: Views(list(torch.randn(shape)), []),
+        DinoSettings(teacher_views="plain"),
     )
-    context = learner.observe(0)
+    context = learner.forward(0)
     mask = torch.rand(2, chosen.images, 1, chosen.size, chosen.size)
     task = LearnedViews(mask, blur(context.global_views, 2.0))
     down = {name: torch.randn_like(p) for name, p in aligned.items()}
     assert context.teacher_logits is not None  # once, before anything is timed
 
     def estimated(name: str) -> Callable[[], Tensor]:
-        appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS[name])
-        appraiser.hear([down], None, 0.0)
-        return lambda: appraiser(context, task).gradient[0]
+        value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS[name])
+        value_estimator.update([down], None, 0.0)
+        return lambda: value_estimator(context, task).gradient[0]
 
     ways = {"whole graph": lambda: whole_graph(learner, context, task, down)} | {
         name: estimated(name) for name in ("double_backward", "central_difference")
@@ -97,7 +113,9 @@ def main() -> None:
     reference = ways["whole graph"]().flatten()
     rows = {
         name: {
-            "cosine": float(torch.nn.functional.cosine_similarity(way().flatten(), reference, dim=0)),
+            "cosine": float(
+                torch.nn.functional.cosine_similarity(way().flatten(), reference, dim=0)
+            ),
             "peak_bytes": peak_bytes(way),
         }
         for name, way in ways.items()
@@ -110,10 +128,14 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - started)
     slow = statistics.median(seconds["whole graph"])
     for name, row in rows.items():
-        row |= {"seconds": statistics.median(seconds[name]), "faster": slow / statistics.median(seconds[name])}
+        row |= {
+            "seconds": statistics.median(seconds[name]),
+            "faster": slow / statistics.median(seconds[name]),
+        }
         row["memory"] = row["peak_bytes"] / rows["whole graph"]["peak_bytes"]
         print(
-            f"{name:20s} {row['seconds']:.2f} s  {row['faster']:.2f}x  memory {row['memory']:.2f}  cosine {row['cosine']:.6f}"
+            f"{name:20s} {row['seconds']:.2f} s  {row['faster']:.2f}x  memory "
+            f"{row['memory']:.2f}  cosine {row['cosine']:.6f}"
         )
     found = {"sizes": vars(chosen), "ways": rows, "environment": environment()}
     write_json(Path(__file__).parent.parent / "results" / "vision-meta-step.json", found)

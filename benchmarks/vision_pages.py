@@ -1,12 +1,14 @@
-"""Writes the measured tables of vision into docs/vision.md and README.md from `results/vision-*.json`: none is typed by hand.
+"""Writes the measured tables of vision into docs/vision.md and README.md from
+`results/vision-*.json`: none is typed by hand.
 
     python benchmarks/vision_pages.py
 
-Each `<!-- vision: NAME -->` is followed by the table made from `results/vision-NAME.json`, which `benchmarks/steering.py`,
-`vision_gates.py`, `vision_why.py`, `vision_meta_step.py` or `plain_dino.py` wrote. Of a study,
-`<!-- vision: NAME metrics A B -->`
-shows those metrics alone, `<!-- vision: NAME rows A; B -->` its baseline and those rows, `<!-- vision: NAME of ROW -->` that row
-minus every other, pair by pair, and `<!-- vision: NAME of mask_std -->` the gain of every run by that logged figure.
+Each `<!-- vision: NAME -->` is followed by the table made from `results/vision-NAME.json`, which
+`benchmarks/steering.py`, `vision_gates.py`, `vision_why.py`, `vision_meta_step.py` or
+`plain_dino.py` wrote. Of a study, `<!-- vision: NAME metrics A B -->`
+shows those metrics alone, `<!-- vision: NAME rows A; B -->` its baseline and those rows,
+`<!-- vision: NAME of ROW -->` that row minus every other, pair by pair, and
+`<!-- vision: NAME of mask_std -->` the gain of every run by that logged figure.
 """
 
 from __future__ import annotations
@@ -23,21 +25,31 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import ROOT, markdown
 
-from vpretrain.stats import paired_difference
+from vpretrain.studies.statistics import paired_difference
 
 PERCENT = {"miou", "accuracy", "knn", "depth_delta_1"}
 """Metrics that are shown in percent."""
 NAMES = {
-    "miou": "mIoU, %", "probe_cross_entropy": "probe cross-entropy", "depth_rmse": "depth RMSE, m",
-    "depth_abs_rel": "depth AbsRel", "depth_delta_1": "depth delta_1, %", "accuracy": "accuracy, %", "knn": "k-NN, %",
-}  # fmt: skip
-MARK = re.compile(r"(<!-- vision: ([\w-]+)(?: metrics ([\w ]+?))?(?: rows ([^>]+?))?(?: of (\w+))? -->\n)(?:\|.*\n)*")
+    "miou": "mIoU, %",
+    "probe_cross_entropy": "probe cross-entropy",
+    "depth_rmse": "depth RMSE, m",
+    "depth_abs_rel": "depth AbsRel",
+    "depth_delta_1": "depth delta_1, %",
+    "accuracy": "accuracy, %",
+    "knn": "k-NN, %",
+}
+MARK = re.compile(
+    r"(<!-- vision: ([\w-]+)(?: metrics ([\w ]+?))?(?: rows ([^>]+?))?(?: of (\w+))? "
+    r"-->\n)(?:\|.*\n)*"
+)
 SUMMARY = {"miou", "depth_rmse"}
 """Metrics of a study's table that does not name its own."""
 
 
 def study(table: Mapping[str, Any], metrics: set[str], rows: list[str]) -> list[str]:
-    """Rows of a study against its first, step 0 on top, with paired differences and how hard each steered."""
+    """Rows of a study against its first, step 0 on top, with paired differences and how hard each
+    steered.
+    """
     shown = [name for name in table["metrics"] if name.split("/")[1] in metrics]
     baseline = next(iter(table["rows"]))
     head = ["row"]
@@ -48,7 +60,9 @@ def study(table: Mapping[str, Any], metrics: set[str], rows: list[str]) -> list[
     for metric in shown:
         scale, digits = _unit(metric)
         first += [
-            " / ".join(f"{scale * start[metric]['value']:.{digits}f}" for start in table["step0"].values()),
+            " / ".join(
+                f"{scale * start[metric]['value']:.{digits}f}" for start in table["step0"].values()
+            ),
             "",
             "",
         ]
@@ -59,7 +73,12 @@ def study(table: Mapping[str, Any], metrics: set[str], rows: list[str]) -> list[
         for metric in shown:
             line += _scored(table, row, metric)
         lines.append(
-            [*line, str(len(runs)), *_steering(runs), f"{statistics.fmean(run['seconds'] for run in runs):.0f}"]
+            [
+                *line,
+                str(len(runs)),
+                *_steering(runs),
+                f"{statistics.fmean(run['seconds'] for run in runs):.0f}",
+            ]
         )
     return markdown(lines)
 
@@ -92,18 +111,26 @@ def pairwise(table: Mapping[str, Any], row: str) -> list[str]:
         found = paired_difference(*sides)
         each = ", ".join(f"{scale * (a - b):+.{digits}f}" for a, b in zip(*sides, strict=True))
         low, high = found.ci95 or (float("nan"), float("nan"))
-        mean = f"{scale * found.difference:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+        mean = (
+            f"{scale * found.difference:+.{digits}f} [{scale * low:+.{digits}f}, "
+            f"{scale * high:+.{digits}f}]"
+        )
         lines.append([f"`{other}`", each, mean])
     return markdown(lines)
 
 
 def dependence(table: Mapping[str, Any], mean: str) -> list[str]:
-    """What every run gained over the baseline's of its pair, by the mean of a logged figure, and how the two go together."""
+    """What every run gained over the baseline's of its pair, by the mean of a logged figure, and
+    how the two go together.
+    """
     metric, baseline = next(iter(table["metrics"])), next(iter(table["rows"]))
     scale, digits = _unit(metric)
     plain = {run["seed"]: run["final"][metric] for run in table["runs"] if run["arm"] == baseline}
     steered = [run for run in table["runs"] if mean in run["means"] and run["seed"] in plain]
-    found = [(run["means"][mean], scale * (run["final"][metric] - plain[run["seed"]]), run) for run in steered]
+    found = [
+        (run["means"][mean], scale * (run["final"][metric] - plain[run["seed"]]), run)
+        for run in steered
+    ]
     points = sorted(found, key=lambda point: point[0])
     lines = [[mean, f"{NAMES[metric.split('/')[1]]} minus {baseline}", "row", "start and seed"]]
     lines += [[f"{x:.3f}", f"{y:+.{digits}f}", run["arm"], run["seed"]] for x, y, run in points]
@@ -123,8 +150,16 @@ def _steering(runs: list[dict[str, Any]]) -> list[str]:
         known = [run["means"][key] for run in runs if key in run["means"]]
         return statistics.fmean(known) if known else None
 
-    kept, spread, gate, trust = (mean(key) for key in ("mask_mean", "mask_std", "gate", "reliability"))
-    looks = "" if gate is None else f"gate {gate:.2f}" if kept is None else f"keeps {kept:.2f} ±{spread:.2f}"
+    kept, spread, gate, trust = (
+        mean(key) for key in ("mask_mean", "mask_std", "gate", "reliability")
+    )
+    looks = (
+        ""
+        if gate is None
+        else f"gate {gate:.2f}"
+        if kept is None
+        else f"keeps {kept:.2f} ±{spread:.2f}"
+    )
     return [looks, "" if trust is None else f"{trust:.2f}"]
 
 
@@ -134,9 +169,17 @@ def gates(found: Mapping[str, Any]) -> list[str]:
     for name, each in found["miou_percent"].items():
         lines.append([name, f"{statistics.fmean(each):.2f}", ", ".join(f"{x:.2f}" for x in each)])
     noise = found["noise"]
-    lines.append(["the probe's own noise: refits, bootstrap of pictures", "",
-                  f"{noise['refit_std']:.2f}, {noise['bootstrap_stderr']:.2f}"])  # fmt: skip
-    lines += [[f"gate: {gate}", "holds" if holds else "**fails**", ""] for gate, holds in found["gates"].items()]
+    lines.append(
+        [
+            "the probe's own noise: refits, bootstrap of pictures",
+            "",
+            f"{noise['refit_std']:.2f}, {noise['bootstrap_stderr']:.2f}",
+        ]
+    )
+    lines += [
+        [f"gate: {gate}", "holds" if holds else "**fails**", ""]
+        for gate, holds in found["gates"].items()
+    ]
     return markdown(lines)
 
 
@@ -144,7 +187,12 @@ def why(found: Mapping[str, Any]) -> list[str]:
     """The held-out feedback loss under fixed and refitted heads, arm minus plain."""
     steps = found["steps"]
     lines = [
-        ["arm minus plain", "fixed heads, 1 step", f"fixed heads, {steps} steps", f"refitted heads, {steps} steps"]
+        [
+            "arm minus plain",
+            "fixed heads, 1 step",
+            f"fixed heads, {steps} steps",
+            f"refitted heads, {steps} steps",
+        ]
     ]
     for arm, run in found["runs"].items():
         base = found["runs"]["plain, teacher still" if arm.endswith("still") else "plain"]
@@ -160,29 +208,47 @@ def meta_step(found: Mapping[str, Any]) -> list[str]:
     """Seconds and memory of the ways to the gradient of a mask."""
     lines = [["way to dV/d mask", "s", "times faster", "MiB", "share of memory", "cosine"]]
     for name, row in found["ways"].items():
-        lines.append([
-            name.replace("_", " "), f"{row['seconds']:.2f}", f"{row['faster']:.2f}", f"{row['peak_bytes'] / 2**20:.0f}",
-            f"{row['memory']:.2f}", f"{row['cosine']:.6f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                name.replace("_", " "),
+                f"{row['seconds']:.2f}",
+                f"{row['faster']:.2f}",
+                f"{row['peak_bytes'] / 2**20:.0f}",
+                f"{row['memory']:.2f}",
+                f"{row['cosine']:.6f}",
+            ]
+        )
     return markdown(lines)
 
 
-def plain(found: Mapping[str, Any]) -> list[str]:
+def plain_dino(found: Mapping[str, Any]) -> list[str]:
     """Milliseconds a step of this loop and of a straightforward one."""
     lines = [["plain DINO", "this loop, ms a step", "straightforward loop, ms a step", "ratio"]]
     for case, row in found["plain_dino"].items():
         taken = row["milliseconds_a_step"]
-        lines.append([case, f"{taken['vpretrain']:.0f}", f"{taken['straightforward']:.0f}", f"{row['ratio']:.2f}"])
+        lines.append(
+            [
+                case,
+                f"{taken['vpretrain']:.0f}",
+                f"{taken['straightforward']:.0f}",
+                f"{row['ratio']:.2f}",
+            ]
+        )
     return markdown(lines)
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
-    "gates": gates, "reading": why, "ways": meta_step, "plain_dino": plain,
-}  # fmt: skip
+    "gates": gates,
+    "reading": why,
+    "ways": meta_step,
+    "plain_dino": plain_dino,
+}
 """By a key that results of that kind have."""
 
 
-def table_of(found: Mapping[str, Any], metrics: set[str], rows: list[str], of: str | None) -> list[str]:
+def table_of(
+    found: Mapping[str, Any], metrics: set[str], rows: list[str], of: str | None
+) -> list[str]:
     """The Markdown table of some results."""
     if of is not None:
         return pairwise(found, of) if of in found["summary"] else dependence(found, of)
@@ -201,7 +267,11 @@ def filled(text: str, results: Path) -> str:
             return match.group(0)
         found = json.loads(path.read_text(encoding="utf-8"))
         chosen = [row.strip() for row in (rows or "").split(";") if row.strip()]
-        return mark + "\n".join(table_of(found, set(metrics.split()) if metrics else SUMMARY, chosen, of)) + "\n"
+        return (
+            mark
+            + "\n".join(table_of(found, set(metrics.split()) if metrics else SUMMARY, chosen, of))
+            + "\n"
+        )
 
     return MARK.sub(block, text)
 

@@ -1,4 +1,5 @@
-"""Draws docs/images/vision.png: crops, masks and learned views at the end of the run that `vpretrain demo vision` steers.
+"""Draws docs/images/vision.png: crops, masks and learned views at the end of the run that
+`vpretrain demo vision` steers.
 
     python benchmarks/vision_picture.py [--seed 0] [--out docs/images/vision.png]
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import run
 from vpretrain.vision import Vision
 
 
@@ -20,9 +21,13 @@ def main() -> None:
     """Trains and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images" / "vision.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images" / "vision.png"
+    )
     options = parser.parse_args()
-    recipe = recipes.load("demo-vision", [f"seed={options.seed}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS)
+    recipe = recipes.load(
+        "demo-vision", [f"seed={options.seed}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS
+    )
     vision = Vision()
     parts = vision.build(recipe, vision.load(recipe))
     result = run(recipe, parts, step0={})

@@ -1,10 +1,12 @@
-"""Where the value of a steered step goes: the feedback loss after every step, under a head that stays and one that is refitted.
+"""Where the value of a steered step goes: the feedback loss after every step, under a head that
+stays and one that is refitted.
 
     python benchmarks/vision_why.py [--steps 40] [--out results/vision-why.json]
 
-On the recipe `demo-vision`, test scenes (64 pictures under fixed heads). Three suspects, one at a time: the step size
-against the curvature (the first step at several learning rates), the moving teacher (the same arm with a teacher that stands
-still), and the stale head (fixed against refitted). About 4 minutes of one idle core.
+On the recipe `demo-vision`, test scenes (64 pictures under fixed heads). Three suspects, one at a
+time: the step size against the curvature (the first step at several learning rates), the moving
+teacher (the same arm with a teacher that stands still), and the stale head (fixed against
+refitted). About 4 minutes of one idle core.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from typing import Any
 
 import torch
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.tracking import environment, write_json
-from vpretrain.train import learning_rate, new_step, seed_everything
+from vpretrain.config import recipe as recipes
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import learning_rate, new_step, seed_everything
 from vpretrain.vision import Vision
-from vpretrain.vision.evaluate import ProbeSettings, segmentation_probe
-from vpretrain.vision.features import freeze
+from vpretrain.vision.evaluation.probes import ProbeSettings, segmentation_probe
+from vpretrain.vision.feedback.features import freeze
 from vpretrain.vision.learners import encoder_of
 from vpretrain.vision.modality import HELD_OUT_PICTURES, Materials
 
@@ -32,12 +34,19 @@ MULTIPLES = (0.25, 0.5, 1.0, 2.0)
 
 def loaded(*overrides: str) -> Any:
     """The demo's recipe, constant learning rate after one step."""
-    says = ["value.guard_window=0", "learner.warmup_share=0.0", "learner.final_share=1.0", *overrides]
-    return recipes.load("demo-vision", says, schemas=SCHEMAS)
+    description = [
+        "value.guard_window=0",
+        "learner.warmup_fraction=0.0",
+        "learner.final_fraction=1.0",
+        *overrides,
+    ]
+    return recipes.load("demo-vision", description, schemas=SCHEMAS)
 
 
 def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0) -> dict[str, Any]:
-    """Loss of the held-out pictures before the first step and after each: ``fixed`` heads, and ``refitted`` ones at times."""
+    """Loss of the held-out pictures before the first step and after each: ``fixed`` heads, and
+    ``refitted`` ones at times.
+    """
     seed_everything(recipe)
     parts = Vision().build(recipe, materials)
     step = new_step(recipe, parts)
@@ -51,7 +60,8 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
 
     def refitted() -> float:
         probed = [
-            freeze(encoder, part) for part in (materials.sets.probed, materials.sets.evaluation[:HELD_OUT_PICTURES])
+            freeze(encoder, part)
+            for part in (materials.sets.probed, materials.sets.evaluation[:HELD_OUT_PICTURES])
         ]
         found = segmentation_probe(*probed, classes=classes, settings=REFITTED)
         return found.scores["cross_entropy"].value
@@ -75,14 +85,18 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
 def first_step(arm: str, materials: Materials, multiple: float) -> float:
     """Change of the fixed-head loss by one step at a multiple of the recipe's learning rate."""
     recipe = loaded(f"arm={arm}")
-    scaled = recipe.learner.model_copy(update={"learning_rate": multiple * recipe.learner.learning_rate})
+    scaled = recipe.learner.model_copy(
+        update={"learning_rate": multiple * recipe.learner.learning_rate}
+    )
     fixed = trace(recipe.model_copy(update={"learner": scaled}), materials, 1)["fixed"]
     return fixed[1] - fixed[0]
 
 
 def main() -> None:
     """Measures, and says what the figures say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("results/vision-why.json"))
     options = parser.parse_args()
@@ -95,30 +109,55 @@ def main() -> None:
         print(arm, runs[arm]["fixed"][0], runs[arm]["fixed"][-1], runs[arm]["refitted"], flush=True)
     still = "learner.teacher_momentum=1.0"
     for arm in ("plain", "closed_form"):
-        runs[f"{arm}, teacher still"] = trace(loaded(f"arm={arm}", still), materials, options.steps, refit_every=every)
-    scan = {arm: {m: round(first_step(arm, materials, m), 6) for m in MULTIPLES} for arm in ("plain", "closed_form")}
+        runs[f"{arm}, teacher still"] = trace(
+            loaded(f"arm={arm}", still), materials, options.steps, refit_every=every
+        )
+    scan = {
+        arm: {m: round(first_step(arm, materials, m), 6) for m in MULTIPLES}
+        for arm in ("plain", "closed_form")
+    }
 
     def over(arm: str, baseline: str, at: int) -> float:
         return runs[arm]["fixed"][at] - runs[baseline]["fixed"][at]
 
     last = options.steps
-    steered = {arm: (over(arm, "plain", 1), over(arm, "plain", last)) for arm in (*STEERED, "direct")}
-    refitted = {arm: runs[arm]["refitted"][last] - runs["plain"]["refitted"][last] for arm in steered}
+    steered = {
+        arm: (over(arm, "plain", 1), over(arm, "plain", last)) for arm in (*STEERED, "direct")
+    }
+    refitted = {
+        arm: runs[arm]["refitted"][last] - runs["plain"]["refitted"][last] for arm in steered
+    }
     of_scan = {m: scan["closed_form"][m] - scan["plain"][m] for m in MULTIPLES}
     reading = [
-        "fixed heads, arm minus plain, after 1 step and after " + str(last) + ": "
+        "fixed heads, arm minus plain, after 1 step and after "
+        + str(last)
+        + ": "
         + "; ".join(f"{arm} {one:+.4f}, {all_:+.4f}" for arm, (one, all_) in steered.items()),
-        "refitted heads, arm minus plain, after " + str(last) + ": "
+        "refitted heads, arm minus plain, after "
+        + str(last)
+        + ": "
         + "; ".join(f"{arm} {x:+.4f}" for arm, x in refitted.items()),
-        "step size: closed_form minus plain after the first step at multiples of the learning rate: "
-        + "; ".join(f"{m:g} {x:+.5f}" for m, x in of_scan.items()),
-        f"teacher: closed_form minus plain after {last} is {over('closed_form', 'plain', last):+.4f} with a teacher that follows"
-        f" and {over('closed_form, teacher still', 'plain, teacher still', last):+.4f} with one that stands still",
-        f"stale head: plain itself moves the fixed-head loss by {runs['plain']['fixed'][last] - runs['plain']['fixed'][0]:+.4f}"
-        f" and the refitted one by {runs['plain']['refitted'][last] - runs['plain']['refitted'][0]:+.4f}",
-    ]  # fmt: skip
-    write_json(options.out, {"steps": last, "runs": runs, "first_step": scan, "reading": reading,
-                             "environment": environment()})  # fmt: skip
+        "step size: closed_form minus plain after the first step at multiples of the learning "
+        "rate: " + "; ".join(f"{m:g} {x:+.5f}" for m, x in of_scan.items()),
+        f"teacher: closed_form minus plain after {last} is "
+        f"{over('closed_form', 'plain', last):+.4f} with a teacher that follows"
+        f" and {over('closed_form, teacher still', 'plain, teacher still', last):+.4f} with "
+        "one that stands still",
+        "stale head: plain itself moves the fixed-head loss by "
+        f"{runs['plain']['fixed'][last] - runs['plain']['fixed'][0]:+.4f}"
+        " and the refitted one by "
+        f"{runs['plain']['refitted'][last] - runs['plain']['refitted'][0]:+.4f}",
+    ]
+    write_json(
+        options.out,
+        {
+            "steps": last,
+            "runs": runs,
+            "first_step": scan,
+            "reading": reading,
+            "environment": environment(),
+        },
+    )
     print("\n".join(reading))
 
 

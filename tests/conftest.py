@@ -1,4 +1,6 @@
-"""What every test shares: no network, one thread, and the folder of real inputs where there is one."""
+"""What every test shares: no network, one thread, and the folder of real inputs where
+there is one.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The pages: links lead somewhere, commands and files exist, and what is shown as a command runs.
 
-The guide has a test of its own, tests/test_guide.py. Commands that need other machines stand in blocks marked `text`.
+The guide has a test of its own, tests/test_guide.py. Commands that need other machines stand in
+blocks marked `text`.
 """
 
 import os
@@ -24,7 +25,9 @@ names = pytest.mark.parametrize("name", list(TEXTS))
 
 def anchors(text):
     """Of a page's headings, as the site and GitHub make them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE
+    )
     kept = [re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in headings]
     return {re.sub(r"[\s]+", "-", heading) for heading in kept}
 
@@ -45,7 +48,8 @@ def test_links_lead_somewhere(name):
 @names
 def test_files_that_are_named_exist(name):
     for path in re.findall(
-        r"(?<![\w/.])(?:benchmarks|tests|recipes|src|examples|docs)/[\w./-]+\.(?:py|yaml|md)", TEXTS[name]
+        r"(?<![\w/.])(?:benchmarks|tests|recipes|src|examples|docs)/[\w./-]+\.(?:py|yaml|md)",
+        TEXTS[name],
     ):
         assert (ROOT / path).is_file(), f"{name}: {path}"
     for module in re.findall(r"python -m (tests[\w.]+)", TEXTS[name]):
@@ -66,28 +70,42 @@ def test_commands_and_their_options_exist(name):
         if verb.startswith(("-", "VERB")):
             continue
         assert verb in VERBS, f"{name}: vpretrain {line}"
-        options = {option for each in VERBS[verb].params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+        options = {
+            option for each in VERBS[verb].params for option in (*each.opts, *each.secondary_opts)
+        } | {"--help"}
         assert set(re.findall(r"(?<!\S)--[\w-]+", line)) <= options, f"{name}: vpretrain {line}"
 
 
 BLOCKS = [
     (name, text)
-    for name in TEXTS if name not in ("guide.md", "README.md", "CONTRIBUTING.md")
+    for name in TEXTS
+    if name not in ("guide.md", "README.md", "CONTRIBUTING.md")
     for text in re.findall(r"```bash\n(.*?)```", TEXTS[name], re.DOTALL)
-]  # fmt: skip
+]
 SHORTER = {"probe": "--draws 4", "compare": "budget.steps=2 data.evaluation.test.rows=24"}
 """What is added to a command: the test is about whether it runs."""
 
 
-@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[f"{name}-{at}" for at, (name, _) in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    ("name", "block"), BLOCKS, ids=[f"{name}-{at}" for at, (name, _) in enumerate(BLOCKS)]
+)
 def test_blocks_run(name, block, tmp_path):
     environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     for line in block.strip().splitlines():
         words = line.split()
         command = f"{line} {SHORTER.get(words[1], '')}" if words[0] == "vpretrain" else line
         done = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
-        assert done.returncode == 0, f"{name}: {command}\n{done.stdout[-1000:]}\n{done.stderr[-1500:]}"
+        assert done.returncode == 0, (
+            f"{name}: {command}\n{done.stdout[-1000:]}\n{done.stderr[-1500:]}"
+        )

@@ -30,16 +30,27 @@ def commands():
 def test_every_command_of_the_guide_runs(folder):
     """In their order: the later ones use what the earlier ones wrote."""
     binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
     said = {}
     for command in commands():
         if command.startswith("vpretrain compare"):
             command += " budget.steps=2"  # the table, not its figures
         done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+            ["bash", "-c", command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
-        said[command.split()[1] if command.startswith("vpretrain") else "files"] = done.stdout + done.stderr
+        said[command.split()[1] if command.startswith("vpretrain") else "files"] = (
+            done.stdout + done.stderr
+        )
     assert "no problem found" in said["check"] and "near-duplicates" not in said["check"]
     assert "step 0" in said["compare"] and "step 0" in said["train"]
     run = folder / "runs" / "steer-token_weights-0"

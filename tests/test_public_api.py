@@ -1,6 +1,8 @@
-"""The public names stay: those that docs/your-own.md lists, and what their functions and classes are called with.
+"""The public names stay: those that docs/your-own.md lists, and what their functions and classes
+are called with.
 
-After a change that is meant: ``python -m tests.test_public_api`` writes them anew, and the change shows in the diff.
+After a change that is meant: ``python -m tests.test_public_api`` writes them anew, and the change
+shows in the diff.
 """
 
 import importlib
@@ -15,10 +17,30 @@ import vpretrain
 KEPT = Path(__file__).parent / "public_api.json"
 GUIDE = Path(__file__).parent.parent / "docs" / "your-own.md"
 MODULES = (
-    "contracts", "roles", "order", "exact", "ascent", "rules", "reliability", "arms", "feedback", "recipe", "errors", "modes",
-    "stats", "modalities", "train", "single", "compare", "sweep", "check", "integrations.transformers", "integrations.trl",
-    "language.word_problems", "vision.scenes",
-)  # fmt: skip
+    "method.roles",
+    "method.simple",
+    "method.exact",
+    "method.network",
+    "method.rules",
+    "method.reliability",
+    "method.feedback",
+    "config.recipe",
+    "system.sampling",
+    "system.errors",
+    "system.contexts",
+    "run.controls",
+    "run.modalities",
+    "run.train",
+    "run.launch",
+    "studies.statistics",
+    "studies.compare",
+    "studies.sweep",
+    "studies.check",
+    "integrations.transformers",
+    "integrations.trl",
+    "language.data.word_problems",
+    "vision.data.scenes",
+)
 
 
 def parameters(called):
@@ -28,7 +50,8 @@ def parameters(called):
     except (TypeError, ValueError):
         return None
     return {
-        name: parameter.default is parameter.empty and parameter.kind.name not in ("VAR_POSITIONAL", "VAR_KEYWORD")
+        name: parameter.default is parameter.empty
+        and parameter.kind.name not in ("VAR_POSITIONAL", "VAR_KEYWORD")
         for name, parameter in signature.parameters.items()
         if name != "self"
     }
@@ -52,7 +75,9 @@ def names_of(module):
         found[name] = None if is_protocol else parameters(value)
         if inspect.isclass(value):
             own = {
-                key: each for key, each in vars(value).items() if inspect.isfunction(each) and not key.startswith("_")
+                key: each
+                for key, each in vars(value).items()
+                if inspect.isfunction(each) and not key.startswith("_")
             }
             found |= {f"{name}.{key}": parameters(each) for key, each in own.items()}
     return found
@@ -62,7 +87,9 @@ def public():
     """``{module: {name: parameters}}``."""
     found = {"vpretrain": dict.fromkeys(sorted(vpretrain.__all__))}
     for name in MODULES:
-        found[f"vpretrain.{name}"] = dict(sorted(names_of(importlib.import_module(f"vpretrain.{name}")).items()))
+        found[f"vpretrain.{name}"] = dict(
+            sorted(names_of(importlib.import_module(f"vpretrain.{name}")).items())
+        )
     return found
 
 
@@ -71,14 +98,23 @@ KNOWN = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
 
 @pytest.mark.parametrize("module", ["vpretrain", *(f"vpretrain.{name}" for name in MODULES)])
 def test_what_was_public_still_is_and_is_called_alike(module):
-    now = dict.fromkeys(vpretrain.__all__) if module == "vpretrain" else names_of(importlib.import_module(module))
+    now = (
+        dict.fromkeys(vpretrain.__all__)
+        if module == "vpretrain"
+        else names_of(importlib.import_module(module))
+    )
     gone = sorted(KNOWN[module].keys() - now.keys())
-    assert not gone, f"{gone} left {module}: keep them for a minor version, with a DeprecationWarning (CONTRIBUTING.md)"
+    assert not gone, (
+        f"{gone} left {module}: keep them for a minor version, with a DeprecationWarning "
+        "(CONTRIBUTING.md)"
+    )
     for name, before in KNOWN[module].items():
         if before is None or now[name] is None:
             continue
         lost = sorted(before.keys() - now[name].keys())
-        demanded = sorted(key for key, needed in now[name].items() if needed and not before.get(key, False))
+        demanded = sorted(
+            key for key, needed in now[name].items() if needed and not before.get(key, False)
+        )
         assert not lost, f"{module}.{name} no longer takes {lost}"
         assert not demanded, f"{module}.{name} now has to be given {demanded}"
 

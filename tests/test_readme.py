@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from vpretrain import recipe
-from vpretrain.language.arms import ARMS
+from vpretrain.config import recipe
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.steering.arms import ARMS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

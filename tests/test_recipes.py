@@ -5,27 +5,42 @@ from pathlib import Path
 
 import pytest
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import MODALITIES, SCHEMAS
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.train import run
 
 REPOSITORY = Path(__file__).parent.parent / "recipes"
 SMALL_MODEL = (
-    "learner.config={model_type: llama, vocab_size: 96, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, "
+    "learner.config={model_type: llama, vocab_size: 96, hidden_size: 16, intermediate_size: "
+    "32, num_hidden_layers: 2, "
     "num_attention_heads: 2, num_key_value_heads: 2, tie_word_embeddings: false}"
 )
 SMALL = [
-    "learner.model=null", "learner.prepare=null", SMALL_MODEL, "learner.aligned_blocks=1", "learner.dtype=float32",
-    "budget={steps: 2}", "budget.tokens=null", "budget.seconds=null", "data.batch_size=2", "data.feedback.batch_size=4",
-    "value.burn_in_steps=1", "designer.hidden=16", "designer.layers=1", "designer.heads=2", "designer.candidates=4",
-]  # fmt: skip
+    "learner.model=null",
+    "learner.prepare=null",
+    SMALL_MODEL,
+    "learner.aligned_blocks=1",
+    "learner.dtype=float32",
+    "budget={steps: 2}",
+    "budget.tokens=null",
+    "budget.seconds=null",
+    "data.batch_size=2",
+    "data.feedback.batch_size=4",
+    "value.burn_in_steps=1",
+    "designer.hidden=16",
+    "designer.layers=1",
+    "designer.heads=2",
+    "designer.candidates=4",
+]
 
 
 def shrunken(source, *overrides):
     """The recipe with tiny sizes; rows are cut to what two steps need."""
     loaded = recipes.load(source, [*SMALL, *overrides], schemas=SCHEMAS)
     rows = [f"data.stream.{i}.rows.rows=60" for i in range(len(loaded.data.stream))]
-    rows += [f"data.evaluation.{split}.rows=8" for split in loaded.data.evaluation] + ["data.feedback.rows.rows=40"]
+    rows += [f"data.evaluation.{split}.rows=8" for split in loaded.data.evaluation] + [
+        "data.feedback.rows.rows=40"
+    ]
     return recipes.load(source, [*SMALL, *overrides, *rows], schemas=SCHEMAS)
 
 
@@ -34,7 +49,9 @@ PACKAGED = sorted(recipes.packaged())
 
 def language(sources):
     """Those that are read as language; tests/vision/test_recipes.py has the others."""
-    return [source for source in sources if recipes.load(source, schemas=SCHEMAS).modality == "language"]
+    return [
+        source for source in sources if recipes.load(source, schemas=SCHEMAS).modality == "language"
+    ]
 
 
 def two_steps(recipe):
@@ -78,19 +95,29 @@ COLUMNS = (
 
 
 def local(rows, folder, name):
-    """The same rows from a file of the test's, whatever the recipe reads them from: every column that any recipe names."""
+    """The same rows from a file of the test's, whatever the recipe reads them from: every column
+    that any recipe names.
+    """
     word = "".join(letter for letter in name if letter.isalpha())
-    lines = [{column: f"{word} {column} {number} of some" for column in COLUMNS} for number in range(60)]
+    lines = [
+        {column: f"{word} {column} {number} of some" for column in COLUMNS} for number in range(60)
+    ]
     for line in lines:
         line["answer"] += " #### 7"
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    kept = {key: rows[key] for key in ("text", "prompt", "template", "solution", "format") if rows.get(key)}
+    kept = {
+        key: rows[key]
+        for key in ("text", "prompt", "template", "solution", "format")
+        if rows.get(key)
+    }
     return {"kind": "jsonl", "path": f"{name}.jsonl", "rows": 40, **kept}
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_papers_recipes(path, tmp_path):
-    """With random weights of a tiny model, local rows in the place of the hub's, and everything else as it is written."""
+    """With random weights of a tiny model, local rows in the place of the hub's, and everything
+    else as it is written.
+    """
     found = recipes.load(path, schemas=SCHEMAS).model_dump(mode="json")
     data = found["data"]
     for number, source in enumerate(data["stream"]):
@@ -99,12 +126,24 @@ def test_the_papers_recipes(path, tmp_path):
     for name, task in named.items():
         task["rows"] = local(task["rows"], tmp_path, f"task{name}")
         task["batch_size"] = 4
-    data["evaluation"] = {name: local(rows, tmp_path, f"held{name}") for name, rows in data["evaluation"].items()}
+    data["evaluation"] = {
+        name: local(rows, tmp_path, f"held{name}") for name, rows in data["evaluation"].items()
+    }
     found["learner"] |= {
-        "model": None, "dtype": "float32", "accumulate": 2, "aligned_blocks": 1,
-        "config": {"model_type": "qwen2", "vocab_size": 96, "hidden_size": 16, "intermediate_size": 32,
-                   "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
-    }  # fmt: skip
+        "model": None,
+        "dtype": "float32",
+        "accumulate": 2,
+        "aligned_blocks": 1,
+        "config": {
+            "model_type": "qwen2",
+            "vocab_size": 96,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
+    }
     found["designer"] |= {"hidden": 16, "layers": 1, "heads": 2, "candidates": 8}
     found["evaluate"] |= {"new_tokens": 4, "every": 0}
     found |= {"budget": {"steps": 2}, "threads": 1}
@@ -121,11 +160,13 @@ def test_opens_with_its_command(path):
 
 @pytest.mark.parametrize("name", ["demo-language", "demo-language-minority"])
 def test_the_packaged_learner_is_an_ordinary_folder(name):
-    """It opens with transformers alone, and its tokenizer reads the generator's text without unknown words."""
+    """It opens with transformers alone, and its tokenizer reads the generator's text without
+    unknown words.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from vpretrain.language import word_problems
-    from vpretrain.language.loading import ASSETS
+    from vpretrain.language.data import word_problems
+    from vpretrain.language.learner.loading import ASSETS
 
     folder = ASSETS / recipes.load(name, schemas=SCHEMAS).learner.model
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -20,14 +20,20 @@ def test_the_installed_package_has_it():
 
 def test_the_citation_has_it_and_names_nobody_who_is_not_there():
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
-    assert cited["version"] == __version__ and cited["cff-version"] == "1.2.0" and cited["license"] == "Apache-2.0"
+    assert (
+        cited["version"] == __version__
+        and cited["cff-version"] == "1.2.0"
+        and cited["license"] == "Apache-2.0"
+    )
     assert cited["authors"] == [{"name": "vpretrain contributors"}]
     (paper,) = cited["references"]
     assert {author["family-names"] for author in paper["authors"]} == {"Ke", "Fanti"}
 
 
 def test_the_changelog_says_what_is_new():
-    """Until a version is released its changes stand under Unreleased; after that it has a heading of its own."""
+    """Until a version is released its changes stand under Unreleased; after that it has a heading
+    of its own.
+    """
     headings = [
         line
         for line in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
@@ -38,7 +44,9 @@ def test_the_changelog_says_what_is_new():
 
 
 def test_public_names_come_on_first_use():
-    assert {name for name in vpretrain.__all__ if getattr(vpretrain, name) is not None} <= set(dir(vpretrain))
+    assert {name for name in vpretrain.__all__ if getattr(vpretrain, name) is not None} <= set(
+        dir(vpretrain)
+    )
     assert {name for names in vpretrain._IN.values() for name in names} == set(vpretrain.__all__)
     with pytest.raises(AttributeError, match="Trainer"):
         _ = vpretrain.Trainer
@@ -46,4 +54,7 @@ def test_public_names_come_on_first_use():
 
 def test_help_needs_no_torch():
     code = "import sys, vpretrain.cli; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "False\n"
+    )

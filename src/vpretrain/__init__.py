@@ -1,22 +1,23 @@
-"""vpretrain: continued pretraining that a small set of verified examples steers (V-pretraining, arXiv 2601.22108)."""
+"""vpretrain: continued pretraining that a small set of verified examples steers (V-pretraining,
+arXiv 2601.22108).
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpretrain.appraisal import Appraiser
-    from vpretrain.contracts import Designer, Feedback, Learner, Modality, Parts, Score, Task
-    from vpretrain.directional import ESTIMATORS
-    from vpretrain.errors import Fault, UserError
-    from vpretrain.step import Guard, SteeredStep
-    from vpretrain.value import Alignment
+    from vpretrain.method.directional import ESTIMATORS
+    from vpretrain.method.roles import Designer, Feedback, Learner, Modality, Parts, Score, Task
+    from vpretrain.method.step import Guard, SteeredStep
+    from vpretrain.method.value import Alignment
+    from vpretrain.method.value_estimator import ValueEstimator
+    from vpretrain.system.errors import Fault, UserError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ESTIMATORS",
     "Alignment",
-    "Appraiser",
     "Designer",
     "Fault",
     "Feedback",
@@ -28,15 +29,16 @@ __all__ = [
     "SteeredStep",
     "Task",
     "UserError",
+    "ValueEstimator",
 ]
 
 _IN = {
-    "appraisal": ("Appraiser",),
-    "contracts": ("Designer", "Feedback", "Learner", "Modality", "Parts", "Score", "Task"),
-    "directional": ("ESTIMATORS",),
-    "errors": ("Fault", "UserError"),
-    "step": ("Guard", "SteeredStep"),
-    "value": ("Alignment",),
+    "method.value_estimator": ("ValueEstimator",),
+    "method.roles": ("Designer", "Feedback", "Learner", "Modality", "Parts", "Score", "Task"),
+    "method.directional": ("ESTIMATORS",),
+    "system.errors": ("Fault", "UserError"),
+    "method.step": ("Guard", "SteeredStep"),
+    "method.value": ("Alignment",),
 }
 
 

@@ -1,4 +1,6 @@
-"""A modality from outside: found by its entry point alone, compared like any other, and said plainly where it cannot be."""
+"""A modality from outside: found by its entry point alone, compared like any other, and said
+plainly where it cannot be.
+"""
 
 import json
 import os
@@ -9,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from vpretrain.doctor import doctor
-from vpretrain.errors import UserError
-from vpretrain.modalities import MODALITIES, SCHEMAS
-from vpretrain.recipe import load
+from vpretrain.config.recipe import load
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.studies.doctor import doctor
+from vpretrain.system.errors import UserError
 
 HERE = Path(__file__).parents[2] / "examples" / "image_text"
-FEW = ["budget.steps=3", "data.stream=12", "data.feedback=12", "data.test=12", "data.batch_size=4", "value.burn_in_steps=1",
-       "value.meta_period=2"]  # fmt: skip
+FEW = [
+    "budget.steps=3",
+    "data.stream=12",
+    "data.feedback=12",
+    "data.test=12",
+    "data.batch_size=4",
+    "value.burn_in_steps=1",
+    "value.meta_period=2",
+]
 
 
 def installed(folder, name, value):
@@ -24,7 +33,7 @@ def installed(folder, name, value):
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[vpretrain.modalities]\n{value}\n")
+    (info / "entry_points.txt").write_text(f"[vpretrain.run.modalities]\n{value}\n")
 
 
 @pytest.fixture
@@ -45,15 +54,30 @@ def test_the_project_declares_what_the_tests_pretend():
 
 
 def test_it_stays_small_and_on_public_ground():
-    files = [HERE / "pyproject.toml", HERE / "recipe.yaml", *sorted((HERE / "image_text").glob("*.py"))]
+    files = [
+        HERE / "pyproject.toml",
+        HERE / "recipe.yaml",
+        *sorted((HERE / "image_text").glob("*.py")),
+    ]
     assert sum(len(file.read_text().splitlines()) for file in files) <= 300
-    taken = [line for file in files for line in file.read_text().splitlines() if line.startswith("from vpretrain")]
-    assert taken and not any(part.startswith("_") for line in taken for part in line.replace(".", " ").split())
+    taken = [
+        line
+        for file in files
+        for line in file.read_text().splitlines()
+        if line.startswith("from vpretrain")
+    ]
+    assert taken and not any(
+        part.startswith("_") for line in taken for part in line.replace(".", " ").split()
+    )
 
 
 def test_two_arms_are_compared_by_the_command(site, tmp_path):
     """In a process of its own, outside the repository, through nothing but the entry point."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), str(HERE)]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         "compare",
         HERE / "recipe.yaml",
@@ -68,11 +92,18 @@ def test_two_arms_are_compared_by_the_command(site, tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, "-m", "vpretrain", *map(str, command)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert found["modality"] == "image-text" and set(found["metrics"]) == {"test/accuracy", "test/nll"}
+    assert found["modality"] == "image-text" and set(found["metrics"]) == {
+        "test/accuracy",
+        "test/nll",
+    }
     assert len({run["stream_digest"] for run in found["runs"]}) == 1
     nll = {run["arm"]: run["final"]["test/nll"] for run in found["runs"]}
     assert len(set(nll.values())) == 3, "steering does not reach the learner"
@@ -80,45 +111,54 @@ def test_two_arms_are_compared_by_the_command(site, tmp_path):
 
 @pytest.mark.parametrize("arm", ["plain", "masks"])
 def test_estimators_agree_on_what_its_controls_are_worth(arm, site):
-    """``doctor`` holds what the arm's controls are worth (``plain`` has none: those of ``words``) against float64."""
+    """``doctor`` holds what the arm's controls are worth (``plain`` has none: those of ``words``)
+    against float64.
+    """
     recipe = load(HERE / "recipe.yaml", [*FEW, f"arm={arm}"], schemas=SCHEMAS)
     found = {row["name"]: row for row in doctor(recipe)["estimators"]}
     assert all(row["supported"] for row in found.values())
-    assert found["forward_mode"]["relative_error"] < 1e-4 and found["double_backward"]["relative_error"] < 1e-4
+    assert (
+        found["forward_mode"]["relative_error"] < 1e-4
+        and found["double_backward"]["relative_error"] < 1e-4
+    )
 
 
 def test_a_run_from_outside_goes_on_where_it_stopped(site, tmp_path):
-    from vpretrain.single import train_one
+    from vpretrain.run.launch import train_one
 
     recipe = load(HERE / "recipe.yaml", [*FEW, "checkpoint.every=1"], schemas=SCHEMAS)
 
-    def stop(record, share):
+    def stop(record, fraction):
         if record["step"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_one(recipe, tmp_path / "stopped", stop)
-    whole = train_one(recipe, tmp_path / "whole", lambda record, share: None)
-    resumed = train_one(recipe, tmp_path / "stopped", lambda record, share: None)
+    whole = train_one(recipe, tmp_path / "whole", lambda record, fraction: None)
+    resumed = train_one(recipe, tmp_path / "stopped", lambda record, fraction: None)
     assert resumed["final"] == whole["final"]
     assert (tmp_path / "whole" / "model" / "config.json").is_file()
     assert_explained_by_its_own(tmp_path / "whole")
 
 
 def assert_explained_by_its_own(run):
-    from vpretrain.explain import explain
+    from vpretrain.studies.explain import explain
 
     with pytest.raises(UserError, match=r"(?s)bring a method `explain\(.*got +image-text"):
         explain(run, documents=2)
 
     class Explained(MODALITIES["image-text"]().__class__):
         def explain(self, recipe, folder, *, documents, out):
-            return {"page": str(out), "says": recipe.says, "documents": documents}
+            return {"page": str(out), "description": recipe.description, "documents": documents}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("image_text.ImageText", Explained)
         found = explain(run, documents=2)
-    assert found["documents"] == 2 and found["page"] == str(run / "explain.html") and "captions" in found["says"]
+    assert (
+        found["documents"] == 2
+        and found["page"] == str(run / "explain.html")
+        and "captions" in found["description"]
+    )
 
 
 def test_it_is_listed_and_what_comes_with_the_package_comes_first(site):
@@ -143,16 +183,25 @@ def test_a_modality_that_cannot_be_had_names_its_package(value, said, site, tmp_
 
 
 def test_an_unknown_modality_lists_those_from_outside(site, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("modality: image-txt\nsays: x\narm: a\nbudget: {steps: 1}\n")
-    with pytest.raises(UserError, match=r"did you mean image-text.*\n.*\n.*language, vision, image-text"):
+    (tmp_path / "recipe.yaml").write_text(
+        "modality: image-txt\nsays: x\narm: a\nbudget: {steps: 1}\n"
+    )
+    with pytest.raises(
+        UserError, match=r"did you mean image-text.*\n.*\n.*language, vision, image-text"
+    ):
         load(tmp_path / "recipe.yaml", schemas=SCHEMAS)
 
 
 def test_the_search_of_the_guide_is_one(site, tmp_path):
-    from vpretrain.sweep import Plan
+    from vpretrain.studies.sweep import Plan
 
     guide = (HERE.parents[1] / "docs" / "your-own.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
-    (tmp_path / "search.yaml").write_text(block.replace("recipe.yaml", str(HERE / "recipe.yaml")), encoding="utf-8")
+    (tmp_path / "search.yaml").write_text(
+        block.replace("recipe.yaml", str(HERE / "recipe.yaml")), encoding="utf-8"
+    )
     found = Plan.read(str(tmp_path / "search.yaml"), [])
-    assert found.recipe.modality == "image-text" and found.at({"value.alignment": "cosine"}).budget.steps == 100
+    assert (
+        found.recipe.modality == "image-text"
+        and found.at({"value.alignment": "cosine"}).budget.steps == 100
+    )

@@ -1,16 +1,25 @@
-"""A tiny random model, word problems as another trainer's rows, and arguments that write and send nothing by themselves."""
+"""A tiny random model, word problems as another trainer's rows, and arguments that write and send
+nothing by themselves.
+"""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
-from vpretrain.language import word_problems
+from vpretrain.language.data import word_problems
 
 TOKENIZER = word_problems.tokenizer()
 SIZES = dict(
-    vocab_size=len(TOKENIZER), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, initializer_range=0.1,
-)  # fmt: skip
+    vocab_size=len(TOKENIZER),
+    hidden_size=24,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+    initializer_range=0.1,
+)
 
 
 def tiny(kind="llama", **more):
@@ -20,9 +29,17 @@ def tiny(kind="llama", **more):
 
 def arguments(folder, base=TrainingArguments, **more):
     fixed = dict(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, seed=0, use_cpu=True,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        seed=0,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
     return base(**fixed | more)
 
 

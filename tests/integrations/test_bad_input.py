@@ -8,11 +8,13 @@ import torch
 from torch.utils.data import IterableDataset
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
-from vpretrain.errors import UserError
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
+from vpretrain.system.errors import UserError
 
 
-def made(folder, feedback, stream, *, kind=SteeredTrainer, model=None, steering=None, more=None, **args):
+def made(
+    folder, feedback, stream, *, kind=SteeredTrainer, model=None, steering=None, more=None, **args
+):
     return kind(
         tiny() if model is None else model,
         arguments(folder, **args),
@@ -29,13 +31,17 @@ def made(folder, feedback, stream, *, kind=SteeredTrainer, model=None, steering=
     [
         (
             {"arm": "token_weight"},
-            r"Steering arm: .* did you mean token_weights\?\n +got +token_weight\n +accepted +onehot",
+            r"Steering arm: .* did you mean token_weights\?\n +got +token_weight\n +accepted "
+            r"+onehot",
         ),
         ({"arm": "feedback_sft"}, "Steering arm: there is no such arm beside a trainer"),
         ({"burn_in_steps": 4}, "Steering burn_in_steps.*warm-up"),
         ({"feedback_batches": 1}, "Steering feedback_batches.*two or more, or set shrink to False"),
         ({"meta_perod": 4}, r"there is no such key; did you mean meta_period\?"),
-        ({"estimator": "forward"}, "Steering estimator.*accepted +one of central_difference, forward_mode"),
+        (
+            {"estimator": "forward"},
+            "Steering estimator.*accepted +one of central_difference, forward_mode",
+        ),
         ({"aligned_blocks": 0}, "Steering aligned_blocks"),
         ({"gate_max": 1.5}, "Steering gate_max: this value is out of range"),
     ],
@@ -49,14 +55,23 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
     ("given", "said"),
     [
         ({"label_smoothing_factor": 0.1}, "args.label_smoothing_factor: .*uniform_smoothing"),
-        ({"torch_compile": True, "steering": {"estimator": "forward_mode"}}, "args.torch_compile: .*forward-mode"),
+        (
+            {"torch_compile": True, "steering": {"estimator": "forward_mode"}},
+            "args.torch_compile: .*forward-mode",
+        ),
         ({"more": {"compute_loss_func": lambda *_, **__: 0}}, "compute_loss_func: .*leave it out"),
         ({"optim": "adafactor"}, r"args.optim: .*second moments.*alignment='dot'"),
         ({"more": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {})}}, "optimizers: .*SGD"),
         ({"steering": {"aligned_blocks": 3}}, "Steering aligned_blocks: .*so many blocks"),
-        ({"steering": {"aligned_patterns": ["lm_haed*"]}}, "Steering aligned_patterns: no parameter"),
+        (
+            {"steering": {"aligned_patterns": ["lm_haed*"]}},
+            "Steering aligned_patterns: no parameter",
+        ),
         ({"steering": {"candidates": 1000}}, "Steering candidates: .*vocabulary"),
-        ({"steering": {"feedback_batch_size": 21}}, "feedback_dataset, in 2 parts.*got +20 documents"),
+        (
+            {"steering": {"feedback_batch_size": 21}},
+            "feedback_dataset, in 2 parts.*got +20 documents",
+        ),
     ],
 )
 def test_an_argument_that_cannot_work_is_refused(given, said, tmp_path, feedback, stream):
@@ -64,22 +79,34 @@ def test_an_argument_that_cannot_work_is_refused(given, said, tmp_path, feedback
         made(tmp_path, feedback, stream, **given)
 
 
-def test_a_loss_of_a_subclass_is_refused_and_all_that_is_wrong_is_said_at_once(tmp_path, feedback, stream):
+def test_a_loss_of_a_subclass_is_refused_and_all_that_is_wrong_is_said_at_once(
+    tmp_path, feedback, stream
+):
     class Own(SteeredTrainer):
         def compute_loss(self, *given, **named):
             return super().compute_loss(*given, **named)
 
     with pytest.raises(UserError) as said:
-        made(tmp_path, feedback, stream, kind=Own, label_smoothing_factor=0.1, use_liger_kernel=False)
-    assert [problem.where for problem in said.value.problems] == ["args.label_smoothing_factor", "Own"]
+        made(
+            tmp_path, feedback, stream, kind=Own, label_smoothing_factor=0.1, use_liger_kernel=False
+        )
+    assert [problem.where for problem in said.value.problems] == [
+        "args.label_smoothing_factor",
+        "Own",
+    ]
 
 
-def test_ways_of_running_that_were_never_steered_are_refused(tmp_path, feedback, stream, monkeypatch):
+def test_ways_of_running_that_were_never_steered_are_refused(
+    tmp_path, feedback, stream, monkeypatch
+):
     trainer = made(tmp_path, feedback, stream)
     from vpretrain.integrations.arguments import problems_of
 
     def places():
-        return [problem.where for problem in problems_of(trainer, trainer.steering, SteeredTrainer.compute_loss)]
+        return [
+            problem.where
+            for problem in problems_of(trainer, trainer.steering, SteeredTrainer.compute_loss)
+        ]
 
     assert places() == []
     trainer.is_deepspeed_enabled = True
@@ -89,15 +116,23 @@ def test_ways_of_running_that_were_never_steered_are_refused(tmp_path, feedback,
     for world, backend, refused in (
         (1, "cuda:nccl", ["torch.distributed"]),
         (1, "cpu:gloo,cuda:nccl", []),
-        (2, "cpu:gloo", ["args.world_size"]),  # started together, and the arguments know nothing of it
+        (
+            2,
+            "cpu:gloo",
+            ["args.world_size"],
+        ),  # started together, and the arguments know nothing of it
     ):
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda world=world: world)
-        monkeypatch.setattr(torch.distributed, "get_backend_config", lambda backend=backend: backend)
+        monkeypatch.setattr(
+            torch.distributed, "get_backend_config", lambda backend=backend: backend
+        )
         assert places() == refused
 
 
 def test_feedback_that_is_trained_on_is_refused(tmp_path, feedback, stream, caplog):
-    with pytest.raises(UserError, match="feedback_dataset: 40 of 40 rows are also in train_dataset"):
+    with pytest.raises(
+        UserError, match="feedback_dataset: 40 of 40 rows are also in train_dataset"
+    ):
         made(tmp_path, feedback, feedback)
 
     class Endless(IterableDataset):
@@ -111,8 +146,12 @@ def test_feedback_that_is_trained_on_is_refused(tmp_path, feedback, stream, capl
 def test_a_model_without_parts_is_refused(tmp_path, feedback, stream):
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(UserError, match="model: T5ForConditionalGeneration does not have one list of blocks"):
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(
+        UserError, match="model: T5ForConditionalGeneration does not have one list of blocks"
+    ):
         made(tmp_path, feedback, stream, model=model)
 
 

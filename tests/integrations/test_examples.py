@@ -13,12 +13,23 @@ def test_the_steered_trainer_of_thirty_lines(tmp_path):
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 30
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:vpretrain", str(EXAMPLE)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "steered" / "checkpoint-40"
-    assert (folder / "model.safetensors").is_file() and (folder / "steering" / "state.json").is_file()
+    assert (folder / "model.safetensors").is_file() and (
+        folder / "steering" / "state.json"
+    ).is_file()
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(entry["steering/steered"] == 1.0 and "steering/gain" in entry for entry in history)

@@ -7,17 +7,18 @@ import torch
 from datasets import Dataset
 
 from tests.integrations.conftest import TOKENIZER
-from vpretrain.errors import UserError
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, documents_of, trained_on
-from vpretrain.language.batch import padded
-from vpretrain.language.rows import Document
+from vpretrain.language.data.batch import padded
+from vpretrain.language.data.rows import Document
+from vpretrain.system.errors import UserError
 
 EOS = TOKENIZER.eos_token_id
 ASKED, ANSWER = "compute 5 9 - 3 4 .", "5 9 - 3 4 = 2 5 ."
 CHAT = copy.deepcopy(TOKENIZER)
 CHAT.chat_template = (
-    "{% for m in messages %}{{ 'ann ' if m['role'] == 'user' else 'ben ' }}{{ m['content'] + ' <eos>\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ 'ann ' if m['role'] == 'user' else 'ben ' }}{{ m['content'] + "
+    "' <eos>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ben ' }}{% endif %}"
 )
 
@@ -41,7 +42,10 @@ def say(role, content):
         ({"prompt": ASKED + " ", "completion": ANSWER + " <eos>"}, ASKED),
         ({"text": ANSWER}, ""),
         ({"messages": [say("user", ASKED), say("assistant", ANSWER)]}, f"ann {ASKED} <eos> ben"),
-        ({"prompt": [say("user", ASKED)], "completion": [say("assistant", ANSWER)]}, f"ann {ASKED} <eos> ben"),
+        (
+            {"prompt": [say("user", ASKED)], "completion": [say("assistant", ANSWER)]},
+            f"ann {ASKED} <eos> ben",
+        ),
     ],
     ids=["solution", "completion", "text", "messages", "prompt and completion of messages"],
 )
@@ -66,7 +70,9 @@ def test_a_text_begins_as_the_tokenizer_begins_it_once():
 
 
 def test_rows_in_tokens_are_taken_as_they_are_and_cut():
-    (document,) = read({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, tokenizer=None, max_tokens=3)
+    (document,) = read(
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, tokenizer=None, max_tokens=3
+    )
     assert (document.ids, document.predicted) == ([5, 6, 7], [False, False, True])
 
 
@@ -78,13 +84,18 @@ def test_rows_in_tokens_are_taken_as_they_are_and_cut():
             r"feedback_dataset\[0\]: this row has none of the columns.*got +question, answer",
         ),
         ({"input_ids": [5, 6]}, r"feedback_dataset\[0\]: these tokens have nothing to predict"),
-        ({"messages": [say("user", "a"), say("assistant", "b")]}, "no chat template; set its chat_template"),
+        (
+            {"messages": [say("user", "a"), say("assistant", "b")]},
+            "no chat template; set its chat_template",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(row, said):
     with pytest.raises(UserError, match=f"(?s){said}"):
         read(row)
-    with pytest.raises(UserError, match=r"(?s)the assistant's, and has to come last.*got +assistant, user"):
+    with pytest.raises(
+        UserError, match=r"(?s)the assistant's, and has to come last.*got +assistant, user"
+    ):
         read({"messages": [say("assistant", "b"), say("user", "a")]}, tokenizer=CHAT)
     with pytest.raises(UserError, match="processing_class: the rows of feedback_dataset are text"):
         read({"text": "a"}, tokenizer=None)
@@ -96,16 +107,23 @@ SAME = [
     {"input_ids": [*ids(f"{ASKED} {ANSWER}"), EOS]},
     {"prompt": ASKED, "completion": " 0 0 ."},  # the same question with another answer
     {"input_ids": ids(f"{ASKED} 0 0 ."), "labels": [-100] * len(ids(ASKED)) + ids("0 0 .")},
-    {"input_ids": [*ids("ann sings ."), *ids(f"{ASKED} {ANSWER}")], "seq_lengths": [3, len(ids(f"{ASKED} {ANSWER}"))]},
+    {
+        "input_ids": [*ids("ann sings ."), *ids(f"{ASKED} {ANSWER}")],
+        "seq_lengths": [3, len(ids(f"{ASKED} {ANSWER}"))],
+    },
 ]
 
 
 @pytest.mark.parametrize("row", SAME)
 def test_rows_that_are_trained_on_are_found_in_any_form(row):
-    feedback = read({"prompt": "compute 0 1 - 0 1 .", "solution": "0 ."}, {"prompt": ASKED, "solution": ANSWER})
+    feedback = read(
+        {"prompt": "compute 0 1 - 0 1 .", "solution": "0 ."}, {"prompt": ASKED, "solution": ANSWER}
+    )
     special = set(TOKENIZER.all_special_ids)
     for rows in ([row, row], Dataset.from_list([row, row])):
-        with pytest.raises(UserError, match=r"(?s)1 of 2 rows are also in train_dataset.*feedback_dataset\[1\]"):
+        with pytest.raises(
+            UserError, match=r"(?s)1 of 2 rows are also in train_dataset.*feedback_dataset\[1\]"
+        ):
             check_apart(feedback, trained_on(rows, TOKENIZER), special)
         check_apart(feedback[:1], trained_on(rows, TOKENIZER), special)
 
@@ -121,9 +139,13 @@ def test_a_padded_batch_is_the_cores_whatever_side_the_padding_is_on():
         labels = inputs["input_ids"].clone()
         for prompt in (5, 6, 10, 11):
             labels[labels == prompt] = -100
-        found = token_batch({**inputs, "labels": labels})  # padding has the label 0: the mask alone says what it is
+        found = token_batch(
+            {**inputs, "labels": labels}
+        )  # padding has the label 0: the mask alone says what it is
         for name in ("input_ids", "predicted", "position_ids", "document"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=f"{name}, padded {side}")
+            torch.testing.assert_close(
+                getattr(found, name), getattr(expected, name), msg=f"{name}, padded {side}"
+            )
         assert len(found.documents) == 2
 
 

@@ -10,11 +10,11 @@ from transformers import DataCollatorForLanguageModeling
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from tests.language.test_parity import QWEN2, Windows
-from tests.language.test_train import tiny_recipe
-from vpretrain.errors import UserError
+from tests.run.test_train import tiny_recipe
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language import Language
-from vpretrain.train import run
+from vpretrain.run.train import run
+from vpretrain.system.errors import UserError
 
 STEPS = 20
 NETWORK = {"learning_rate": 1e-2, "hidden": 16, "layers": 1, "heads": 2}
@@ -59,10 +59,17 @@ def same(found, expected):
 )
 def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
     recipe = tiny_recipe(
-        f"arm={arm}", QWEN2, "learner.learning_rate=3e-3", "learner.warmup_share=0", "learner.clip_norm=0.5",
-        "value.burn_in_steps=0", "value.meta_period=3", f"learner.accumulate={accumulate}", f"budget.steps={STEPS}",
+        f"arm={arm}",
+        QWEN2,
+        "learner.learning_rate=3e-3",
+        "learner.warmup_fraction=0",
+        "learner.clip_norm=0.5",
+        "value.burn_in_steps=0",
+        "value.meta_period=3",
+        f"learner.accumulate={accumulate}",
+        f"budget.steps={STEPS}",
         *(f"designer.{key}={held}" for key, held in keys.items()),
-    )  # fmt: skip
+    )
     materials = Language().load(recipe)
     parts = Language().build(recipe, materials)
     model = copy.deepcopy(parts.learner.model)
@@ -70,18 +77,32 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
     trainer = Noted(
         model,
         arguments(
-            tmp_path, max_steps=STEPS, lr_scheduler_type="constant", learning_rate=3e-3, max_grad_norm=0.5,
-            gradient_accumulation_steps=accumulate, remove_unused_columns=False,
+            tmp_path,
+            max_steps=STEPS,
+            lr_scheduler_type="constant",
+            learning_rate=3e-3,
+            max_grad_norm=0.5,
+            gradient_accumulation_steps=accumulate,
+            remove_unused_columns=False,
         ),
         train_dataset=Windows(batches),
         # one group of parameters, as ours has: the Trainer's two would be summed in another order
-        optimizers=(torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True), None),
-        processing_class=TOKENIZER,
-        feedback_dataset=[{"prompt": row.prompt, "solution": row.text} for row in materials.texts.feedback],
-        steering=Steering(
-            arm=arm, aligned_blocks=1, feedback_batch_size=16, **recipe.value.model_dump(), **recipe.designer.model_dump()
+        optimizers=(
+            torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, fused=True),
+            None,
         ),
-    )  # fmt: skip
+        processing_class=TOKENIZER,
+        feedback_dataset=[
+            {"prompt": row.prompt, "solution": row.text} for row in materials.texts.feedback
+        ],
+        steering=Steering(
+            arm=arm,
+            aligned_blocks=1,
+            feedback_batch_size=16,
+            **recipe.value.model_dump(),
+            **recipe.designer.model_dump(),
+        ),
+    )
     trainer.train()
     result = run(recipe, parts, step0={})
     mine = torch.tensor([record["loss"] for record in result.history])
@@ -100,10 +121,15 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
 @pytest.mark.parametrize("adapted", [False, True])
 def test_resumed_is_as_if_never_stopped(adapted, tmp_path, feedback, stream):
     def made(folder, **more):
-        lora = LoraConfig(r=2, target_modules="all-linear", exclude_modules=["lm_head"], task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=2, target_modules="all-linear", exclude_modules=["lm_head"], task_type="CAUSAL_LM"
+        )
         torch.manual_seed(1)
         model = get_peft_model(tiny(), lora) if adapted else tiny()
-        steering = {"arm": "ascent", "meta_period": 3}  # the stop at step 4 lies between two meta steps
+        steering = {
+            "arm": "ascent",
+            "meta_period": 3,
+        }  # the stop at step 4 lies between two meta steps
         return steered(folder, feedback, stream, model=model, steering=steering, **more)
 
     whole = made(tmp_path / "whole", max_steps=8)
@@ -124,15 +150,21 @@ def test_resumed_is_as_if_never_stopped(adapted, tmp_path, feedback, stream):
 def test_a_checkpoint_of_another_arm_or_without_steering_is_refused(tmp_path, feedback, stream):
     steered(tmp_path, feedback, stream, max_steps=1, save_strategy="steps", save_steps=1).train()
     saved = str(tmp_path / "checkpoint-1")
-    with pytest.raises(UserError, match=r"(?s)another arm.*got +document_weights.*accepted +token_weights"):
-        steered(tmp_path, feedback, stream, steering={"arm": "document_weights"}).train(resume_from_checkpoint=saved)
+    with pytest.raises(
+        UserError, match=r"(?s)another arm.*got +document_weights.*accepted +token_weights"
+    ):
+        steered(tmp_path, feedback, stream, steering={"arm": "document_weights"}).train(
+            resume_from_checkpoint=saved
+        )
     (tmp_path / "checkpoint-1" / "steering" / "state.json").unlink()
     with pytest.raises(UserError, match=r"no whole steering state \(state.json cannot be read"):
         steered(tmp_path, feedback, stream).train(resume_from_checkpoint=saved)
 
 
 def test_in_bfloat16_the_task_is_valued_in_float32(tmp_path, feedback, stream):
-    narrow = steered(tmp_path, feedback, stream, bf16=True, max_steps=1, steering={"arm": "closed_form"})
+    narrow = steered(
+        tmp_path, feedback, stream, bf16=True, max_steps=1, steering={"arm": "closed_form"}
+    )
     narrow.train()
     exact = steered(tmp_path, feedback, stream, max_steps=1, steering={"arm": "closed_form"})
     exact.train()
@@ -150,9 +182,14 @@ def test_metrics_are_logged_and_evaluation_is_the_trainers_own(tmp_path, feedbac
     assert trainer.evaluate(held_out)["eval_loss"] < before["eval_loss"]
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4, 6]
-    assert all(entry["steering/steered"] == 1.0 and -1 <= entry["steering/cosine"] <= 1 for entry in logged)
+    assert all(
+        entry["steering/steered"] == 1.0 and -1 <= entry["steering/cosine"] <= 1 for entry in logged
+    )
     assert not any(
-        key.startswith("steering/") for entry in trainer.state.log_history if "eval_loss" in entry for key in entry
+        key.startswith("steering/")
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+        for key in entry
     )
 
 
@@ -186,13 +223,25 @@ def test_a_batch_without_labels_neither_teaches_nor_breaks(tmp_path, feedback, s
 
 
 @pytest.mark.parametrize("on_collapse", ["log", "revert"])
-def test_a_designer_that_collapsed_is_set_aside_where_that_is_asked_for(on_collapse, tmp_path, feedback, stream):
+def test_a_designer_that_collapsed_is_set_aside_where_that_is_asked_for(
+    on_collapse, tmp_path, feedback, stream
+):
     steering = {"arm": "token_weights", "on_collapse": on_collapse, "guard_window": 1}
     trainer = steered(
-        tmp_path, feedback, stream, steering=steering, max_steps=4, logging_strategy="steps", logging_steps=1
+        tmp_path,
+        feedback,
+        stream,
+        steering=steering,
+        max_steps=4,
+        logging_strategy="steps",
+        logging_steps=1,
     )
     learn = trainer.designer.learn
-    trainer.designer.learn = lambda context, appraise: learn(context, appraise) | {"agreement": -1.0, "gain": 1.0}
+    trainer.designer.learn = lambda context, value_of: (
+        learn(context, value_of) | {"agreement": -1.0, "gain": 1.0}
+    )
     trainer.train()
-    told = [row["steering/steered"] for row in trainer.state.log_history if "steering/steered" in row]
+    told = [
+        row["steering/steered"] for row in trainer.state.log_history if "steering/steered" in row
+    ]
     assert told == [float(on_collapse == "log")] * 4

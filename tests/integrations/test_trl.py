@@ -9,13 +9,14 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
-from vpretrain.errors import UserError
 from vpretrain.integrations.trl import SteeredSFTTrainer, Steering
-from vpretrain.language import word_problems
+from vpretrain.language.data import word_problems
+from vpretrain.system.errors import UserError
 
 CHAT = copy.deepcopy(TOKENIZER)
 CHAT.chat_template = (
-    "{% for m in messages %}{{ 'ann ' if m['role'] == 'user' else 'ben ' }}{{ m['content'] + ' <eos> ' }}{% endfor %}"
+    "{% for m in messages %}{{ 'ann ' if m['role'] == 'user' else 'ben ' }}{{ m['content'] + "
+    "' <eos> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ben ' }}{% endif %}"
 )
 
@@ -27,26 +28,48 @@ def say(role, content):
 FORMATS = {
     "text": lambda row: {"text": f"{row['problem']} {row['solution']} "},
     "completion": lambda row: {"prompt": row["problem"] + " ", "completion": row["solution"] + " "},
-    "messages": lambda row: {"messages": [say("user", row["problem"]), say("assistant", row["solution"])]},
+    "messages": lambda row: {
+        "messages": [say("user", row["problem"]), say("assistant", row["solution"])]
+    },
 }
 
 
 def rows(split, count, kind):
-    return Dataset.from_list([FORMATS[kind](row) for row in word_problems.problems(split, count, seed=0)])
+    return Dataset.from_list(
+        [FORMATS[kind](row) for row in word_problems.problems(split, count, seed=0)]
+    )
 
 
 def made(
-    folder, kind="text", *, trainer=SteeredSFTTrainer, feedback="completion", arm="token_weights", more=None, **args
+    folder,
+    kind="text",
+    *,
+    trainer=SteeredSFTTrainer,
+    feedback="completion",
+    arm="token_weights",
+    more=None,
+    **args,
 ):
     steered = {}
     if trainer is SteeredSFTTrainer:
-        # Unshrunk: on random weights the halves of a small feedback set may disagree, and rightly close the designer.
-        steering = Steering(arm=arm, feedback_batch_size=8, candidates=6, meta_period=2, shrink=False)
+        # Unshrunk: on random weights the halves of a small feedback set may disagree, and rightly
+        # close the designer.
+        steering = Steering(
+            arm=arm, feedback_batch_size=8, candidates=6, meta_period=2, shrink=False
+        )
         steered = {"feedback_dataset": rows("feedback", 20, feedback), "steering": steering}
     torch.manual_seed(0)
     return trainer(
         tiny(),
-        arguments(folder, SFTConfig, max_steps=3, max_length=64, bf16=False, gradient_checkpointing=False, **args),
+        arguments(
+            folder,
+            SFTConfig,
+            max_steps=3,
+            max_length=64,
+            bf16=False,
+            gradient_checkpointing=False,
+            **args,
+        ),
         train_dataset=rows("stream", 24, kind),
         processing_class=copy.deepcopy(CHAT),
         **steered,
@@ -69,17 +92,26 @@ def test_unsteered_it_is_the_sft_trainer(kind, more, tmp_path):
     for trainer in (plain, steered):
         trainer.train()
     assert losses(steered) == pytest.approx(losses(plain), rel=1e-4)
-    torch.testing.assert_close(dict(steered.model.state_dict()), dict(plain.model.state_dict()), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        dict(steered.model.state_dict()), dict(plain.model.state_dict()), rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("feedback", FORMATS)
 def test_feedback_of_any_format_steers_packed_rows_through_adapters(feedback, tmp_path):
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = made(tmp_path, feedback=feedback, packing=True, more={"peft_config": lora}, padding_free=True)
+    trainer = made(
+        tmp_path, feedback=feedback, packing=True, more={"peft_config": lora}, padding_free=True
+    )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
-    assert trainer.steered_metrics["weight_spread"] > 0 and trainer.steered_metrics["gradient_norm_downstream"] > 0
-    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert (
+        trainer.steered_metrics["weight_spread"] > 0
+        and trainer.steered_metrics["gradient_norm_downstream"] > 0
+    )
+    moved = {
+        name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])
+    }
     assert moved and all("lora_" in name for name in moved)
 
 
@@ -89,7 +121,10 @@ def test_its_own_losses_and_rows_that_are_trained_on_are_refused(tmp_path):
     shared = rows("feedback", 20, "messages")
     with pytest.raises(UserError, match="20 of 20 rows are also in train_dataset"):
         SteeredSFTTrainer(
-            tiny(), arguments(tmp_path, SFTConfig, max_length=64, bf16=False, gradient_checkpointing=False),
-            train_dataset=shared, processing_class=copy.deepcopy(CHAT), feedback_dataset=shared,
+            tiny(),
+            arguments(tmp_path, SFTConfig, max_length=64, bf16=False, gradient_checkpointing=False),
+            train_dataset=shared,
+            processing_class=copy.deepcopy(CHAT),
+            feedback_dataset=shared,
             steering=Steering(feedback_batch_size=8),
-        )  # fmt: skip
+        )

@@ -1,4 +1,6 @@
-"""The card beside a model: the hub reads it, what was measured is on it, and nothing of the data acts in it."""
+"""The card beside a model: the hub reads it, what was measured is on it, and nothing of the data
+acts in it.
+"""
 
 import json
 import re
@@ -10,32 +12,41 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.language.conftest import CONFIGS, tiny_model
-from tests.language.test_train import tiny_recipe
-from vpretrain.budget import Spending
-from vpretrain.contracts import Score
-from vpretrain.language import word_problems
+from tests.run.test_train import tiny_recipe
 from vpretrain.language.card import escaped, fenced, fingerprint, write_card
-from vpretrain.language.rows import Row
-from vpretrain.single import train_one
-from vpretrain.train import Result
+from vpretrain.language.data import word_problems
+from vpretrain.language.data.rows import Row
+from vpretrain.method.roles import Score
+from vpretrain.run.budget import Spending
+from vpretrain.run.launch import train_one
+from vpretrain.run.train import Result
 
 NASTY = "<script>x</script> | [a](javascript:b) ![i](http://x/y.png)\n# title `code` ```"
 
 
 def result():
     score = Score(1.5, 0.25, 40, higher_is_better=False)
-    return Result("onehot", 0, Spending(steps=4, tokens=1000), {"test/nll": score}, {"test/nll": score}, "0" * 16)
+    return Result(
+        "onehot",
+        0,
+        Spending(steps=4, tokens=1000),
+        {"test/nll": score},
+        {"test/nll": score},
+        "0" * 16,
+    )
 
 
 def test_nothing_of_the_data_is_markup(tmp_path):
-    recipe = tiny_recipe().model_copy(update={"says": NASTY})
+    recipe = tiny_recipe().model_copy(update={"description": NASTY})
     feedback = [Row("p", "t", "f:1", NASTY)]
     write_card(tmp_path, recipe, result(), location=None, feedback=feedback)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     before_recipe = text.split("## Recipe")[0]
     assert "<script" not in before_recipe and "javascript:" in before_recipe
     assert not re.search(r"(?<!\\)\]\(javascript|(?<!\\)!\[|\n# title", before_recipe)
-    assert text.count("\n````yaml\n") == 1 and text.rstrip().endswith("````")  # a fence longer than the text's own
+    assert text.count("\n````yaml\n") == 1 and text.rstrip().endswith(
+        "````"
+    )  # a fence longer than the text's own
     table = [line for line in text.splitlines() if line.startswith("| test/nll")]
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [6]
 
@@ -48,7 +59,12 @@ def test_escaping():
 def test_a_fingerprint_is_of_text_and_order():
     rows = [Row("a", "b", "f:1", "s"), Row("", "c", "f:2", "s")]
     assert fingerprint(rows) == fingerprint([Row("a", "b", "elsewhere", "t"), rows[1]])
-    others = [rows[::-1], rows[:1], [Row("", "ab", "f:1", "s"), rows[1]], [Row("ab", "", "f:1", "s"), rows[1]]]
+    others = [
+        rows[::-1],
+        rows[:1],
+        [Row("", "ab", "f:1", "s"), rows[1]],
+        [Row("ab", "", "f:1", "s"), rows[1]],
+    ]
     assert len({fingerprint(other) for other in [rows, *others]}) == 5
 
 
@@ -56,7 +72,9 @@ def test_the_licence_comes_from_the_base(tmp_path):
     base, folder = tmp_path / "base", tmp_path / "model"
     base.mkdir()
     folder.mkdir()
-    (base / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# base\n", encoding="utf-8")
+    (base / "README.md").write_text(
+        "---\nlicense: apache-2.0\ntags: [x]\n---\n# base\n", encoding="utf-8"
+    )
     recipe = tiny_recipe("learner.config=null", f"learner.model={base}")
     write_card(folder, recipe, result(), location=str(base), feedback=[])
     assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
@@ -75,7 +93,9 @@ def base(tmp_path_factory):
     tokenizer = word_problems.tokenizer()
     torch.manual_seed(0)
     config = CONFIGS["llama"] | {"vocab_size": len(tokenizer)}
-    model = AutoModelForCausalLM.from_config(type(tiny_model("llama").config)(**config, max_position_embeddings=128))
+    model = AutoModelForCausalLM.from_config(
+        type(tiny_model("llama").config)(**config, max_position_embeddings=128)
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -84,29 +104,47 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_lora_run_leaves_what_people_open(base, tmp_path, merge):
     recipe = tiny_recipe(
-        "learner.config=null", f"learner.model={base}", f"learner.lora={{r: 2, alpha: 4, merge: {str(merge).lower()}}}",
-        "learner.dtype=bfloat16", "learner.activation_checkpointing=true", "arm=closed_form", "value.meta_period=2",
-        "evaluate.answer=null", "data.evaluation.test.rows=20",
-    )  # fmt: skip
-    found = train_one(recipe, tmp_path, lambda record, share: None)
+        "learner.config=null",
+        f"learner.model={base}",
+        f"learner.lora={{r: 2, alpha: 4, merge: {str(merge).lower()}}}",
+        "learner.dtype=bfloat16",
+        "learner.activation_checkpointing=true",
+        "arm=closed_form",
+        "value.meta_period=2",
+        "evaluate.answer=null",
+        "data.evaluation.test.rows=20",
+    )
+    found = train_one(recipe, tmp_path, lambda record, fraction: None)
     folder = tmp_path / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == word_problems.tokenizer().get_vocab()
-    original = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float()  # what the adapters were on
+    assert (
+        AutoTokenizer.from_pretrained(folder).get_vocab() == word_problems.tokenizer().get_vocab()
+    )
+    original = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16
+    ).float()  # what the adapters were on
     ids = torch.arange(8)[None]
     with torch.no_grad():
         before = original(ids).logits
-        by_peft = PeftModel.from_pretrained(original, folder / "adapter" if merge else folder)(ids).logits
+        by_peft = PeftModel.from_pretrained(original, folder / "adapter" if merge else folder)(
+            ids
+        ).logits
         assert float((by_peft - before).abs().max()) > 1e-3
         found_there = model.float()(ids).logits
-    # Without merging, transformers opens the base in its own float32; merged, what the run computed on is in the weights.
+    # Without merging, transformers opens the base in its own float32; merged, what the run computed
+    # on is in the weights.
     torch.testing.assert_close(
-        found_there, by_peft, **({"rtol": 1e-4, "atol": 1e-5} if merge else {"rtol": 0.05, "atol": 0.05})
+        found_there,
+        by_peft,
+        **({"rtol": 1e-4, "atol": 1e-5} if merge else {"rtol": 0.05, "atol": 0.05}),
     )
 
     card = ModelCard.load(folder / "README.md")
     rows = json.loads(json.dumps(found))
-    assert f"{rows['step0']['test/nll']:.4f}" in card.text and f"{rows['final']['test/nll']:.4f}" in card.text
+    assert (
+        f"{rows['step0']['test/nll']:.4f}" in card.text
+        and f"{rows['final']['test/nll']:.4f}" in card.text
+    )
     assert "closed\\_form" in card.text and "LoRA adapters (r 2, alpha 4)" in card.text
     assert re.search(r"64 rows, SHA-256 of their text [0-9a-f]{16}", card.text)
     assert card.data.library_name == "transformers" and card.data.license is None

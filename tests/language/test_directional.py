@@ -4,32 +4,40 @@ import pytest
 import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
-from vpretrain.appraisal import Appraiser
-from vpretrain.ascent import Learning
-from vpretrain.directional import ESTIMATORS, EstimatorUnsupported, double_backward
-from vpretrain.language.learned import Ascent, CandidateScorer
-from vpretrain.language.rules import Anchored
-from vpretrain.language.targets import one_hot
-from vpretrain.reliability import Reliability
-from vpretrain.value import Alignment
+from vpretrain.language.learner.targets import one_hot
+from vpretrain.language.steering.networks import CandidateDesigner, CandidateScorer
+from vpretrain.language.steering.rules import Anchored
+from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported, double_backward
+from vpretrain.method.network import Learning
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
 
 ALIGNMENTS = ["dot", "optimizer_aware", "cosine", "lower_bound"]
 
 
 def designer_gradient(learner, alignment, estimator, down=None):
     """dV/d phi of a small paper-style designer, as one float64 vector."""
-    context = learner.observe(tiny_batch())
+    context = learner.forward(tiny_batch())
     torch.manual_seed(3)
     width = learner.anatomy.head.weight.shape[1]
     network = CandidateScorer(width, hidden=16, layers=1, heads=2, gated=True).double()
     learning = Learning(0.0, Reliability(shrink=False))
-    designer = Ascent(network, learner.anatomy.head.weight, Anchored(6, gate_max=0.5), learning, entropy_bonus=0.0)
-    appraiser = Appraiser(learner, Alignment(alignment, smoothness=2.0), ESTIMATORS[estimator])
+    designer = CandidateDesigner(
+        network, learner.anatomy.head.weight, Anchored(6, gate_max=0.5), learning, entropy_bonus=0.0
+    )
+    value_estimator = ValueEstimator(
+        learner, Alignment(alignment, smoothness=2.0), ESTIMATORS[estimator]
+    )
     down = downstream(learner) if down is None else down
-    preconditioner = {name: 1 / (0.1 + g.double().abs() / g.double().abs().mean()) for name, g in down.items()}
-    appraiser.hear([down], {n: p.to(down[n].dtype) for n, p in preconditioner.items()}, step_size=0.1)
+    preconditioner = {
+        name: 1 / (0.1 + g.double().abs() / g.double().abs().mean()) for name, g in down.items()
+    }
+    value_estimator.update(
+        [down], {n: p.to(down[n].dtype) for n, p in preconditioner.items()}, step_size=0.1
+    )
     task = designer.propose(context)
-    (cotangent,) = appraiser(context, task).gradient
+    (cotangent,) = value_estimator(context, task).gradient
     pieces = torch.autograd.grad(
         task.mass, list(network.parameters()), cotangent.to(task.mass.dtype), allow_unused=True
     )
@@ -49,7 +57,10 @@ def test_float64_estimators_agree(family, alignment):
     learner = tiny_learner(family, torch.float64)
     reference = designer_gradient(learner, alignment, "double_backward")
     assert relative_error(designer_gradient(learner, alignment, "forward_mode"), reference) < 1e-6
-    assert relative_error(designer_gradient(learner, alignment, "central_difference"), reference) < 1e-5
+    assert (
+        relative_error(designer_gradient(learner, alignment, "central_difference"), reference)
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
@@ -64,18 +75,25 @@ def test_float32_against_float64(family, alignment, estimator):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_bfloat16_learner_against_float64(family, alignment):
-    """The suffix and S are taken up to float32; what is left of the error is the prefix in bfloat16."""
+    """The suffix and S are taken up to float32; what is left of the error is the prefix in
+    bfloat16.
+    """
     narrow = tiny_learner(family, torch.bfloat16)
     wide = tiny_learner(family, torch.float64)
     wide.model.load_state_dict(narrow.model.state_dict())
     down = downstream(wide)
     reference = designer_gradient(wide, alignment, "double_backward", down)
     narrow_down = {name: piece.float() for name, piece in down.items()}
-    assert cosine(designer_gradient(narrow, alignment, "central_difference", narrow_down), reference) >= 0.99
+    assert (
+        cosine(designer_gradient(narrow, alignment, "central_difference", narrow_down), reference)
+        >= 0.99
+    )
 
 
 def test_value_by_hand():
-    """L(w; q) = -sum_k q_k log softmax(w x)_k has grad_w L = (p - q) x (for sum q = 1), so V = <u, (p - q) x>."""
+    """L(w; q) = -sum_k q_k log softmax(w x)_k has grad_w L = (p - q) x (for sum q = 1), so V = <u,
+    (p - q) x>.
+    """
     weight = torch.tensor([[0.2], [-0.4], [0.1]], dtype=torch.float64)
     x, u = 1.7, torch.tensor([[0.3], [-0.2], [0.5]], dtype=torch.float64)
     q = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
@@ -95,11 +113,11 @@ def test_value_predicts_the_drop_of_the_feedback_loss():
     learner = tiny_learner(dtype=torch.float64)
     feedback = tiny_batch(seed=7)
     loss = lambda: float(learner.token_losses(feedback)[0].detach().double().mean())  # noqa: E731
-    context = learner.observe(tiny_batch())
-    appraiser = Appraiser(learner, Alignment("dot"), ESTIMATORS["central_difference"])
-    appraiser.hear([downstream(learner)], None, 0.0)
+    context = learner.forward(tiny_batch())
+    value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+    value_estimator.update([downstream(learner)], None, 0.0)
     task = one_hot(context.labels)
-    value = float(appraiser(context, task).value)
+    value = float(value_estimator(context, task).value)
     before, eta = loss(), 1e-5
     learner.loss(context, task).backward()
     with torch.no_grad():
@@ -131,9 +149,15 @@ def test_a_kernel_without_second_derivatives_is_refused_by_name():
     control = torch.ones(3, requires_grad=True)
     with pytest.raises(EstimatorUnsupported, match="central_difference"):
         double_backward(
-            lambda s: (Once.apply(s["w"]) * control).sum(), {"w": torch.ones(3)}, {"w": torch.ones(3)}, (control,)
+            lambda s: (Once.apply(s["w"]) * control).sum(),
+            {"w": torch.ones(3)},
+            {"w": torch.ones(3)},
+            (control,),
         )
     estimate = ESTIMATORS["central_difference"](
-        lambda s: (Once.apply(s["w"]) * control).sum(), {"w": torch.ones(3)}, {"w": torch.ones(3)}, (control,)
+        lambda s: (Once.apply(s["w"]) * control).sum(),
+        {"w": torch.ones(3)},
+        {"w": torch.ones(3)},
+        (control,),
     )
     assert float(estimate.value) == pytest.approx(6, rel=1e-3)

@@ -1,4 +1,6 @@
-"""The baseline against the Hugging Face Trainer: the same batches, seed, AdamW and schedule give the same losses."""
+"""The baseline against the Hugging Face Trainer: the same batches, seed, AdamW and schedule give
+the same losses.
+"""
 
 import copy
 import itertools
@@ -7,14 +9,16 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
-from tests.language.test_train import tiny_recipe
+from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
-from vpretrain.train import run
+from vpretrain.run.train import run
 
 STEPS, WARMUP = 50, 5
 QWEN2 = (
-    "learner.config={model_type: qwen2, vocab_size: 96, hidden_size: 24, intermediate_size: 32, num_hidden_layers: 2, "
-    "num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 128, tie_word_embeddings: true}"
+    "learner.config={model_type: qwen2, vocab_size: 96, hidden_size: 24, intermediate_size: "
+    "32, num_hidden_layers: 2, "
+    "num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 128, "
+    "tie_word_embeddings: true}"
 )
 
 
@@ -27,7 +31,9 @@ class Windows(IterableDataset):
     def __iter__(self):
         for batch in self.batches:
             labels = torch.where(batch.predicted, batch.input_ids, -100)
-            for ids, places, targets in zip(batch.input_ids, batch.position_ids, labels, strict=True):
+            for ids, places, targets in zip(
+                batch.input_ids, batch.position_ids, labels, strict=True
+            ):
                 yield {"input_ids": ids, "position_ids": places, "labels": targets}
 
 
@@ -42,26 +48,48 @@ class Listening(Trainer):
 
 def test_onehot_follows_the_trainer(tmp_path):
     recipe = tiny_recipe(
-        "arm=onehot", QWEN2, "learner.learning_rate=3e-3", f"learner.warmup_share={WARMUP / STEPS}",
-        "learner.final_share=0", "learner.clip_norm=0.5", "learner.betas=[0.9, 0.98]", "value.burn_in_steps=0",
+        "arm=onehot",
+        QWEN2,
+        "learner.learning_rate=3e-3",
+        f"learner.warmup_fraction={WARMUP / STEPS}",
+        "learner.final_fraction=0",
+        "learner.clip_norm=0.5",
+        "learner.betas=[0.9, 0.98]",
+        "value.burn_in_steps=0",
         f"budget.steps={STEPS}",
-    )  # fmt: skip
+    )
     materials = Language().load(recipe)
     parts = Language().build(recipe, materials)
     model = copy.deepcopy(parts.learner.model)
-    model.config.use_cache = False  # with a cache transformers would take a packed window for one document
+    model.config.use_cache = (
+        False  # with a cache transformers would take a packed window for one document
+    )
     batches = list(itertools.islice(Language().build(recipe, materials).stream, STEPS))
 
     trainer = Listening(
         model,
         TrainingArguments(
-            output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=recipe.data.batch_size,
-            learning_rate=3e-3, adam_beta1=0.9, adam_beta2=0.98, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=0.5,
-            lr_scheduler_type="cosine", warmup_steps=WARMUP, seed=recipe.seed, use_cpu=True, report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+            output_dir=str(tmp_path),
+            max_steps=STEPS,
+            per_device_train_batch_size=recipe.data.batch_size,
+            learning_rate=3e-3,
+            adam_beta1=0.9,
+            adam_beta2=0.98,
+            adam_epsilon=1e-8,
+            weight_decay=0.0,
+            max_grad_norm=0.5,
+            lr_scheduler_type="cosine",
+            warmup_steps=WARMUP,
+            seed=recipe.seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
         ),
         train_dataset=Windows(batches),
-    )  # fmt: skip
+    )
     trainer.losses = []
     trainer.train()
 
@@ -70,5 +98,9 @@ def test_onehot_follows_the_trainer(tmp_path):
     its = torch.tensor(trainer.losses)
     assert len(its) == STEPS and float(its[:5].mean() - its[-5:].mean()) > 0.5  # it does train
     assert float((mine - its).abs().max()) <= 1e-5
-    for (name, ours), theirs in zip(parts.learner.model.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}")
+    for (name, ours), theirs in zip(
+        parts.learner.model.named_parameters(), model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-3, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
+        )

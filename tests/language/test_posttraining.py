@@ -6,20 +6,22 @@ import json
 import pytest
 import torch
 
-from tests.language.test_train import tiny_recipe, train, weights_hash
-from vpretrain import compare as comparisons
-from vpretrain.budget import Spending
-from vpretrain.errors import UserError
+from tests.run.test_train import tiny_recipe, train, weights_hash
 from vpretrain.language import Language, posttraining
-from vpretrain.language.rows import Row, encode
-from vpretrain.language.stream import padded
-from vpretrain.modes import evaluating
+from vpretrain.language.data.rows import Row, encode
+from vpretrain.language.data.stream import padded
+from vpretrain.run.budget import Spending
+from vpretrain.studies import compare as comparisons
+from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import UserError
 
 SHORT = [
     "posttraining.sft={steps: 2, batch_size: 4, learning_rate: 1e-2}",
-    "posttraining.grpo={steps: 2, prompts: 2, samples: 4, new_tokens: 6, learning_rate: 1e-2, checker: tests-even}",
-    "data.feedback.rows.rows=40", "data.evaluation.test.rows=8",
-]  # fmt: skip
+    "posttraining.grpo={steps: 2, prompts: 2, samples: 4, new_tokens: 6, learning_rate: 1e-2, "
+    "checker: tests-even}",
+    "data.feedback.rows.rows=40",
+    "data.evaluation.test.rows=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def materials():
 @pytest.fixture(autouse=True)
 def even():
     """Random weights answer nothing rightly; they do answer at different lengths."""
-    posttraining.CHECKERS["tests-even"] = lambda pattern: lambda row, completion: float(len(completion) % 2)
+    posttraining.CHECKERS["tests-even"] = lambda pattern: (
+        lambda row, completion: float(len(completion) % 2)
+    )
     yield
     del posttraining.CHECKERS["tests-even"]
 
@@ -41,8 +45,12 @@ def test_every_arm_trains_and_is_charged(materials, arm):
     after, result = train(materials, *SHORT, f"arm={arm}")
     assert after != before
     assert result.spent.steps == (4 if arm.startswith("vpretrain") else 0)
-    alone = train(materials, *SHORT, "arm=token_weights")[1].spent if result.spent.steps else Spending()
-    assert result.spent.tokens > alone.tokens and result.spent.seconds > 0 and result.spent.flops > 0
+    alone = (
+        train(materials, *SHORT, "arm=token_weights")[1].spent if result.spent.steps else Spending()
+    )
+    assert (
+        result.spent.tokens > alone.tokens and result.spent.seconds > 0 and result.spent.flops > 0
+    )
 
 
 def test_the_stream_comes_first_and_is_the_designers(materials):
@@ -58,7 +66,7 @@ def test_the_stream_comes_first_and_is_the_designers(materials):
         followed(spent)
 
     object.__setattr__(parts, "after", after)
-    from vpretrain.train import run
+    from vpretrain.run.train import run
 
     result = run(recipe, parts)
     assert on and met == [steered] and result.stream_digest == plain.stream_digest
@@ -81,7 +89,9 @@ def test_fine_tuning_lowers_the_loss_that_the_feedback_hears(materials):
 
 def test_side_by_side(tmp_path):
     recipe = tiny_recipe(*SHORT, "budget.steps=2")
-    table = comparisons.compare(recipe, arms=["onehot", "sft", "vpretrain+grpo"], seeds=2, match="steps", out=tmp_path)
+    table = comparisons.compare(
+        recipe, arms=["onehot", "sft", "vpretrain+grpo"], seeds=2, match="steps", out=tmp_path
+    )
     used = {run["arm"]: run for run in table["runs"]}
     assert used["sft"]["steps"] == 0 and used["vpretrain+grpo"]["steps"] == 2
     assert used["vpretrain+grpo"]["flops"] > used["onehot"]["flops"]
@@ -105,15 +115,22 @@ def seen(*overrides):
 def test_policy_optimisation_sees_the_rows_that_the_recipe_names(materials):
     problems = [source.name for source in materials.sources if source.name != "chatter"]
     assert {row.source for row in seen()} == {"feedback"}
-    assert {row.source for row in seen(f"posttraining.rows={{kind: stream, source: {problems[0]}}}")} == {problems[0]}
+    assert {
+        row.source for row in seen(f"posttraining.rows={{kind: stream, source: {problems[0]}}}")
+    } == {problems[0]}
     own = seen("posttraining.rows={kind: word_problems, split: dev, rows: 6}")
-    assert {row.source for row in own} == {"posttraining"} and 2 <= len(own) <= 4  # two prompts a step, two steps
+    assert {row.source for row in own} == {"posttraining"} and 2 <= len(
+        own
+    ) <= 4  # two prompts a step, two steps
 
 
 def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
     row = {"question": "Ann has 1 2 apples .", "answer": "1 2 + 3 = 1 5"}
     (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
-    own = f"posttraining.rows={{kind: jsonl, path: '{tmp_path}/own.jsonl', prompt: question, solution: answer}}"
+    own = (
+        f"posttraining.rows={{kind: jsonl, path: '{tmp_path}/own.jsonl', prompt: question, "
+        "solution: answer}}"
+    )
     losses = []
     for overrides in ([own], []):
         recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=40", *overrides)
@@ -122,16 +139,27 @@ def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
         alone, _ = encode([Row(row["question"], row["answer"], "own", "own")], held.tokenizer)
         parts.after(Spending())
         with evaluating(parts.learner.model), torch.no_grad():
-            losses.append(float(parts.learner.token_losses(padded(alone, pad_id=held.pad_id))[0].mean()))
+            losses.append(
+                float(parts.learner.token_losses(padded(alone, pad_id=held.pad_id))[0].mean())
+            )
     assert losses[0] < 0.3 * losses[1]
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("{kind: stream, source: nowhere}", r"(?s)posttraining\.rows\.source.*got +nowhere.*accepted +of "),
-        ("{kind: word_problems, split: test, rows: 4}", r"(?s)posttraining\.rows: .* also in the test rows"),
-        ("{kind: jsonl, path: none.jsonl, text: text}", r"(?s)posttraining\.rows\.path.*no such file"),
+        (
+            "{kind: stream, source: nowhere}",
+            r"(?s)posttraining\.rows\.source.*got +nowhere.*accepted +of ",
+        ),
+        (
+            "{kind: word_problems, split: test, rows: 4}",
+            r"(?s)posttraining\.rows: .* also in the test rows",
+        ),
+        (
+            "{kind: jsonl, path: none.jsonl, text: text}",
+            r"(?s)posttraining\.rows\.path.*no such file",
+        ),
         ("{kind: feedbakc}", r"(?s)posttraining\.rows.*feedbakc.*feedback"),
     ],
 )
@@ -144,7 +172,10 @@ def test_rows_that_cannot_be_trained_on_are_refused_whatever_the_arm(spec, said)
     ("rows", "said"),
     [
         ("{kind: chatter, rows: 8}", r"posttraining\.rows.*no prompt"),
-        ("{kind: word_problems, split: dev, rows: 1}", r"(?s)grpo\.prompts.*got +2.*accepted +1 to 1"),
+        (
+            "{kind: word_problems, split: dev, rows: 1}",
+            r"(?s)grpo\.prompts.*got +2.*accepted +1 to 1",
+        ),
     ],
 )
 def test_policy_optimisation_needs_prompts_to_answer(rows, said):
@@ -161,7 +192,9 @@ def test_an_unknown_checker_is_named(materials):
 
 def test_without_trl_the_extra_is_named(materials, monkeypatch):
     found = builtins.__import__
-    gone = lambda name, *rest: (_ for _ in ()).throw(ImportError(name)) if name == "trl" else found(name, *rest)  # noqa: E731
+    gone = lambda name, *rest: (  # noqa: E731
+        (_ for _ in ()).throw(ImportError(name)) if name == "trl" else found(name, *rest)
+    )
     monkeypatch.setattr(builtins, "__import__", gone)
     with pytest.raises(UserError, match=r"vpretrain\[posttrain\]"):
         Language().build(tiny_recipe(*SHORT, "arm=sft"), materials)

@@ -1,10 +1,13 @@
-"""Workers of a data-parallel run killed at random moments: does torchrun's next attempt end where an untouched run does?
+"""Workers of a data-parallel run killed at random moments: does torchrun's next attempt end where
+an untouched run does?
 
-    python -m tests.reliability.elastic [--runs 10] [--processes 2] [--seed 0] [--shard] [--out results/elastic.json]
+    python -m tests.reliability.elastic [--runs 10] [--processes 2] [--seed 0] [--shard] [--out
+    results/elastic.json]
 
-Prints one JSON document: runs, runs in which a worker was killed before the end, runs that finished, and runs that finished
-with the weights and the losses of an untouched run. Exits with 1 unless all killed runs are among the last. The file has one
-part for learners that every process holds whole, and with ``--shard`` one for learners that they share out.
+Prints one JSON document: runs, runs in which a worker was killed before the end, runs that
+finished, and runs that finished with the weights and the losses of an untouched run. Exits with 1
+unless all killed runs are among the last. The file has one part for learners that every process
+holds whole, and with ``--shard`` one for learners that they share out.
 """
 
 import argparse
@@ -20,22 +23,38 @@ from pathlib import Path
 
 from tests.reliability.kill import weights
 from tests.reliability.runs import language_recipe, record
-from vpretrain.recipe import dump
+from vpretrain.config.recipe import dump
 
 STEPS = 12
 FEW = [
-    "arm=document_weights", f"budget.steps={STEPS}", "checkpoint.every=1", "checkpoint.seconds=0", "evaluate.answer=null",
+    "arm=document_weights",
+    f"budget.steps={STEPS}",
+    "checkpoint.every=1",
+    "checkpoint.seconds=0",
+    "evaluate.answer=null",
     "data.evaluation.test.rows=8",
-]  # fmt: skip
+]
 
 
 def started(recipe, folder, processes):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=2",
-        "-m", "vpretrain", "train", str(recipe), "--out", str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "--max-restarts=2",
+        "-m",
+        "vpretrain",
+        "train",
+        str(recipe),
+        "--out",
+        str(folder),
+    ]
     log = folder.with_suffix(".log").open("wb")
-    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def workers(parent):
@@ -76,7 +95,9 @@ def main():
     counts = dict.fromkeys(("runs", "killed", "finished", "same"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(dump(language_recipe(*FEW, f"learner.shard={options.shard}")), encoding="utf-8")
+        recipe.write_text(
+            dump(language_recipe(*FEW, f"learner.shard={options.shard}")), encoding="utf-8"
+        )
         untouched = Path(scratch) / "untouched"
         if started(recipe, untouched, options.processes).wait():
             sys.exit(untouched.with_suffix(".log").read_text())

@@ -1,9 +1,11 @@
-"""Feeds broken recipes and broken data to what reads them: each either works, or is refused with a word on the place.
+"""Feeds broken recipes and broken data to what reads them: each either works, or is refused with a
+word on the place.
 
     python -m tests.reliability.fuzz [--cases 2400] [--seed 0] [--out results/fuzz.json]
 
-Prints one JSON document: how many cases of each kind, how many of them worked and were refused, and every case that did
-neither: another exception, a problem that names no place, more than ``SECONDS`` of work.
+Prints one JSON document: how many cases of each kind, how many of them worked and were refused, and
+every case that did neither: another exception, a problem that names no place, more than ``SECONDS``
+of work.
 """
 
 import argparse
@@ -26,12 +28,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.reliability.broken_recipes import broken_recipes
 from tests.reliability.broken_rows import broken_rows
 from tests.reliability.runs import language_recipe, record
-from vpretrain import recipe as recipes
-from vpretrain.check import check
-from vpretrain.errors import UserError
-from vpretrain.language import Language, raw_rows
-from vpretrain.modalities import SCHEMAS
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.language import Language
+from vpretrain.language.data import raw_rows
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import run
+from vpretrain.studies.check import check
+from vpretrain.system.errors import UserError
 
 SECONDS = 20.0
 """Of one core, that a case may take."""
@@ -62,15 +65,20 @@ def deadline(seconds):
         signal.signal(signal.SIGPROF, before)
 
 
-SECTIONS = "modality|says|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
+SECTIONS = (
+    "modality|says|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
+)
 PLACE = re.compile(
-    rf"(memory|disk|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( .+)?|tiny\.yaml( [^ ]+)?)",
+    rf"(memory|disk|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( "
+    r".+)?|tiny\.yaml( [^ ]+)?)",
     re.DOTALL,
 )
 
 
 def places(error):
-    """Raises :class:`Broken` unless every problem of a UserError names a key, a ``file:line`` or a file."""
+    """Raises :class:`Broken` unless every problem of a UserError names a key, a ``file:line`` or a
+    file.
+    """
     if not error.problems:
         raise Broken("a UserError without a problem")
     for problem in error.problems:
@@ -96,7 +104,9 @@ def outcome(work):
 
 
 def read_recipe(folder, case):
-    """Loads a recipe, and checks it where that is quick; the rest of a case is what :func:`outcome` takes."""
+    """Loads a recipe, and checks it where that is quick; the rest of a case is what :func:`outcome`
+    takes.
+    """
     source, text, overrides, small = case
     (folder / "tiny.yaml").write_bytes(text)
 
@@ -108,21 +118,39 @@ def read_recipe(folder, case):
     return outcome(work)
 
 
-PLACES = {"stream": "data.stream.0.rows", "feedback": "data.feedback.rows", "test": "data.evaluation.test"}
+PLACES = {
+    "stream": "data.stream.0.rows",
+    "feedback": "data.feedback.rows",
+    "test": "data.evaluation.test",
+}
 SMALL = [
-    "data.root=.", "budget={steps: 1}", "data.batch_size=2", "data.window_tokens=48", "data.feedback.batch_size=4",
+    "data.root=.",
+    "budget={steps: 1}",
+    "data.batch_size=2",
+    "data.window_tokens=48",
+    "data.feedback.batch_size=4",
     "evaluate.answer=null",
-    "data.feedback.max_tokens=64", "data.feedback.rows.rows=16", "data.evaluation.test.rows=8",
+    "data.feedback.max_tokens=64",
+    "data.feedback.rows.rows=16",
+    "data.evaluation.test.rows=8",
     "data.stream.0.rows.rows=40",
-    "data.stream.1.rows.rows=20", "value.burn_in_steps=0", "value.meta_period=1", "threads=1",
-]  # fmt: skip
+    "data.stream.1.rows.rows=20",
+    "value.burn_in_steps=0",
+    "value.meta_period=1",
+    "threads=1",
+]
 
 
 def read_rows(folder, case):
     """Reads the rows, makes documents and batches of them, and takes one step."""
     which, spec, content, on_bad_row, arm = case
     (folder / "rows").write_bytes(content)
-    overrides = [*SMALL, f"{PLACES[which]}={json.dumps(spec)}", f"data.on_bad_row={on_bad_row}", f"arm={arm}"]
+    overrides = [
+        *SMALL,
+        f"{PLACES[which]}={json.dumps(spec)}",
+        f"data.on_bad_row={on_bad_row}",
+        f"arm={arm}",
+    ]
 
     def work():
         recipe = language_recipe(*overrides)
@@ -178,24 +206,37 @@ def main():
                 failures.setdefault(f"{kind} {where} {str(error)[:300]}", repr(case)[:3000])
             slowest[0] = max(slowest[0], time.process_time() - before)
             if counts[kind] % 100 == 0:
-                print(f"{kind} {counts[kind]}: {len(failures)} broken, {slowest[0]:.1f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{kind} {counts[kind]}: {len(failures)} broken, {slowest[0]:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         few = settings(
-            max_examples=options.cases // (1 if options.only else len(KINDS)), database=None, deadline=None,
+            max_examples=options.cases // (1 if options.only else len(KINDS)),
+            database=None,
+            deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        )
         seed(options.seed)(few(given(cases)(one)))()
 
     with traps() as folder:
         for kind in [options.only] if options.only else KINDS:
             feed(kind, *KINDS[kind])
     faulthandler.cancel_dump_traceback_later()
-    record({
-        "cases": counts["recipes"] + counts["rows"], "seed": options.seed, **counts, "broken": len(failures),
-        "slowest_case_cpu_seconds": round(slowest[0], 1), "seconds": round(time.monotonic() - started),
-        "failures": failures,
-    }, options.out)  # fmt: skip
+    record(
+        {
+            "cases": counts["recipes"] + counts["rows"],
+            "seed": options.seed,
+            **counts,
+            "broken": len(failures),
+            "slowest_case_cpu_seconds": round(slowest[0], 1),
+            "seconds": round(time.monotonic() - started),
+            "failures": failures,
+        },
+        options.out,
+    )
     sys.exit(bool(failures))
 
 

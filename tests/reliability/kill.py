@@ -1,9 +1,11 @@
-"""Kills runs with SIGKILL at random moments, inside saves too, and compares what they come to with an uninterrupted run.
+"""Kills runs with SIGKILL at random moments, inside saves too, and compares what they come to with
+an uninterrupted run.
 
     python -m tests.reliability.kill [--kills 50] [--seed 0] [--out results/kills.json]
 
-A process that has everything loaded forks the runs, so that a kill costs no start of Python. Prints one JSON document:
-how many runs were killed, how many of them inside a save, how many resumed, and how many ended with the same weights.
+A process that has everything loaded forks the runs, so that a kill costs no start of Python. Prints
+one JSON document: how many runs were killed, how many of them inside a save, how many resumed, and
+how many ended with the same weights.
 """
 
 import argparse
@@ -22,10 +24,10 @@ from pathlib import Path
 import torch
 
 from tests.reliability.runs import language_recipe, record, vision_recipe
-from vpretrain import checkpoint
 from vpretrain.language import Language
-from vpretrain.modalities import MODALITIES
-from vpretrain.single import train_one
+from vpretrain.run import checkpoint
+from vpretrain.run.launch import train_one
+from vpretrain.run.modalities import MODALITIES
 from vpretrain.vision import Vision
 
 FORK = multiprocessing.get_context("fork")
@@ -38,7 +40,9 @@ LOADED = {"language": Language, "vision": Vision}
 
 
 def run(recipe, folder, die_at_flush=None):
-    """One run in this process; with ``die_at_flush`` it kills itself at that flush to the disk: inside a save."""
+    """One run in this process; with ``die_at_flush`` it kills itself at that flush to the disk:
+    inside a save.
+    """
     torch.set_num_threads(1)
     os.close(1)
     os.open(os.devnull, os.O_WRONLY)
@@ -52,7 +56,7 @@ def run(recipe, folder, die_at_flush=None):
             flush(path)
 
         checkpoint._flush = deadly
-    train_one(recipe, folder, lambda record, share: None)
+    train_one(recipe, folder, lambda record, fraction: None)
 
 
 def started(recipe, folder, die_at_flush=None):
@@ -62,7 +66,9 @@ def started(recipe, folder, die_at_flush=None):
 
 
 def killed(recipe, folder, rng, took, *, inside):
-    """Whether a run was killed before its end: inside a save, or at any moment of the ``took`` seconds that a whole one takes."""
+    """Whether a run was killed before its end: inside a save, or at any moment of the ``took``
+    seconds that a whole one takes.
+    """
     process = started(recipe, folder, rng.randrange(4 * 12) if inside else None)
     if not inside:
         process.join(rng.random() * took)
@@ -79,7 +85,9 @@ def weights(folder):
     for path in sorted((folder / "model").rglob("*.safetensors")):
         digest.update(path.read_bytes())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    digest.update(json.dumps([[line["step"], line["loss"], line["batch"]] for line in lines]).encode())
+    digest.update(
+        json.dumps([[line["step"], line["loss"], line["batch"]] for line in lines]).encode()
+    )
     return digest.hexdigest()
 
 
@@ -94,7 +102,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         for name, recipe in RUNS.items():
             materials = LOADED[name]().load(recipe)
-            LOADED[name].load = lambda self, recipe, held=materials: held  # read once, forked everywhere
+            LOADED[name].load = lambda self, recipe, held=materials: (
+                held
+            )  # read once, forked everywhere
             MODALITIES[name] = LOADED[name]
             began = time.monotonic()
             process = started(recipe, Path(scratch) / name)

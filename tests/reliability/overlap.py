@@ -1,9 +1,11 @@
-"""Would it pay to send gradients while the backward pass goes on? A trial of it, beside the sum after it that is in use.
+"""Would it pay to send gradients while the backward pass goes on? A trial of it, beside the sum
+after it that is in use.
 
     python -m tests.reliability.overlap [--pairs 30] [--out results/overlap.json]
 
-Two gloo processes train one learner by turns in both ways. Prints one JSON document: medians in seconds of a step and of its sum
-over processes, and the ratio of steps (sent on the way over sent at the end), a median over pairs with its 95% interval.
+Two gloo processes train one learner by turns in both ways. Prints one JSON document: medians in
+seconds of a step and of its sum over processes, and the ratio of steps (sent on the way over sent
+at the end), a median over pairs with its 95% interval.
 """
 
 import argparse
@@ -17,23 +19,29 @@ from scipy.stats import bootstrap
 
 from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, record
-from vpretrain import distributed
 from vpretrain.language import Language
-from vpretrain.train import new_step
+from vpretrain.run.train import new_step
+from vpretrain.system import distributed
 
 WIDE = (
-    "learner.config={model_type: llama, vocab_size: 96, hidden_size: 256, intermediate_size: 768, num_hidden_layers: 6, "
-    "num_attention_heads: 4, num_key_value_heads: 4, max_position_embeddings: 128, tie_word_embeddings: false}"
+    "learner.config={model_type: llama, vocab_size: 96, hidden_size: 256, intermediate_size: "
+    "768, num_hidden_layers: 6, "
+    "num_attention_heads: 4, num_key_value_heads: 4, max_position_embeddings: 128, "
+    "tie_word_embeddings: false}"
 )
 BUCKET_BYTES = 2**22  # several of them in so small a learner
 
 
 class OnTheWay:
-    """Sends a bucket as soon as its gradients and all buckets before it are there, so that processes send in one order."""
+    """Sends a bucket as soon as its gradients and all buckets before it are there, so that
+    processes send in one order.
+    """
 
     def __init__(self, parameters):
         self.buckets, self.on = list(distributed._buckets(parameters[::-1])), False
-        self.place = {parameter: place for place, bucket in enumerate(self.buckets) for parameter in bucket}
+        self.place = {
+            parameter: place for place, bucket in enumerate(self.buckets) for parameter in bucket
+        }
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self.ready)
 
@@ -53,7 +61,9 @@ class OnTheWay:
     def end(self):
         for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
             work.wait()
-            for parameter, piece in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for parameter, piece in zip(
+                bucket, flat.split([p.numel() for p in bucket]), strict=True
+            ):
                 parameter.grad.copy_(piece.view(parameter.shape))
         self.on = False
 
@@ -96,12 +106,22 @@ def main():
     after, on_the_way, sums = together(2, steps, recipe, materials, options.pairs)[0]
     ratios = [b / a for a, b in zip(after, on_the_way, strict=True)]
     interval = bootstrap([ratios], median, rng=0).confidence_interval
-    record({
-        "parameters": sum(p.numel() for p in build(recipe, materials).learner.model.parameters()),
-        "tokens": recipe.data.batch_size * recipe.data.window_tokens, "pairs": options.pairs,
-        "seconds": {"at_the_end": median(after), "on_the_way": median(on_the_way), "sum_at_the_end": median(sums)},
-        "on_the_way_over_at_the_end": {"median": median(ratios), "ci95": list(interval)},
-    }, options.out)  # fmt: skip
+    record(
+        {
+            "parameters": sum(
+                p.numel() for p in build(recipe, materials).learner.model.parameters()
+            ),
+            "tokens": recipe.data.batch_size * recipe.data.window_tokens,
+            "pairs": options.pairs,
+            "seconds": {
+                "at_the_end": median(after),
+                "on_the_way": median(on_the_way),
+                "sum_at_the_end": median(sums),
+            },
+            "on_the_way_over_at_the_end": {"median": median(ratios), "ci95": list(interval)},
+        },
+        options.out,
+    )
 
 
 if __name__ == "__main__":

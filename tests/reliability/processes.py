@@ -7,7 +7,7 @@ import traceback
 
 import torch
 
-from vpretrain import distributed
+from vpretrain.system import distributed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -20,9 +20,12 @@ def free_port():
 
 def _process(rank, world, port, function, arguments, results):
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     torch.set_num_threads(1)
     try:
         with distributed.process_group():
@@ -32,10 +35,13 @@ def _process(rank, world, port, function, arguments, results):
 
 
 def together(world, function, *arguments):
-    """What ``function(*arguments)`` returns on each of ``world`` processes, by rank; the first error is raised here."""
+    """What ``function(*arguments)`` returns on each of ``world`` processes, by rank; the first
+    error is raised here.
+    """
     results, port = FORK.Queue(), free_port()
     processes = [
-        FORK.Process(target=_process, args=(r, world, port, function, arguments, results)) for r in range(world)
+        FORK.Process(target=_process, args=(r, world, port, function, arguments, results))
+        for r in range(world)
     ]
     for process in processes:
         process.start()

@@ -4,10 +4,10 @@ import hashlib
 import json
 import sys
 
-from tests.language import test_train as language
+from tests.run import test_train as language
 from tests.vision import conftest as vision
-from vpretrain.modalities import MODALITIES
-from vpretrain.tracking import environment, write_json
+from vpretrain.run.folder import environment, write_json
+from vpretrain.run.modalities import MODALITIES
 
 FEW = ["budget.steps=7", "value.meta_period=3", "value.memory=0.5", "evaluate.every=0"]
 
@@ -25,7 +25,9 @@ def build(recipe, materials):
 
 
 def weights_hash(parts):
-    """Over all that the learner is: parameters and buffers of the model, and what it holds beside them."""
+    """Over all that the learner is: parameters and buffers of the model, and what it holds beside
+    them.
+    """
     digest = hashlib.sha256()
 
     def add(name, value):
@@ -36,12 +38,16 @@ def weights_hash(parts):
             digest.update(name.encode() + value.detach().contiguous().view(-1).numpy().tobytes())
 
     add("model", dict(parts.learner.model.state_dict()))
-    add("learner", {k: v for k, v in parts.learner.state_dict().items() if not isinstance(v, (int, float))})
+    add(
+        "learner",
+        {k: v for k, v in parts.learner.state_dict().items() if not isinstance(v, (int, float))},
+    )
     return digest.hexdigest()
 
 
 def record(figures, out, part=None):
-    """Prints figures with the command, machine and versions that they come from; writes them too where ``out`` is a path.
+    """Prints figures with the command, machine and versions that they come from; writes them too
+    where ``out`` is a path.
 
     Of several parts of one file each has a key of its own, and the others stay as they are.
     """

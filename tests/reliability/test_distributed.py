@@ -1,4 +1,6 @@
-"""Several processes are one run: the same figures, the same step, and a checkpoint goes on on any number of them."""
+"""Several processes are one run: the same figures, the same step, and a checkpoint goes on on any
+number of them.
+"""
 
 import pytest
 import torch
@@ -8,19 +10,22 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, vision_recipe
-from vpretrain import distributed, sharding
-from vpretrain.ascent import Learned
-from vpretrain.checkpoint import Keeper
-from vpretrain.errors import UserError, user_error
 from vpretrain.language import Language
-from vpretrain.single import train_one
-from vpretrain.train import new_step, run
+from vpretrain.method.network import LearnedDesigner
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.launch import train_one
+from vpretrain.run.train import new_step, run
+from vpretrain.system import distributed, sharding
+from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision import Vision
 from vpretrain.vision.modality import _stream
 
-GPT2 = (  # its norms are in the model's dtype; those of llama round to float32 whatever they are given
-    "learner.config={model_type: gpt2, vocab_size: 96, n_embd: 24, n_layer: 2, n_head: 2, n_positions: 128, "
-    "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0, tie_word_embeddings: false, bos_token_id: 0, eos_token_id: 0}"
+# its norms are in the model's dtype; those of llama round to float32 whatever they are given
+GPT2 = (
+    "learner.config={model_type: gpt2, vocab_size: 96, n_embd: 24, n_layer: 2, n_head: 2, "
+    "n_positions: 128, "
+    "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0, tie_word_embeddings: false, "
+    "bos_token_id: 0, eos_token_id: 0}"
 )
 WIDE = ["learner.dtype=float64", "learner.learning_rate=1e-3"]
 
@@ -51,12 +56,13 @@ def pictures():
     return {kind: Vision().load(pictures_recipe(kind=kind)) for kind in ("dino", "ijepa")}
 
 
-def ran(recipe, materials, keeper=None, resume=None):
+def ran(recipe, materials, checkpoints=None, resume=None):
     """Losses and gains of a run, what it counted, and its learner's and designer's weights."""
     parts = build(recipe, materials)
-    if isinstance(parts.designer, Learned):
-        parts.designer.network.double()  # Adam makes a whole step of a gradient that is nothing but rounding
-    result = run(recipe, parts, step0={}, keeper=keeper, resume=resume)
+    if isinstance(parts.designer, LearnedDesigner):
+        # Adam makes a whole step of a gradient that is nothing but rounding
+        parts.designer.network.double()
+    result = run(recipe, parts, step0={}, checkpoints=checkpoints, resume=resume)
     learned = {**parts.designer.state_dict(), "remembered": []}  # whose rows lie in parts
     held = distributed.tensors_in([dict(parts.learner.model.state_dict()), learned])
     held = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in held]
@@ -87,10 +93,15 @@ def assert_one_run(recipe, materials, tolerance=1e-6):
 
 
 LANGUAGE = {
-    "onehot": [], "token_weights": [], "document_weights": [], "source_weights": [], "closed_form": [],
-    "ascent": ["designer.updates=2"], "field": ["designer.replay=2", "designer.updates=2"],
+    "onehot": [],
+    "token_weights": [],
+    "document_weights": [],
+    "source_weights": [],
+    "closed_form": [],
+    "ascent": ["designer.updates=2"],
+    "field": ["designer.replay=2", "designer.updates=2"],
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arm", LANGUAGE)
@@ -114,7 +125,11 @@ def test_two_processes_train_vision_as_one(pictures, kind, arm, overrides):
 
 SHARDS = {
     "closed_form": ["learner.accumulate=2"],
-    "ascent": ["learner.activation_checkpointing=true", "value.alignment=cosine", "value.estimator=double_backward"],
+    "ascent": [
+        "learner.activation_checkpointing=true",
+        "value.alignment=cosine",
+        "value.estimator=double_backward",
+    ],
     "token_weights": ["learner.lora={r: 2}"],
 }
 
@@ -132,13 +147,18 @@ def lies(recipe, materials):
 
 def test_blocks_below_s_are_shared_out_and_nothing_else(words):
     found = together(2, lies, words_recipe("arm=onehot", "learner.shard=true"), words)[0]
-    assert {name.startswith("transformer.h.0.") for name, sharded in found.items() if sharded} == {True}
+    assert {name.startswith("transformer.h.0.") for name, sharded in found.items() if sharded} == {
+        True
+    }
     assert all(sharded for name, sharded in found.items() if name.startswith("transformer.h.0."))
 
 
 @pytest.mark.parametrize(
     "overrides, message",
-    [(["learner.aligned_blocks=all"], "nothing to share out"), (["learner.aligned_blocks=2"], "nothing to share out")],
+    [
+        (["learner.aligned_blocks=all"], "nothing to share out"),
+        (["learner.aligned_blocks=2"], "nothing to share out"),
+    ],
 )
 def test_what_cannot_be_shared_out_is_refused(words, overrides, message):
     recipe = words_recipe("arm=onehot", "learner.shard=true", *overrides)
@@ -153,19 +173,26 @@ def test_a_learner_with_a_moving_average_is_not_shared_out(pictures):
 
 
 def trained(recipe, folder):
-    train_one(recipe, folder, lambda record, share: None)
+    train_one(recipe, folder, lambda record, fraction: None)
     return load_file(folder / "model" / "model.safetensors") if distributed.rank() == 0 else None
 
 
 def test_what_was_trained_in_shards_is_saved_whole(words, tmp_path, monkeypatch):
     monkeypatch.setattr(Language, "load", lambda self, recipe: words)
     recipe = words_recipe(
-        "arm=token_weights", "learner.shard=true", "budget.steps=4", "checkpoint.every=2", "evaluate.answer=([0-9]+)",
-        "evaluate.every=2", "checkpoint.keep_best=test/nll",
-    )  # fmt: skip
+        "arm=token_weights",
+        "learner.shard=true",
+        "budget.steps=4",
+        "checkpoint.every=2",
+        "evaluate.answer=([0-9]+)",
+        "evaluate.every=2",
+        "checkpoint.keep_best=test/nll",
+    )
     one = trained(recipe, tmp_path / "one")
     two = together(2, in_a_process, recipe, tmp_path / "two")[0]
-    assert {name: tuple(tensor.shape) for name, tensor in one.items()} == {n: s for n, (s, _) in two.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in one.items()} == {
+        n: s for n, (s, _) in two.items()
+    }
     for name, (_, values) in two.items():
         assert values == pytest.approx(one[name].flatten().tolist(), rel=1e-5, abs=1e-8)
 
@@ -176,12 +203,16 @@ def test_a_designer_is_saved_with_what_each_process_remembers(words, tmp_path, m
     together(2, in_a_process, recipe, tmp_path)
     mine, its = torch.load(tmp_path / "designer" / "state.pt", weights_only=True)["remembered"]
     assert len(mine) == len(its) == 1
-    assert mine[0]["hidden"].shape == its[0]["hidden"].shape and not mine[0]["hidden"].equal(its[0]["hidden"])
+    assert mine[0]["hidden"].shape == its[0]["hidden"].shape and not mine[0]["hidden"].equal(
+        its[0]["hidden"]
+    )
 
 
 def in_a_process(recipe, folder):
     found = trained(recipe, folder) or {}
-    return {name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in found.items()}
+    return {
+        name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in found.items()
+    }
 
 
 def test_clipping_over_shards_is_clipping():
@@ -201,13 +232,13 @@ def clipped(gradients, bound):
 
 
 def gone_on_with(recipe, materials, folder):
-    keeper = Keeper(folder, keep_last=9)
-    _, state = keeper.newest()
+    checkpoints = CheckpointManager(folder, keep_last=9)
+    _, state = checkpoints.newest()
     return ran(recipe, materials, resume=state)
 
 
 def kept(recipe, materials, folder):
-    return ran(recipe, materials, keeper=Keeper(folder, keep_last=9))
+    return ran(recipe, materials, checkpoints=CheckpointManager(folder, keep_last=9))
 
 
 @pytest.mark.parametrize("shard", ["false", "true"])
@@ -231,7 +262,9 @@ def test_a_run_goes_on_on_another_number_of_processes(words, tmp_path, before, a
     ],
     ids=["whole", "shards", "replay"],
 )
-def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers_and_memory(words, tmp_path, overrides):
+def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers_and_memory(
+    words, tmp_path, overrides
+):
     recipe = words_recipe("budget.steps=5", "learner.config.resid_pdrop=0.1", *overrides)
     part = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": 3})})
     whole = together(2, ran, recipe, words)
@@ -246,7 +279,9 @@ def on(world, function, *arguments):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(words):
-    with pytest.raises(AssertionError, match=r"data\.batch_size: 3 ranks cannot share a batch evenly"):
+    with pytest.raises(
+        AssertionError, match=r"data\.batch_size: 3 ranks cannot share a batch evenly"
+    ):
         together(3, ran, words_recipe("arm=onehot"), words)
 
 
@@ -311,15 +346,19 @@ def test_what_the_first_finds_wrong_is_told_to_all():
 
 def found_by(folder):
     try:
-        return Keeper(folder / str(distributed.rank())).newest()[0]
+        return CheckpointManager(folder / str(distributed.rank())).newest()[0]
     except UserError as error:
         return str(error)
 
 
 def test_a_run_folder_that_not_all_see_is_named(tmp_path):
-    Keeper(tmp_path / "0").save(3, {"step": 3})
+    CheckpointManager(tmp_path / "0").save(3, {"step": 3})
     found = together(2, found_by, tmp_path)
-    assert found[0] == 3 and "process 1 on" in found[1] and str(tmp_path / "1" / "step-0000003") in found[1]
+    assert (
+        found[0] == 3
+        and "process 1 on" in found[1]
+        and str(tmp_path / "1" / "step-0000003") in found[1]
+    )
 
 
 def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):
@@ -348,7 +387,9 @@ def test_pictures_look_the_same_however_they_are_shared_out(pictures, world):
         assert part.names == whole.names[rank::world]
         found = settings(part)
         for mine, all_of_them in zip(
-            (*found.global_views, *found.local_views), (*views.global_views, *views.local_views), strict=True
+            (*found.global_views, *found.local_views),
+            (*views.global_views, *views.local_views),
+            strict=True,
         ):
             torch.testing.assert_close(mine, all_of_them[rank::world], rtol=1e-5, atol=1e-5)
 

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.reliability import broken_recipes, broken_rows, fuzz
 from tests.reliability.runs import language_recipe, vision_recipe
-from vpretrain import recipe as recipes
-from vpretrain.errors import Problem, UserError
-from vpretrain.language import raw_rows
-from vpretrain.modalities import SCHEMAS
-from vpretrain.single import train_one
+from vpretrain.config import recipe as recipes
+from vpretrain.language.data import raw_rows
+from vpretrain.run.launch import train_one
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.system.errors import Problem, UserError
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,10 @@ def test_rows(folder, case):
 
 def test_what_the_cases_are_made_from_works(folder):
     (folder / "tiny.yaml").write_text(recipes.dump(language_recipe()))
-    assert fuzz.read_recipe(folder, ("tiny.yaml", (folder / "tiny.yaml").read_bytes(), [], False)) == "works"
+    assert (
+        fuzz.read_recipe(folder, ("tiny.yaml", (folder / "tiny.yaml").read_bytes(), [], False))
+        == "works"
+    )
     rows = "\n".join(json.dumps(row) for row in broken_rows.GOOD["stream"]).encode()
     spec = {"kind": "jsonl", "path": "rows", "prompt": "problem", "solution": "solution"}
     assert fuzz.read_rows(folder, ("stream", spec, rows, "stop", "onehot")) == "works"
@@ -74,7 +77,7 @@ def test_other_exceptions_late_cases_and_nameless_problems_are_told():
 def test_every_snippet_of_yaml(folder, snippet):
     text = f"{snippet}\nmodality: language\n".encode()
     assert fuzz.read_recipe(folder, ("tiny.yaml", text, [], False)) in ("works", "refused")
-    fuzz.read_recipe(folder, ("demo-language", b"", [f"says={snippet}"], False))
+    fuzz.read_recipe(folder, ("demo-language", b"", [f"description={snippet}"], False))
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "~nobody-there/x", "a\0b", "loop/x"])
@@ -92,26 +95,38 @@ def test_paths_that_cannot_be_looked_up(folder, path, key):
 
 HUGE = {
     language_recipe: [
-        "data.stream.0.rows.rows", "data.stream.1.rows.rows", "data.batch_size", "data.window_tokens", "designer.layers",
-        "learner.config.num_hidden_layers", "learner.config.hidden_size", "designer.candidates",
+        "data.stream.0.rows.rows",
+        "data.stream.1.rows.rows",
+        "data.batch_size",
+        "data.window_tokens",
+        "designer.layers",
+        "learner.config.num_hidden_layers",
+        "learner.config.hidden_size",
+        "designer.candidates",
     ],
     vision_recipe: [
-        "data.stream.0.pictures.count", "learner.config.num_hidden_layers", "designer.depth", "designer.base",
+        "data.stream.0.pictures.count",
+        "learner.config.num_hidden_layers",
+        "designer.depth",
+        "designer.base",
         "learner.head.prototypes",
     ],
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("make", "key"), [(make, key) for make, keys in HUGE.items() for key in keys])
+@pytest.mark.parametrize(
+    ("make", "key"), [(make, key) for make, keys in HUGE.items() for key in keys]
+)
 def test_huge_numbers_are_refused_at_once(folder, make, key):
     text = recipes.dump(make()).encode()
-    # No memory holds the largest; it is asked for in one piece, so that it is refused and not filled.
+    # No memory holds the largest; it is asked for in one piece, so that it is refused and not
+    # filled.
     assert fuzz.read_recipe(folder, ("tiny.yaml", text, [f"{key}={10**13}"], True)) == "refused"
 
 
 def test_text_that_is_no_character_can_be_printed():
     with pytest.raises(UserError, match="surrogate"):
-        recipes.load("demo-language", ['says="\\ud800"'], schemas=SCHEMAS)
+        recipes.load("demo-language", ['description="\\ud800"'], schemas=SCHEMAS)
     str(Problem("\ud800", "\ud800", "\ud800", "\ud800")).encode()
 
 
@@ -128,9 +143,11 @@ def test_cut_and_damaged_files_are_named(tmp_path, name):
 
 def test_a_metric_that_nobody_measures_is_told_before_the_first_step(tmp_path):
     steps = []
-    recipe = language_recipe("arm=onehot", "evaluate.every=2", "checkpoint.keep_best=test/los", "budget.steps=4")
+    recipe = language_recipe(
+        "arm=onehot", "evaluate.every=2", "checkpoint.keep_best=test/los", "budget.steps=4"
+    )
     with pytest.raises(UserError, match=r"checkpoint\.keep_best") as caught:
-        train_one(recipe, tmp_path / "run", lambda record, share: steps.append(record))
+        train_one(recipe, tmp_path / "run", lambda record, fraction: steps.append(record))
     assert not steps and "test/nll" in caught.value.problems[0].accepted
     with pytest.raises(UserError, match=r"evaluate\.every"):
         language_recipe("checkpoint.keep_best=test/nll", "evaluate.every=0")

@@ -11,42 +11,48 @@ import pytest
 import torch
 
 from tests.reliability.runs import build, language_recipe, vision_recipe, weights_hash
-from vpretrain.checkpoint import Keeper
-from vpretrain.errors import Fault, Stopped, UserError
-from vpretrain.interruption import Interruption
 from vpretrain.language import Language
-from vpretrain.language.arms import ARMS as LANGUAGE_ARMS
-from vpretrain.single import changes, train_one
-from vpretrain.train import run
+from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.launch import changes, train_one
+from vpretrain.run.train import run
+from vpretrain.system.errors import Fault, Stopped, UserError
+from vpretrain.system.signals import Interruption
 from vpretrain.vision import Vision
-from vpretrain.vision.arms import ARMS as VISION_ARMS
-from vpretrain.vision.arms import DINO_ARMS, IJEPA_ARMS
+from vpretrain.vision.steering.arms import ARMS as VISION_ARMS
+from vpretrain.vision.steering.arms import DINO_ARMS, IJEPA_ARMS
 
 TIMES = ("seconds", "tokens_per_second")
 
 
 def figures(history):
     """Records without what a clock says."""
-    return [{key: v for key, v in record.items() if not key.startswith(TIMES)} for record in history]
+    return [
+        {key: v for key, v in record.items() if not key.startswith(TIMES)} for record in history
+    ]
 
 
 def gone_on_with(recipe, materials, folder, at):
-    """A run that ends after ``at`` steps, and another process's worth of fresh parts that goes on from its checkpoint."""
-    keeper = Keeper(folder, every=at, keep_last=9)
+    """A run that ends after ``at`` steps, and another process's worth of fresh parts that goes on
+    from its checkpoint.
+    """
+    checkpoints = CheckpointManager(folder, every=at, keep_last=9)
     whole_parts = build(recipe, materials)
-    whole = run(recipe, whole_parts, step0={}, keeper=keeper)
-    for step in keeper.steps():
+    whole = run(recipe, whole_parts, step0={}, checkpoints=checkpoints)
+    for step in checkpoints.steps():
         if step > at:
-            shutil.rmtree(keeper.path(step))
-    step, state = keeper.newest()
+            shutil.rmtree(checkpoints.path(step))
+    step, state = checkpoints.newest()
     assert step == at
     random.seed(99)
     torch.manual_seed(99)  # what a new process would have drawn
     parts = build(recipe, materials)
-    rest = run(recipe, parts, keeper=None, resume=state)
+    rest = run(recipe, parts, checkpoints=None, resume=state)
     assert figures(rest.history) == figures(whole.history)[at:]
     assert rest.stream_digest == whole.stream_digest
-    assert {name: score.value for name, score in rest.final.items()} == {n: s.value for n, s in whole.final.items()}
+    assert {name: score.value for name, score in rest.final.items()} == {
+        n: s.value for n, s in whole.final.items()
+    }
     return weights_hash(parts), weights_hash(whole_parts)
 
 
@@ -70,23 +76,37 @@ def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
 
 @pytest.mark.parametrize("modality", ["language", "vision"])
 def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tmp_path):
-    """Checkpoints of a run that draws ahead know nothing of what waits, and one that does not goes on from them."""
+    """Checkpoints of a run that draws ahead know nothing of what waits, and one that does not goes
+    on from them.
+    """
     accumulate = "learner.accumulate=2"
     if modality == "language":
-        recipe, materials = language_recipe("arm=token_weights", accumulate, "budget.steps=6"), words
+        recipe, materials = (
+            language_recipe("arm=token_weights", accumulate, "budget.steps=6"),
+            words,
+        )
     else:
-        recipe, materials = vision_recipe("arm=ascent", accumulate, "budget.steps=6"), pictures["dino"]
+        recipe, materials = (
+            vision_recipe("arm=ascent", accumulate, "budget.steps=6"),
+            pictures["dino"],
+        )
     plain, ahead = build(recipe, materials), build(recipe, materials)
-    keeper = Keeper(tmp_path / "ahead", every=4, keep_last=9)
+    checkpoints = CheckpointManager(tmp_path / "ahead", every=4, keep_last=9)
     expected = run(recipe, plain, step0={}, ahead=False)
-    found = run(recipe, ahead, step0={}, keeper=keeper, ahead=True)
-    assert figures(found.history) == figures(expected.history) and found.stream_digest == expected.stream_digest
+    found = run(recipe, ahead, step0={}, checkpoints=checkpoints, ahead=True)
+    assert (
+        figures(found.history) == figures(expected.history)
+        and found.stream_digest == expected.stream_digest
+    )
     assert weights_hash(ahead) == weights_hash(plain)
     assert next(ahead.stream).digest() == next(plain.stream).digest()
-    shutil.rmtree(keeper.path(6))
+    shutil.rmtree(checkpoints.path(6))
     for goes_ahead in (False, True):
         parts = build(recipe, materials)
-        assert run(recipe, parts, resume=keeper.newest()[1], ahead=goes_ahead).stream_digest == expected.stream_digest
+        assert (
+            run(recipe, parts, resume=checkpoints.newest()[1], ahead=goes_ahead).stream_digest
+            == expected.stream_digest
+        )
         assert weights_hash(parts) == weights_hash(plain)
 
 
@@ -108,35 +128,49 @@ def test_ijepa_goes_on_bit_for_bit(pictures, arm, tmp_path):
 def test_a_signal_saves_stops_and_the_same_command_goes_on(words, tmp_path):
     recipe = language_recipe("arm=document_weights", "checkpoint.every=2")
 
-    def interrupt(record, share):
-        if record["step"] == 3 and share != 1:
+    def interrupt(record, fraction):
+        if record["step"] == 3 and fraction != 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="SIGTERM after step 3"):
         train_one(recipe, tmp_path / "a", interrupt)
     said = []
-    resumed = train_one(recipe, tmp_path / "a", lambda record, share: None, says=said.append)
+    resumed = train_one(
+        recipe, tmp_path / "a", lambda record, fraction: None, description=said.append
+    )
     assert said == ["going on after step 3"]
-    whole = train_one(recipe, tmp_path / "b", lambda record, share: None)
+    whole = train_one(recipe, tmp_path / "b", lambda record, fraction: None)
     assert resumed["final"] == whole["final"] and resumed["step0"] == whole["step0"]
     texts = [(tmp_path / run / "metrics.jsonl").read_text() for run in "ab"]
     lines = [[json.loads(line) for line in text.splitlines()] for text in texts]
-    assert figures(lines[0]) == figures(lines[1]) and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6, 7]
+    assert figures(lines[0]) == figures(lines[1]) and [line["step"] for line in lines[0]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
     for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a/model" / name).read_bytes() == (tmp_path / "b/model" / name).read_bytes()
+        assert (tmp_path / "a/model" / name).read_bytes() == (
+            tmp_path / "b/model" / name
+        ).read_bytes()
 
 
 def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
     recipe = language_recipe("arm=onehot", "budget.steps=2")
-    first = train_one(recipe, tmp_path, lambda record, share: None)
+    first = train_one(recipe, tmp_path, lambda record, fraction: None)
     said, steps = [], []
-    again = train_one(recipe, tmp_path, lambda record, share: steps.append(record), says=said.append)
+    again = train_one(
+        recipe, tmp_path, lambda record, fraction: steps.append(record), description=said.append
+    )
     assert again == first and said == ["this run is finished; nothing was done"] and not steps
 
 
 def test_a_key_that_is_newer_than_the_folder_counts_with_its_default(words, tmp_path):
     recipe = language_recipe("arm=onehot", "budget.steps=2")
-    train_one(recipe, tmp_path, lambda record, share: None)
+    train_one(recipe, tmp_path, lambda record, fraction: None)
     path = tmp_path / "recipe.yaml"
     lines = [line for line in path.read_text().splitlines() if line.strip() != "on_collapse: log"]
     path.write_text("\n".join(lines))
@@ -146,22 +180,33 @@ def test_a_key_that_is_newer_than_the_folder_counts_with_its_default(words, tmp_
 
 
 def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tmp_path):
-    train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
+    train_one(
+        language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, fraction: None
+    )
     longer = language_recipe("arm=onehot", "budget.steps=4", "learner.learning_rate=3e-3")
     with pytest.raises(UserError) as error:
-        train_one(longer, tmp_path, lambda record, share: None)
-    assert {problem.where for problem in error.value.problems} == {"budget.steps", "learner.learning_rate"}
+        train_one(longer, tmp_path, lambda record, fraction: None)
+    assert {problem.where for problem in error.value.problems} == {
+        "budget.steps",
+        "learner.learning_rate",
+    }
     assert "--accept-changes" in str(error.value)
     steps = []
-    train_one(longer, tmp_path, lambda record, share: steps.append(record["step"]), accept_changes=True)
+    train_one(
+        longer, tmp_path, lambda record, fraction: steps.append(record["step"]), accept_changes=True
+    )
     assert steps == [3, 4]
 
 
 def test_what_is_not_trained_may_change(words, tmp_path):
-    train_one(language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, share: None)
+    train_one(
+        language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, fraction: None
+    )
     said = []
-    other = language_recipe("arm=onehot", "budget.steps=2", "checkpoint.keep_last=5", "learner.shard=true")
-    train_one(other, tmp_path, lambda record, share: None, says=said.append)
+    other = language_recipe(
+        "arm=onehot", "budget.steps=2", "checkpoint.keep_last=5", "learner.shard=true"
+    )
+    train_one(other, tmp_path, lambda record, fraction: None, description=said.append)
     assert said == ["this run is finished; nothing was done"]
 
 
@@ -178,7 +223,11 @@ class Poisoned:
     def __next__(self):
         self.drawn += 1
         bad = self.drawn in self.bad
-        self.learner.loss = (lambda context, task: self.healthy(context, task) * float("nan")) if bad else self.healthy
+        self.learner.loss = (
+            (lambda context, task: self.healthy(context, task) * float("nan"))
+            if bad
+            else self.healthy
+        )
         return next(self.stream)
 
     def state_dict(self):
@@ -204,7 +253,9 @@ def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
 @pytest.mark.parametrize("arm", ["token_weights", "ascent"])
 @pytest.mark.parametrize("burn_in", [0, 2])
 def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
-    recipe = language_recipe(f"arm={arm}", f"value.burn_in_steps={burn_in}", "value.meta_period=2", "budget.steps=4")
+    recipe = language_recipe(
+        f"arm={arm}", f"value.burn_in_steps={burn_in}", "value.meta_period=2", "budget.steps=4"
+    )
     parts = build(recipe, words)
     healthy, calls = parts.feedback.gradients, 0
 
@@ -222,26 +273,37 @@ def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
 
 
 def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, tmp_path):
-    recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=6", "faults.max_skips=1")
-    keeper = Keeper(tmp_path / "checkpoints", every=2)
-    result = run(recipe, poisoned(recipe, words, {4, 5}), step0={}, keeper=keeper)
+    recipe = language_recipe(
+        "arm=onehot", "value.burn_in_steps=0", "budget.steps=6", "faults.max_skips=1"
+    )
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", every=2)
+    result = run(recipe, poisoned(recipe, words, {4, 5}), step0={}, checkpoints=checkpoints)
     assert [record["step"] for record in result.history] == [1, 2, 3, 3, 3, 3, 4, 5, 6]
     with pytest.raises(Fault, match="2 batches in a row"):
-        run(recipe, poisoned(recipe, words, {4, 5, 6, 7}), step0={}, keeper=Keeper(tmp_path / "others", every=2))
+        run(
+            recipe,
+            poisoned(recipe, words, {4, 5, 6, 7}),
+            step0={},
+            checkpoints=CheckpointManager(tmp_path / "others", every=2),
+        )
     with pytest.raises(Fault, match="2 batches in a row"):
         run(recipe, poisoned(recipe, words, {2, 3}), step0={})
 
 
 def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
-    recipe = language_recipe("arm=onehot", "evaluate.every=1", "checkpoint.keep_best=test/nll", "budget.steps=4")
-    keeper = Keeper(tmp_path)
-    result = run(recipe, build(recipe, words), step0={}, keeper=keeper)
+    recipe = language_recipe(
+        "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=test/nll", "budget.steps=4"
+    )
+    checkpoints = CheckpointManager(tmp_path)
+    result = run(recipe, build(recipe, words), step0={}, checkpoints=checkpoints)
     best = json.loads((tmp_path / "best/scores.json").read_text())["test/nll"]
     assert best == min(record["test/nll"] for record in result.history)
     assert (tmp_path / "best/config.json").is_file()
     with pytest.raises(UserError, match="test/pass@1"):
-        bad = language_recipe("arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1")
-        run(bad, build(bad, words), step0={}, keeper=keeper)
+        bad = language_recipe(
+            "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1"
+        )
+        run(bad, build(bad, words), step0={}, checkpoints=checkpoints)
 
 
 def test_signals_are_heard_only_inside_and_never_outside_of_the_main_thread():

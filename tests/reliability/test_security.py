@@ -1,4 +1,6 @@
-"""Nothing that a recipe, a model folder or data hold is run; nothing is sent anywhere; no token is left behind."""
+"""Nothing that a recipe, a model folder or data hold is run; nothing is sent anywhere; no token is
+left behind.
+"""
 
 import ast
 import json
@@ -12,15 +14,15 @@ import pytest
 import torch
 
 import vpretrain
-from tests.language.test_train import TINY
 from tests.reliability.runs import language_recipe, vision_recipe
-from vpretrain import recipe as recipes
-from vpretrain.errors import UserError
-from vpretrain.explain import restore_designer
+from tests.run.test_train import TINY
+from vpretrain.config import recipe as recipes
+from vpretrain.config.recipe import load
 from vpretrain.language import Language
-from vpretrain.modalities import SCHEMAS
-from vpretrain.recipe import load
-from vpretrain.single import train_one
+from vpretrain.run.launch import train_one
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.studies.explain import restore_designer
+from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 
 SOURCES = sorted(Path(vpretrain.__file__).parent.rglob("*.py"))
@@ -42,7 +44,10 @@ class Owned:
 def calls(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            yield (
+                ast.unparse(node.func),
+                {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -60,18 +65,29 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run(path):
             assert options.get("weights_only") == "True"
         if function in ("np.load", "numpy.load"):
             assert options.get("allow_pickle") == "False"
-        assert function not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "eval"), function
+        assert function not in (
+            "yaml.load",
+            "yaml.unsafe_load",
+            "yaml.full_load",
+            "os.system",
+            "eval",
+        ), function
         assert options.get("shell", "False") == "False", function
 
 
 # ---- recipes
 
 
-@pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir"])
+@pytest.mark.parametrize(
+    "tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir"]
+)
 def test_a_tag_makes_nothing(tmp_path, tag):
     marker = tmp_path / "owned"
     (tmp_path / "tagged.yaml").write_text(f"modality: language\nsays: !!{tag} [{marker}]\n")
-    for source, overrides in ((tmp_path / "tagged.yaml", []), ("demo-language", [f"says=!!{tag} [{marker}]"])):
+    for source, overrides in (
+        (tmp_path / "tagged.yaml", []),
+        ("demo-language", [f"description=!!{tag} [{marker}]"]),
+    ):
         with pytest.raises(UserError, match="not valid YAML"):
             load(source, overrides, schemas=SCHEMAS)
     assert not marker.exists()
@@ -82,7 +98,7 @@ def test_a_run_folder_with_a_tag_in_its_recipe_is_refused(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     (tmp_path / "recipe.yaml").write_text(f"says: !!python/object/apply:os.mkdir [{marker}]\n")
     with pytest.raises(UserError, match=r"recipe\.yaml:1"):
-        train_one(language_recipe(), tmp_path, lambda record, share: None)
+        train_one(language_recipe(), tmp_path, lambda record, fraction: None)
     assert not marker.exists()
 
 
@@ -91,7 +107,11 @@ def test_a_run_folder_with_a_tag_in_its_recipe_is_refused(tmp_path):
 
 def folder_with_code(folder, marker, kind):
     """A model that names its own code, in every place where it can."""
-    code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+    code = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoModelForCausalLM": "evil.Model",
+    }
     folder.mkdir()
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
     (folder / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": code}))
@@ -117,7 +137,9 @@ def test_pickled_weights_are_not_unpickled(tmp_path):
     recipe = language_recipe()
     Language().build(recipe, Language().load(recipe)).save(folder)
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model.embed_tokens.weight": Owned(marker)}))
+    (folder / "pytorch_model.bin").write_bytes(
+        pickle.dumps({"model.embed_tokens.weight": Owned(marker)})
+    )
     problems = Language().check(language_recipe("learner.config=null", f"learner.model={folder}"))
     assert [problem.where for problem in problems] == ["learner.model"]
     assert not marker.exists()
@@ -163,24 +185,48 @@ print("ASKED", asked)
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """check, train, explain and report on local files, without network, with a token in the environment."""
+    """check, train, explain and report on local files, without network, with a token in the
+    environment.
+    """
     folder = tmp_path_factory.mktemp("alone")
-    rows = [{"text": f"{word} {HOSTILE} {number}"} for number, word in enumerate(["John has apples ."] * 40)]
+    rows = [
+        {"text": f"{word} {HOSTILE} {number}"}
+        for number, word in enumerate(["John has apples ."] * 40)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Language().build(recipe := language_recipe(), Language().load(recipe)).save(folder / "base")
-    tiny = recipes.load("demo-language", [
-        *TINY, "arm=field", "budget.steps=2", "evaluate.every=0", "threads=1", "learner.config=null", "learner.model=base",
-        f"data.stream.1={json.dumps({'name': HOSTILE, 'rows': {'kind': 'jsonl', 'path': 'rows.jsonl', 'text': 'text'}})}",
-        f"says={json.dumps(HOSTILE)}",
-    ], schemas=SCHEMAS)  # fmt: skip
+    tiny = recipes.load(
+        "demo-language",
+        [
+            *TINY,
+            "arm=field",
+            "budget.steps=2",
+            "evaluate.every=0",
+            "threads=1",
+            "learner.config=null",
+            "learner.model=base",
+            f"data.stream.1={json.dumps({'name': HOSTILE, 'rows': {'kind': 'jsonl', 'path': 'rows.jsonl', 'text': 'text'}})}",
+            f"description={json.dumps(HOSTILE)}",
+        ],
+        schemas=SCHEMAS,
+    )
     (folder / "tiny.yaml").write_text(recipes.dump(tiny))
-    commands = [["check", "tiny.yaml"], ["train", "tiny.yaml", "--out", "run"], ["explain", "run", "--documents", "3"]]
+    commands = [
+        ["check", "tiny.yaml"],
+        ["train", "tiny.yaml", "--out", "run"],
+        ["explain", "run", "--documents", "3"],
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, json.dumps(commands)], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=280, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", ALONE, json.dumps(commands)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout + done.stderr
 
@@ -204,5 +250,7 @@ def test_pages_show_data_as_text(alone, page):
 
 
 def test_the_card_shows_data_as_text(alone):
-    prose = (alone[0] / "run" / "model" / "README.md").read_text(encoding="utf-8").split("## Recipe")[0]
+    prose = (
+        (alone[0] / "run" / "model" / "README.md").read_text(encoding="utf-8").split("## Recipe")[0]
+    )
     assert "<script" not in prose and "<img" not in prose and "&lt;script" in prose

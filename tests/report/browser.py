@@ -1,4 +1,6 @@
-"""A headless Chromium, driven over chromedriver's own HTTP interface: no package is needed for it."""
+"""A headless Chromium, driven over chromedriver's own HTTP interface: no package is needed
+for it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
 
 
 class Browser:
@@ -24,8 +33,12 @@ class Browser:
     def __init__(self, base: str, chromium: str, profile: Path) -> None:
         self.base = base
         options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        asked = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
-        self.base += "/session/" + self._send("POST", "/session", {"capabilities": asked})["sessionId"]
+        asked = {
+            "alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        }
+        self.base += (
+            "/session/" + self._send("POST", "/session", {"capabilities": asked})["sessionId"]
+        )
 
     def open(self, page: Path, *, width: int, dark: bool) -> None:
         """Opens a page from disk, as on a screen of this width and with this preference."""
@@ -57,7 +70,9 @@ class Browser:
 
     def _send(self, method: str, path: str, body: Any) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         # No proxy: the driver is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as answer:
@@ -67,7 +82,9 @@ class Browser:
 @contextmanager
 def started(driver: str, chromium: str, profile: Path) -> Iterator[Browser]:
     """A browser with an empty profile, for as long as the context lasts."""
-    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout
     try:
         lines = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)

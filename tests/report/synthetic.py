@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vpretrain.stats import paired_table
+from vpretrain.studies.statistics import paired_table
 
 METRICS = {"test/nll": False, "test/pass@1": True}
 ENVIRONMENT = {
@@ -32,7 +32,7 @@ GAINS = {"onehot": 0.1, "field": 0.45, "closed_form": 0.6, "random_feedback": 0.
 def recipe(**changes: Any) -> dict[str, Any]:
     return {
         "modality": "language",
-        "says": "word problems whose stream is mostly wrong where it matters",
+        "description": "word problems whose stream is mostly wrong where it matters",
         "seed": 0,
         "arm": "onehot",
         "budget": {"steps": 60, "tokens": None, "seconds": None},
@@ -56,15 +56,20 @@ def records(
 ) -> list[dict[str, Any]]:
     draw = random.Random(f"{arm}{seed}")
     stream = random.Random(seed)
-    listens = arm != "onehot"
+    uses_feedback = arm != "onehot"
     found: list[dict[str, Any]] = []
     tokens, seconds = 0, 2.0
     for step in range(1, steps + 1):
         tokens += 1480 + stream.randrange(20)
-        meta = listens and step % 4 == 1
-        seconds += 0.12 + 0.05 * listens + 0.12 * meta + 0.01 * draw.random()
+        meta = uses_feedback and step % 4 == 1
+        seconds += 0.12 + 0.05 * uses_feedback + 0.12 * meta + 0.01 * draw.random()
         done = 1 - math.exp(-3 * step / steps)
-        record: dict[str, Any] = {"step": step, "tokens": tokens, "flops": 2e10 * step, "seconds": round(seconds, 3)}
+        record: dict[str, Any] = {
+            "step": step,
+            "tokens": tokens,
+            "flops": 2e10 * step,
+            "seconds": round(seconds, 3),
+        }
         if meta:
             worth = 0.003 * (0.0 if arm == "random_feedback" else 1) * (1 - 0.5 * done)
             record |= {
@@ -78,13 +83,13 @@ def records(
                 "seconds_meta": 0.12,
             }
         record |= {
-            "seconds_designer": 0.04 if listens else 0.0002,
+            "seconds_designer": 0.04 if uses_feedback else 0.0002,
             "loss": 0.66 - 0.05 * done + 0.04 * stream.gauss(0, 1) + 0.005 * draw.gauss(0, 1),
             "learning_rate": 5e-5 * min(1, step / 5),
             "gradient_norm": 0.2 + 0.03 * stream.random(),
-            "steered": float(listens),
+            "steered": float(uses_feedback),
             "seconds_data": 0.002,
-            "tokens_per_second": 11_000 - 4000.0 * listens,
+            "tokens_per_second": 11_000 - 4000.0 * uses_feedback,
             "batch": f"{step:016x}",
         }
         if every and step % every == 0:
@@ -107,17 +112,20 @@ def comparison(
     steps: int = 60,
     every: int = 12,
     metrics: Mapping[str, bool] = METRICS,
-    says: str | None = None,
+    description: str | None = None,
     gains: Mapping[str, float] = GAINS,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished comparison; `changes` go into the recipe."""
     made = recipe(**(changes or {}))
     made["evaluate"]["every"] = every
-    if says is not None:
-        made["says"] = says
+    if description is not None:
+        made["description"] = description
     meaning = {name: {"higher_is_better": higher} for name, higher in metrics.items()}
-    step0 = {name: {"value": start_of(name, higher), "stderr": 0.02, "n": 600} for name, higher in metrics.items()}
+    step0 = {
+        name: {"value": start_of(name, higher), "stderr": 0.02, "n": 600}
+        for name, higher in metrics.items()
+    }
     runs = []
     (folder / "runs").mkdir(parents=True)
     for seed in range(seeds):
@@ -133,7 +141,9 @@ def comparison(
                 "flops": 2e10 * steps,
                 "seconds": lines[-1]["seconds"],
                 "stream_digest": f"{seed:016x}",
-                "final": {name: score(name, higher, gain * 0.95, draw) for name, higher in metrics.items()},
+                "final": {
+                    name: score(name, higher, gain * 0.95, draw) for name, higher in metrics.items()
+                },
             }
             runs.append(entry)
             stem = f"{arm}-{seed}".replace("/", "_")
@@ -144,16 +154,34 @@ def comparison(
     write(folder / "runs" / "step0.json", {"step0": step0, "metrics": meaning})
     summary, paired = paired_table(runs, meaning, arms[0])
     for found in [found for by_metric in paired.values() for found in by_metric.values()]:
-        found["items"] = {"ci95": [found["difference"] - 0.01, found["difference"] + 0.01], "p": 0.01}
-    write(folder / "compare.json", {
-        "recipe": made["says"], "modality": made["modality"], "match": "steps", "budget": steps, "metrics": meaning,
-        "step0": step0, "runs": runs, "summary": summary, "paired": paired, "environment": ENVIRONMENT,
-    })  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        found["items"] = {
+            "ci95": [found["difference"] - 0.01, found["difference"] + 0.01],
+            "p": 0.01,
+        }
+    write(
+        folder / "compare.json",
+        {
+            "recipe": made["description"],
+            "modality": made["modality"],
+            "match": "steps",
+            "budget": steps,
+            "metrics": meaning,
+            "step0": step0,
+            "runs": runs,
+            "summary": summary,
+            "paired": paired,
+            "environment": ENVIRONMENT,
+        },
+    )
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(made, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     return folder
 
 
-def run_folder(folder: Path, *, arm: str = "closed_form", seed: int = 0, finished: bool = True, **changes: Any) -> Path:
+def run_folder(
+    folder: Path, *, arm: str = "closed_form", seed: int = 0, finished: bool = True, **changes: Any
+) -> Path:
     """What `train` leaves; unfinished ones have no result.json."""
     made = recipe(arm=arm, seed=seed, **changes)
     lines = records(arm, seed, 60, 12, METRICS, GAINS.get(arm, 0.3))
@@ -164,9 +192,16 @@ def run_folder(folder: Path, *, arm: str = "closed_form", seed: int = 0, finishe
     write(folder / "environment.json", ENVIRONMENT)
     if finished:
         last = lines[-1]
-        write(folder / "result.json", {
-            "run_dir": str(folder), "arm": arm, "steps": 60, "tokens_or_images": int(last["tokens"]),
-            "seconds": last["seconds"], "step0": {name: start_of(name, higher) for name, higher in METRICS.items()},
-            "final": {name: last[name] for name in METRICS},
-        })  # fmt: skip
+        write(
+            folder / "result.json",
+            {
+                "run_dir": str(folder),
+                "arm": arm,
+                "steps": 60,
+                "tokens_or_images": int(last["tokens"]),
+                "seconds": last["seconds"],
+                "step0": {name: start_of(name, higher) for name, higher in METRICS.items()},
+                "final": {name: last[name] for name in METRICS},
+            },
+        )
     return folder

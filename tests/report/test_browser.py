@@ -13,11 +13,14 @@ from tests.report.browser import Browser, started
 from tests.report.synthetic import comparison, run_folder
 from vpretrain.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER),
-    reason="This test opens the report in a browser; install chromium and chromedriver (Debian: chromium chromium-driver).",
+    reason="This test opens the report in a browser; install chromium and chromedriver (Debian: "
+    "chromium chromium-driver).",
 )
 
 HOSTILE = "<script>document.title='owned'</script>"
@@ -40,13 +43,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": comparison(root / "plain", arms=arms),
         "tasks": comparison(root / "tasks", metrics=two),
         "hostile": comparison(
-            root / "hostile", arms=["onehot", HOSTILE, LONG], metrics={f"t/{HOSTILE}": True}, says=HOSTILE
+            root / "hostile",
+            arms=["onehot", HOSTILE, LONG],
+            metrics={f"t/{HOSTILE}": True},
+            description=HOSTILE,
         ),
         "run": run_folder(root / "run"),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vpretrain.report, "write_plots", lambda *given: [])
-        return {name: write_report([folder], root / name / "report.html") for name, folder in folders.items()}
+        return {
+            name: write_report([folder], root / name / "report.html")
+            for name, folder in folders.items()
+        }
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -63,20 +72,29 @@ def test_no_error_no_request_and_no_sideways_scroll(
     paper = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") is not dark
     out_of_sight = (
-        "[...document.querySelectorAll('svg.chart text')].filter(t => {const b = t.getBoundingClientRect(), "
-        "p = t.closest('svg').getBoundingClientRect(); return b.left < p.left - 3 || b.right > p.right + 3}).length"
+        "[...document.querySelectorAll('svg.chart text')].filter(t => {const b = "
+        "t.getBoundingClientRect(), "
+        "p = t.closest('svg').getBoundingClientRect(); return b.left < p.left - 3 || b.right "
+        "> p.right + 3}).length"
     )
     if name != "hostile":
         assert browser.ask(out_of_sight) == 0
 
 
-def test_tables_of_a_usual_comparison_fit_on_a_phone(browser: Browser, pages: dict[str, Path]) -> None:
+def test_tables_of_a_usual_comparison_fit_on_a_phone(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.open(pages["plain"], width=400, dark=False)
-    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + "
+        "1).length"
+    )
     assert browser.ask(wide) == 0
 
 
-def test_a_script_in_the_data_is_shown_and_not_run(browser: Browser, pages: dict[str, Path]) -> None:
+def test_a_script_in_the_data_is_shown_and_not_run(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.open(pages["hostile"], width=1400, dark=False)
     assert browser.ask("document.title") == f"{HOSTILE} · vpretrain"
     assert browser.ask("document.scripts.length") == 0

@@ -22,8 +22,17 @@ from vpretrain.report.files import Entry, Measured
 from vpretrain.report.folders import Run, read
 
 
-def run(records: list[dict[str, float]], final: dict[str, float], *, steps: int = 4, seed: int = 0) -> Run:
-    entry = Entry(arm="a", seed=seed, steps=steps, tokens_or_images=10 * steps, seconds=2.0 * steps, final=final)
+def run(
+    records: list[dict[str, float]], final: dict[str, float], *, steps: int = 4, seed: int = 0
+) -> Run:
+    entry = Entry(
+        arm="a",
+        seed=seed,
+        steps=steps,
+        tokens_or_images=10 * steps,
+        seconds=2.0 * steps,
+        final=final,
+    )
     return Run(entry, records, {"m": 1.0})
 
 
@@ -41,7 +50,9 @@ def test_an_evaluated_line_goes_from_step_0_to_the_final_score() -> None:
     found = evaluated(run([record(1), record(2, m=0.5), record(3)], {"m": 0.2}), "m")
     assert points(found, "tokens", "m") == [(0, 1.0), (20, 0.5), (40, 0.2)]
     assert points(found, "seconds", "m") == [(0, 1.0), (4, 0.5), (8, 0.2)]
-    assert evaluated(run([record(1), record(2)], {"m": 0.2}), "m") == {}, "two ends alone are no curve"
+    assert evaluated(run([record(1), record(2)], {"m": 0.2}), "m") == {}, (
+        "two ends alone are no curve"
+    )
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
@@ -71,7 +82,7 @@ def test_tokens_until_the_baselines_score(tmp_path: Path) -> None:
     assert not isinstance(found, str)
     target, arms = found
     assert target == section.summaries["onehot"]["test/nll"].mean
-    assert arms["closed_form"].share is not None and arms["closed_form"].share < 0.3
+    assert arms["closed_form"].fraction is not None and arms["closed_form"].fraction < 0.3
     assert arms["closed_form"].seeds == arms["closed_form"].of == 3
 
     section.step0["test/nll"] = Measured(value=0.0)
@@ -87,10 +98,15 @@ def test_cost_leaves_out_the_first_step_which_holds_burn_in() -> None:
     found = cost([run(records, {})])
     assert found.first_seconds == 100
     assert found.rate == pytest.approx(20 / 4)
-    assert found.shares == {"meta": pytest.approx(0.25)}
+    assert found.fractions == {"meta": pytest.approx(0.25)}
     assert cost([run([], {})]).rate is None
     measured = run(records, {})
-    assert cost([replace(measured, entry=measured.entry.model_copy(update={"peak_bytes": 5}))]).peak_bytes == 5
+    assert (
+        cost(
+            [replace(measured, entry=measured.entry.model_copy(update={"peak_bytes": 5}))]
+        ).peak_bytes
+        == 5
+    )
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.report.synthetic import comparison, run_folder
-from vpretrain.errors import UserError
 from vpretrain.report.folders import read
+from vpretrain.system.errors import UserError
 
 
 def test_a_comparison(tmp_path: Path) -> None:
@@ -50,12 +50,18 @@ def test_an_unfinished_comparison_without_a_single_run_says_so(tmp_path: Path) -
 
 
 def test_run_folders_of_one_recipe_share_a_section(tmp_path: Path) -> None:
-    folders = [run_folder(tmp_path / "a"), run_folder(tmp_path / "b", seed=1), run_folder(tmp_path / "c", arm="onehot")]
+    folders = [
+        run_folder(tmp_path / "a"),
+        run_folder(tmp_path / "b", seed=1),
+        run_folder(tmp_path / "c", arm="onehot"),
+    ]
     (section,) = read(folders)
     assert section.kind == "runs"
     assert [(run.arm, run.entry.seed) for run in section.runs] == [
-        ("closed_form", 0), ("closed_form", 1), ("onehot", 0),
-    ]  # fmt: skip
+        ("closed_form", 0),
+        ("closed_form", 1),
+        ("onehot", 0),
+    ]
     assert section.paired == {}
 
 
@@ -79,7 +85,9 @@ def test_a_resumed_runs_repeated_step_counts_once(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "a")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     again = json.loads(lines[10]) | {"loss": 7.0}
-    (folder / "metrics.jsonl").write_text("\n".join([*lines[:11], json.dumps(again), *lines[11:]]) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        "\n".join([*lines[:11], json.dumps(again), *lines[11:]]) + "\n"
+    )
     found = read([folder])[0].runs[0].records
     assert [record["step"] for record in found] == list(range(1, 61))
     assert found[10]["loss"] == 7.0
@@ -90,7 +98,9 @@ def test_metrics_that_were_lost_leave_the_result_in_the_tables(tmp_path: Path) -
     (folder / "runs" / "onehot-1.metrics.jsonl").unlink()
     section = read([folder])[0]
     assert len(section.runs) == 9
-    assert section.notes == ["There are no metrics of onehot, seed 1: it is in the tables, not in the curves."]
+    assert section.notes == [
+        "There are no metrics of onehot, seed 1: it is in the tables, not in the curves."
+    ]
 
 
 def test_an_arms_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
@@ -109,15 +119,26 @@ def test_folders_of_different_recipes_are_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         read([a, b])
     said = str(caught.value)
-    assert str(a) in said and str(b) in said and "learner.learning_rate: 5e-05" in said and "0.0001" in said
+    assert (
+        str(a) in said
+        and str(b) in said
+        and "learner.learning_rate: 5e-05" in said
+        and "0.0001" in said
+    )
 
 
 def test_arm_seed_and_budget_may_differ(tmp_path: Path) -> None:
-    other = {"arm": "closed_form", "seed": 5, "budget": {"steps": 9, "tokens": None, "seconds": None}}
+    other = {
+        "arm": "closed_form",
+        "seed": 5,
+        "budget": {"steps": 9, "tokens": None, "seconds": None},
+    }
     a, b = comparison(tmp_path / "a"), comparison(tmp_path / "b", changes=other)
     assert [section.kind for section in read([a, b, run_folder(tmp_path / "r")])] == [
-        "comparison", "comparison", "runs",
-    ]  # fmt: skip
+        "comparison",
+        "comparison",
+        "runs",
+    ]
 
 
 def cut(path: Path) -> None:
@@ -145,24 +166,44 @@ def no_verdict(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "where", "says"),
+    ("name", "damage", "where", "description"),
     [
         ("compare.json", cut, "compare.json:{last}", "half-written"),
         ("compare.json", lambda path: path.write_text(""), "compare.json:1", "empty"),
         ("compare.json", not_text, "compare.json:2", "not text"),
-        ("compare.json", lambda path: path.write_text('{\n "recipe": 3\n}'), "compare.json:2 recipe", "string"),
+        (
+            "compare.json",
+            lambda path: path.write_text('{\n "recipe": 3\n}'),
+            "compare.json:2 recipe",
+            "string",
+        ),
         ("compare.json", lambda path: path.write_text("[" * 100_000), "compare.json:1", "damaged"),
-        ("compare.json", no_verdict, "compare.json:{verdict} paired.closed_form.test/nll.verdict", "better"),
+        (
+            "compare.json",
+            no_verdict,
+            "compare.json:{verdict} paired.closed_form.test/nll.verdict",
+            "better",
+        ),
         ("recipe.yaml", lambda path: path.write_text("a: [1\nb: }"), "recipe.yaml:2", "YAML"),
         ("recipe.yaml", lambda path: path.write_text("- 1"), "recipe.yaml:1", "no recipe"),
         ("recipe.yaml", lambda path: path.unlink(), "recipe.yaml", "missing"),
         ("runs/onehot-0.metrics.jsonl", broken_line, "runs/onehot-0.metrics.jsonl:3", "not JSON"),
-        ("runs/onehot-0.metrics.jsonl", no_tokens, "runs/onehot-0.metrics.jsonl:5", "no number for tokens"),
-        ("runs/onehot-0.metrics.jsonl", lambda p: p.write_text("3\n"), "onehot-0.metrics.jsonl:1", "no number for step"),
+        (
+            "runs/onehot-0.metrics.jsonl",
+            no_tokens,
+            "runs/onehot-0.metrics.jsonl:5",
+            "no number for tokens",
+        ),
+        (
+            "runs/onehot-0.metrics.jsonl",
+            lambda p: p.write_text("3\n"),
+            "onehot-0.metrics.jsonl:1",
+            "no number for step",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_named_with_their_line(
-    tmp_path: Path, name: str, damage: object, where: str, says: str
+    tmp_path: Path, name: str, damage: object, where: str, description: str
 ) -> None:
     folder = comparison(tmp_path / "c")
     assert callable(damage)
@@ -174,7 +215,7 @@ def test_damaged_files_are_named_with_their_line(
         read([folder])
     said = str(caught.value)
     assert where.format(last=len(lines), verdict=verdict) in said
-    assert says in said
+    assert description in said
     assert caught.value.exit_code == 2
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import vpretrain.report
 from tests.report.synthetic import comparison, run_folder
-from vpretrain.errors import UserError
 from vpretrain.report import write_report
+from vpretrain.system.errors import UserError
 
 HOSTILE = "<script>document.title='owned'</script>"
 
@@ -53,10 +53,20 @@ def test_the_parts_come_in_order_and_the_table_opens_with_step_0(made: Path) -> 
     page = made.read_text()
     page = html.unescape(page[page.index('class="verdict"') :].replace("</h2>", "."))
     parts = [
-        'class="verdict"', ">Results.", 'class="step0"', "What each arm used", ">Curves.", "test/nll during the runs",
-        "Training loss", "until the baseline's score.", "Steering over time.", ">Cost.", "How it was made.", "Stream digests",
+        'class="verdict"',
+        ">Results.",
+        'class="step0"',
+        "What each arm used",
+        ">Curves.",
+        "test/nll during the runs",
+        "Training loss",
+        "until the baseline's score.",
+        "Steering over time.",
+        ">Cost.",
+        "How it was made.",
+        "Stream digests",
         "Recipe, every value",
-    ]  # fmt: skip
+    ]
     places = [page.index(part) for part in parts]
     assert places == sorted(places)
     body = page[page.index("<tbody>") :]
@@ -77,11 +87,18 @@ def test_the_page_asks_nothing_of_the_network_and_runs_nothing(made: Path) -> No
     reader = Reader(page)
     assert not {"script", "iframe", "object", "img", "video", "form", "base"} & set(reader.tags)
     named = [
-        value for name, value in reader.attributes if name in ("src", "href", "srcset", "action", "data", "poster")
+        value
+        for name, value in reader.attributes
+        if name in ("src", "href", "srcset", "action", "data", "poster")
     ]
     assert all(value.startswith("#") or value == "data:," for value in named)
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
-    assert "http://" not in page and "https://" not in page and "@import" not in page and "url(" not in page
+    assert (
+        "http://" not in page
+        and "https://" not in page
+        and "@import" not in page
+        and "url(" not in page
+    )
     assert any("default-src 'none'" in value for _, value in reader.attributes)
 
 
@@ -93,7 +110,15 @@ def test_the_same_results_give_the_same_bytes(made: Path) -> None:
 
 def test_plots_are_written_as_svg_and_png(made: Path) -> None:
     found = {path.name for path in (made.parent / "plots").iterdir()}
-    stems = ("differences", "evaluation-test-nll", "evaluation-test-pass-1", "loss", "steering", "throughput", "bought")
+    stems = (
+        "differences",
+        "evaluation-test-nll",
+        "evaluation-test-pass-1",
+        "loss",
+        "steering",
+        "throughput",
+        "bought",
+    )
     assert found == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     for path in (made.parent / "plots").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -104,9 +129,19 @@ def test_plots_are_written_as_svg_and_png(made: Path) -> None:
 def test_what_comes_from_data_is_text(tmp_path: Path) -> None:
     arms = ["onehot", HOSTILE, "_$x$ \x07'\""]
     metrics = {f"test/{HOSTILE}": True, 'test/"><svg onload=alert(1)>': False}
-    folder = comparison(tmp_path / "c", arms=arms, metrics=metrics, says=f"{HOSTILE}<img src=x onerror=alert(1)>")
+    folder = comparison(
+        tmp_path / "c",
+        arms=arms,
+        metrics=metrics,
+        description=f"{HOSTILE}<img src=x onerror=alert(1)>",
+    )
     table = json.loads((folder / "compare.json").read_text())
-    table["environment"] = {"command": HOSTILE, "<b>": ["<i>"], "versions": {"<u>": "<s>"}, "surrogate": "\ud800"}
+    table["environment"] = {
+        "command": HOSTILE,
+        "<b>": ["<i>"],
+        "versions": {"<u>": "<s>"},
+        "surrogate": "\ud800",
+    }
     table["runs"][0]["stream_digest"] = "<del>"
     (folder / "compare.json").write_text(json.dumps(table))
     lines = folder / "runs" / "onehot-0.metrics.jsonl"
@@ -137,7 +172,9 @@ def test_without_evaluations_it_says_how_to_get_them(tmp_path: Path) -> None:
 def test_a_pareto_front_only_for_several_tasks(tmp_path: Path, made: Path) -> None:
     assert "Trade-offs" not in made.read_text()
     two = {"gsm8k/pass@1": True, "mbpp/pass@1": True}
-    page = write_report([comparison(tmp_path / "c", metrics=two)], tmp_path / "report.html").read_text()
+    page = write_report(
+        [comparison(tmp_path / "c", metrics=two)], tmp_path / "report.html"
+    ).read_text()
     assert "Trade-offs" in page and "Pareto" in page
     assert (tmp_path / "plots" / "pareto-gsm8k-pass-1-mbpp-pass-1.png").is_file()
 
@@ -153,7 +190,9 @@ def test_several_folders_have_a_section_each(tmp_path: Path) -> None:
     assert page.count('class="verdict"') == 3
     identifiers = re.findall(r' id="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
-    assert {re.sub("#", "", link) for link in re.findall(r'href="(#[^"]+)"', page)} == set(identifiers)
+    assert {re.sub("#", "", link) for link in re.findall(r'href="(#[^"]+)"', page)} == set(
+        identifiers
+    )
     assert (tmp_path / "plots" / "2-loss.svg").is_file()
 
 
@@ -193,7 +232,12 @@ def test_a_place_that_can_be_no_file_is_refused_and_nothing_is_written(tmp_path:
 
 
 def test_the_package_imports_no_model_code() -> None:
-    allowed = {"vpretrain.report", "vpretrain.errors", "vpretrain.stats", "vpretrain.recipe_yaml"}
+    allowed = {
+        "vpretrain.report",
+        "vpretrain.system.errors",
+        "vpretrain.studies.statistics",
+        "vpretrain.config.yaml_places",
+    }
     for path in Path(vpretrain.report.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -201,12 +245,21 @@ def test_the_package_imports_no_model_code() -> None:
             for module in modules:
                 assert module.partition(".")[0] not in {"torch", "transformers", "peft"}, path
                 if module.startswith("vpretrain"):
-                    assert any(module == name or module.startswith(name + ".") for name in allowed), (path, module)
+                    assert any(
+                        module == name or module.startswith(name + ".") for name in allowed
+                    ), (path, module)
 
 
 def test_the_verb_prints_the_pages_place(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "c", steps=12, every=6)
-    command = [sys.executable, "-c", "from vpretrain.cli import main; main()", "report", str(folder), "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from vpretrain.cli import main; main()",
+        "report",
+        str(folder),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"page": str(folder / "report.html")}
@@ -214,7 +267,10 @@ def test_the_verb_prints_the_pages_place(tmp_path: Path) -> None:
 
     (folder / "compare.json").write_text("{")
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "other.html")], capture_output=True, text=True, timeout=120
+        [*command, "--out", str(tmp_path / "other.html")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2
     assert "compare.json:1" in done.stderr and done.stdout == ""

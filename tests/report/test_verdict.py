@@ -32,7 +32,8 @@ def judge(section: Section, **verdicts: tuple[str, float]) -> str:
 def test_better_is_said_where_the_statistics_say_it_and_nowhere_else(section: Section) -> None:
     text = judge(section, closed_form=("better", 0.003), random_feedback=("undecided", 0.6))
     assert text == (
-        "In test/nll over 3 seeds, closed_form is better than onehot by 0.200 (difference between −0.300 and −0.100 at "
+        "In test/nll over 3 seeds, closed_form is better than onehot by 0.200 (difference "
+        "between −0.300 and −0.100 at "
         "95%; p = 0.003, Holm) while random_feedback is not told apart from onehot."
     )
 
@@ -40,21 +41,25 @@ def test_better_is_said_where_the_statistics_say_it_and_nowhere_else(section: Se
 def test_several_arms_share_the_largest_p(section: Section) -> None:
     text = judge(section, closed_form=("better", 0.003), random_feedback=("better", 0.0401))
     assert (
-        text
-        == "In test/nll over 3 seeds, closed_form and random_feedback are better than onehot (each p ≤ 0.041, Holm)."
+        text == "In test/nll over 3 seeds, closed_form and random_feedback are better than onehot "
+        "(each p ≤ 0.041, Holm)."
     )
 
 
 def test_worse_is_said_too(section: Section) -> None:
     text = judge(section, closed_form=("better", 0.0001), random_feedback=("worse", 0.01))
-    assert "closed_form is better than onehot" in text and "random_feedback is worse than onehot" in text
+    assert (
+        "closed_form is better than onehot" in text
+        and "random_feedback is worse than onehot" in text
+    )
     assert "p < 0.001" in text
 
 
 def test_undecided_is_neither_a_gain_nor_none(section: Section) -> None:
     text = judge(section, closed_form=("undecided", 0.2), random_feedback=("undecided", 0.6))
     assert text == (
-        "In test/nll over 3 seeds, no arm is told apart from onehot (smallest p = 0.20, Holm): these seeds show neither a "
+        "In test/nll over 3 seeds, no arm is told apart from onehot (smallest p = 0.20, "
+        "Holm): these seeds show neither a "
         "gain nor that there is none."
     )
     assert "better" not in text

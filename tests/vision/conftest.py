@@ -1,4 +1,6 @@
-"""A tiny vision recipe, tiny data in the layout of the real sets, and what whole runs are compared by."""
+"""A tiny vision recipe, tiny data in the layout of the real sets, and what whole runs are compared
+by.
+"""
 
 import hashlib
 
@@ -6,35 +8,64 @@ import numpy
 import pytest
 from PIL import Image
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import run
 from vpretrain.vision import Vision
 
-SHAPE = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, image_size: 32"
+SHAPE = (
+    "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
+    "image_size: 32"
+)
 SMALL = [
-    "learner.model=null", "learner.prepare=null",
+    "learner.model=null",
+    "learner.prepare=null",
     f"learner.config={{model_type: dinov3_vit, {SHAPE}, patch_size: 8, num_register_tokens: 1}}",
-    "learner.aligned_blocks=1", "learner.learning_rate=1e-3", "learner.head_warmup_steps=2", "learner.dtype=float32",
+    "learner.aligned_blocks=1",
+    "learner.learning_rate=1e-3",
+    "learner.head_warmup_steps=2",
+    "learner.dtype=float32",
     "learner.head={hidden: [32], bottleneck: 16, prototypes: 24}",
-    "learner.crops.global_size=32", "learner.crops.local_size=16", "learner.crops.local_count=2",
-    "data.image_size=32", "data.load_size=null", "data.batch_size=4", "data.feedback.batch_size=2",
+    "learner.crops.global_size=32",
+    "learner.crops.local_size=16",
+    "learner.crops.local_count=2",
+    "data.image_size=32",
+    "data.load_size=null",
+    "data.batch_size=4",
+    "data.feedback.batch_size=2",
     "data.feedback.head={steps: 1, batch_size: 2, warmup_steps: 3}",
-    "evaluate.probe={steps: 3, batch_size: 4, train_size: [4, 4]}", "evaluate.neighbours=3",
-    "evaluate.blocks=1", "learner.centering=mean",
-    "budget={steps: 2}", "threads=1", "value.burn_in_steps=1", "value.meta_period=1",
-    "designer.base=8", "designer.depth=1", "designer.patch_size=8", "designer.width=16", "designer.heads=2",
-    "designer.grain=8", "designer.blur_sigma=1.0",
-]  # fmt: skip
+    "evaluate.probe={steps: 3, batch_size: 4, train_size: [4, 4]}",
+    "evaluate.neighbours=3",
+    "evaluate.blocks=1",
+    "learner.centering=mean",
+    "budget={steps: 2}",
+    "threads=1",
+    "value.burn_in_steps=1",
+    "value.meta_period=1",
+    "designer.base=8",
+    "designer.depth=1",
+    "designer.patch_size=8",
+    "designer.width=16",
+    "designer.heads=2",
+    "designer.grain=8",
+    "designer.blur_sigma=1.0",
+]
 SCENES = [
-    "data.stream.0.pictures.count=12", "data.feedback.sets.0.pictures.count=12", "data.feedback.sets.0.train=6",
-    "data.feedback.sets.0.meta=6", "data.evaluation.train.0.count=8", "data.evaluation.dev.0.count=6",
-    "data.evaluation.test.0.count=6", "data.feedback.tasks={segmentation: 1, depth: 1}",
-]  # fmt: skip
+    "data.stream.0.pictures.count=12",
+    "data.feedback.sets.0.pictures.count=12",
+    "data.feedback.sets.0.train=6",
+    "data.feedback.sets.0.meta=6",
+    "data.evaluation.train.0.count=8",
+    "data.evaluation.dev.0.count=6",
+    "data.evaluation.test.0.count=6",
+    "data.feedback.tasks={segmentation: 1, depth: 1}",
+]
 IJEPA = [
-    "learner.kind=ijepa", "designer.kind=patch_weights", "learner.predictor={width: 16, depth: 1, heads: 2}",
+    "learner.kind=ijepa",
+    "designer.kind=patch_weights",
+    "learner.predictor={width: 16, depth: 1, heads: 2}",
     f"learner.config={{model_type: ijepa, {SHAPE}, patch_size: 4}}",
-]  # fmt: skip
+]
 KINDS = {"dino": [], "ijepa": IJEPA}
 
 
@@ -61,7 +92,9 @@ def train(materials, *overrides, kind="dino"):
 
 @pytest.fixture(scope="session")
 def materials():
-    """Pictures of the tiny recipe; heads that were warmed up once are shared, as the arms of a comparison share them."""
+    """Pictures of the tiny recipe; heads that were warmed up once are shared, as the arms of a
+    comparison share them.
+    """
     return {kind: Vision().load(tiny_recipe(kind=kind)) for kind in KINDS}
 
 
@@ -82,11 +115,19 @@ def data_root(tmp_path_factory):
         write(root / f"imagenet/train/n{at % 2}/{at}.png", noise())
         for split in ("training", "validation"):
             write(root / f"ade20k/images/{split}/{at}.png", noise())
-            write(root / f"ade20k/annotations/{split}/{at}.png", draw.integers(0, 151, (32, 32), dtype=numpy.uint8))
+            write(
+                root / f"ade20k/annotations/{split}/{at}.png",
+                draw.integers(0, 151, (32, 32), dtype=numpy.uint8),
+            )
         for split in ("train", "test"):
             write(root / f"nyuv2/{split}/rgb/{at}.png", noise())
-            write(root / f"nyuv2/{split}/depth/{at}.png", draw.integers(500, 9000, (32, 32), dtype=numpy.uint16))
+            write(
+                root / f"nyuv2/{split}/depth/{at}.png",
+                draw.integers(500, 9000, (32, 32), dtype=numpy.uint16),
+            )
         for split in ("train", "val", "test"):
             write(root / f"{split}/images/{at}.png", noise())
-            write(root / f"{split}/labels/{at}.png", draw.integers(0, 12, (32, 32), dtype=numpy.uint8))
+            write(
+                root / f"{split}/labels/{at}.png", draw.integers(0, 12, (32, 32), dtype=numpy.uint8)
+            )
     return root

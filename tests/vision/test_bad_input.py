@@ -1,4 +1,6 @@
-"""What is wrong with labelled pictures is found by ``check``, before anything trains, and the file is named."""
+"""What is wrong with labelled pictures is found by ``check``, before anything trains, and the file
+is named.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.vision.conftest import SCENES, SMALL, tiny_recipe
-from vpretrain.check import check
-from vpretrain.errors import UserError
+from vpretrain.studies.check import check
+from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 
 WHERE = "data.feedback.sets.0.pictures"
@@ -26,21 +28,33 @@ def folder(tmp_path: Path) -> Path:
     """Twelve pictures with label and depth maps."""
     draw = numpy.random.default_rng(0)
     for at in range(12):
-        write(tmp_path / f"images/{at:02}.png", draw.integers(0, 256, (32, 32, 3), dtype=numpy.uint8))
+        write(
+            tmp_path / f"images/{at:02}.png", draw.integers(0, 256, (32, 32, 3), dtype=numpy.uint8)
+        )
         write(tmp_path / f"labels/{at:02}.png", draw.integers(0, 7, (32, 32), dtype=numpy.uint8))
-        write(tmp_path / f"depth/{at:02}.png", draw.integers(500, 9000, (32, 32), dtype=numpy.uint16))
+        write(
+            tmp_path / f"depth/{at:02}.png", draw.integers(500, 9000, (32, 32), dtype=numpy.uint16)
+        )
     return tmp_path
 
 
-def says(folder: Path, maps: str = "labels: labels, classes: 7, depth: depth", *more: str) -> list[str]:
+def description(
+    folder: Path, maps: str = "labels: labels, classes: 7, depth: depth", *more: str
+) -> list[str]:
     return [
-        f"data.root={folder}", f"{WHERE}={{kind: folder, images: images, {maps}}}", "data.feedback.sets.0.train=5",
-        "data.feedback.sets.0.meta=6", "data.feedback.tasks={segmentation: 1, depth: 1}", *more,
-    ]  # fmt: skip
+        f"data.root={folder}",
+        f"{WHERE}={{kind: folder, images: images, {maps}}}",
+        "data.feedback.sets.0.train=5",
+        "data.feedback.sets.0.meta=6",
+        "data.feedback.tasks={segmentation: 1, depth: 1}",
+        *more,
+    ]
 
 
 def found(*overrides: str) -> str:
-    return "\n".join(str(problem) for problem in check("demo-vision", [*SMALL, *SCENES, *overrides]))
+    return "\n".join(
+        str(problem) for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])
+    )
 
 
 def label_of_another_size(folder: Path) -> Path:
@@ -62,21 +76,22 @@ def depth_without_a_valid_pixel(folder: Path) -> Path:
 
 
 def test_nothing_is_wrong_with_whole_files(folder: Path) -> None:
-    assert found(*says(folder)) == ""
+    assert found(*description(folder)) == ""
 
 
 @pytest.mark.parametrize(
-    "breaks", [label_of_another_size, class_out_of_range, unreadable_image, depth_without_a_valid_pixel]
+    "breaks",
+    [label_of_another_size, class_out_of_range, unreadable_image, depth_without_a_valid_pixel],
 )
 def test_a_bad_file_is_named_or_left_out_and_named(
     breaks: Callable[[Path], Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = breaks(folder)
-    assert str(path) in found(*says(folder))
+    assert str(path) in found(*description(folder))
     with pytest.raises(UserError, match=path.name):
-        Vision().load(tiny_recipe(*says(folder)))
+        Vision().load(tiny_recipe(*description(folder)))
     capsys.readouterr()
-    sets = Vision().load(tiny_recipe(*says(folder), "data.on_bad_row=skip")).sets
+    sets = Vision().load(tiny_recipe(*description(folder), "data.on_bad_row=skip")).sets
     assert len(sets.train) + len(sets.meta) == 11
     assert all(Path(picture.name).name != "03.png" for picture in [*sets.train, *sets.meta])
     said = capsys.readouterr().err.replace("\n", "")
@@ -85,13 +100,17 @@ def test_a_bad_file_is_named_or_left_out_and_named(
 
 def test_left_out_pictures_can_leave_too_few(folder: Path) -> None:
     unreadable_image(folder)
-    shown = found(*says(folder), "data.on_bad_row=skip", "data.feedback.sets.0.meta=7")
+    shown = found(*description(folder), "data.on_bad_row=skip", "data.feedback.sets.0.meta=7")
     assert "data.feedback.sets.0.train" in shown and "11 in all" in shown
 
 
 def test_a_task_without_targets_is_named(folder: Path) -> None:
-    shown = found(*says(folder, "labels: labels, classes: 7"))
-    assert "data.feedback.sets" in shown and "depth" in shown and "nothing here can be learned" in shown
+    shown = found(*description(folder, "labels: labels, classes: 7"))
+    assert (
+        "data.feedback.sets" in shown
+        and "depth" in shown
+        and "nothing here can be learned" in shown
+    )
 
 
 def test_patches_that_do_not_tile_are_named() -> None:

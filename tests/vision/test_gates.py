@@ -1,21 +1,27 @@
-"""Whether the test bed can tell: quick gates on the packaged learner; the long ones are `benchmarks/vision_gates.py`."""
+"""Whether the test bed can tell: quick gates on the packaged learner; the long ones are
+`benchmarks/vision_gates.py`.
+"""
 
 import pytest
 import torch
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
-from vpretrain.train import run
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.train import run
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
-from vpretrain.vision.evaluate import segmentation_probe
-from vpretrain.vision.features import LastBlocks, freeze
+from vpretrain.vision.evaluation.probes import segmentation_probe
+from vpretrain.vision.feedback.features import LastBlocks, freeze
 from vpretrain.vision.loading import new_model
 
 FEWER = [
-    "data.evaluation.train.0.count=128", "data.evaluation.test.0.count=128", "evaluate.probe.steps=100",
-    "evaluate.probes=[segmentation]", "data.feedback.head.warmup_steps=50", "learner.head_warmup_steps=0",
-]  # fmt: skip
+    "data.evaluation.train.0.count=128",
+    "data.evaluation.test.0.count=128",
+    "evaluate.probe.steps=100",
+    "evaluate.probes=[segmentation]",
+    "data.feedback.head.warmup_steps=50",
+    "learner.head_warmup_steps=0",
+]
 
 
 def demo(*overrides):
@@ -32,9 +38,13 @@ def bed():
 def probe(bed, model, refits=(0,)):
     recipe, materials, _ = bed
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
-    parts = (freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation))
+    parts = (
+        freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation)
+    )
     settings = recipe.evaluate.probe.model_copy(update={"refits": refits}).settings()
-    return segmentation_probe(*parts, classes=7, settings=settings, class_balanced=recipe.evaluate.class_balanced)
+    return segmentation_probe(
+        *parts, classes=7, settings=settings, class_balanced=recipe.evaluate.class_balanced
+    )
 
 
 def random_model(recipe, seed=0):
@@ -62,8 +72,10 @@ def test_pretraining_lifts_the_probe_clearly_above_random_weights_and_its_own_no
 def test_the_packaged_learner_has_not_collapsed(bed):
     """Its teacher tells images apart: targets are sharper in an image than over all of them."""
     parts = bed[2]
-    scores = parts.learner.observe(next(parts.stream)).teacher_logits.flatten(0, 1)
-    targets = torch.softmax(scores / bed[0].learner.teacher_temperature, dim=-1)  # before they are balanced
+    scores = parts.learner.forward(next(parts.stream)).teacher_logits.flatten(0, 1)
+    targets = torch.softmax(
+        scores / bed[0].learner.teacher_temperature, dim=-1
+    )  # before they are balanced
 
     def entropy(p):
         return float(-(p * p.clamp_min(1e-12).log()).sum(-1).mean())
@@ -76,7 +88,9 @@ def test_direct_is_clearly_above_plain():
     """The reference that the method forbids has to be seen in mIoU, or nothing else could be."""
     found = {}
     for arm in ("plain", "direct"):
-        recipe = recipes.load("demo-vision", [f"arm={arm}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS)
+        recipe = recipes.load(
+            "demo-vision", [f"arm={arm}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS
+        )
         result = run(recipe, Vision().build(recipe, Vision().load(recipe)))
         found[arm] = result.final["test/miou"].value
     assert found["plain"] > result.step0["test/miou"].value

@@ -1,4 +1,6 @@
-"""Whole runs on tiny backbones: the information bottlenecks, the baselines, checkpoints, and what is refused."""
+"""Whole runs on tiny backbones: the information bottlenecks, the baselines, checkpoints, and what
+is refused.
+"""
 
 import json
 
@@ -6,28 +8,43 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from tests.vision.conftest import IJEPA, KINDS, SCENES, SHAPE, SMALL, tiny_recipe, train, weights_hash
-from vpretrain import vectors
-from vpretrain.check import check
-from vpretrain.compare import compare
-from vpretrain.doctor import doctor
-from vpretrain.errors import UserError
-from vpretrain.train import new_step
+from tests.vision.conftest import (
+    IJEPA,
+    KINDS,
+    SCENES,
+    SHAPE,
+    SMALL,
+    tiny_recipe,
+    train,
+    weights_hash,
+)
+from vpretrain.method import vectors
+from vpretrain.run.train import new_step
+from vpretrain.studies.check import check
+from vpretrain.studies.compare import compare
+from vpretrain.studies.doctor import doctor
+from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
-from vpretrain.vision.arms import ARMS, CONTROLS, DEMO, DINO_ARMS, IJEPA_ARMS
 from vpretrain.vision.learners import beside
-from vpretrain.vision.views import PlainViews
+from vpretrain.vision.steering.arms import ARMS, CONTROLS, DEMO, DINO_ARMS, IJEPA_ARMS
+from vpretrain.vision.steering.views import BaselineViews
 
 OF = {"dino": sorted(ARMS.keys() - IJEPA_ARMS), "ijepa": sorted(ARMS.keys() - DINO_ARMS)}
 METRICS = {
-    "test/miou", "test/probe_cross_entropy", "test/depth_rmse", "test/depth_abs_rel", "test/depth_delta_1",
-    "test/accuracy", "test/knn",
-}  # fmt: skip
-OPEN = "value.guard_window=0"  # a guard that closes on bad gains is a way, if a narrow one, from labels to the learner
+    "test/miou",
+    "test/probe_cross_entropy",
+    "test/depth_rmse",
+    "test/depth_abs_rel",
+    "test/depth_delta_1",
+    "test/accuracy",
+    "test/knn",
+}
+# a guard that closes on bad gains is a way, if a narrow one, from labels to the learner
+OPEN = "value.guard_window=0"
 
 
 @pytest.fixture(scope="module")
-def plain(materials):
+def baseline_task(materials):
     return {kind: train(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
 
 
@@ -42,14 +59,26 @@ def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
     assert set(result.final) == METRICS
     assert result.stream_digest == plain[kind][1].stream_digest
     assert all(torch.isfinite(torch.tensor(record["loss"])) for record in result.history)
-    listens = arm not in ("plain", "direct", "constant_mask", "random_masks", "uniform_smoothing")
-    assert all(({"gain", "agreement", "gate"} <= record.keys()) == listens for record in result.history)
+    uses_feedback = arm not in (
+        "plain",
+        "direct",
+        "constant_mask",
+        "random_masks",
+        "uniform_smoothing",
+    )
+    assert all(
+        ({"gain", "agreement", "gate"} <= record.keys()) == uses_feedback
+        for record in result.history
+    )
 
 
 def test_masks_say_whether_they_have_collapsed(materials):
     record = train(materials["dino"], "arm=ascent")[1].history[-1]
     assert {"mask_mean", "mask_std", "mask_spread", "mask_total_variation"} <= record.keys()
-    assert record["mask_mean"] == pytest.approx(tiny_recipe().designer.keep_ratio, abs=0.05) and record["mask_std"] > 0
+    assert (
+        record["mask_mean"] == pytest.approx(tiny_recipe().designer.keep_ratio, abs=0.05)
+        and record["mask_std"] > 0
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -70,17 +99,23 @@ def test_small_steps_are_not_lost_in_bfloat16(kind, materials):
         losses[dtype] = new_step(recipe, parts)(next(parts.stream), 4e-6)["loss"]
         after = parts.learner.aligned
         assert all(p.dtype == torch.float32 for p in after.values())
-        assert min((after[name] != p).float().mean() for name, p in before.items() if p.ndim > 1) > 0.9
+        assert (
+            min((after[name] != p).float().mean() for name, p in before.items() if p.ndim > 1) > 0.9
+        )
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_labels_reach_the_learner_through_the_designer_alone(kind, materials):
-    """With a frozen designer permuted labels leave the learner bit-identical; with one that learns they do not."""
-    says = ["designer.kind=ascent", OPEN, "budget.steps=3"]
+    """With a frozen designer permuted labels leave the learner bit-identical; with one that learns
+    they do not.
+    """
+    description = ["designer.kind=ascent", OPEN, "budget.steps=3"]
     runs = {
-        (rate, arm): train(materials[kind], *says, f"designer.learning_rate={rate}", f"arm={arm}", kind=kind)[0]
+        (rate, arm): train(
+            materials[kind], *description, f"designer.learning_rate={rate}", f"arm={arm}", kind=kind
+        )[0]
         for rate in (0, 1e-2)
         for arm in ("ascent", "shuffled_feedback")
     }
@@ -108,16 +143,21 @@ def test_switched_off_is_the_plain_run_bit_for_bit(kind, arm, off, materials, pl
 def test_direct_adds_the_feedback_gradient_and_nothing_else(materials):
     parts = Vision().build(tiny_recipe("arm=direct", "designer.direct_weight=3"), materials["dino"])
     direct, feedback = parts.learner, parts.learner.feedback
-    context = direct.observe(next(parts.stream))
+    context = direct.forward(next(parts.stream))
     start = feedback.state_dict()["drawn"]
-    torch.manual_seed(0)  # DINOv3 draws from it while it trains: its positions are rescaled at random
-    pushed = direct.loss(context, PlainViews())
+    torch.manual_seed(
+        0
+    )  # DINOv3 draws from it while it trains: its positions are rescaled at random
+    pushed = direct.loss(context, BaselineViews())
     names, aligned = zip(*direct.aligned.items(), strict=True)
     with_labels = torch.autograd.grad(pushed, aligned)
     torch.manual_seed(0)
-    alone = direct.learner.loss(context, PlainViews())
+    alone = direct.learner.loss(context, BaselineViews())
     without = torch.autograd.grad(alone, aligned)
-    assert pushed.item() == pytest.approx(alone.item(), rel=1e-6) and feedback.state_dict()["drawn"] != start
+    assert (
+        pushed.item() == pytest.approx(alone.item(), rel=1e-6)
+        and feedback.state_dict()["drawn"] != start
+    )
     fresh = Vision().build(tiny_recipe("arm=direct"), materials["dino"])
     down = vectors.mean(fresh.learner.feedback.gradients(fresh.learner.learner))
     for name, a, b in zip(names, with_labels, without, strict=True):
@@ -140,14 +180,20 @@ def test_held_out_loss_moves_with_the_learner_alone(materials):
     assert loss() != before
 
 
-@pytest.mark.parametrize(("kind", "of_head"), [("dino", "head.prototypes"), ("ijepa", "predictor.mask_token")])
+@pytest.mark.parametrize(
+    ("kind", "of_head"), [("dino", "head.prototypes"), ("ijepa", "predictor.mask_token")]
+)
 def test_heads_are_warmed_up_once_and_alike(kind, of_head):
-    """A build that finds them made is the same as one that makes them, and the backbone has not moved."""
+    """A build that finds them made is the same as one that makes them, and the backbone has not
+    moved.
+    """
     recipe = tiny_recipe("arm=plain", kind=kind)
     shared = Vision().load(recipe)
     first, second = Vision().build(recipe, shared), Vision().build(recipe, shared)
     alone = Vision().build(recipe, Vision().load(recipe))
-    cold = Vision().build(tiny_recipe("arm=plain", "learner.head_warmup_steps=0", kind=kind), Vision().load(recipe))
+    cold = Vision().build(
+        tiny_recipe("arm=plain", "learner.head_warmup_steps=0", kind=kind), Vision().load(recipe)
+    )
     moved = {
         name
         for name, parameter in first.learner.model.named_parameters()
@@ -170,8 +216,8 @@ def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
             parameter.add_(0.01)
     parts.save(tmp_path / "model")
     AutoModel.from_pretrained(tmp_path / "model")
-    says = ["arm=plain", "learner.config=null", f"learner.model={tmp_path / 'model'}"]
-    going_on = tiny_recipe(*says, kind=kind)
+    description = ["arm=plain", "learner.config=null", f"learner.model={tmp_path / 'model'}"]
+    going_on = tiny_recipe(*description, kind=kind)
     again = Vision().build(going_on, Vision().load(going_on))
     assert weights_hash(again) == weights_hash(parts)
     states = [beside(each.learner) for each in (parts, again)]
@@ -181,8 +227,8 @@ def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
 
 def test_a_head_of_another_shape_is_refused(materials, tmp_path):
     Vision().build(tiny_recipe(), materials["dino"]).save(tmp_path)
-    says = ["learner.config=null", f"learner.model={tmp_path}", "learner.head.prototypes=20"]
-    recipe = tiny_recipe(*says)
+    description = ["learner.config=null", f"learner.model={tmp_path}", "learner.head.prototypes=20"]
+    recipe = tiny_recipe(*description)
     with pytest.raises(UserError, match=r"learner\.head.*shape it was made with"):
         Vision().build(recipe, Vision().load(recipe))
 
@@ -190,17 +236,25 @@ def test_a_head_of_another_shape_is_refused(materials, tmp_path):
 def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypatch):
     monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
     config = f"{{model_type: dinov3_vit, {SHAPE}, patch_size: 8}}"
-    says = ["learner.config=null", f"learner.prepare={{config: {config}, steps: 2, batch_size: 4}}", "arm=plain"]
-    recipe = tiny_recipe(*says)
+    description = [
+        "learner.config=null",
+        f"learner.prepare={{config: {config}, steps: 2, batch_size: 4}}",
+        "arm=plain",
+    ]
+    recipe = tiny_recipe(*description)
     assert Vision().check(recipe) == [] and not list(tmp_path.iterdir())  # looks, and makes nothing
     folder = Vision().prepare(recipe, None)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "dino.safetensors", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "dino.safetensors",
+        "model.safetensors",
+    ]
     materials = Vision().load(recipe)
     assert materials.location == str(folder)
     assert not any(key[0] == "learner" for key in materials.warmed)
     learner = Vision().build(recipe, materials).learner
     assert float(learner.center.abs().sum()) > 0  # came with the head, not from a warm-up
-    other = tiny_recipe(*says, "learner.prepare.seed=1")
+    other = tiny_recipe(*description, "learner.prepare.seed=1")
     assert Vision().prepare(other, None) != folder
     again = Vision().prepare(recipe, tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -210,9 +264,17 @@ def test_compare_writes_the_table(tmp_path):
     arms = ["plain", "ascent", "direct"]
     compare(tiny_recipe(), arms=arms, seeds=2, match="steps", out=tmp_path)
     table = json.loads((tmp_path / "compare.json").read_text())
-    assert table["modality"] == "vision" and table["metrics"]["test/depth_rmse"] == {"higher_is_better": False}
-    assert set(table["step0"]) == METRICS and table["step0"]["test/miou"].keys() == {"value", "stderr", "n"}
-    assert [(run["arm"], run["seed"]) for run in table["runs"]] == [(arm, seed) for seed in (0, 1) for arm in arms]
+    assert table["modality"] == "vision" and table["metrics"]["test/depth_rmse"] == {
+        "higher_is_better": False
+    }
+    assert set(table["step0"]) == METRICS and table["step0"]["test/miou"].keys() == {
+        "value",
+        "stderr",
+        "n",
+    }
+    assert [(run["arm"], run["seed"]) for run in table["runs"]] == [
+        (arm, seed) for seed in (0, 1) for arm in arms
+    ]
     for run in table["runs"]:
         assert run["steps"] == 2 and run["tokens_or_images"] == 8 and set(run["final"]) == METRICS
     flops = {run["arm"]: run["flops"] for run in table["runs"]}
@@ -220,18 +282,27 @@ def test_compare_writes_the_table(tmp_path):
     assert len({run["stream_digest"] for run in table["runs"]}) == 2
     assert set(table["summary"]) == set(arms)
     assert set(table["paired"]) == {"ascent", "direct"}
-    assert {"difference", "ci95", "p_holm", "verdict"} <= table["paired"]["ascent"]["test/miou"].keys()
+    assert {"difference", "ci95", "p_holm", "verdict"} <= table["paired"]["ascent"][
+        "test/miou"
+    ].keys()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_doctor_finds_every_estimator_right(kind):
     found = doctor(tiny_recipe(kind=kind))
-    assert [row["name"] for row in found["estimators"]] == ["central_difference", "forward_mode", "double_backward"]
+    assert [row["name"] for row in found["estimators"]] == [
+        "central_difference",
+        "forward_mode",
+        "double_backward",
+    ]
     assert all(row["supported"] and row["cosine"] > 0.999 for row in found["estimators"])
 
 
 def problems(*overrides):
-    return {problem.where: problem.message for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])}
+    return {
+        problem.where: problem.message
+        for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])
+    }
 
 
 def test_check_finds_nothing_wrong_where_nothing_is():
@@ -240,21 +311,40 @@ def test_check_finds_nothing_wrong_where_nothing_is():
 
 def test_check_names_every_problem_at_once():
     found = problems(
-        "arm=patch_weights", "learner.crops.local_size=15", "data.feedback.sets.0.train=300", "evaluate.neighbours=90"
+        "arm=patch_weights",
+        "learner.crops.local_size=15",
+        "data.feedback.sets.0.train=300",
+        "evaluate.neighbours=90",
     )
     assert set(found) == {"arm", "learner.crops.local_size", "data.feedback.sets.0.train"}
-    found = problems("evaluate.neighbours=90", "data.feedback.batch_size=20", "arm=ascent", "designer.keep_ratio=1")
+    found = problems(
+        "evaluate.neighbours=90",
+        "data.feedback.batch_size=20",
+        "arm=ascent",
+        "designer.keep_ratio=1",
+    )
     assert set(found) == {"evaluate.neighbours", "data.feedback.batch_size", "designer.keep_ratio"}
-    found = problems("evaluate.blocks=7", "data.feedback.head.blocks=3", "designer.candidates=99", "data.image_size=28")
-    assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(found) and "data.evaluation.test.0.size" in found
+    found = problems(
+        "evaluate.blocks=7",
+        "data.feedback.head.blocks=3",
+        "designer.candidates=99",
+        "data.image_size=28",
+    )
+    assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(
+        found
+    ) and "data.evaluation.test.0.size" in found
     found = problems("evaluate.blocks=7", "data.feedback.head.blocks=3", "designer.candidates=99")
     assert set(found) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
 
 
 @pytest.mark.parametrize(
-    ("override", "where", "says"),
+    ("override", "where", "description"),
     [
-        ("data.evaluation.test.0={kind: scenes, split: feedback, count: 6}", "data.feedback.sets", "also in data.eval"),
+        (
+            "data.evaluation.test.0={kind: scenes, split: feedback, count: 6}",
+            "data.feedback.sets",
+            "also in data.eval",
+        ),
         ("data.stream.0.pictures={kind: folder, images: nowhere}", "nowhere", "no such folder"),
         ("learner.config.patch_size=7", "learner.crops.global_size", "do not tile"),
         ("learner.config.hiden_size=7", "learner.config.hiden_size", "no such key"),
@@ -263,11 +353,11 @@ def test_check_names_every_problem_at_once():
         ("evaluate.split=train", "", "which the probes learn from"),
         ("data.feedback.tasks={colour: 1}", "data.feedback.tasks", ""),
     ],
-)  # fmt: skip
-def test_check_refuses(override, where, says):
+)
+def test_check_refuses(override, where, description):
     found = check("demo-vision", [*SMALL, *SCENES, override])
     shown = "\n".join(str(problem) for problem in found)
-    assert found and where in shown and says in shown
+    assert found and where in shown and description in shown
 
 
 def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, capsys):
@@ -276,12 +366,14 @@ def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path
     for path in (data_root / "train/images").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.png").write_bytes(b"no image")
-    says = [f"data.stream.0.pictures={{kind: folder, images: {folder}}}"]
+    description = [f"data.stream.0.pictures={{kind: folder, images: {folder}}}"]
     with pytest.raises(UserError, match="broken"):
-        Vision().load(tiny_recipe(*says))
-    kept = Vision().load(tiny_recipe(*says, "data.on_bad_row=skip"))
+        Vision().load(tiny_recipe(*description))
+    kept = Vision().load(tiny_recipe(*description, "data.on_bad_row=skip"))
     assert len(kept.sets.stream[0].pictures) == 8
-    assert "1 pictures are left out" in (said := capsys.readouterr().err) and "broken.png" in said.replace("\n", "")
+    assert "1 pictures are left out" in (
+        said := capsys.readouterr().err
+    ) and "broken.png" in said.replace("\n", "")
 
 
 def test_the_demo_shows_the_baseline_first():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from vpretrain import recipe as recipes
-from vpretrain.modalities import SCHEMAS
+from vpretrain.config import recipe as recipes
+from vpretrain.run.modalities import SCHEMAS
 
 PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 

@@ -9,14 +9,21 @@ from pydantic import PositiveFloat, PositiveInt
 
 from image_text.clip import Kept, TwoTowers, contrastive, network, zero_shot
 from image_text.pairs import SIZE, pairs
-from vpretrain.arms import heard
-from vpretrain.ascent import Ascent, Learning
-from vpretrain.contracts import Designer, Parts, Score
-from vpretrain.errors import Problem, user_error
-from vpretrain.recipe import LearnerBase, Recipe, Section
-from vpretrain.reliability import Reliability
-from vpretrain.roles import Drawn, LossFeedback, Plain, WholeLearner, halves, score
-from vpretrain.vision.scenes import Scenes
+from vpretrain.config.recipe import LearnerBase, Recipe, Section
+from vpretrain.method.network import Learning, NetworkDesigner
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.roles import Designer, Parts, Score
+from vpretrain.method.simple import (
+    BaselineDesigner,
+    LossFeedback,
+    ShuffledBatches,
+    WholeLearner,
+    halves,
+    score,
+)
+from vpretrain.run.controls import heard
+from vpretrain.system.errors import Problem, user_error
+from vpretrain.vision.data.scenes import Scenes
 
 
 class Data(Section):
@@ -47,7 +54,7 @@ class ImageTextRecipe(Recipe):
 
 
 class ImageText:
-    """The modality behind the core's role (:class:`vpretrain.contracts.Modality`)."""
+    """The modality behind the core's role (:class:`vpretrain.method.roles.Modality`)."""
 
     schema = ImageTextRecipe
     arms = {
@@ -62,30 +69,45 @@ class ImageText:
 
     def load(self, recipe: ImageTextRecipe) -> dict[str, Scenes]:
         """Scenes by split; each is rendered once, when it is first asked for."""
-        return {split: Scenes(split, getattr(recipe.data, split), SIZE, 0) for split in ("stream", "feedback", "test")}
+        return {
+            split: Scenes(split, getattr(recipe.data, split), SIZE, 0)
+            for split in ("stream", "feedback", "test")
+        }
 
     def check(self, recipe: ImageTextRecipe) -> list[Problem]:
         """What the sections cannot know of themselves."""
         known = ", ".join(self.arms)
-        return [] if recipe.arm in self.arms else [Problem("arm", recipe.arm, known, "image-text has no such arm")]
+        return (
+            []
+            if recipe.arm in self.arms
+            else [Problem("arm", recipe.arm, known, "image-text has no such arm")]
+        )
 
     def prepare(self, recipe: ImageTextRecipe, out: Path | None) -> Path:
         """Weights are random, and nothing is prepared."""
-        raise user_error("prepare", "image-text starts from random weights; there is nothing to make")
+        raise user_error(
+            "prepare", "image-text starts from random weights; there is nothing to make"
+        )
 
     def build(self, recipe: ImageTextRecipe, materials: dict[str, Scenes]) -> Parts:
         """Fresh parts for the recipe's arm and seed."""
         data, seed = recipe.data, recipe.seed
         torch.manual_seed(0)  # one checkpoint for all seeds
         model = TwoTowers().to(getattr(torch, recipe.learner.dtype))
-        make = {split: partial(pairs, scenes, data.light_words) for split, scenes in materials.items()}
-        verified = halves(data.feedback, min(32, data.feedback // 2), f"{seed} feedback", make["feedback"])
+        make = {
+            split: partial(pairs, scenes, data.light_words) for split, scenes in materials.items()
+        }
+        verified = halves(
+            data.feedback, min(32, data.feedback // 2), f"{seed} feedback", make["feedback"]
+        )
         test = make["test"](range(data.test))
         return Parts(
             learner=WholeLearner(model, contrastive, aligned=["*"]),
             designer=designer_of(recipe),
-            feedback=heard(recipe, LossFeedback(verified, lambda batch: zero_shot(model, batch)[1].mean())),
-            stream=Drawn(data.stream, data.batch_size, f"{seed} stream", make["stream"]),
+            feedback=heard(
+                recipe, LossFeedback(verified, lambda batch: zero_shot(model, batch)[1].mean())
+            ),
+            stream=ShuffledBatches(data.stream, data.batch_size, f"{seed} stream", make["stream"]),
             evaluate=partial(evaluate, model, test),
             held_out_loss=lambda: iter([zero_shot(model, test)[1].mean()]),
             save=model.clip.save_pretrained,
@@ -96,11 +118,18 @@ def designer_of(recipe: ImageTextRecipe) -> Designer:
     """That of the recipe's arm; controls steer words."""
     surface = Kept("mask" if recipe.arm == "masks" else "words")
     if recipe.arm == "plain":
-        return Plain(surface)
+        return BaselineDesigner(surface)
     torch.manual_seed(recipe.seed)
-    learning = Learning(recipe.designer.learning_rate, Reliability(shrink=recipe.value.shrink), updates=4)
+    learning = Learning(
+        recipe.designer.learning_rate, Reliability(shrink=recipe.value.shrink), updates=4
+    )
     price = recipe.designer.price
-    return Ascent(network(surface.what), surface, lambda choice: price * (1 - choice).square().mean(), learning)
+    return NetworkDesigner(
+        network(surface.what),
+        surface,
+        lambda choice: price * (1 - choice).square().mean(),
+        learning,
+    )
 
 
 @torch.no_grad()
@@ -108,4 +137,7 @@ def evaluate(model: TwoTowers, test: Any) -> dict[str, Score]:
     """Zero-shot classification of the test scenes."""
     logits, losses = zero_shot(model, test)
     right = (logits.argmax(dim=1) == test.categories).float()
-    return {"test/accuracy": score(right, higher_is_better=True), "test/nll": score(losses, higher_is_better=False)}
+    return {
+        "test/accuracy": score(right, higher_is_better=True),
+        "test/nll": score(losses, higher_is_better=False),
+    }

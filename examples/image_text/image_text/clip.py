@@ -1,4 +1,6 @@
-"""CLIP as the learner, and what a designer can shape of its task: which pixels and which words count."""
+"""CLIP as the learner, and what a designer can shape of its task: which pixels and which words
+count.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +20,8 @@ class Task:
     """Match pictures with captions, of which a part is kept.
 
     Args:
-        mask: ``[B, 1, H, W]`` in [0, 1]: at 1 a pixel is kept, at 0 it has its picture's mean colour; None keeps all.
+        mask: ``[B, 1, H, W]`` in [0, 1]: at 1 a pixel is kept, at 0 it has its picture's mean
+            colour; None keeps all.
         words: ``[B, T]`` in [0, 1]: what the words' embeddings are multiplied by; None keeps all.
     """
 
@@ -36,13 +39,19 @@ class Task:
 
 
 class TwoTowers(nn.Module):
-    """A small CLIP; what a task leaves of pixels and words goes in, logits ``[pictures, captions]`` come out."""
+    """A small CLIP; what a task leaves of pixels and words goes in, logits ``[pictures, captions]``
+    come out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        tower = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+        tower = dict(
+            hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+        )
         ends = dict(eos_token_id=END, bos_token_id=END, pad_token_id=END)
-        text = CLIPTextConfig(**tower, **ends, vocab_size=VOCABULARY, max_position_embeddings=16, projection_dim=64)
+        text = CLIPTextConfig(
+            **tower, **ends, vocab_size=VOCABULARY, max_position_embeddings=16, projection_dim=64
+        )
         vision = CLIPVisionConfig(**tower, image_size=SIZE, patch_size=8, projection_dim=64)
         self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
@@ -75,17 +84,21 @@ def zero_shot(model: Callable[..., Tensor], batch: Pairs) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class Kept:
-    """Where a network's choice enters the task (see :class:`vpretrain.ascent.Surface`)."""
+    """Where a network's choice enters the task (see :class:`vpretrain.method.network.Surface`)."""
 
     what: Literal["mask", "words"]
 
-    def plain(self, context: Pairs) -> Task:
+    def baseline_task(self, context: Pairs) -> Task:
         """Everything is kept."""
         return Task()
 
-    def valued_plain(self, context: Pairs) -> Task:
+    def valued_baseline_task(self, context: Pairs) -> Task:
         """The same, with a control."""
-        ones = torch.ones_like(context.pixels[:, :1]) if self.what == "mask" else torch.ones(context.ids.shape)
+        ones = (
+            torch.ones_like(context.pixels[:, :1])
+            if self.what == "mask"
+            else torch.ones(context.ids.shape)
+        )
         return self.task(context, ones)
 
     def inputs(self, context: Pairs) -> Tensor:

@@ -1,4 +1,6 @@
-"""The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document and nothing else."""
+"""The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from vpretrain import __version__
-from vpretrain.cli import beginnings, costs, decontaminate, evaluate, looks, runs, sweep
-from vpretrain.errors import Fault, Stopped, UserError
+from vpretrain.cli import costs, decontaminate, evaluate, init, inspect, runs, sweep
+from vpretrain.system.errors import Fault, Stopped, UserError
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)  # fmt: skip
-for _group in (beginnings, runs, looks, evaluate, decontaminate, costs, sweep):
+)
+for _group in (init, runs, inspect, evaluate, decontaminate, costs, sweep):
     app.add_typer(_group.app)
 
 
@@ -33,14 +35,19 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and end.")
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Say the version and end."
+        ),
     ] = False,
 ) -> None:
     """Continued pretraining that a small set of verified examples steers."""
 
 
 def main() -> None:
-    """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4 fault, 1 a bug)."""
+    """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4
+    fault, 1 a bug).
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
@@ -75,26 +82,37 @@ _DISK_FULL = "the disk is full; make room and run the same command again", Fault
 
 
 def _machine_says(error: Exception) -> tuple[str, int] | None:
-    """What to do about a limit of this machine, and the exit code; None for what can only be a bug."""
+    """What to do about a limit of this machine, and the exit code; None for what can only
+    be a bug.
+    """
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _DISK_FULL
         if isinstance(error, PermissionError):
-            return f"{error.filename}: no permission to read or write this; name another place", UserError.exit_code
+            return (
+                f"{error.filename}: no permission to read or write this; name another place",
+                UserError.exit_code,
+            )
         return None
     if isinstance(error, BrokenExecutor):
         message = "a worker process was killed, most likely because memory ran out"
-        return f"{message}; what was finished is kept: run the same command again with --jobs 1", Fault.exit_code
+        return (
+            f"{message}; what was finished is kept: run the same command again with --jobs 1",
+            Fault.exit_code,
+        )
     from safetensors import SafetensorError
 
-    from vpretrain.directional import EstimatorUnsupported
-    from vpretrain.resources import out_of_memory
+    from vpretrain.method.directional import EstimatorUnsupported
+    from vpretrain.run.resources import out_of_memory
 
     if isinstance(error, SafetensorError) and "No space left" in str(error):
         return _DISK_FULL
     if isinstance(error, EstimatorUnsupported):
         return f"value.estimator: {error}", UserError.exit_code
     if out_of_memory(error):
-        message = "memory ran out: lower data.batch_size or what a row of it holds, or take a smaller learner"
+        message = (
+            "memory ran out: lower data.batch_size or what a row of it holds, or take a "
+            "smaller learner"
+        )
         return f"{message} (`vpretrain check` estimates what one takes)", Fault.exit_code
     return None

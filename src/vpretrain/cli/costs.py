@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from vpretrain.cli.shell import Json, Overrides, RecipeName, console_for_people, emit, resolved_recipe
+from vpretrain.cli.shell import (
+    Json,
+    Overrides,
+    RecipeName,
+    console_for_people,
+    emit,
+    resolved_recipe,
+)
 
 app = typer.Typer()
 
@@ -17,19 +24,27 @@ def profile(
     overrides: Overrides = None,
     arms: Annotated[
         str | None,
-        typer.Option(help="Comma-separated; the first is compared with. Default: baseline, the recipe's arm."),
+        typer.Option(
+            help="Comma-separated; the first is compared with. Default: baseline, the recipe's arm."
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of one meta period each.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measured rounds of one meta period each.")
+    ] = 5,
     warm_up: Annotated[int, typer.Option(min=1, help="Rounds before them.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time goes, what it should be."""
-    from vpretrain.modalities import MODALITIES
-    from vpretrain.profiling import profile as measure
-    from vpretrain.tables import profile_table
+    """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time
+    goes, what it should be.
+    """
+    from vpretrain.cli.tables import profile_table
+    from vpretrain.run.modalities import MODALITIES
+    from vpretrain.studies.profile import profile as measure
 
     resolved = resolved_recipe(recipe, overrides)
-    chosen = [MODALITIES[resolved.modality]().demo[0], resolved.arm] if arms is None else arms.split(",")
+    chosen = (
+        [MODALITIES[resolved.modality]().demo[0], resolved.arm] if arms is None else arms.split(",")
+    )
     chosen = list(dict.fromkeys(chosen))
     found = measure(resolved, arms=chosen, rounds=rounds, warm_up=warm_up)
     console = console_for_people(as_json)
@@ -42,8 +57,10 @@ def profile(
 
 
 def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
-    """By size, the recipe's own shape first where its configuration says it; empty for what there is no model of."""
-    from vpretrain.language import cost_model
+    """By size, the recipe's own shape first where its configuration says it; empty for what there
+    is no model of.
+    """
+    from vpretrain.language.learner import cost_model
     from vpretrain.language.recipe import LanguageRecipe
 
     if not isinstance(recipe, LanguageRecipe) or any(arm not in cost_model.KINDS for arm in arms):
@@ -60,7 +77,10 @@ def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
 def _predicted_table(predictions: dict[str, Any], arms: list[str]) -> Any:
     from rich.table import Table
 
-    table = Table(title="counted from shapes, for the recipe's batch: FLOPs and bytes of a step over the first arm's")
+    table = Table(
+        title="counted from shapes, for the recipe's batch: FLOPs and bytes of a step over the "
+        "first arm's"
+    )
     table.add_column("learner")
     table.add_column("GFLOP/step", justify="right")
     table.add_column("GiB", justify="right")
@@ -69,6 +89,8 @@ def _predicted_table(predictions: dict[str, Any], arms: list[str]) -> Any:
         table.add_column("bytes", justify="right")
     for name, found in predictions.items():
         first = found["totals"][arms[0]]
-        ratios = [f"{found['ratios'][arm][what]:.3f}" for arm in arms[1:] for what in ("flops", "bytes")]
+        ratios = [
+            f"{found['ratios'][arm][what]:.3f}" for arm in arms[1:] for what in ("flops", "bytes")
+        ]
         table.add_row(name, f"{first['flops'] / 1e9:.0f}", f"{first['bytes'] / 2**30:.1f}", *ratios)
     return table

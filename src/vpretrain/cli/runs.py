@@ -1,4 +1,6 @@
-"""Commands that train: one run, arms side by side, and the demo; and the page of what they wrote."""
+"""Commands that train: one run, arms side by side, and the demo; and the page of what they
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from vpretrain.cli.shell import (
     results_folder,
     stem,
 )
-from vpretrain.errors import user_error
-from vpretrain.recipe import Measure, Recipe, packaged
+from vpretrain.config.recipe import Measure, Recipe, packaged
+from vpretrain.system.errors import user_error
 
 app = typer.Typer()
 
@@ -35,13 +37,16 @@ def train(
     overrides: Overrides = None,
     out: Out = None,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on with a run although its recipe was changed.")
+        bool,
+        typer.Option("--accept-changes", help="Go on with a run although its recipe was changed."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """One run: metrics, the model folder, and a table that opens with step 0. The same command again goes on with it."""
-    from vpretrain import distributed
-    from vpretrain.single import train_one
+    """One run: metrics, the model folder, and a table that opens with step 0. The same command
+    again goes on with it.
+    """
+    from vpretrain.run.launch import train_one
+    from vpretrain.system import distributed
 
     console = console_for_people(as_json)
     console.quiet = not distributed.is_main_process()
@@ -52,24 +57,31 @@ def train(
 
         said = 0.0
 
-        def each_step(record: dict[str, Any], share: float) -> None:
+        def each_step(record: dict[str, Any], fraction: float) -> None:
             nonlocal said
             if "skipped" in record:
-                console.print(escape(f"after step {record['step']} a batch was left out: {record['skipped']}"))
+                console.print(
+                    escape(f"after step {record['step']} a batch was left out: {record['skipped']}")
+                )
                 return
-            line = f"step {record['step']}  loss {record['loss']:.3f}  {record['tokens_per_second']:.0f} tokens/s"
-            bar.update(task, completed=share, description=line)
-            if not console.is_terminal and share >= said:
-                console.print(f"{share:4.0%}  {line}", highlight=False)
-                said = share + 0.1
+            line = (
+                f"step {record['step']}  loss {record['loss']:.3f}  "
+                f"{record['tokens_per_second']:.0f} tokens/s"
+            )
+            bar.update(task, completed=fraction, description=line)
+            if not console.is_terminal and fraction >= said:
+                console.print(f"{fraction:4.0%}  {line}", highlight=False)
+                said = fraction + 0.1
 
-        def says(line: str) -> None:
+        def description(line: str) -> None:
             console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
 
-        result = train_one(resolved, folder, each_step, accept_changes=accept_changes, says=says)
+        result = train_one(
+            resolved, folder, each_step, accept_changes=accept_changes, description=description
+        )
     if not distributed.is_main_process():
         return
-    from vpretrain.tables import run_table
+    from vpretrain.cli.tables import run_table
 
     console.print(run_table(result))
     console.print(escape(f"run folder: {folder}"), highlight=False, soft_wrap=True)
@@ -84,30 +96,42 @@ def compare(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; the first is the baseline. Default: baseline, the recipe's arm, the demo's."
+            help="Comma-separated; the first is the baseline. Default: baseline, the recipe's arm, "
+            "the demo's."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
     match: Annotated[Measure, typer.Option(help="What arms have the same of.")] = "steps",
-    budget: Annotated[float | None, typer.Option(help="How much of it; default: the recipe's.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="How much of it; default: the recipe's.")
+    ] = None,
     out: Out = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Runs at a time; default: cores / threads, 1 with --match seconds or on an accelerator."
+            min=1,
+            help="Runs at a time; default: cores / threads, 1 with --match seconds or on an "
+            "accelerator.",
         ),
     ] = None,
-    require_interval: Annotated[bool, typer.Option(help="Refuse what can give no interval (a single seed).")] = False,
+    require_interval: Annotated[
+        bool, typer.Option(help="Refuse what can give no interval (a single seed).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Arms side by side, from the same checkpoint on the same stream, paired over seeds."""
     resolved = resolved_recipe(recipe, overrides)
     if require_interval and seeds < 2:
-        message = "one seed gives no interval over seeds, and --require-interval asks for one; give more seeds"
+        message = (
+            "one seed gives no interval over seeds, and --require-interval asks for one; "
+            "give more seeds"
+        )
         raise user_error("--seeds", message, value=seeds, accepted="2 or more")
     _compare(
         resolved,
-        _default_arms(resolved) if arms is None else [name for arm in arms.split(",") if (name := arm.strip())],
+        _default_arms(resolved)
+        if arms is None
+        else [name for arm in arms.split(",") if (name := arm.strip())],
         seeds,
         match,
         budget,
@@ -119,36 +143,56 @@ def compare(
 
 @app.command()
 def demo(
-    modality: Annotated[str, typer.Argument(help="language, language-minority or vision.")] = "language",
+    modality: Annotated[
+        str, typer.Argument(help="language, language-minority or vision.")
+    ] = "language",
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out data."""
+    """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out
+    data.
+    """
     if f"demo-{modality}" not in packaged():
-        accepted = ", ".join(name.removeprefix("demo-") for name in packaged() if name.startswith("demo-"))
+        accepted = ", ".join(
+            name.removeprefix("demo-") for name in packaged() if name.startswith("demo-")
+        )
         raise user_error("demo", "there is no demo of this", value=modality, accepted=accepted)
     resolved = resolved_recipe(f"demo-{modality}", None)
     arms = _default_arms(resolved)
-    _compare(resolved, arms, seeds, "steps", None, out or Path("runs") / f"demo-{modality}", None, as_json)
+    _compare(
+        resolved,
+        arms,
+        seeds,
+        "steps",
+        None,
+        out or Path("runs") / f"demo-{modality}",
+        None,
+        as_json,
+    )
 
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The HTML file; default report.html in the first DIR.")
+        Path | None,
+        typer.Option("--out", help="The HTML file; default report.html in the first DIR."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside it."""
+    """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside
+    it.
+    """
     page = write_page(folders, out or folders[0] / "report.html", console_for_people(as_json))
     emit({"page": str(page)}, as_json)
 
 
 def _default_arms(resolved: Recipe) -> list[str]:
     """The baseline, what the recipe steers with, and the rest of the modality's demo."""
-    from vpretrain.modalities import MODALITIES
+    from vpretrain.run.modalities import MODALITIES
 
     baseline, *rest = MODALITIES[resolved.modality]().demo
     return list(dict.fromkeys([baseline, resolved.arm, *rest]))
@@ -171,29 +215,41 @@ def _compare(
 ) -> None:
     import torch
 
-    from vpretrain import compare as comparison
-    from vpretrain import distributed
-    from vpretrain.tables import comparison_table, verdicts
+    from vpretrain.cli.tables import comparison_table, verdicts
+    from vpretrain.studies import compare as comparison
+    from vpretrain.system import distributed
 
     if distributed.launched():
-        message = "arms run one by one in this process, or with --jobs; only `vpretrain train` is for several processes"
+        message = (
+            "arms run one by one in this process, or with --jobs; only `vpretrain train` is "
+            "for several processes"
+        )
         raise user_error("torchrun", message, accepted="this command without torchrun")
     if not arms:
         raise user_error(
-            "--arms", "a comparison needs arms", accepted="names with commas between them; the first is the baseline"
+            "--arms",
+            "a comparison needs arms",
+            accepted="names with commas between them; the first is the baseline",
         )
     accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
     amount = budget if budget is not None else getattr(resolved.budget, match)
     if amount is None:
-        raise user_error("--budget", f"the recipe has no budget.{match} to match by; say how much", accepted=accepted)
+        raise user_error(
+            "--budget",
+            f"the recipe has no budget.{match} to match by; say how much",
+            accepted=accepted,
+        )
     if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
-        raise user_error("--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted)
+        raise user_error(
+            "--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted
+        )
     results_folder(out)
     resolved = comparison.with_budget(resolved, match, amount)
     console = console_for_people(as_json)
     jobs = jobs or (1 if match == "seconds" or torch.cuda.is_available() else _at_a_time(resolved))
     console.print(
-        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, {amount:g} {match} a run, {jobs} at a time",
+        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, {amount:g} {match} a run, "
+        f"{jobs} at a time",
         highlight=False,
     )
     with progress_bar(console) as bar:
@@ -206,7 +262,7 @@ def _compare(
 
         table = comparison.compare(
             resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress
-        )  # fmt: skip
+        )
     console.print(comparison_table(table, console.width))
     for line in verdicts(table):
         console.print(line, highlight=False)

@@ -10,20 +10,33 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from vpretrain.errors import user_error
-from vpretrain.recipe import Recipe, load
+from vpretrain.config.recipe import Recipe, load
+from vpretrain.system.errors import user_error
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML path or a packaged name (see `recipes`).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override dotted recipe keys.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML path or a packaged name (see `recipes`).")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override dotted recipe keys.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")
+]
 
 
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
     """A recipe; of a run folder the recipe that it ran, with the model that it ended with."""
-    from vpretrain.modalities import SCHEMAS
+    from vpretrain.run.modalities import SCHEMAS
 
     folder = Path(recipe)
     if not (folder / "recipe.yaml").is_file():
@@ -41,7 +54,9 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
             accepted="a recipe, or a folder that `vpretrain train` wrote and finished",
         )
     return load(
-        folder / "recipe.yaml", [f"learner.model={folder / 'model'}", *own, *(overrides or [])], schemas=SCHEMAS
+        folder / "recipe.yaml",
+        [f"learner.model={folder / 'model'}", *own, *(overrides or [])],
+        schemas=SCHEMAS,
     )
 
 
@@ -54,16 +69,24 @@ def console_for_people(as_json: bool) -> Console:
     """Where text for people goes: standard error when standard output is for a program."""
     console = Console(stderr=as_json)
     if not console.is_terminal:
-        console.width = max(console.width, 140)  # a pipe has no width; tables should not be squeezed into 80
+        console.width = max(
+            console.width, 140
+        )  # a pipe has no width; tables should not be squeezed into 80
     return console
 
 
 def progress_bar(console: Console) -> Progress:
     """A bar that appears on a terminal alone."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def results_folder(path: Path) -> Path:
@@ -71,10 +94,15 @@ def results_folder(path: Path) -> Path:
     there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
     if not there.is_dir():
         raise user_error(
-            "--out", f"{there} is a file; name a folder", value=str(path), accepted="a new or existing folder"
+            "--out",
+            f"{there} is a file; name a folder",
+            value=str(path),
+            accepted="a new or existing folder",
         )
     if not os.access(there, os.W_OK):
-        raise user_error("--out", f"no permission to write in {there}; name another folder", value=str(path))
+        raise user_error(
+            "--out", f"no permission to write in {there}; name another folder", value=str(path)
+        )
     return path
 
 

@@ -27,14 +27,20 @@ app = typer.Typer()
 def sweep(
     recipe: RecipeName,
     overrides: Overrides = None,
-    trials: Annotated[int, typer.Option(min=1, help="In all, those that are there already among them.")] = 20,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, in processes of their own.")] = 1,
+    trials: Annotated[
+        int, typer.Option(min=1, help="In all, those that are there already among them.")
+    ] = 20,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Trials at a time, in processes of their own.")
+    ] = 1,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is written as a recipe."""
-    from vpretrain.sweep import Plan
-    from vpretrain.sweep import sweep as search
+    """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is
+    written as a recipe.
+    """
+    from vpretrain.studies.sweep import Plan
+    from vpretrain.studies.sweep import sweep as search
 
     console = console_for_people(as_json)
     plan = Plan.read(recipe, overrides or [])
@@ -52,7 +58,9 @@ def sweep(
     for entry in found["front"] or [found["best"]]:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in entry["values"].items())
         values = ", ".join(f"{key}={value}" for key, value in entry["parameters"].items())
-        console.print(escape(f"trial {entry['number']}: {scores}; {values}"), highlight=False, soft_wrap=True)
+        console.print(
+            escape(f"trial {entry['number']}: {scores}; {values}"), highlight=False, soft_wrap=True
+        )
         console.print(escape(f"    recipe: {entry['recipe']}"), highlight=False, soft_wrap=True)
     if found["pruned"] or found["failed"]:
         console.print(f"{found['pruned']} trials pruned, {found['failed']} failed", highlight=False)

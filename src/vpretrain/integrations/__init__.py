@@ -1,1 +1,3 @@
-"""Where other trainers meet the core: each module needs the library that it is named after, and nothing else does."""
+"""Where other trainers meet the core: each module needs the library that it is named after, and
+nothing else does.
+"""

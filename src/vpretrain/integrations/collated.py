@@ -8,31 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpretrain.errors import user_error
-from vpretrain.language.batch import TokenBatch
-from vpretrain.language.rows import Document
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.data.rows import Document
+from vpretrain.system.errors import user_error
 
 IGNORED = -100
 """The label of a token that is not predicted."""
 
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
-    """A collated batch whose padding is at the end of its rows and whose documents are told apart by position.
+    """A collated batch whose padding is at the end of its rows and whose documents are told apart
+    by position.
 
     Args:
-        inputs: ``input_ids`` and ``labels``, each ``[B, T]`` int64, labels at the tokens that they name (not shifted) and
-            :data:`IGNORED` where nothing is predicted; ``attention_mask`` ``[B, T]``, 0 on padding, on either side of a
-            row; ``position_ids`` ``[B, T]`` of packed rows, where a document begins wherever they do not go up by one.
-            Without a mask nothing is padding, and without positions a row is one document.
+        inputs: ``input_ids`` and ``labels``, each ``[B, T]`` int64, labels at the tokens that they
+            name (not shifted) and :data:`IGNORED` where nothing is predicted; ``attention_mask``
+            ``[B, T]``, 0 on padding, on either side of a row; ``position_ids`` ``[B, T]`` of packed
+            rows, where a document begins wherever they do not go up by one. Without a mask nothing
+            is padding, and without positions a row is one document.
 
     Returns:
-        The same rows; a document's first token is never predicted. Documents have no ids of their own.
+        The same rows; a document's first token is never predicted. Documents have no ids of their
+        own.
 
     Raises:
         UserError: ids or labels are missing, or one of the tensors has another shape.
     """
     ids, labels = (_rows(inputs, name) for name in ("input_ids", "labels"))
-    mask = _rows(inputs, "attention_mask", ids.shape) if "attention_mask" in inputs else torch.ones_like(ids)
+    mask = (
+        _rows(inputs, "attention_mask", ids.shape)
+        if "attention_mask" in inputs
+        else torch.ones_like(ids)
+    )
     # A stable sort by padding moves it behind the row and leaves the tokens in their order.
     order = (mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     ids, labels, there = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))
@@ -41,7 +48,8 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     if "position_ids" in inputs:
         given = _rows(inputs, "position_ids", ids.shape).gather(1, order)
         starts = starts | ((given.diff(dim=1, prepend=given[:, :1] - 1) != 1) & there)
-    # Running on through the padding, as the core lays out rows that are padded: one document to the model.
+    # Running on through the padding, as the core lays out rows that are padded: one document to the
+    # model.
     positions = flat - torch.where(starts, flat, 0).cummax(dim=1).values
     number = starts.flatten().cumsum(0).view_as(ids) - 1
     count = int(starts.sum())
@@ -50,7 +58,9 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
         predicted=(labels != IGNORED) & there & ~starts,
         position_ids=positions,
         document=torch.where(there, number, -1),
-        documents=tuple(Document((), (), f"train_dataset:{place}", "train_dataset") for place in range(count)),
+        documents=tuple(
+            Document((), (), f"train_dataset:{place}", "train_dataset") for place in range(count)
+        ),
     )
 
 
@@ -60,7 +70,11 @@ def _rows(inputs: Mapping[str, Any], name: str, like: torch.Size | None = None) 
     if isinstance(found, Tensor) and found.dim() == 2 and (like is None or found.shape == like):
         return found
     raise user_error(
-        f"data_collator: {name}", "a steered step needs this in every batch; let the collator make it",
-        value=f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__,
-        accepted=f"a tensor of shape {shape}" + (", -100 where nothing is predicted" if name == "labels" else ""),
-    )  # fmt: skip
+        f"data_collator: {name}",
+        "a steered step needs this in every batch; let the collator make it",
+        value=f"a tensor of shape {tuple(found.shape)}"
+        if isinstance(found, Tensor)
+        else type(found).__name__,
+        accepted=f"a tensor of shape {shape}"
+        + (", -100 where nothing is predicted" if name == "labels" else ""),
+    )

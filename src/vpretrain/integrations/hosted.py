@@ -1,7 +1,9 @@
-"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping left to the host.
+"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping
+left to the host.
 
-On several processes a part is this one's share of a micro-batch; what is a sum or a mean over it is one over all of them, as in
-the core (:mod:`vpretrain.distributed`), and all come to every part together. Gradients are left to the host.
+On several processes a part is this one's share of a micro-batch; what is a sum or a mean over it is
+one over all of them, as in the core (:mod:`vpretrain.system.distributed`), and all come to every
+part together. Gradients are left to the host.
 """
 
 from __future__ import annotations
@@ -12,37 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain import distributed
-from vpretrain.appraisal import Appraiser
-from vpretrain.collapse import Collapse
-from vpretrain.contracts import Designer, Feedback, detached
-from vpretrain.directional import ESTIMATORS
 from vpretrain.integrations.steering import Steering
-from vpretrain.language.batch import TokenBatch
-from vpretrain.language.learner import CausalLearner, Context
-from vpretrain.language.predictions import WholeLogits
-from vpretrain.step import Guard, SteeredStep
-from vpretrain.value import Alignment
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.learner.predictions import WholeLogits
+from vpretrain.method.collapse import Collapse
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.roles import Designer, Feedback, detached
+from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.system import distributed
 
 
 class HostedLearner(CausalLearner):
-    """A causal learner whose training pass goes through whatever the host has wrapped around the model.
+    """A causal learner whose training pass goes through whatever the host has wrapped around the
+    model.
 
-    Data parallelism averages gradients, and Accelerate casts, only in a call of the wrapper. Everything that is valued
-    runs without it, on the model's parts.
+    Data parallelism averages gradients, and Accelerate casts, only in a call of the wrapper.
+    Everything that is valued runs without it, on the model's parts.
 
     Args:
         model: the ``transformers`` model itself.
         aligned: S.
-        autocast: see :class:`~vpretrain.language.learner.CausalLearner`.
+        autocast: see :class:`~vpretrain.language.learner.causal.CausalLearner`.
     """
 
-    def __init__(self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None
+    ) -> None:
         super().__init__(model, aligned, autocast=autocast)
         self.wrapped: Any = model
 
-    def observe(self, batch: TokenBatch) -> Context:
-        """One forward pass of the wrapped model; as in the plain learner, prompts and padding are never projected."""
+    def forward(self, batch: TokenBatch) -> Context:
+        """One forward pass of the wrapped model; as in the plain learner, prompts and padding are
+        never projected.
+        """
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
         hidden: list[Tensor] = []
@@ -64,11 +71,13 @@ class HostedLearner(CausalLearner):
 
 
 class HostedStep(SteeredStep):
-    """One learner step whose parts the host sends back through the model, and whose gradient it clips and applies.
+    """One learner step whose parts the host sends back through the model, and whose gradient it
+    clips and applies.
 
     Args:
         learner, designer, feedback: the parts.
-        optimizer: the host's, as it steps: the preconditioner and the learning rate are read from it.
+        optimizer: the host's, as it steps: the preconditioner and the learning rate are read from
+            it.
         steering: alignment, estimator, meta period, guard.
 
     Attributes:
@@ -76,46 +85,69 @@ class HostedStep(SteeredStep):
     """
 
     def __init__(
-        self, learner: HostedLearner, designer: Designer, feedback: Feedback, optimizer: Any, steering: Steering
+        self,
+        learner: HostedLearner,
+        designer: Designer,
+        feedback: Feedback,
+        optimizer: Any,
+        steering: Steering,
     ) -> None:
         super().__init__(
-            learner, designer, feedback,
-            Appraiser(learner, Alignment(steering.alignment, steering.smoothness), ESTIMATORS[steering.estimator]),
-            optimizer, meta_period=steering.meta_period, preconditioner_floor=steering.preconditioner_floor,
-            clip_norm=torch.inf, guard=Guard(steering.guard_window),
+            learner,
+            designer,
+            feedback,
+            ValueEstimator(
+                learner,
+                Alignment(steering.alignment, steering.smoothness),
+                ESTIMATORS[steering.estimator],
+            ),
+            optimizer,
+            meta_period=steering.meta_period,
+            preconditioner_floor=steering.preconditioner_floor,
+            clip_norm=torch.inf,
+            guard=Guard(steering.guard_window),
             collapse=Collapse(steering.guard_window, getattr(designer, "bounds", None)),
             revert=steering.on_collapse == "revert",
-        )  # fmt: skip
+        )
         self.metrics: dict[str, float] = {}
         self._at: int | None = None
         self._due = self._heard = False
 
-    def part_loss(self, part: TokenBatch, share: float, *, step: int) -> Tensor:
+    def part_loss(self, part: TokenBatch, fraction: float, *, step: int) -> Tensor:
         """The loss of a part of the step's batch, a scalar with its graph to the learner.
 
-        Where some process has nothing to predict, the part is not steered on any, and the meta step waits for the next.
+        Where some process has nothing to predict, the part is not steered on any, and the meta step
+        waits for the next.
 
         Args:
             part: unlabeled; the first of a step is what the designer learns from.
-            share: what the part's mean counts in this process's loss of the step.
+            fraction: what the part's mean counts in this process's loss of the step.
             step: of the host, from 0; parts of one step have the same.
         """
-        context = self.learner.observe(part)
+        context = self.learner.forward(part)
         if step != self._at:
             self._at = self.count = step
             self._due, self._heard = self._due or self.meta_due, False
         count = len(context.labels)
-        everywhere, lacking = distributed.total(torch.tensor([count, count == 0], dtype=torch.float64)).tolist()
+        everywhere, lacking = distributed.total(
+            torch.tensor([count, count == 0], dtype=torch.float64)
+        ).tolist()
         if not count:
             return context.logits.sum() * 0.0  # every parameter has its gradient
         if lacking:
-            return share * self.learner.loss(context, detached(self.designer.plain(context)))
-        self.appraiser.share = count / everywhere
+            return fraction * self.learner.loss(
+                context, detached(self.designer.baseline_task(context))
+            )
+        self.value_estimator.fraction = count / everywhere
         if self._due:
             self._due, self._heard = False, True
             self.metrics = self._learn(context, float(self.optimizer.param_groups[0]["lr"]))
-        task = self.designer.construct(context, self.appraiser) if self.steers else self.designer.plain(context)
-        return share * self.learner.loss(context, detached(task))
+        task = (
+            self.designer.make_task(context, self.value_estimator)
+            if self.steers
+            else self.designer.baseline_task(context)
+        )
+        return fraction * self.learner.loss(context, detached(task))
 
     def backed(self) -> None:
         """After the last backward pass of a step, before the gradient is clipped."""
@@ -123,9 +155,7 @@ class HostedStep(SteeredStep):
             self.metrics |= self._alignment_metrics()
 
     def state_dict(self) -> dict[str, Any]:
-        """Without the optimizer, which the host saves."""
         return {name: held for name, held in super().state_dict().items() if name != "optimizer"}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`; the optimizer stays as it is."""
         super().load_state_dict({**state, "optimizer": self.optimizer.state_dict()})

@@ -1,4 +1,6 @@
-"""How a trainer of another library steers: the keys of a recipe that concern it, and the parts that they make."""
+"""How a trainer of another library steers: the keys of a recipe that concern it, and the parts that
+they make.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +11,36 @@ from typing import Any, Literal, Self
 
 from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 
-from vpretrain.arms import heard
-from vpretrain.contracts import Designer, Feedback
-from vpretrain.errors import Problem, UserError
-from vpretrain.language.arms import ARMS, DIRECT
-from vpretrain.language.carried import designer_for
+from vpretrain.config.problems import explain, nearest
+from vpretrain.config.recipe import Value
+from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback import Likelihood, parted, shuffled
-from vpretrain.language.learner import CausalLearner
+from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.recipe import DesignerSection, LanguageRecipe, LearnerSection
-from vpretrain.language.rows import Document
-from vpretrain.recipe import Value
-from vpretrain.recipe_problems import explain, nearest
+from vpretrain.language.steering.arms import ARMS, DIRECT
+from vpretrain.language.steering.transferred import designer_for
+from vpretrain.method.roles import Designer, Feedback
+from vpretrain.run.controls import heard
+from vpretrain.system.errors import Problem, UserError
 
-STEERING_ARMS = {arm: says for arm, says in ARMS.items() if arm not in (*DIRECT, "source_weights")}
-"""The arms of language that steer one stream of rows: another trainer's rows have no sources to be weighed."""
+STEERING_ARMS = {
+    arm: description for arm, description in ARMS.items() if arm not in (*DIRECT, "source_weights")
+}
+"""The arms of language that steer one stream of rows: another trainer's rows have no sources to be
+weighed.
+"""
 
 
 class Steering(Value, DesignerSection):
-    """The keys of a recipe's ``value`` and ``designer`` sections side by side, with those that choose arm, S and feedback.
+    """The keys of a recipe's ``value`` and ``designer`` sections side by side, with those that
+    choose arm, S and feedback.
 
-    ``learning_rate`` is the designer's; the learner's optimizer, schedule and clipping are the trainer's own.
+    ``learning_rate`` is the designer's; the learner's optimizer, schedule and clipping are the
+    trainer's own.
 
     Raises:
-        UserError: an unknown key, a value that its key does not take, or keys that do not go together.
+        UserError: an unknown key, a value that its key does not take, or keys that do not go
+            together.
     """
 
     arm: str = "token_weights"
@@ -39,11 +48,15 @@ class Steering(Value, DesignerSection):
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match one that trains."""
+    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
+    one that trains.
+    """
     feedback_batch_size: PositiveInt = 32
     """Rows in one feedback batch."""
     feedback_batches: PositiveInt = 2
-    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
+    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust
+    it.
+    """
     feedback_max_tokens: PositiveInt = 512
     """Longer feedback rows are cut there, and counted in the log."""
 
@@ -63,11 +76,21 @@ class Steering(Value, DesignerSection):
             message = f"there is no such arm beside a trainer{nearest(self.arm, STEERING_ARMS)}"
             yield Problem("Steering arm", self.arm, ", ".join(STEERING_ARMS), message)
         if self.burn_in_steps:
-            message = "a trainer's loop takes no steps before its first; let its warm-up settle the optimizer"
-            yield Problem("Steering burn_in_steps", str(self.burn_in_steps), "0, with warmup_steps in args", message)
+            message = (
+                "a trainer's loop takes no steps before its first; let its warm-up settle "
+                "the optimizer"
+            )
+            yield Problem(
+                "Steering burn_in_steps",
+                str(self.burn_in_steps),
+                "0, with warmup_steps in args",
+                message,
+            )
         if self.shrink and self.feedback_batches < 2:
             message = "shrink compares feedback batches; hear two or more, or set shrink to False"
-            yield Problem("Steering feedback_batches", str(self.feedback_batches), "2 or more", message)
+            yield Problem(
+                "Steering feedback_batches", str(self.feedback_batches), "2 or more", message
+            )
 
     def designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
         """The arm's designer, fresh or carried from a run.
@@ -83,7 +106,9 @@ class Steering(Value, DesignerSection):
         with said_of_steering():
             return designer_for(self._recipe(learner, seed), learner, tokenizer)
 
-    def feedback(self, learner: CausalLearner, documents: Sequence[Document], *, pad_id: int, seed: int) -> Feedback:
+    def feedback(
+        self, learner: CausalLearner, documents: Sequence[Document], *, pad_id: int, seed: int
+    ) -> Feedback:
         """What the arm's designer hears of verified rows.
 
         Args:
@@ -97,15 +122,25 @@ class Steering(Value, DesignerSection):
         """
         documents = shuffled(documents, seed) if self.arm == "shuffled_feedback" else documents
         samplers = parted(
-            documents, self.feedback_batches, batch_size=self.feedback_batch_size, seed=seed, pad_id=pad_id,
+            documents,
+            self.feedback_batches,
+            batch_size=self.feedback_batch_size,
+            seed=seed,
+            pad_id=pad_id,
             where=f"feedback_dataset, in {self.feedback_batches} parts without a row in common",
-        )  # fmt: skip
+        )
         return heard(self._recipe(learner, seed), Likelihood(samplers))
 
     def _recipe(self, learner: CausalLearner, seed: int) -> LanguageRecipe:
         """As much of a recipe as the core reads for designer and feedback: no data, no budget."""
         section = LearnerSection(model=str(learner.model.config.name_or_path))
-        keys: dict[str, Any] = {"arm": self.arm, "seed": seed, "value": self, "designer": self, "learner": section}
+        keys: dict[str, Any] = {
+            "arm": self.arm,
+            "seed": seed,
+            "value": self,
+            "designer": self,
+            "learner": section,
+        }
         return LanguageRecipe.model_construct(**keys)
 
 
@@ -118,7 +153,9 @@ def said_of_steering() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(*(replace(problem, where=_renamed(problem.where)) for problem in error.problems)) from None
+        raise UserError(
+            *(replace(problem, where=_renamed(problem.where)) for problem in error.problems)
+        ) from None
 
 
 def _renamed(where: str) -> str:

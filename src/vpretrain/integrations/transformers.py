@@ -1,4 +1,6 @@
-"""A drop-in for ``transformers.Trainer``: one more data set, and its gradients shape what each batch asks of the model."""
+"""A drop-in for ``transformers.Trainer``: one more data set, and its gradients shape what each
+batch asks of the model.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +13,48 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from vpretrain import checkpoint
-from vpretrain.contracts import Designer, Feedback
-from vpretrain.errors import UserError, user_error
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, documents_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, said_of_steering
-from vpretrain.language.suffix import Anatomy, aligned_parameters
+from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
+from vpretrain.method.roles import Designer, Feedback
+from vpretrain.run import checkpoint
+from vpretrain.system.errors import UserError, user_error
 
 __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
 
 STATE = "steering"
-"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, what was heard last."""
+"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, what was heard
+last.
+"""
 
 
 class SteeredTrainer(Trainer):
     """A ``Trainer`` whose batches are steered: drop it in, add ``feedback_dataset``.
 
-    Every argument, callback and hook of the Trainer keeps its meaning; the loss is the core's soft-target cross-entropy,
-    normalised by ``num_items_in_batch`` as the Trainer's is. Checkpoints hold designer and feedback in ``steering/``, and
-    ``resume_from_checkpoint`` goes on from there. Logs gain ``steering/gain``, ``steering/gate`` and the like, of the
-    latest meta step. Evaluation is the Trainer's own.
+    Every argument, callback and hook of the Trainer keeps its meaning; the loss is the core's
+    soft-target cross-entropy, normalised by ``num_items_in_batch`` as the Trainer's is. Checkpoints
+    hold designer and feedback in ``steering/``, and ``resume_from_checkpoint`` goes on from there.
+    Logs gain ``steering/gain``, ``steering/gate`` and the like, of the latest meta step. Evaluation
+    is the Trainer's own.
 
-    On several processes (``accelerate launch``, ``torchrun``: DDP) each hears the same feedback, and values, weights and
-    what the designer learns are those of all of them together. FSDP, DeepSpeed and tensor, context or sequence parallelism are
-    refused.
+    On several processes (``accelerate launch``, ``torchrun``: DDP) each hears the same feedback,
+    and values, weights and what the designer learns are those of all of them together. FSDP,
+    DeepSpeed and tensor, context or sequence parallelism are refused.
 
     Args:
         given: as the Trainer takes them.
-        feedback_dataset: verified rows that are not trained on: a ``datasets.Dataset`` or a sequence of dicts, in one of the
-            formats of :data:`vpretrain.integrations.datasets.FORMATS`; read with ``processing_class``.
+        feedback_dataset: verified rows that are not trained on: a ``datasets.Dataset`` or a
+            sequence of dicts, in one of the formats of
+            :data:`vpretrain.integrations.datasets.FORMATS`; read with ``processing_class``.
         steering: arm, designer, alignment and how the feedback is heard.
         arguments: as the Trainer takes them, by name.
 
     Raises:
-        UserError: an argument that cannot work with steering, a model that cannot be valued, or feedback rows that are too
-            few, unreadable, or trained on; before any step.
+        UserError: an argument that cannot work with steering, a model that cannot be valued, or
+            feedback rows that are too few, unreadable, or trained on; before any step.
     """
 
     def __init__(
@@ -58,31 +64,45 @@ class SteeredTrainer(Trainer):
         steering: Steering | None = None,
         **arguments: Any,
     ) -> None:
-        # Passed on unread: what a Trainer takes differs between its versions and between it and TRL's.
+        # Passed on unread: what a Trainer takes differs between its versions and between it and
+        # TRL's.
         super().__init__(*given, **arguments)
         self.steering = Steering() if steering is None else steering
         if problems := list(problems_of(self, self.steering, SteeredTrainer.compute_loss)):
             raise UserError(*problems)
         self._feedback_documents = documents_of(
-            feedback_dataset, self.processing_class, max_tokens=self.steering.feedback_max_tokens,
+            feedback_dataset,
+            self.processing_class,
+            max_tokens=self.steering.feedback_max_tokens,
             where="feedback_dataset",
-        )  # fmt: skip
+        )
         train = trained_on(self.train_dataset, self.processing_class)
         if train is None:
-            log.warning("train_dataset cannot be read beforehand: whether feedback rows are in it is not known")
+            log.warning(
+                "train_dataset cannot be read beforehand: whether feedback rows are in it is "
+                "not known"
+            )
         else:
-            check_apart(self._feedback_documents, train, set(getattr(self.processing_class, "all_special_ids", ())))
+            check_apart(
+                self._feedback_documents,
+                train,
+                set(getattr(self.processing_class, "all_special_ids", ())),
+            )
         self._steered_parts()
         self._steered_step: HostedStep | None = None
 
     @property
     def designer(self) -> Designer:
-        """The task designer of the model that trains (see :class:`vpretrain.contracts.Designer`)."""
+        """The task designer of the model that trains (see
+        :class:`vpretrain.method.roles.Designer`).
+        """
         return self._steered_parts()[1]
 
     @property
     def steered_metrics(self) -> dict[str, float]:
-        """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...; empty before the first."""
+        """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
+        empty before the first.
+        """
         return {} if self._steered_step is None else self._steered_step.metrics
 
     def compute_loss(
@@ -92,20 +112,25 @@ class SteeredTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The steered loss of a micro-batch while training, its meta step first where one is due; the Trainer's otherwise."""
+        """The steered loss of a micro-batch while training, its meta step first where one is due;
+        the Trainer's otherwise.
+        """
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = token_batch(inputs)
-        share = 1.0  # without a count the Trainer itself divides by the number of micro-batches
+        fraction = 1.0  # without a count the Trainer itself divides by the number of micro-batches
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            share = ranks * batch.predicted_tokens / max(1.0, float(num_items_in_batch))
+            fraction = ranks * batch.predicted_tokens / max(1.0, float(num_items_in_batch))
         step = self._hosted_step()
         step.learner.wrapped = model  # type: ignore[attr-defined]
-        return step.part_loss(batch, share, step=self.state.global_step)
+        return step.part_loss(batch, fraction, step=self.state.global_step)
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The Trainer's, then how far the gradient points where the feedback wants to go."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -117,11 +142,15 @@ class SteeredTrainer(Trainer):
         """The Trainer's, with the metrics of the latest meta step beside the training loss."""
         if "loss" in logs and self._steered_step is not None:
             logs |= {f"{STATE}/{name}": value for name, value in self.steered_metrics.items()}
-            logs[f"{STATE}/steered"] = float(self._steered_step.steers and self.designer.listens)
+            logs[f"{STATE}/steered"] = float(
+                self._steered_step.steers and self.designer.uses_feedback
+            )
         super().log(logs, start_time)
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
-        """Learner, designer and feedback of the present model; made anew where ``model_init`` made another."""
+        """Learner, designer and feedback of the present model; made anew where ``model_init`` made
+        another.
+        """
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         made = getattr(self, "_steered_made", None)
@@ -130,14 +159,19 @@ class SteeredTrainer(Trainer):
         steering, args = self.steering, self.args
         with said_of_steering():
             aligned = aligned_parameters(
-                model, Anatomy.of(model), blocks=steering.aligned_blocks, patterns=steering.aligned_patterns
+                model,
+                Anatomy.of(model),
+                blocks=steering.aligned_blocks,
+                patterns=steering.aligned_patterns,
             )
             learner = HostedLearner(model, aligned, autocast=torch.bfloat16 if args.bf16 else None)
         pad = getattr(self.processing_class, "pad_token_id", None)
         self._steered_made = (
             learner,
             steering.designer(learner, self.processing_class, args.seed),
-            steering.feedback(learner, self._feedback_documents, pad_id=0 if pad is None else pad, seed=args.seed),
+            steering.feedback(
+                learner, self._feedback_documents, pad_id=0 if pad is None else pad, seed=args.seed
+            ),
         )
         return self._steered_made
 
@@ -145,7 +179,9 @@ class SteeredTrainer(Trainer):
         """Algorithm 1 around the optimizer of the present ``train()``."""
         if self._steered_step is None or self._steered_step.optimizer is not self.optimizer:
             learner, designer, feedback = self._steered_parts()
-            self._steered_step = HostedStep(learner, designer, feedback, self.optimizer, self.steering)
+            self._steered_step = HostedStep(
+                learner, designer, feedback, self.optimizer, self.steering
+            )
         return self._steered_step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -168,7 +204,9 @@ class SteeredTrainer(Trainer):
             state = checkpoint.load(folder)
         except checkpoint.Damaged as error:
             message = (
-                f"this checkpoint has no whole steering state ({error}); start anew from its model, or take another"
+                f"this checkpoint has no whole steering state ({error}); start anew from "
+                "its "
+                "model, or take another"
             )
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
             raise user_error(where, message, value=str(folder), accepted=accepted) from None

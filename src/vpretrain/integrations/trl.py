@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vpretrain.errors import user_error
 from vpretrain.integrations.transformers import STEERING_ARMS, SteeredTrainer, Steering
+from vpretrain.system.errors import user_error
 
 try:
     from trl import SFTTrainer
@@ -18,9 +18,11 @@ __all__ = ["STEERING_ARMS", "SteeredSFTTrainer", "Steering"]
 
 
 class SteeredSFTTrainer(SteeredTrainer, SFTTrainer):
-    """An ``SFTTrainer`` whose batches are steered; arguments as it takes them, and those of :class:`SteeredTrainer`.
+    """An ``SFTTrainer`` whose batches are steered; arguments as it takes them, and those of
+    :class:`SteeredTrainer`.
 
-    TRL prepares ``train_dataset`` (chat templates, packing, ``assistant_only_loss``). The feedback's rows are read as
-    :class:`SteeredTrainer` reads them, whatever the format of the training set. Token accuracy and entropy are logged in
-    evaluation alone: a steered pass never sees the logits of tokens that are not predicted.
+    TRL prepares ``train_dataset`` (chat templates, packing, ``assistant_only_loss``). The
+    feedback's rows are read as :class:`SteeredTrainer` reads them, whatever the format of the
+    training set. Token accuracy and entropy are logged in evaluation alone: a steered pass never
+    sees the logits of tokens that are not predicted.
     """

@@ -1,4 +1,6 @@
-"""The model card beside a saved model: what it came from, what steered it, and what that was measured to do."""
+"""The model card beside a saved model: what it came from, what steered it, and what that was
+measured to do.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,35 @@ from typing import Any
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
-from vpretrain.language.arms import ARMS
+from vpretrain.config.recipe import dump
+from vpretrain.config.yaml_places import written
+from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.rows import Row
-from vpretrain.recipe import dump
-from vpretrain.recipe_yaml import written
-from vpretrain.tracking import environment
-from vpretrain.train import Result
+from vpretrain.language.steering.arms import ARMS
+from vpretrain.run.folder import environment
+from vpretrain.run.train import Result
 
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def write_card(
-    folder: Path, recipe: LanguageRecipe, result: Result, *, location: str | None, feedback: Sequence[Row]
+    folder: Path,
+    recipe: LanguageRecipe,
+    result: Result,
+    *,
+    location: str | None,
+    feedback: Sequence[Row],
 ) -> None:
-    """Writes ``README.md`` as the hub reads it: a YAML header, and text in which nothing of the data is markup.
+    """Writes ``README.md`` as the hub reads it: a YAML header, and text in which nothing of the
+    data is markup.
 
     Args:
         folder: of the saved model; a README.md that is there is replaced.
         recipe: every value of the run.
         result: what was measured.
         location: folder or hub id of the base model; None for random weights.
-        feedback: the rows that steered; their number and a hash of them are told, not they themselves.
+        feedback: the rows that steered; their number and a hash of them are told, not they
+            themselves.
     """
     base = _card_of(location)
     header: dict[str, Any] = {
@@ -44,19 +53,24 @@ def write_card(
     if location is not None and not Path(location).is_dir():
         header["base_model"] = location
     parts = [
-        "# " + escaped(recipe.says),
-        f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was shaped by what a feedback set "
-        f"thinks of each step (V-pretraining, [arXiv 2601.22108](https://arxiv.org/abs/2601.22108)).",
+        "# " + escaped(recipe.description),
+        f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was "
+        "shaped by what a feedback set "
+        "thinks of each step (V-pretraining, [arXiv "
+        "2601.22108](https://arxiv.org/abs/2601.22108)).",
         "## What steered it",
         _bullets(_method(recipe, feedback)),
         "## Measured",
         _table(recipe, result),
-        f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, of each figure alone. "
+        f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, "
+        "of each figure alone. "
         "One run: a comparison over seeds (`vpretrain compare`) says more.",
         "## Licence",
         _licence(header, location),
         "## Versions",
-        _bullets([f"{escaped(name)} {escaped(version or 'unknown')}" for name, version in _versions()]),
+        _bullets(
+            [f"{escaped(name)} {escaped(version or 'unknown')}" for name, version in _versions()]
+        ),
         "## Recipe",
         fenced(dump(recipe)),
     ]
@@ -91,24 +105,31 @@ def _origin(recipe: LanguageRecipe, location: str | None) -> str:
     section = recipe.learner
     if section.model is not None:
         return escaped(section.model)
-    return "Random weights" if location is None else "A model made from the stream (`learner.prepare`)"
+    return (
+        "Random weights" if location is None else "A model made from the stream (`learner.prepare`)"
+    )
 
 
 def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     section, value, lora = recipe.learner, recipe.value, recipe.learner.lora
     names = ", ".join(dict.fromkeys(escaped(row.source) for row in feedback))
-    sources = "; ".join(f"{escaped(source.name)}, weight {source.weight:g}" for source in recipe.data.stream)
-    trained = "all parameters" if lora is None else f"LoRA adapters (r {lora.r}, alpha {lora.alpha:g})"
+    sources = "; ".join(
+        f"{escaped(source.name)}, weight {source.weight:g}" for source in recipe.data.stream
+    )
+    trained = (
+        "all parameters" if lora is None else f"LoRA adapters (r {lora.r}, alpha {lora.alpha:g})"
+    )
     told = [
         f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
         f"Stream: {sources}",
         f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.get(recipe.arm, 'not one of this version'))}",
-        f"Value: alignment {escaped(value.alignment)}, {escaped(value.estimator)}, every {value.meta_period} steps",
+        f"Value: alignment {escaped(value.alignment)}, {escaped(value.estimator)}, every "
+        f"{value.meta_period} steps",
         f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
     ]
-    if recipe.designer.carried_from is not None:
+    if recipe.designer.init_from is not None:
         how = "as it was" if recipe.designer.frozen else "and went on learning"
-        told.append(f"Designer: carried from {escaped(str(recipe.designer.carried_from))}, {how}")
+        told.append(f"Designer: carried from {escaped(str(recipe.designer.init_from))}, {how}")
     return told
 
 
@@ -122,13 +143,20 @@ def _table(recipe: LanguageRecipe, result: Result) -> str:
         start = result.step0.get(name)
         first = "not measured" if start is None else f"{start.value:.4f} ± {start.stderr:.4f}"
         better = "higher" if end.higher_is_better else "lower"
-        lines.append(f"| {escaped(name)} | {first} | {end.value:.4f} ± {end.stderr:.4f} | {better} | {end.n:,} |")
+        lines.append(
+            f"| {escaped(name)} | {first} | {end.value:.4f} ± {end.stderr:.4f} | {better} | "
+            f"{end.n:,} |"
+        )
     return "\n".join(lines)
 
 
 def _licence(header: dict[str, Any], location: str | None) -> str:
     if "license" in header:
-        return f"{escaped(header['license'])}, as the base model's card says; the stream's licence may add to it."
+        return (
+            f"{escaped(header['license'])}, as the base model's card says; the stream's "
+            "licence "
+            "may add to it."
+        )
     whose = "the base model's and the stream's" if location is not None else "the stream's"
     return f"Not known: fill in `license` in the header of this file from {whose}."
 
@@ -143,7 +171,9 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _card_of(location: str | None) -> dict[str, Any]:
-    """The header of the base model's card, from its folder or the local cache; empty without one."""
+    """The header of the base model's card, from its folder or the local cache; empty
+    without one.
+    """
     if location is None:
         return {}
     path = Path(location) / "README.md"

@@ -13,28 +13,35 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from vpretrain import distributed, sharding
-from vpretrain.contracts import Parts, Score
-from vpretrain.errors import Problem, UserError, renamed, user_error
-from vpretrain.language import lora, posttraining
-from vpretrain.language.arms import ALL_ARMS, ALL_DIRECT, DEMO, DIRECT, feedback_of
+from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
-from vpretrain.language.carried import designer_for
-from vpretrain.language.data import Texts, documents_of, notices, read
-from vpretrain.language.domains import matched
-from vpretrain.language.evaluate import greedy_exact_match, negative_log_likelihood
+from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
+from vpretrain.language.data.stream import Source, Stream, padded
+from vpretrain.language.data.texts import Texts, documents_of, notices, read
+from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.loading import checkpoint_activations, load_model, load_tokenizer, named, skeleton
+from vpretrain.language.learner import lora
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.loading import (
+    checkpoint_activations,
+    load_model,
+    load_tokenizer,
+    named,
+    skeleton,
+)
+from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
-from vpretrain.language.rows import Document, Encoded, Row, documents_hash, encode
-from vpretrain.language.stream import Source, Stream, padded
-from vpretrain.language.suffix import Anatomy, aligned_parameters
-from vpretrain.modes import evaluating
-from vpretrain.resources import disk_shortage, memory_shortage
-from vpretrain.train import Result
+from vpretrain.language.steering.arms import ALL_ARMS, ALL_DIRECT, DEMO, DIRECT, feedback_of
+from vpretrain.language.steering.domains import matched
+from vpretrain.language.steering.transferred import designer_for
+from vpretrain.method.roles import Parts, Score
+from vpretrain.run.resources import disk_shortage, memory_shortage
+from vpretrain.run.train import Result
+from vpretrain.system import distributed, sharding
+from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import Problem, UserError, renamed, user_error
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +57,10 @@ class Materials:
         sources: the stream's documents with their weights.
         tasks: the feedback tasks' documents, by name.
         evaluation, also: documents of those rows.
-        counts: what became of the rows of each source: documents, tokens, rows cut, chunked or dropped.
-        benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.harness`), each with its problems.
+        counts: what became of the rows of each source: documents, tokens, rows cut, chunked or
+            dropped.
+        benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.evaluation`), each with
+            its problems.
     """
 
     location: str | None
@@ -104,19 +113,36 @@ class Language:
             )
             sources.append(Source(source.name, found, source.weight))
         tasks, of_tasks = encode_tasks(recipe.data.feedback, texts.tasks, tokenizer)
-        counts |= {name if name == SINGLE else f"feedback/{name}": count for name, count in of_tasks.items()}
+        counts |= {
+            name if name == SINGLE else f"feedback/{name}": count
+            for name, count in of_tasks.items()
+        }
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
         for line in notices(texts, counts, recipe.data):
             _say(line)
-        return Materials(location, tokenizer, texts, sources, tasks, evaluation, also, counts, _benchmarks(recipe))
+        return Materials(
+            location,
+            tokenizer,
+            texts,
+            sources,
+            tasks,
+            evaluation,
+            also,
+            counts,
+            _benchmarks(recipe),
+        )
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
-        """Reads the data, and loads tokenizer and model where they are there already; makes nothing."""
+        """Reads the data, and loads tokenizer and model where they are there already; makes
+        nothing.
+        """
         problems: list[Problem] = []
         section, texts = recipe.learner, None
         if recipe.arm not in self.arms:
-            problems.append(Problem("arm", recipe.arm, ", ".join(self.arms), "language does not have this arm"))
+            problems.append(
+                Problem("arm", recipe.arm, ", ".join(self.arms), "language does not have this arm")
+            )
         try:
             texts = read(recipe)
         except UserError as error:
@@ -131,7 +157,9 @@ class Language:
             anatomy = Anatomy.of(shapes)
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
-            aligned_parameters(shapes, anatomy, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
+            aligned_parameters(
+                shapes, anatomy, blocks=section.aligned_blocks, patterns=section.aligned_patterns
+            )
             if (count := recipe.designer.candidates) > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
@@ -139,7 +167,11 @@ class Language:
             problems += error.problems
         there = section.prepare is None or section.model is not None
         try:
-            if texts and not problems and (there or (cached(recipe, texts) / "config.json").is_file()):
+            if (
+                texts
+                and not problems
+                and (there or (cached(recipe, texts) / "config.json").is_file())
+            ):
                 self.build(recipe, self.load(recipe))
         except UserError as error:
             problems += error.problems
@@ -175,12 +207,16 @@ class Language:
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
-            after=posttraining.after(recipe, learner.model, materials.tokenizer, materials.texts.posttraining),
+            after=posttraining.after(
+                recipe, learner.model, materials.tokenizer, materials.texts.posttraining
+            ),
             on_stream=posttraining.on_stream(recipe.arm),
         )
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:
-        """Of the stream's sources, the feedback's tasks, and what is evaluated on, in the learner's tokens."""
+        """Of the stream's sources, the feedback's tasks, and what is evaluated on, in the learner's
+        tokens.
+        """
         sets: dict[str, Iterable[Document]] = {
             f"stream/{source.name}": source.documents for source in materials.sources
         }
@@ -190,9 +226,13 @@ class Language:
         }
         return {name: documents_hash(documents) for name, documents in sets.items()}
 
-    def card(self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path) -> None:
+    def card(
+        self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path
+    ) -> None:
         """Writes the model card of a finished run into its model folder."""
-        write_card(folder, recipe, result, location=materials.location, feedback=materials.texts.feedback)
+        write_card(
+            folder, recipe, result, location=materials.location, feedback=materials.texts.feedback
+        )
 
 
 @cache
@@ -201,7 +241,9 @@ def _say(line: str) -> None:
     log.warning(line)
 
 
-def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearner, PeftModel | None]:
+def _learner(
+    recipe: LanguageRecipe, materials: Materials
+) -> tuple[CausalLearner, PeftModel | None]:
     """The learner, and PEFT's view of its model where adapters train."""
     section = recipe.learner
     model = load_model(section, materials.location, recipe.seed)
@@ -220,26 +262,35 @@ def _learner(recipe: LanguageRecipe, materials: Materials) -> tuple[CausalLearne
 
 
 def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
-    """The problems of ``evaluate.tasks``; the harness is imported only where a recipe asks for it."""
+    """The problems of ``evaluate.tasks``; the harness is imported only where a recipe asks
+    for it.
+    """
     if not recipe.evaluate.tasks:
         return {}
-    from vpretrain.language.harness.benchmarks import BENCHMARKS
-    from vpretrain.language.harness.rows import read as problems_of
-    from vpretrain.language.harness.run import require
+    from vpretrain.language.evaluation.benchmark_run import require
+    from vpretrain.language.evaluation.benchmarks import BENCHMARKS
+    from vpretrain.language.evaluation.problems import read as problems_of
 
     require()
     root, rows = recipe.data.root, recipe.evaluate.task_rows
     with renamed({"--data-root": "data.root"}):
-        return {name: (BENCHMARKS[name], problems_of(BENCHMARKS[name], root, rows)) for name in recipe.evaluate.tasks}
+        return {
+            name: (BENCHMARKS[name], problems_of(BENCHMARKS[name], root, rows))
+            for name in recipe.evaluate.tasks
+        }
 
 
 def _cut(documents: Sequence[Document], most: int) -> list[Document]:
-    """The documents as far as a window of the stream goes; those of which nothing is left to predict are left out."""
+    """The documents as far as a window of the stream goes; those of which nothing is left to
+    predict are left out.
+    """
     cut = [Document(d.ids[:most], d.predicted[:most], d.origin, d.source) for d in documents]
     return [document for document in cut if any(document.predicted[1:])]
 
 
-def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> dict[str, Score]:
+def _evaluate(
+    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner
+) -> dict[str, Score]:
     section, split = recipe.evaluate, recipe.evaluate.split
     with learner.computing():
         scores = {
@@ -250,11 +301,15 @@ def _evaluate(recipe: LanguageRecipe, materials: Materials, learner: CausalLearn
         }
         if section.answer is not None:
             scores[f"{split}/pass@1"] = greedy_exact_match(
-                learner, materials.tokenizer, materials.texts.evaluation, pattern=section.answer,
-                new_tokens=section.new_tokens, batch_size=section.batch_size,
-            )  # fmt: skip
+                learner,
+                materials.tokenizer,
+                materials.texts.evaluation,
+                pattern=section.answer,
+                new_tokens=section.new_tokens,
+                batch_size=section.batch_size,
+            )
     if materials.benchmarks:
-        from vpretrain.language.harness.scoring import Sampling, score_learner
+        from vpretrain.language.evaluation.scoring import Sampling, score_learner
 
         sampling = Sampling(new_tokens=section.task_tokens, batch_size=section.batch_size)
         with renamed({"--new-tokens": "evaluate.task_tokens"}):
@@ -266,8 +321,12 @@ HELD_OUT_ROWS = 256
 """Rows of ``evaluate.split`` that the one-step probe reads at every draw."""
 
 
-def _held_out_loss(recipe: LanguageRecipe, materials: Materials, learner: CausalLearner) -> Iterator[Tensor]:
-    """Mean NLL of the first held-out solutions' tokens (eq. 38), summed in float64: what one step moves is little."""
+def _held_out_loss(
+    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner
+) -> Iterator[Tensor]:
+    """Mean NLL of the first held-out solutions' tokens (eq. 38), summed in float64: what one step
+    moves is little.
+    """
     documents = materials.evaluation[:HELD_OUT_ROWS]
     size = recipe.evaluate.batch_size
     batches = [
@@ -282,7 +341,11 @@ def _held_out_loss(recipe: LanguageRecipe, materials: Materials, learner: Causal
 
 
 def _save(
-    recipe: LanguageRecipe, learner: CausalLearner, adapted: PeftModel | None, tokenizer: Any, folder: Path
+    recipe: LanguageRecipe,
+    learner: CausalLearner,
+    adapted: PeftModel | None,
+    tokenizer: Any,
+    folder: Path,
 ) -> None:
     if adapted is None:
         learner.model.save_pretrained(folder)
@@ -296,38 +359,71 @@ def _too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
     data, section, shared = recipe.data, recipe.learner, []
     if section.shard:
         anatomy, patterns = Anatomy.of(model), section.aligned_patterns
-        aligned = aligned_parameters(model, anatomy, blocks=section.aligned_blocks, patterns=patterns)
+        aligned = aligned_parameters(
+            model, anatomy, blocks=section.aligned_blocks, patterns=patterns
+        )
         shared = sharding.below(model, aligned)[1]
-    return memory_shortage(model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared)
+    return memory_shortage(
+        model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared
+    )
 
 
 def _unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
     highest = max(tokenizer.get_vocab().values())
     if highest < config.vocab_size:
         return []
-    message = "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it was trained with"
-    return [Problem("learner.model", f"token ids up to {highest}", f"up to {config.vocab_size - 1}", message)]
-
-
-def _unfit_window(recipe: LanguageRecipe, config: Any, longest: Mapping[str, int] | None = None) -> list[Problem]:
-    """Where the window, or the longest row of a place, has more tokens than the model has positions."""
-    positions = getattr(config, "max_position_embeddings", None)
-    mend = "shorten the window (data.window_tokens) or the rows (data.feedback.max_tokens)"
+    message = (
+        "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it "
+        "was trained with"
+    )
     return [
-        Problem(where, f"{length} tokens", f"at most {positions}", f"the model has not so many positions; {mend}")
-        for where, length in {"data.window_tokens": recipe.data.window_tokens, **(longest or {})}.items()
+        Problem(
+            "learner.model", f"token ids up to {highest}", f"up to {config.vocab_size - 1}", message
+        )
+    ]
+
+
+def _unfit_window(
+    recipe: LanguageRecipe, config: Any, longest: Mapping[str, int] | None = None
+) -> list[Problem]:
+    """Where the window, or the longest row of a place, has more tokens than the model has
+    positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    fix = "shorten the window (data.window_tokens) or the rows (data.feedback.max_tokens)"
+    return [
+        Problem(
+            where,
+            f"{length} tokens",
+            f"at most {positions}",
+            f"the model has not so many positions; {fix}",
+        )
+        for where, length in {
+            "data.window_tokens": recipe.data.window_tokens,
+            **(longest or {}),
+        }.items()
         if positions is not None and length > positions
     ]
 
 
 def _check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
     """Tokenizer, window and rows against what the model can take."""
-    rows = {"data.feedback.rows": materials.feedback, f"data.evaluation.{recipe.evaluate.split}": materials.evaluation}
-    longest = {where: max((len(document.ids) for document in found), default=0) for where, found in rows.items()}
-    if problems := _unfit_tokenizer(materials.tokenizer, model.config) + _unfit_window(recipe, model.config, longest):
+    rows = {
+        "data.feedback.rows": materials.feedback,
+        f"data.evaluation.{recipe.evaluate.split}": materials.evaluation,
+    }
+    longest = {
+        where: max((len(document.ids) for document in found), default=0)
+        for where, found in rows.items()
+    }
+    if problems := _unfit_tokenizer(materials.tokenizer, model.config) + _unfit_window(
+        recipe, model.config, longest
+    ):
         raise UserError(*problems)
     if not materials.evaluation:
         raise user_error(
-            f"data.evaluation.{recipe.evaluate.split}", "no row is left to evaluate on: prompts alone fill "
-            "data.feedback.max_tokens; raise it", value=recipe.data.feedback.max_tokens, accepted="more",
-        )  # fmt: skip
+            f"data.evaluation.{recipe.evaluate.split}",
+            "no row is left to evaluate on: prompts alone fill data.feedback.max_tokens; raise it",
+            value=recipe.data.feedback.max_tokens,
+            accepted="more",
+        )

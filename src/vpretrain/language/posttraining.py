@@ -1,9 +1,11 @@
-"""Direct training on verified rows, through TRL: what steering is compared with (Figure 2 and Table 10 of the paper).
+"""Direct training on verified rows, through TRL: what steering is compared with (Figure 2 and Table
+10 of the paper).
 
-An arm is a chain of stages, ``vpretrain+grpo`` say: ``vpretrain`` is the stream, steered by the recipe's designer; ``sft`` and
-``grpo`` train on ``posttraining.rows``: those of the feedback unless the recipe names others, a source of the stream (so that
-all arms have the same data) or rows of their own. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a
-trained token and 2 N a generated one, N the parameters that are not embeddings.
+An arm is a chain of stages, ``vpretrain+grpo`` say: ``vpretrain`` is the stream, steered by the
+recipe's designer; ``sft`` and ``grpo`` train on ``posttraining.rows``: those of the feedback unless
+the recipe names others, a source of the stream (so that all arms have the same data) or rows of
+their own. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a trained token
+and 2 N a generated one, N the parameters that are not embeddings.
 
 The trainers are TRL's with their defaults but for what the recipe's ``posttraining`` names.
 """
@@ -20,14 +22,14 @@ from typing import Any
 
 import torch
 
-from vpretrain import distributed
-from vpretrain.budget import Spending
-from vpretrain.errors import Problem, user_error
+from vpretrain.language.data.reading import Reader
+from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named
-from vpretrain.language.reading import Reader
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
-from vpretrain.language.rows import Row, encode
+from vpretrain.run.budget import Spending
+from vpretrain.system import distributed
+from vpretrain.system.errors import Problem, user_error
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,17 @@ ARMS: Mapping[str, str] = {
     "sft": "reference, not V-pretraining: supervised fine-tuning on verified rows, no stream (TRL)",
     "grpo": "reference, not V-pretraining: policy optimisation on their prompts, no stream (TRL)",
     "sft+grpo": "reference, not V-pretraining: the one, then the other",
-    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on verified rows",
-    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on their prompts",
+    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on verified "
+    "rows",
+    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on their "
+    "prompts",
 }
 
 
 def stages(arm: str) -> tuple[str, ...]:
-    """What an arm does after the stream, in order; nothing for those that are not in :data:`ARMS`."""
+    """What an arm does after the stream, in order; nothing for those that are not in
+    :data:`ARMS`.
+    """
     return tuple(stage for stage in arm.split("+") if stage != STREAM) if arm in ARMS else ()
 
 
@@ -53,7 +59,10 @@ def on_stream(arm: str) -> bool:
 
 
 def rows_of(
-    recipe: LanguageRecipe, reader: Reader, stream: Mapping[str, Sequence[Row]], feedback: Sequence[Row]
+    recipe: LanguageRecipe,
+    reader: Reader,
+    stream: Mapping[str, Sequence[Row]],
+    feedback: Sequence[Row],
 ) -> Sequence[Row]:
     """The rows of ``posttraining.rows``; what is wrong with them is told to the reader.
 
@@ -70,44 +79,64 @@ def rows_of(
         return reader.rows(spec, "posttraining", where)
     if spec.source not in stream:
         message = "the stream has no source of this name; correct it"
-        reader.problems.append(Problem(f"{where}.source", spec.source, "of " + ", ".join(stream), message))
+        reader.problems.append(
+            Problem(f"{where}.source", spec.source, "of " + ", ".join(stream), message)
+        )
     return stream.get(spec.source, ())
 
 
-def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Callable[[Spending], None] | None:
+def after(
+    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]
+) -> Callable[[Spending], None] | None:
     """What an arm does after the stream, as the loop calls it; None where there is nothing.
 
     Args:
         recipe: its ``posttraining`` says how.
         model: the learner's; trained in place, in the dtype that it has.
         tokenizer: the learner's.
-        rows: of ``posttraining.rows``. A stage sees at most as many of them as it has steps for, and those alone are read.
+        rows: of ``posttraining.rows``. A stage sees at most as many of them as it has steps for,
+            and those alone are read.
 
     Raises:
-        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or rows without one, or several
-            processes train.
+        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or
+            rows without one, or several processes train.
     """
     chosen = stages(recipe.arm)
     if not chosen:
         return None
     if distributed.launched():
-        message = "this arm trains with TRL after the stream, which several processes cannot share here"
+        message = (
+            "this arm trains with TRL after the stream, which several processes cannot share here"
+        )
         raise user_error("arm", message, value=recipe.arm, accepted="one process, or another arm")
     try:
         from trl import GRPOTrainer, SFTTrainer  # now, since seconds are charged once it runs
     except ImportError:
         message = "this arm needs TRL; install the extra"
-        raise user_error("arm", message, value=recipe.arm, accepted="pip install 'vpretrain[posttrain]'") from None
+        raise user_error(
+            "arm", message, value=recipe.arm, accepted="pip install 'vpretrain[posttrain]'"
+        ) from None
     del GRPOTrainer, SFTTrainer
     if (name := recipe.posttraining.grpo.checker) not in CHECKERS:
-        message = "there is no such checker; name one of these, or put your own into CHECKERS in Python"
-        raise user_error("posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS))
-    seen = {stage: _drawn(rows, getattr(recipe.posttraining, stage).most_rows, recipe.seed) for stage in chosen}
+        message = (
+            "there is no such checker; name one of these, or put your own into CHECKERS in Python"
+        )
+        raise user_error(
+            "posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS)
+        )
+    seen = {
+        stage: _drawn(rows, getattr(recipe.posttraining, stage).most_rows, recipe.seed)
+        for stage in chosen
+    }
     if "grpo" in seen and len(rows) < (prompts := recipe.posttraining.grpo.prompts):
         message = "a step asks for more prompts than there are rows, and TRL would take none"
-        raise user_error("posttraining.grpo.prompts", message, value=prompts, accepted=f"1 to {len(rows)}")
+        raise user_error(
+            "posttraining.grpo.prompts", message, value=prompts, accepted=f"1 to {len(rows)}"
+        )
     if bare := [row.origin for row in seen.get("grpo", ()) if not row.prompt]:
-        message = f"{bare[0]} has no prompt that grpo could answer; name rows with prompt and solution"
+        message = (
+            f"{bare[0]} has no prompt that grpo could answer; name rows with prompt and solution"
+        )
         raise user_error("posttraining.rows", message, accepted="rows with prompt and solution")
 
     def run(spent: Spending) -> None:
@@ -118,16 +147,21 @@ def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row
 
 
 def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
-    """At most so many of the rows, in an order of the seed's; a stream of millions is not held whole."""
+    """At most so many of the rows, in an order of the seed's; a stream of millions is not held
+    whole.
+    """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return [rows[at] for at in order[:most].tolist()]
 
 
-def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending) -> None:
+def _sft(
+    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending
+) -> None:
     from trl import SFTConfig, SFTTrainer
 
     section = recipe.posttraining.sft
-    # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is of.
+    # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is
+    # of.
     documents, counts = encode(rows, tokenizer, max_tokens=recipe.data.feedback.max_tokens)
     for loss in counts.losses(recipe.data.feedback.max_tokens):
         log.warning("posttraining.rows: %s", loss)
@@ -139,17 +173,25 @@ def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]
         for each in documents
     ]
     tokens = _trained(
-        SFTTrainer, model, in_tokens, tokenizer, recipe,
+        SFTTrainer,
+        model,
+        in_tokens,
+        tokenizer,
+        recipe,
         lambda common: SFTConfig(
-            **common, per_device_train_batch_size=section.batch_size, max_length=recipe.data.feedback.max_tokens,
+            **common,
+            per_device_train_batch_size=section.batch_size,
+            max_length=recipe.data.feedback.max_tokens,
             include_num_input_tokens_seen=True,
         ),
         section,
-    )  # fmt: skip
+    )
     spent.add(tokens=tokens, flops=6.0 * _size(model) * tokens)
 
 
-def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending) -> None:
+def _grpo(
+    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending
+) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     section = recipe.posttraining.grpo
@@ -161,17 +203,25 @@ def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row
     ) -> list[float | None]:
         nonlocal generated
         generated += sum(len(ids) for ids in completion_ids)
-        return [checker(rows[at], completion) for at, completion in zip(row, completions, strict=True)]
+        return [
+            checker(rows[at], completion) for at, completion in zip(row, completions, strict=True)
+        ]
 
     tokens = _trained(
-        partial(GRPOTrainer, reward_funcs=[reward]), model,
-        [{"prompt": f"{row.prompt} ", "row": at} for at, row in enumerate(rows)], tokenizer, recipe,
+        partial(GRPOTrainer, reward_funcs=[reward]),
+        model,
+        [{"prompt": f"{row.prompt} ", "row": at} for at, row in enumerate(rows)],
+        tokenizer,
+        recipe,
         lambda common: GRPOConfig(
-            **common, per_device_train_batch_size=section.prompts * section.samples, num_generations=section.samples,
-            max_completion_length=section.new_tokens, temperature=section.temperature,
+            **common,
+            per_device_train_batch_size=section.prompts * section.samples,
+            num_generations=section.samples,
+            max_completion_length=section.new_tokens,
+            temperature=section.temperature,
         ),
         section,
-    )  # fmt: skip
+    )
     spent.add(tokens=tokens, flops=_size(model) * (6.0 * tokens + 2.0 * generated))
 
 
@@ -183,10 +233,17 @@ TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Sequence[Row], Spendi
 
 
 def _trained(
-    trainer_of: Callable[..., Any], model: Any, rows: Sequence[Mapping[str, Any]], tokenizer: Any, recipe: LanguageRecipe,
-    arguments_of: Callable[[dict[str, Any]], Any], section: Sft | Grpo,
-) -> int:  # fmt: skip
-    """Trains in place with the run's numerics, nothing written and nothing shown; returns the tokens that were trained on."""
+    trainer_of: Callable[..., Any],
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    recipe: LanguageRecipe,
+    arguments_of: Callable[[dict[str, Any]], Any],
+    section: Sft | Grpo,
+) -> int:
+    """Trains in place with the run's numerics, nothing written and nothing shown; returns the
+    tokens that were trained on.
+    """
     import datasets
     from transformers import PrinterCallback
 
@@ -195,15 +252,29 @@ def _trained(
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             # TRL goes on using what transformers calls deprecated.
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
-            arguments = arguments_of({
-                "output_dir": folder, "max_steps": section.steps, "learning_rate": section.learning_rate,
-                "seed": recipe.seed, "max_grad_norm": recipe.learner.clip_norm, "gradient_checkpointing": False,
-                "bf16": recipe.learner.dtype == "bfloat16", "dataloader_pin_memory": torch.cuda.is_available(),
-                "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-            })  # fmt: skip
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning
+            )
+            arguments = arguments_of(
+                {
+                    "output_dir": folder,
+                    "max_steps": section.steps,
+                    "learning_rate": section.learning_rate,
+                    "seed": recipe.seed,
+                    "max_grad_norm": recipe.learner.clip_norm,
+                    "gradient_checkpointing": False,
+                    "bf16": recipe.learner.dtype == "bfloat16",
+                    "dataloader_pin_memory": torch.cuda.is_available(),
+                    "report_to": "none",
+                    "save_strategy": "no",
+                    "logging_strategy": "no",
+                    "disable_tqdm": True,
+                }
+            )
             data = datasets.Dataset.from_list([dict(row) for row in rows])
-            trainer = trainer_of(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+            trainer = trainer_of(
+                model=model, args=arguments, train_dataset=data, processing_class=tokenizer
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
     finally:
@@ -215,5 +286,8 @@ def _trained(
 def _size(model: Any) -> int:
     """Parameters that a token is multiplied with: all but the embedding (the head counts)."""
     embedding = model.get_input_embeddings().weight
-    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is embedding
+    tied = (
+        model.get_output_embeddings() is not None
+        and model.get_output_embeddings().weight is embedding
+    )
     return sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())

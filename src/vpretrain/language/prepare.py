@@ -1,4 +1,6 @@
-"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe where none is at hand."""
+"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe
+where none is at hand.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,23 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
-from vpretrain import prepared
-from vpretrain.errors import user_error
-from vpretrain.language import word_problems
-from vpretrain.language.data import Texts, documents_of, read
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.loading import named, new_model
+from vpretrain.language.data import word_problems
+from vpretrain.language.data.rows import SHORTEST_TAIL_TOKENS
+from vpretrain.language.data.stream import Source, Stream
+from vpretrain.language.data.texts import Texts, documents_of, read
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.loading import named, new_model
+from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.recipe import LanguageRecipe, Phase, Prepare
 from vpretrain.language.recipe.rows import Table
-from vpretrain.language.rows import SHORTEST_TAIL_TOKENS
-from vpretrain.language.stream import Source, Stream
-from vpretrain.language.targets import one_hot
+from vpretrain.models import prepared
+from vpretrain.system.errors import user_error
 
 
 def locate(recipe: LanguageRecipe, texts: Texts) -> str:
-    """The folder or hub id of the learner; a prepared one is made here if the cache does not hold it."""
+    """The folder or hub id of the learner; a prepared one is made here if the cache does not hold
+    it.
+    """
     section = recipe.learner
     if section.model is not None:
         return named(section.model)
@@ -39,16 +43,22 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """Where the prepared learner is or will be: a folder named after what it is made of."""
     recipe, texts = _without_planted_noise(recipe, texts)
-    says = [
+    description = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
-        *([recipe.data.shortest_chunk_tokens] if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS else []),
+        *(
+            [recipe.data.shortest_chunk_tokens]
+            if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS
+            else []
+        ),
         prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
     ]
-    return prepared.named_after([says, _fingerprint(texts)])
+    return prepared.cache_path([description, _fingerprint(texts)])
 
 
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
-    """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy runs share one."""
+    """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy
+    runs share one.
+    """
     rows = [source.rows for source in recipe.data.stream]
     if not any(isinstance(spec, Table) and spec.corrupt_digits for spec in rows):
         return recipe, texts
@@ -72,14 +82,25 @@ def _fingerprint(texts: Texts) -> str:
 
 
 def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
-    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears whole or not at all."""
+    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears
+    whole or not at all.
+    """
     section = prepared.section_of(recipe.learner.prepare)
-    with prepared.appearing(out) as folder:
+    with prepared.replacing_folder(out) as folder:
         recipe, texts = _without_planted_noise(recipe, texts)
         tokenizer = _new_tokenizer(section, texts)
-        config = {**section.config, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        config = {
+            **section.config,
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+        }
         torch.manual_seed(section.seed)
-        model = new_model(config, "learner.prepare.config", dtype=torch.float32, attention=recipe.learner.attention)
+        model = new_model(
+            config,
+            "learner.prepare.config",
+            dtype=torch.float32,
+            attention=recipe.learner.attention,
+        )
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
         _check_reload(folder, tokenizer, texts)
@@ -92,24 +113,34 @@ def _new_tokenizer(section: Prepare, texts: Texts) -> Any:
     if section.tokenizer == "word_problems":
         return word_problems.tokenizer()
     every = (f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows)
-    return Qwen2Tokenizer().train_new_from_iterator(every, vocab_size=section.vocabulary, show_progress=False)
+    return Qwen2Tokenizer().train_new_from_iterator(
+        every, vocab_size=section.vocabulary, show_progress=False
+    )
 
 
 def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
-    """Some architectures put a tokenizer class of their own in the place of the one that was saved, in silence."""
+    """Some architectures put a tokenizer class of their own in the place of the one that was saved,
+    in silence.
+    """
     reloaded = AutoTokenizer.from_pretrained(folder)
     sample = [f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows[:200]]
-    before, after = (t(sample, add_special_tokens=False)["input_ids"] for t in (tokenizer, reloaded))
+    before, after = (
+        t(sample, add_special_tokens=False)["input_ids"] for t in (tokenizer, reloaded)
+    )
     if before != after:
         raise user_error(
             "learner.prepare",
-            f"AutoTokenizer reads the saved tokenizer as {type(reloaded).__name__}, which splits text differently; "
+            f"AutoTokenizer reads the saved tokenizer as {type(reloaded).__name__}, which "
+            "splits text differently; "
             "choose a model_type that goes with the tokenizer",
-            accepted="`tokenizer: bpe` with `model_type: qwen2`, `tokenizer: word_problems` with `model_type: llama`",
+            accepted="`tokenizer: bpe` with `model_type: qwen2`, `tokenizer: word_problems` with "
+            "`model_type: llama`",
         )
 
 
-def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts) -> None:
+def _train(
+    model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts
+) -> None:
     """Plain next-token prediction on the stream: phases of learning rate, AdamW, no steering."""
     window = recipe.data.window_tokens
     sources = [
@@ -121,7 +152,11 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
         for s in recipe.data.stream
     ]
     stream = Stream(
-        sources, batch_size=section.batch_size, window_tokens=window, seed=section.seed, pad_id=tokenizer.pad_token_id
+        sources,
+        batch_size=section.batch_size,
+        window_tokens=window,
+        seed=section.seed,
+        pad_id=tokenizer.pad_token_id,
     )
     learner = CausalLearner(model, dict(model.named_parameters()))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
@@ -135,7 +170,7 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
                 rate = _rate(phase, step) * min(1.0, (done + 1) / max(1, section.warmup_steps))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                context = learner.observe(next(stream))
+                context = learner.forward(next(stream))
                 loss = learner.loss(context, one_hot(context.labels))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -143,12 +178,14 @@ def _train(model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare,
                 optimizer.step()
                 done += 1
                 progress.update(
-                    task, advance=1, description=f"making the learner (once): loss {float(loss.detach()):.3f}"
+                    task,
+                    advance=1,
+                    description=f"making the learner (once): loss {float(loss.detach()):.3f}",
                 )
 
 
 def _rate(phase: Phase, step: int) -> float:
     if phase.to is None:
         return phase.learning_rate
-    share = (1 + math.cos(math.pi * step / phase.steps)) / 2
-    return phase.to + (phase.learning_rate - phase.to) * share
+    fraction = (1 + math.cos(math.pi * step / phase.steps)) / 2
+    return phase.to + (phase.learning_rate - phase.to) * fraction

@@ -1,4 +1,6 @@
-"""What a chart shows, before anything draws it: the page's SVG and the plot files are two drawings of one of these."""
+"""What a chart shows, before anything draws it: the page's SVG and the plot files are two drawings
+of one of these.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vpretrain.report.curves import Point
-from vpretrain.report.words import compact, short
+from vpretrain.report.formatting import compact, short
 
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus")
-# The baseline's first. 5 dashes, 7 markers and 6 colours have no common factor: no two of 210 arms look the same.
+# The baseline's first. 5 dashes, 7 markers and 6 colours have no common factor: no two of 210 arms
+# look the same.
 DASHES: tuple[tuple[float, ...], ...] = ((6, 3), (), (2, 2.5), (9, 3, 2, 3), (13, 4))
-# Okabe and Ito's hues, darkened to stand out from white; the baseline is grey. The style sheet has those for dark.
+# Okabe and Ito's hues, darkened to stand out from white; the baseline is grey. The style sheet has
+# those for dark.
 COLOURS = ("#5f6672", "#0068b5", "#c4490a", "#007a5a", "#a8408a", "#8f6400", "#3a86c8")
 
 
@@ -73,7 +77,7 @@ class Panel:
         x_label, y_label: with units.
         lines: the faint ones first.
         level: a horizontal line, ``(y, what it is)``.
-        says: a sentence below, for the page.
+        description: a sentence below, for the page.
         counts_x: whether x is a count, whose labels are short (``12k``).
     """
 
@@ -81,7 +85,7 @@ class Panel:
     y_label: str
     lines: Sequence[Line]
     level: tuple[float, str] | None = None
-    says: str = ""
+    description: str = ""
     counts_x: bool = True
 
 

@@ -1,4 +1,6 @@
-"""From runs to curves and figures of merit: means over seeds, tokens until a score, and where the seconds went."""
+"""From runs to curves and figures of merit: means over seeds, tokens until a score, and where the
+seconds went.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,37 @@ MOST_POINTS = 40  # of a line; more than a reader can tell apart in a small char
 def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
     """The run's records that hold a finite value of the metric, by step."""
     return {
-        record["step"]: record for record in run.records if metric in record and math.isfinite(record[metric])
-    }  # fmt: skip
+        record["step"]: record
+        for record in run.records
+        if metric in record and math.isfinite(record[metric])
+    }
 
 
 def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
-    """Step 0, the evaluations during the run, and the one at its end, by step; empty without any during the run."""
+    """Step 0, the evaluations during the run, and the one at its end, by step; empty without any
+    during the run.
+    """
     found = logged(run, metric)
     if not found:
         return {}
     if metric in run.step0:
-        found = {0.0: {"step": 0.0, "tokens": 0.0, "flops": 0.0, "seconds": 0.0, metric: run.step0[metric]}, **found}
+        found = {
+            0.0: {
+                "step": 0.0,
+                "tokens": 0.0,
+                "flops": 0.0,
+                "seconds": 0.0,
+                metric: run.step0[metric],
+            },
+            **found,
+        }
     if metric in run.entry.final:
         end = run.entry
-        used = {"tokens": float(end.tokens_or_images), "flops": end.flops or 0.0, "seconds": end.seconds}
+        used = {
+            "tokens": float(end.tokens_or_images),
+            "flops": end.flops or 0.0,
+            "seconds": end.seconds,
+        }
         found[float(end.steps)] = {"step": float(end.steps), **used, metric: end.final[metric]}
     return {step: record for step, record in found.items() if math.isfinite(record[metric])}
 
@@ -41,20 +60,27 @@ def points(records: dict[float, dict[str, float]], axis: Axis, metric: str) -> l
     return [(records[step][axis], records[step][metric]) for step in sorted(records)]
 
 
-def mean_points(runs: Sequence[dict[float, dict[str, float]]], axis: Axis, metric: str) -> list[Point]:
+def mean_points(
+    runs: Sequence[dict[float, dict[str, float]]], axis: Axis, metric: str
+) -> list[Point]:
     """Mean over runs, step by step, at the steps that all of them have."""
     known = [records for records in runs if records]
     if not known:
         return []
     shared = sorted(set.intersection(*(set(records) for records in known)))
     return [
-        (_mean([records[step][axis] for records in known]), _mean([records[step][metric] for records in known]))
+        (
+            _mean([records[step][axis] for records in known]),
+            _mean([records[step][metric] for records in known]),
+        )
         for step in shared
     ]
 
 
 def width(longest: int) -> int:
-    """How many neighbours become one point, so that a line of so many has no more than :data:`MOST_POINTS`."""
+    """How many neighbours become one point, so that a line of so many has no more than
+    :data:`MOST_POINTS`.
+    """
     return math.ceil(longest / MOST_POINTS) or 1
 
 
@@ -69,19 +95,22 @@ class Reach:
     """When an arm came to the baseline's final score.
 
     Args:
-        tokens: first crossing of its mean curve, between evaluations by a straight line; None if it never did.
-        share: of the tokens that the baseline was given; None if ``tokens`` is.
+        tokens: first crossing of its mean curve, between evaluations by a straight line; None if it
+            never did.
+        fraction: of the tokens that the baseline was given; None if ``tokens`` is.
         seeds: how many of its seeds reached the score by themselves, of ``of``.
     """
 
     tokens: float | None
-    share: float | None
+    fraction: float | None
     seeds: int
     of: int
 
 
 def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | str:
-    """The baseline's mean final score and when each arm came to it; or a sentence why there is no such thing."""
+    """The baseline's mean final score and when each arm came to it; or a sentence why there is no
+    such thing.
+    """
     higher = section.metrics.get(metric)
     baseline = section.arms[0]
     if higher is None or metric not in section.summaries.get(baseline, {}):
@@ -89,7 +118,10 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
     target = section.summaries[baseline][metric].mean
     start = section.step0.get(metric)
     if start is not None and _at(start.value, target, higher):
-        return "the baseline ended no better than the untouched checkpoint, so there is no score to reach."
+        return (
+            "the baseline ended no better than the untouched checkpoint, so there is no score "
+            "to reach."
+        )
     found: dict[str, Reach] = {}
     whole = _mean([run.entry.tokens_or_images for run in section.of(baseline)])
     for arm in section.arms:
@@ -99,7 +131,9 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
         tokens = crossing(mean_points(runs, "tokens", metric), target, higher)
         each = [crossing(points(records, "tokens", metric), target, higher) for records in runs]
         reached = sum(at is not None for at in each)
-        found[arm] = Reach(tokens, None if tokens is None or not whole else tokens / whole, reached, len(runs))
+        found[arm] = Reach(
+            tokens, None if tokens is None or not whole else tokens / whole, reached, len(runs)
+        )
     return (target, found) if found else "it was not evaluated during the runs."
 
 
@@ -117,18 +151,20 @@ def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> fl
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm's steps cost, mean over its runs, after the first step of each (which holds burn-in and warm-up).
+    """What an arm's steps cost, mean over its runs, after the first step of each (which holds
+    burn-in and warm-up).
 
     Args:
         rate: tokens (images) a second; None where no metrics were kept.
-        shares: part of the seconds by what took them, as ``{"meta": 0.1}``; what is not in it was not measured apart.
+        shares: part of the seconds by what took them, as ``{"meta": 0.1}``; what is not in it was
+            not measured apart.
         first_seconds: until the end of the first step.
         peak_bytes: most memory; None where it was not recorded.
         flops: of a run; None where they were not counted.
     """
 
     rate: float | None
-    shares: dict[str, float]
+    fractions: dict[str, float]
     first_seconds: float | None
     peak_bytes: float | None
     flops: float | None
@@ -136,7 +172,7 @@ class Cost:
 
 def cost(runs: Sequence[Run]) -> Cost:
     """Of the runs of one arm."""
-    rates, firsts, shares = [], [], []
+    rates, firsts, fractions = [], [], []
     for run in runs:
         if not run.records:
             continue
@@ -145,12 +181,19 @@ def cost(runs: Sequence[Run]) -> Cost:
         if not rest or (seconds := rest[-1]["seconds"] - first["seconds"]) <= 0:
             continue
         rates.append((rest[-1]["tokens"] - first["tokens"]) / seconds)
-        parts = dict.fromkeys(name for record in rest for name in record if name.startswith("seconds_"))
-        shares.append({name: sum(record.get(name, 0.0) for record in rest) / seconds for name in parts})
-    names = dict.fromkeys(name for each in shares for name in each)
+        parts = dict.fromkeys(
+            name for record in rest for name in record if name.startswith("seconds_")
+        )
+        fractions.append(
+            {name: sum(record.get(name, 0.0) for record in rest) / seconds for name in parts}
+        )
+    names = dict.fromkeys(name for each in fractions for name in each)
     return Cost(
         _mean(rates) if rates else None,
-        {name.removeprefix("seconds_"): _mean([each.get(name, 0.0) for each in shares]) for name in names},
+        {
+            name.removeprefix("seconds_"): _mean([each.get(name, 0.0) for each in fractions])
+            for name in names
+        },
         _mean(firsts) if firsts else None,
         _known(runs, lambda run: run.entry.peak_bytes, max),
         _known(runs, lambda run: run.entry.flops, lambda values: _mean(list(values))),
@@ -158,7 +201,8 @@ def cost(runs: Sequence[Run]) -> Cost:
 
 
 def dominating(points: dict[str, Point], signs: tuple[float, float]) -> list[str]:
-    """Names on the Pareto front, by rising x: those that no other equals or beats in both, and beats in one.
+    """Names on the Pareto front, by rising x: those that no other equals or beats in both, and
+    beats in one.
 
     Args:
         points: by name.
@@ -167,7 +211,11 @@ def dominating(points: dict[str, Point], signs: tuple[float, float]) -> list[str
 
     def beaten(name: str) -> bool:
         x, y = (value * sign for value, sign in zip(points[name], signs, strict=True))
-        others = [tuple(v * s for v, s in zip(points[other], signs, strict=True)) for other in points if other != name]
+        others = [
+            tuple(v * s for v, s in zip(points[other], signs, strict=True))
+            for other in points
+            if other != name
+        ]
         return any(a >= x and b >= y and (a > x or b > y) for a, b in others)
 
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
@@ -182,7 +230,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _known(
-    runs: Sequence[Run], of: Callable[[Run], float | None], combine: Callable[[Sequence[float]], float]
+    runs: Sequence[Run],
+    of: Callable[[Run], float | None],
+    combine: Callable[[Sequence[float]], float],
 ) -> float | None:
     values = [value for run in runs if (value := of(run)) is not None]
     return combine(values) if values else None

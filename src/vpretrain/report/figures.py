@@ -1,4 +1,6 @@
-"""Which charts a section has: curves of scores and loss, the steering over time, and trade-offs between tasks."""
+"""Which charts a section has: curves of scores and loss, the steering over time, and trade-offs
+between tasks.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +26,60 @@ from vpretrain.report.folders import Section
 
 Records = dict[float, dict[str, float]]
 
-# What records hold: label with unit, and what it says. In the order of the page; others follow under their own names.
+# What records hold: label with unit, and what it says. In the order of the page; others follow
+# under their own names.
 STEERING = {
-    "value": ("value of the step", "⟨u, g_pre⟩: how far the step that was taken lowers the feedback loss, to first order."),
-    "gain": ("gain over the plain task", "V(designer) − V(plain): what the designer's task adds. Below zero it does harm."),
-    "gain_bound": ("bound on the gain", "The most that targets on these candidates could gain, noise included."),
-    "cosine": ("cosine with feedback", "Of the learner's gradient and the feedback direction u, on S."),
+    "value": (
+        "value of the step",
+        "⟨u, g_pre⟩: how far the step that was taken lowers the feedback loss, to first order.",
+    ),
+    "gain": (
+        "gain over the plain task",
+        "V(designer) − V(plain): what the designer's task adds. Below zero it does harm.",
+    ),
+    "gain_bound": (
+        "bound on the gain",
+        "The most that targets on these candidates could gain, noise included.",
+    ),
+    "cosine": (
+        "cosine with feedback",
+        "Of the learner's gradient and the feedback direction u, on S.",
+    ),
     "gate": ("gate", "Share of the target that is moved off the true token."),
     "entropy": ("target entropy (nats)", "0 for one-hot targets."),
-    "weight_spread": ("spread of token weights", "Standard deviation of what a token counts; 0 where all count the same."),
-    "agreement": ("agreement of feedback halves", "Pearson's r of values under two halves of the feedback (running mean)."),
+    "weight_spread": (
+        "spread of token weights",
+        "Standard deviation of what a token counts; 0 where all count the same.",
+    ),
+    "agreement": (
+        "agreement of feedback halves",
+        "Pearson's r of values under two halves of the feedback (running mean).",
+    ),
     "reliability": ("reliability", "2r / (1 + r) of that agreement: values shrink by it."),
-    "correlation": ("correlation of the designer", "Pearson's r of the values it predicts with the exact ones."),
+    "correlation": (
+        "correlation of the designer",
+        "Pearson's r of the values it predicts with the exact ones.",
+    ),
     "regret": ("regret of the designer", "V(closed form) − V(designer)."),
-    "value_plain": ("value of the plain task", "V(plain): what the step would be worth without steering."),
+    "value_baseline": (
+        "value of the plain task",
+        "V(plain): what the step would be worth without steering.",
+    ),
     "gradient_norm": ("gradient norm, learner", "All trained parameters, before clipping."),
-    "gradient_norm_aligned": ("gradient norm on S", "The learner's gradient on the aligned parameters."),
-    "gradient_norm_downstream": ("gradient norm, feedback", "The feedback direction u on the aligned parameters."),
-    "steered": ("steered share of steps", "Steps whose task was the designer's; the guard closes it while gains are negative."),
+    "gradient_norm_aligned": (
+        "gradient norm on S",
+        "The learner's gradient on the aligned parameters.",
+    ),
+    "gradient_norm_downstream": (
+        "gradient norm, feedback",
+        "The feedback direction u on the aligned parameters.",
+    ),
+    "steered": (
+        "steered share of steps",
+        "Steps whose task was the designer's; the guard closes it while gains are negative.",
+    ),
     "learning_rate": ("learning rate", "Of the learner."),
-}  # fmt: skip
+}
 UNITS = {
     "nll": "nats per token",
     "pass@1": "share solved",
@@ -54,7 +90,9 @@ UNITS = {
 
 
 def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
-    """The section's figures under ``curves``, ``steering``, ``cost`` and ``tradeoffs``; each name starts with ``prefix``."""
+    """The section's figures under ``curves``, ``steering``, ``cost`` and ``tradeoffs``; each name
+    starts with ``prefix``.
+    """
     return {
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
         "steering": list(_steering(section, prefix)),
@@ -83,15 +121,23 @@ def _scores(section: Section, prefix: str) -> Iterator[Figure]:
         start = section.step0.get(metric)
         level = (start.value, "step 0") if start and math.isfinite(start.value) else None
         panels = [
-            Panel(unit, metric_label(section, metric), _lines(section, by_arm, axis, metric, None), level)
+            Panel(
+                unit,
+                metric_label(section, metric),
+                _lines(section, by_arm, axis, metric, None),
+                level,
+            )
             for axis, unit in _axes(section)
         ]
         shared = "All lines begin at the untouched checkpoint (step\u00a00)." if start else ""
         yield Figure(
-            f"{prefix}evaluation-{_slug(metric)}", f"{metric} during the runs",
-            _said(by_arm, 1) + f" {shared} Seconds are of training: burn-in counts, evaluation does not.",
-            panels, _legend(section, by_arm),
-        )  # fmt: skip
+            f"{prefix}evaluation-{_slug(metric)}",
+            f"{metric} during the runs",
+            _said(by_arm, 1)
+            + f" {shared} Seconds are of training: burn-in counts, evaluation does not.",
+            panels,
+            _legend(section, by_arm),
+        )
 
 
 def _loss(section: Section, prefix: str) -> Iterator[Figure]:
@@ -100,14 +146,17 @@ def _loss(section: Section, prefix: str) -> Iterator[Figure]:
         return
     size = _size(by_arm)
     panels = [
-        Panel(unit, "training loss", _lines(section, by_arm, axis, "loss", size), None) for axis, unit in _axes(section)
+        Panel(unit, "training loss", _lines(section, by_arm, axis, "loss", size), None)
+        for axis, unit in _axes(section)
     ]
     yield Figure(
-        f"{prefix}loss", "Training loss",
+        f"{prefix}loss",
+        "Training loss",
         _said(by_arm, size) + " Each arm's own objective, which its targets and "
         "weights are part of: a lower line is not a better learner. Evaluations compare arms.",
-        panels, _legend(section, by_arm),
-    )  # fmt: skip
+        panels,
+        _legend(section, by_arm),
+    )
 
 
 def _steering(section: Section, prefix: str) -> Iterator[Figure]:
@@ -117,20 +166,29 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
     others = [
         name
         for name in held
-        if name not in STEERING and name not in apart and "/" not in name and not name.startswith("seconds_")
+        if name not in STEERING
+        and name not in apart
+        and "/" not in name
+        and not name.startswith("seconds_")
     ]
     panels: list[Panel] = []
     arms: dict[str, None] = {}
     sizes = []
     for name in known + others:
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
-        rounding = name == "weight_spread" and by_arm and _most(by_arm, name) < 1e-5  # all tokens count the same
+        rounding = (
+            name == "weight_spread" and by_arm and _most(by_arm, name) < 1e-5
+        )  # all tokens count the same
         if not by_arm or rounding:
             continue
         sizes.append(_size(by_arm))
         arms |= dict.fromkeys(by_arm)
-        label, says = STEERING.get(name, (name, ""))
-        panels.append(Panel("steps", label, _lines(section, by_arm, "step", name, sizes[-1]), None, says))
+        label, description = STEERING.get(name, (name, ""))
+        panels.append(
+            Panel(
+                "steps", label, _lines(section, by_arm, "step", name, sizes[-1]), None, description
+            )
+        )
     if panels:
         caption = (
             _said({arm: section.of(arm) for arm in arms}, max(sizes))
@@ -141,7 +199,9 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
 
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:
-    """The leading score against all that was used for it: post-training comes on top of the budget, and shows here."""
+    """The leading score against all that was used for it: post-training comes on top of the budget,
+    and shows here.
+    """
     metric = section.lead
     found = {arm: scores[metric] for arm, scores in section.summaries.items() if metric in scores}
     if metric is None or len(found) < 2:
@@ -153,14 +213,23 @@ def _bought(section: Section, prefix: str) -> Iterator[Figure]:
             used = [getattr(run.entry, unit) for run in section.of(arm)]
             if arm in found and all(used):
                 spread = (statistics.stdev(used) if len(used) > 1 else 0.0, found[arm].std or 0.0)
-                lines.append(Line(arm, style, [(statistics.fmean(used), found[arm].mean)], joined=False, spread=spread))
+                lines.append(
+                    Line(
+                        arm,
+                        style,
+                        [(statistics.fmean(used), found[arm].mean)],
+                        joined=False,
+                        spread=spread,
+                    )
+                )
         if len(lines) > 1:
             start = section.step0.get(metric)
             level = (start.value, "step 0") if start and math.isfinite(start.value) else None
             panels.append(Panel(label, metric_label(section, metric), lines, level))
     if panels:
         caption = (
-            "Means over seeds with one standard deviation each way. All that a run used is charged, evaluation aside."
+            "Means over seeds with one standard deviation each way. All that a run used is "
+            "charged, evaluation aside."
         )
         arms = [(line.label, line.style) for line in panels[0].lines if line.style]
         yield Figure(f"{prefix}bought", f"{metric} against its cost", caption, panels, arms)
@@ -171,9 +240,13 @@ def _throughput(section: Section, prefix: str) -> Iterator[Figure]:
     by_arm = _by_arm(section, lambda run: logged(run, name))
     if by_arm:
         size = _size(by_arm)
-        panel = Panel("steps", f"{section.unit} a second", _lines(section, by_arm, "step", name, size))
+        panel = Panel(
+            "steps", f"{section.unit} a second", _lines(section, by_arm, "step", name, size)
+        )
         caption = _said(by_arm, size) + " Evaluation is not in it."
-        yield Figure(f"{prefix}throughput", "Throughput", caption, [panel], _legend(section, by_arm))
+        yield Figure(
+            f"{prefix}throughput", "Throughput", caption, [panel], _legend(section, by_arm)
+        )
 
 
 def _tradeoffs(section: Section, prefix: str) -> Iterator[Figure]:
@@ -187,11 +260,15 @@ def _tradeoffs(section: Section, prefix: str) -> Iterator[Figure]:
             panel, arms = _front(section, across, up)
             if len(panel.lines) > 2:
                 yield Figure(
-                    f"{prefix}pareto-{_slug(across)}-{_slug(up)}", f"Two tasks at once: {suffix}",
-                    "Means over seeds with one standard deviation each way. The line joins what nothing else here equals or "
+                    f"{prefix}pareto-{_slug(across)}-{_slug(up)}",
+                    f"Two tasks at once: {suffix}",
+                    "Means over seeds with one standard deviation each way. The line joins "
+                    "what nothing else here equals or "
                     "beats in both tasks (the Pareto front of these means; no test is behind it).",
-                    [panel], arms, wide=True,
-                )  # fmt: skip
+                    [panel],
+                    arms,
+                    wide=True,
+                )
 
 
 def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[str, Style]]]:
@@ -219,18 +296,23 @@ def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[st
 
 def _by_arm(section: Section, of: Callable[..., Records]) -> dict[str, list[Records]]:
     """What each arm's runs hold; arms and runs without any are left out."""
-    found = {arm: [records for run in section.of(arm) if (records := of(run))] for arm in section.arms}
+    found = {
+        arm: [records for run in section.of(arm) if (records := of(run))] for arm in section.arms
+    }
     return {arm: runs for arm, runs in found.items() if runs}
 
 
-def _lines(section: Section, by_arm: dict[str, list[Records]], axis: Axis, metric: str, size: int | None) -> list[Line]:
+def _lines(
+    section: Section, by_arm: dict[str, list[Records]], axis: Axis, metric: str, size: int | None
+) -> list[Line]:
     """Faint seeds first, then means; evaluations (``size`` None) are few and not binned."""
     faint, means = [], []
     for arm, runs in by_arm.items():
         style = styles(section)[arm]
         if len(runs) > 1:
             faint += [
-                Line(arm, style, binned(points(records, axis, metric), size or 1), faint=True) for records in runs
+                Line(arm, style, binned(points(records, axis, metric), size or 1), faint=True)
+                for records in runs
             ]
         mean = binned(mean_points(runs, axis, metric), size or 1)
         every = 1 if size is None and len(mean) <= 24 else max(1, len(mean) // 5)
@@ -239,7 +321,12 @@ def _lines(section: Section, by_arm: dict[str, list[Records]], axis: Axis, metri
 
 
 def _most(by_arm: dict[str, list[Records]], name: str) -> float:
-    return max(abs(record[name]) for runs in by_arm.values() for records in runs for record in records.values())
+    return max(
+        abs(record[name])
+        for runs in by_arm.values()
+        for records in runs
+        for record in records.values()
+    )
 
 
 def _legend(section: Section, by_arm: dict[str, list[Records]]) -> list[tuple[str, Style]]:
@@ -247,8 +334,14 @@ def _legend(section: Section, by_arm: dict[str, list[Records]]) -> list[tuple[st
 
 
 def _axes(section: Section) -> list[tuple[Axis, str]]:
-    axes: list[tuple[Axis, str]] = [("step", "steps"), ("tokens", section.unit), ("seconds", "seconds of training")]
-    if section.match == "flops" and all("flops" in record for run in section.runs for record in run.records):
+    axes: list[tuple[Axis, str]] = [
+        ("step", "steps"),
+        ("tokens", section.unit),
+        ("seconds", "seconds of training"),
+    ]
+    if section.match == "flops" and all(
+        "flops" in record for run in section.runs for record in run.records
+    ):
         axes.insert(2, ("flops", "FLOPs"))
     return axes
 

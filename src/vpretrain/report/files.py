@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from vpretrain.errors import UserError, user_error
-from vpretrain.recipe_yaml import parse
+from vpretrain.config.yaml_places import parse
+from vpretrain.system.errors import UserError, user_error
 
 T = TypeVar("T")
 
@@ -106,21 +106,27 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise user_error(str(path), "this file is missing; name a folder that compare or train wrote") from None
+        raise user_error(
+            str(path), "this file is missing; name a folder that compare or train wrote"
+        ) from None
     except OSError as error:
-        raise user_error(str(path), f"this file cannot be read: {error.strerror}; see to its permissions") from None
+        raise user_error(
+            str(path), f"this file cannot be read: {error.strerror}; see to its permissions"
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise user_error(f"{path}:{line}", "this is not text (UTF-8); was the file damaged?") from None
+        raise user_error(
+            f"{path}:{line}", "this is not text (UTF-8); was the file damaged?"
+        ) from None
 
 
-def read_json(path: Path, shape: type[T], mend: str) -> T:
+def read_json(path: Path, shape: type[T], fix: str) -> T:
     """A JSON file of the given shape.
 
     Args:
         path: of the file.
         shape: a pydantic class, or ``dict``.
-        mend: what a person should do about a file that is half-written or of another shape.
+        fix: what a person should do about a file that is half-written or of another shape.
 
     Raises:
         UserError: with file and line.
@@ -133,9 +139,13 @@ def read_json(path: Path, shape: type[T], mend: str) -> T:
         rows = text.splitlines()
         shown = rows[line - 1].strip()[:80] if 0 < line <= len(rows) else ""
         reason = (
-            f"the file is half-written or damaged ({getattr(error, 'msg', error)})" if text else "the file is empty"
+            f"the file is half-written or damaged ({getattr(error, 'msg', error)})"
+            if text
+            else "the file is empty"
         )
-        raise user_error(f"{path}:{line}", f"{reason}; {mend}", value=shown, accepted="JSON") from None
+        raise user_error(
+            f"{path}:{line}", f"{reason}; {fix}", value=shown, accepted="JSON"
+        ) from None
     try:
         return TypeAdapter(shape).validate_python(value)
     except ValidationError as error:
@@ -144,15 +154,19 @@ def read_json(path: Path, shape: type[T], mend: str) -> T:
         dotted = ".".join(map(str, key))
         at = f"{path}:{_line_of(text, key)} {dotted}".rstrip()
         shown = "" if first["type"] == "missing" else repr(first["input"])[:80]
-        raise user_error(at, f"{first['msg'].lower()}; {mend}", value=shown, accepted="what compare writes") from None
+        raise user_error(
+            at, f"{first['msg'].lower()}; {fix}", value=shown, accepted="what compare writes"
+        ) from None
 
 
 def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """``metrics.jsonl``: one record a step, numbers alone, by rising step (of a step given twice the later counts).
+    """``metrics.jsonl``: one record a step, numbers alone, by rising step (of a step given twice
+    the later counts).
 
     Args:
         path: of the file.
-        notes: gets a sentence if the last line was cut off, as a killed run leaves it; the line is skipped.
+        notes: gets a sentence if the last line was cut off, as a killed run leaves it; the line is
+            skipped.
 
     Raises:
         UserError: any other line is no record.
@@ -160,7 +174,9 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise user_error(str(path), f"this file cannot be read: {error.strerror}; see to its permissions") from None
+        raise user_error(
+            str(path), f"this file cannot be read: {error.strerror}; see to its permissions"
+        ) from None
     whole = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     records: dict[float, dict[str, float]] = {}
     for number, line in whole:
@@ -168,20 +184,36 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
             found = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == whole[-1][0]:
-                notes.append(f"The last line of {path} (line {number}) was cut off, and is not shown.")
+                notes.append(
+                    f"The last line of {path} (line {number}) was cut off, and is not shown."
+                )
                 continue
             shown = line[:80].decode("utf-8", "replace")
-            message = f"this line is not JSON ({getattr(error, 'msg', error)}); remove the line, or train again"
-            raise user_error(f"{path}:{number}", message, value=shown, accepted="one record a line") from None
+            message = (
+                f"this line is not JSON ({getattr(error, 'msg', error)}); remove the line, "
+                "or train again"
+            )
+            raise user_error(
+                f"{path}:{number}", message, value=shown, accepted="one record a line"
+            ) from None
         if isinstance(found, dict) and "skipped" in found:
             notes.append(f"After step {found.get('step')} a batch was left out: {found['skipped']}")
             continue
         record = _numbers(found)
-        lacking = [name for name in ("step", "tokens", "seconds") if not math.isfinite(record.get(name, math.nan))]
+        lacking = [
+            name
+            for name in ("step", "tokens", "seconds")
+            if not math.isfinite(record.get(name, math.nan))
+        ]
         if lacking:
-            message = f"this record has no number for {', '.join(lacking)}; remove the line, or train again"
+            message = (
+                f"this record has no number for {', '.join(lacking)}; remove the line, or "
+                "train again"
+            )
             shown = line[:80].decode("utf-8", "replace")
-            raise user_error(f"{path}:{number}", message, value=shown, accepted="{step, tokens, seconds, ...}")
+            raise user_error(
+                f"{path}:{number}", message, value=shown, accepted="{step, tokens, seconds, ...}"
+            )
         records[record["step"]] = record
     return [records[step] for step in sorted(records)]
 
@@ -191,7 +223,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     text = read_text(path)
     value, _, _ = parse(text, lambda line: f"{path}:{line}")
     if not isinstance(value, dict):
-        raise user_error(f"{path}:1", "this is no recipe; was the file cut off?", accepted="keys and values")
+        raise user_error(
+            f"{path}:1", "this is no recipe; was the file cut off?", accepted="keys and values"
+        )
     return value, text
 
 
@@ -209,7 +243,9 @@ def _numbers(record: Any) -> dict[str, float]:
 
 
 def _line_of(text: str, key: tuple[str | int, ...]) -> int:
-    """Line of a key, or of the innermost one above it that is there; JSON is YAML, whose marks name lines."""
+    """Line of a key, or of the innermost one above it that is there; JSON is YAML, whose marks name
+    lines.
+    """
     try:
         _, marks, _ = parse(text, str)
     except UserError:

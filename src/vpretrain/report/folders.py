@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vpretrain.errors import user_error
 from vpretrain.report.files import (
     Comparison,
     Entry,
@@ -20,7 +19,8 @@ from vpretrain.report.files import (
     read_records,
     read_yaml,
 )
-from vpretrain.stats import summary
+from vpretrain.studies.statistics import summary
+from vpretrain.system.errors import user_error
 
 Kind = Literal["comparison", "unfinished", "runs"]
 
@@ -31,7 +31,8 @@ class Run:
 
     Args:
         entry: what it used and came to.
-        records: one a step, ``{step, tokens, seconds, ...}``, by rising step; empty where none were kept.
+        records: one a step, ``{step, tokens, seconds, ...}``, by rising step; empty where none were
+            kept.
         step0: scores before the first step.
         finished: whether it came to its end.
     """
@@ -56,7 +57,8 @@ class Section:
         folders: where it was read from.
         recipe: every value, and ``recipe_text`` as it was written.
         modality: of the recipe.
-        metrics: names in order, the leading one first, with whether more is better (None: not recorded).
+        metrics: names in order, the leading one first, with whether more is better (None: not
+            recorded).
         runs: the first is of the baseline.
         step0: the untouched checkpoint's scores.
         summaries, paired: as in compare.json; empty where nothing is to be said.
@@ -109,10 +111,13 @@ def read(folders: Sequence[Path]) -> list[Section]:
     """One section for each comparison, and one for all run folders together.
 
     Raises:
-        UserError: a folder holds no results, a file in it cannot be read, or two folders are of different recipes.
+        UserError: a folder holds no results, a file in it cannot be read, or two folders are of
+            different recipes.
     """
     if not folders:
-        raise user_error("report", "name at least one folder", accepted="folders that compare or train wrote")
+        raise user_error(
+            "report", "name at least one folder", accepted="folders that compare or train wrote"
+        )
     distinct = list({folder.resolve(): folder for folder in folders}.values())
     found = [_read_one(folder) for folder in distinct]
     for section in found[1:]:
@@ -125,7 +130,9 @@ def read(folders: Sequence[Path]) -> list[Section]:
 def _read_one(folder: Path) -> Section:
     if not folder.is_dir():
         raise user_error(
-            str(folder), "there is no such folder; name one that compare or train wrote", accepted="a folder"
+            str(folder),
+            "there is no such folder; name one that compare or train wrote",
+            accepted="a folder",
         )
     recipe_path = folder / "recipe.yaml"
     if (folder / "compare.json").is_file():
@@ -140,41 +147,73 @@ def _read_one(folder: Path) -> Section:
 
 
 def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
-    mend = "run the same `vpretrain compare` again: finished runs are kept, and this file is written anew"
-    table = read_json(folder / "compare.json", Comparison, mend)
+    fix = (
+        "run the same `vpretrain compare` again: finished runs are kept, and this file is "
+        "written anew"
+    )
+    table = read_json(folder / "compare.json", Comparison, fix)
     notes: list[str] = []
     step0 = {name: found.value for name, found in table.step0.items()}
     runs = [Run(entry, _logged(folder, entry, notes), step0) for entry in table.runs]
     return Section(
-        "comparison", [folder], recipe, text, table.modality,
-        {name: meaning.higher_is_better for name, meaning in table.metrics.items()}, runs, table.step0,
-        table.summary, table.paired, table.match, table.budget, table.environment, notes,
-    )  # fmt: skip
+        "comparison",
+        [folder],
+        recipe,
+        text,
+        table.modality,
+        {name: meaning.higher_is_better for name, meaning in table.metrics.items()},
+        runs,
+        table.step0,
+        table.summary,
+        table.paired,
+        table.match,
+        table.budget,
+        table.environment,
+        notes,
+    )
 
 
 def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
-    mend = "remove this file and run the same `vpretrain compare` again: the other finished runs are kept"
+    fix = (
+        "remove this file and run the same `vpretrain compare` again: the other finished runs "
+        "are kept"
+    )
     again = "run the same `vpretrain compare` again: it goes on where it stopped"
-    names = sorted(path for path in (folder / "runs").glob("*.json") if not path.name.endswith(".items.json"))
-    entries = [read_json(path, Entry, mend) for path in names if path.name != "step0.json"]
+    names = sorted(
+        path for path in (folder / "runs").glob("*.json") if not path.name.endswith(".items.json")
+    )
+    entries = [read_json(path, Entry, fix) for path in names if path.name != "step0.json"]
     if not entries:
         raise user_error(str(folder), f"no run of this comparison has ended yet; {again}")
     baseline = recipe.get("arm")
     entries.sort(key=lambda entry: (entry.arm != baseline, entry.arm, entry.seed))
-    notes = [f"{len(entries)} runs have ended and compare.json is not written yet; to finish, {again}."]
+    notes = [
+        f"{len(entries)} runs have ended and compare.json is not written yet; to finish, {again}."
+    ]
     step0_path = folder / "runs" / "step0.json"
-    step0 = read_json(step0_path, Step0File, mend) if step0_path.is_file() else None
+    step0 = read_json(step0_path, Step0File, fix) if step0_path.is_file() else None
     values = {name: found.value for name, found in step0.step0.items()} if step0 else {}
     metrics: dict[str, bool | None] = dict.fromkeys(entries[0].final)
     if step0:
         metrics = {name: meaning.higher_is_better for name, meaning in step0.metrics.items()}
     runs = [Run(entry, _logged(folder, entry, notes), values) for entry in entries]
     budget = recipe.get("budget") or {}
-    match = next((name for name in ("steps", "tokens", "flops", "seconds") if budget.get(name)), None)
+    match = next(
+        (name for name in ("steps", "tokens", "flops", "seconds") if budget.get(name)), None
+    )
     section = Section(
-        "unfinished", [folder], recipe, text, str(recipe.get("modality")), metrics, runs,
-        step0.step0 if step0 else {}, match=match, budget=budget.get(match), notes=notes,
-    )  # fmt: skip
+        "unfinished",
+        [folder],
+        recipe,
+        text,
+        str(recipe.get("modality")),
+        metrics,
+        runs,
+        step0.step0 if step0 else {},
+        match=match,
+        budget=budget.get(match),
+        notes=notes,
+    )
     section.summaries = _summaries(section)
     return section
 
@@ -183,36 +222,66 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     notes: list[str] = []
     path = folder / "metrics.jsonl"
     records = read_records(path, notes) if path.is_file() else []
-    mend = "train again, or remove this file to see the metrics alone"
-    result = read_json(folder / "result.json", RunFile, mend) if (folder / "result.json").is_file() else None
+    fix = "train again, or remove this file to see the metrics alone"
+    result = (
+        read_json(folder / "result.json", RunFile, fix)
+        if (folder / "result.json").is_file()
+        else None
+    )
     arm, seed = str(recipe.get("arm")), recipe.get("seed")
     if not isinstance(seed, int):
-        raise user_error(f"{folder / 'recipe.yaml'}", "the recipe has no seed; was it edited?", accepted="a number")
+        raise user_error(
+            f"{folder / 'recipe.yaml'}",
+            "the recipe has no seed; was it edited?",
+            accepted="a number",
+        )
     if result is None and not records:
-        raise user_error(str(path), "this run has not taken a step yet; wait for its first", accepted="one line a step")
+        raise user_error(
+            str(path),
+            "this run has not taken a step yet; wait for its first",
+            accepted="one line a step",
+        )
     if result is None:
         notes.append(
-            f"{folder} has no result.json: the run goes on or was stopped; what it used is as of its last line."
+            f"{folder} has no result.json: the run goes on or was stopped; what it used is as "
+            "of its last line."
         )
         last = records[-1]
         entry = Entry(
-            arm=arm, seed=seed, steps=round(last["step"]), tokens_or_images=round(last["tokens"]), seconds=last["seconds"],
+            arm=arm,
+            seed=seed,
+            steps=round(last["step"]),
+            tokens_or_images=round(last["tokens"]),
+            seconds=last["seconds"],
             final={},
-        )  # fmt: skip
+        )
     else:
         entry = Entry(
-            arm=result.arm, seed=seed, steps=result.steps, tokens_or_images=result.tokens_or_images,
-            seconds=result.seconds, final=result.final,
-        )  # fmt: skip
+            arm=result.arm,
+            seed=seed,
+            steps=result.steps,
+            tokens_or_images=result.tokens_or_images,
+            seconds=result.seconds,
+            final=result.final,
+        )
     step0 = result.step0 if result else {}
-    metrics: dict[str, bool | None] = dict.fromkeys(entry.final) or dict.fromkeys(_split_names(records))
+    metrics: dict[str, bool | None] = dict.fromkeys(entry.final) or dict.fromkeys(
+        _split_names(records)
+    )
     environment_path = folder / "environment.json"
-    environment = read_json(environment_path, dict, mend) if environment_path.is_file() else {}
+    environment = read_json(environment_path, dict, fix) if environment_path.is_file() else {}
     return Section(
-        "runs", [folder], recipe, text, str(recipe.get("modality")), metrics,
+        "runs",
+        [folder],
+        recipe,
+        text,
+        str(recipe.get("modality")),
+        metrics,
         [Run(entry, records, step0, result is not None)],
-        {name: Measured(value=value) for name, value in step0.items()}, environment=environment, notes=notes,
-    )  # fmt: skip
+        {name: Measured(value=value) for name, value in step0.items()},
+        environment=environment,
+        notes=notes,
+    )
 
 
 def _merged(sections: list[Section]) -> Section:
@@ -222,7 +291,11 @@ def _merged(sections: list[Section]) -> Section:
     for section in sections:
         key = (section.runs[0].arm, section.runs[0].entry.seed)
         if key in places:
-            message = f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, seed {key[1]}; name one"
+            message = (
+                f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, "
+                "seed "
+                f"{key[1]}; name one"
+            )
             raise user_error("report", message)
         places[key] = section.folders[0]
     if len({str(section.recipe.get("budget")) for section in sections}) > 1:
@@ -244,7 +317,9 @@ def _summaries(section: Section) -> dict[str, dict[str, Summary]]:
     found: dict[str, dict[str, Summary]] = {}
     for arm in section.arms:
         for metric in section.metrics:
-            values = [run.entry.final[metric] for run in section.of(arm) if metric in run.entry.final]
+            values = [
+                run.entry.final[metric] for run in section.of(arm) if metric in run.entry.final
+            ]
             if values:
                 found.setdefault(arm, {})[metric] = Summary(**summary(values))
     return found
@@ -255,7 +330,10 @@ def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, floa
     path = folder / "runs" / name
     # An arm's name is data: it must not lead out of the folder.
     if Path(name).name != name or "\0" in name or not path.is_file():
-        notes.append(f"There are no metrics of {entry.arm}, seed {entry.seed}: it is in the tables, not in the curves.")
+        notes.append(
+            f"There are no metrics of {entry.arm}, seed {entry.seed}: it is in the tables, "
+            "not in the curves."
+        )
         return []
     return read_records(path, notes)
 
@@ -273,7 +351,8 @@ def _same_recipe(first: Section, other: Section) -> None:
     key, here, there = differs
     raise user_error(
         "report",
-        f"{first.folders[0]} and {other.folders[0]} are of different recipes; make a report of each",
+        f"{first.folders[0]} and {other.folders[0]} are of different recipes; make a report "
+        "of each",
         value=f"{key}: {here} in the first, {there} in the other",
         accepted="folders whose recipes differ in arm, seed and budget alone",
     )
@@ -292,5 +371,7 @@ def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]
         for index, (left, right) in enumerate(zip(a, b, strict=True)):
             yield from _differences(left, right, f"{key}.{index}")
     elif a != b:
-        here, there = (text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b))
+        here, there = (
+            text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b)
+        )
         yield key, here, there

@@ -1,4 +1,6 @@
-"""The page: what was found first, what it rests on after it. One file, no script, nothing from the network."""
+"""The page: what was found first, what it rests on after it. One file, no script, nothing from the
+network.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from importlib import resources
 
 from vpretrain.report import tables
 from vpretrain.report.chart import COLOURS, Figure, Panel
-from vpretrain.report.elements import Markup, joined, name, tag
 from vpretrain.report.folders import Section
 from vpretrain.report.svg import panel, swatch
 from vpretrain.report.verdict import against_step0, verdict
+from vpretrain.system.html import Markup, joined, name, tag
 
 # The browser is told to run and to load nothing: a second lock behind the escaping.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -24,25 +26,34 @@ def page(sections: Sequence[Section], figures: Sequence[Mapping[str, Sequence[Fi
         sections: one or more, of one recipe.
         figures: of each section (see :func:`vpretrain.report.figures.figures`).
     """
-    says = str(sections[0].recipe.get("says") or "Results")
+    description = str(
+        sections[0].recipe.get("description", sections[0].recipe.get("says")) or "Results"
+    )
     several = len(sections) > 1
     bodies = [
         _section(section, found, f"s{number}", several)
         for number, (section, found) in enumerate(zip(sections, figures, strict=True), 1)
     ]
     head = tag(
-        "head", tag("meta", charset="utf-8"),
+        "head",
+        tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"), tag("link", rel="icon", href="data:,"),
-        tag("title", f"{says} · vpretrain"), tag("style", Markup(_style())),
-    )  # fmt: skip
-    title = tag("header", tag("p", "vpretrain report", class_="eyebrow"), tag("h1", _capital(says)))
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", f"{description} · vpretrain"),
+        tag("style", Markup(_style())),
+    )
+    title = tag(
+        "header", tag("p", "vpretrain report", class_="eyebrow"), tag("h1", _capital(description))
+    )
     body = tag("body", tag("main", title, *bodies))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _section(section: Section, figures: Mapping[str, Sequence[Figure]], anchor: str, several: bool) -> Markup:
+def _section(
+    section: Section, figures: Mapping[str, Sequence[Figure]], anchor: str, several: bool
+) -> Markup:
     level = "h3" if several else "h2"
     parts: list[tuple[str, Markup]] = []
     shown = tables.runs(section) if section.kind == "runs" else tables.results(section)
@@ -50,19 +61,26 @@ def _section(section: Section, figures: Mapping[str, Sequence[Figure]], anchor: 
     if figures["curves"]:
         parts.append(("Curves", joined(*map(_figure, figures["curves"]))))
     if section.kind == "comparison":
-        parts.append((f"{section.unit.capitalize()} until the baseline's score", tables.efficiency(section)))
+        parts.append(
+            (f"{section.unit.capitalize()} until the baseline's score", tables.efficiency(section))
+        )
     if figures["steering"]:
         parts.append(("Steering over time", joined(*map(_figure, figures["steering"]))))
     if (cost := tables.costs(section)) is not None:
         parts.append(("Cost", joined(cost, *map(_figure, figures["cost"]))))
     if figures["tradeoffs"]:
         parts.append(("Trade-offs", joined(*map(_figure, figures["tradeoffs"]))))
-    recipe = tag("details", tag("summary", "Recipe, every value"), tag("pre", tag("code", section.recipe_text)))
+    recipe = tag(
+        "details",
+        tag("summary", "Recipe, every value"),
+        tag("pre", tag("code", section.recipe_text)),
+    )
     parts.append(("How it was made", joined(tables.provenance(section), recipe)))
 
     links = [tag("a", title, href=f"#{anchor}-{place}") for place, (title, _) in enumerate(parts)]
     content = [
-        tag("section", tag(level, title), inner, id=f"{anchor}-{place}") for place, (title, inner) in enumerate(parts)
+        tag("section", tag(level, title), inner, id=f"{anchor}-{place}")
+        for place, (title, inner) in enumerate(parts)
     ]
     beside = against_step0(section)
     return tag(
@@ -71,10 +89,12 @@ def _section(section: Section, figures: Mapping[str, Sequence[Figure]], anchor: 
         tag("p", _facts(section), class_="facts-line"),
         tag("p", verdict(section), class_="verdict"),
         tag("p", beside, class_="beside") if beside else "",
-        tag("ul", *(tag("li", note) for note in section.notes), class_="notes") if section.notes else "",
+        tag("ul", *(tag("li", note) for note in section.notes), class_="notes")
+        if section.notes
+        else "",
         tag("nav", *links, aria_label="Parts of this report"),
         *content,
-    )  # fmt: skip
+    )
 
 
 def _facts(section: Section) -> Markup:
@@ -99,7 +119,12 @@ def _figure(figure: Figure) -> Markup:
 
 
 def _panel(chart: Panel, large: bool) -> Markup:
-    return tag("div", panel(chart, large=large), tag("p", chart.says) if chart.says else "", class_="panel")
+    return tag(
+        "div",
+        panel(chart, large=large),
+        tag("p", chart.description) if chart.description else "",
+        class_="panel",
+    )
 
 
 def _style() -> str:
@@ -109,7 +134,10 @@ def _style() -> str:
     light = "".join(f"--arm-{slot}:{COLOURS[slot]};" for slot in slots)
     dark = "".join(f"--arm-{slot}:{_DARK[slot]};" for slot in slots)
     rules = "".join(f".arm-{slot}{{color:var(--arm-{slot})}}" for slot in slots)
-    return f"{sheet}\n:root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}\n"
+    return (
+        f"{sheet}\n:root{{{light}}}\n@media screen and "
+        f"(prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}\n"
+    )
 
 
 def _capital(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The page's charts as files, SVG and PNG, for papers and slides (light, with the legend inside)."""
+"""The page's charts as files, SVG and PNG, for papers and slides (light, with the legend
+inside).
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.report.chart import COLOURS, Figure, Line, Panel, Style, span, tick_labels, ticks
-from vpretrain.report.elements import printable
 from vpretrain.report.figures import metric_label, styles
 from vpretrain.report.folders import Section
+from vpretrain.system.html import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 _INK, _SOFT, _RULE = "#16191f", "#5a6270", "#e3e6eb"
-_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "down": "v", "diamond": "D", "cross": "X", "plus": "P"}
+_MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "down": "v",
+    "diamond": "D",
+    "cross": "X",
+    "plus": "P",
+}
 _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in an arm's name is a dollar sign
     "svg.hashsalt": "vpretrain",  # the same data gives the same bytes
@@ -33,7 +43,8 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: Path) -> list[Path]:
-    """Writes each figure, and each comparison's differences with their intervals, as ``NAME.svg`` and ``NAME.png``.
+    """Writes each figure, and each comparison's differences with their intervals, as ``NAME.svg``
+    and ``NAME.png``.
 
     Args:
         figures: of all sections; a name that comes twice gets a number.
@@ -47,8 +58,12 @@ def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[Path, None] = {}
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box, as browsers do
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # long names: they overlap
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # shown as a box, as browsers do
+        warnings.filterwarnings(
+            "ignore", message="constrained_layout not applied"
+        )  # long names: they overlap
         for name, size, draw in _drawings(figures, sections):
             canvas = Canvas(figsize=size, layout="constrained")
             FigureCanvasAgg(canvas)
@@ -66,13 +81,23 @@ def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: 
     return list(written)
 
 
-def _drawings(figures: Sequence[Figure], sections: Sequence[Section]) -> Iterator[tuple[str, tuple[float, float], Any]]:
+def _drawings(
+    figures: Sequence[Figure], sections: Sequence[Section]
+) -> Iterator[tuple[str, tuple[float, float], Any]]:
     for number, section in enumerate(sections, 1):
-        metrics = [name for name in section.metrics if any(name in found for found in section.paired.values())]
+        metrics = [
+            name
+            for name in section.metrics
+            if any(name in found for found in section.paired.values())
+        ]
         if metrics:
             prefix = f"{number}-" if len(sections) > 1 else ""
             size = (3.6 * len(metrics), 0.9 + 0.34 * len(section.paired))
-            yield f"{prefix}differences", size, lambda canvas, s=section, m=metrics: _differences(canvas, s, m)
+            yield (
+                f"{prefix}differences",
+                size,
+                lambda canvas, s=section, m=metrics: _differences(canvas, s, m),
+            )
     for figure in figures:
         across = min(3, len(figure.panels))
         down = -(-len(figure.panels) // across)
@@ -88,10 +113,16 @@ def _draw(canvas: Canvas, figure: Figure, across: int, down: int) -> None:
     if figure.title:
         canvas.suptitle(_label(figure.title), fontsize=10.5, fontweight="bold", x=0.01, ha="left")
     # A leading space: matplotlib keeps labels that begin with an underscore out of legends.
-    handles = [Line2D([], [], label=" " + _label(arm), **_look(style)) for arm, style in figure.arms]
+    handles = [
+        Line2D([], [], label=" " + _label(arm), **_look(style)) for arm, style in figure.arms
+    ]
     if handles:
         canvas.legend(
-            handles=handles, loc="outside lower left", ncols=min(4, len(handles)), frameon=False, handlelength=3
+            handles=handles,
+            loc="outside lower left",
+            ncols=min(4, len(handles)),
+            frameon=False,
+            handlelength=3,
         )
 
 
@@ -101,9 +132,15 @@ def _panel(axes: Axes, chart: Panel) -> None:
     if chart.level:
         axes.axhline(chart.level[0], color=_SOFT, linestyle=":", linewidth=0.9)
         axes.annotate(
-            _label(chart.level[1]), (1, chart.level[0]), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-            textcoords="offset points", ha="right", fontsize=7.5, color=_SOFT,
-        )  # fmt: skip
+            _label(chart.level[1]),
+            (1, chart.level[0]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=_SOFT,
+        )
     _frame(axes, _label(chart.x_label), _label(chart.y_label))
     if chart.counts_x:
         low, high = span([x for line in chart.lines for x, _ in line.points], from_zero=True)
@@ -118,7 +155,12 @@ def _line(axes: Axes, line: Line) -> None:
         look = _look(line.style) | {"linestyle": "none"}
         axes.errorbar(xs, ys, xerr=line.spread[0], yerr=line.spread[1], elinewidth=1.2, **look)
         axes.annotate(
-            _label(line.label), (xs[0], ys[0]), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=_SOFT
+            _label(line.label),
+            (xs[0], ys[0]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=_SOFT,
         )
         return
     look = _look(line.style)
@@ -140,8 +182,15 @@ def _differences(canvas: Canvas, section: Section, metrics: Sequence[str]) -> No
             axes.plot([pair.difference], [place], **(_look(look[arm]) | {"linestyle": "none"}))
         axes.axvline(0, color=_SOFT, linestyle=":", linewidth=0.9)
         axes.set_ylim(len(found) - 0.5, -0.5)
-        axes.set_yticks(range(len(found)), [_label(arm) for arm in found] if number == 1 else [""] * len(found))
-        _frame(axes, f"{_label(metric_label(section, metric))}\ndifference to {_label(section.arms[0])}, 95%", "")
+        axes.set_yticks(
+            range(len(found)), [_label(arm) for arm in found] if number == 1 else [""] * len(found)
+        )
+        _frame(
+            axes,
+            f"{_label(metric_label(section, metric))}\ndifference to "
+            f"{_label(section.arms[0])}, 95%",
+            "",
+        )
         axes.grid(False, axis="y")
 
 
@@ -162,9 +211,20 @@ def _frame(axes: Axes, x_label: str, y_label: str) -> None:
 
 def _look(style: Style | None) -> dict[str, Any]:
     if style is None:
-        return {"color": _SOFT, "linewidth": 1.0, "linestyle": "--", "marker": "o", "markersize": 4.0}
+        return {
+            "color": _SOFT,
+            "linewidth": 1.0,
+            "linestyle": "--",
+            "marker": "o",
+            "markersize": 4.0,
+        }
     dash: Any = (0, tuple(length / 2 for length in style.dash)) if style.dash else "-"
     return {
-        "color": COLOURS[style.colour], "linewidth": 1.4, "linestyle": dash, "marker": _MARKERS[style.marker],
-        "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5,
-    }  # fmt: skip
+        "color": COLOURS[style.colour],
+        "linewidth": 1.4,
+        "linestyle": dash,
+        "marker": _MARKERS[style.marker],
+        "markersize": 4.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+    }

@@ -1,4 +1,6 @@
-"""The page's tables: results with step 0 first, what arms used, tokens until a score, cost, and provenance."""
+"""The page's tables: results with step 0 first, what arms used, tokens until a score, cost, and
+provenance.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,28 @@ from typing import Any
 
 from vpretrain.report.chart import Style, span
 from vpretrain.report.curves import Cost, cost, evaluated, reaches
-from vpretrain.report.elements import Markup, joined, name, tag
 from vpretrain.report.figures import metric_label, styles
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
+from vpretrain.report.formatting import (
+    brief,
+    compact,
+    decimals_for,
+    fixed,
+    fraction,
+    p_value,
+    signed,
+)
 from vpretrain.report.svg import interval, swatch
-from vpretrain.report.words import brief, compact, decimals_for, fixed, p_value, share, signed
+from vpretrain.system.html import Markup, joined, name, tag
 
 DASH = "–"
 
 
 def results(section: Section) -> Markup:
-    """One table a metric: step 0, then each arm's mean, deviation, and paired difference to the first arm."""
+    """One table a metric: step 0, then each arm's mean, deviation, and paired difference to the
+    first arm.
+    """
     return joined(*(_result(section, metric) for metric in section.metrics))
 
 
@@ -53,7 +65,7 @@ def _result(section: Section, metric: str) -> Markup:
 
 def _difference(
     found: Paired | None, decimals: int, scale: tuple[float, float], style: Style, arm: str
-) -> list[Markup | str]:  # fmt: skip
+) -> list[Markup | str]:
     if found is None:
         return ["", "", ""]
     ends = [signed(end, decimals) for end in found.ci95] if found.ci95 else []
@@ -63,12 +75,17 @@ def _difference(
         low, high = (signed(end, decimals) for end in found.items.ci95)
         intervals.append(joined("items ", tag("span", f"[{low}, {high}]", class_="number")))
     number = joined(
-        tag("span", signed(found.difference, decimals), class_="number"), " ",
+        tag("span", signed(found.difference, decimals), class_="number"),
+        " ",
         tag("span", found.verdict, class_=f"verdict-{found.verdict}"),
         *(tag("span", each, class_="quiet below") for each in intervals),
-    )  # fmt: skip
+    )
     label = f"{arm}: {signed(found.difference, decimals)} {said}"
-    return [number, interval(found.difference, found.ci95, *scale, style, label), p_value(found.p_holm)]
+    return [
+        number,
+        interval(found.difference, found.ci95, *scale, style, label),
+        p_value(found.p_holm),
+    ]
 
 
 def _scale(paired: dict[str, Paired]) -> tuple[float, float]:
@@ -83,8 +100,14 @@ def reading(section: Section) -> Markup:
     if not judged:
         return joined()
     items = " and the one over held-out items" if any(found.items for found in judged) else ""
-    text = f"“better” and “worse” need the interval over seeds{items} clear of zero, and p below 0.05 after Holm's correction "
-    text += "over arms. Both are of one metric at a time: the first leads, the others are looked at beside it. Step 0 is one "
+    text = (
+        f"“better” and “worse” need the interval over seeds{items} clear of zero, and p below "
+        "0.05 after Holm's correction "
+    )
+    text += (
+        "over arms. Both are of one metric at a time: the first leads, the others are looked "
+        "at beside it. Step 0 is one "
+    )
     text += "checkpoint: what is beside its score is the standard error (s.e.) over held-out items."
     return tag("p", text, class_="note")
 
@@ -101,16 +124,23 @@ def used(section: Section) -> Markup:
         seconds = [entry.seconds for entry in entries]
         spread = f"{min(seconds):.0f} to {max(seconds):.0f}" if len(seconds) > 1 else ""
         cells: list[object] = [
-            str(len(entries)), fixed(_mean([e.steps for e in entries]), 0),
+            str(len(entries)),
+            fixed(_mean([e.steps for e in entries]), 0),
             fixed(_mean([e.tokens_or_images for e in entries]), 0),
             joined(fixed(_mean(seconds), 1), tag("span", spread, class_="quiet")),
-        ]  # fmt: skip
+        ]
         if flops:
             known = [entry.flops for entry in entries if entry.flops is not None]
             cells.append(compact(_mean(known)) if known else DASH)
         rows.append(_row(arm, cells, styles(section)[arm]))
-    match = f"Matched by {section.match}, {section.budget:,g} each. " if section.match and section.budget else ""
-    caption = joined(tag("strong", "What each arm used"), f" {match}Means over runs; seconds with their range.")
+    match = (
+        f"Matched by {section.match}, {section.budget:,g} each. "
+        if section.match and section.budget
+        else ""
+    )
+    caption = joined(
+        tag("strong", "What each arm used"), f" {match}Means over runs; seconds with their range."
+    )
     return _table(caption, head, rows)
 
 
@@ -123,20 +153,37 @@ def runs(section: Section) -> Markup:
         rows = []
         for run in section.runs:
             start, end = run.step0.get(metric), run.entry.final.get(metric)
-            change = signed(end - start, decimals) if start is not None and end is not None else DASH
+            change = (
+                signed(end - start, decimals) if start is not None and end is not None else DASH
+            )
             cells = [DASH if value is None else fixed(value, decimals) for value in (start, end)]
-            rows.append(_row(f"{run.arm}, seed {run.entry.seed}", [*cells, change], styles(section)[run.arm]))
-        parts.append(_table(tag("strong", metric_label(section, metric)), ["run", "step 0", "final", "change"], rows))
+            rows.append(
+                _row(
+                    f"{run.arm}, seed {run.entry.seed}", [*cells, change], styles(section)[run.arm]
+                )
+            )
+        parts.append(
+            _table(
+                tag("strong", metric_label(section, metric)),
+                ["run", "step 0", "final", "change"],
+                rows,
+            )
+        )
     return joined(*parts)
 
 
 def efficiency(section: Section) -> Markup:
-    """Tokens until the baseline's final score, for each metric that was evaluated during the runs."""
+    """Tokens until the baseline's final score, for each metric that was evaluated during
+    the runs.
+    """
     baseline = name(section.arms[0])
     if not any(evaluated(run, metric) for run in section.runs for metric in section.metrics):
         hint = tag("code", "evaluate.every=N")
         text = "These runs were evaluated at their end alone. To see after how many "
-        rest = f" each arm reaches the baseline's final score, run again with {hint} (an evaluation every N steps)."
+        rest = (
+            f" each arm reaches the baseline's final score, run again with {hint} (an "
+            "evaluation every N steps)."
+        )
         return tag("p", text, section.unit, Markup(rest), class_="note")
     parts, reached = [], False
     for metric in section.metrics:
@@ -149,16 +196,30 @@ def efficiency(section: Section) -> Markup:
         rows = []
         for arm, reach in arms.items():
             tokens = "not reached" if reach.tokens is None else fixed(reach.tokens, 0)
-            rows.append(_row(
-                arm, [tokens, DASH if reach.share is None else share(reach.share), f"{reach.seeds} of {reach.of}"],
-                styles(section)[arm],
-            ))  # fmt: skip
-        caption = joined(tag("strong", metric_label(section, metric)), " until ", brief(target), ", the mean that ",
-                         baseline, " ended at")  # fmt: skip
+            rows.append(
+                _row(
+                    arm,
+                    [
+                        tokens,
+                        DASH if reach.fraction is None else fraction(reach.fraction),
+                        f"{reach.seeds} of {reach.of}",
+                    ],
+                    styles(section)[arm],
+                )
+            )
+        caption = joined(
+            tag("strong", metric_label(section, metric)),
+            " until ",
+            brief(target),
+            ", the mean that ",
+            baseline,
+            " ended at",
+        )
         head = ["arm", section.unit, joined("of ", baseline, "'s"), "seeds that reach it"]
         parts.append(_table(caption, head, rows))
     crossed = (
-        "First crossing of the mean curve, between evaluations by a straight line. It has no interval: rare evaluations or "
+        "First crossing of the mean curve, between evaluations by a straight line. It has no "
+        "interval: rare evaluations or "
         "few seeds make it coarse, and a noisy curve crosses early."
     )
     if reached:
@@ -172,25 +233,31 @@ def costs(section: Section) -> Markup | None:
     if all(each.rate is None for each in found.values()):
         return None
     first = found[section.arms[0]].rate
-    parts = list(dict.fromkeys(part for each in found.values() for part in each.shares))
+    parts = list(dict.fromkeys(part for each in found.values() for part in each.fractions))
     memory = any(each.peak_bytes is not None for each in found.values())
     head = ["arm", f"{section.unit}/s", *parts, "rest", "first step, s"]
     if memory:
         head.append("peak memory")
     rows = []
     for arm, each in found.items():
-        relative = share(each.rate / first) if each.rate is not None and first else ""
-        rate = DASH if each.rate is None else joined(fixed(each.rate, 0), tag("span", relative, class_="quiet"))
+        relative = fraction(each.rate / first) if each.rate is not None and first else ""
+        rate = (
+            DASH
+            if each.rate is None
+            else joined(fixed(each.rate, 0), tag("span", relative, class_="quiet"))
+        )
         cells: list[object] = [rate, *_shares(each, parts)]
         cells.append(DASH if each.first_seconds is None else fixed(each.first_seconds, 1))
         if memory:
             cells.append(DASH if each.peak_bytes is None else f"{each.peak_bytes / 2**30:.2f} GiB")
         rows.append(_row(arm, cells, styles(section)[arm]))
     caption = joined(
-        f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and shares of the training seconds, mean "
-        "over runs, after each run's first step. “rest” is what was not measured apart. “first step” is the "
+        f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and "
+        "shares of the training seconds, mean "
+        "over runs, after each run's first step. “rest” is what was not measured apart. "
+        "“first step” is the "
         "time until its end, burn-in and warm-up included.",
-    )  # fmt: skip
+    )
     return _table(caption, head, rows, "cost")
 
 
@@ -198,25 +265,43 @@ def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
     if each.rate is None:
         yield from [DASH] * (len(parts) + 1)
         return
-    values = [each.shares.get(part, 0.0) for part in parts]
+    values = [each.fractions.get(part, 0.0) for part in parts]
     for value in [*values, 1 - math.fsum(values)]:
         wide = min(100.0, max(0.0, 100 * value))
-        yield joined(share(value), tag("span", tag("i", style=f"width:{wide:.1f}%"), class_="bar"))
+        yield joined(
+            fraction(value), tag("span", tag("i", style=f"width:{wide:.1f}%"), class_="bar")
+        )
 
 
 def provenance(section: Section) -> Markup:
-    """Command, versions, hardware, commit and whatever else the environment holds, then the stream's digests."""
+    """Command, versions, hardware, commit and whatever else the environment holds, then the
+    stream's digests.
+    """
     known = dict(section.environment)
     command = known.pop("command", None)
     parts: list[Markup] = []
     if command:
         parts.append(tag("pre", tag("code", command)))
-    labels = {"git_commit": "git commit", "system": "operating system", "accelerator": "accelerator"}
+    labels = {
+        "git_commit": "git commit",
+        "system": "operating system",
+        "accelerator": "accelerator",
+    }
     versions = known.pop("versions", None)
-    rows = [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))] if isinstance(versions, dict) else []
-    rows += [(labels.get(key, key.replace("_", " ")), _plain(value)) for key, value in known.items()]
+    rows = (
+        [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))]
+        if isinstance(versions, dict)
+        else []
+    )
+    rows += [
+        (labels.get(key, key.replace("_", " ")), _plain(value)) for key, value in known.items()
+    ]
     rows += [("folder", str(folder)) for folder in section.folders]
-    parts.append(tag("dl", *(joined(tag("dt", key), tag("dd", value)) for key, value in rows), class_="facts"))
+    parts.append(
+        tag(
+            "dl", *(joined(tag("dt", key), tag("dd", value)) for key, value in rows), class_="facts"
+        )
+    )
     if digests := _digests(section):
         parts.append(digests)
     return joined(*parts)
@@ -235,7 +320,8 @@ def _digests(section: Section) -> Markup | None:
     if not lines:
         return None
     caption = joined(
-        tag("strong", "Stream digests"), " Arms with one digest drew the same batches in the same order, to their end."
+        tag("strong", "Stream digests"),
+        " Arms with one digest drew the same batches in the same order, to their end.",
     )
     return _table(caption, ["seed", "digest", "arms"], lines, "plain")
 
@@ -248,19 +334,36 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
-def _table(caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str = "") -> Markup:
+def _table(
+    caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str = ""
+) -> Markup:
     cells = [tag("th", cell, scope="col") for cell in head]
     table = tag(
-        "table", tag("caption", caption), tag("thead", tag("tr", *cells)), tag("tbody", *rows), class_=kind or None
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", *cells)),
+        tag("tbody", *rows),
+        class_=kind or None,
     )
     return tag("div", table, class_="scroll", tabindex="0")
 
 
 def _row(
-    title: str, cells: Sequence[object], style: Style | None, kind: str | None = None, *, said: str = ""
+    title: str,
+    cells: Sequence[object],
+    style: Style | None,
+    kind: str | None = None,
+    *,
+    said: str = "",
 ) -> Markup:
-    first = joined(swatch(style) if style else "", name(title), tag("span", said, class_="quiet said") if said else "")
-    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells), class_=kind)
+    first = joined(
+        swatch(style) if style else "",
+        name(title),
+        tag("span", said, class_="quiet said") if said else "",
+    )
+    return tag(
+        "tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells), class_=kind
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

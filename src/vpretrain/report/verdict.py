@@ -1,13 +1,15 @@
-"""The verdict in one sentence: what the paired statistics say of the leading metric, and no more."""
+"""The verdict in one sentence: what the paired statistics say of the leading metric, and
+no more.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from vpretrain.report.elements import Markup, joined, name, tag
 from vpretrain.report.folders import Section
-from vpretrain.report.words import decimals_for, fixed, listed, p_phrase, signed
+from vpretrain.report.formatting import decimals_for, fixed, listed, p_phrase, signed
+from vpretrain.system.html import Markup, joined, name, tag
 
 
 def verdict(section: Section) -> Markup:
@@ -16,46 +18,88 @@ def verdict(section: Section) -> Markup:
     if section.kind == "unfinished":
         seeds = len(section.seeds)
         return joined(
-            f"This comparison is not finished ({len(section.runs)} runs of {_many(len(arms), 'arm')} and "
+            f"This comparison is not finished ({len(section.runs)} runs of "
+            f"{_many(len(arms), 'arm')} and "
             f"{_many(seeds, 'seed')} so far), and there is no verdict on what is not finished."
         )
     if section.kind == "runs":
-        text = "Runs by themselves give no verdict: " if len(section.runs) > 1 else "One run gives no verdict: "
-        return joined(text, "for one, ", tag("code", "vpretrain compare"), " pairs arms over seeds.")
+        text = (
+            "Runs by themselves give no verdict: "
+            if len(section.runs) > 1
+            else "One run gives no verdict: "
+        )
+        return joined(
+            text, "for one, ", tag("code", "vpretrain compare"), " pairs arms over seeds."
+        )
     if lead is None or len(arms) < 2:
         return joined("Only ", name(baseline), " was run: there is nothing to tell it apart from.")
     if len(section.seeds) < 2:
         return joined(
-            "One seed gives no interval: nothing here can be called better or worse than ", name(baseline), " in ",
-            name(lead), "; compare again with --seeds 3 or more.",
-        )  # fmt: skip
+            "One seed gives no interval: nothing here can be called better or worse than ",
+            name(baseline),
+            " in ",
+            name(lead),
+            "; compare again with --seeds 3 or more.",
+        )
     judged = {arm: section.paired[arm][lead] for arm in arms if lead in section.paired.get(arm, {})}
-    groups = {kind: [arm for arm in judged if judged[arm].verdict == kind] for kind in ("better", "worse", "undecided")}
+    groups = {
+        kind: [arm for arm in judged if judged[arm].verdict == kind]
+        for kind in ("better", "worse", "undecided")
+    }
     clauses = [
-        joined(_names(groups[kind]), _is(groups[kind]), tag("em", f"{kind} than"), " ", name(baseline),
-               _how(section, groups[kind]))
-        for kind in ("better", "worse") if groups[kind]
-    ]  # fmt: skip
+        joined(
+            _names(groups[kind]),
+            _is(groups[kind]),
+            tag("em", f"{kind} than"),
+            " ",
+            name(baseline),
+            _how(section, groups[kind]),
+        )
+        for kind in ("better", "worse")
+        if groups[kind]
+    ]
     where = joined("In ", name(lead), f" over {_many(len(section.seeds), 'seed')}, ")
     neither = "these seeds show neither a gain nor that there is none"
     if not clauses:
-        least = min((found.p_holm for found in judged.values() if found.p_holm is not None), default=None)
-        smallest = "" if least is None else f" ({'' if len(judged) == 1 else 'smallest '}{p_phrase(least)}, Holm)"
+        least = min(
+            (found.p_holm for found in judged.values() if found.p_holm is not None), default=None
+        )
+        smallest = (
+            ""
+            if least is None
+            else f" ({'' if len(judged) == 1 else 'smallest '}{p_phrase(least)}, Holm)"
+        )
         who = _names(list(judged)) if len(judged) == 1 else "no arm"
-        whom = joined(who, " is", " not" if len(judged) == 1 else "", " told apart from ", name(baseline))
-        torn = any(found.items and found.p_holm is not None and found.p_holm < 0.05 for found in judged.values())
-        why = "seeds differ by more than chance, held-out items do not bear it out" if torn else neither
+        whom = joined(
+            who, " is", " not" if len(judged) == 1 else "", " told apart from ", name(baseline)
+        )
+        torn = any(
+            found.items and found.p_holm is not None and found.p_holm < 0.05
+            for found in judged.values()
+        )
+        why = (
+            "seeds differ by more than chance, held-out items do not bear it out"
+            if torn
+            else neither
+        )
         return joined(where, whom, smallest, f": {why}.")
     if groups["undecided"]:
         clauses.append(
-            joined(_names(groups["undecided"]), _is(groups["undecided"]), "not told apart from ", name(baseline))
+            joined(
+                _names(groups["undecided"]),
+                _is(groups["undecided"]),
+                "not told apart from ",
+                name(baseline),
+            )
         )
     ends = listed([str(clause) for clause in clauses], last="while")
     return joined(where, *(part for pair in zip(clauses, ends, strict=True) for part in pair), ".")
 
 
 def against_step0(section: Section) -> Markup | None:
-    """Where each arm's mean of the leading metric ended beside the untouched checkpoint; None if that is not known."""
+    """Where each arm's mean of the leading metric ended beside the untouched checkpoint; None if
+    that is not known.
+    """
     lead = section.lead
     if lead is None or lead not in section.step0 or section.kind == "runs":
         return None
@@ -67,13 +111,18 @@ def against_step0(section: Section) -> Markup | None:
     behind = [arm for arm, mean in means.items() if mean != start and arm not in ahead]
     decimals = _decimals(section, lead)
     ends = [
-        joined(_names(arms), " ended ", side) for arms, side in ((ahead, "ahead of it"), (behind, "behind it")) if arms
+        joined(_names(arms), " ended ", side)
+        for arms, side in ((ahead, "ahead of it"), (behind, "behind it"))
+        if arms
     ]
     said = joined(*(part for pair in zip(ends, listed([*ends]), strict=True) for part in pair))
     return joined(
-        "Against the untouched checkpoint (step 0, ", fixed(start, decimals), "), ",
-        said or "all ended where it is", ". This is said of means, without a test.",
-    )  # fmt: skip
+        "Against the untouched checkpoint (step 0, ",
+        fixed(start, decimals),
+        "), ",
+        said or "all ended where it is",
+        ". This is said of means, without a test.",
+    )
 
 
 def _how(section: Section, arms: Sequence[str]) -> str:
@@ -94,11 +143,15 @@ def _how(section: Section, arms: Sequence[str]) -> str:
 
 
 def _decimals(section: Section, metric: str) -> int:
-    return decimals_for(found[metric].std for found in section.summaries.values() if metric in found)
+    return decimals_for(
+        found[metric].std for found in section.summaries.values() if metric in found
+    )
 
 
 def _names(arms: Sequence[str]) -> Markup:
-    return joined(*(part for pair in zip(map(name, arms), listed(arms), strict=True) for part in pair))
+    return joined(
+        *(part for pair in zip(map(name, arms), listed(arms), strict=True) for part in pair)
+    )
 
 
 def _is(arms: Sequence[str]) -> str:

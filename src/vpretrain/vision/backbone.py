@@ -1,6 +1,8 @@
-"""A vision transformer taken apart: features for dense heads, the subset S, and the part that depends on S on its own.
+"""A vision transformer taken apart: features for dense heads, the subset S, and the part that
+depends on S on its own.
 
-Shapes: B images, T tokens (prefix tokens first, then patches row by row), D hidden width, (h, w) the grid of patches.
+Shapes: B images, T tokens (prefix tokens first, then patches row by row), D hidden width, (h, w)
+the grid of patches.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpretrain import vectors
-from vpretrain.errors import UserError, abbreviated, user_error
-from vpretrain.modes import computing, evaluating, frozen
+from vpretrain.method import vectors
+from vpretrain.system.contexts import computing, evaluating, frozen
+from vpretrain.system.errors import UserError, abbreviated, user_error
 
 LAYOUTS = "vision transformers with patch tokens, laid out like DINOv3, DINOv2, ViT or I-JEPA"
 NORMS = ("norm", "layernorm")
@@ -29,7 +31,8 @@ class Features:
 
     Args:
         patches: ``[B, D, h, w]``, after the final norm.
-        pooled: ``[B, D]``, the first prefix token (CLS); the mean over patches where a backbone has none.
+        pooled: ``[B, D]``, the first prefix token (CLS); the mean over patches where a backbone has
+            none.
     """
 
     patches: Tensor
@@ -39,13 +42,15 @@ class Features:
 class Backbone:
     """Any ``transformers`` vision transformer with square patches.
 
-    The parts are held against the whole once, on a tiny image, so that a layout that is not understood is refused and
-    never mistrained. Gradients flow through everything here; the mode (dropout, or none) is the model's.
+    The parts are held against the whole once, on a tiny image, so that a layout that is not
+    understood is refused and never mistrained. Gradients flow through everything here; the mode
+    (dropout, or none) is the model's.
 
     Args:
-        model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``ViTModel``.
-        autocast: the dtype of products where the model runs as a whole, if it is not the weights' own; a suffix with S runs in
-            the dtype of S, where a small perturbation shows.
+        model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
+            ``ViTModel``.
+        autocast: the dtype of products where the model runs as a whole, if it is not the weights'
+            own; a suffix with S runs in the dtype of S, where a small perturbation shows.
 
     Attributes:
         width: D.
@@ -53,7 +58,8 @@ class Backbone:
         prefix_tokens: how many tokens come before the patches (CLS, registers).
         blocks: the transformer blocks, in order.
         norm: what runs after the last block.
-        reached: names of the parameters that the features depend on (not those of a pooler or a mask token).
+        reached: names of the parameters that the features depend on (not those of a pooler or a
+            mask token).
 
     Raises:
         UserError: the layout is not understood.
@@ -61,8 +67,12 @@ class Backbone:
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
         self.model, self.autocast = model, autocast
-        depth, patch = (getattr(model.config, key, None) for key in ("num_hidden_layers", "patch_size"))
-        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and depth and len(m) == depth]
+        depth, patch = (
+            getattr(model.config, key, None) for key in ("num_hidden_layers", "patch_size")
+        )
+        lists = [
+            m for m in model.modules() if isinstance(m, nn.ModuleList) and depth and len(m) == depth
+        ]
         norms = [module for name, module in model.named_children() if name in NORMS]
         if len(lists) != 1 or len(norms) != 1:
             raise self._refused("does not have one list of blocks and one final norm")
@@ -72,7 +82,8 @@ class Backbone:
             raise self._refused("does not have square patches")
         self.patch_size, self.width = patch, int(model.config.hidden_size)
         self.blocks, self.norm = lists[0], norms[0]
-        # Position embeddings of a fixed size are only stretched to other crops where they are asked to be.
+        # Position embeddings of a fixed size are only stretched to other crops where they are asked
+        # to be.
         self.options = (
             {"interpolate_pos_encoding": True}
             if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -96,14 +107,17 @@ class Backbone:
         if height % self.patch_size or width % self.patch_size:
             raise user_error(
                 "learner.model",
-                f"its patches do not tile images of this size; make crops and images multiples of {self.patch_size}",
+                "its patches do not tile images of this size; make crops and images "
+                f"multiples of {self.patch_size}",
                 value=f"{height} x {width}",
                 accepted=f"height and width that {self.patch_size} divides",
             )
         return height // self.patch_size, width // self.patch_size
 
     def tokens(self, images: Tensor) -> Tensor:
-        """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as :meth:`grid`."""
+        """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as
+        :meth:`grid`.
+        """
         self.grid(images)
         with computing(self.device, self.autocast):
             return self.model(images, **self.options).last_hidden_state
@@ -113,8 +127,8 @@ class Backbone:
 
         Args:
             images: H and W are multiples of the patch size.
-            blocks: the outputs of this many last blocks, each through the final norm, side by side: D is then
-                ``blocks * width``. The last block's come last.
+            blocks: the outputs of this many last blocks, each through the final norm, side by side:
+                D is then ``blocks * width``. The last block's come last.
 
         Raises:
             UserError: patches do not tile the images, or there are not so many blocks.
@@ -146,7 +160,9 @@ class Backbone:
         return Features(patches, self.pooled(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """``[B, D]``: the first prefix token of ``[B, T, D]`` tokens, or the mean over patches where there is none."""
+        """``[B, D]``: the first prefix token of ``[B, T, D]`` tokens, or the mean over patches
+        where there is none.
+        """
         return tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
 
     def _refused(self, what: str) -> UserError:
@@ -154,23 +170,32 @@ class Backbone:
         return user_error("learner.model", message, accepted=LAYOUTS)
 
     def _check_layout(self) -> int:
-        """The number of prefix tokens; sets :attr:`reached`; raises where the parts do not make the whole."""
+        """The number of prefix tokens; sets :attr:`reached`; raises where the parts do not make the
+        whole.
+        """
         parameters = dict(self.model.named_parameters())
         first = next(self.blocks.parameters())
-        images = torch.linspace(-1, 1, 3 * 6 * self.patch_size**2, dtype=first.dtype, device=first.device)
+        images = torch.linspace(
+            -1, 1, 3 * 6 * self.patch_size**2, dtype=first.dtype, device=first.device
+        )
         images = images.view(1, 3, 2 * self.patch_size, 3 * self.patch_size)
         with evaluating(self.model), torch.enable_grad():
             whole = self.tokens(images)
             leaves = [p for p in parameters.values() if p.requires_grad]
             reached = torch.autograd.grad(whole.sum(), leaves, allow_unused=True) if leaves else ()
-        reached_ids = {id(p) for p, gradient in zip(leaves, reached, strict=True) if gradient is not None}
+        reached_ids = {
+            id(p) for p, gradient in zip(leaves, reached, strict=True) if gradient is not None
+        }
         self.reached = frozenset(name for name, p in parameters.items() if id(p) in reached_ids)
         with torch.no_grad():
             suffix = Suffix(self, {"first": first})
             parts = suffix.run(suffix.enter(images), {"first": vectors.wide(first.detach())})
             # A model on the meta device has shapes and no values.
             same = whole.is_meta or torch.allclose(
-                vectors.wide(whole), parts.to(vectors.wide(whole)), rtol=2e-2, atol=2e-2 * float(whole.detach().std())
+                vectors.wide(whole),
+                parts.to(vectors.wide(whole)),
+                rtol=2e-2,
+                atol=2e-2 * float(whole.detach().std()),
             )
         if whole.shape[1] < 6 or not same:
             raise self._refused("does more than embeddings, blocks and final norm")
@@ -180,14 +205,16 @@ class Backbone:
 def aligned_parameters(
     backbone: Backbone, *, blocks: int | Literal["all"], patterns: list[str]
 ) -> dict[str, nn.Parameter]:
-    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything, or what matches ``patterns``.
+    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything, or what
+    matches ``patterns``.
 
     Only parameters that train and that the features depend on belong to S.
 
     Args:
         backbone: the student's.
         blocks: how many of the last blocks, or ``all`` parameters of the backbone.
-        patterns: shell patterns over the backbone's parameter names; they take the place of ``blocks`` when given.
+        patterns: shell patterns over the backbone's parameter names; they take the place of
+            ``blocks`` when given.
 
     Returns:
         Parameters by their name in ``backbone.model``.
@@ -195,9 +222,17 @@ def aligned_parameters(
     Raises:
         UserError: nothing matches, or there are fewer blocks than asked for.
     """
-    trainable = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad and n in backbone.reached}
+    trainable = {
+        n: p
+        for n, p in backbone.model.named_parameters()
+        if p.requires_grad and n in backbone.reached
+    }
     if patterns:
-        chosen = {n: p for n, p in trainable.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+        chosen = {
+            n: p
+            for n, p in trainable.items()
+            if any(fnmatchcase(n, pattern) for pattern in patterns)
+        }
         if not chosen:
             raise user_error(
                 "learner.aligned_patterns",
@@ -209,7 +244,11 @@ def aligned_parameters(
     if blocks == "all":
         chosen = trainable
     elif 1 <= blocks <= len(backbone.blocks):
-        members = {id(p) for module in (*backbone.blocks[-blocks:], backbone.norm) for p in module.parameters()}
+        members = {
+            id(p)
+            for module in (*backbone.blocks[-blocks:], backbone.norm)
+            for p in module.parameters()
+        }
         chosen = {name: p for name, p in trainable.items() if id(p) in members}
     else:
         raise user_error(
@@ -223,7 +262,8 @@ def aligned_parameters(
             "learner.aligned_blocks",
             "none of the parameters of these blocks trains, so there is no gradient to compare",
             value=blocks,
-            accepted="blocks with trainable parameters; those that train: " + (abbreviated(trainable) or "none"),
+            accepted="blocks with trainable parameters; those that train: "
+            + (abbreviated(trainable) or "none"),
         )
     return chosen
 
@@ -233,9 +273,10 @@ class Entry:
     """Images as they enter the suffix.
 
     Args:
-        hidden: ``[B, T, D]``, the input of its first module (the images themselves where S reaches below the blocks),
-            in float32 or wider, with the graph to the images.
-        rest: what else its blocks are called with: rotary position embeddings of this image size, attention mask.
+        hidden: ``[B, T, D]``, the input of its first module (the images themselves where S reaches
+            below the blocks), in float32 or wider, with the graph to the images.
+        rest: what else its blocks are called with: rotary position embeddings of this image size,
+            attention mask.
     """
 
     hidden: Tensor
@@ -243,27 +284,34 @@ class Entry:
 
 
 class Suffix:
-    """The blocks from the first aligned one on and the final norm, as a function of S, without dropout.
+    """The blocks from the first aligned one on and the final norm, as a function of S, without
+    dropout.
 
-    Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses and for every
-    direction, so it runs once (:meth:`enter`), and only what is above it is repeated (:meth:`run`).
+    Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses
+    and for every direction, so it runs once (:meth:`enter`), and only what is above it is repeated
+    (:meth:`run`).
 
     Args:
         backbone: the whole.
-        aligned: S. If part of it lies below the blocks (patch or position embeddings), the suffix is the whole model.
+        aligned: S. If part of it lies below the blocks (patch or position embeddings), the suffix
+            is the whole model.
     """
 
     def __init__(self, backbone: Backbone, aligned: Mapping[str, nn.Parameter]) -> None:
         self.backbone = backbone
         self.names = {id(parameter): name for name, parameter in aligned.items()}
-        in_blocks = [any(id(p) in self.names for p in block.parameters()) for block in backbone.blocks]
+        in_blocks = [
+            any(id(p) in self.names for p in block.parameters()) for block in backbone.blocks
+        ]
         first = in_blocks.index(True) if True in in_blocks else len(in_blocks)
         above: list[nn.Module] = [*backbone.blocks[first:], backbone.norm]
         self.whole = not set(self.names) <= {id(p) for module in above for p in module.parameters()}
         self.modules: list[nn.Module] = [backbone.model] if self.whole else above
 
     def enter(self, images: Tensor) -> Entry:
-        """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to nothing else."""
+        """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to
+        nothing else.
+        """
         if self.whole:
             self.backbone.grid(images)
             return Entry(vectors.wide(images))
@@ -271,7 +319,8 @@ class Suffix:
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Entered(args, kwargs)
 
-        # The model itself prepares what its blocks need, each architecture in its own way, and is left there.
+        # The model itself prepares what its blocks need, each architecture in its own way, and is
+        # left there.
         hook = self.modules[0].register_forward_pre_hook(stop, with_kwargs=True)
         model = self.backbone.model
         try:
@@ -286,20 +335,33 @@ class Suffix:
         raise self.backbone._refused("does not run its blocks one after another")
 
     def run(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
-        """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the dtype of ``parameters``."""
+        """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the
+        dtype of ``parameters``.
+        """
         dtype = next(iter(parameters.values())).dtype
         hidden = entry.hidden.to(dtype)
         with evaluating(self.backbone.model):
             if self.whole:
-                return self._call(self.modules[0], parameters, hidden, (), self.backbone.options).last_hidden_state
+                return self._call(
+                    self.modules[0], parameters, hidden, (), self.backbone.options
+                ).last_hidden_state
             args, kwargs = _cast(entry.rest, dtype)
             for block in self.modules[:-1]:
                 hidden = _hidden(self._call(block, parameters, hidden, args, kwargs))
             return self._call(self.modules[-1], parameters, hidden, (), {})
 
-    def _call(self, module: nn.Module, parameters: Mapping[str, Tensor], hidden: Tensor, args: Any, kwargs: Any) -> Any:
+    def _call(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        hidden: Tensor,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         weights = {
-            name: parameters[self.names[id(p)]] if id(p) in self.names else p.detach().to(hidden.dtype)
+            name: parameters[self.names[id(p)]]
+            if id(p) in self.names
+            else p.detach().to(hidden.dtype)
             for name, p in module.named_parameters(remove_duplicate=False)
         }
         return functional_call(module, weights, (hidden, *args), kwargs, tie_weights=False)

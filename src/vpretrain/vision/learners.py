@@ -1,4 +1,6 @@
-"""From a checkpoint to a learner, and back to an ordinary model folder with the learner's own state beside the weights."""
+"""From a checkpoint to a learner, and back to an ordinary model folder with the learner's own state
+beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vpretrain.errors import Fault, user_error
-from vpretrain.modes import evaluating, frozen, own_randomness
+from vpretrain.system.contexts import evaluating, frozen, own_random_state
+from vpretrain.system.errors import Fault, user_error
 from vpretrain.vision.backbone import Backbone, aligned_parameters
-from vpretrain.vision.dino import DinoLearner, DinoSettings, warm_up_head
-from vpretrain.vision.dino_loss import DinoHead
-from vpretrain.vision.features import Encoder, LastBlocks
-from vpretrain.vision.ijepa import IJepaLearner, plain
+from vpretrain.vision.data.stream import Stream
+from vpretrain.vision.dino.learner import DinoLearner, DinoSettings, warm_up_head
+from vpretrain.vision.dino.loss import DinoHead
+from vpretrain.vision.feedback.features import Encoder, LastBlocks
+from vpretrain.vision.ijepa.learner import IJepaLearner, baseline_task
+from vpretrain.vision.ijepa.predictor import Predictor
 from vpretrain.vision.loading import load_model, new_model
-from vpretrain.vision.predictor import Predictor
 from vpretrain.vision.recipe import LearnerSection, VisionRecipe
-from vpretrain.vision.stream import Stream
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -29,7 +31,9 @@ Learner = DinoLearner | IJepaLearner
 
 
 def named(model: str) -> str:
-    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home folder) or a hub id."""
+    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home
+    folder) or a hub id.
+    """
     packaged = ASSETS / model
     return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
 
@@ -40,20 +44,24 @@ def device() -> torch.device:
 
 
 def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bool]:
-    """The learner of the recipe, and whether it came with its own state (head, teacher; predictor, target encoder).
+    """The learner of the recipe, and whether it came with its own state (head, teacher; predictor,
+    target encoder).
 
     Args:
         recipe: all its values.
-        location: folder or hub id of the backbone; None for the random weights of ``learner.config``.
+        location: folder or hub id of the backbone; None for the random weights of
+            ``learner.config``.
 
     Raises:
         UserError: the model cannot be loaded, or is not laid out as the kind of learner asks for.
     """
     section = recipe.learner
-    dtype = torch.float32 if section.dtype == "bfloat16" else getattr(torch, section.dtype)  # see LearnerBase.dtype
+    dtype = (
+        torch.float32 if section.dtype == "bfloat16" else getattr(torch, section.dtype)
+    )  # see LearnerBase.dtype
     if location is None:
         assert section.config is not None
-        with own_randomness(recipe.seed):
+        with own_random_state(recipe.seed):
             model = new_model(section.config, dtype=dtype, attention=section.attention)
     else:
         model = load_model(location, dtype=dtype, attention=section.attention)
@@ -74,29 +82,46 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> Learner:
         shape = section.predictor.model_dump()
         predictor = Predictor(model.config.hidden_size, **shape, seed=seed).to(model.device, wide)
         return IJepaLearner(
-            model, predictor, aligned_blocks=section.aligned_blocks, blocks=section.blocks.settings(),
-            momentum=(section.teacher_momentum, 1.0), error=section.error, mean=section.crops.mean, std=section.crops.std,
+            model,
+            predictor,
+            aligned_blocks=section.aligned_blocks,
+            blocks=section.blocks.settings(),
+            momentum=(section.teacher_momentum, 1.0),
+            error=section.error,
+            mean=section.crops.mean,
+            std=section.crops.std,
             autocast=autocast,
-        )  # fmt: skip
+        )
     backbone = Backbone(model, autocast=autocast)
-    with own_randomness(seed):
+    with own_random_state(seed):
         head = DinoHead(backbone.width, **section.head.model_dump()).to(model.device, wide)
-    chosen = aligned_parameters(backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns)
+    chosen = aligned_parameters(
+        backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns
+    )
     aligned = {
         f"backbone.{name}": parameter for name, parameter in chosen.items()
     }  # their names in the learner's model
     settings = DinoSettings(
-        section.student_temperature, section.teacher_temperature, section.center_momentum, section.teacher_momentum,
-        section.teacher_views, section.local_views_in_value, section.centering,
-    )  # fmt: skip
+        section.student_temperature,
+        section.teacher_temperature,
+        section.center_momentum,
+        section.teacher_momentum,
+        section.teacher_views,
+        section.local_views_in_value,
+        section.centering,
+    )
     crops = section.crops.settings()
-    return DinoLearner(backbone, head, aligned, lambda batch: crops(batch.to(backbone.device)), settings)
+    return DinoLearner(
+        backbone, head, aligned, lambda batch: crops(batch.to(backbone.device)), settings
+    )
 
 
 def encoder_of(learner: Learner, blocks: int) -> Encoder:
     """What heads and probes read: the outputs of the learner's last blocks; holds no copy of it."""
     backbone = (
-        learner.backbone if isinstance(learner, DinoLearner) else Backbone(learner.encoder, autocast=learner.autocast)
+        learner.backbone
+        if isinstance(learner, DinoLearner)
+        else Backbone(learner.encoder, autocast=learner.autocast)
     )
     return LastBlocks(backbone, blocks)
 
@@ -108,7 +133,8 @@ def width_of(encoder: Encoder) -> int:
 
 
 def warm_up(learner: Learner, recipe: VisionRecipe, stream: Stream) -> None:
-    """``learner.head_warmup_steps`` of a fresh DINO head or I-JEPA predictor, the backbone standing still bit for bit.
+    """``learner.head_warmup_steps`` of a fresh DINO head or I-JEPA predictor, the backbone standing
+    still bit for bit.
 
     Raises:
         Fault: a loss is not finite.
@@ -120,26 +146,35 @@ def warm_up(learner: Learner, recipe: VisionRecipe, stream: Stream) -> None:
     optimizer = torch.optim.AdamW(learner.predictor.parameters(), lr=rate, weight_decay=0.0)
     with evaluating(learner.encoder), frozen(learner.encoder.parameters()):
         for _ in range(steps):
-            context = learner.observe(next(stream))
-            loss = learner.loss(context, plain(context))
+            context = learner.forward(next(stream))
+            loss = learner.loss(context, baseline_task(context))
             if not torch.isfinite(loss):
-                raise Fault(f"the predictor's loss is {loss.item()}; lower learner.head_warmup_learning_rate")
+                raise Fault(
+                    f"the predictor's loss is {loss.item()}; lower "
+                    "learner.head_warmup_learning_rate"
+                )
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
 
 def save(learner: Learner, folder: Path) -> None:
-    """Writes the backbone as an ordinary model folder, and ``dino.safetensors`` or ``ijepa.safetensors`` beside it."""
+    """Writes the backbone as an ordinary model folder, and ``dino.safetensors`` or
+    ``ijepa.safetensors`` beside it.
+    """
     model = learner.backbone.model if isinstance(learner, DinoLearner) else learner.encoder
     model.save_pretrained(folder)
     kind = "dino" if isinstance(learner, DinoLearner) else "ijepa"
-    save_file({name: t.detach().cpu().clone() for name, t in _beside(learner)}, folder / f"{kind}.safetensors")
+    save_file(
+        {name: t.detach().cpu().clone() for name, t in _beside(learner)},
+        folder / f"{kind}.safetensors",
+    )
 
 
 @torch.no_grad()
 def restore(learner: Learner, path: Path) -> None:
-    """Takes up the state that :func:`save` wrote beside the weights; numbers are cast to the learner's dtypes.
+    """Takes up the state that :func:`save` wrote beside the weights; numbers are cast to the
+    learner's dtypes.
 
     Raises:
         UserError: it is of a head or predictor of another shape, or the file cannot be read.
@@ -152,23 +187,31 @@ def restore(learner: Learner, path: Path) -> None:
         ) from error
     here = dict(_beside(learner))
     if differing := [
-        n for n in here.keys() | saved.keys() if n not in here or n not in saved or here[n].shape != saved[n].shape
+        n
+        for n in here.keys() | saved.keys()
+        if n not in here or n not in saved or here[n].shape != saved[n].shape
     ]:
         key = "learner.head" if isinstance(learner, DinoLearner) else "learner.predictor"
         first = min(differing)
         raise user_error(
-            key, f"the state that came with the checkpoint ({path}) is of another shape; give it the shape it was made with",
+            key,
+            f"the state that came with the checkpoint ({path}) is of another shape; give it "
+            "the shape it was made with",
             value=f"{first}: {list(here[first].shape) if first in here else 'not there'}",
             accepted=f"{first}: {list(saved[first].shape) if first in saved else 'none'}",
-        )  # fmt: skip
+        )
     for name, tensor in here.items():
         tensor.copy_(saved[name])
     if isinstance(learner, DinoLearner):
-        learner.teacher.load(learner.teacher.average)  # what runs follows what is averaged, in any dtype
+        learner.teacher.load(
+            learner.teacher.average
+        )  # what runs follows what is averaged, in any dtype
 
 
 def _beside(learner: Learner) -> Iterator[tuple[str, Tensor]]:
-    """Everything of the learner that is not in the backbone's folder, by name; the tensors themselves."""
+    """Everything of the learner that is not in the backbone's folder, by name; the tensors
+    themselves.
+    """
     if isinstance(learner, DinoLearner):
         for name, parameter in learner.model.head.named_parameters():
             yield f"head.{name}", parameter

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from vpretrain.errors import Problem, UserError, abbreviated, user_error
-from vpretrain.recipe_problems import nearest, shown
-from vpretrain.resources import out_of_memory, too_deep
+from vpretrain.config.problems import nearest, shown
+from vpretrain.run.resources import out_of_memory, too_deep
+from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 
 
 def load_model(location: str, *, dtype: torch.dtype, attention: str) -> Any:
@@ -22,14 +22,21 @@ def load_model(location: str, *, dtype: torch.dtype, attention: str) -> Any:
         attention: ``sdpa`` or ``eager``.
 
     Raises:
-        UserError: there is no such model, or its weights are not those that its configuration asks for.
+        UserError: there is no such model, or its weights are not those that its configuration asks
+            for.
     """
     try:
         model, report = AutoModel.from_pretrained(
-            location, dtype=dtype, attn_implementation=attention, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    except Exception as error:  # the hub, configurations and safetensors have exceptions of their own
+            location,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (
+        Exception
+    ) as error:  # the hub, configurations and safetensors have exceptions of their own
         if out_of_memory(error):
             raise
         folder = Path(location)
@@ -38,25 +45,32 @@ def load_model(location: str, *, dtype: torch.dtype, attention: str) -> Any:
             if folder.is_file()
             else f"cannot be loaded: {_brief(error)}"
         )
-        raise user_error("learner.model", why, value=location, accepted="a model folder or a hub id") from error
+        raise user_error(
+            "learner.model", why, value=location, accepted="a model folder or a hub id"
+        ) from error
     # A pooler is not used, and checkpoints of the same weights come with it or without.
     unfilled = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     unfilled = {name for name in unfilled if not name.startswith("pooler.")}
     if unfilled:
         raise user_error(
             "learner.model",
-            f"{len(unfilled)} of the parameters that its config.json asks for are not in its weights, or of another size",
+            f"{len(unfilled)} of the parameters that its config.json asks for are not in its "
+            "weights, or of another size",
             value=abbreviated(sorted(unfilled), most=3),
             accepted="a folder whose weights and config.json were saved together",
         )
     return model.train()
 
 
-def new_model(config: dict[str, Any], *, dtype: torch.dtype, attention: str, where: str = "learner.config") -> Any:
-    """A vision model with random weights, in training mode; they are the same (but for rounding) in every dtype.
+def new_model(
+    config: dict[str, Any], *, dtype: torch.dtype, attention: str, where: str = "learner.config"
+) -> Any:
+    """A vision model with random weights, in training mode; they are the same (but for rounding) in
+    every dtype.
 
     Args:
-        config: ``model_type`` (``dinov3_vit``, ``dinov2``, ...) and the keys of that model's ``transformers`` configuration.
+        config: ``model_type`` (``dinov3_vit``, ``dinov2``, ...) and the keys of that model's
+            ``transformers`` configuration.
         dtype: float32, bfloat16 or float64.
         attention: ``sdpa`` or ``eager``.
         where: dotted recipe key of the configuration, for messages.
@@ -71,16 +85,25 @@ def new_model(config: dict[str, Any], *, dtype: torch.dtype, attention: str, whe
         defaults = AutoConfig.for_model(str(kind))
     except ValueError as error:
         raise user_error(
-            f"{where}.model_type", "transformers has no model of this type", value=kind or "",
+            f"{where}.model_type",
+            "transformers has no model of this type",
+            value=kind or "",
             accepted="dinov3_vit, dinov2, dinov2_with_registers, vit, ...",
-        ) from error  # fmt: skip
+        ) from error
     keys = sorted(defaults.to_dict())
     if unknown := [key for key in config if key not in keys and not hasattr(defaults, key)]:
         # transformers takes a misspelt key in silence and keeps its default, which may be huge
-        raise UserError(*(
-            Problem(f"{where}.{key}", shown(config[key]), ", ".join(keys), f"{kind} has no such key{nearest(key, keys)}")
-            for key in unknown
-        ))  # fmt: skip
+        raise UserError(
+            *(
+                Problem(
+                    f"{where}.{key}",
+                    shown(config[key]),
+                    ", ".join(keys),
+                    f"{kind} has no such key{nearest(key, keys)}",
+                )
+                for key in unknown
+            )
+        )
     try:
         resolved = AutoConfig.for_model(**config)
         model = AutoModel.from_config(resolved, dtype=torch.float32, attn_implementation=attention)
@@ -93,9 +116,12 @@ def new_model(config: dict[str, Any], *, dtype: torch.dtype, attention: str, whe
         if out_of_memory(error):
             raise
         raise user_error(
-            where, f"this makes no vision model: {_brief(error)}", value=config,
-            accepted="`model_type` of a transformers vision model, and values for its keys that go together",
-        ) from error  # fmt: skip
+            where,
+            f"this makes no vision model: {_brief(error)}",
+            value=config,
+            accepted="`model_type` of a transformers vision model, and values for its keys that go "
+            "together",
+        ) from error
 
 
 def _brief(error: Exception) -> str:

@@ -13,24 +13,39 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vpretrain import distributed
-from vpretrain.arms import heard
-from vpretrain.contracts import Parts, Score
-from vpretrain.errors import Problem, UserError
-from vpretrain.resources import shortages
-from vpretrain.vision.arms import ARMS, DEMO, DIRECT, designer_of, learner_of, steering
-from vpretrain.vision.data import PictureSets, read
-from vpretrain.vision.evaluate import Probed, classification_probe, depth_probe, knn, segmentation_probe
-from vpretrain.vision.features import Encoder, Frozen, freeze
-from vpretrain.vision.feedback import DenseFeedback, shuffled
-from vpretrain.vision.heads import Classification, Segmentation
-from vpretrain.vision.images import Picture, Pictures, pictures_hash
-from vpretrain.vision.learners import Learner, beside, encoder_of, new_learner, put_beside, save, warm_up, width_of
+from vpretrain.method.roles import Parts, Score
+from vpretrain.run.controls import heard
+from vpretrain.run.resources import shortages
+from vpretrain.system import distributed
+from vpretrain.system.errors import Problem, UserError
+from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
+from vpretrain.vision.data.loading import PictureSets, read
+from vpretrain.vision.data.stream import Stream
+from vpretrain.vision.evaluation.probes import (
+    Probed,
+    classification_probe,
+    depth_probe,
+    knn,
+    segmentation_probe,
+)
+from vpretrain.vision.evaluation.retrieval import pooled, retrieval
+from vpretrain.vision.feedback.features import Encoder, Frozen, freeze
+from vpretrain.vision.feedback.gradient import DenseFeedback, shuffled
+from vpretrain.vision.feedback.heads import Classification, Segmentation
+from vpretrain.vision.learners import (
+    Learner,
+    beside,
+    encoder_of,
+    new_learner,
+    put_beside,
+    save,
+    warm_up,
+    width_of,
+)
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
-from vpretrain.vision.retrieval import pooled, retrieval
-from vpretrain.vision.stream import Stream
+from vpretrain.vision.steering.arms import ARMS, DEMO, DIRECT, designer_of, learner_of, steering
 
 HELD_OUT_PICTURES = 64
 """Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
@@ -43,8 +58,8 @@ class Materials:
     Args:
         location: folder or hub id of the backbone; None for random weights.
         sets: all pictures.
-        warmed: heads (the learner's and the feedback's) after their warm-up, by what they were made of: the same in every
-            arm of a seed, and made once.
+        warmed: heads (the learner's and the feedback's) after their warm-up, by what they were made
+            of: the same in every arm of a seed, and made once.
     """
 
     location: str | None
@@ -64,7 +79,10 @@ class Vision:
         sets = read(recipe)
         if sets.skipped and distributed.is_main_process():
             console = Console(stderr=True)
-            console.print(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):", highlight=False)
+            console.print(
+                f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):",
+                highlight=False,
+            )
             for problem in sets.skipped:
                 console.print(str(problem), markup=False, highlight=False)
         return Materials(locate(recipe, sets), sets)
@@ -88,23 +106,33 @@ class Vision:
             problems += error.problems
         there = section.prepare is None or section.model is not None
         try:
-            if sets and not problems and (there or (cached(recipe, sets) / "config.json").is_file()):
-                # Everything but the heads' training, which takes long and can only fail as training fails.
+            if (
+                sets
+                and not problems
+                and (there or (cached(recipe, sets) / "config.json").is_file())
+            ):
+                # Everything but the heads' training, which takes long and can only fail as training
+                # fails.
                 brief = section.model_copy(update={"head_warmup_steps": 0})
                 head = recipe.data.feedback.head.model_copy(update={"warmup_steps": 0})
                 feedback = recipe.data.feedback.model_copy(update={"head": head})
                 data = recipe.data.model_copy(update={"feedback": feedback})
                 self.build(
-                    recipe.model_copy(update={"learner": brief, "data": data}), Materials(locate(recipe, sets), sets)
+                    recipe.model_copy(update={"learner": brief, "data": data}),
+                    Materials(locate(recipe, sets), sets),
                 )
         except UserError as error:
             problems += error.problems
         return problems
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:
-        """Of the stream's sources, both parts of the feedback, what probes learn from and what is evaluated on."""
+        """Of the stream's sources, both parts of the feedback, what probes learn from and what is
+        evaluated on.
+        """
         sets = materials.sets
-        named: dict[str, Pictures] = {f"stream/{source.name}": source.pictures for source in sets.stream}
+        named: dict[str, Pictures] = {
+            f"stream/{source.name}": source.pictures for source in sets.stream
+        }
         named |= {
             "feedback/train": sets.train,
             "feedback/meta": sets.meta,
@@ -114,7 +142,9 @@ class Vision:
         return {name: pictures_hash(pictures) for name, pictures in named.items()}
 
     def prepare(self, recipe: VisionRecipe, out: Path | None) -> Path:
-        """A backbone with its head and teacher from the recipe's stream, as ``learner.prepare`` says."""
+        """A backbone with its head and teacher from the recipe's stream, as ``learner.prepare``
+        says.
+        """
         sets = read(recipe)
         return make(recipe, sets, out or cached(recipe, sets))
 
@@ -125,34 +155,47 @@ class Vision:
         _check_fit(recipe, learner, materials)
         if not complete:
             _warmed(
-                materials, ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
-                make=partial(warm_up, learner, recipe, _stream(recipe, materials, f"warm-up {recipe.seed}")),
-                get=partial(beside, learner), put=partial(put_beside, learner),
-            )  # fmt: skip
+                materials,
+                ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
+                make=partial(
+                    warm_up, learner, recipe, _stream(recipe, materials, f"warm-up {recipe.seed}")
+                ),
+                get=partial(beside, learner),
+                put=partial(put_beside, learner),
+            )
         feedback = _feedback(recipe, materials, learner)
         held_out = _HeldOut(recipe, materials, learner)
         return Parts(
             learner=learner_of(recipe, learner, feedback),
             designer=designer,
             feedback=heard(recipe, feedback),
-            stream=_stream(recipe, materials, recipe.seed, rank=distributed.rank(), world=distributed.world()),
-            evaluate=partial(_evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)),
+            stream=_stream(
+                recipe, materials, recipe.seed, rank=distributed.rank(), world=distributed.world()
+            ),
+            evaluate=partial(
+                _evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)
+            ),
             held_out_loss=held_out,
             save=partial(save, learner),
         )
 
     def picture(self, recipe: VisionRecipe, parts: Parts, path: Path) -> bool:
-        """Draws crops of the next batch, their masks and the learned views into a PNG, as the run's designer makes them.
+        """Draws crops of the next batch, their masks and the learned views into a PNG, as the run's
+        designer makes them.
 
         Returns:
             False, and no file, where the arm steers no views.
         """
-        from vpretrain.vision.picture import draw, shown
+        from vpretrain.vision.steering.picture import draw, shown
 
         crops = recipe.learner.crops
-        found = shown(parts.learner, parts.designer, next(parts.stream), mean=crops.mean, std=crops.std)
+        found = shown(
+            parts.learner, parts.designer, next(parts.stream), mean=crops.mean, std=crops.std
+        )
         if found is not None:
-            draw(found, path, title=f"{recipe.arm}: what is kept (white) and what is blurred (black)")
+            draw(
+                found, path, title=f"{recipe.arm}: what is kept (white) and what is blurred (black)"
+            )
         return found is not None
 
     def _shape_problems(self, recipe: VisionRecipe) -> list[Problem]:
@@ -164,23 +207,36 @@ class Vision:
         if config is None:
             return []
         with torch.device("meta"):
-            shapes = new_model(config, dtype=torch.float32, attention=section.attention, where=where)
+            shapes = new_model(
+                config, dtype=torch.float32, attention=section.attention, where=where
+            )
         problems = shortages(shapes)
         patch = shapes.config.patch_size
         return problems + [
-            Problem(key, str(value), f"multiples of {patch}", f"the patches of {where} do not tile it")
+            Problem(
+                key, str(value), f"multiples of {patch}", f"the patches of {where} do not tile it"
+            )
             for key, value in _sides(recipe)
             if any(side % patch for side in value)
         ]
 
 
-def _stream(recipe: VisionRecipe, materials: Materials, seed: Any, *, rank: int = 0, world: int = 1) -> Stream:
-    """The stream, or one process's part of it; heads are warmed up on the whole of it by all of them alike."""
+def _stream(
+    recipe: VisionRecipe, materials: Materials, seed: Any, *, rank: int = 0, world: int = 1
+) -> Stream:
+    """The stream, or one process's part of it; heads are warmed up on the whole of it by all of
+    them alike.
+    """
     data = recipe.data
     return Stream(
-        materials.sets.stream, batch_size=data.batch_size, size=data.image_size, seed=seed, load_size=data.load_size,
-        rank=rank, world=world,
-    )  # fmt: skip
+        materials.sets.stream,
+        batch_size=data.batch_size,
+        size=data.image_size,
+        seed=seed,
+        load_size=data.load_size,
+        rank=rank,
+        world=world,
+    )
 
 
 def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:
@@ -200,23 +256,37 @@ def _feedback(recipe: VisionRecipe, materials: Materials, learner: Learner) -> D
     train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
     encoder = encoder_of(learner, section.head.blocks)
     feedback = DenseFeedback(
-        train, meta, {sets.tasks[name]: weight for name, weight in section.tasks.items()},
-        width=width_of(encoder), heads=section.head.settings(), batch_size=section.batch_size, batches=section.batches,
-        seed=recipe.seed, device=next(learner.model.parameters()).device, encoder=lambda _: encoder, where="data.feedback",
-    )  # fmt: skip
+        train,
+        meta,
+        {sets.tasks[name]: weight for name, weight in section.tasks.items()},
+        width=width_of(encoder),
+        heads=section.head.settings(),
+        batch_size=section.batch_size,
+        batches=section.batches,
+        seed=recipe.seed,
+        device=next(learner.model.parameters()).device,
+        encoder=lambda _: encoder,
+        where="data.feedback",
+    )
     _warmed(
-        materials, ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
+        materials,
+        ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
         make=partial(feedback.warm_up, learner, section.head.warmup_steps),
-        get=feedback.state_dict, put=feedback.load_state_dict,
-    )  # fmt: skip
+        get=feedback.state_dict,
+        put=feedback.load_state_dict,
+    )
     return feedback
 
 
 class _HeldOut:
-    """``L_down`` on the first held-out pictures under heads of its own, which never move: what changes is the learner's."""
+    """``L_down`` on the first held-out pictures under heads of its own, which never move: what
+    changes is the learner's.
+    """
 
     def __init__(self, recipe: VisionRecipe, materials: Materials, learner: Learner) -> None:
-        self.recipe = recipe.model_copy(update={"arm": "plain"})  # true labels, whatever the arm hears
+        self.recipe = recipe.model_copy(
+            update={"arm": "plain"}
+        )  # true labels, whatever the arm hears
         self.materials, self.learner = materials, learner
 
     @cached_property
@@ -250,11 +320,17 @@ def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> d
 
     for probe in section.probes:
         task = tasks["classification" if probe == "knn" else probe]
-        pair = [frozen(pictures, task.name) for pictures in (materials.sets.probed, materials.sets.evaluation)]
+        pair = [
+            frozen(pictures, task.name)
+            for pictures in (materials.sets.probed, materials.sets.evaluation)
+        ]
         settings = section.probe.settings()
         if isinstance(task, Segmentation):
             found = segmentation_probe(
-                *pair, classes=task.classes, settings=settings, class_balanced=section.class_balanced
+                *pair,
+                classes=task.classes,
+                settings=settings,
+                class_balanced=section.class_balanced,
             )
             add(found, miou="miou", probe_cross_entropy="cross_entropy")
         elif not isinstance(task, Classification):
@@ -268,9 +344,14 @@ def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> d
         elif probe == "knn":
             scores[f"{split}/knn"] = knn(*pair, neighbours=section.neighbours)
         else:
-            add(classification_probe(*pair, classes=task.classes, settings=settings), accuracy="accuracy")
+            add(
+                classification_probe(*pair, classes=task.classes, settings=settings),
+                accuracy="accuracy",
+            )
     for name, sought in materials.sets.retrieval.items():
-        queries, database = (pooled(encoder, pictures) for pictures in (sought.queries, sought.database))
+        queries, database = (
+            pooled(encoder, pictures) for pictures in (sought.queries, sought.database)
+        )
         for metric, score in retrieval(queries, database, sought.relevance).items():
             scores[f"{split}/{name}_{metric}"] = score
     return scores
@@ -285,9 +366,14 @@ def _sides(recipe: VisionRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield "learner.crops.local_size", (crops.local_size,)
     else:
         yield "data.image_size", (data.image_size,)
-    labelled = {f"data.feedback.sets.{i}.pictures": part.pictures for i, part in enumerate(data.feedback.sets)}
+    labelled = {
+        f"data.feedback.sets.{i}.pictures": part.pictures
+        for i, part in enumerate(data.feedback.sets)
+    }
     for split in ("train", recipe.evaluate.split):
-        labelled |= {f"data.evaluation.{split}.{i}": spec for i, spec in enumerate(data.evaluation[split])}
+        labelled |= {
+            f"data.evaluation.{split}.{i}": spec for i, spec in enumerate(data.evaluation[split])
+        }
     for name, searched in recipe.evaluate.retrieval.items():
         yield f"evaluate.retrieval.{name}.size", searched.size
     for where, spec in labelled.items():
@@ -299,20 +385,35 @@ def _check_fit(recipe: VisionRecipe, learner: Learner, materials: Materials) -> 
     encoder = encoder_of(learner, 1)
     patch, depth = encoder.backbone.patch_size, len(encoder.backbone.blocks)  # type: ignore[attr-defined]
     problems = [
-        Problem(key, " x ".join(map(str, value)), f"multiples of {patch}", "the learner's patches do not tile it")
+        Problem(
+            key,
+            " x ".join(map(str, value)),
+            f"multiples of {patch}",
+            "the learner's patches do not tile it",
+        )
         for key, value in _sides(recipe)
         if any(side % patch for side in value)
     ]
     for key, blocks in (
-        ("evaluate.blocks", recipe.evaluate.blocks), ("data.feedback.head.blocks", recipe.data.feedback.head.blocks)
-    ):  # fmt: skip
+        ("evaluate.blocks", recipe.evaluate.blocks),
+        ("data.feedback.head.blocks", recipe.data.feedback.head.blocks),
+    ):
         if blocks > depth:
-            problems.append(Problem(key, str(blocks), f"1 to {depth}", "the learner does not have so many blocks"))
+            problems.append(
+                Problem(
+                    key, str(blocks), f"1 to {depth}", "the learner does not have so many blocks"
+                )
+            )
     prototypes = recipe.learner.head.prototypes
     if recipe.learner.kind == "dino" and (recipe.designer.candidates or 0) > prototypes:
         message = "there are not so many prototypes"
         problems.append(
-            Problem("designer.candidates", str(recipe.designer.candidates), f"1 to {prototypes}, or null", message)
+            Problem(
+                "designer.candidates",
+                str(recipe.designer.candidates),
+                f"1 to {prototypes}, or null",
+                message,
+            )
         )
     if problems:
         raise UserError(*problems)

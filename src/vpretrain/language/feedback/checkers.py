@@ -1,7 +1,7 @@
 """Checkers: what a completion earns, given the row with its reference solution.
 
-A checker is any ``(row, completion) -> float``; :data:`CHECKERS` holds those that a recipe can name. In Python, put a
-factory of your own under a new name before the recipe is loaded into a run::
+A checker is any ``(row, completion) -> float``; :data:`CHECKERS` holds those that a recipe can
+name. In Python, put a factory of your own under a new name before the recipe is loaded into a run::
 
     CHECKERS["shorter"] = lambda pattern: lambda row, completion: -len(completion) / 100
 """
@@ -12,16 +12,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vpretrain.language.rows import Row
+from vpretrain.language.data.rows import Row
 
 Checker = Callable[[Row, str], float]
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
-"""A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions."""
+"""A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions.
+"""
 
 
 def last_match(text: str, pattern: str) -> str | None:
-    """The group of the pattern's last match, without white space at its ends; None without a match."""
+    """The group of the pattern's last match, without white space at its ends; None without
+    a match.
+    """
     found = re.findall(pattern, text)
     return found[-1].strip() if found else None
 
@@ -39,12 +42,15 @@ class ExactAnswer:
     def __call__(self, row: Row, completion: str) -> float:
         """The reward, 0 or 1."""
         expected, found = (last_match(text, self.pattern) for text in (row.text, completion))
-        return float(None not in (expected, found) and _folded(str(expected)) == _folded(str(found)))
+        return float(
+            None not in (expected, found) and _folded(str(expected)) == _folded(str(found))
+        )
 
 
 @dataclass(frozen=True)
 class EqualNumber:
-    """1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and ``$1234`` are one), 0 otherwise.
+    """1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and ``$1234``
+    are one), 0 otherwise.
 
     Args:
         pattern: expression with one group; the last number in its last match counts.
@@ -55,7 +61,11 @@ class EqualNumber:
     def __call__(self, row: Row, completion: str) -> float:
         """The reward, 0 or 1."""
         expected, found = (self.number(text) for text in (row.text, completion))
-        return float(expected is not None and found is not None and abs(expected - found) <= 1e-6 * abs(expected))
+        return float(
+            expected is not None
+            and found is not None
+            and abs(expected - found) <= 1e-6 * abs(expected)
+        )
 
     def number(self, text: str) -> float | None:
         """The number that a text answers with; None without one."""
@@ -66,7 +76,8 @@ class EqualNumber:
 
 @dataclass(frozen=True)
 class Contains:
-    """1 if the completion contains the reference's answer, up to white space and letters' case; 0 otherwise.
+    """1 if the completion contains the reference's answer, up to white space and letters' case; 0
+    otherwise.
 
     Args:
         pattern: expression with one group that finds the answer in the reference (its last match).
@@ -87,10 +98,16 @@ def _folded(text: str) -> str:
 DEFAULT_PATTERNS = {"exact": r"####\s*(.+)", "number": NUMBER, "contains": r"(?s)^(.*)$"}
 """What finds the answer where the recipe gives no ``answer``."""
 
-CHECKERS: dict[str, Callable[[str], Checker]] = {"exact": ExactAnswer, "number": EqualNumber, "contains": Contains}
+CHECKERS: dict[str, Callable[[str], Checker]] = {
+    "exact": ExactAnswer,
+    "number": EqualNumber,
+    "contains": Contains,
+}
 """By the name that a recipe gives, from the pattern to the checker."""
 
 
 def checker_named(name: str, pattern: str | None) -> Checker:
-    """The checker of :data:`CHECKERS` by its name; a ``pattern`` of None takes the checker's own."""
+    """The checker of :data:`CHECKERS` by its name; a ``pattern`` of None takes the
+    checker's own.
+    """
     return CHECKERS[name](pattern or DEFAULT_PATTERNS.get(name, ""))

@@ -1,4 +1,6 @@
-"""What every kind of language feedback shares: batches of its rows, and the gradient of a loss over S, chunk by chunk."""
+"""What every kind of language feedback shares: batches of its rows, and the gradient of a loss over
+S, chunk by chunk.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vpretrain import vectors
-from vpretrain.contracts import Gradient
-from vpretrain.language.batch import padded
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.rows import Document
-from vpretrain.language.stream import Sampler
-from vpretrain.modes import evaluating, frozen
+from vpretrain.language.data.batch import padded
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Sampler
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.method import vectors
+from vpretrain.method.roles import Gradient
+from vpretrain.system.contexts import evaluating, frozen
 
 CHUNK_ROWS = 16
 """Feedback rows in one forward pass."""
@@ -26,16 +28,18 @@ class Sampled:
     """Feedback on batches of rows; a kind of signal says what the gradient of one batch is.
 
     Args:
-        samplers: one batch of each is heard at a time; their gradients are returned one by one. They share no rows (see
-            :func:`vpretrain.language.feedback.parted`), so that their agreement is never that of the same rows heard
-            twice.
+        samplers: one batch of each is heard at a time; their gradients are returned one by one.
+            They share no rows (see :func:`vpretrain.language.feedback.parted`), so that their
+            agreement is never that of the same rows heard twice.
     """
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self.samplers = samplers
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are left alone."""
+        """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are
+        left alone.
+        """
         return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
@@ -47,26 +51,29 @@ class Sampled:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows are drawn."""
         return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)
 
 
 def summed_gradient(learner: CausalLearner, pieces: Iterable[Tensor]) -> Gradient:
-    """The gradient over S of the sum of ``pieces``, in float32 or wider, in the memory of one piece.
+    """The gradient over S of the sum of ``pieces``, in float32 or wider, in the memory of one
+    piece.
 
     Args:
         learner: gives S; it is in evaluation mode (no dropout) while pieces are made.
-        pieces: scalars with their graph to the learner. A generator makes them one by one, each after the one before it
-            is gone; without any the gradient is zero.
+        pieces: scalars with their graph to the learner. A generator makes them one by one, each
+            after the one before it is gone; without any the gradient is zero.
     """
-    total = {name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()}
+    total = {
+        name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()
+    }
     members = {id(parameter) for parameter in learner.aligned.values()}
-    others = [p for p in learner.model.parameters() if id(p) not in members]  # blocks below S keep no activations
+    others = [
+        p for p in learner.model.parameters() if id(p) not in members
+    ]  # blocks below S keep no activations
     with torch.enable_grad(), evaluating(learner.model), frozen(others):
         for piece in pieces:
             parts = torch.autograd.grad(piece, list(learner.aligned.values()))
@@ -100,6 +107,8 @@ def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
 
 
 def split(document: Document) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt, and those of the solution after it (with the end token, where it is not cut off)."""
+    """The tokens of the prompt, and those of the solution after it (with the end token, where it is
+    not cut off).
+    """
     cut = document.predicted.index(True)
     return list(document.ids[:cut]), list(document.ids[cut:])

@@ -8,19 +8,21 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from vpretrain.contracts import Gradient
-from vpretrain.language.batch import padded
+from vpretrain.language.data.batch import padded
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split, summed_gradient
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.rows import Document
-from vpretrain.language.stream import Sampler
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.method.roles import Gradient
 
 
 class Likelihood(Sampled):
     """Mean NLL of the verified solutions' tokens (eq. 38)."""
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """Row chunks of a length, one after the other: little padding, little memory, the same mean over tokens."""
+        """Row chunks of a length, one after the other: little padding, little memory, the same mean
+        over tokens.
+        """
         documents = sorted(documents, key=lambda document: len(document.ids))
         tokens = sum(sum(document.predicted) for document in documents)
 
@@ -41,9 +43,13 @@ def parted(
     pad_id: int,
     where: str = "data.feedback",
 ) -> list[Sampler]:
-    """One sampler a feedback batch, over every ``batches``-th document; ``where`` is its recipe key, for messages."""
+    """One sampler a feedback batch, over every ``batches``-th document; ``where`` is its recipe
+    key, for messages.
+    """
     return [
-        Sampler(documents[part::batches], batch_size=batch_size, seed=seed, pad_id=pad_id, where=where)
+        Sampler(
+            documents[part::batches], batch_size=batch_size, seed=seed, pad_id=pad_id, where=where
+        )
         for part in range(batches)
     ]
 
@@ -53,6 +59,10 @@ def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
     prompts, solutions = [list(side) for side in zip(*map(split, documents), strict=True)]
     random.Random(f"shuffled {seed}").shuffle(solutions)
     return [
-        dataclasses.replace(document, ids=prompt + solution, predicted=[False] * len(prompt) + [True] * len(solution))
+        dataclasses.replace(
+            document,
+            ids=prompt + solution,
+            predicted=[False] * len(prompt) + [True] * len(solution),
+        )
         for document, prompt, solution in zip(documents, prompts, solutions, strict=True)
     ]

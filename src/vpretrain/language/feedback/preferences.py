@@ -1,4 +1,6 @@
-"""Pairs of answers of which one is preferred, and the gradient of direct preference optimisation."""
+"""Pairs of answers of which one is preferred, and the gradient of direct preference
+optimisation.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain.contracts import Gradient
-from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, log_probabilities, summed_gradient
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.rows import Document
-from vpretrain.language.stream import Sampler
-from vpretrain.modes import evaluating
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Sampler
+from vpretrain.language.feedback.gradient import (
+    CHUNK_ROWS,
+    Sampled,
+    chunks,
+    log_probabilities,
+    summed_gradient,
+)
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.method.roles import Gradient
+from vpretrain.system.contexts import evaluating
 
 Pair = tuple[Document, Document]
 
 
 class Preferences(Sampled):
-    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7) against the checkpoint as it came.
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7) against the
+    checkpoint as it came.
 
     The slow definition, with ``log p(y)`` summed over the tokens of an answer::
 
@@ -29,8 +38,10 @@ class Preferences(Sampled):
 
     Args:
         samplers: batches of the chosen answers, see :class:`Sampled`.
-        pairs: ``(chosen, rejected)`` after the same prompt, which is masked; each chosen one has an ``origin`` of its own.
-        beta: > 0; how far (in nats) a preference pulls away from the reference before it counts as learnt: about ``1 / beta``.
+        pairs: ``(chosen, rejected)`` after the same prompt, which is masked; each chosen one has an
+            ``origin`` of its own.
+        beta: > 0; how far (in nats) a preference pulls away from the reference before it counts as
+            learnt: about ``1 / beta``.
     """
 
     def __init__(self, samplers: Sequence[Sampler], pairs: Sequence[Pair], *, beta: float) -> None:
@@ -43,15 +54,23 @@ class Preferences(Sampled):
         self.heard: list[Tensor] = []
 
     def refer(self, learner: CausalLearner) -> None:
-        """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a pair is kept."""
-        chosen = sorted((chosen for chosen, _ in self.pairs), key=lambda document: len(document.ids))
+        """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
+        pair is kept.
+        """
+        chosen = sorted(
+            (chosen for chosen, _ in self.pairs), key=lambda document: len(document.ids)
+        )
         with torch.no_grad(), evaluating(learner.model):
             for some in chunks(chosen, CHUNK_ROWS // 2):
                 margins = self._margins(learner, some, self.samplers[0].pad_id).tolist()
-                self.reference |= {document.origin: margin for document, margin in zip(some, margins, strict=True)}
+                self.reference |= {
+                    document.origin: margin for document, margin in zip(some, margins, strict=True)
+                }
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched yet, as the reference."""
+        """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched
+        yet, as the reference.
+        """
         self.heard = []
         if not self.reference:
             self.refer(learner)
@@ -76,17 +95,20 @@ class Preferences(Sampled):
         return torch.sub(*log_probabilities(learner, both, pad_id).chunk(2))
 
     def metrics(self) -> dict[str, float]:
-        """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it is above 0."""
+        """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it
+        is above 0.
+        """
         if not self.heard:
             return {}
         margins = torch.cat(self.heard)
         return {"margin": float(margins.mean()), "preferred": float((margins > 0).double().mean())}
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows are drawn, and the reference: a resumed run no longer has the checkpoint as it came."""
+        """How far the rows are drawn, and the reference: a resumed run no longer has the checkpoint
+        as it came.
+        """
         return {**super().state_dict(), "reference": dict(self.reference)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
         super().load_state_dict(state)
         self.reference = dict(state["reference"])

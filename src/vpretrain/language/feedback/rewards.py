@@ -1,4 +1,5 @@
-"""Verifiable rewards: answers of the learner's own, scored by a checker, and the policy gradient over S.
+"""Verifiable rewards: answers of the learner's own, scored by a checker, and the policy gradient
+over S.
 
 Shapes: P prompts, k answers to each.
 """
@@ -14,9 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vpretrain import vectors
-from vpretrain.contracts import Gradient
-from vpretrain.errors import user_error
+from vpretrain.language.data.rows import Document, Row
+from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.checkers import Checker
 from vpretrain.language.feedback.gradient import (
     CHUNK_ROWS,
@@ -26,10 +26,11 @@ from vpretrain.language.feedback.gradient import (
     split,
     summed_gradient,
 )
-from vpretrain.language.learner import CausalLearner
-from vpretrain.language.rows import Document, Row
-from vpretrain.language.stream import Sampler
-from vpretrain.modes import evaluating
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.method import vectors
+from vpretrain.method.roles import Gradient
+from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import user_error
 
 SAMPLED_ROWS = 64
 """Answers that are generated side by side."""
@@ -51,13 +52,16 @@ class Sampling:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Each reward less the mean of the others of its row (``[P, k]``): the policy gradient stays unbiased."""
+    """Each reward less the mean of the others of its row (``[P, k]``): the policy gradient stays
+    unbiased.
+    """
     k = rewards.shape[1]
     return _centred(rewards) * (k / (k - 1))
 
 
 def group_normalised(rewards: Tensor) -> Tensor:
-    """Rewards less their row's mean, over its standard deviation (GRPO, arXiv 2402.03300); 0 where all are equal.
+    """Rewards less their row's mean, over its standard deviation (GRPO, arXiv 2402.03300); 0 where
+    all are equal.
 
     Biased: prompts on which answers seldom differ count as much as those on which they often do.
     """
@@ -67,7 +71,9 @@ def group_normalised(rewards: Tensor) -> Tensor:
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Exactly 0 where all of a row are equal: the rounding of their mean is no signal, and must not be normalised to one."""
+    """Exactly 0 where all of a row are equal: the rounding of their mean is no signal, and must not
+    be normalised to one.
+    """
     differ = rewards.amax(dim=1, keepdim=True) > rewards.amin(dim=1, keepdim=True)
     return torch.where(differ, rewards - rewards.mean(dim=1, keepdim=True), 0.0)
 
@@ -80,10 +86,11 @@ BASELINES: Mapping[Baseline, Callable[[Tensor], Tensor]] = {
 
 
 class Rewards(Sampled):
-    """The policy gradient of expected reward (REINFORCE), as a loss: minus the mean reward of sampled answers.
+    """The policy gradient of expected reward (REINFORCE), as a loss: minus the mean reward of
+    sampled answers.
 
-    The slow definition of one batch's ``g_down``, with ``log p(y)`` summed over the answer's tokens under the policy that
-    drew it::
+    The slow definition of one batch's ``g_down``, with ``log p(y)`` summed over the answer's tokens
+    under the policy that drew it::
 
         for prompt in batch:
             answers = k draws of the learner
@@ -91,12 +98,13 @@ class Rewards(Sampled):
             for answer, advantage in zip(answers, baseline(earned)):
                 g_down -= advantage * grad log p(answer | prompt) / (len(batch) * k)
 
-    With ``leave_one_out`` its expectation is the gradient of ``-E[reward]``. Prompts whose answers all earn the same say
-    nothing and cost no forward pass with gradients.
+    With ``leave_one_out`` its expectation is the gradient of ``-E[reward]``. Prompts whose answers
+    all earn the same say nothing and cost no forward pass with gradients.
 
     Args:
         samplers: batches of documents, whose prompts alone are read; see :class:`Sampled`.
-        rows: the row behind each document's ``origin``: what the checker is given beside the answer's text.
+        rows: the row behind each document's ``origin``: what the checker is given beside the
+            answer's text.
         tokenizer: of the learner, with an end token.
         checker: what an answer earns; any finite number.
         sampling: how answers are drawn.
@@ -106,17 +114,29 @@ class Rewards(Sampled):
     """
 
     def __init__(
-        self, samplers: Sequence[Sampler], rows: Mapping[str, Row], tokenizer: Any, checker: Checker, *,
-        sampling: Sampling, baseline: Baseline, seed: int, where: str = "data.feedback",
-    ) -> None:  # fmt: skip
+        self,
+        samplers: Sequence[Sampler],
+        rows: Mapping[str, Row],
+        tokenizer: Any,
+        checker: Checker,
+        *,
+        sampling: Sampling,
+        baseline: Baseline,
+        seed: int,
+        where: str = "data.feedback",
+    ) -> None:
         super().__init__(samplers)
         self.rows, self.tokenizer, self.checker = rows, tokenizer, checker
-        self.sampling, self.baseline, self.seed, self.where = sampling, BASELINES[baseline], seed, where
+        self.sampling, self.baseline, self.seed, self.where = (
+            sampling,
+            BASELINES[baseline],
+            seed,
+            where,
+        )
         self.draws = 0
         self.heard: list[Tensor] = []
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """As :class:`Sampled` has it."""
         self.heard = []
         return super().gradients(learner)
 
@@ -144,22 +164,33 @@ class Rewards(Sampled):
                 log_p = log_probabilities(
                     learner, [document for document, _ in some], pad_id, self.sampling.temperature
                 )
-                yield -(log_p @ log_p.new_tensor([advantage for _, advantage in some])) / len(prompts)
+                yield -(log_p @ log_p.new_tensor([advantage for _, advantage in some])) / len(
+                    prompts
+                )
 
         return summed_gradient(learner, pieces())
 
-    def _answers(self, learner: CausalLearner, prompts: Sequence[list[int]], pad_id: int) -> list[list[int]]:
+    def _answers(
+        self, learner: CausalLearner, prompts: Sequence[list[int]], pad_id: int
+    ) -> list[list[int]]:
         """One answer to each prompt, in order; prompts of a length are drawn side by side."""
         digest = hashlib.sha256(f"{self.seed} rewards {self.draws}".encode()).digest()
-        generator = torch.Generator(learner.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = torch.Generator(learner.device).manual_seed(
+            int.from_bytes(digest[:8], "big") >> 1
+        )
         self.draws += 1
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         found: list[list[int]] = [[] for _ in prompts]
         for some in chunks(order, SAMPLED_ROWS):
             drawn = sample(
-                learner, [prompts[at] for at in some], generator, temperature=self.sampling.temperature,
-                new_tokens=self.sampling.new_tokens, eos_id=self.tokenizer.eos_token_id, pad_id=pad_id,
-            )  # fmt: skip
+                learner,
+                [prompts[at] for at in some],
+                generator,
+                temperature=self.sampling.temperature,
+                new_tokens=self.sampling.new_tokens,
+                eos_id=self.tokenizer.eos_token_id,
+                pad_id=pad_id,
+            )
             for at, answer in zip(some, drawn, strict=True):
                 found[at] = answer
         return found
@@ -168,11 +199,15 @@ class Rewards(Sampled):
         reward = float(self.checker(row, text))
         if not math.isfinite(reward):
             message = f"the checker gave {row.origin} no finite reward; mend the checker"
-            raise user_error(f"{self.where}.checker", message, value=reward, accepted="a finite number")
+            raise user_error(
+                f"{self.where}.checker", message, value=reward, accepted="a finite number"
+            )
         return reward
 
     def metrics(self) -> dict[str, float]:
-        """Mean ``reward`` of the answers, and ``informative``: the share of prompts whose answers earn different rewards."""
+        """Mean ``reward`` of the answers, and ``informative``: the share of prompts whose answers
+        earn different rewards.
+        """
         if not self.heard:
             return {}
         rewards = torch.cat(self.heard)
@@ -180,28 +215,34 @@ class Rewards(Sampled):
         return {"reward": float(rewards.mean()), "informative": float(differ.double().mean())}
 
     def state_dict(self) -> dict[str, Any]:
-        """How far rows and answers are drawn."""
         return {**super().state_dict(), "draws": self.draws}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
         super().load_state_dict(state)
         self.draws = int(state["draws"])
 
 
 @torch.no_grad()
 def sample(
-    learner: CausalLearner, prompts: Sequence[list[int]], generator: torch.Generator, *, temperature: float,
-    new_tokens: int, eos_id: int, pad_id: int,
-) -> list[list[int]]:  # fmt: skip
+    learner: CausalLearner,
+    prompts: Sequence[list[int]],
+    generator: torch.Generator,
+    *,
+    temperature: float,
+    new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+) -> list[list[int]]:
     """One answer to each prompt, drawn token by token from ``softmax(logits / temperature)``.
 
-    Not ``generate``: that would cut and bend the distribution by the checkpoint's own generation settings (top-k,
-    repetition penalty, suppressed tokens), and the gradient would be that of another policy.
+    Not ``generate``: that would cut and bend the distribution by the checkpoint's own generation
+    settings (top-k, repetition penalty, suppressed tokens), and the gradient would be that of
+    another policy.
 
     Args:
         learner: in evaluation mode meanwhile.
-        prompts: token ids, at least one each; they are padded at the left, and positions count from 0 at their first.
+        prompts: token ids, at least one each; they are padded at the left, and positions count from
+            0 at their first.
         generator: of the draws, on the learner's device.
         temperature: > 0.
         new_tokens: the longest answer.
@@ -213,8 +254,12 @@ def sample(
     """
     width = max(map(len, prompts))
     device = learner.device
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor(
+        [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+    )
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     drawn: list[Tensor] = []
@@ -222,7 +267,11 @@ def sample(
     with evaluating(learner.model), learner.computing():
         for _ in range(new_tokens):
             out = learner.anatomy.backbone(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
             )
             past = out.past_key_values
             logits = learner.anatomy.finished(learner.anatomy.head(out.last_hidden_state[:, -1]))
@@ -236,7 +285,9 @@ def sample(
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     answers = torch.stack(drawn, dim=1).tolist()
-    return [answer[: answer.index(eos_id) + 1] if eos_id in answer else answer for answer in answers]
+    return [
+        answer[: answer.index(eos_id) + 1] if eos_id in answer else answer for answer in answers
+    ]
 
 
 def _answered(row: Row, prompt: list[int], answer: list[int]) -> Document:

@@ -1,4 +1,6 @@
-"""From the recipe's feedback section to feedback: rows, documents, signals; every problem is found before a step is taken."""
+"""From the recipe's feedback section to feedback: rows, documents, signals; every problem is found
+before a step is taken.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vpretrain.conflict import Resolve, kept, projected
-from vpretrain.contracts import Feedback
-from vpretrain.errors import Problem, UserError, user_error
-from vpretrain.feedback import Together
-from vpretrain.language.columns import shortened
+from vpretrain.language.data.columns import shortened
+from vpretrain.language.data.rows import Document, Encoded, Row, encode
+from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.checkers import CHECKERS, DEFAULT_PATTERNS, checker_named
 from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled
 from vpretrain.language.feedback.preferences import Preferences
 from vpretrain.language.feedback.rewards import Rewards, Sampling
-from vpretrain.language.recipe.feedback import FeedbackSet, LikelihoodTask, PreferenceTask, RewardTask
+from vpretrain.language.recipe.feedback import (
+    FeedbackSet,
+    LikelihoodTask,
+    PreferenceTask,
+    RewardTask,
+)
 from vpretrain.language.recipe.rows import Rows
-from vpretrain.language.rows import Document, Encoded, Row, encode
-from vpretrain.language.stream import Sampler
+from vpretrain.method.conflict import Resolve, kept, projected
+from vpretrain.method.feedback import MultiTaskFeedback
+from vpretrain.method.roles import Feedback
+from vpretrain.system.errors import Problem, UserError, user_error
 
 _PROBLEMS_SHOWN = 5
 
@@ -32,7 +39,8 @@ class TaskRows:
 
     Args:
         rows: prompts with their verified solutions (the chosen answers of preferences).
-        rejected: of preferences, by the ``origin`` of the chosen row: the same prompt with the other answer.
+        rejected: of preferences, by the ``origin`` of the chosen row: the same prompt with the
+            other answer.
     """
 
     rows: list[Row]
@@ -74,7 +82,8 @@ def read_tasks(
             other = task.rows.model_copy(update={"solution": task.rejected})
             # What is wrong with a column is told as "set <this>.solution to one that is there".
             rejected = {
-                row.origin: row for row in read(other, name, f"{where}.rejected, which takes the place of rows")
+                row.origin: row
+                for row in read(other, name, f"{where}.rejected, which takes the place of rows")
             }
             rows = [row for row in rows if row.origin in rejected]
         tasks[name] = TaskRows(rows, rejected)
@@ -82,16 +91,24 @@ def read_tasks(
     return tasks, problems
 
 
-def _misfits(section: FeedbackSet, name: str, found: TaskRows, stream: Sequence[str]) -> Iterator[Problem]:
+def _misfits(
+    section: FeedbackSet, name: str, found: TaskRows, stream: Sequence[str]
+) -> Iterator[Problem]:
     """Rows that are good in themselves, but not for what their task does with them."""
     task, where, rows = section.named()[name], section.where(name), found.rows
     needed, batches = section.batch_of(name), section.batches
     if rows and len(rows) // batches < needed:
-        message = f"the feedback set is smaller than {batches} batches without a row in common; lower this or add rows"
+        message = (
+            f"the feedback set is smaller than {batches} batches without a row in common; "
+            "lower this or add rows"
+        )
         accepted = f"1 to {len(rows) // batches}: there are {len(rows)} rows"
         yield Problem(f"{where}.batch_size", str(needed), accepted, message)
     if raw := next((row for row in rows if not row.prompt), None):
-        message = "this feedback row has no prompt, so nothing in it is a verified solution; use other rows"
+        message = (
+            "this feedback row has no prompt, so nothing in it is a verified solution; use "
+            "other rows"
+        )
         accepted = "rows with a prompt and a `solution`, or of word_problems"
         yield Problem(f"{where}.rows {raw.origin}", shortened(raw.text), accepted, message)
     for source in task.sources:
@@ -100,29 +117,45 @@ def _misfits(section: FeedbackSet, name: str, found: TaskRows, stream: Sequence[
             yield Problem(f"{where}.sources", source, "of " + ", ".join(stream), message)
     if isinstance(task, RewardTask):
         yield from _unanswered(task, where, rows)
-    same = [row for row in rows if row.origin in found.rejected and row.text == found.rejected[row.origin].text]
-    message = "the chosen and the rejected answer are the same, which prefers nothing; mend the row, or take it out"
+    same = [
+        row
+        for row in rows
+        if row.origin in found.rejected and row.text == found.rejected[row.origin].text
+    ]
+    message = (
+        "the chosen and the rejected answer are the same, which prefers nothing; mend the "
+        "row, or take it out"
+    )
     yield from _some(same, "two different answers", message, where)
 
 
 def _unanswered(task: RewardTask, where: str, rows: Sequence[Row]) -> Iterator[Problem]:
     """An unknown checker; rows whose own solution earns nothing."""
     if task.checker not in CHECKERS:
-        message = "there is no such checker; name one of these, or put your own into CHECKERS in Python"
+        message = (
+            "there is no such checker; name one of these, or put your own into CHECKERS in Python"
+        )
         yield Problem(f"{where}.checker", task.checker, ", ".join(CHECKERS), message)
         return
     if task.checker in DEFAULT_PATTERNS:  # what others pay for is theirs to say
         checker = checker_named(task.checker, task.answer)
         bad = [row for row in rows if not checker(row, row.text)]
-        message = f"the checker {task.checker} finds no answer in this solution; mend the row, or set {where}.answer"
-        yield from _some(bad, f"a solution with {task.answer or DEFAULT_PATTERNS[task.checker]}", message, where)
+        message = (
+            f"the checker {task.checker} finds no answer in this solution; mend the row, or "
+            f"set {where}.answer"
+        )
+        yield from _some(
+            bad, f"a solution with {task.answer or DEFAULT_PATTERNS[task.checker]}", message, where
+        )
 
 
 def _some(rows: Sequence[Row], accepted: str, message: str, where: str) -> Iterator[Problem]:
     for row in rows[:_PROBLEMS_SHOWN]:
         yield Problem(row.origin, shortened(row.text), accepted, message)
     if len(rows) > _PROBLEMS_SHOWN:
-        yield Problem(f"{where}.rows", "", "", f"{len(rows) - _PROBLEMS_SHOWN} more rows are like that")
+        yield Problem(
+            f"{where}.rows", "", "", f"{len(rows) - _PROBLEMS_SHOWN} more rows are like that"
+        )
 
 
 def encode_tasks(
@@ -131,8 +164,9 @@ def encode_tasks(
     """The tasks' rows in tokens.
 
     Returns:
-        By task the documents, and what became of its rows. A pair of which one answer is lost, or of which nothing but
-        what is the same remains at ``max_tokens``, is left out, and counted as dropped.
+        By task the documents, and what became of its rows. A pair of which one answer is lost, or
+        of which nothing but what is the same remains at ``max_tokens``, is left out, and counted as
+        dropped.
 
     Raises:
         UserError: too few rows of a task are left for its batches.
@@ -145,33 +179,50 @@ def encode_tasks(
         rejected: dict[str, Document] = {}
         if task.rejected:
             others, _ = encode(
-                [task.rejected[row.origin] for row in task.rows], tokenizer, max_tokens=section.max_tokens
+                [task.rejected[row.origin] for row in task.rows],
+                tokenizer,
+                max_tokens=section.max_tokens,
             )
             rejected = {document.origin: document for document in others}
-            pairs = [d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids]
+            pairs = [
+                d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids
+            ]
             lost = len(documents) - len(pairs)
             count = replace(
-                count, documents=len(pairs), dropped=count.dropped + lost, tokens=sum(len(d.ids) for d in pairs)
+                count,
+                documents=len(pairs),
+                dropped=count.dropped + lost,
+                tokens=sum(len(d.ids) for d in pairs),
             )
             documents = pairs
         counts[name] = count
         found[name] = TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected)
         if len(documents) // section.batches < (needed := section.batch_of(name)):
             message = (
-                f"of {count.rows} rows {count.dropped + count.empty} do not fit data.feedback.max_tokens "
-                f"({section.max_tokens}), and too few are left for {section.batches} batches; raise it, or lower this"
+                f"of {count.rows} rows {count.dropped + count.empty} do not fit "
+                "data.feedback.max_tokens "
+                f"({section.max_tokens}), and too few are left for {section.batches} batches; "
+                "raise it, or lower this"
             )
             accepted = f"1 to {len(documents) // section.batches}"
-            problems.append(Problem(f"{section.where(name)}.batch_size", str(needed), accepted, message))
+            problems.append(
+                Problem(f"{section.where(name)}.batch_size", str(needed), accepted, message)
+            )
     if problems:
         raise UserError(*problems)
     return found, counts
 
 
 def feedback_from(
-    section: FeedbackSet, tasks: Mapping[str, TaskDocuments], tokenizer: Any, *, pad_id: int, seed: int,
-    wrong_labels: bool = False, around: Callable[[str, Feedback], Feedback] = lambda name, feedback: feedback,
-) -> Together:  # fmt: skip
+    section: FeedbackSet,
+    tasks: Mapping[str, TaskDocuments],
+    tokenizer: Any,
+    *,
+    pad_id: int,
+    seed: int,
+    wrong_labels: bool = False,
+    around: Callable[[str, Feedback], Feedback] = lambda name, feedback: feedback,
+) -> MultiTaskFeedback:
     """The tasks of a recipe, weighed together.
 
     Args:
@@ -180,8 +231,10 @@ def feedback_from(
         tokenizer: of the learner.
         pad_id: fills rows up.
         seed: of batches and draws.
-        wrong_labels: for a control: solutions and reference answers of other rows, preferences by the toss of a coin.
-        around: is given each task's name and feedback, and returns what is heard in its place (a memory, a control).
+        wrong_labels: for a control: solutions and reference answers of other rows, preferences by
+            the toss of a coin.
+        around: is given each task's name and feedback, and returns what is heard in its place (a
+            memory, a control).
     """
     if wrong_labels:
         tasks = {name: _mislabelled(found, seed) for name, found in tasks.items()}
@@ -189,28 +242,49 @@ def feedback_from(
     heard: dict[str, Feedback] = {}
     for name, found in tasks.items():
         samplers = parted(
-            found.documents, section.batches, batch_size=section.batch_of(name), seed=seed, pad_id=pad_id,
+            found.documents,
+            section.batches,
+            batch_size=section.batch_of(name),
+            seed=seed,
+            pad_id=pad_id,
             where=section.where(name),
-        )  # fmt: skip
-        signal = _signal(settings[name], found, samplers, tokenizer, seed=seed, where=section.where(name))
+        )
+        signal = _signal(
+            settings[name], found, samplers, tokenizer, seed=seed, where=section.where(name)
+        )
         heard[name] = around(name, signal)
     weights = {name: task.weight for name, task in settings.items()}
-    return Together(heard, weights, resolve=RESOLVE[section.conflict], unit=section.scale == "unit")
+    return MultiTaskFeedback(
+        heard, weights, resolve=RESOLVE[section.conflict], unit=section.scale == "unit"
+    )
 
 
 def _signal(
-    task: LikelihoodTask | RewardTask | PreferenceTask, found: TaskDocuments, samplers: Sequence[Sampler],
-    tokenizer: Any, *, seed: int, where: str,
-) -> Feedback:  # fmt: skip
+    task: LikelihoodTask | RewardTask | PreferenceTask,
+    found: TaskDocuments,
+    samplers: Sequence[Sampler],
+    tokenizer: Any,
+    *,
+    seed: int,
+    where: str,
+) -> Feedback:
     if isinstance(task, RewardTask):
         if task.checker not in CHECKERS:
             message = "there is no such checker; put it into CHECKERS before the run is built"
-            raise user_error(f"{where}.checker", message, value=task.checker, accepted=", ".join(CHECKERS))
+            raise user_error(
+                f"{where}.checker", message, value=task.checker, accepted=", ".join(CHECKERS)
+            )
         sampling = Sampling(task.samples, task.temperature, task.new_tokens)
         return Rewards(
-            samplers, found.rows, tokenizer, checker_named(task.checker, task.answer), sampling=sampling,
-            baseline=task.baseline, seed=seed, where=where,
-        )  # fmt: skip
+            samplers,
+            found.rows,
+            tokenizer,
+            checker_named(task.checker, task.answer),
+            sampling=sampling,
+            baseline=task.baseline,
+            seed=seed,
+            where=where,
+        )
     if isinstance(task, PreferenceTask):
         pairs = [(document, found.rejected[document.origin]) for document in found.documents]
         return Preferences(samplers, pairs, beta=task.beta)
@@ -222,7 +296,10 @@ def _mislabelled(found: TaskDocuments, seed: int) -> TaskDocuments:
     if found.rejected:
         coin = random.Random(f"shuffled {seed}")
         swapped = {document.origin for document in found.documents if coin.random() < 0.5}
-        both = {document.origin: (document, found.rejected[document.origin]) for document in found.documents}
+        both = {
+            document.origin: (document, found.rejected[document.origin])
+            for document in found.documents
+        }
         both = {origin: pair[::-1] if origin in swapped else pair for origin, pair in both.items()}
         return replace(
             found,
@@ -231,5 +308,8 @@ def _mislabelled(found: TaskDocuments, seed: int) -> TaskDocuments:
         )
     answers = [row.text for row in found.rows.values()]
     random.Random(f"shuffled {seed}").shuffle(answers)
-    rows = {origin: replace(row, text=text) for (origin, row), text in zip(found.rows.items(), answers, strict=True)}
+    rows = {
+        origin: replace(row, text=text)
+        for (origin, row), text in zip(found.rows.items(), answers, strict=True)
+    }
     return replace(found, documents=shuffled(found.documents, seed), rows=rows)

@@ -1,4 +1,6 @@
-"""The recipe of a language run: what the core's recipe holds, and data, learner, designer, evaluation."""
+"""The recipe of a language run: what the core's recipe holds, and data, learner, designer,
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from vpretrain.config.recipe import Recipe
 from vpretrain.language.recipe.data import Data
 from vpretrain.language.recipe.designer import DesignerSection
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
@@ -13,7 +16,6 @@ from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
 from vpretrain.language.recipe.posttraining import Posttraining
 from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
-from vpretrain.recipe import Recipe
 
 __all__ = [
     "Chatter",
@@ -46,11 +48,13 @@ class LanguageRecipe(Recipe):
         for split in (self.evaluate.split, *self.evaluate.also):
             if split not in self.data.evaluation:
                 raise ValueError(
-                    f"evaluate.split or also names {split!r}; data.evaluation has {sorted(self.data.evaluation)}"
+                    f"evaluate.split or also names {split!r}; data.evaluation has "
+                    f"{sorted(self.data.evaluation)}"
                 )
         if self.value.shrink and self.data.feedback.batches < 2:
             raise ValueError(
-                "value.shrink compares feedback batches: set data.feedback.batches to 2 or more, or shrink to false"
+                "value.shrink compares feedback batches: set data.feedback.batches to 2 or "
+                "more, or shrink to false"
             )
         return self
 
@@ -58,8 +62,10 @@ class LanguageRecipe(Recipe):
     def _documents_stay_apart(self) -> Self:
         if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
             raise ValueError(
-                "under attention: flash_attention_2 the documents of a batch of several rows would see each other "
-                "(transformers tells them apart by position within a single row only): set data.batch_size to 1 with a "
+                "under attention: flash_attention_2 the documents of a batch of several rows "
+                "would see each other "
+                "(transformers tells them apart by position within a single row only): set "
+                "data.batch_size to 1 with a "
                 "longer window, or attention to sdpa"
             )
         return self

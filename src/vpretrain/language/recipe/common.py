@@ -11,7 +11,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def one_group(pattern: str) -> str:
-    """The pattern, if it is a regular expression with one group; else a ValueError that says what it is."""
+    """The pattern, if it is a regular expression with one group; else a ValueError that says what
+    it is.
+    """
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
@@ -22,4 +24,5 @@ def one_group(pattern: str) -> str:
 
 
 Answer = Annotated[str, AfterValidator(one_group)]
-"""A regular expression with one group that finds the answer in a solution; its last match counts."""
+"""A regular expression with one group that finds the answer in a solution; its last match counts.
+"""

@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from vpretrain.config.recipe import Section
+from vpretrain.language.data.rows import SHORTEST_TAIL_TOKENS
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.rows import Rows, StreamRows, unset
-from vpretrain.language.rows import SHORTEST_TAIL_TOKENS
-from vpretrain.recipe import Section
 
 
 class HoldOut(Section):
     """Rows that never come into the stream, chosen by a hash of their content."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Of the source's rows."""
     seed: NonNegativeInt = 0
     """Another seed holds out others."""
@@ -30,9 +30,13 @@ class Source(Section):
     """Share of the stream's documents, relative to the other sources."""
     rows: StreamRows
     max_documents: PositiveInt | None = Field(default=None, exclude_if=unset)
-    """The most documents that are taken (chunks of a long text count one each), the first ones; null takes all."""
+    """The most documents that are taken (chunks of a long text count one each), the first ones;
+    null takes all.
+    """
     held_out: HoldOut | None = Field(default=None, exclude_if=unset)
-    """Rows kept out of the stream, for ``kind: held_out`` of feedback and evaluation; null keeps out none."""
+    """Rows kept out of the stream, for ``kind: held_out`` of feedback and evaluation; null keeps
+    out none.
+    """
 
 
 class Data(Section):
@@ -45,10 +49,13 @@ class Data(Section):
     batch_size: PositiveInt
     """Packed rows in a batch, over all ranks."""
     shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
-    """A raw text longer than the window is chunked; its rest is left out, and counted, if it is shorter than this."""
+    """A raw text longer than the window is chunked; its rest is left out, and counted, if it is
+    shorter than this.
+    """
     stream: list[Source] = Field(min_length=1)
     feedback: FeedbackSet
     evaluation: dict[str, Rows]
     """Held-out rows by split; ``evaluate.split`` names the one that is reported."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What becomes of rows that cannot be used: an error, or they are left out, counted and named."""
+    """What becomes of rows that cannot be used: an error, or they are left out, counted and named.
+    """

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from vpretrain.config.recipe import Section
 from vpretrain.language.recipe.common import Answer
 from vpretrain.language.recipe.rows import Rows, Table
-from vpretrain.recipe import Section
 
 
 class Task(Section):
@@ -23,9 +23,9 @@ class Task(Section):
     batch_size: PositiveInt | None = None
     """Rows in one feedback batch of this task; null takes ``data.feedback.batch_size``."""
     sources: list[str] = []
-    """Sources of the stream that are of this task's domain: their documents are compared with the tasks that name them
-    (eq. 44-46), documents of sources that no task names with all tasks together. Naming none anywhere compares
-    everything with everything."""
+    """Sources of the stream that are of this task's domain: their documents are compared with the
+    tasks that name them (eq. 44-46), documents of sources that no task names with all tasks
+    together. Naming none anywhere compares everything with everything."""
 
 
 class LikelihoodTask(Task):
@@ -35,11 +35,15 @@ class LikelihoodTask(Task):
 
 
 class RewardTask(Task):
-    """Answers of the learner's own, scored by a checker: the policy gradient of their expected reward."""
+    """Answers of the learner's own, scored by a checker: the policy gradient of their expected
+    reward.
+    """
 
     kind: Literal["reward"]
     checker: str
-    """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in Python)."""
+    """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in
+    Python).
+    """
     answer: Answer | None = None
     """Null takes the checker's own."""
     samples: Annotated[int, Field(ge=2)] = 8
@@ -49,11 +53,15 @@ class RewardTask(Task):
     new_tokens: PositiveInt = 256
     """The longest answer."""
     baseline: Literal["leave_one_out", "group_normalised"] = "leave_one_out"
-    """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a prompt, as GRPO does."""
+    """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a
+    prompt, as GRPO does.
+    """
 
 
 class PreferenceTask(Task):
-    """Chosen over rejected answers: the gradient of direct preference optimisation against the untouched checkpoint."""
+    """Chosen over rejected answers: the gradient of direct preference optimisation against the
+    untouched checkpoint.
+    """
 
     kind: Literal["preference"]
     rejected: str
@@ -65,11 +73,13 @@ class PreferenceTask(Task):
     def _is_a_table(self) -> Self:
         if not isinstance(self.rows, Table) or self.rows.solution is None:
             raise ValueError(
-                "preferences are read from a table: rows of kind jsonl, parquet or hub, with a `solution` column"
+                "preferences are read from a table: rows of kind jsonl, parquet or hub, with "
+                "a `solution` column"
             )
         if self.rows.solution == self.rejected:
             raise ValueError(
-                f"`rejected` names the column of the chosen answers, {self.rejected!r}; name the other one"
+                f"`rejected` names the column of the chosen answers, {self.rejected!r}; name "
+                "the other one"
             )
         return self
 
@@ -87,22 +97,31 @@ class FeedbackSet(Section):
     batch_size: PositiveInt = 32
     """Rows in one feedback batch; with ``value.memory`` no more are needed."""
     batches: PositiveInt = 2
-    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
+    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust
+    it.
+    """
     max_tokens: PositiveInt = 512
     """Longer feedback and evaluation rows are cut there, and counted."""
     conflict: Literal["sum", "project"] = "sum"
-    """What becomes of tasks whose gradients point against each other: ``sum`` lets the weights decide, ``project`` first
-    takes from each gradient what would harm another task."""
+    """What becomes of tasks whose gradients point against each other: ``sum`` lets the weights
+    decide, ``project`` first takes from each gradient what would harm another task."""
     scale: Literal["raw", "unit"] = "raw"
-    """``unit`` divides each task's gradient by its norm before it is weighed: kinds of signal have no common unit."""
+    """``unit`` divides each task's gradient by its norm before it is weighed: kinds of signal have
+    no common unit.
+    """
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:
         if (self.rows is None) == (not self.tasks):
-            raise ValueError("give either `rows` (verified solutions) or `tasks` (several signals by name)")
+            raise ValueError(
+                "give either `rows` (verified solutions) or `tasks` (several signals by name)"
+            )
         for name in self.tasks:
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-                raise ValueError(f"the task name {name!r} goes into metric names: use letters, digits, _ . and - alone")
+                raise ValueError(
+                    f"the task name {name!r} goes into metric names: use letters, digits, _ . "
+                    "and - alone"
+                )
         return self
 
     def named(self) -> Mapping[str, LikelihoodTask | RewardTask | PreferenceTask]:

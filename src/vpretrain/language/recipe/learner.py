@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from vpretrain.recipe import LearnerBase, Section
+from vpretrain.config.recipe import LearnerBase, Section
 
 
 class Phase(Section):
-    """One stretch of training at a learning rate that moves on a cosine from one value to another."""
+    """One stretch of training at a learning rate that moves on a cosine from one value to
+    another.
+    """
 
     steps: PositiveInt
     learning_rate: PositiveFloat
@@ -22,7 +24,9 @@ class Prepare(Section):
     """How the learner that steering starts from is made, where no checkpoint is at hand."""
 
     config: dict[str, Any]
-    """A ``transformers`` configuration with its ``model_type``; the vocabulary's size follows the tokenizer."""
+    """A ``transformers`` configuration with its ``model_type``; the vocabulary's size follows the
+    tokenizer.
+    """
     tokenizer: Literal["word_problems", "bpe"]
     """The generator's own, or a byte-level BPE (split as Qwen2 splits) trained on the stream."""
     vocabulary: PositiveInt = 4096
@@ -46,29 +50,44 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """On the adapters' inputs, while training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Linear modules that get an adapter: all but the head, or those whose names end in one of a list (``q_proj``)."""
+    """Linear modules that get an adapter: all but the head, or those whose names end in one of a
+    list (``q_proj``).
+    """
     merge: bool = True
-    """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false: the adapter alone."""
+    """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false:
+    the adapter alone.
+    """
 
 
 class LearnerSection(LearnerBase):
-    """The model that is continued. Under ``dtype: bfloat16`` frozen weights (below LoRA) are kept in bfloat16 too."""
+    """The model that is continued. Under ``dtype: bfloat16`` frozen weights (below LoRA) are kept
+    in bfloat16 too.
+    """
 
     model: str | None = None
-    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what ``prepare`` says."""
+    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what
+    ``prepare`` says.
+    """
     config: dict[str, Any] | None = None
-    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks)."""
+    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
+    """
     prepare: Prepare | None = None
     tokenizer: str | None = None
     """A folder or hub id, where it is not the model's own."""
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match one that trains."""
+    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
+    one that trains.
+    """
     lora: Lora | None = None
-    """Adapters in the place of all parameters; S is then those of the last ``aligned_blocks`` blocks."""
+    """Adapters in the place of all parameters; S is then those of the last ``aligned_blocks``
+    blocks.
+    """
     activation_checkpointing: bool = False
-    """Whether blocks keep no activations for the learner's backward pass and run again in it: less memory, more time."""
+    """Whether blocks keep no activations for the learner's backward pass and run again in it: less
+    memory, more time.
+    """
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:
@@ -76,10 +95,12 @@ class LearnerSection(LearnerBase):
             self.prepare is not None and self.model is None
         ) != 1:
             raise ValueError(
-                "give one of `model` (a checkpoint), `config` (random weights) or `prepare` (made on first use)"
+                "give one of `model` (a checkpoint), `config` (random weights) or `prepare` "
+                "(made on first use)"
             )
         if self.config is not None and self.lora is not None and not self.lora.merge:
             raise ValueError(
-                "learner.lora.merge is false, but an adapter without its random base is of no use: merge it"
+                "learner.lora.merge is false, but an adapter without its random base is of no "
+                "use: merge it"
             )
         return self

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from vpretrain.config.recipe import Section
 from vpretrain.language.recipe.common import Answer
 from vpretrain.language.recipe.rows import Rows
-from vpretrain.recipe import Section
 
 
 class OfFeedback(Section):
@@ -39,7 +39,9 @@ class Sft(Section):
 
 
 class Grpo(Section):
-    """Group-relative policy optimisation on the rows' prompts (TRL): sampled answers, scored by a checker."""
+    """Group-relative policy optimisation on the rows' prompts (TRL): sampled answers, scored by a
+    checker.
+    """
 
     steps: PositiveInt = 50
     prompts: PositiveInt = 8
@@ -64,7 +66,9 @@ class Grpo(Section):
 class Posttraining(Section):
     """What the arms `sft`, `grpo` and those that end with them do."""
 
-    rows: Annotated[OfFeedback | OfStream | Rows, Field(discriminator="kind")] = OfFeedback(kind="feedback")
+    rows: Annotated[OfFeedback | OfStream | Rows, Field(discriminator="kind")] = OfFeedback(
+        kind="feedback"
+    )
     """What they train on; rows of their own may not be among those that are evaluated."""
     sft: Sft = Sft()
     grpo: Grpo = Grpo()

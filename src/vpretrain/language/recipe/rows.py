@@ -7,14 +7,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vpretrain.language.columns import template_pieces
-from vpretrain.language.formats import FORMATS
+from vpretrain.config.recipe import MadeUp, Section
+from vpretrain.language.data.columns import template_pieces
+from vpretrain.language.data.formats import FORMATS
 from vpretrain.language.recipe.common import Share
-from vpretrain.recipe import MadeUp, Section
 
 
 def unset(value: object) -> bool:
-    """Whether a key is left out where a recipe is written: the names of prepared checkpoints rest on what is written."""
+    """Whether a key is left out where a recipe is written: the names of prepared checkpoints rest
+    on what is written.
+    """
     return value is None
 
 
@@ -35,15 +37,21 @@ class Table(Part):
     prompt: str | None = None
     """Column of the prompt, which is never predicted."""
     template: str | None = Field(default=None, exclude_if=unset)
-    """The prompt, in the place of ``prompt``, with columns between braces: "Question: {question}\\nAnswer:"."""
+    """The prompt, in the place of ``prompt``, with columns between braces: "Question:
+    {question}\\nAnswer:".
+    """
     solution: str | None = None
     """Column of the solution."""
     format: str | None = Field(default=None, exclude_if=unset)
-    """Prompt and solution as an evaluation writes them, ``gsm8k@1`` say, in the place of all of these."""
+    """Prompt and solution as an evaluation writes them, ``gsm8k@1`` say, in the place of all of
+    these.
+    """
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
     """Columns that hold the format's fields, by field, where they have other names."""
     corrupt_digits: Share = 0.0
-    """Share of rows in whose solution every number gets one wrong digit: planted noise, for measuring."""
+    """Share of rows in whose solution every number gets one wrong digit: planted noise, for
+    measuring.
+    """
 
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
@@ -51,14 +59,23 @@ class Table(Part):
         if self.format is not None:
             self._fits_format(self.format)
             if one_by_one != (None, None, None, None):
-                raise ValueError("`format` names the columns itself; leave out text, prompt, template and solution")
+                raise ValueError(
+                    "`format` names the columns itself; leave out text, prompt, template and "
+                    "solution"
+                )
             return self
         if self.columns is not None:
             raise ValueError("`columns` renames the fields of a `format`; name that too")
         if (self.text is None) == (one_by_one[1:] == (None, None, None)):
-            raise ValueError("name the column of raw `text`, or the columns of `prompt` and `solution`")
-        if self.text is None and (self.solution is None or (self.prompt is None) == (self.template is None)):
-            raise ValueError("`solution` goes together with one of `prompt` (a column) and `template`; name both")
+            raise ValueError(
+                "name the column of raw `text`, or the columns of `prompt` and `solution`"
+            )
+        if self.text is None and (
+            self.solution is None or (self.prompt is None) == (self.template is None)
+        ):
+            raise ValueError(
+                "`solution` goes together with one of `prompt` (a column) and `template`; name both"
+            )
         if self.template is not None:
             template_pieces(self.template)
         return self
@@ -68,7 +85,9 @@ class Table(Part):
             raise ValueError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
         unknown = [field for field in self.columns or {} if field not in FORMATS[name].fields]
         if unknown:
-            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {', '.join(FORMATS[name].fields)}")
+            raise ValueError(
+                f"{name} has no field {unknown[0]!r}; it has {', '.join(FORMATS[name].fields)}"
+            )
 
 
 class JsonLines(Table):
@@ -76,7 +95,9 @@ class JsonLines(Table):
 
     kind: Literal["jsonl"]
     path: Path
-    """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches, sorted."""
+    """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches,
+    sorted.
+    """
 
 
 class Parquet(Table):
@@ -94,7 +115,9 @@ class TextFiles(Part):
     path: Path
     """As for ``jsonl``."""
     document: Literal["file", "paragraph", "line"] = "file"
-    """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file had better be small."""
+    """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file
+    had better be small.
+    """
 
 
 class Hub(Table):
@@ -109,13 +132,18 @@ class Hub(Table):
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, which may be another one tomorrow."""
     streaming: bool = False
-    """Read ``rows`` rows over the network in place of downloading everything. They are laid down once, in order, and
-    shuffled and resumed like any others: a shuffle over an open connection would resume at other rows."""
+    """Read ``rows`` rows over the network in place of downloading everything. They are laid down
+    once, in order, and shuffled and resumed like any others: a shuffle over an open connection
+    would resume at other rows.
+    """
 
     @model_validator(mode="after")
     def _streams_an_end(self) -> Self:
         if self.streaming and self.rows is None:
-            raise ValueError("with `streaming: true` say how many `rows` to take: they are laid down before training")
+            raise ValueError(
+                "with `streaming: true` say how many `rows` to take: they are laid down "
+                "before training"
+            )
         return self
 
 
@@ -136,7 +164,9 @@ class WordProblems(Section):
     rows: MadeUp
     seed: NonNegativeInt = 0
     noise_share: Share = 0.0
-    """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the wrong rule the rule."""
+    """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the
+    wrong rule the rule.
+    """
     random_share: Share = 0.0
     """Share of rows with a random wrong result."""
     forms: list[Literal["story", "question", "drill"]] = ["story", "question", "drill"]
@@ -153,8 +183,13 @@ class Chatter(Section):
     seed: NonNegativeInt = 0
 
 
-StreamRows = Annotated[JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")]
+StreamRows = Annotated[
+    JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")
+]
 """What a source of the stream reads."""
 
-Rows = Annotated[JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter | HeldOut, Field(discriminator="kind")]
+Rows = Annotated[
+    JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter | HeldOut,
+    Field(discriminator="kind"),
+]
 """What feedback and evaluation read."""

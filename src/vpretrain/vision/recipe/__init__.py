@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from vpretrain.recipe import Recipe
+from vpretrain.config.recipe import Recipe
 from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
 from vpretrain.vision.recipe.designer import DesignerSection
 from vpretrain.vision.recipe.evaluate import ProbeSection, RetrievalSection, VisionEvaluate
@@ -57,8 +57,12 @@ class VisionRecipe(Recipe):
         for split in ("train", self.evaluate.split):
             if not self.data.evaluation.get(split):
                 raise ValueError(
-                    f"data.evaluation has no {split!r}, which probes need; it has {sorted(self.data.evaluation)}"
+                    f"data.evaluation has no {split!r}, which probes need; it has "
+                    f"{sorted(self.data.evaluation)}"
                 )
         if self.evaluate.split == "train":
-            raise ValueError("evaluate.split is train, which the probes learn from; name another of data.evaluation")
+            raise ValueError(
+                "evaluate.split is train, which the probes learn from; name another of "
+                "data.evaluation"
+            )
         return self

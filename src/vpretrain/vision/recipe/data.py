@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from vpretrain.recipe import Section
-from vpretrain.vision.feedback import HeadSettings
+from vpretrain.config.recipe import Section
+from vpretrain.vision.feedback.gradient import HeadSettings
 from vpretrain.vision.recipe.common import Downstream
 from vpretrain.vision.recipe.pictures import Pictures
 
@@ -45,7 +45,7 @@ class FeedbackHead(Section):
     """The heads read the outputs of this many last blocks, side by side."""
 
     def settings(self) -> HeadSettings:
-        """As :class:`vpretrain.vision.feedback.DenseFeedback` takes them."""
+        """As :class:`vpretrain.vision.feedback.gradient.DenseFeedback` takes them."""
         return HeadSettings(self.steps, self.batch_size, self.learning_rate)
 
 
@@ -54,11 +54,15 @@ class Feedback(Section):
 
     sets: list[FeedbackSet] = Field(min_length=1)
     tasks: dict[Downstream, PositiveFloat] = Field(min_length=1)
-    """Weight of each task's loss (a_seg and a_dep of eq. 51); a task uses the pictures that have targets for it."""
+    """Weight of each task's loss (a_seg and a_dep of eq. 51); a task uses the pictures that have
+    targets for it.
+    """
     batch_size: PositiveInt = 16
     """Pictures of each task in one meta batch."""
     batches: Annotated[int, Field(ge=2)] = 2
-    """Meta batches heard at a meta step; g_down is their mean, and their agreement says how far to trust it."""
+    """Meta batches heard at a meta step; g_down is their mean, and their agreement says how far to
+    trust it.
+    """
     head: FeedbackHead = FeedbackHead()
 
 
@@ -70,18 +74,27 @@ class Data(Section):
     image_size: PositiveInt
     """Side in pixels of the stream's pictures, which crops are cut from."""
     load_size: PositiveInt | None = None
-    """Shorter side that a picture of the stream is scaled to before a window is cut; null: ``image_size``."""
+    """Shorter side that a picture of the stream is scaled to before a window is cut; null:
+    ``image_size``.
+    """
     batch_size: PositiveInt
     """Pictures in a batch of the stream."""
     stream: list[Source] = Field(min_length=1)
     feedback: Feedback
     evaluation: dict[str, list[Pictures]]
-    """Labelled pictures by split: ``train`` is what probes learn from, ``evaluate.split`` what they are scored on."""
+    """Labelled pictures by split: ``train`` is what probes learn from, ``evaluate.split`` what they
+    are scored on.
+    """
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What becomes of pictures that cannot be used: an error, or they are left out, counted and named."""
+    """What becomes of pictures that cannot be used: an error, or they are left out, counted and
+    named.
+    """
 
     @model_validator(mode="after")
     def _loads_enough(self) -> Self:
         if self.load_size is not None and self.load_size < self.image_size:
-            raise ValueError(f"data.load_size is {self.load_size}, smaller than data.image_size, {self.image_size}")
+            raise ValueError(
+                f"data.load_size is {self.load_size}, smaller than data.image_size, "
+                f"{self.image_size}"
+            )
         return self

@@ -7,23 +7,27 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vpretrain.recipe import Evaluate, Section
-from vpretrain.vision.evaluate import ProbeSettings
+from vpretrain.config.recipe import Evaluate, Section
+from vpretrain.vision.evaluation.probes import ProbeSettings
 from vpretrain.vision.recipe.common import Probe, Side
 
 
 class ProbeSection(Section):
-    """How probes are trained on frozen features (see :class:`vpretrain.vision.evaluate.ProbeSettings`)."""
+    """How probes are trained on frozen features (see
+    :class:`vpretrain.vision.evaluation.probes.ProbeSettings`).
+    """
 
     steps: PositiveInt = 500
     """The paper's: 20,000."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     learning_rate: PositiveFloat = 1e-2
     weight_decay: NonNegativeFloat = 0.05
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: PositiveFloat = 1.0
     train_size: Side | None = None
-    """Height and width at which the loss is taken in training; scores are at the pictures' size in any case."""
+    """Height and width at which the loss is taken in training; scores are at the pictures' size in
+    any case.
+    """
     refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     """Seeds, one a fit; scores are means over the fits."""
 
@@ -33,10 +37,14 @@ class ProbeSection(Section):
 
 
 class RetrievalSection(Section):
-    """Revisited Oxford or Paris, or another set in that form: which images of a database show what a query shows."""
+    """Revisited Oxford or Paris, or another set in that form: which images of a database show what
+    a query shows.
+    """
 
     truth: Path
-    """Ground truth as JSON (see :func:`vpretrain.vision.retrieval.read_retrieval`), relative to ``data.root``."""
+    """Ground truth as JSON (see :func:`vpretrain.vision.evaluation.retrieval.read_retrieval`),
+    relative to ``data.root``.
+    """
     images: Path
     """Folder of the ``.jpg`` images of database and queries, likewise."""
     size: Side
@@ -60,4 +68,6 @@ class VisionEvaluate(Evaluate):
     neighbours: PositiveInt = 10
     """Of ``knn``."""
     retrieval: dict[str, RetrievalSection] = {}
-    """By name: sets that are searched by the cosine of pooled features; each gives NAME_map_easy, _medium and _hard."""
+    """By name: sets that are searched by the cosine of pooled features; each gives NAME_map_easy,
+    _medium and _hard.
+    """

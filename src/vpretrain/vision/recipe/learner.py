@@ -1,21 +1,32 @@
-"""The backbone that is continued: its crops, heads or predictor, and how it is made where no checkpoint is at hand."""
+"""The backbone that is continued: its crops, heads or predictor, and how it is made where no
+checkpoint is at hand.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from vpretrain.errors import UserError
-from vpretrain.recipe import Layers, LearnerBase, Section
-from vpretrain.vision.blocks import BlockSettings
-from vpretrain.vision.crops import MultiCrop
-from vpretrain.vision.images import IMAGENET_MEAN, IMAGENET_STD
+from vpretrain.config.recipe import Layers, LearnerBase, Section
+from vpretrain.system.errors import UserError
+from vpretrain.vision.data.crops import MultiCrop
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD
+from vpretrain.vision.ijepa.blocks import BlockSettings
 from vpretrain.vision.recipe.common import Channels, Momentum, Range, Share
 
 
 class Crops(Section):
-    """Views of a batch (see :class:`vpretrain.vision.crops.MultiCrop`); the paper's sizes and counts by default."""
+    """Views of a batch (see :class:`vpretrain.vision.data.crops.MultiCrop`); the paper's sizes and
+    counts by default.
+    """
 
     global_size: PositiveInt = 224
     """Side of a global view in pixels."""
@@ -82,7 +93,7 @@ class PredictorShape(Section):
 
 
 class Blocks(Section):
-    """I-JEPA's block masks (see :class:`vpretrain.vision.blocks.BlockSettings`)."""
+    """I-JEPA's block masks (see :class:`vpretrain.vision.ijepa.blocks.BlockSettings`)."""
 
     targets: PositiveInt = 4
     """Target blocks an image."""
@@ -109,7 +120,9 @@ class Blocks(Section):
 
 
 class Prepare(Section):
-    """How the learner that steering starts from is made, where no checkpoint is at hand: plain training on the stream."""
+    """How the learner that steering starts from is made, where no checkpoint is at hand: plain
+    training on the stream.
+    """
 
     config: dict[str, Any]
     """A ``transformers`` configuration with its ``model_type``."""
@@ -130,9 +143,12 @@ class LearnerSection(LearnerBase):
     kind: Literal["dino", "ijepa"] = "dino"
     """The self-supervised task: matching views, or predicting hidden blocks."""
     model: str | None = None
-    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what ``prepare`` says."""
+    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what
+    ``prepare`` says.
+    """
     config: dict[str, Any] | None = None
-    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks)."""
+    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
+    """
     prepare: Prepare | None = None
     weight_decay: NonNegativeFloat = 0.04
     aligned_blocks: PositiveInt | Literal["all"] = 2
@@ -143,24 +159,27 @@ class LearnerSection(LearnerBase):
     """DINO: the views; I-JEPA reads nothing of this but ``mean`` and ``std``."""
     head: DinoHeadShape = DinoHeadShape()
     head_warmup_steps: NonNegativeInt = 500
-    """Steps of a fresh head (I-JEPA: predictor) on frozen features, before the backbone moves; they are not released with
-    backbones. A checkpoint that comes with its own goes on without them."""
+    """Steps of a fresh head (I-JEPA: predictor) on frozen features, before the backbone moves; they
+    are not released with backbones. A checkpoint that comes with its own goes on without them."""
     head_warmup_learning_rate: PositiveFloat = 1e-3
     student_temperature: PositiveFloat = 0.1
     teacher_temperature: PositiveFloat = 0.04
     center_momentum: Momentum = 0.9
     """Share of the old centre that stays at each step."""
     centering: Literal["mean", "sinkhorn"] = "mean"
-    """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every batch's targets balanced
-    over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3). With ``accumulate`` the mean follows the last batch of a step, and each
-    batch is balanced on its own."""
+    """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every
+    batch's targets balanced over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3). With
+    ``accumulate`` the mean follows the last batch of a step, and each batch is balanced on its own.
+    """
     teacher_momentum: Share = 0.996
-    """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises to 1."""
+    """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises
+    to 1.
+    """
     teacher_views: Literal["learned", "plain"] = "learned"
     """Which global views the teacher sees: ``learned`` is the paper's (eq. 50)."""
     local_views_in_value: bool = True
-    """Whether values of masks hold the pairs with local views; without them a meta step costs less, and alignments that
-    are not linear (cosine, lower bound) see another g_pre."""
+    """Whether values of masks hold the pairs with local views; without them a meta step costs less,
+    and alignments that are not linear (cosine, lower bound) see another g_pre."""
     predictor: PredictorShape = PredictorShape()
     blocks: Blocks = Blocks()
     error: Literal["smooth_l1", "squared"] = "smooth_l1"
@@ -171,8 +190,11 @@ class LearnerSection(LearnerBase):
         made = self.prepare is not None and self.model is None
         if (self.model is not None) + (self.config is not None) + made != 1:
             raise ValueError(
-                "give one of `model` (a checkpoint), `config` (random weights) or `prepare` (made on first use)"
+                "give one of `model` (a checkpoint), `config` (random weights) or `prepare` "
+                "(made on first use)"
             )
         if self.kind == "ijepa" and (self.aligned_patterns or self.aligned_blocks == "all"):
-            raise ValueError("kind ijepa takes `aligned_blocks` as a number, and no `aligned_patterns`")
+            raise ValueError(
+                "kind ijepa takes `aligned_blocks` as a number, and no `aligned_patterns`"
+            )
         return self

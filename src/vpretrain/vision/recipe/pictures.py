@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vpretrain.recipe import MadeUp, Section
+from vpretrain.config.recipe import MadeUp, Section
 from vpretrain.vision.recipe.common import Range, Side
 
 
@@ -19,7 +19,9 @@ class PictureSet(Section):
     count: PositiveInt | None = None
     """Pictures taken after those; null takes all."""
     size: Side | None = None
-    """Height and width that labelled pictures are brought to; null: ``data.image_size`` squared. The stream has its own."""
+    """Height and width that labelled pictures are brought to; null: ``data.image_size`` squared.
+    The stream has its own.
+    """
 
 
 class ScenePictures(PictureSet):
@@ -34,7 +36,9 @@ class ScenePictures(PictureSet):
     @model_validator(mode="after")
     def _is_square(self) -> Self:
         if self.size is not None and self.size[0] != self.size[1]:
-            raise ValueError(f"scenes are square; give `size` two equal numbers, not {list(self.size)}")
+            raise ValueError(
+                f"scenes are square; give `size` two equal numbers, not {list(self.size)}"
+            )
         return self
 
 
@@ -81,7 +85,9 @@ class NyuV2Pictures(PictureSet):
     """Relative to ``data.root``."""
     split: str = "train"
     eigen_crop: bool = False
-    """Whether depths outside of the Eigen crop count as not known, as they do where depth is scored."""
+    """Whether depths outside of the Eigen crop count as not known, as they do where depth is
+    scored.
+    """
 
 
 class ImageNetPictures(PictureSet):
@@ -91,9 +97,12 @@ class ImageNetPictures(PictureSet):
     path: Path = Path("imagenet/train")
     """Relative to ``data.root``; holds the categories' folders."""
     check: bool = False
-    """Whether every image is decoded before the run; if not, one that cannot be read stops the run when it is drawn."""
+    """Whether every image is decoded before the run; if not, one that cannot be read stops the run
+    when it is drawn.
+    """
 
 
 Pictures = Annotated[
-    ScenePictures | FolderPictures | Ade20kPictures | NyuV2Pictures | ImageNetPictures, Field(discriminator="kind")
+    ScenePictures | FolderPictures | Ade20kPictures | NyuV2Pictures | ImageNetPictures,
+    Field(discriminator="kind"),
 ]

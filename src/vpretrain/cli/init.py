@@ -1,0 +1,163 @@
+"""The command that begins: a commented recipe from a model and the places that rows come from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from vpretrain.cli.shell import Json, console_for_people, emit
+from vpretrain.config.recipe import load
+from vpretrain.system.errors import renamed, user_error
+
+app = typer.Typer()
+
+_ROWS = "a file (.jsonl, .parquet, .txt), a pattern, a folder, or the id of a data set on the hub"
+_LABELLED = "for pictures a folder with images and labels"
+Columns = Annotated[
+    str | None, typer.Option(metavar="NAME[,NAME]", help="Its column of text, or prompt,solution.")
+]
+
+
+@app.command()
+def init(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A causal language model, or a ViT: folder, hub id, packaged name."),
+    ] = None,
+    stream: Annotated[
+        str | None, typer.Option(help=f"Unlabeled rows: {_ROWS}; or a folder of pictures.")
+    ] = None,
+    feedback: Annotated[
+        str | None,
+        typer.Option(help=f"Verified rows that steer: prompts with solutions; {_LABELLED}."),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            help="What is measured on, likewise; default: a quarter of the feedback, held out."
+        ),
+    ] = None,
+    stream_columns: Columns = None,
+    feedback_columns: Columns = None,
+    evaluation_columns: Columns = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path(
+        "steer.yaml"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
+    from vpretrain.language.init_recipe import holds_pictures
+    from vpretrain.studies.check import check
+
+    if out.exists():
+        raise user_error("--out", "there is something already; name another file", value=str(out))
+    model = model or _asked(
+        "--model", "Model (folder, hub id, or word-problems-majority, which comes with this)"
+    )
+    stream = stream or _asked(
+        "--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)"
+    )
+    feedback = feedback or _asked("--feedback", f"Verified rows that steer ({_LABELLED})")
+    columns = [
+        _names(each)
+        for each in (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
+    ]
+    with renamed({"learner.model": "--model"}):
+        if holds_pictures(stream):
+            text = _of_pictures(model, stream, feedback, evaluation, columns, out)
+        else:
+            text = _of_text(model, stream, feedback, evaluation, columns, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    problems = check(str(out), [])
+    console = console_for_people(as_json)
+    console.print(escape(f"recipe: {out}"), highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(escape(str(problem)), highlight=False, soft_wrap=True)
+    console.print(
+        "no problem found; next: " + escape(text.splitlines()[0].removeprefix("# "))
+        if not problems
+        else f"{len(problems)} problem(s); mend them in the recipe",
+        highlight=False,
+        soft_wrap=True,
+    )
+    emit({"recipe": str(out), "problems": [vars(problem) for problem in problems]}, as_json)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _asked(flag: str, question: str) -> str:
+    """What a person types; who cannot be asked is told the flag."""
+    if not sys.stdin.isatty():
+        raise user_error(
+            flag,
+            "this is not said, and there is no terminal to ask on; give the flag",
+            accepted=question,
+        )
+    return str(typer.prompt(question, err=True))
+
+
+def _names(columns: str | None) -> tuple[str, ...]:
+    return tuple(name for part in (columns or "").split(",") if (name := part.strip()))
+
+
+def _of_pictures(
+    model: str,
+    stream: str,
+    feedback: str,
+    evaluation: str | None,
+    columns: list[tuple[str, ...]],
+    out: Path,
+) -> str:
+    from vpretrain.run.modalities import SCHEMAS
+
+    SCHEMAS["vision"]()  # says which extra is missing
+    from vpretrain.vision.init_recipe import recipe_of
+
+    if any(columns):
+        raise user_error(
+            "--stream",
+            "pictures have no columns; leave these flags out, or name rows",
+            value=stream,
+        )
+    return recipe_of(model, stream, feedback, evaluation, out=out)
+
+
+def _of_text(
+    model: str,
+    stream: str,
+    feedback: str,
+    evaluation: str | None,
+    columns: list[tuple[str, ...]],
+    out: Path,
+) -> str:
+    from vpretrain.language.init_recipe import Place, halved, memory_bytes, recipe_of
+
+    steering = Place("--feedback", feedback, columns[1])
+    if evaluation is None:
+        steering, measured = halved(steering)
+    else:
+        measured = Place("--evaluation", evaluation, columns[2])
+    return recipe_of(
+        model,
+        Place("--stream", stream, columns[0]),
+        steering,
+        measured,
+        out=out,
+        shapes=_shapes,
+        available=memory_bytes(),
+    )
+
+
+def _shapes(model: str) -> Any:
+    """A language model's shapes, without its weights."""
+    from vpretrain.language.learner.loading import skeleton
+    from vpretrain.run.modalities import SCHEMAS
+
+    named: Any = load("demo-language", [f"learner.model={json.dumps(model)}"], schemas=SCHEMAS)
+    return skeleton(named)

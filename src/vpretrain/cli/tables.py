@@ -1,0 +1,166 @@
+"""Results as tables for a terminal; step 0 is the first row of every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+
+def run_table(result: dict[str, Any]) -> Table:
+    """Step 0 and the end of one run."""
+    table = Table(title=f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    table.add_column("metric")
+    table.add_column("step 0", justify="right")
+    table.add_column("final", justify="right")
+    for metric, value in result["step0"].items():
+        table.add_row(metric, f"{value:.4f}", f"{result['final'][metric]:.4f}")
+    return table
+
+
+SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
+"""Characters that a score and its difference need, wrapped at spaces and never inside a figure, and
+what a column adds.
+"""
+ONE_LINE = 48
+"""The same where both stand in one line."""
+
+
+def comparison_table(table: dict[str, Any], width: int) -> Table:
+    """Arms by metrics: mean and standard deviation over seeds, then the paired difference with its
+    interval.
+
+    Args:
+        table: ``compare.json``.
+        width: of the terminal; as many metrics are shown as it has room for, the leading ones, and
+            the others are named.
+    """
+    baseline = table["runs"][0]["arm"]
+    seeds = len({run["seed"] for run in table["runs"]})
+    shown = Table(
+        title=f"{table['budget']:g} {table['match']}, {seeds} seed(s); differences are to "
+        f"{baseline}"
+    )
+    room = width - max(map(len, table["summary"])) - len("s/run") - 2 * FRAME - 1
+    fitting = room // (SCORE_WIDTH + DIFFERENCE_WIDTH + 2 * FRAME)
+    metrics = list(table["metrics"])[: max(1, fitting)]
+    tight = room < len(metrics) * ONE_LINE  # then every figure has a line of its own
+    if more := list(table["metrics"])[len(metrics) :]:
+        shown.caption = f"in the report, and not here: {', '.join(more)}"
+    shown.add_column("arm", no_wrap=True)
+    for metric in metrics:
+        better = "↑" if table["metrics"][metric]["higher_is_better"] else "↓"
+        words = metric.replace("/", "/ ").replace("_", " ")  # a header breaks at spaces alone
+        shown.add_column(f"{words} {better}", justify="right", width=SCORE_WIDTH if tight else None)
+        shown.add_column("diff. [95%]", justify="right", width=DIFFERENCE_WIDTH if tight else None)
+    shown.add_column("s/run", justify="right")
+    start = [cell for metric in metrics for cell in (f"{table['step0'][metric]['value']:.4f}", "")]
+    shown.add_row("step 0", *start, "", end_section=True)
+    for arm, scores in table["summary"].items():
+        cells: list[str] = []
+        for metric in metrics:
+            found = scores[metric]
+            spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
+            cells += [
+                f"{found['mean']:.4f}{spread}",
+                _difference(table["paired"].get(arm, {}).get(metric)),
+            ]
+        seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
+        shown.add_row(arm, *cells, f"{sum(seconds) / len(seconds):.0f}")
+    return shown
+
+
+def verdicts(table: dict[str, Any]) -> Iterator[str]:
+    """One sentence an arm on the first metric, which leads; "better" only where the corrected
+    interval is clear of zero.
+    """
+    metric = next(iter(table["metrics"]))
+    baseline = table["runs"][0]["arm"]
+    for arm, metrics in table["paired"].items():
+        found = metrics[metric]
+        said = {"undecided": "not told apart from"}.get(
+            found["verdict"], f"{found['verdict']} than"
+        )
+        p = "" if found["p_holm"] is None else f" (p = {found['p_holm']:.2g}, Holm)"
+        yield f"{arm}: {said} {baseline} in {metric}{p}"
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """Estimators, their exactness and their cost."""
+    slowest = max((e["seconds"] for e in found["estimators"] if e["seconds"]), default=None)
+    table = Table()
+    for name in ("estimator", "works", "cosine", "relative error", "ms", "of slowest", "peak MiB"):
+        table.add_column(name, justify="left" if name in ("estimator", "works") else "right")
+    for row in found["estimators"]:
+        if row["supported"]:
+            table.add_row(
+                row["name"],
+                "yes",
+                f"{row['cosine']:.7f}",
+                f"{row['relative_error']:.1e}",
+                f"{row['seconds'] * 1e3:.1f}",
+                f"{row['seconds'] / slowest:.2f}",
+                f"{row['peak_bytes'] / 2**20:.1f}",
+            )
+        else:
+            table.add_row(row["name"], f"no: {row['reason']}", "", "", "", "", "")
+    return table
+
+
+def profile_table(found: dict[str, Any]) -> Table:
+    """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's
+    time goes.
+    """
+    parts = list(next(iter(found["shares"].values())))
+    table = Table(title=f"medians of {found['rounds']} interleaved rounds; ratios to the first arm")
+    table.add_column("arm")
+    for name in ("tokens/s", "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
+        table.add_column(name, justify="right")
+    for arm, row in found["arms"].items():
+        ratio = {
+            what: f"{found['ratios'][what].get(arm, 1.0):.3f}"
+            for what in ("throughput", "memory", "flops")
+        }
+        table.add_row(
+            arm,
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['spread']:.0%}",
+            ratio["throughput"],
+            f"{row['peak_bytes'] / 2**20:.0f}",
+            ratio["memory"],
+            f"{row['flops'] / 1e9:.1f}",
+            ratio["flops"],
+            *(f"{found['shares'][arm][part]:.1%}" for part in parts),
+        )
+    return table
+
+
+def probe_table(found: dict[str, Any]) -> Table:
+    """Predictions of a step's drop, and how well each goes with what the step did."""
+    bound = found["lower_bound"]
+    table = Table(
+        title=f"{found['draws']} draws; Pearson's r of predicted and realised one-step drop",
+        caption=f"SGD steps are {found['sgd_step_share']:g} of |S|, AdamW's "
+        f"{found['adamw_step_share']:.1g}; "
+        f"Prop. 2.1 with L = {bound['smoothness']:.2g} holds in {bound['share_holding']:.0%} "
+        "of the draws",
+    )
+    table.add_column("prediction")
+    for name in ("r", "95%", "realised / predicted"):
+        table.add_column(name, justify="right")
+    for name, r in found["pearson"].items():
+        interval, slope = found["ci95"][name], found["slope"].get(name)
+        shown = ("–", "") if r is None else (f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]")
+        table.add_row(name, *shown, "" if slope is None else f"{slope:.3f}")
+    return table
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    interval = (
+        "" if found["ci95"] is None else f" [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]"
+    )
+    mark = {"better": " *", "worse": " !", "undecided": ""}[found["verdict"]]
+    return f"{found['difference']:+.4f}{interval}{mark}"

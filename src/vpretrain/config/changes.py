@@ -1,0 +1,61 @@
+"""The keys in which a recipe is not the one that a folder was begun with."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.config.yaml_places import parse
+from vpretrain.system.errors import Problem
+
+FREE = ("description", "checkpoint", "faults", "learner.shard")
+"""Parts of a recipe that may change under a run: they do not say what is trained."""
+
+
+def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
+    """One problem for every key whose value is another than in the folder's ``recipe.yaml``; none
+    where there is no such file.
+
+    A key that is newer than the folder counts with its default.
+
+    Args:
+        folder: of a run or a comparison.
+        recipe: what it is to be gone on with under.
+        fix: what can be done about it.
+
+    Raises:
+        UserError: ``recipe.yaml`` is not YAML.
+    """
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return []
+    tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[
+        0
+    ]
+    with suppress(ValidationError):
+        tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
+    before, now = _flat(tree), _flat(recipe.model_dump(mode="json"))
+    message = f"{folder} was begun with another value: {fix}"
+    return [
+        Problem(key, repr(now.get(key)), repr(before.get(key)), message)
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+        and not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
+    ]
+
+
+def _flat(tree: Any, at: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; an empty list or mapping is a leaf."""
+    if not tree or not isinstance(tree, (dict, list)):
+        return {at: tree}
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        key: leaf
+        for name, item in pairs
+        for key, leaf in _flat(item, f"{at}.{name}" if at else str(name)).items()
+    }

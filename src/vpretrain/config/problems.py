@@ -1,0 +1,259 @@
+"""What is wrong with a recipe, in words: where it stands, what was found, what the key accepts,
+what mends it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vpretrain.system.errors import Problem
+
+Key = tuple[str | int, ...]
+Marks = dict[Key, str]  # where each key was given: "demo.yaml:12", or "override"
+
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+    "minLength": "length at least",
+    "maxLength": "length at most",
+    "minItems": "items: at least",
+    "maxItems": "items: at most",
+}
+_OUT_OF_RANGE = (
+    "greater_than",
+    "less_than",
+    "multiple_of",
+    "too_short",
+    "too_long",
+    "string_too",
+    "finite_number",
+)
+
+
+class _Accepted:
+    """What a recipe class accepts, asked of its JSON schema: sections, unions and bounds look alike
+    there.
+    """
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.root = schema
+        self._sections = schema.get("$defs", {})
+
+    def options(self, node: dict[str, Any]) -> list[dict[str, Any]]:
+        """The alternatives of a node, references and nested unions resolved."""
+        if "$ref" in node:
+            return self.options(self._sections[node["$ref"].rsplit("/", 1)[-1]])
+        branches = node.get("anyOf") or node.get("oneOf")
+        return (
+            [option for branch in branches for option in self.options(branch)]
+            if branches
+            else [node]
+        )
+
+    def child(self, node: dict[str, Any], part: str | int) -> dict[str, Any]:
+        """What a node accepts under one key or index; an empty node where that is not known."""
+        found = []
+        for option in self.options(node):
+            if isinstance(part, int):
+                items = option.get("prefixItems", [])
+                found.append(items[part] if part < len(items) else option.get("items"))
+            else:
+                found.append(
+                    option.get("properties", {}).get(part) or option.get("additionalProperties")
+                )
+        found = [item for item in found if isinstance(item, dict)]
+        return {"anyOf": found} if found else {}
+
+    def keys(self, node: dict[str, Any]) -> list[str]:
+        return list(
+            dict.fromkeys(
+                name for option in self.options(node) for name in option.get("properties", {})
+            )
+        )
+
+    def variant(self, node: dict[str, Any], tag: str | int) -> dict[str, Any] | None:
+        """The section of a union that ``tag`` selects (its ``kind``), None where there is no such
+        choice.
+        """
+        options = self.options(node)
+        for option in options if len(options) > 1 else []:
+            if any(tag in _choices(item) for item in option.get("properties", {}).values()):
+                return option
+        return None
+
+    def places(self, node: dict[str, Any], name: str, above: Key = ()) -> Iterator[Key]:
+        """Every place of a key of that name."""
+        for key in self.keys(node) if len(above) < 5 else []:
+            if key == name:
+                yield (*above, key)
+            yield from self.places(self.child(node, key), name, (*above, key))
+
+    def at(self, key: Key) -> dict[str, Any]:
+        """The node at a place."""
+        node = self.root
+        for part in key:
+            node = self.child(node, part)
+        return node
+
+    def opening_key(self, message: str) -> Key:
+        """The dotted key that a message opens with; empty where it opens with something else."""
+        opening = re.match(r"[a-z_]+(\.[a-z_]+)+", message)
+        key: Key = tuple(opening.group().split(".")) if opening else ()
+        return key if self.at(key) else ()
+
+    def words(self, node: dict[str, Any]) -> str:
+        """What a node accepts, for a person."""
+        options = self.options(node)
+        if len(options) > 1:
+            return " or ".join(dict.fromkeys(self.words(option) for option in options))
+        node = options[0]
+        if choices := _choices(node):
+            return ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices))
+        names = {
+            "integer": "a whole number",
+            "number": "a number",
+            "string": "text",
+            "boolean": "true or false",
+        }
+        kind = str(node.get("type", "any value"))
+        text = "a path" if node.get("format") == "path" else names.get(kind, kind)
+        if "properties" in node:
+            text = "a section with the keys " + ", ".join(node["properties"])
+        elif kind == "object":
+            text = "a section of names, each with " + self.words(self.child(node, ""))
+        elif kind == "array":
+            text = "a list, each item " + self.words(self.child(node, 0))
+        bounds = " and ".join(
+            f"{word} {_plain(node[name])}" for name, word in _BOUNDS.items() if name in node
+        )
+        return f"{text} ({bounds})" if bounds else text
+
+
+def explain(
+    error: ValidationError, schema: type[BaseModel], data: dict[str, Any], marks: Marks
+) -> list[Problem]:
+    """One problem for each key that pydantic refused (a union refuses once for each of its
+    branches).
+
+    A section's own check is shown at the section, or, if its message opens with a dotted key of the
+    recipe (``evaluate.split is ...``), at that key.
+
+    Args:
+        error: what pydantic raised.
+        schema: the recipe class that refused.
+        data: what it was given.
+        marks: where each key of ``data`` was given.
+    """
+    accepted = _Accepted(schema.model_json_schema())
+    problems: dict[Key, Problem] = {}
+    for item in error.errors(include_url=False):
+        kind, location = item["type"], item["loc"]
+        if kind.startswith("union_tag"):
+            location = (*location, item["ctx"]["discriminator"].strip("'"))
+        key: Key = ()
+        section = node = accepted.root
+        value: Any = data
+        absent, last = (
+            False,
+            len(location) - 1 if kind == "missing" or kind.startswith("union_tag") else -1,
+        )
+        for depth, part in enumerate(location):
+            # ``location`` also names the branch of a union that was tried: no place in the recipe.
+            items = (
+                value
+                if isinstance(value, dict)
+                else range(len(value))
+                if isinstance(value, list)
+                else ()
+            )
+            inside = part in items
+            if (variant := accepted.variant(node, part)) is not None:
+                node = variant
+            elif inside or depth == last:
+                section, node = node, accepted.child(node, part)
+                absent, value, key = not inside, value[part] if inside else None, (*key, part)
+        words = accepted.words(node)
+        if kind == "extra_forbidden":
+            name, keys = str(key[-1]), accepted.keys(section)
+            elsewhere = [dotted(place) for place in accepted.places(accepted.root, name)]
+            hint = nearest(name, keys) or (
+                f"; did you mean {elsewhere[0]}?" if elsewhere else "; remove it"
+            )
+            message, words = f"there is no such key{hint}", "the keys " + ", ".join(keys)
+        elif absent:
+            message = "this key is missing; add it"
+        elif kind in ("value_error", "assertion_error"):
+            message = str(item["ctx"]["error"])
+            if named := accepted.opening_key(message):
+                key, value = named, _at(data, named)
+                absent, words = (
+                    value is None,
+                    "",
+                )  # what it would take depends on other keys: the message says it
+            elif isinstance(value, dict):
+                # A section's own check says what is wrong; echoing the whole section would only
+                # bury it.
+                absent, words = True, ""
+        elif kind.startswith(_OUT_OF_RANGE):
+            message = "this value is out of range"
+        elif choices := [
+            choice for option in accepted.options(node) for choice in _choices(option)
+        ]:
+            message = f"this is not one of the choices{nearest(str(value), map(str, choices))}"
+        else:
+            message = "this is not the kind of value that the key takes"
+        problems.setdefault(
+            key, Problem(place_of(key, marks), "" if absent else shown(value), words, message)
+        )
+    return list(problems.values())
+
+
+def _at(data: Any, key: Key) -> Any:
+    for part in key:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+def _choices(node: dict[str, Any]) -> list[Any]:
+    return node.get("enum") or ([node["const"]] if "const" in node else [])
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint to put behind a message: ``; did you mean NAME?``, or nothing where no name
+    is close.
+    """
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def dotted(key: Key) -> str:
+    """``data.stream.0.weight``."""
+    return ".".join(map(str, key))
+
+
+def place_of(key: Key, marks: Marks) -> str:
+    """``demo.yaml:12 value.meta_period``; a key that was not given is shown at the section that
+    lacks it.
+    """
+    near = next(
+        (marks[key[:size]] for size in range(len(key), -1, -1) if key[:size] in marks), "recipe"
+    )
+    return f"{near} {dotted(key)}".strip()
+
+
+def shown(value: object) -> str:
+    """A value as one would write it in YAML, shortened to a line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,65 @@
+"""The section ``sweep`` of a recipe: what is searched, for what, and at what cost."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from vpretrain.config.recipe import Budget, Section
+
+
+class Range(Section):
+    """Numbers from ``low`` to ``high``, both included; whole ones where both are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Whether every factor is as likely as every other, and not every difference."""
+    step: int | float | None = None
+    """Only ``low``, ``low + step``, ..."""
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}: high has to be more")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs a low above 0, and takes no step")
+        if self.step is not None and self.step <= 0:
+            raise ValueError("step has to be above 0")
+        return self
+
+
+Choice = Annotated[list[Any], Field(min_length=2)]
+
+
+class Sweep(Section):
+    """A search (``vpretrain sweep``)."""
+
+    keys: Annotated[dict[str, Range | Choice], Field(min_length=1)]
+    """By dotted key of the recipe: a range of numbers, or a list of values to choose from."""
+    objectives: Annotated[list[str], Field(min_length=1)]
+    """Metrics at the end of a trial (``dev/nll``; which way is up they know themselves). Of several
+    the Pareto front is kept. What is chosen by them cannot be reported by them: choose on dev,
+    report on test.
+    """
+    budget: Budget | None = None
+    """Of every trial; null takes the recipe's."""
+    prune: bool = False
+    """Whether a trial is given up that is worse, at an evaluation on the way (``evaluate.every``),
+    than the median of the others at theirs."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for key in self.keys:
+            if not re.fullmatch(r"\w+(\.\w+)*", key):
+                raise ValueError(f"{key!r} is no dotted key, as learner.learning_rate is one")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("an objective is given twice")
+        if self.prune and len(self.objectives) > 1:
+            raise ValueError(
+                "trials with several objectives have no median: set prune to false, or name "
+                "one objective"
+            )
+        return self

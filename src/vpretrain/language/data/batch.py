@@ -1,0 +1,139 @@
+"""Documents laid out in rows as tensors: packed into windows, or one a row and padded."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.data.rows import Document
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Documents laid out in rows of equal length, B x T.
+
+    A model isolates documents by the position ids alone: ``transformers`` starts a new document
+    wherever they do not go up by one, but only in a call without an attention mask and with
+    ``use_cache=False``, and with flash attention 2 only if there is one row. Padding is always at
+    the end of a row, where causal attention keeps it from being seen.
+
+    ``predicted`` speaks of targets: what position t predicts is at t + 1, so that with the logits
+    of a model the loss is over ``logits[:, :-1][predicted[:, 1:]]`` and ``input_ids[predicted]``.
+
+    Args:
+        input_ids: [B, T] int64 token ids.
+        predicted: [B, T] bool; True where the token AT this position counts in the loss and is
+            predicted from those before it in its document: never at the first token of a document,
+            nor on padding.
+        position_ids: [B, T] int64, from 0 at each document; on padding 0 in a packed batch, and
+            running on in a padded one (see :func:`padded`).
+        document: [B, T] int64 index into ``documents``; -1 on padding.
+        documents: the documents, in the order of rows and within them.
+    """
+
+    input_ids: Tensor
+    predicted: Tensor
+    position_ids: Tensor
+    document: Tensor
+    documents: tuple[Document, ...]
+
+    @property
+    def weight(self) -> int:
+        """What the loss is a mean over: see :attr:`predicted_tokens`."""
+        return self.predicted_tokens
+
+    @property
+    def predicted_tokens(self) -> int:
+        """Tokens that count in the loss, in this batch (local under data parallelism)."""
+        return int(self.predicted.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding, in this batch (local under data parallelism)."""
+        return int((self.document >= 0).sum())
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(
+            self.input_ids.to(device),
+            self.predicted.to(device),
+            self.position_ids.to(device),
+            self.document.to(device),
+            self.documents,
+        )
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits (SHA-256 of shape, ids, mask): proof that arms saw the same
+        batch.
+        """
+        sha = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
+        for tensor in (self.input_ids, self.predicted):
+            sha.update(tensor.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
+    """One document a row, padded at the right to the longest (for feedback and evaluation).
+
+    Positions run on through the padding, unlike a packed window's: a model then takes each row for
+    one document and needs no mask but the causal one, which already keeps padding from being seen.
+
+    Args:
+        documents: at least one, in the order of the rows.
+        pad_id: token id that fills rows up; it is never predicted.
+
+    Raises:
+        ValueError: there is no document, or nothing to predict in any of them.
+    """
+    if not documents:
+        raise ValueError("a batch needs at least one document")
+    width = max(len(document.ids) for document in documents)
+    return laid_out(
+        [[document] for document in documents], width=width, pad_id=pad_id, padding_apart=False
+    )
+
+
+def laid_out(
+    rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool
+) -> TokenBatch:
+    """Rows of documents as tensors; ``padding_apart`` makes each token of padding a document of its
+    own.
+    """
+    ids = array("i")
+    mask = bytearray()
+    segments: list[
+        tuple[int, int]
+    ] = []  # index and length: documents, and after each row its padding
+    documents: list[Document] = []
+    for number, row in enumerate(rows, start=1):
+        for document in row:
+            ids.extend(document.ids)
+            mask += bytes(document.predicted)
+            segments.append((len(documents), len(document.ids)))
+            documents.append(document)
+        rest = number * width - len(ids)
+        ids.extend(array("i", [pad_id]) * rest)
+        mask += bytes(rest)
+        segments.append((-1, rest))
+    index, lengths = torch.tensor(segments, dtype=torch.int64).unbind(1)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).view(len(rows), width)
+    document_of = index.repeat_interleave(lengths).view(len(rows), width)
+    flat = torch.arange(len(rows) * width).view(len(rows), width)
+    positions = flat - starts
+    predicted = torch.frombuffer(mask, dtype=torch.bool).view(len(rows), width) & (positions > 0)
+    if not predicted.any():
+        raise ValueError(
+            f"nothing to predict in this batch: {', '.join(d.origin for d in documents[:5])}"
+        )
+    on_padding = torch.zeros_like(flat) if padding_apart else flat % width
+    return TokenBatch(
+        torch.frombuffer(ids, dtype=torch.int32).long().view(len(rows), width),
+        predicted,
+        torch.where(document_of < 0, on_padding, positions),
+        document_of,
+        tuple(documents),
+    )

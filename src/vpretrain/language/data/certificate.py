@@ -1,0 +1,142 @@
+"""What a decontaminated stream was checked against, kept beside it, and whether that covers what a
+run uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+from vpretrain.language.data.rows import Row
+from vpretrain.language.data.similarity import words
+from vpretrain.run.folder import write_json
+from vpretrain.system.errors import Problem
+
+SUFFIX = ".decontaminated.json"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What ``vpretrain decontaminate`` did.
+
+    Args:
+        stream: the files that were read.
+        against: SHA-256 of every file with protected rows, by its path.
+        columns: those protected; empty for all that hold text.
+        ngram: words in an n-gram.
+        threshold: least similarity that was removed.
+        rows: rows read.
+        removed: rows taken out.
+        out_bytes: size of what was written: a file of another size is not the one that was checked.
+        texts: fingerprints of the protected texts, sorted.
+    """
+
+    stream: list[str]
+    against: dict[str, str]
+    columns: list[str]
+    ngram: int
+    threshold: float
+    rows: int
+    removed: int
+    out_bytes: int
+    texts: list[str]
+
+    def write(self, stream: Path) -> Path:
+        """Puts it beside the stream, and says where."""
+        path = path_of(stream)
+        write_json(path, asdict(self))
+        return path
+
+
+def path_of(stream: Path) -> Path:
+    """Where the certificate of a stream is, or would be."""
+    return stream.with_name(stream.name + SUFFIX)
+
+
+def fingerprint(text: str) -> str:
+    """64 bits of a text, the same whatever its case, punctuation and layout."""
+    return blake2b(" ".join(words(text)).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def read(stream: Path) -> Certificate | None:
+    """The certificate of a stream; None where there is none, or it is not one of this file as it is
+    now.
+    """
+    try:
+        found = Certificate(**json.loads(path_of(stream).read_text(encoding="utf-8")))
+        return found if stream.stat().st_size == found.out_bytes else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
+    """Whether a stream was searched for near-duplicates of these rows.
+
+    A row is covered if the file that it was read from (by its ``origin``; the content counts, not
+    the name) was protected, whatever template its prompt was put into; or if its prompt itself was,
+    read from anywhere (its text, where it has no prompt): a question with another solution is the
+    same leak.
+
+    Returns:
+        True if all rows are covered, False if not; None if the stream was never checked, or changed
+        since.
+    """
+    found = read(stream)
+    if found is None:
+        return None
+    texts, digests = set(found.texts), set(found.against.values())
+    files: dict[str, bool] = {}
+    for row in rows:
+        name = _file_of(row)
+        if name not in files:
+            files[name] = Path(name).is_file() and digest(Path(name)) in digests
+        if not files[name] and fingerprint(row.prompt or row.text) not in texts:
+            return False
+    return True
+
+
+def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[Problem]:
+    """What a person should hear before training on files that may hold near-duplicates of verified
+    or held-out rows.
+
+    Args:
+        streams: the files of the stream, each with the dotted recipe key that names it.
+        rows: those of the feedback and evaluation sets. Rows from no file (generated ones) are left
+            out.
+
+    Returns:
+        A warning for every file that was not checked against all of the rows; nothing where there
+        are no rows.
+    """
+    rows = list(rows)
+    files = {name for name in {_file_of(row) for row in rows} if Path(name).is_file()}
+    rows = [row for row in rows if _file_of(row) in files]
+    doubts = []
+    for where, path in streams:
+        covered = checked_against(path, rows)
+        if not rows or covered:
+            continue
+        said = "was never searched for" if covered is None else "was not searched for all"
+        message = (
+            f"{path} {said} near-duplicates of the feedback and evaluation rows, which would "
+            "flatter the results; "
+            f"`vpretrain decontaminate {path} --against FILE... --out CLEAN` writes a file "
+            "without them"
+        )
+        doubts.append(
+            Problem(where, str(path), f"a file with its certificate, *{SUFFIX}, beside it", message)
+        )
+    return doubts
+
+
+def _file_of(row: Row) -> str:
+    return row.origin.rpartition(":")[0]

@@ -1,0 +1,151 @@
+"""From the named columns of a table to a row of text: which they are, and what is wrong with what
+they hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import string
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from vpretrain.language.data.rows import Row
+from vpretrain.system.errors import Problem
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # json lets these through, tokenizers do not
+
+
+def template_pieces(template: str) -> list[tuple[str, str | None]]:
+    """A template as literal text, each with the field after it: ``"Q: {q}"`` is ``[("Q: ", "q")]``.
+
+    A field is the name of a column, as it is: nothing in it is looked up or formatted. ``{{`` and
+    ``}}`` are braces.
+
+    Raises:
+        ValueError: it has no field, or something else than a name stands between braces.
+    """
+    pieces: list[tuple[str, str | None]] = []
+    for literal, field, form, conversion in string.Formatter().parse(template):
+        if field == "" or form or conversion:
+            raise ValueError(
+                f"between braces stands the name of a column and nothing else: {template!r}"
+            )
+        pieces.append((literal, field))
+    if not any(field for _, field in pieces):
+        raise ValueError(
+            f"the template {template!r} names no column; write, say, 'Question: "
+            f"{{question}}\\nAnswer:'"
+        )
+    return pieces
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns make a row: ``text``, or ``solution`` with one of ``prompt`` and ``template``.
+
+    Args:
+        source: for :attr:`Row.source`.
+        where: dotted recipe key of the section that names the columns, for messages.
+        text, prompt, solution: columns; see :class:`Row`.
+        template: the prompt with columns between braces.
+    """
+
+    source: str
+    where: str
+    text: str | None = None
+    prompt: str | None = None
+    solution: str | None = None
+    template: str | None = None
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """The columns that are read, each with its role: the recipe key that names it."""
+        roles = {"text": self.text, "prompt": self.prompt, "solution": self.solution}
+        fields = {field: "template" for _, field in self._pieces if field is not None}
+        return fields | {column: role for role, column in roles.items() if column is not None}
+
+    @cached_property
+    def _pieces(self) -> list[tuple[str, str | None]]:
+        return [] if self.template is None else template_pieces(self.template)
+
+    def missing(self, there: Collection[str], origin: str) -> Problem | None:
+        """The first named column that is not there, with those that are."""
+        column = next((column for column in self.named if column not in there), None)
+        if column is None:
+            return None
+        near = difflib.get_close_matches(column, there, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        message = (
+            f"there is no column {column!r}{hint}: set {self.where}.{self.named[column]} to "
+            "one that is there"
+        )
+        return Problem(
+            origin,
+            repr(column),
+            ", ".join(map(repr, there)) or "none: the row has no columns",
+            message,
+        )
+
+    def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
+        """The row that the cells make, or the first thing that is wrong with them."""
+        texts: dict[str, str] = {}
+        for column, role in self.named.items():
+            cell = cells.get(column)
+            if type(cell) is not str or not _sound(cell, blank=role == "template"):
+                return self.missing(cells, origin) or _flaw(cell, column, role, origin)
+            texts[column] = cell
+        if self.text is not None:
+            return Row("", texts[self.text], origin, self.source)
+        assert self.solution is not None
+        if self.prompt is not None:
+            return Row(texts[self.prompt], texts[self.solution], origin, self.source)
+        prompt = "".join(
+            literal + ("" if field is None else texts[field]) for literal, field in self._pieces
+        )
+        return Row(prompt, texts[self.solution], origin, self.source)
+
+
+def _sound(cell: str, *, blank: bool) -> bool:
+    """Whether a tokenizer can do something with it."""
+    return (blank or not (cell == "" or cell.isspace())) and (
+        cell.isascii() or not _HALF_PAIR.search(cell)
+    )
+
+
+def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
+    if not isinstance(cell, str):
+        absent = cell is None or (isinstance(cell, float) and math.isnan(cell))
+        fix = "fill it, or take the row out" if absent else "write it as a string"
+        message = f"column {column!r} is {kind_of(cell)}, not text: {fix}"
+        return Problem(origin, shortened(json.dumps(cell, default=repr)), "a string", message)
+    if not cell.strip():
+        message = f"column {column!r}, the {role}, is empty: fill it, or take the row out"
+        return Problem(origin, repr(cell), "text that is not only white space", message)
+    message = f"column {column!r} holds half of a surrogate pair, which is no character: mend it"
+    return Problem(origin, shortened(ascii(cell)), "Unicode text", message)
+
+
+def kind_of(value: object) -> str:
+    """What a value of a table is, in words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "no number (NaN)"
+    names: dict[type, str] = {
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+        int: "a number",
+        float: "a number",
+        bytes: "bytes",
+    }
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def shortened(text: str) -> str:
+    """At most 80 characters of it."""
+    return text if len(text) <= 80 else text[:77] + "..."

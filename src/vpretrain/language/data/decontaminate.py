@@ -1,0 +1,334 @@
+"""Takes near-duplicates of protected rows out of a stream: files in, one JSON Lines file out, and
+the pairs for review.
+
+The stream is read once and never held: rows go in pieces to worker processes and come back in
+order, so that the output is the same for any number of them. Beside it stand the removed rows with
+what they resemble, and a certificate by which training knows what the file was checked against.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpretrain.language.data import certificate
+from vpretrain.language.data.raw_rows import files, lines, parsed, text_of
+from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
+from vpretrain.system.errors import Problem, UserError, user_error
+
+_PIECE_ROWS, _PIECE_BYTES = (
+    1_000,
+    4_000_000,
+)  # one of them fills a piece: what a worker gets at once
+_PROBLEMS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done.
+
+    Args:
+        rows: rows read from the stream.
+        removed: rows left out of ``out``.
+        report: JSON Lines of the removed rows: ``file``, ``line``, ``similarity``, ``matched``
+            (``file:line``), ``column``, ``text`` and ``protected``, the two texts.
+        out: the rows that were kept.
+        certificate: what they were checked against.
+        protected: distinct texts looked for.
+        unprotected: texts too short, or too much like all others, to be looked for.
+    """
+
+    rows: int
+    removed: int
+    report: str
+    out: str
+    certificate: str
+    protected: int
+    unprotected: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of one file, each a line of JSON, with their line (parquet: row) numbers."""
+
+    file: Path
+    numbers: list[int]
+    lines: list[bytes]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One column of one protected row."""
+
+    origin: str
+    column: str
+    text: str
+
+
+def decontaminate(
+    stream: Sequence[str],
+    against: Sequence[str],
+    out: Path,
+    *,
+    columns: Sequence[str] = (),
+    ngram: int = NGRAM,
+    threshold: float = THRESHOLD,
+    jobs: int = 1,
+    report: Path | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Summary:
+    """Writes a stream without the rows that are near-duplicates of protected rows, or contain one.
+
+    All text of a stream row counts, in whatever column. Files are JSON Lines (also ``.gz``),
+    parquet, or plain text with a row a line; kept lines of JSON Lines are written byte for byte,
+    other rows as JSON objects.
+
+    Args:
+        stream: files or globs, in the order of the output.
+        against: files or globs with the protected rows: feedback and evaluation sets.
+        out: the JSON Lines file to write. It appears when all is done, or not at all.
+        columns: columns of the protected rows, each looked for by itself; empty for all that hold
+            text.
+        ngram: words in an n-gram.
+        threshold: least similarity to be removed, in (0, 1]
+            (:mod:`vpretrain.language.data.similarity`).
+        jobs: processes.
+        report: where the removed rows go; None puts them beside ``out``.
+        progress: called with the rows done so far.
+
+    Raises:
+        UserError: a file is missing, unreadable or in two roles, a row is not a JSON object, a
+            column is missing, or nothing is left to protect.
+    """
+    report = report or out.with_name(
+        out.name + ".removed.ndjson"
+    )  # an ending that the stream's *.jsonl does not find
+    sources, shields = files(stream, "STREAM"), files(against, "--against")
+    if both := {path.resolve() for path in sources} & {path.resolve() for path in shields}:
+        message = (
+            "the stream holds this file too, and all of it would be removed: take it out of "
+            "one of the two"
+        )
+        raise user_error(
+            "--against",
+            message,
+            value=_shown(sorted(both)),
+            accepted="files that are not in the stream",
+        )
+    _writable(out, report, sources + shields)
+    texts = list(_protected_texts(shields, columns))
+    protected = Protected([text.text for text in texts], ngram=ngram, threshold=threshold)
+    if not len(protected):
+        message = (
+            "there is nothing to look for: every text is too short, or shares all its words "
+            "with the others"
+        )
+        accepted = f"texts of {ngram + 2} different words or more"
+        raise user_error("--against", message, value=f"{len(texts)} texts", accepted=accepted)
+    partial, partial_report = (path.with_name(path.name + ".partial") for path in (out, report))
+    rows = removed = 0
+    try:
+        with partial.open("wb") as kept, partial_report.open("wb") as left_out:
+            for piece, matches in _screened(_pieces(sources), protected, jobs):
+                for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
+                    if at not in matches:
+                        kept.write(line)
+                        continue
+                    text, match = matches[at]
+                    like = texts[match.text]
+                    record = {
+                        "file": str(piece.file),
+                        "line": number,
+                        "similarity": round(match.similarity, 4),
+                        "matched": like.origin,
+                        "column": like.column,
+                        "text": text,
+                        "protected": like.text,
+                    }
+                    left_out.write(
+                        json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+                    )
+                rows += len(piece.lines)
+                removed += len(matches)
+                progress(rows)
+        if not rows:
+            raise user_error(
+                "STREAM",
+                "it holds no rows",
+                value=_shown(sources),
+                accepted="files with a row or more",
+            )
+        certificate.path_of(out).unlink(
+            missing_ok=True
+        )  # an earlier one must never vouch for this file
+        partial_report.replace(report)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_report.unlink(missing_ok=True)
+    beside = certificate.Certificate(
+        stream=[str(path) for path in sources],
+        against={str(path): certificate.digest(path) for path in shields},
+        columns=list(columns),
+        ngram=ngram,
+        threshold=threshold,
+        rows=rows,
+        removed=removed,
+        out_bytes=out.stat().st_size,
+        texts=sorted({certificate.fingerprint(text.text) for text in texts}),
+    ).write(out)
+    return Summary(
+        rows,
+        removed,
+        str(report),
+        str(out),
+        str(beside),
+        len(protected),
+        len(protected.unprotected),
+    )
+
+
+# --- files
+# -------------------------------------------------------------------------------------------------
+
+
+def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:
+    taken = {path.resolve() for path in inputs}
+    for flag, path in (("--out", out), ("--report", report)):
+        folder = path.absolute().parent
+        if path.resolve() in taken:
+            message = (
+                "this file is read or written in another role, and would be lost: name another"
+            )
+        elif path.is_dir():
+            message = "this is a folder: name a file in it"
+        elif not folder.is_dir():
+            message = f"there is no folder {folder}: make it, or name another"
+        elif not os.access(folder, os.W_OK):
+            message = f"no permission to write in {folder}: name another"
+        else:
+            taken.add(path.resolve())
+            continue
+        raise user_error(
+            flag, message, value=str(path), accepted="a new file, or one that may be replaced"
+        )
+
+
+def _pieces(files: Sequence[Path]) -> Iterator[_Piece]:
+    for file in files:
+        piece, size = _Piece(file, [], []), 0
+        for number, line in lines(file):
+            piece.numbers.append(number)
+            piece.lines.append(line)
+            size += len(line)
+            if len(piece.lines) == _PIECE_ROWS or size >= _PIECE_BYTES:
+                yield piece
+                piece, size = _Piece(file, [], []), 0
+        if piece.lines:
+            yield piece
+
+
+def _protected_texts(files: Sequence[Path], columns: Sequence[str]) -> Iterator[_Text]:
+    problems: list[Problem] = []
+    for file in files:
+        empty = True
+        for number, line in lines(file):
+            empty, origin = False, f"{file}:{number}"
+            row = parsed(line, origin)
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                for column in columns or row:
+                    if text := text_of(row.get(column)):
+                        yield _Text(origin, column, text)
+                    elif columns:
+                        what = "holds no text" if column in row else "is not in this row"
+                        there = (
+                            ", ".join(repr(name) for name in row if text_of(row[name]))
+                            or "none with text"
+                        )
+                        message = f"the column {what}: correct --columns"
+                        problems.append(Problem(origin, repr(column), there, message))
+            if len(problems) >= _PROBLEMS_SHOWN:
+                raise UserError(*problems)
+        if empty:
+            message = "this file holds no rows: it would protect nothing"
+            problems.append(Problem("--against", str(file), "a file with a row or more", message))
+    if problems:
+        raise UserError(*problems)
+
+
+# --- work
+# --------------------------------------------------------------------------------------------------
+
+Matches = dict[
+    int, tuple[str, Match]
+]  # by place in the piece: the row's text and what it resembles
+
+
+def _screened(
+    pieces: Iterable[_Piece], protected: Protected, jobs: int
+) -> Iterator[tuple[_Piece, Matches]]:
+    """Every piece with the rows to remove from it, in order; at most two pieces a process
+    are held.
+    """
+    if jobs == 1:
+        for piece in pieces:
+            yield piece, _usable(_screen(piece, protected))
+        return
+    waiting: deque[tuple[_Piece, Future[Matches | list[Problem]]]] = deque()
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with ProcessPoolExecutor(jobs, context, initializer=_set_up, initargs=(protected,)) as pool:
+        try:
+            for piece in pieces:
+                waiting.append((piece, pool.submit(_screen_here, piece)))
+                if len(waiting) >= 2 * jobs:
+                    first, future = waiting.popleft()
+                    yield first, _usable(future.result())
+            for first, future in waiting:
+                yield first, _usable(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _usable(found: Matches | list[Problem]) -> Matches:
+    if isinstance(found, list):
+        raise UserError(*found)
+    return found
+
+
+def _screen(piece: _Piece, protected: Protected) -> Matches | list[Problem]:
+    matches: Matches = {}
+    problems: list[Problem] = []
+    for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
+        row = parsed(line, f"{piece.file}:{number}")
+        if isinstance(row, Problem):
+            problems.append(row)
+            if len(problems) == _PROBLEMS_SHOWN:
+                break
+        elif match := protected.best(text := text_of(row)):
+            matches[at] = text, match
+    return problems or matches
+
+
+_here: Protected  # of a worker process, which is given it once
+
+
+def _set_up(protected: Protected) -> None:
+    global _here
+    _here = protected
+
+
+def _screen_here(piece: _Piece) -> Matches | list[Problem]:
+    return _screen(piece, _here)
+
+
+def _shown(files: Sequence[Path]) -> str:
+    return ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")

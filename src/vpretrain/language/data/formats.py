@@ -1,0 +1,168 @@
+"""How evaluations write their rows: a record of named fields becomes a prompt and the solution that
+is expected after it.
+
+Feedback rows and evaluation prompts that name the same format are written by the same function. A
+format is never changed: its name carries a version, and another wording is another version beside
+it.
+
+The prompt and the solution are joined by one space (:func:`vpretrain.language.data.rows.encode`),
+which belongs to the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from vpretrain.language.data.columns import Columns, shortened
+from vpretrain.language.data.rows import Row
+from vpretrain.system.errors import Problem
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of writing rows.
+
+    Args:
+        fields: the record's fields that it reads.
+        prompt: what is shown: needs no field that holds the answer.
+        solution: what is expected after it; ``ValueError``, in words, where the record has none.
+    """
+
+    fields: tuple[str, ...]
+    prompt: Callable[[Record], str]
+    solution: Callable[[Record], str]
+
+
+def text_of(record: Record, field: str) -> str:
+    """A field that has to be text with something in it."""
+    value = record.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{field} holds no text")
+    return value.replace("\r\n", "\n").strip()
+
+
+def without_fences(code: str) -> str:
+    """What stands in the Markdown fences of a text (all of it, block after block); the text itself
+    where it has none.
+    """
+    code = code.replace("\r\n", "\n")
+    blocks = re.findall(
+        r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", code, flags=re.DOTALL | re.MULTILINE
+    )
+    return "\n\n".join(block.strip("\n") for block in blocks) if blocks else code.strip("\n")
+
+
+def _gsm8k_prompt(record: Record) -> str:
+    return f"Question: {text_of(record, 'question')}\nAnswer:"
+
+
+def _gsm8k_solution(record: Record) -> str:
+    reasoning, mark, answer = text_of(record, "answer").rpartition("####")
+    if not mark or not answer.strip():
+        raise ValueError("answer has no line '#### RESULT' at its end")
+    return f"{reasoning.rstrip()}\n#### {answer.strip()}".lstrip("\n")
+
+
+def _mbpp_prompt(record: Record) -> str:
+    tests = record.get("test_list")
+    if (
+        not isinstance(tests, list)
+        or not tests
+        or not all(isinstance(test, str) and test.strip() for test in tests)
+    ):
+        raise ValueError("test_list is no list of assertions")
+    shown = "\n".join(test.strip() for test in tests)
+    return (
+        f"Task: {text_of(record, 'text')}\nThe code has to pass:\n{shown}\nPython code without "
+        "comments around it:"
+    )
+
+
+def _mbpp_solution(record: Record) -> str:
+    code = without_fences(text_of(record, "code"))
+    if not code.strip():
+        raise ValueError("code holds nothing but fences")
+    return code
+
+
+def _choices(record: Record) -> list[str]:
+    choices = record.get("choices")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
+        raise ValueError("choices is no list of 2 to 26 texts")
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise ValueError("one of the choices holds no text")
+    return [choice.strip() for choice in choices]
+
+
+def _mmlu_prompt(record: Record) -> str:
+    lettered = [
+        f"{letter}. {choice}"
+        for letter, choice in zip(string.ascii_uppercase, _choices(record), strict=False)
+    ]
+    return "\n".join([text_of(record, "question"), *lettered, "Answer:"])
+
+
+def _mmlu_solution(record: Record) -> str:
+    letters = string.ascii_uppercase[: len(_choices(record))]
+    answer = record.get("answer")
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
+        return letters[answer]
+    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
+        return answer.strip().upper()
+    raise ValueError(
+        f"answer is none of the choices (0 to {len(letters) - 1}, or {letters[0]} to {letters[-1]})"
+    )
+
+
+FORMATS: Mapping[str, Format] = {
+    "gsm8k@1": Format(("question", "answer"), _gsm8k_prompt, _gsm8k_solution),
+    "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _mbpp_solution),
+    "mmlu@1": Format(("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution),
+}
+"""By name and version."""
+
+
+@dataclass(frozen=True)
+class FormatColumns(Columns):
+    """The columns that a format reads, in the place of those that a recipe names one by one.
+
+    Args:
+        format: one of :data:`FORMATS`.
+        renamed: by the format's field, the column that holds it, where that has another name.
+    """
+
+    format: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """The columns that are read, each with the recipe key that names it."""
+        return {
+            self.renamed.get(name, name): f"columns.{name}" for name in FORMATS[self.format].fields
+        }
+
+    def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
+        """The row that the record makes, or the first thing that is wrong with it."""
+        if problem := self.missing(cells, origin):
+            return problem
+        form = FORMATS[self.format]
+        record = {name: _plain(cells[self.renamed.get(name, name)]) for name in form.fields}
+        try:
+            return Row(form.prompt(record), form.solution(record), origin, self.source)
+        except ValueError as error:
+            message = f"{error}: mend the row, or name another format"
+            return Problem(
+                origin, shortened(repr(record)), f"a record that {self.format} can write", message
+            )
+
+
+def _plain(value: object) -> object:
+    """A list where a table holds an array of its own kind."""
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,32 @@
+"""Planted noise: wrong digits in a share of solutions, to measure what steering makes of
+bad text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Iterator
+
+from vpretrain.language.data.rows import Row
+
+
+def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[Row]:
+    """Replaces one digit of every number in the text of ``fraction`` of the rows (drawn row by row) by
+    another digit.
+    """
+    rng = random.Random(f"corrupt_digits {seed}")
+
+    def wrong(match: re.Match[str]) -> str:
+        number = match.group()
+        at = rng.randrange(len(number))
+        digit = rng.choice([d for d in "0123456789" if d != number[at]])
+        return number[:at] + digit + number[at + 1 :]
+
+    for row in rows:
+        yield (
+            dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text))
+            if rng.random() < fraction
+            else row
+        )

@@ -1,0 +1,209 @@
+"""The rows of a recipe, place by place: which are taken, which are held out, and what becomes of
+those that are no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from vpretrain.language.data import sources, word_problems
+from vpretrain.language.data.columns import Columns
+from vpretrain.language.data.formats import FormatColumns
+from vpretrain.language.data.planted_errors import corrupt_digits
+from vpretrain.language.data.rows import Row, held_out
+from vpretrain.language.data.stored import StoredRows
+from vpretrain.language.recipe.data import Data, Source
+from vpretrain.language.recipe.rows import (
+    Chatter,
+    HeldOut,
+    Hub,
+    JsonLines,
+    Parquet,
+    Rows,
+    Table,
+    TextFiles,
+    WordProblems,
+)
+from vpretrain.system.errors import Problem, UserError, user_error
+
+_PROBLEMS_SHOWN = 5
+
+
+class Reader:
+    """Reads rows, and remembers what is wrong with them and what the sources held out.
+
+    Args:
+        data: the recipe's section.
+
+    Attributes:
+        problems: what a run cannot start with.
+        skipped: what is wrong with rows that ``on_bad_row: skip`` left out: of every place the
+            first five, and how many more there are.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.problems: list[Problem] = []
+        self.skipped: list[Problem] = []
+        self._root = data.root.expanduser()
+        self._skip = data.on_bad_row == "skip"
+        self._held_out: dict[str, StoredRows] = {}
+        self._sources = {source.name: source for source in data.stream}
+
+    def stream(self, source: Source, where: str) -> StoredRows:
+        """What a source gives to the stream, laid down on disk; empty where there is a problem."""
+        kept = StoredRows(source.name)
+        rows = self._kept(source, self._taken(source.rows, source.name, f"{where}.rows"))
+        try:
+            kept.extend(_planted(source.rows, rows))
+        except UserError as error:
+            self.problems += error.problems
+            return StoredRows(source.name)
+        return kept
+
+    def rows(self, spec: Rows, name: str, where: str) -> list[Row]:
+        """The rows of any other place; those of ``held_out`` once their source was read. Empty
+        where there is a problem.
+        """
+        try:
+            return list(_planted(spec, self._taken(spec, name, where)))
+        except UserError as error:
+            self.problems += error.problems
+            return []
+
+    def _kept(self, source: Source, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows without those that are held out, which are laid down apart."""
+        spec = source.held_out
+        if spec is None:
+            yield from rows
+            return
+        away = self._held_out[source.name] = StoredRows(source.name)
+        for row in rows:
+            if held_out(row, spec.fraction, spec.seed):
+                away.append(row)
+            else:
+                yield row
+
+    def _taken(self, spec: Rows, name: str, where: str) -> Iterator[Row]:
+        """The rows that ``skip_rows`` and ``rows`` choose among those that can be used.
+
+        Raises:
+            UserError: once they are read, if one of them cannot be used and is not to be skipped,
+                or none is left.
+        """
+        skip, most = (0, None) if isinstance(spec, _GENERATED) else (spec.skip_rows, spec.rows)
+        bad: list[Problem] = []
+        good = unseen = 0
+        for found in self._found(spec, name, where):
+            if isinstance(found, Row):
+                good += 1
+                if good > skip:
+                    yield found
+                if most is not None and good == skip + most:
+                    break
+            elif len(bad) < _PROBLEMS_SHOWN:
+                bad.append(found)
+            else:
+                unseen += 1
+        if unseen:
+            bad.append(Problem(where, "", "", f"{unseen} more rows are unusable"))
+        if bad and not (self._skip and good):
+            raise UserError(*bad)
+        self.skipped += bad
+        if not good:
+            message = "there are no rows: fill the file, or name another"
+            raise user_error(where, message, value=_says(spec), accepted="at least one row")
+        if good <= skip:
+            message = "no row is left; skip fewer"
+            raise user_error(
+                f"{where}.skip_rows",
+                message,
+                value=skip,
+                accepted=f"0 to {good - 1}: there are {good} rows",
+            )
+
+    def _found(self, spec: Rows, name: str, where: str) -> sources.Found:
+        if isinstance(spec, HeldOut):
+            return iter(self._away(spec, where))
+        if isinstance(spec, _GENERATED):
+            return iter(_generated(spec, name, where))
+        if isinstance(spec, TextFiles):
+            return chain.from_iterable(
+                sources.text(path, name, where, document=spec.document)
+                for path in self._files(spec.path, where)
+            )
+        columns = Columns(name, where, spec.text, spec.prompt, spec.solution, spec.template)
+        if spec.format is not None:
+            columns = FormatColumns(name, where, format=spec.format, renamed=spec.columns or {})
+        if isinstance(spec, Hub):
+            return sources.hub(
+                spec.path,
+                columns,
+                name=spec.name,
+                split=spec.split,
+                revision=spec.revision,
+                streaming=spec.streaming,
+            )
+        read = sources.jsonl if isinstance(spec, JsonLines) else sources.parquet
+        return chain.from_iterable(read(path, columns) for path in self._files(spec.path, where))
+
+    def _files(self, path: Path, where: str) -> list[Path]:
+        return sources.files(self._root / path.expanduser(), where)
+
+    def _away(self, spec: HeldOut, where: str) -> StoredRows:
+        if spec.source not in self._held_out:
+            message = "this source holds nothing out: give it a `held_out`, or name another"
+            if spec.source not in self._sources:
+                message = "the stream has no source of this name: correct it"
+            accepted = ", ".join(self._held_out) or "a source of data.stream with a `held_out`"
+            raise user_error(f"{where}.source", message, value=spec.source, accepted=accepted)
+        if not self._held_out[spec.source]:
+            message = (
+                "by its share and seed this source holds out none of its rows: raise the share"
+            )
+            where = f"data.stream.{list(self._sources).index(spec.source)}.held_out.share"
+            away = self._sources[spec.source].held_out
+            raise user_error(
+                where,
+                message,
+                value=away.fraction if away else "",
+                accepted="a larger share, below 1",
+            )
+        return self._held_out[spec.source]
+
+
+_GENERATED = (WordProblems, Chatter)
+
+
+def _generated(spec: WordProblems | Chatter, name: str, where: str) -> list[Row]:
+    try:
+        if isinstance(spec, WordProblems):
+            made = word_problems.problems(
+                spec.split,
+                spec.rows,
+                seed=spec.seed,
+                noise_share=spec.noise_share,
+                random_share=spec.random_share,
+                forms=spec.forms,
+                operations=spec.operations,
+            )
+        else:
+            made = word_problems.chatter(spec.rows, seed=spec.seed)
+    except ValueError as error:
+        raise user_error(where, str(error), value=spec.model_dump()) from None
+    texts = ((row.get("problem", ""), row.get("solution") or row["text"]) for row in made)
+    return [Row(prompt, text, f"{name}:{i}", name) for i, (prompt, text) in enumerate(texts, 1)]
+
+
+def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:
+    """The rows with the noise that is planted for measuring; held-out ones have none."""
+    return (
+        corrupt_digits(rows, spec.corrupt_digits, seed=0)
+        if isinstance(spec, Table) and spec.corrupt_digits
+        else rows
+    )
+
+
+def _says(spec: Rows) -> str:
+    return str(spec.path) if isinstance(spec, JsonLines | Parquet | TextFiles | Hub) else spec.kind

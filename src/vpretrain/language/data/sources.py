@@ -1,0 +1,305 @@
+"""Rows from files and hub data sets, one at a time: what cannot be used comes as a problem in the
+place of its row.
+
+Files are read as they are, so that a row is named by its ``file:line``; nothing but the row at hand
+is held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from vpretrain.language.data.columns import Columns, kind_of, shortened
+from vpretrain.language.data.rows import Row
+from vpretrain.system.errors import Problem, UserError, user_error
+
+_FILES_SHOWN = 10
+_ROWS_PER_READ = 1_000  # of a table
+
+Found = Iterator[Row | Problem]
+
+
+def jsonl(path: Path, columns: Columns) -> Found:
+    """The rows of a JSONL file (UTF-8, one object a line; blank lines, a byte order mark and CRLF
+    are fine).
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    for number, line in _lines(path, columns.where):
+        if not line.strip():
+            continue
+        origin = f"{path}:{number}"
+        try:
+            row: Any = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield _not_utf8(origin, error)
+        except (ValueError, RecursionError) as error:
+            why = str(error)
+            if isinstance(
+                error, json.JSONDecodeError
+            ):  # its own line number would contradict the file's
+                why = f"{error.msg} at column {error.colno}"
+            shown = shortened(line.decode("utf-8").strip())
+            yield Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
+        else:
+            if isinstance(row, dict):
+                yield columns.row(row, origin)
+            else:
+                message = f"this row is {kind_of(row)}, not an object: name its columns"
+                yield Problem(
+                    origin, shortened(json.dumps(row)), '{"column": "text", ...}', message
+                )
+
+
+def text(
+    path: Path, source: str, where: str, *, document: Literal["file", "paragraph", "line"]
+) -> Found:
+    """The raw text of a file (UTF-8): all of it, its paragraphs (blank lines stand between them),
+    or its lines.
+
+    Blank lines before a document and white space after it are left out, CRLF becomes LF, and a
+    blank document is none.
+
+    Args:
+        path: the file; only one document of it is held at a time.
+        source: for :attr:`Row.source`.
+        where: dotted recipe key of the section, for messages.
+        document: what a row is. A file or paragraph that holds bytes which are not UTF-8 is wrong
+            as a whole.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    held: list[str] = []
+    flaw: Problem | None = None
+    start = 1
+
+    def finished() -> Found:
+        if flaw is not None:
+            yield flaw
+        elif whole := "\n".join(held).rstrip():
+            yield Row("", whole, f"{path}:{start}", source)
+
+    for number, line in _lines(path, where):
+        if document == "line" or (document == "paragraph" and not line.strip()):
+            yield from finished()
+            held.clear()
+            flaw = None
+        if not held and flaw is None:
+            start = number
+        try:
+            if held or line.strip():
+                held.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            flaw = flaw or _not_utf8(f"{path}:{number}", error)
+    yield from finished()
+
+
+def parquet(path: Path, columns: Columns) -> Found:
+    """The rows of a parquet file, named ``file:row`` from 1; a table without a named column is
+    refused as a whole.
+
+    Raises:
+        UserError: there is no such file, it is no parquet file, is cut short, or lacks a column.
+    """
+    import pyarrow.parquet as pq  # slow to import, and only who reads a table needs it
+    from pyarrow import ArrowInvalid
+
+    try:
+        _check_file(path, columns.where)
+        with pq.ParquetFile(path) as file:
+            if problem := columns.missing(file.schema_arrow.names, str(path)):
+                raise UserError(problem)
+            batches = file.iter_batches(_ROWS_PER_READ, columns=list(columns.named))
+            yield from _of_table((_cells(batch) for batch in batches), columns, f"{path}:")
+    except (OSError, ArrowInvalid) as error:
+        message = f"this cannot be read as a parquet file: {_brief(error)}"
+        raise user_error(
+            f"{columns.where}.path", message, value=str(path), accepted="a whole parquet file"
+        ) from error
+
+
+def hub(
+    path: str,
+    columns: Columns,
+    *,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    streaming: bool,
+) -> Found:
+    """The rows of a data set of the Hugging Face hub, in its order, named ``path/split:row`` from
+    1.
+
+    Args:
+        path: its id (``openai/gsm8k``), or a local folder that ``datasets`` reads.
+        columns: which of its columns.
+        name: of its configuration; None where there is one alone.
+        split: of it.
+        revision: branch, tag or commit; None: the newest, so that two runs may see other rows.
+        streaming: read over the network row by row, in place of downloading and caching the whole
+            data set.
+
+    Raises:
+        UserError: no such data set, configuration, split or column; it needs network and there is
+            none.
+    """
+    import datasets
+
+    try:
+        table = datasets.load_dataset(
+            path, name, split=split, revision=revision, streaming=streaming
+        )
+        names = table.column_names
+        if names is not None and (problem := columns.missing(names, f"{path}/{split}")):
+            raise UserError(problem)
+        if names is not None:
+            table = table.select_columns(list(columns.named))
+        yield from _of_table(table.iter(_ROWS_PER_READ), columns, f"{path}/{split}:")
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # datasets, huggingface_hub and the network have exceptions of their own
+        offline = os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0")
+        hint = (
+            " (HF_HUB_OFFLINE is set, so only what was cached before can be had)" if offline else ""
+        )
+        message = f"this data set cannot be had from the hub{hint}: {_brief(error)}"
+        accepted = (
+            "id, configuration, split and revision of a data set that can be reached, or "
+            "was cached before"
+        )
+        raise user_error(f"{columns.where}.path", message, value=path, accepted=accepted) from error
+
+
+def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin: str) -> Found:
+    number = 0
+    for batch in batches:
+        for cells in zip(*batch.values(), strict=True):
+            number += 1
+            yield columns.row(dict(zip(batch, cells, strict=True)), f"{origin}{number}")
+
+
+def _cells(batch: Any) -> dict[str, list[Any]]:
+    """Columns as lists; a string of bytes that are not UTF-8 stays bytes, so that its row can be
+    named.
+    """
+    try:
+        return batch.to_pydict()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+        raw = {
+            name: batch[name].view(kinds.get(batch[name].type, batch[name].type)).to_pylist()
+            for name in batch.schema.names
+        }
+        return {name: [_decoded(cell) for cell in cells] for name, cells in raw.items()}
+
+
+def _decoded(cell: Any) -> Any:
+    try:
+        return cell.decode("utf-8") if isinstance(cell, bytes) else cell
+    except UnicodeDecodeError:
+        return cell
+
+
+def _lines(path: Path, where: str) -> Iterator[tuple[int, bytes]]:
+    """The lines, numbered from 1, without their ends and the byte order mark of the first."""
+    try:
+        _check_file(path, where)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield number, line.rstrip(b"\r\n")
+    except OSError as error:
+        message = f"the file cannot be read: {error.strerror}"
+        raise user_error(
+            f"{where}.path", message, value=str(path), accepted="a readable file"
+        ) from error
+
+
+def files(pattern: Path, where: str) -> list[Path]:
+    """The file of this path; or, if there is none and it is a pattern (``*``, ``?``, ``[``,
+    ``**``), all that match it.
+
+    Args:
+        pattern: path or pattern. What matches is sorted; a file that several links lead to comes
+            once.
+        where: dotted recipe key of the section, for messages.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    if pattern.exists() or not any(sign in str(pattern) for sign in "*?["):
+        return [pattern]  # reading it says what is wrong with it
+    fixed = next(
+        folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?[")
+    )
+    matches = sorted(path for path in fixed.glob(str(pattern.relative_to(fixed))) if path.is_file())
+    if not matches:
+        message = "no file matches this pattern: correct it"
+        raise user_error(
+            f"{where}.path", message, value=str(pattern), accepted=_there(fixed, pattern.suffix)
+        )
+    once: dict[str, Path] = {}
+    for path in matches:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values())
+
+
+def _check_file(path: Path, where: str) -> None:
+    if path.is_file():
+        return
+    folder = path.parent
+    if path.is_dir():
+        message = "this is a folder: name a file in it, or all of them with a pattern (*)"
+        accepted = _there(path, path.suffix or ".jsonl")
+    elif path.is_symlink():
+        message = (
+            "this is a link that leads nowhere, or in a circle: mend it, or name the file itself"
+        )
+        accepted = _there(folder, path.suffix)
+    elif path.exists():
+        message, accepted = "this is no ordinary file: name one", _there(folder, path.suffix)
+    elif folder.is_dir():
+        message = "there is no such file: correct the path, or make the file"
+        accepted = _there(folder, path.suffix)
+    else:
+        message = (
+            f"there is no such file, nor its folder: correct the path (it starts at {Path.cwd()})"
+        )
+        accepted = f"a file in a folder that exists; {folder} does not"
+    raise user_error(f"{where}.path", message, value=str(path), accepted=accepted)
+
+
+def _there(folder: Path, ending: str) -> str:
+    """The files of a folder that have this ending."""
+    if not folder.is_dir():
+        return f"a file in a folder that exists; {folder} does not"
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix == ending
+    )
+    if not names:
+        return (
+            f"a file that is there (no {'*' + ending if ending else 'file without an ending'} "
+            f"is in {folder})"
+        )
+    more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
+    return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
+
+
+def _not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
+    message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
+    return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

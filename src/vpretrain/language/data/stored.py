@@ -1,0 +1,166 @@
+"""Rows and documents in a temporary file: a million of either take some ten megabytes of memory,
+whatever their length.
+
+The files lie where ``tempfile`` puts them (``$TMPDIR``), have no name there, and are gone with the
+object or the process.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import tempfile
+import weakref
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import IO, Any, TypeVar, overload
+
+from vpretrain.language.data.rows import Document, Row
+from vpretrain.system.errors import Fault
+
+_RECORDS_PER_READ = 1_000  # when all are read in order
+
+T = TypeVar("T")
+
+
+class _Stored(Sequence[T]):
+    """Records that are appended, and then read in any order; positioned reads, so that a forked
+    process may read too.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="vpretrain-", buffering=1 << 20)  # noqa: SIM115
+        weakref.finalize(self, _closed, self._file)
+        self._ends = array("q", [0])
+        self._flushed = True
+
+    @abstractmethod
+    def _unpacked(self, record: Any) -> T:
+        """The item that a record was made of."""
+
+    def _lay_down(self, record: tuple[Any, ...]) -> None:
+        """Adds a record.
+
+        Raises:
+            Fault: the disk is full.
+        """
+        packed = marshal.dumps(record)
+        self._flushed = False
+        try:
+            self._file.write(packed)
+        except OSError as error:
+            raise _no_room(error) from error
+        self._ends.append(self._ends[-1] + len(packed))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[T]:
+        for start in range(0, len(self), _RECORDS_PER_READ):
+            yield from self._between(start, min(start + _RECORDS_PER_READ, len(self)))
+
+    @overload
+    def __getitem__(self, index: int, /) -> T: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[T]: ...
+    def __getitem__(self, index: int | slice, /) -> T | list[T]:
+        if isinstance(index, slice):
+            places = range(len(self))[index]
+            return (
+                self._between(places.start, places.stop)
+                if places.step == 1
+                else [self[place] for place in places]
+            )
+        if index < 0 or index >= len(self):
+            index = range(len(self))[index]
+        return self._unpacked(marshal.loads(self._bytes(self._ends[index], self._ends[index + 1])))
+
+    def _between(self, start: int, stop: int) -> list[T]:
+        """The items from ``start`` to before ``stop``, in one read."""
+        ends = self._ends[start : max(start, stop) + 1]
+        first = ends[0]
+        block = memoryview(self._bytes(first, ends[-1]))
+        return [
+            self._unpacked(marshal.loads(block[a - first : b - first])) for a, b in pairwise(ends)
+        ]
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        if not self._flushed:
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise _no_room(error) from error
+            self._flushed = True
+        return os.pread(self._file.fileno(), end - start, start)
+
+
+class StoredRows(_Stored[Row]):
+    """Rows of one source.
+
+    Args:
+        source: its name.
+        rows: the first ones.
+    """
+
+    def __init__(self, source: str, rows: Iterable[Row] = ()) -> None:
+        super().__init__()
+        self._source = source
+        self.extend(rows)
+
+    def append(self, row: Row) -> None:
+        """Adds a row; raises ``Fault`` if the disk is full."""
+        self._lay_down((row.prompt, row.text, row.origin))
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Adds rows; raises as :meth:`append`."""
+        for row in rows:
+            self.append(row)
+
+    def _unpacked(self, record: tuple[str, str, str]) -> Row:
+        prompt, text, origin = record
+        return Row(prompt, text, origin, self._source)
+
+
+class StoredDocuments(_Stored[Document]):
+    """Documents of one source, as :func:`vpretrain.language.data.rows.encode_into` makes them.
+
+    Args:
+        source: its name.
+
+    Attributes:
+        lengths: tokens of each document, int32.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self._source = source
+        self.lengths = array("i")
+
+    def keep(self, ids: list[int], prompt_tokens: int, row: Row) -> None:
+        """Adds a document of which the first tokens are not predicted; raises ``Fault`` if the disk
+        is full.
+        """
+        self._lay_down((array("i", ids).tobytes(), prompt_tokens, row.origin))
+        self.lengths.append(len(ids))
+
+    def _unpacked(self, record: tuple[bytes, int, str]) -> Document:
+        packed, prompt_tokens, origin = record
+        ids = array("i", packed)
+        predicted = bytes(prompt_tokens) + b"\1" * (len(ids) - prompt_tokens)
+        return Document(ids, predicted, origin, self._source)
+
+
+def _closed(file: IO[bytes]) -> None:
+    """What a full disk could not take was said already, and nobody will read it."""
+    with suppress(OSError):
+        file.close()
+
+
+def _no_room(error: OSError) -> Fault:
+    return Fault(
+        f"rows cannot be laid down in {tempfile.gettempdir()}: {error.strerror}; "
+        "set TMPDIR to a folder on a disk with more room"
+    )

@@ -1,0 +1,316 @@
+"""Batches without end: the stream (mixed, shuffled, packed), and samples of the feedback set.
+
+Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a
+permutation made anew from ``(seed, source, pass)``, and the source of the next document follows
+from how many each has given: the position in the stream is a handful of integers, and resuming is
+exact and takes no skipping. All ranks of a data-parallel run follow the one sequence of windows,
+and each lays out its own.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vpretrain.language.data.batch import TokenBatch, laid_out, padded
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stored import StoredDocuments
+from vpretrain.system.errors import user_error
+from vpretrain.system.sampling import Order, fractions, lagging
+
+LOOKAHEAD_DOCUMENTS = 16
+"""How many pending documents the packer chooses from; the oldest goes first, so that none waits for
+ever.
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents that are drawn as one ingredient of the stream.
+
+    Args:
+        name: unlike every other source's; seeds the order of its documents.
+        documents: at least one, each with a token to predict after its first.
+        weight: at least 0, relative to the other sources' weights: the share of DOCUMENTS that are
+            drawn from here. Not of tokens, because then tokenizer and window would decide which
+            documents are seen and in which order. For a share of tokens, divide it by the source's
+            mean document length.
+    """
+
+    name: str
+    documents: Sequence[Document]
+    weight: float
+
+
+class Stream:
+    """Endless weighted mixture of sources, shuffled with a seed and packed into [batch_size,
+    window_tokens].
+
+    The sequence of documents is a function of seed and sources alone, and that of windows of these
+    and ``window_tokens``; the batch size only says how many windows make a batch. The next document
+    comes from the source that lags most behind its share, so that the shares hold exactly (to
+    within a document or so) in every stretch of the stream and not only on average. Within a
+    source, every document comes once before any comes again.
+
+    A window is filled with whole documents: the oldest pending one, then of the next
+    ``LOOKAHEAD_DOCUMENTS`` each that still fits, in order; the rest is padding.
+
+    Of the windows of a batch, rank r of W lays out r, r + W, r + 2W, ...: the ranks' batches
+    together are the one of a single process, and the position is the same on all of them, whatever
+    W is. A run resumes on another number of ranks.
+
+    Args:
+        sources: at least one, with distinct names.
+        batch_size: windows in a batch over all ranks, at least 1.
+        window_tokens: length of a window; no document may be longer
+            (``encode(max_tokens=window_tokens)``).
+        seed: of the shuffles.
+        pad_id: token id that fills windows up; it is never predicted.
+        rank: which part of every batch this is, from 0.
+        world: how many parts there are.
+
+    Raises:
+        UserError: no source, one without documents or with a weight that cannot be, no weight above
+            zero, two of one name, a document that does not fit the window or has nothing to
+            predict, or a batch that the ranks cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        batch_size: int,
+        window_tokens: int,
+        seed: int,
+        pad_id: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1 or window_tokens < 2:
+            raise ValueError(
+                f"a batch needs rows and a row 2 tokens, got {batch_size} x {window_tokens}"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no rank {rank} of {world}")
+        if batch_size % world:
+            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
+            raise user_error(
+                "data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}"
+            )
+        each = [(source.name, len(source.documents), source.weight) for source in sources]
+        self._shares = fractions(each, "documents", " (do its rows fit the window?): take it out")
+        self._lengths = [_lengths(source, window_tokens) for source in sources]
+        self.batch_size = batch_size
+        self.window_tokens = window_tokens
+        self.pad_id = pad_id
+        self.rank = rank
+        self.world = world
+        self._sources = list(sources)
+        self._orders = [Order(len(source.documents), f"{seed}/{source.name}") for source in sources]
+        self._drawn = [0] * len(sources)
+        self._pending: list[
+            tuple[int, int, int]
+        ] = []  # source, how many it had given before, which one that is
+        self._identity = {
+            "seed": seed,
+            "sources": [
+                [source.name, source.weight, len(lengths), sum(lengths)]
+                for source, lengths in zip(sources, self._lengths, strict=True)
+            ],
+        }
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        windows = [self._window() for _ in range(self.batch_size)][self.rank :: self.world]
+        return laid_out(
+            [
+                [self._sources[source].documents[place] for source, _, place in window]
+                for window in windows
+            ],
+            width=self.window_tokens,
+            pad_id=self.pad_id,
+            padding_apart=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position, fit for JSON: what each source has given, and what the packer still
+        holds.
+        """
+        return {
+            "identity": self._identity,
+            "drawn": list(self._drawn),
+            "pending": [[source, number] for source, number, _ in self._pending],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
+        bit.
+
+        Raises:
+            UserError: the state is of another seed, or of other sources, weights or documents.
+        """
+        _check_identity("data.stream", state["identity"], self._identity)
+        self._drawn = [int(drawn) for drawn in state["drawn"]]
+        pending = [(int(source), int(number)) for source, number in state["pending"]]
+        self._pending = [
+            (source, number, self._orders[source][number]) for source, number in pending
+        ]
+
+    def _window(self) -> list[tuple[int, int, int]]:
+        """The documents of the next window, oldest first, as in ``_pending``."""
+        chosen: list[tuple[int, int, int]] = []
+        room = self.window_tokens
+        at = 0
+        while True:
+            while len(self._pending) < LOOKAHEAD_DOCUMENTS:
+                self._pending.append(self._draw())
+            if at == len(self._pending):
+                return chosen
+            source, _, place = self._pending[at]
+            length = self._lengths[source][place]
+            if length <= room:
+                # Those passed over did not fit a larger room: go on from here, where the next moves
+                # up to.
+                room -= length
+                chosen.append(self._pending.pop(at))
+            else:
+                at += 1
+
+    def _draw(self) -> tuple[int, int, int]:
+        """Takes the next document of the source that lags most behind its share (the first of
+        equals).
+        """
+        source = lagging(self._shares, self._drawn)
+        number = self._drawn[source]
+        self._drawn[source] += 1
+        return source, number, self._orders[source][number]
+
+
+class Sampler:
+    """Endless seeded batches of documents, one document a row: the feedback set.
+
+    In a pass no document comes twice; what is left at its end and does not fill a batch is left out
+    of that pass, so that a batch never holds a document twice either (its halves have to be
+    independent).
+
+    Args:
+        documents: at least ``batch_size``.
+        batch_size: documents in a batch, at least 1.
+        seed: of the shuffles.
+        pad_id: token id that fills rows up; it is never predicted.
+        where: dotted recipe key of the documents, for messages.
+
+    Raises:
+        UserError: there are fewer documents than a batch holds, or one has nothing to predict.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        *,
+        batch_size: int,
+        seed: int,
+        pad_id: int,
+        where: str = "data.feedback",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"a batch needs documents, got batch_size={batch_size}")
+        if len(documents) < batch_size:
+            raise user_error(
+                where,
+                f"one batch of {batch_size} takes more than there are: add rows, or ask for "
+                "smaller batches",
+                value=f"{len(documents)} documents",
+                accepted=f"at least {batch_size} documents",
+            )
+        for document in documents:
+            _check_document(where, document)
+        self.batch_size = batch_size
+        self.pad_id = pad_id
+        self._where = where
+        self._documents, self._order = documents, Order(len(documents), f"{seed}/feedback")
+        self._batch = 0
+        self._identity = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "documents": [len(documents), sum(len(document.ids) for document in documents)],
+        }
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        return padded(self.draw(), pad_id=self.pad_id)
+
+    def draw(self) -> list[Document]:
+        """The documents of the next batch, before they are laid out."""
+        count = len(self._documents)
+        epoch, at = divmod(self._batch, count // self.batch_size)
+        start = epoch * count + at * self.batch_size
+        self._batch += 1
+        return [self._documents[self._order[start + i]] for i in range(self.batch_size)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"identity": self._identity, "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
+        bit.
+
+        Raises:
+            UserError: the state is of another seed, batch size or set of documents.
+        """
+        _check_identity(self._where, state["identity"], self._identity)
+        self._batch = int(state["batch"])
+
+
+def _lengths(source: Source, window_tokens: int) -> Sequence[int]:
+    """Tokens of each document of a source, all of which a stream can take."""
+    documents, where = source.documents, "data.stream"
+    if isinstance(documents, StoredDocuments):
+        lengths = (
+            documents.lengths
+        )  # what can be predicted in them was seen to when they were laid down
+    else:
+        for document in documents:
+            _check_document(where, document)
+        lengths = array("i", (len(document.ids) for document in documents))
+    if max(lengths) > window_tokens:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        message = (
+            f"{documents[longest].origin} is longer than the window: cut the documents to "
+            "its length"
+        )
+        shown = f"{lengths[longest]} tokens"
+        raise user_error(where, message, value=shown, accepted=f"at most {window_tokens} tokens")
+    return lengths
+
+
+def _check_document(where: str, document: Document) -> None:
+    tokens = len(document.ids)
+    if len(document.predicted) != tokens:
+        raise ValueError(
+            f"{document.origin}: {tokens} tokens, but a mask of {len(document.predicted)}"
+        )
+    if not any(document.predicted[1:]):
+        message = (
+            f"{document.origin} has no token to predict after its first: take it out, or "
+            "mend its mask"
+        )
+        raise user_error(
+            where, message, value=f"{tokens} tokens", accepted="at least one predicted token"
+        )
+
+
+def _check_identity(where: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for key, value in here.items():
+        if saved.get(key) != value:
+            message = (
+                f"{key}: not as in the checkpoint; resume with the recipe and files it was "
+                "made with"
+            )
+            raise user_error(where, message, value=value, accepted=repr(saved.get(key)))

@@ -1,0 +1,190 @@
+"""From the recipe's data section to rows of text; every problem in them is found before anything is
+trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from vpretrain.language import posttraining
+from vpretrain.language.data import certificate, sources
+from vpretrain.language.data.columns import shortened
+from vpretrain.language.data.reading import Reader
+from vpretrain.language.data.rows import Encoded, Row, encode_into, overlap
+from vpretrain.language.data.stored import StoredDocuments
+from vpretrain.language.feedback.tasks import TaskRows, read_tasks
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.data import Data, Source
+from vpretrain.language.recipe.rows import HeldOut, JsonLines, Parquet, TextFiles
+from vpretrain.system.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PAIRS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All rows of a recipe, before any tokenizer.
+
+    Args:
+        stream: rows by source name, in the recipe's order; they lie on disk.
+        feedback: the verified rows of all tasks.
+        tasks: the same by task, with the rejected answers of preferences.
+        evaluation: the rows of ``evaluate.split``.
+        also: those of ``evaluate.also``, by split.
+        posttraining: the rows of ``posttraining.rows``.
+        skipped: what is wrong with the rows that ``data.on_bad_row: skip`` left out (see
+            :class:`Reader`).
+        doubts: files of the stream that were not searched for near-duplicates of the feedback and
+            evaluation rows.
+    """
+
+    stream: dict[str, Sequence[Row]]
+    feedback: list[Row]
+    tasks: dict[str, TaskRows]
+    evaluation: list[Row]
+    also: dict[str, list[Row]]
+    posttraining: Sequence[Row]
+    skipped: list[Problem] = field(default_factory=list)
+    doubts: list[Problem] = field(default_factory=list)
+
+
+def read(recipe: LanguageRecipe) -> Texts:
+    """Reads every source.
+
+    Raises:
+        UserError: with the problems of all sources at once; also when feedback rows stand in the
+            stream or in the rows that are evaluated on, or held-out rows in the stream.
+    """
+    data, split = recipe.data, recipe.evaluate.split
+    reader = Reader(data)
+    stream: dict[str, Sequence[Row]] = {
+        source.name: reader.stream(source, f"data.stream.{i}")
+        for i, source in enumerate(data.stream)
+    }
+    problems = reader.problems
+    if len(stream) < len(data.stream):
+        names = ", ".join(source.name for source in data.stream)
+        problems.append(
+            Problem(
+                "data.stream", names, "distinct names", "two sources have the same name; rename one"
+            )
+        )
+    tasks, misfits = read_tasks(data.feedback, reader.rows, list(stream))
+    feedback = [row for task in tasks.values() for row in task.rows]
+    splits = {
+        name: reader.rows(data.evaluation[name], name, f"data.evaluation.{name}")
+        for name in (split, *recipe.evaluate.also)
+    }
+    problems += [*misfits, *_misfits(recipe, splits[split])]
+    trained = posttraining.rows_of(recipe, reader, stream, feedback)
+    key = "data.feedback.rows" if data.feedback.rows is not None else "data.feedback.tasks"
+    problems += _leaks(key, feedback, chain(*stream.values()), "the stream")
+    for name, rows in splits.items():
+        problems += _leaks(key, feedback, rows, f"the {name} rows")
+        if trained is not feedback:
+            problems += _leaks("posttraining.rows", trained, rows, f"the {name} rows")
+        if isinstance(
+            data.evaluation[name], HeldOut
+        ):  # by another source they may come into the stream all the same
+            problems += _leaks(
+                f"data.evaluation.{name}", rows, chain(*stream.values()), "the stream"
+            )
+    if problems:
+        raise UserError(*problems)
+    also = {name: splits[name] for name in recipe.evaluate.also}
+    files = [
+        (f"data.stream.{number}.rows.path", path)
+        for number, source in enumerate(data.stream)
+        if isinstance(source.rows, JsonLines | Parquet | TextFiles)
+        for path in sources.files(
+            data.root.expanduser() / source.rows.path.expanduser(), f"data.stream.{number}.rows"
+        )
+    ]
+    doubts = certificate.unchecked(files, [*feedback, *chain(*splits.values())])
+    return Texts(stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts)
+
+
+def documents_of(
+    source: Source, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[StoredDocuments, Encoded]:
+    """The documents of a source of the stream, laid down on disk, and the counts; raises as
+    :func:`encode_into`.
+    """
+    documents = StoredDocuments(source.name)
+    counts = encode_into(
+        documents.keep,
+        rows,
+        tokenizer,
+        max_tokens=data.window_tokens,
+        shortest_chunk_tokens=data.shortest_chunk_tokens,
+        max_documents=source.max_documents,
+    )
+    return documents, counts
+
+
+def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str]:
+    """What was left out or cut, in words: for a person to see before the first step.
+
+    Args:
+        texts: of the recipe.
+        counts: what became of the rows, by ``stream/SOURCE`` and, for feedback and evaluation, by
+            any other name.
+        data: the recipe's section.
+    """
+    said = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
+    if texts.skipped:
+        said.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
+        said += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
+    for name, count in counts.items():
+        limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
+        said += [f"{name}: {loss}" for loss in count.losses(limit)]
+    return said
+
+
+def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:
+    """Rows that are good in themselves, but not for what the recipe does with them."""
+    data, split, answer = recipe.data, recipe.evaluate.split, recipe.evaluate.answer
+    for key, tokens in (
+        ("window_tokens", data.window_tokens),
+        ("feedback.max_tokens", data.feedback.max_tokens),
+    ):
+        if tokens < 2:
+            message = "one token predicts the next, so a row holds two or more"
+            yield Problem(f"data.{key}", str(tokens), "2 or more; usually hundreds", message)
+    if answer is None or not evaluation:
+        return
+    if raw := next((row for row in evaluation if not row.prompt), None):
+        message = (
+            "evaluate.answer asks for answers to be generated, and this row has no prompt to answer"
+        )
+        accepted = "rows with a prompt and a solution, or evaluate.answer=null"
+        yield Problem(
+            f"data.evaluation.{split} {raw.origin}", shortened(raw.text), accepted, message
+        )
+    elif not any(re.search(answer, row.text) for row in evaluation):
+        message = (
+            f"this finds an answer in none of the {len(evaluation)} {split} solutions; "
+            "correct the expression"
+        )
+        accepted = f"one that matches, say, {shortened(evaluation[0].text)!r}"
+        yield Problem("evaluate.answer", answer, accepted, message)
+
+
+def _leaks(where: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:
+    pairs = overlap(rows, others)
+    if pairs:
+        shown = ", ".join(f"{a.origin} = {b.origin}" for a, b in pairs[:_PAIRS_SHOWN])
+        more = ", ..." if len(pairs) > _PAIRS_SHOWN else ""
+        name = where.removeprefix("data.").partition(".")[0]
+        message = (
+            f"{len(pairs)} of the {name} rows are also in {what}; take them out of one of the two"
+            " (skip_rows and rows choose a part of a file)"
+        )
+        yield Problem(where, shown + more, "rows that stand nowhere else", message)

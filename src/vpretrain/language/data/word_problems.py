@@ -1,0 +1,297 @@
+"""The embedded default ``demo-language``: word problems, unrelated text, and their tokenizer.
+
+A problem is a triple ``(a, op, b)`` shown in one of three forms (story, question and answer,
+drill). Its solution repeats the operation and states the result: ``4 7 + 2 5 = 7 2 .``. Numbers are
+always two digit tokens, and every text is words of a closed vocabulary separated by single spaces.
+
+How rows are meant to be consumed: a problem row becomes the document ``problem solution <eos>``
+with the loss on the tokens of the solution and ``<eos>`` only (the prompt is masked); a chatter row
+becomes ``text <eos>`` with the loss on every token. The ``stream`` is the learner's noisy diet;
+``feedback``, ``dev`` and ``test`` are clean and share no triple with it or with one another.
+
+Everything is a pure function of its arguments: the splits come from a fixed hash, the draws from
+``random.Random`` seeded with a string, so that the same call gives the same rows on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate, pairwise
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+# Percent of the triples that each split holds.
+SPLITS = {"stream": 76, "feedback": 8, "dev": 8, "test": 8}
+
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+
+# form -> operation -> templates; {a} and {b} are the operands in the order of the operation.
+_FORMS = {
+    "story": {
+        "+": (
+            "{name} has {a} {item} . {name} finds {b} more . how many {item} does {name} have "
+            "now ?",
+            "there are {a} {item} on the table . {name} gets {b} more . how many are there in "
+            "all ?",
+        ),
+        "-": (
+            "{name} has {a} {item} . {name} loses {b} of them . how many {item} does {name} "
+            "have now ?",
+            "there are {a} {item} on the table . {name} takes {b} away . how many are left ?",
+        ),
+    },
+    "question": {
+        "+": (
+            "question : what is {a} plus {b} ? answer :",
+            "question : what is the sum of {a} and {b} ? answer :",
+        ),
+        "-": (
+            "question : what is {a} minus {b} ? answer :",
+            "question : how much more is {a} than {b} ? answer :",
+        ),
+    },
+    "drill": {
+        "+": ("drill : {a} + {b} = ?", "compute {a} + {b} ."),
+        "-": ("drill : {a} - {b} = ?", "compute {a} - {b} ."),
+    },
+}
+
+_CHATTER = (
+    "the {adjective} {animal} {verb} {where} the {place} .",
+    "{name} {verb} {where} the {adjective} {place} {when} .",
+    "there is a {adjective} {animal} {where} the {place} .",
+    "{when} the {animal} {verb} and {name} {verb} .",
+    "the {place} is {adjective} {when} .",
+)
+
+_SLOTS = {
+    "name": ("ann", "ben", "cleo", "dan", "eve", "finn"),
+    "item": ("apples", "books", "coins", "pens", "shells", "stamps"),
+    "animal": ("bird", "cat", "dog", "fox", "horse"),
+    "place": ("garden", "house", "river", "road", "tree", "wall"),
+    "adjective": ("green", "old", "quiet", "red", "small", "tall"),
+    "verb": ("rests", "runs", "sings", "sleeps", "waits", "walks"),
+    "where": ("behind", "near", "under"),
+    "when": ("again", "later", "today"),
+}
+
+
+def answer(a: int, op: str, b: int) -> int:
+    """The right result of ``a op b``; ``op`` is ``+`` or ``-``."""
+    return a + b if op == "+" else a - b
+
+
+def mistaken(a: int, op: str, b: int) -> int:
+    """The result of working digit by digit: the carry is dropped, the smaller digit is taken from
+    the larger.
+
+    Equal to :func:`answer` exactly where neither carry nor borrow is needed: ``mistaken != answer``
+    tells whether a problem *can* show the systematic error. ``a``, ``b`` in 0..99, ``op`` is ``+``
+    or ``-``.
+    """
+    (a_tens, a_units), (b_tens, b_units) = divmod(a, 10), divmod(b, 10)
+    if op == "+":
+        return (a_tens + b_tens) % 10 * 10 + (a_units + b_units) % 10
+    return abs(a_tens - b_tens) * 10 + abs(a_units - b_units)
+
+
+def read_solution(text: str) -> tuple[int, str, int, int] | None:
+    """``(a, op, b, stated result)`` of a text such as ``4 7 + 2 5 = 7 2 .``; None for any other
+    shape.
+    """
+    match = re.fullmatch(r"(\d \d) ([+-]) (\d \d) = (\d \d) \.", text.strip())
+    if match is None:
+        return None
+    a, op, b, result = match.groups()
+    return _number(a), op, _number(b), _number(result)
+
+
+def problems(
+    split: str,
+    count: int,
+    *,
+    seed: int,
+    noise_share: float = 0.0,
+    random_share: float = 0.0,
+    forms: Sequence[str] = ("story", "question", "drill"),
+    operations: Sequence[str] = ("+", "-"),
+) -> list[dict[str, str]]:
+    """``count`` rows ``{"problem", "solution"}`` of one split; a prefix of any longer call.
+
+    Operands are 1..99 with tens digits that leave room (``a + b <= 98``; in ``a - b`` the tens
+    digit of ``a`` is the larger), uniform over the split's triples: 46 percent of them need a carry
+    or a borrow. The stream draws with replacement. Elsewhere no two rows share both triple and
+    form: three rows per triple at most.
+
+    Args:
+        split: ``stream``, ``feedback``, ``dev`` or ``test``. All but the stream are always clean.
+        count: rows, at least 0; in a clean split at most its (triple, form) pairs, somewhat above
+            2,000.
+        seed: of this split's draws; which triples belong to the split does not depend on it.
+        noise_share: in [0, 1]: the probability that a stream row *which needs a carry or a borrow*
+            shows the :func:`mistaken` result; so 0.46 times this is their share of all stream rows.
+            Above one half the wrong rule is the more common one among the problems it concerns.
+        random_share: in [0, 1]: the probability that a stream row not made wrong by ``noise_share``
+            has one digit of its result replaced by another.
+        forms: the forms that problems are shown in, at least one of ``story``, ``question``,
+            ``drill``.
+        operations: the operations that they ask for, at least one of ``+`` and ``-``.
+
+    The problems, and the order in which rows turn wrong, do not depend on the shares: with the same
+    seed the systematic errors of a low ``noise_share`` are also those of a higher one.
+
+    Raises:
+        ValueError: an unknown split, no form or operation, a share outside [0, 1] or asked of a
+            clean split, a negative ``count``, or more distinct rows than the split has.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
+    if count < 0:
+        raise ValueError(f"count: got {count}, accepted: 0 or more")
+    for key, fraction in (("noise_share", noise_share), ("random_share", random_share)):
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"{key}: got {fraction}, accepted: 0 to 1")
+        if fraction and split != "stream":
+            raise ValueError(
+                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are always clean"
+            )
+
+    if not forms or not operations:
+        raise ValueError("forms and operations: got an empty list, accepted: at least one of each")
+
+    rng = random.Random(f"word problems/{split}/{seed}")
+    triples = [triple for triple in _triples()[split] if triple[1] in operations]
+    if split == "stream":
+        return [
+            _row(rng.choice(triples), rng.choice(forms), rng, noise_share, random_share)
+            for _ in range(count)
+        ]
+    pairs = [(triple, form) for triple in triples for form in forms]
+    if count > len(pairs):
+        raise ValueError(
+            f"count: got {count}, accepted: at most {len(pairs)}, the distinct rows of {split!r}"
+        )
+    rng.shuffle(pairs)
+    return [_row(triple, form, rng, 0.0, 0.0) for triple, form in pairs[:count]]
+
+
+def chatter(count: int, *, seed: int) -> list[dict[str, str]]:
+    """``count`` rows ``{"text"}`` of one to three sentences without a number; a prefix of any
+    longer call.
+
+    Raises:
+        ValueError: a negative ``count``.
+    """
+    if count < 0:
+        raise ValueError(f"count: got {count}, accepted: 0 or more")
+    rng = random.Random(f"chatter/{seed}")
+    return [
+        {"text": " ".join(_fill(rng.choice(_CHATTER), rng) for _ in range(rng.randint(1, 3)))}
+        for _ in range(count)
+    ]
+
+
+def vocabulary() -> list[str]:
+    """Every token, its id being its place: the special tokens, the digits, then the words
+    in order.
+    """
+    templates = [text for form in _FORMS.values() for texts in form.values() for text in texts]
+    words = {
+        word
+        for text in (*templates, *_CHATTER)
+        for word in text.split()
+        if not word.startswith("{")
+    }
+    words |= {word for slot in _SLOTS.values() for word in slot} | set("+-=.")
+    return [*SPECIAL_TOKENS, *"0123456789", *sorted(words)]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of :func:`vocabulary`; ``decode`` gives back the words joined by
+    single spaces.
+
+    It adds no token of its own: whoever builds documents appends ``eos_token``.
+
+    Saved next to a model it loads through ``AutoTokenizer`` for most architectures (Llama, GPT-2,
+    Qwen3 among them) but not for Qwen2, whose own tokenizer transformers 5 puts in place of any
+    other in the folder: its byte-level splitting then drops most words in silence.
+    """
+    pad, eos, unk = SPECIAL_TOKENS
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=unk))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=pad,
+        eos_token=eos,
+        unk_token=unk,
+        clean_up_tokenization_spaces=False,
+        # without token_type_ids, which decoder-only models refuse
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@cache
+def _triples() -> dict[str, list[tuple[int, str, int]]]:
+    """The triples of every split, in a fixed order."""
+    # Room in the tens digits makes a carry or borrow a matter of the units alone: nearly half of
+    # the problems need one, and the mistaken result is always a plausible two-digit number. A sum
+    # stands for its mirror image too (a <= b here): the two must not end on two sides.
+    operands = [(a, b) for a in range(1, 100) for b in range(1, 100)]
+    sums = [(a, "+", b) for a, b in operands if a <= b and a // 10 + b // 10 <= 8]
+    differences = [(a, "-", b) for a, b in operands if a // 10 > b // 10]
+
+    found: dict[str, list[tuple[int, str, int]]] = {split: [] for split in SPLITS}
+    for needs_carry in (
+        True,
+        False,
+    ):  # one at a time, so that every split has the same share of them
+        group = [t for t in sums + differences if (mistaken(*t) != answer(*t)) == needs_carry]
+        group.sort(key=lambda triple: hashlib.sha256("{} {} {}".format(*triple).encode()).digest())
+        cuts = [len(group) * percent // 100 for percent in accumulate(SPLITS.values(), initial=0)]
+        for split, (start, stop) in zip(SPLITS, pairwise(cuts), strict=True):
+            for a, op, b in group[start:stop]:
+                found[split].append((a, op, b))
+                if op == "+" and a != b:
+                    found[split].append((b, op, a))
+    return found
+
+
+def _row(
+    triple: tuple[int, str, int],
+    form: str,
+    rng: random.Random,
+    noise_share: float,
+    random_share: float,
+) -> dict[str, str]:
+    a, op, b = triple
+    problem = _fill(rng.choice(_FORMS[form][op]), rng, a=_digits(a), b=_digits(b))
+    # All draws are made whatever the shares, which keeps streams of different noise aligned row by
+    # row.
+    systematic, slip = rng.random() < noise_share, rng.random() < random_share
+    place, shift = rng.choice((1, 10)), rng.randint(1, 9)
+    result = answer(a, op, b)
+    if systematic and mistaken(a, op, b) != result:
+        result = mistaken(a, op, b)
+    elif slip:
+        digit = result // place % 10
+        result += ((digit + shift) % 10 - digit) * place
+    return {"problem": problem, "solution": f"{_digits(a)} {op} {_digits(b)} = {_digits(result)} ."}
+
+
+def _fill(template: str, rng: random.Random, **numbers: str) -> str:
+    return template.format(**{slot: rng.choice(words) for slot, words in _SLOTS.items()}, **numbers)
+
+
+def _digits(number: int) -> str:
+    return " ".join(f"{number:02d}")
+
+
+def _number(digits: str) -> int:
+    return int(digits.replace(" ", ""))

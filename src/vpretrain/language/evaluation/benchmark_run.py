@@ -1,0 +1,207 @@
+"""``vpretrain evaluate``: a model (and one to hold it against) on tasks, with everything that it
+wrote kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpretrain.studies.paired_tests import paired_items
+from vpretrain.system.errors import UserError, user_error
+
+if TYPE_CHECKING:
+    from vpretrain.language.evaluation.scoring import Outcome, Sampling, Tasks
+
+
+def require() -> None:
+    """Asks for the ``eval`` extra.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    missing = [
+        name for name in ("lm_eval", "math_verify") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise user_error(
+            "evaluate",
+            "this needs an extra: pip install 'vpretrain[eval]'",
+            value=f"no {' and no '.join(missing)}",
+        )
+
+
+def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
+    """What tasks and sampling ask for, against what was allowed.
+
+    Raises:
+        UserError: several greedy samples, or a task that runs what the model wrote without leave.
+    """
+    if sampling.samples > 1 and sampling.temperature == 0:
+        raise user_error(
+            "--samples",
+            "greedy completions are all the same: raise --temperature, or take one sample",
+            value=sampling.samples,
+            accepted="1 with --temperature 0; several with, say, --temperature 0.8",
+        )
+    if running := [name for name, (task, _) in tasks.items() if task.runs_code and not code]:
+        raise user_error(
+            "--tasks",
+            f"{', '.join(running)} runs programs that the model writes (in a process of its "
+            "own, with limits): "
+            "say --allow-code if that is fine here, best in a container",
+            value=", ".join(running),
+            accepted="--allow-code, or other tasks",
+        )
+
+
+def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder, a run's folder, a packaged name or a hub id.
+
+    Args:
+        name: which; of a run the model that it ended with.
+        where: the argument, for messages.
+        dtype: float32, bfloat16 or float16.
+        device: as torch names it.
+
+    Raises:
+        UserError: there is no whole causal language model with its tokenizer, or no such device.
+    """
+    import torch
+
+    from vpretrain.language.learner.loading import load_model, load_tokenizer, named
+    from vpretrain.language.recipe import LearnerSection
+
+    folder = Path(name).expanduser()
+    if (folder / "recipe.yaml").is_file():
+        if not any(
+            (folder / "model" / file).is_file() for file in ("config.json", "adapter_config.json")
+        ):
+            message = (
+                "this run folder holds no model; the run did not finish (or it was one of "
+                "another modality)"
+            )
+            raise user_error(
+                where,
+                message,
+                value=str(folder / "model"),
+                accepted="a model, or a run that finished",
+            )
+        folder /= "model"
+        name = str(folder)
+    try:
+        section = LearnerSection(model=name)
+        model, tokenizer = load_model(section, named(name), 0), load_tokenizer(section, named(name))
+    except UserError as error:
+        raise UserError(*(replace(problem, where=where) for problem in error.problems)) from error
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        message = (
+            "the tokenizer has more tokens than the model; use the one that it was trained with"
+        )
+        raise user_error(where, message, value=f"{len(tokenizer)} tokens")
+    try:
+        return model.to(torch.device(device), getattr(torch, dtype)), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        if "memory" in str(error):
+            raise
+        raise user_error(
+            "--device", f"this cannot be used: {error}", value=device, accepted="cpu, cuda"
+        ) from error
+
+
+def evaluate(
+    model: str,
+    tasks: Tasks,
+    sampling: Sampling,
+    *,
+    against: str | None,
+    dtype: str,
+    device: str,
+    out: Path,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores a model on tasks, and another on the same items if one is named.
+
+    Writes ``generations-TASK.jsonl`` (every completion) and ``evaluation.json`` into the folder; of
+    the model held against, into ``against/``.
+
+    Args:
+        model: see :func:`open_model`.
+        tasks: see :func:`vpretrain.language.evaluation.scoring.score`.
+        sampling: how completions are drawn.
+        against: the step-0 model, say: differences are model minus this one, item by item.
+        dtype: see :func:`open_model`.
+        device: see :func:`open_model`.
+        out: the folder.
+
+    Returns:
+        ``{task: {metric: {value, stderr, n, higher_is_better, version, prompt, cut_prompts}}}``;
+        with ``against`` also ``against`` (its value), ``difference``, ``ci95`` and ``p`` of
+        :func:`vpretrain.studies.paired_tests.paired_items`.
+
+    Raises:
+        UserError: as :func:`open_model` and
+            :func:`vpretrain.language.evaluation.scoring.score_model`.
+    """
+    from vpretrain.language.evaluation.scoring import score_model
+
+    def scored(name: str, where: str, folder: Path) -> dict[str, Outcome]:
+        outcomes = score_model(
+            *open_model(name, where, dtype=dtype, device=device), tasks, sampling
+        )
+        _keep(outcomes, folder)
+        return outcomes
+
+    base = None if against is None else scored(against, "--against", out / "against")
+    table = tabulate(tasks, scored(model, "MODEL", out), base)
+    said = {"model": model, "against": against, "dtype": dtype, **vars(sampling), "tasks": table}
+    (out / "evaluation.json").write_text(
+        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    return table
+
+
+def tabulate(
+    tasks: Tasks, outcomes: Mapping[str, Outcome], base: Mapping[str, Outcome] | None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores as they are printed (see :func:`evaluate`)."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, outcome in outcomes.items():
+        task = tasks[name][0]
+        for metric, found in outcome.scores.items():
+            row: dict[str, Any] = {
+                "value": found.value,
+                "stderr": found.stderr if found.stderr == found.stderr else None,
+                "n": found.n,
+                "higher_is_better": found.higher_is_better,
+                "version": task.version,
+                "prompt": task.prompt,
+                "cut_prompts": outcome.cut_prompts,
+            }
+            if base is not None:
+                other = base[name].scores[metric]
+                paired = paired_items([found.items], [other.items])
+                row |= {
+                    "against": other.value,
+                    "difference": paired.difference,
+                    "ci95": list(paired.ci95),
+                    "p": paired.p,
+                }
+            table.setdefault(name, {})[metric] = row
+    return table
+
+
+def _keep(outcomes: Mapping[str, Outcome], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, outcome in outcomes.items():
+        file_name = (
+            f"generations-{re.sub(r'[^A-Za-z0-9_.-]+', '_', name.removesuffix('.jsonl'))}.jsonl"
+        )
+        with (folder / file_name).open("w", encoding="utf-8") as file:
+            file.writelines(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in outcome.generations
+            )

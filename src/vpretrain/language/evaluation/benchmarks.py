@@ -1,0 +1,288 @@
+"""The benchmarks: what a row must hold, the prompt it becomes, how the answer is found and judged.
+Pinned by a version.
+
+A version is raised with any change of prompt, stop strings, extraction or judgement: scores of
+different versions are not to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vpretrain.language.evaluation import extraction, sandbox
+from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity
+from vpretrain.language.evaluation.held_out import extract
+
+Extract = Callable[[str], str | None]
+Judge = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem.
+
+    Args:
+        prompt: what the model is given, whole.
+        expected: the answer: a number, a letter, mathematics; for programs the assertions.
+        choices: continuations of the prompt to choose from by likelihood; empty where the model
+            writes.
+        text: the whole solution, where its likelihood is scored.
+        origin: ``file:line`` of the row.
+    """
+
+    prompt: str
+    expected: str
+    choices: tuple[str, ...] = ()
+    text: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the rows are on the Hugging Face hub: data set, configuration, split."""
+
+    path: str
+    name: str | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task.
+
+    Args:
+        name: as on the command line.
+        version: see the module.
+        prompt: the template; ``{fields}`` are what :attr:`fields` makes of a row.
+        columns: what a row must hold, each with a word on it.
+        fields: row -> the fields of the prompt.
+        expected: row -> the answer (:attr:`Item.expected`).
+        extract: how the answer is found in a completion, by name (``strict``, ``flexible``); empty
+            for multiple choice.
+        judge: ``(expected, found) -> right``.
+        choices: continuations of every prompt, of which the likeliest is the answer.
+        stop: a completion ends before the first of these.
+        new_tokens: longest completion.
+        files: where the rows are looked for under the data folder, without ``.jsonl`` or
+            ``.parquet``.
+        hub: where they are on the hub; None where there is no single place.
+        runs_code: whether judging runs what the model wrote.
+        solution: row -> the whole solution, where its likelihood is scored too.
+    """
+
+    name: str
+    version: int
+    prompt: str
+    columns: Mapping[str, str]
+    fields: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    expected: Callable[[Mapping[str, Any]], str]
+    extract: Mapping[str, Extract] = field(default_factory=dict)
+    judge: Judge = same_mathematics
+    choices: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    new_tokens: int = 512
+    files: tuple[str, ...] = ()
+    hub: Hub | None = None
+    runs_code: bool = False
+    solution: Callable[[Mapping[str, Any]], str] | None = None
+
+    def item(self, row: Mapping[str, Any], origin: str) -> Item:
+        """The problem that a row holds.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: the row is not one of this task.
+        """
+        text = self.solution(row) if self.solution else ""
+        prompt = self.prompt.format_map(self.fields(row))
+        return Item(prompt, self.expected(row), self.choices, text, origin)
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"column {column!r} is {'empty' if value in ('', None) else 'not text'}")
+    return value
+
+
+def _same(*columns: str) -> Callable[[Mapping[str, Any]], Mapping[str, str]]:
+    return lambda row: {column: _text(row, column).strip() for column in columns}
+
+
+def _gsm8k_answer(row: Mapping[str, Any]) -> str:
+    answer = extraction.number_after_hashes(_text(row, "answer"))
+    if answer is None:
+        raise ValueError("column 'answer' has no number after ####")
+    return answer
+
+
+LETTERS = "ABCD"
+
+
+def _mmlu_fields(row: Mapping[str, Any]) -> Mapping[str, str]:
+    options = list(row["choices"])
+    if len(options) != len(LETTERS):
+        raise ValueError(f"column 'choices' holds {len(options)} options; accepted: {len(LETTERS)}")
+    shown = "\n".join(
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)
+    )
+    subject = str(row.get("subject") or "general knowledge").replace("_", " ")
+    return {"question": _text(row, "question").strip(), "options": shown, "subject": subject}
+
+
+def _mmlu_answer(row: Mapping[str, Any]) -> str:
+    answer = row["answer"]
+    if isinstance(answer, str) and answer in LETTERS and len(answer) == 1:
+        return answer
+    if not isinstance(answer, int) or not 0 <= answer < len(LETTERS):
+        raise ValueError(f"column 'answer' is {answer!r}; accepted: 0 to 3, or a letter A to D")
+    return LETTERS[answer]
+
+
+def _mbpp_fields(row: Mapping[str, Any]) -> Mapping[str, str]:
+    return {"text": _text(row, "text").strip(), "tests": "\n".join(row["test_list"])}
+
+
+def _mbpp_tests(row: Mapping[str, Any]) -> str:
+    if not row["test_list"]:
+        raise ValueError("column 'test_list' is empty")
+    return "\n".join([row.get("test_setup_code") or "", *row["test_list"]])
+
+
+def _program_passes(tests: str, program: str) -> bool:
+    return sandbox.passes(f"{program}\n\n{tests}\n")
+
+
+_MATH_PROMPT = (
+    "Problem: {problem}\n"
+    "Solve it step by step, and end with the final answer in \\boxed{{}}.\n"
+    "Solution:"
+)
+_MATH_WAYS: Mapping[str, Extract] = {"strict": extraction.boxed, "flexible": extraction.any_answer}
+
+GSM8K = Benchmark(
+    name="gsm8k",
+    version=1,
+    prompt="Question: {question}\n"
+    "Work it out step by step, and end with one line that holds the final number alone after "
+    '"#### ".\n'
+    "Answer:",
+    columns={"question": "the problem", "answer": "the solution, which ends in `#### NUMBER`"},
+    fields=_same("question"),
+    expected=_gsm8k_answer,
+    extract={"strict": extraction.number_after_hashes, "flexible": extraction.any_number},
+    judge=same_quantity,
+    stop=("\nQuestion:",),
+    new_tokens=256,
+    files=("gsm8k/test", "gsm8k"),
+    hub=Hub("openai/gsm8k", "main", "test"),
+)
+MATH500 = Benchmark(
+    name="math500",
+    version=1,
+    prompt=_MATH_PROMPT,
+    columns={"problem": "the problem", "answer": "the final answer, in LaTeX"},
+    fields=_same("problem"),
+    expected=lambda row: _text(row, "answer"),
+    extract=_MATH_WAYS,
+    stop=("\nProblem:",),
+    files=("math500/test", "math500"),
+    hub=Hub("HuggingFaceH4/MATH-500", None, "test"),
+)
+OMEGA = Benchmark(
+    name="omega",
+    version=1,
+    prompt=_MATH_PROMPT,
+    columns={"problem": "the problem", "answer": "the final answer, in LaTeX"},
+    fields=_same("problem"),
+    expected=lambda row: _text(row, "answer"),
+    extract=_MATH_WAYS,
+    stop=("\nProblem:",),
+    files=("omega/test", "omega"),
+)
+MMLU = Benchmark(
+    name="mmlu",
+    version=1,
+    prompt="A multiple-choice question about {subject}.\n\n{question}\n{options}\nAnswer:",
+    columns={
+        "question": "the question",
+        "choices": "a list of four options",
+        "answer": "0 to 3 (or A to D)",
+    },
+    fields=_mmlu_fields,
+    expected=_mmlu_answer,
+    choices=tuple(f" {letter}" for letter in LETTERS),
+    files=("mmlu/test", "mmlu"),
+    hub=Hub("cais/mmlu", "all", "test"),
+)
+MBPP = Benchmark(
+    name="mbpp",
+    version=1,
+    prompt="Write a Python function for this task. These assertions have to "
+    "hold:\n{tests}\n\nTask: "
+    "{text}\nPython code:\n",
+    columns={
+        "text": "the task",
+        "test_list": "a list of assertions (`test_setup_code` goes before them)",
+    },
+    fields=_mbpp_fields,
+    expected=_mbpp_tests,
+    extract={"strict": extraction.as_written, "flexible": extraction.code},
+    judge=_program_passes,
+    stop=("\nTask:", "\nassert "),
+    runs_code=True,
+    files=("mbpp/test", "mbpp"),
+    hub=Hub("google-research-datasets/mbpp", "full", "test"),
+)
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    each.name: each for each in (GSM8K, MATH500, MMLU, MBPP, OMEGA)
+}
+
+
+def own(name: str, *, prompt: str, solution: str, answer: str | None) -> Benchmark:
+    """A task over a user's rows: the prompt as in training (itself and a space), likelihood and
+    answer of the solution.
+
+    Strict is the answer as the solution writes it: after ``####``, in a box, after "the answer is",
+    by the given expression, or the whole text if the solution marks none. Flexible is an answer
+    wherever the completion says one.
+
+    Args:
+        name: of the task in results.
+        prompt: column of the prompt.
+        solution: column of the solution.
+        answer: regular expression with one group that finds the answer in a solution (its last
+            match counts).
+    """
+    marked: Extract = (
+        extraction.final_answer if answer is None else partial(extract, pattern=answer)
+    )
+
+    def strict(text: str) -> str | None:
+        return marked(text) or (None if answer else extraction.as_written(text))
+
+    def flexible(text: str) -> str | None:
+        return marked(text) or extraction.any_answer(text) or extraction.as_written(text)
+
+    def expected(row: Mapping[str, Any]) -> str:
+        found = strict(_text(row, solution))
+        if found is None:
+            raise ValueError(
+                f"the answer's expression {answer!r} matches nothing in column {solution!r}"
+            )
+        return found
+
+    return Benchmark(
+        name=name,
+        version=1,
+        prompt="{prompt} ",
+        columns={prompt: "what is given", solution: "what follows, with the answer"},
+        fields=lambda row: {"prompt": _text(row, prompt)},
+        expected=expected,
+        extract={"strict": strict, "flexible": flexible},
+        solution=lambda row: _text(row, solution),
+        new_tokens=256,
+    )

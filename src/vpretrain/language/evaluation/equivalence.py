@@ -1,0 +1,141 @@
+"""When two answers are the same: as text, as quantities, as mathematics (math-verify, in a process
+that can be killed).
+
+math-verify bounds its time by an alarm signal, which works in the main thread alone and does not
+interrupt arithmetic on huge integers (``9^{9^{9^9}}``). Here it runs in a process of its own with a
+bound on memory, killed when it is late.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import select
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from vpretrain.language.evaluation.extraction import NUMBER, trimmed
+
+_NUMBER = re.compile(NUMBER)
+_PLAIN = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?")
+
+
+def same_text(expected: str, found: str) -> bool:
+    """Equal but for case, white space and what :func:`trimmed` takes off."""
+    return _folded(expected) == _folded(found)
+
+
+def same_quantity(expected: str, found: str) -> bool:
+    """Equal as text, or the same number: ``1,234`` is ``1234.0``, ``$18`` is ``18``, ``50%`` is
+    ``50``, ``1/2`` is ``0.5``.
+    """
+    a, b = quantity(expected), quantity(found)
+    return a == b if a is not None and b is not None else same_text(expected, found)
+
+
+def same_mathematics(expected: str, found: str) -> bool:
+    r"""Equal as text or plain number, or equivalent to math-verify (``\frac{1}{2}`` is ``0.5``);
+    too slow is not equal.
+    """
+    if same_text(expected, found):
+        return True
+    if all(_PLAIN.fullmatch(text.strip()) for text in (expected, found)) and same_quantity(
+        expected, found
+    ):
+        return True
+    return _judge().equivalent(expected, found)
+
+
+def quantity(text: str) -> Fraction | None:
+    """The number that a text consists of; None if it is no number."""
+    if not _NUMBER.fullmatch(text := trimmed(text)):
+        return None
+    digits = re.sub(r"[\s,$%]", "", text).replace("−", "-")
+    numerator, _, denominator = digits.partition("/")
+    if denominator and int(denominator) == 0:
+        return None
+    return Fraction(numerator) / Fraction(denominator or 1)
+
+
+class Judge:
+    """math-verify in a process of its own, started when it is first asked; safe to ask from any
+    thread.
+
+    Args:
+        seconds: how long one question may take; the process is killed after that and the answer is
+            no.
+    """
+
+    STARTING_SECONDS = 60.0
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self.seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def equivalent(self, expected: str, found: str) -> bool:
+        """Whether both are the same mathematics; False where the question fails or takes
+        too long.
+        """
+        with self._lock:
+            process = self._running()
+            try:
+                assert process.stdin is not None
+                process.stdin.write(json.dumps([expected, found]) + "\n")
+                process.stdin.flush()
+                answer = self._line(process, self.seconds)
+            except BrokenPipeError:
+                answer = None
+            if answer is None:
+                self._stop()
+            return answer == "equal"
+
+    def close(self) -> None:
+        """Ends the process; a later question starts another."""
+        with self._lock:
+            self._stop()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            if self._line(self._process, self.STARTING_SECONDS) != "ready":
+                self._stop()
+                raise RuntimeError(
+                    "math-verify did not start; try `python -c 'import math_verify'`"
+                )
+        return self._process
+
+    @staticmethod
+    def _line(process: subprocess.Popen[str], seconds: float) -> str | None:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], seconds)
+        return process.stdout.readline().strip() or None if ready else None
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+@cache
+def _judge() -> Judge:
+    judge = Judge()
+    atexit.register(judge.close)
+    return judge
+
+
+def _folded(text: str) -> str:
+    return "".join(trimmed(text).split()).casefold()

@@ -1,0 +1,149 @@
+"""Finding the answer in what a model wrote: strictly, as the prompt asked for it, or flexibly,
+wherever it is said.
+
+Every function takes the completion and gives the answer as text, or None where there is none. They
+are versioned with the tasks that use them: a change here raises the version of those
+(``tests/language/evaluation/golden`` holds what each must find).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+# A minus is a sign only where nothing that could be subtracted from stands before it.
+NUMBER = rf"(?:(?<![\w)\]])[-−])?\$?(?:{_DIGITS})(?:\s?/\s?\d+(?!\d*\.\d))?\s?%?"
+_NUMBER = re.compile(NUMBER)
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_STATED = re.compile(
+    r"answer(?:\s+is|\s*[:=])\s*:?\s*(.+?)(?=\.\s|\.?$|\n)", re.IGNORECASE | re.MULTILINE
+)
+_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_CODE_STARTS = re.compile(
+    r"^(?:def |async def |class |import |from |@|[A-Za-z_]\w*\s*=)", re.MULTILINE
+)
+
+
+def after_hashes(text: str) -> str | None:
+    """What follows the first ``####`` on its line: the mark closes an answer, so that a later one
+    belongs to another.
+    """
+    found = _HASHES.search(text)
+    return (trimmed(found[1]) or None) if found else None
+
+
+def number_after_hashes(text: str) -> str | None:
+    """The first number on the line of the first ``####``."""
+    answer = after_hashes(text)
+    found = _NUMBER.search(answer) if answer is not None else None
+    return found[0].strip() if found else None
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}`` whose braces close; nested braces belong to it."""
+    for start in reversed([found.end() for found in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
+        depth = 1
+        for at in range(start, len(text)):
+            if text[at] in "{}" and text[at - 1] != "\\":
+                depth += 1 if text[at] == "{" else -1
+            if depth == 0:
+                return trimmed(text[start:at]) or None
+    return None
+
+
+def stated(text: str) -> str | None:
+    """What the last "the answer is ..." (or "answer: ...") of the text says, to the end of its
+    sentence.
+    """
+    found = _STATED.findall(text)
+    return (trimmed(found[-1]) or None) if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number of the text."""
+    found = _NUMBER.findall(text)
+    return found[-1].strip() if found else None
+
+
+def final_answer(text: str) -> str | None:
+    """Wherever the text marks an answer: ``####``, then the last box, then the last "the answer
+    is".
+    """
+    return after_hashes(text) or boxed(text) or stated(text)
+
+
+def any_number(text: str) -> str | None:
+    """A number where the text marks its answer, else the last number of all."""
+    answer = final_answer(text)
+    return (last_number(answer) if answer is not None else None) or last_number(text)
+
+
+def any_answer(text: str) -> str | None:
+    """What the text marks as its answer, else its last number."""
+    return final_answer(text) or last_number(text)
+
+
+def as_written(text: str) -> str | None:
+    """The completion itself, with no more than blank lines around it taken off; None where it is
+    empty.
+    """
+    return text.strip("\r\n") if text.strip() else None
+
+
+def code(text: str) -> str | None:
+    """Python out of a completion: the first fenced block, or from the first statement as far as it
+    parses.
+
+    Prose before and after is dropped; where nothing parses, the text from the first statement on is
+    given as it is.
+    """
+    before, fence, _ = text.partition("```")
+    if text.count("```") == 1 and _CODE_STARTS.search(before):
+        text = before  # the end of a fence that the prompt or nobody opened
+    elif fence and (fenced := _FENCE.search(text)):
+        return textwrap.dedent(fenced[1]).strip("\r\n") or None
+    text = textwrap.dedent(text.expandtabs(4)).replace("```", "")
+    found = _CODE_STARTS.search(text)
+    if found is None:
+        return None
+    lines = text[found.start() :].rstrip().split("\n")
+    for end in range(len(lines), 0, -1):
+        if (statements := _statements("\n".join(lines[:end]))) is None:
+            continue
+        while statements and isinstance(statements[-1], (ast.Expr, ast.AnnAssign)):
+            statements.pop()  # `Done` and `Note: x` are prose, and Python all the same
+        if statements:
+            return "\n".join(lines[: statements[-1].end_lineno])
+    return "\n".join(lines)
+
+
+def trimmed(text: str) -> str:
+    """Without what surrounds an answer: spaces, emphasis, mathematics delimiters, a final point,
+    brackets of a letter.
+    """
+    before = None
+    while before != text:
+        before = text
+        text = text.strip().strip("*`").rstrip(".,;:!").strip()
+        for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+            if (
+                len(text) > len(opening + closing)
+                and text.startswith(opening)
+                and text.endswith(closing)
+            ):
+                text = text[len(opening) : -len(closing)]
+        if re.fullmatch(r"\(?[A-Z]\)", text):
+            text = text.strip("()")
+    return text
+
+
+def _statements(program: str) -> list[ast.stmt] | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an escape that Python will not take for ever
+        try:
+            return ast.parse(program).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None

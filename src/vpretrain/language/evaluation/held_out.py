@@ -1,0 +1,125 @@
+"""Held-out measures of a language learner: NLL per solution token, and exact match of the greedy
+answer (Pass@1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.data.rows import Document, Row
+from vpretrain.language.data.stream import padded
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.method.roles import Score
+from vpretrain.studies.statistics import proportion_stderr
+from vpretrain.system.contexts import evaluating
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    learner: CausalLearner, documents: Sequence[Document], *, batch_size: int, pad_id: int
+) -> Score:
+    """Mean NLL in nats over all predicted tokens of the documents (see
+    :func:`mean_over_tokens`).
+    """
+    totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
+    with evaluating(learner.model):
+        # Longest first: rows of one batch are then of a length, and a batch that is too large fails
+        # at once.
+        ordered = sorted(range(len(documents)), key=lambda at: -len(documents[at].ids))
+        for chunk in _batches(ordered, batch_size):
+            losses, row = learner.token_losses(
+                padded([documents[at] for at in chunk], pad_id=pad_id)
+            )
+            places = torch.tensor(chunk)[row.cpu()]
+            totals.index_add_(0, places, losses.double().cpu())
+            counts.index_add_(0, places, torch.ones_like(losses, dtype=torch.float64).cpu())
+    return mean_over_tokens(totals, counts)
+
+
+def mean_over_tokens(totals: Tensor, counts: Tensor) -> Score:
+    """Mean over all tokens of a measure that was summed over the tokens of each document; lower is
+    better.
+
+    The standard error is that of a ratio of sums over documents: tokens of one document are not
+    independent.
+
+    Args:
+        totals: ``[documents]`` float64, the sum over each document's tokens.
+        counts: ``[documents]`` float64, how many tokens that were.
+    """
+    value = float(totals.sum() / counts.sum())
+    deviation = totals - value * counts
+    stderr = float(deviation.square().sum().sqrt() / counts.sum())
+    items = tuple(
+        (totals * len(totals) / counts.sum()).tolist()
+    )  # their mean is the mean over tokens
+    return Score(value, stderr, int(counts.sum()), higher_is_better=False, items=items)
+
+
+@torch.no_grad()
+def greedy_exact_match(
+    learner: CausalLearner,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    pattern: str,
+    new_tokens: int,
+    batch_size: int,
+) -> Score:
+    """Share of rows whose greedy answer equals the solution's, after normalisation (see
+    :func:`extract`).
+    """
+    right = [0.0] * len(rows)
+    with evaluating(learner.model):
+        ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
+        for chunk in _batches(ordered, batch_size):
+            # The same text as in training: the prompt and the separator before its solution.
+            prompts = [
+                tokenizer(row.prompt + " ", add_special_tokens=False)["input_ids"]
+                for row in (rows[at] for at in chunk)
+            ]
+            width = max(map(len, prompts))
+            pad = (
+                tokenizer.pad_token_id
+                if tokenizer.pad_token_id is not None
+                else tokenizer.eos_token_id
+            )
+            ids = torch.tensor(
+                [[pad] * (width - len(p)) + p for p in prompts], device=learner.device
+            )
+            mask = torch.tensor(
+                [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=learner.device
+            )
+            out = learner.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            for at, text in zip(chunk, texts, strict=True):
+                expected = extract(rows[at].text, pattern)
+                right[at] = float(expected is not None and extract(text, pattern) == expected)
+    fraction = sum(right) / len(rows)
+    stderr = proportion_stderr(int(sum(right)), len(rows))
+    return Score(fraction, stderr, len(rows), higher_is_better=True, items=tuple(right))
+
+
+def extract(text: str, pattern: str) -> str | None:
+    """The last match of the pattern's group, without spaces, thousands separators and a final
+    point; None without one.
+    """
+    found = re.findall(pattern, text)
+    return re.sub(r"[\s,]", "", found[-1]).rstrip(".") if found else None
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,199 @@
+"""A benchmark's rows: from a local JSONL or parquet file, or from the hub; what is wrong with them
+is said in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vpretrain.config.problems import nearest
+from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
+from vpretrain.system.errors import user_error
+
+ENDINGS = (".jsonl", ".parquet")
+
+
+def read(task: Benchmark, root: Path | None, limit: int | None) -> list[Item]:
+    """The problems of a packaged benchmark.
+
+    Args:
+        task: one of :data:`BENCHMARKS`.
+        root: the data folder (``~`` is the home folder); None reads the hub.
+        limit: the first so many; None takes all.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or a row is not one of this task.
+    """
+    if root is None:
+        return _items(task, islice(_from_hub(task), limit), task.name)
+    looked_for = [
+        root.expanduser() / f"{stem}{ending}" for stem in task.files for ending in ENDINGS
+    ]
+    path = next((path for path in looked_for if path.is_file()), None)
+    if path is None:
+        raise user_error(
+            "--data-root",
+            f"there is no file of {task.name}; looked for {', '.join(map(str, looked_for))}",
+            value=str(root),
+            accepted=_shape(task),
+        )
+    return read_file(task, path, limit)
+
+
+def read_file(task: Benchmark, path: Path, limit: int | None) -> list[Item]:
+    """The same from one file; raises as :func:`read`."""
+    if not path.is_file():
+        message = (
+            "this is a folder; name a file in it" if path.is_dir() else "there is no such file"
+        )
+        raise user_error("--tasks", message, value=str(path), accepted=_shape(task))
+    try:
+        rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+        return _items(task, islice(rows, limit), str(path))
+    except OSError as error:  # pyarrow's errors on a broken file are among them
+        raise user_error(
+            str(path), f"the file cannot be read: {error}", accepted=_shape(task)
+        ) from error
+
+
+def chosen(
+    tasks: str,
+    *,
+    root: Path | None,
+    limit: int | None,
+    prompt: str,
+    solution: str,
+    answer: str | None,
+) -> dict[str, tuple[Benchmark, list[Item]]]:
+    """Benchmarks and files that ``--tasks`` names, by the name given, with their problems.
+
+    Args:
+        tasks: names and paths, separated by commas.
+        root: see :func:`read`.
+        limit: see :func:`read`.
+        prompt: column of the prompt in files.
+        solution: column of the solution in files.
+        answer: see :func:`vpretrain.language.evaluation.benchmarks.own`.
+
+    Raises:
+        UserError: an unknown or repeated name, or as :func:`read`.
+    """
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    accepted = f"{', '.join(BENCHMARKS)}, or the path of a {' or '.join(ENDINGS)} file"
+    if not names or len(set(names)) < len(names):
+        raise user_error(
+            "--tasks", "name each task once, with commas between", value=tasks, accepted=accepted
+        )
+    found: dict[str, tuple[Benchmark, list[Item]]] = {}
+    for name in names:
+        if name in BENCHMARKS:
+            found[name] = BENCHMARKS[name], read(BENCHMARKS[name], root, limit)
+        elif Path(name).suffix in ENDINGS or Path(name).exists():
+            task = own(name, prompt=prompt, solution=solution, answer=answer)
+            found[name] = task, read_file(task, Path(name).expanduser(), limit)
+        else:
+            message = f"there is no such task{nearest(name, BENCHMARKS)}"
+            raise user_error("--tasks", message, value=name, accepted=accepted)
+    return found
+
+
+def _items(
+    task: Benchmark, rows: Iterator[tuple[str, Mapping[str, Any]]], where: str
+) -> list[Item]:
+    items = []
+    for origin, row in rows:
+        if missing := [column for column in task.columns if column not in row]:
+            there = ", ".join(map(repr, row)) or "none"
+            flags = (
+                "; name yours with --prompt-column and --solution-column" if task.solution else ""
+            )
+            message = (
+                f"this row has no column {', '.join(map(repr, missing))}{flags} (columns "
+                f"here: {there})"
+            )
+            raise user_error(origin, message, accepted=_shape(task))
+        try:
+            items.append(task.item(row, origin))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise user_error(
+                origin, f"this row is not one of {task.name}: {error}", accepted=_shape(task)
+            ) from error
+    if not items:
+        raise user_error(
+            where, "the file holds no rows: fill it, or name another", accepted=_shape(task)
+        )
+    return items
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are among them
+                raise user_error(
+                    f"{path}:{number}", f"not a line of JSON in UTF-8: {error}"
+                ) from error
+            if not isinstance(row, dict):
+                raise user_error(
+                    f"{path}:{number}",
+                    "this row is not an object",
+                    accepted='{"column": value, ...}',
+                )
+            yield f"{path}:{number}", row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise user_error(str(path), f"not a parquet file: {error}") from error
+
+
+def _from_hub(task: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if task.hub is None:
+        raise user_error(
+            "--tasks",
+            f"{task.name} has no single place on the hub; give a folder by --data-root",
+            value=task.name,
+            accepted=_shape(task),
+        )
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(task.hub.path, task.hub.name, split=task.hub.split)
+    except (
+        Exception
+    ) as error:  # no network, no such data set, a cache that is broken: each has its own
+        said = " ".join(str(error).split())[:200]
+        message = (
+            f"{task.name} could not be had from the hub ({said}); give a folder by --data-root"
+        )
+        raise user_error("--tasks", message, value=task.hub.path, accepted=_shape(task)) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{task.hub.path}:{number}", row
+
+
+def _shape(task: Benchmark) -> str:
+    """How a file of the task must look."""
+    columns = ", ".join(f"{column!r} ({meaning})" for column, meaning in task.columns.items())
+    names = (
+        f" named {task.files[-1]}.jsonl (or {task.files[0]}.jsonl, or .parquet)"
+        if task.files
+        else ""
+    )
+    return f"a file{names} with the columns {columns}"

@@ -1,0 +1,1 @@
+"""What every token of a stream is worth, in figures and as a page."""

@@ -1,0 +1,94 @@
+"""What every token of the stream is worth, and what the designer made of that: numbers first, the
+page after them.
+
+Values are per token: ``s_t(v) = N dV/d mass_t(v)`` with N predicted tokens in the batch, so that V
+of a task is the mean over tokens of ``sum_v mass_t(v) s_t(v)`` and batches of unlike size can be
+put together.
+
+Shapes: N predicted tokens of a batch, K candidates, M the designer's own candidates (1 where it
+chooses none).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vpretrain.language.data.stream import Stream
+from vpretrain.language.explain.page import STYLE, View
+from vpretrain.language.explain.token_values import by_source, looked_at, pieces_of, worths
+from vpretrain.language.modality import Language
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.run.train import seed_everything
+from vpretrain.studies.explain import last_record, listening, restore_designer, write_page
+from vpretrain.system.errors import user_error
+
+SEED_OFFSET = 7919
+"""Added to the run's seed for the order in which documents are looked at, so that they are not its
+first batches.
+"""
+
+
+def explain_language(
+    recipe: LanguageRecipe, folder: Path, *, documents: int, out: Path
+) -> dict[str, Any]:
+    """Opens the run again and writes the page; see :func:`vpretrain.studies.explain.explain`.
+
+    Args:
+        recipe: of the run.
+        folder: the run folder.
+        documents: how many are looked at; the last batch's others are left off the page, but not
+            out of the figures.
+        out: the HTML file.
+    """
+    section = recipe.learner.model_copy(
+        update={
+            "model": str(folder.resolve() / "model"),
+            "prepare": None,
+            "config": None,
+            "tokenizer": None,
+        }
+    )
+    recipe = recipe.model_copy(update={"learner": section})
+    seed_everything(recipe)
+    modality = Language()
+    materials = modality.load(recipe)
+    parts = modality.build(recipe, materials)
+    restore_designer(parts, folder)
+    parts.learner.model.eval()
+    data = recipe.data
+    stream = Stream(
+        materials.sources,
+        batch_size=data.batch_size,
+        window_tokens=data.window_tokens,
+        seed=recipe.seed + SEED_OFFSET,
+        pad_id=materials.pad_id,
+    )
+    value_estimator = listening(recipe, parts, stream)
+    looks = list(looked_at(parts, value_estimator, stream, recipe.designer.candidates, documents))
+    worth = worths(looks, recipe)
+    pieces = [piece for look in looks for piece in pieces_of(look)][:documents]
+    if not all(math.isfinite(value) for piece in pieces for value in piece.valued):
+        raise user_error(
+            "RUN", "token values are not finite; the model of this run is broken", value=str(folder)
+        )
+    sources = by_source(pieces)
+    found = {
+        "page": str(out),
+        "regret": worth.bound - worth.designer,
+        "value": {
+            "onehot": worth.onehot,
+            "designer": worth.designer,
+            "closed_form": worth.closed_form,
+            "bound": worth.bound,
+        },
+        "sources": {source: total / len(values) for source, (total, values, _) in sources.items()},
+        "documents": len(pieces),
+        "tokens": worth.tokens,
+        "correlation": worth.correlation,
+        "agreement": worth.agreement,
+    }
+    view = View(recipe, folder, materials, pieces, worth, parts.designer, last_record(folder))
+    write_page(out, title=f"{recipe.description} · explain", style=STYLE, body=view.page())
+    return found

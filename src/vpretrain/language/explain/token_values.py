@@ -1,0 +1,276 @@
+"""What tokens, documents and sources of a stream are worth under the latest feedback: the figures
+behind ``explain``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Stream
+from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.steering.networks import Lesson, Scored
+from vpretrain.method.reliability import Reliability, correlation
+from vpretrain.method.roles import Designer, Parts, detached
+from vpretrain.method.rules import anchored, standardised
+from vpretrain.method.value_estimator import ValueEstimator
+
+STEERED_SHOWN = 6
+"""Steered tokens of a document whose candidates are listed."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One batch looked at; everything is detached.
+
+    Args:
+        ids: ``[N, K]`` candidates, the true token first.
+        log_p: ``[N, K]`` the learner's log probabilities of them.
+        each: ``[F, N, K]`` token values under each of F feedback batches.
+        task: what the designer asks for, ``[N, M]``.
+        own: ``[N, M]`` token values of the designer's candidates.
+        predicted: ``[N, K]`` what a learned designer thinks that the values are, in its units; None
+            for the others.
+        document, at: ``[N]`` index into ``documents``, and the token's place in it.
+        documents: of the batch.
+    """
+
+    ids: Tensor
+    log_p: Tensor
+    each: Tensor
+    task: SoftTargets
+    own: Tensor
+    predicted: Tensor | None
+    document: Tensor
+    at: Tensor
+    documents: tuple[Document, ...]
+
+    @property
+    def values(self) -> Tensor:
+        """``[N, K]``: the mean over the feedback batches."""
+        return self.each.mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """V of four tasks on the same tokens, a figure a token.
+
+    Args:
+        onehot, designer: plain targets, and those of the run's designer.
+        closed_form: the recipe's anchored rule on the exact values.
+        bound: the same rule as its temperature goes to 0 without a clip: no targets over these
+            candidates and under this ``gate_max`` are worth more.
+        agreement: Pearson's r of the values under two halves of the feedback; None if it is a
+            single batch.
+        correlation: Pearson's r of a learned designer's values with the exact ones; None for the
+            others.
+        tokens: how many were looked at.
+    """
+
+    onehot: float
+    designer: float
+    closed_form: float
+    bound: float
+    agreement: float | None
+    correlation: float | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What stands beside one true token: its place in the document, the candidates with p, q, s,
+    and the gate.
+    """
+
+    at: int
+    ids: list[int]
+    p: list[float]
+    q: list[float]
+    s: list[float]
+    gate: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One document of the sample: values by place (None: not predicted), and its steered tokens,
+    the most first.
+    """
+
+    document: Document
+    values: list[float | None]
+    weights: list[float | None]
+    steered: list[Steered]
+
+    @property
+    def valued(self) -> list[float]:
+        """The values of its predicted tokens."""
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float:
+        """What the document is worth: the mean value of its tokens."""
+        return sum(self.valued) / len(self.valued)
+
+
+def looked_at(
+    parts: Parts, value_estimator: ValueEstimator, stream: Stream, count: int, documents: int
+) -> Iterator[Look]:
+    """Batches until so many documents were seen; neither learner nor designer learns from them."""
+    seen = 0
+    while seen < documents:
+        context: Context = parts.learner.forward(next(stream))
+        yield look(context, parts.designer, value_estimator, count)
+        seen += len(context.batch.documents)
+
+
+def look(context: Context, designer: Designer, value_estimator: ValueEstimator, count: int) -> Look:
+    """Exact values of K candidates a token, and what the designer makes of the batch."""
+    ids = context.predictions.candidates(count)
+    tokens = len(ids)
+    probe = one_hot(context.labels, count, ids)
+    each = tokens * torch.stack(
+        [found.gradient[0] for found in value_estimator.each(context, probe)]
+    )
+    task: SoftTargets = detached(designer.make_task(context, value_estimator))
+    if torch.equal(task.ids, ids[:, : task.ids.shape[1]]):
+        own = each.mean(dim=0)[:, : task.ids.shape[1]]
+    else:  # candidates of its own
+        own = tokens * value_estimator(context, task).gradient[0]
+    log_p = context.predictions.log_p(ids)
+    predicted = None
+    if isinstance(designer, Scored):
+        with torch.no_grad():
+            predicted = designer.network(Lesson.of(context, ids, log_p), designer.embedding)[0]
+    row, at = context.where
+    where = context.document.cpu()
+    place = context.batch.position_ids[row, at + 1].cpu()
+    return Look(
+        ids,
+        log_p,
+        each.detach(),
+        task,
+        own.detach(),
+        predicted,
+        where,
+        place,
+        context.batch.documents,
+    )
+
+
+def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
+    """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the
+    same batches.
+    """
+    section, reliability = recipe.designer, Reliability(recipe.value.shrink)
+    for seen in looks:
+        reliability.update(list(seen.each))
+    sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)
+    for seen in looks:
+        values = seen.values.double()
+        rules = {
+            "closed_form": (section.temperature, section.clip, reliability.factor),
+            "bound": (1e-9, math.inf, 1.0),
+        }
+        for rule, (temperature, clip, factor) in rules.items():
+            proposal, gate = anchored(
+                factor * standardised(values),
+                seen.log_p.double(),
+                temperature=temperature,
+                clip=clip,
+                gate_max=section.gate_max,
+            )
+            sums[rule] += float((mix(seen.ids, proposal, gate).mass * values).sum())
+        sums["onehot"] += float(values[:, 0].sum())
+        sums["designer"] += float((seen.task.mass.double() * seen.own.double()).sum())
+    tokens = sum(len(seen.ids) for seen in looks)
+    pairs = [
+        (seen.predicted, standardised(seen.values)) for seen in looks if seen.predicted is not None
+    ]
+    return Worth(
+        **{task: total / tokens for task, total in sums.items()},
+        agreement=reliability.agreement,
+        correlation=correlation(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+        if pairs
+        else None,
+        tokens=tokens,
+    )
+
+
+def pieces_of(look: Look) -> Iterator[Piece]:
+    """The documents of a batch, each with the values of its tokens."""
+    weight = look.task.mass.sum(dim=1)
+    gate = torch.where(
+        weight > 0, 1 - look.task.mass[:, 0] / weight.clamp_min(1e-12), torch.zeros_like(weight)
+    )
+    values, p = look.values, look.log_p.exp()
+    for index, document in enumerate(look.documents):
+        chosen = (look.document == index).nonzero()[:, 0]
+        by_place: list[float | None] = [None] * len(document.ids)
+        weights: list[float | None] = [None] * len(document.ids)
+        for n, at in zip(chosen.tolist(), look.at[chosen.to(look.at.device)].tolist(), strict=True):
+            by_place[at], weights[at] = float(values[n, 0]), float(weight[n])
+        ranked = sorted(chosen.tolist(), key=lambda n: -float(gate[n]))
+        steered = [
+            Steered(
+                int(look.at[n]),
+                look.task.ids[n].tolist(),
+                p[n, : look.task.ids.shape[1]].tolist(),
+                (look.task.mass[n] / weight[n]).tolist(),
+                look.own[n].tolist(),
+                float(gate[n]),
+            )
+            for n in ranked[:STEERED_SHOWN]
+            if gate[n] > 0.01
+        ]
+        if len(chosen):
+            yield Piece(document, by_place, weights, steered)
+
+
+def by_source(pieces: Iterable[Piece]) -> dict[str, tuple[float, list[float], int]]:
+    """Sum of the values, the values, and the number of documents of each source, by name."""
+    found: dict[str, tuple[float, list[float], int]] = {}
+    for piece in pieces:
+        total, values, count = found.get(piece.document.source, (0.0, [], 0))
+        found[piece.document.source] = (total + sum(piece.valued), values + piece.valued, count + 1)
+    return found
+
+
+def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
+    """The text of each token in its place: put together they are the document's text.
+
+    A token that ends within a character has no text of its own (''); the one that completes it has
+    the whole.
+
+    Args:
+        tokenizer: the learner's.
+        ids: of the document.
+        reach: how many tokens before it a token's text may depend on.
+    """
+
+    def decode(part: Sequence[int]) -> str:
+        return str(
+            tokenizer.decode(
+                list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    texts, done = [], 0  # tokens before `done` end with a whole character
+    for at in range(len(ids)):
+        start = max(0, done - reach)
+        before, after = decode(ids[start:done]), decode(ids[start : at + 1])
+        if after.endswith("\N{REPLACEMENT CHARACTER}") and at + 1 - done < 4 and at + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(
+            after[len(before) :] if after.startswith(before) else decode(ids[done : at + 1])
+        )
+        done = at + 1
+    return texts

@@ -1,0 +1,361 @@
+"""``init``: a first recipe of one's own, from a model and three places that rows come from.
+
+That of pictures is in :mod:`vpretrain.vision.init_recipe`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from mimetypes import guess_type
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.run.resources import available_memory_bytes
+from vpretrain.system.errors import user_error
+
+ROWS_A_STEP = 16
+"""Rows of the stream in a learner step, as batches of ``batch_size`` that are accumulated."""
+WINDOW_TOKENS = 512
+CANDIDATES = 64
+_TEXT = ("text", "content")
+_PAIRS = (
+    ("question", "answer"),
+    ("problem", "solution"),
+    ("prompt", "completion"),
+    ("prompt", "solution"),
+    ("instruction", "output"),
+    ("query", "response"),
+)
+_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "text", ".md": "text"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows come from.
+
+    Args:
+        flag: of the command, for messages.
+        path: a file, a pattern, a folder, or the id of a data set on the hub.
+        columns: one of raw text, or those of prompt and solution; none: they are told from the
+            first row.
+        part: keys that say which of the rows are taken.
+    """
+
+    flag: str
+    path: str
+    columns: tuple[str, ...] = ()
+    part: tuple[tuple[str, int], ...] = ()
+
+    def files(self) -> list[Path]:
+        """The local files that it names; none of a data set on the hub.
+
+        Raises:
+            UserError: there are none, and it can be no id either.
+        """
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            found = [file for file in sorted(path.iterdir()) if file.suffix in _KINDS]
+            if not found:
+                accepted = "a folder with files that end in " + ", ".join(_KINDS)
+                raise user_error(
+                    self.flag, "this folder holds no rows", value=self.path, accepted=accepted
+                )
+            return [file for file in found if file.suffix == found[0].suffix]
+        if path.is_file():
+            return [path]
+        found = (
+            sorted(Path().glob(self.path))
+            if not path.is_absolute()
+            else sorted(path.parent.glob(path.name))
+        )
+        if not found and (path.suffix in _KINDS or path.is_absolute() or len(path.parts) != 2):
+            raise user_error(
+                self.flag,
+                "there is no such file",
+                value=self.path,
+                accepted="a file, a pattern such as 'notes/*.txt', a folder, or the id of a data "
+                "set "
+                "on the hub",
+            )
+        return found
+
+    def section(self, *, solutions: bool) -> dict[str, Any]:
+        """The recipe's section of rows.
+
+        Args:
+            solutions: whether prompts with solutions are wanted, and not raw text.
+
+        Raises:
+            UserError: no file, one of another kind, or columns that cannot be told.
+        """
+        files = self.files()
+        kind = _KINDS.get(files[0].suffix) if files else "hub"
+        if kind is None or (kind == "text" and solutions):
+            accepted = "JSON Lines (.jsonl) or parquet" + ("" if solutions else ", or text (.txt)")
+            raise user_error(
+                self.flag,
+                "rows are not read from files of this kind",
+                value=self.path,
+                accepted=accepted,
+            )
+        path = self.path
+        if Path(path).expanduser().is_dir():
+            path = str(Path(path) / f"*{files[0].suffix}")
+        if kind == "text":
+            return {"kind": kind, "path": path}
+        columns = self.columns or self._told(files, solutions)
+        names = ("text",) if len(columns) == 1 else ("prompt", "solution")
+        return {
+            "kind": kind,
+            "path": path,
+            **dict(zip(names, columns, strict=True)),
+            **dict(self.part),
+        }
+
+    def _told(self, files: Sequence[Path], solutions: bool) -> tuple[str, ...]:
+        there = columns_of(files[0]) if files else []
+        pairs = [pair for pair in _PAIRS if set(pair) <= set(there)]
+        texts = [(name,) for name in _TEXT if name in there]
+        found = pairs if solutions else texts + pairs
+        if not found:
+            wanted = "PROMPT,SOLUTION" if solutions else "TEXT or PROMPT,SOLUTION"
+            raise user_error(
+                f"{self.flag}-columns",
+                f"which columns of {self.path} are read cannot be told; name them",
+                value=", ".join(there),
+                accepted=f"{wanted}, as in {self.flag}-columns question,answer",
+            )
+        return found[0]
+
+
+def holds_pictures(place: str) -> bool:
+    """Whether it is a folder of images, and of nothing that rows of text are read from."""
+    folder = Path(place).expanduser()
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    kinds = {(guess_type(name)[0] or "").partition("/")[0] for name in names}
+    return "image" in kinds and not any(Path(name).suffix in _KINDS for name in names)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns of a table's first row; none of what is not read as one (``check`` says what is
+    wrong with it).
+    """
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return []
+    return list(row) if isinstance(row, dict) else []
+
+
+def count_rows(files: Sequence[Path]) -> int:
+    """Rows of local tables."""
+    if files[0].suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return sum(int(pq.read_metadata(file).num_rows) for file in files)
+    return sum(_lines_of(file) for file in files)
+
+
+def _lines_of(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def halved(feedback: Place) -> tuple[Place, Place]:
+    """Feedback and held-out rows from one place: of every four rows the last is held out.
+
+    Raises:
+        UserError: the rows cannot be counted, or are too few.
+    """
+    files = feedback.files()
+    if not files:
+        message = "rows that success is measured on are needed beside the feedback; name them"
+        raise user_error(
+            "--evaluation", message, accepted="a file of rows that are not in the feedback"
+        )
+    rows = count_rows(files)
+    steering = rows * 3 // 4
+    if rows - steering < 2 or steering < 4:
+        message = "these rows are too few to steer with some and measure on the others"
+        raise user_error(
+            feedback.flag, message, value=f"{rows} rows of {feedback.path}", accepted="8 or more"
+        )
+    return replace(feedback, part=(("rows", steering),)), replace(
+        feedback, part=(("skip_rows", steering),)
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a learner step is made of, so that it fits into memory.
+
+    Args:
+        batch_size: rows at a time.
+        accumulate: how often, for one step.
+        checkpointing: whether blocks run again in the backward pass, and keep nothing for it.
+        description: the estimate, in words.
+    """
+
+    batch_size: int
+    accumulate: int
+    checkpointing: bool
+    description: str
+
+
+def fit(model: Any, window: int, available: int | None) -> Fit:
+    """The largest batch, a power of two up to :data:`ROWS_A_STEP`, that fits beside weights,
+    gradients and AdamW's moments.
+
+    Estimated in float32: 16 bytes a parameter; and for every token of a row
+    ``4 (12 width + 4 inner)`` bytes a block and ``12`` bytes a word of the vocabulary (logits,
+    their softmax, its gradient), or, with activation checkpointing, ``4 width`` a block and one
+    block whole. Half of what is left is used: feedback, designer and fragments take theirs.
+
+    Args:
+        model: on the meta device; only sizes are read.
+        window: tokens of a row.
+        available: bytes; None where the machine does not say, which leaves the largest batch.
+    """
+    config = model.config
+    width, depth, inner, vocabulary = (
+        int(getattr(config, name, None) or default)
+        for name, default in (
+            ("hidden_size", 768),
+            ("num_hidden_layers", 12),
+            ("intermediate_size", 0),
+            ("vocab_size", 0),
+        )
+    )
+    fixed = 16 * sum(p.numel() for p in model.parameters())
+    block = 4 * (12 * width + 4 * (inner or 4 * width))
+    head = 12 * vocabulary
+    kept, again = window * (depth * block + head), window * (depth * 4 * width + block + head)
+    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters"
+    if available is None:
+        return Fit(
+            ROWS_A_STEP, 1, False, f"{size}; this machine does not say how much memory it has"
+        )
+    left = (available - fixed) / 2
+    checkpointing = left < kept
+    row = again if checkpointing else kept
+    fits = ROWS_A_STEP
+    while fits > 1 and left < fits * row:
+        fits //= 2
+    description = (
+        f"{size} take about {_mib(fixed)} and a row {_mib(row)}, of {_mib(available)} that are free"
+    )
+    return Fit(fits, ROWS_A_STEP // fits, checkpointing and left < fits * kept, description)
+
+
+def memory_bytes() -> int | None:
+    """What the learner could use: of the accelerator where there is one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory_bytes()
+
+
+def recipe_of(
+    model: str,
+    stream: Place,
+    feedback: Place,
+    evaluation: Place,
+    *,
+    out: Path,
+    shapes: Callable[[str], Any],
+    available: int | None,
+) -> str:
+    """The text of a commented recipe.
+
+    Args:
+        model: a folder, a hub id, or a packaged checkpoint.
+        stream: unlabeled rows.
+        feedback: verified rows.
+        evaluation: verified rows that are measured on.
+        out: the file that it will be.
+        shapes: the model of a name, on the meta device.
+        available: bytes of memory.
+
+    Raises:
+        UserError: a place or the model cannot be read.
+    """
+    sections = [
+        stream.section(solutions=False),
+        feedback.section(solutions=True),
+        evaluation.section(solutions=True),
+    ]
+    skeleton = shapes(model)
+    config = skeleton.config
+    window = min(WINDOW_TOKENS, getattr(config, "max_position_embeddings", None) or WINDOW_TOKENS)
+    found = fit(skeleton, window, available)
+    rows = dict(feedback.part).get("rows") or (
+        count_rows(files) if (files := feedback.files()) else 64
+    )
+    heard = max(1, min(32, rows // 2))
+    memory = f"{found.batch_size * found.accumulate} rows of {window} tokens"
+    if found.checkpointing:
+        memory += "\n  activation_checkpointing: true  # less memory, more time"
+    return f"""\
+# vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
+#
+# Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
+# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run;
+# docs/guide.md says what matters most.
+modality: language
+description: {_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}")}
+arm: token_weights  # one-hot targets, tokens weighted by what they are worth to the feedback; others: README, Arms
+budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
+data:
+  window_tokens: {window}  # length of a row of the stream; documents are packed into it
+  batch_size: {found.batch_size}  # {found.description}
+  stream:  # what the learner trains on; several sources are mixed by their `weight`
+    - {{name: {_text(_name(stream.path))}, rows: {_flow(sections[0])}}}
+  feedback:  # what steers: its gradient is heard every value.meta_period steps, and it is never trained on
+    rows: {_flow(sections[1])}
+    batch_size: {heard}
+    batches: 2  # their agreement says how far the feedback can be trusted
+  evaluation:  # what success is measured on; no row of it may be in the stream or the feedback
+    test: {_flow(sections[2])}
+learner:
+  model: {_text(model)}
+  learning_rate: 1.5e-5
+  accumulate: {found.accumulate}  # batches in a step, which is one of {memory}
+  aligned_blocks: 2  # S: the last blocks, in which gradients are compared
+  # dtype: bfloat16  # on a GPU
+  # lora: {{r: 8, alpha: 16}}  # adapters alone train
+designer:
+  candidates: {min(CANDIDATES, int(config.vocab_size))}
+  tilt: 0.4  # weight per standard deviation of a token's value; up to 1.5 where much of the stream is wrong
+value: {{alignment: optimizer_aware, estimator: central_difference, meta_period: 8, memory: 0.9, burn_in_steps: 16}}
+evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
+checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
+"""
+
+
+def _name(path: str) -> str:
+    return Path(path).stem.strip("*.") or Path(path).parent.name or "stream"
+
+
+def _text(value: str) -> str:
+    """A string as YAML reads it back, whatever is in it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _flow(section: Mapping[str, Any]) -> str:
+    pairs = (
+        f"{key}: {_text(value) if isinstance(value, str) else value}"
+        for key, value in section.items()
+    )
+    return "{" + ", ".join(pairs) + "}"
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,283 @@
+"""What a step should cost: FLOPs and bytes counted from shapes, to hold beside what is measured.
+
+With a batches a step, each of M tokens in windows of T, N of them predicted; a learner of L blocks
+of P parameters each, width D, A = heads times their width, a vocabulary V; S in its last s blocks;
+K candidates, a designer of width H and l layers; a meta step in r, F feedback batches of n tokens
+each. A product of ``[N, a]`` and ``[a, b]`` has ``2 N a b`` FLOPs; attention has two of T a token
+and head, not halved for causality. ``torch.utils.flop_counter`` counts the same, but for attention
+on a CPU, of which it counts nothing.
+
+==============  =====================================================
+=================================================== part            FLOPs
+when ==============  =====================================================
+=================================================== blocks          ``3 M L (2 P + 4 T A)``
+every batch: forward, backward to states and weights head            ``3 * 2 N V D``; 4 where token
+weights follow a look   every batch (see head.py)
+                at the batch and the head trains
+sparse targets  ``2 N K D``                                            every batch with K candidates
+values          ``F' * 2 M s (2 P + 4 T A)`` and ``F' * 4 N K D``      exact arms every batch but
+the first of a meta step
+                where the head is not in S; where it is, the head is   (F' = 1), all arms that one
+                (F' = F): a central difference run: ``F' * 4 N V D``
+designer        ``M (2 D H + l (24 H H + 4 T H)) + 2 N H H``           arms with a network: forward
+every batch, and 4 times that
+                and ``N K (2 (3 H + H H) + 2 (H H + H) + 2 H)``        more at the meta step, where
+                scores are made again and ``2 U D H``, U <= min(N K, V)
+feedback        ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``          the meta step: forward,
+backward to the states of the
+                                                                       blocks in S and to their
+                                                                       weights
+==============  =====================================================
+===================================================
+
+Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
+for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
+MLP; the head's chunk of logits, or 3 times all of them where they are whole; the gradients to the
+hidden states; directions over S, F + 1 of them; the designer's weights, gradients and moments.
+
+Shapes are decoder blocks with a gated MLP (Qwen, Llama, Mistral).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vpretrain.language.learner.head import CHUNK_LOGITS
+from vpretrain.language.learner.predictions import WHOLE_LOGITS
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.system.errors import user_error
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a decoder; see the table above.
+
+    Args:
+        width, inner: D and I.
+        heads, groups: of queries, and of keys and values, each ``head_width`` wide.
+        tied: whether the head is the input embedding; it is not in S then.
+    """
+
+    blocks: int
+    width: int
+    inner: int
+    heads: int
+    groups: int
+    head_width: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """From a ``transformers`` configuration as a dictionary; KeyError where it is of another
+        kind of model.
+        """
+        heads, width = config["num_attention_heads"], config["hidden_size"]
+        return cls(
+            config["num_hidden_layers"],
+            width,
+            config["intermediate_size"],
+            heads,
+            config.get("num_key_value_heads") or heads,
+            config.get("head_dim") or width // heads,
+            config["vocab_size"],
+            bool(config.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def attention(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def keys(self) -> int:
+        return self.groups * self.head_width
+
+    @property
+    def block(self) -> int:
+        """P: weights of a block's matrices."""
+        return self.width * (2 * self.attention + 2 * self.keys + 3 * self.inner)
+
+    @property
+    def parameters(self) -> int:
+        return self.blocks * self.block + self.vocabulary * self.width * (1 if self.tied else 2)
+
+
+SIZES = {
+    "0.5B": Shape(24, 896, 4864, 14, 2, 64, 151936, True),
+    "4B": Shape(40, 2560, 6912, 20, 20, 128, 151936, False),
+    "7B": Shape(28, 3584, 18944, 28, 4, 128, 152064, False),
+    "70B": Shape(80, 8192, 29568, 64, 8, 128, 152064, False),
+}
+"""Qwen2.5-0.5B, Qwen1.5-4B, Qwen2.5-7B, Qwen2.5-72B."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an arm asks for at every step.
+
+    Args:
+        candidates: more than the true token.
+        exact: values of every batch.
+        network: a designer network's scores.
+        weighted: weights of tokens.
+        listens: whether there are meta steps.
+    """
+
+    candidates: bool = False
+    exact: bool = False
+    network: bool = False
+    weighted: bool = False
+    uses_feedback: bool = True
+
+
+KINDS = {
+    "onehot": Kind(uses_feedback=False),
+    "uniform_smoothing": Kind(candidates=True, uses_feedback=False),
+    "self_distillation": Kind(candidates=True, uses_feedback=False),
+    "ascent": Kind(candidates=True, network=True),
+    "field": Kind(candidates=True, network=True),
+    "weight_field": Kind(network=True, weighted=True),
+    "closed_form": Kind(candidates=True, exact=True),
+    "weighted_targets": Kind(candidates=True, exact=True, weighted=True),
+    "token_weights": Kind(exact=True, weighted=True),
+    "document_weights": Kind(exact=True, weighted=True),
+    "source_weights": Kind(exact=True, weighted=True),
+}
+"""By arm; the other arms of language are one of these with another feedback."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of a run: M, N, T, s, K, H, l, r, F, n, a, and the kind of device, which says how large a
+    chunk of logits is.
+    """
+
+    tokens: int
+    predicted: int
+    window: int
+    aligned: int = 2
+    candidates: int = 64
+    hidden: int = 256
+    layers: int = 6
+    period: int = 8
+    batches: int = 2
+    feedback_tokens: int = 32 * 64
+    accumulate: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, recipe: LanguageRecipe, shape: Shape, device: str) -> Setting:
+        """From a recipe; all tokens are taken for predicted ones, and a feedback row for
+        64 tokens.
+        """
+        data, section = recipe.data, recipe.designer
+        aligned = (
+            shape.blocks
+            if recipe.learner.aligned_blocks == "all"
+            else recipe.learner.aligned_blocks
+        )
+        tokens = data.batch_size * data.window_tokens
+        return cls(
+            tokens=tokens,
+            predicted=tokens,
+            window=data.window_tokens,
+            aligned=aligned,
+            device=device,
+            candidates=section.candidates,
+            hidden=section.hidden,
+            layers=section.layers,
+            period=recipe.value.meta_period,
+            batches=data.feedback.batches,
+            feedback_tokens=data.feedback.batch_size * 64,
+            accumulate=recipe.learner.accumulate,
+        )
+
+
+def flops(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
+    """FLOPs of a step by part, the meta step by its share."""
+    n, window, k, h = at.predicted, at.window, at.candidates, at.hidden
+    head = 2 * n * shape.vocabulary * shape.width
+    block = at.tokens * (2 * shape.block + 4 * window * shape.attention)
+    fraction = 1 / at.period if kind.uses_feedback else 0.0
+    value = 2 * at.aligned * block + (
+        4 * n * k * shape.width * kind.candidates if shape.tied else 2 * head
+    )
+    network = (
+        at.tokens * (2 * shape.width * h + at.layers * (24 * h * h + 4 * window * h))
+        + 2 * n * h * h
+        + n * k * (2 * (3 * h + h * h) + 2 * (h * h + h) + 2 * h)
+        + 2 * min(n * k, shape.vocabulary) * shape.width * h
+    )
+    per_row = (
+        2 * shape.blocks * shape.block
+        + 4 * at.aligned * shape.block
+        + 4 * shape.vocabulary * shape.width
+    )
+    found = {  # the designer learns from the first of a step's batches
+        "blocks": 3.0 * at.accumulate * shape.blocks * block,
+        "head": at.accumulate
+        * ((4.0 if kind.weighted else 3.0) * head + 2 * n * k * shape.width * kind.candidates),
+        "values": (at.accumulate - fraction) * value * kind.exact,
+        "designer": (at.accumulate + 4 * fraction) * network * kind.network,
+        "meta": fraction * at.batches * (value + at.feedback_tokens * per_row),
+    }
+    return {part: float(figure) for part, figure in found.items()}
+
+
+def resident(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
+    """Bytes at the step's peak, by part, in float32."""
+    n, width = at.predicted, shape.width
+    logits = n * shape.vocabulary
+    whole = (
+        3 * logits
+        if logits <= WHOLE_LOGITS
+        else min(logits, CHUNK_LOGITS.get(at.device, CHUNK_LOGITS["cuda"]))
+    )
+    aligned = at.aligned * shape.block + (0 if shape.tied else shape.vocabulary * width)
+    kept = (
+        at.tokens
+        * shape.blocks
+        * (4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner)
+    )
+    network = 4 * (width * at.hidden * 2 + at.layers * 12 * at.hidden**2)
+    numbers = {
+        "weights, gradients, moments": 4 * shape.parameters,
+        "blocks": kept,
+        "head": whole + 2 * n * width,
+        "directions": (at.batches + 1) * aligned * kind.uses_feedback,
+        "designer": network * kind.network,
+    }
+    return {part: 4.0 * figure for part, figure in numbers.items()}
+
+
+def predicted(shape: Shape, at: Setting, arms: Sequence[str]) -> dict[str, Any]:
+    """FLOPs and bytes of a step of each arm, and their ratios to the first.
+
+    Raises:
+        UserError: an arm that is not in :data:`KINDS`.
+    """
+    for arm in arms:
+        if arm not in KINDS:
+            raise user_error(
+                "--arms", "there is no model of what it costs", value=arm, accepted=", ".join(KINDS)
+            )
+    rows = {
+        arm: {"flops": flops(shape, at, KINDS[arm]), "bytes": resident(shape, at, KINDS[arm])}
+        for arm in arms
+    }
+    totals = {
+        arm: {what: sum(parts.values()) for what, parts in row.items()} for arm, row in rows.items()
+    }
+    ratios = {
+        arm: {what: totals[arm][what] / totals[arms[0]][what] for what in totals[arm]}
+        for arm in arms
+    }
+    return {
+        "shape": asdict(shape),
+        "setting": asdict(at),
+        "arms": rows,
+        "totals": totals,
+        "ratios": ratios,
+    }

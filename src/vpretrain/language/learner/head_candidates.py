@@ -1,0 +1,138 @@
+"""The best tokens of a row of scores, and the scores of given ones, without sorting or copying more
+than that takes.
+
+Shapes: N or M positions, D hidden width, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.method.vectors import wide
+
+GATHERED = 2**20
+"""Elements of weight rows that are gathered at a time: few enough to stay in a CPU's cache."""
+
+
+def best(scores: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The true token and the best others, and their scores, both ``[M, count]``, from the best
+    other down.
+
+    Args:
+        scores: ``[M, V]``; changed on the way and put back.
+        labels: ``[M, 1]`` int64.
+        count: from 1 to V.
+    """
+    # With the true token raised above all it comes first and the others are distinct, even if some
+    # scores are -inf.
+    truth = scores.gather(1, labels)
+    scores.scatter_(1, labels, torch.inf)
+    ids = top(scores, count)
+    scores.scatter_(1, labels, truth)
+    return ids, scores.gather(1, ids)
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Indices ``[M, count]`` of the largest scores of each row of ``[M, V]``, from the largest
+    down.
+
+    A score among the ``count`` largest stands in one of the ``count`` blocks with the largest
+    maxima, so that only the maxima of blocks and those blocks are sorted: ``2 sqrt(V count)``
+    numbers in the place of V.
+    """
+    vocabulary = scores.shape[1]
+    span = math.isqrt(vocabulary // count)
+    if span < 4:
+        return scores.topk(count, dim=1).indices
+    blocks = vocabulary // span
+    whole = blocks * span  # block b is made of b, b + blocks, b + 2 blocks, ...
+    chosen = scores[:, :whole].unflatten(1, (span, blocks)).amax(dim=1).topk(count, dim=1).indices
+    pool = (chosen[:, :, None] + torch.arange(0, whole, blocks, device=scores.device)).flatten(1)
+    rest = torch.arange(whole, vocabulary, device=scores.device).expand(len(scores), -1)
+    pool = torch.cat([pool, rest], dim=1)
+    return pool.gather(1, scores.gather(1, pool).topk(count, dim=1).indices)
+
+
+def candidate_scores(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """``states[n] . weight[ids[n, k]]``, ``[N, K]``, without a tensor ``[N, K, D]``.
+
+    Linear in the states, and differentiable in them as often as asked, in either mode.
+
+    Args:
+        states: ``[N, D]``; gradients flow.
+        weight: ``[V, D]``, cast to the dtype of the states where it is read; none flow.
+        ids: ``[N, K]`` int64.
+    """
+    return _CandidateScores.apply(states, weight, ids)
+
+
+class _CandidateScores(torch.autograd.Function):
+    @staticmethod
+    def forward(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+        rows = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
+        parts = [
+            torch.bmm(_gathered(weight, at).to(of.dtype), of[:, :, None]).squeeze(2)
+            for at, of in zip(ids.split(rows), states.split(rows), strict=True)
+        ]
+        return torch.cat(parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        return _WeightedRows.apply(upstream, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, states: Tensor, weight: None, ids: None) -> Tensor:
+        return _CandidateScores.apply(states, *ctx.saved_tensors)
+
+
+class _WeightedRows(torch.autograd.Function):
+    """What the scores' gradient to the states is; its own gradient are scores again."""
+
+    @staticmethod
+    def forward(factors: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+        return weighted_rows(weight, ids, wide(factors)).to(factors.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        return _CandidateScores.apply(upstream, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, factors: Tensor, weight: None, ids: None) -> Tensor:
+        return _WeightedRows.apply(factors, *ctx.saved_tensors)
+
+
+def weighted_rows(weight: Tensor, ids: Tensor, factors: Tensor) -> Tensor:
+    """``sum_k factors[n, k] weight[ids[n, k]]``, ``[N, D]`` in the dtype of ``factors``, without a
+    tensor ``[N, K, D]``.
+
+    Args:
+        weight: ``[V, D]``, of any dtype.
+        ids: ``[N, K]`` int64.
+        factors: ``[N, K]``, float32 or wider.
+    """
+    if weight.dtype == factors.dtype:
+        return nn.functional.embedding_bag(ids, weight, per_sample_weights=factors, mode="sum")
+    rows = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
+    parts = [
+        torch.bmm(of[:, None], _gathered(weight, at).to(factors.dtype)).squeeze(1)
+        for at, of in zip(ids.split(rows), factors.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _gathered(weight: Tensor, ids: Tensor) -> Tensor:
+    return weight.index_select(0, ids.flatten()).view(*ids.shape, -1)

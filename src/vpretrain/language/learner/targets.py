@@ -1,0 +1,125 @@
+"""The language task: sparse soft targets over a few candidates, their loss, and the closed-form
+rule for them.
+
+Shapes: N positions in the loss, K candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpretrain.system.errors import UserError, user_error
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What the learner is asked to predict at each position.
+
+    Args:
+        ids: ``[N, K]`` int64, K distinct token ids a row, the true token first.
+        mass: ``[N, K]`` float32 or wider, >= 0. A row sums to the weight of its token: 1 for soft
+            targets (eq. 15). One control covers both surfaces, since the loss is linear in it
+            either way.
+    """
+
+    ids: Tensor
+    mass: Tensor
+
+    def controls(self) -> tuple[Tensor, ...]:
+        return (self.mass,)
+
+    def with_controls(self, controls: tuple[Tensor, ...]) -> SoftTargets:
+        return SoftTargets(self.ids, controls[0])
+
+
+def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The true token and the learner's ``count - 1`` most probable others (eq. 14, 39).
+
+    Args:
+        logits: ``[N, V]``; no gradient flows.
+        labels: ``[N]`` int64, the true next tokens.
+        count: K, from 1 to V.
+
+    Returns:
+        ``[N, K]`` int64, distinct within a row, the true token first.
+    """
+    if count == 1:
+        return labels[:, None]
+    # With the true token raised above all, one top-k gives it first and the others distinct, even
+    # if K = V or some logits are -inf (padded vocabularies).
+    raised = logits.detach().scatter(1, labels[:, None], torch.inf)
+    return raised.topk(count, dim=1).indices
+
+
+def one_hot(
+    labels: Tensor, count: int = 1, ids: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> SoftTargets:
+    """All mass on the true token, over ``ids`` (``[N, count]``) or over the true token alone."""
+    ids = labels[:, None] if ids is None else ids
+    mass = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
+    mass[:, 0] = 1
+    return SoftTargets(ids, mass)
+
+
+def mix(ids: Tensor, proposal: Tensor, gate: Tensor) -> SoftTargets:
+    """``(1 - gate) one_hot + gate proposal`` (eq. 15, 40): ``proposal`` ``[N, K]`` sums to 1,
+    ``gate`` ``[N]`` in [0, 1].
+    """
+    truth = torch.zeros_like(proposal)
+    truth[:, 0] = 1
+    return SoftTargets(ids, (1 - gate[:, None]) * truth + gate[:, None] * proposal)
+
+
+def soft_target_loss(logits: Tensor, targets: SoftTargets) -> Tensor:
+    """``-(1/N) sum_n sum_k mass[n, k] log p(ids[n, k])`` (eq. 37), in float32 or wider; a scalar.
+
+    The slow definition::
+
+        for n in range(N):
+            for k in range(K):
+                loss -= mass[n, k] * log_softmax(logits[n])[ids[n, k]] / N
+
+    Args:
+        logits: ``[N, V]``; gradients flow.
+        targets: N rows; gradients flow to the mass.
+    """
+    return soft_target_losses(logits, targets).mean()
+
+
+def soft_target_losses(logits: Tensor, targets: SoftTargets) -> Tensor:
+    """The same of each position, ``[N]`` in float32 or wider."""
+    log_p = candidate_log_probabilities(logits, targets.ids)
+    # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to one-hot
+    # targets.
+    return -(targets.mass * log_p).sum(dim=1)
+
+
+def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
+    """``log p(ids[n, k])``, ``[N, K]`` in float32 or wider; gradients flow."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
+
+
+def check_count(count: int, vocabulary: int) -> None:
+    """Refuses more candidates than there are tokens, or none."""
+    if not 1 <= count <= vocabulary:
+        raise user_error(
+            "designer.candidates",
+            "there are not as many tokens in the learner's vocabulary",
+            value=count,
+            accepted=f"1 to {vocabulary}",
+        )
+
+
+def nothing_to_predict() -> UserError:
+    """For a batch whose loss is a mean over nothing."""
+    return user_error(
+        "batch",
+        "no token of this batch is in the loss, so there is nothing to learn from it",
+        accepted="batches with at least one predicted token; look at masks, lengths and rows of "
+        "the "
+        "data",
+    )

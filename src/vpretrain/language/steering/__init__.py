@@ -1,0 +1,3 @@
+"""What shapes the next-token task: designers, the rules they follow, and the arms that recipes
+name.
+"""

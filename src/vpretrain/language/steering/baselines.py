@@ -1,0 +1,104 @@
+"""The designers of language that hear no feedback, one class an arm; the training loop never asks
+which one it has.
+
+Those that follow exact token values are :class:`vpretrain.method.exact.ExactDesigner` with a rule of
+:mod:`vpretrain.language.steering.rules`; those that amortise the values in a network are in
+:mod:`vpretrain.language.steering.networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.language.steering.rules import TokenWeights
+from vpretrain.method.roles import ValueFunction
+from vpretrain.method.rules import standardised
+
+
+class Fixed:
+    """A designer that hears no feedback and keeps no state."""
+
+    uses_feedback = False
+
+    def baseline_task(self, context: Context) -> SoftTargets:
+        return one_hot(context.labels)
+
+    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class OneHot(Fixed):
+    """Next-token prediction as it always was: the baseline."""
+
+    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+        return self.baseline_task(context)
+
+
+@dataclass
+class UniformSmoothing(Fixed):
+    """The same mass on every candidate, behind a constant gate (a control of the paper's Table 5).
+
+    Args:
+        count: K candidates.
+        gate: in [0, 1], the mass taken from the true token.
+    """
+
+    count: int
+    gate: float
+
+    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+        """One-hot targets smoothed over the top candidates."""
+        ids = context.predictions.candidates(self.count)
+        proposal = torch.full(ids.shape, 1 / self.count, device=ids.device)
+        return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
+
+
+@dataclass
+class SelfDistillation(Fixed):
+    """The learner's own probabilities on the candidates, behind a constant gate (a control of the
+    paper's Table 5).
+
+    Args:
+        count: K candidates.
+        gate: in [0, 1], the mass taken from the true token.
+    """
+
+    count: int
+    gate: float
+
+    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+        """One-hot targets mixed with what the learner already believes."""
+        ids = context.predictions.candidates(self.count)
+        proposal = torch.softmax(context.predictions.log_p(ids), dim=1)
+        return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
+
+
+@dataclass
+class LossWeights(Fixed):
+    """Token weights by the learner's own surprise in the place of value: less weight to what it
+    finds improbable.
+
+    A control: a filter of noise that needs no feedback would do this.
+
+    Args:
+        rule: as token weights have it.
+    """
+
+    rule: TokenWeights
+
+    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+        """One-hot targets, weighted by the standardised log probability of the true token."""
+        probe = self.rule.probe(context)
+        return self.rule.task(probe, standardised(probe.log_p))

@@ -1,0 +1,205 @@
+"""Domain-matched alignment (eq. 44-46): each stream document is compared with the feedback of its
+own domain.
+
+The value of a batch is ``sum_d <g_down^d, g_pre^d>``, where ``g_pre^d`` is the gradient of the
+share of the loss that stands in documents of domain d. That is an ordinary inner product if every
+domain is given a copy of S of its own: the loss is then ``sum_d L_d(S_d)``, its gradient the list
+of the ``g_pre^d``, and ``g_down`` the list of the ``g_down^d``. So a learner with these copies
+(:class:`Matched`), and feedback that speaks of them (:class:`MatchedFeedback`), are all it takes:
+alignment, estimator, preconditioner, reliability and designer are what they always are.
+
+Eq. 46 averages over domains, each with a batch of its own. Here a batch is a mixture, and a domain
+counts by its share of the predicted tokens, as it does in the step that is valued. ``cosine`` and
+``lower_bound`` are those of all copies together.
+
+A run of the suffix costs as many as there are domains in the batch; the head runs once for each
+token as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.learner.targets import SoftTargets
+from vpretrain.method import vectors
+from vpretrain.method.feedback import MultiTaskFeedback
+from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
+
+ALL = "*"
+"""The domain of documents whose source no task names: all tasks speak to it."""
+
+Domains = Mapping[str, Collection[str]]
+"""The feedback tasks of each domain, by the domain's name."""
+
+
+def domains_of(
+    sources: Mapping[str, Sequence[str]], tasks: Collection[str]
+) -> tuple[Domains, dict[str, str]]:
+    """Domains from what each task says of the stream.
+
+    Args:
+        sources: by task, the sources of the stream that are of its domain; several tasks may name a
+            source.
+        tasks: all tasks. A source that none of them names is of the domain of all tasks.
+
+    Returns:
+        The domains, each with its tasks, the one of all tasks first; and the domain of each source
+        that is named.
+    """
+    named = dict.fromkeys(source for found in sources.values() for source in found)
+    of_source = {
+        source: "+".join(task for task in tasks if source in sources.get(task, ()))
+        for source in named
+    }
+    domains = {domain: domain.split("+") for domain in of_source.values()}
+    return {ALL: list(tasks), **domains}, of_source
+
+
+def _own(vector: Mapping[str, Any], domain: str) -> dict[str, Any]:
+    """The part of a vector over the copies that belongs to a domain, by the names of S."""
+    return {
+        name.removeprefix(f"{domain}/"): piece
+        for name, piece in vector.items()
+        if name.startswith(f"{domain}/")
+    }
+
+
+class Matched:
+    """A causal learner whose S is copied for every domain; all else is the learner's.
+
+    Args:
+        learner: whose parameters train.
+        domains: names, distinct, without a slash; :data:`ALL` among them.
+        of_source: the domain of a source of the stream; sources that are not named are of the
+            domain :data:`ALL`.
+    """
+
+    def __init__(
+        self, learner: CausalLearner, domains: Collection[str], of_source: Mapping[str, str]
+    ) -> None:
+        self.learner, self.domains, self.of_source = learner, list(domains), of_source
+        self.model = learner.model
+        self.aligned = {
+            f"{domain}/{name}": p for domain in domains for name, p in learner.aligned.items()
+        }
+
+    def forward(self, batch: TokenBatch) -> Context:
+        return self.learner.forward(batch)
+
+    def loss(self, context: Context, task: SoftTargets) -> Tensor:
+        """As the learner: every document counts as it always did."""
+        return self.learner.loss(context, task)
+
+    def stepped(self, fraction: float) -> None:
+        self.learner.stepped(fraction)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)
+
+    def objective(self, context: Context, task: SoftTargets) -> Objective:
+        """The loss as a function of all copies of S, each document's tokens under the copy of its
+        domain.
+        """
+        count = len(context.labels)
+        places = self._places(context)
+        parts = []
+        for domain, where in places.items():
+            row, at = context.where
+            own = replace(context, where=(row[where], at[where]), labels=context.labels[where])
+            parts.append(
+                (
+                    domain,
+                    where,
+                    self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where])),
+                )
+            )
+
+        def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+            # Copies that no document of the batch uses have the gradient zero, which is not the
+            # same as none.
+            unused = [
+                piece for name, piece in parameters.items() if name.partition("/")[0] not in places
+            ]
+            total = sum(
+                (0.0 * piece.flatten()[0] for piece in unused), start=inputs[0].new_zeros(())
+            )
+            for domain, where, objective in parts:
+                fraction = len(where) / count
+                total = total + fraction * objective.loss(
+                    _own(parameters, domain), (inputs[0][where],)
+                )
+            return total
+
+        return Objective(task.controls(), loss)
+
+    def _places(self, context: Context) -> dict[str, Tensor]:
+        """Which of the N predicted tokens stand in documents of each domain, for the domains that
+        there are.
+        """
+        number = {domain: at for at, domain in enumerate(self.domains)}
+        of_document = [
+            number[self.of_source.get(each.source, ALL)] for each in context.batch.documents
+        ]
+        found = torch.tensor(of_document, device=context.labels.device)[context.document]
+        places = {domain: (found == at).nonzero()[:, 0] for domain, at in number.items()}
+        return {domain: where for domain, where in places.items() if len(where)}
+
+
+class MatchedFeedback:
+    """What each domain's tasks say, as one vector over the copies of S.
+
+    Args:
+        together: the tasks with their weights. A domain hears the mean of its own tasks' weighted
+            gradients, and the weights have mean 1, so that all domains hear gradients of one scale.
+        domains: the tasks of each.
+    """
+
+    def __init__(self, together: MultiTaskFeedback, domains: Domains) -> None:
+        self.together, self.domains = together, domains
+
+    def gradients(self, learner: Matched) -> list[Gradient]:
+        """``g_down`` over the copies of S, one per feedback batch."""
+        return [
+            {
+                f"{domain}/{name}": piece
+                for domain, tasks in self.domains.items()
+                for name, piece in vectors.mean([batch[task] for task in tasks]).items()
+            }
+            for batch in self.together.each(learner.learner)
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        return self.together.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.together.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.together.load_state_dict(state)
+
+
+def matched(
+    learner: CausalLearner, feedback: MultiTaskFeedback, sources: Mapping[str, Sequence[str]]
+) -> tuple[Learner, Feedback]:
+    """Learner and feedback as they are, or matched by domain where a task names sources of the
+    stream.
+
+    Args:
+        learner: of the run.
+        feedback: its tasks.
+        sources: by task, the sources of the stream that are of its domain.
+    """
+    if not any(sources.values()):
+        return learner, feedback
+    domains, of_source = domains_of(sources, list(feedback.tasks))
+    return Matched(learner, domains, of_source), MatchedFeedback(feedback, domains)

@@ -1,0 +1,241 @@
+"""Rules: from what the candidates are worth to what the learner is asked to predict (see
+:class:`vpretrain.method.exact.Rule`).
+
+All of them are linear control surfaces: the value of the task is the sum of mass times token value.
+The *value of a token* is ``s_t(v) = dV/d mass_t(v)``: a token is worth much if its probability
+rises as the feedback loss falls. Values of zero give one-hot targets of weight 1. Shapes: N
+predicted tokens of the batch, K candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.method.collapse import Bounds
+from vpretrain.method.exact import Rule
+from vpretrain.method.rules import anchored, standardised, tilted
+from vpretrain.system import distributed
+
+
+@dataclass(frozen=True)
+class Candidates(SoftTargets):
+    """One-hot targets over the tokens that a target may put mass on, and how probable the learner
+    finds these.
+
+    Args:
+        context: the learner's pass over the batch.
+    """
+
+    context: Context
+
+    @classmethod
+    def among(cls, context: Context, count: int, *, weighted: bool = False) -> Candidates:
+        """The true token and the learner's ``count - 1`` most probable others (eq. 14).
+
+        Args:
+            context: the learner's pass over the batch.
+            count: K.
+            weighted: whether the rule gives tokens weights.
+        """
+        ids = context.predictions.candidates(count, weighted=weighted)
+        plain = one_hot(
+            context.labels, count, ids, torch.promote_types(context.hidden.dtype, torch.float32)
+        )
+        return cls(plain.ids, plain.mass, context)
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """``[N, K]`` float32 or wider, detached."""
+        return self.context.predictions.log_p(self.ids)
+
+
+class TokenRule(Rule):
+    """What the rules of language share; those here concern the true token alone, unless they say
+    otherwise.
+    """
+
+    def baseline_task(self, context: Context) -> SoftTargets:
+        """One-hot targets, without a look at the vocabulary."""
+        return one_hot(context.labels)
+
+    def probe(self, context: Context) -> Candidates:
+        return Candidates.among(context, 1, weighted=True)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of weights, which are all alike where nothing is told apart."""
+        return {"weight_spread": (0.0, math.inf)}
+
+    def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
+        """Token values ``[N, K]``: the gradient itself."""
+        return gradient
+
+    def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
+        return target_metrics(task.mass)
+
+
+@dataclass(frozen=True)
+class Anchored(TokenRule):
+    """Soft targets by the KL-anchored rule (see :func:`vpretrain.method.rules.anchored`).
+
+    Args:
+        count: K candidates.
+        temperature: tau > 0, in standard deviations of s.
+        clip: bound on the tilt ``|s / tau|``.
+        gate_max: ``alpha_max`` in [0, 1].
+    """
+
+    count: int
+    temperature: float = 1.0
+    clip: float = 2.0
+    gate_max: float = 0.5
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of the gate, and of targets that are even over their candidates."""
+        return {"gate": (0.0, self.gate_max), "entropy": (-math.inf, math.log(self.count))}
+
+    def probe(self, context: Context) -> Candidates:
+        return Candidates.among(context, self.count)
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        """Mass moves to candidates that are worth more than the true token and that the learner
+        finds possible.
+        """
+        proposal, gate = anchored(
+            values,
+            probe.log_p,
+            temperature=self.temperature,
+            clip=self.clip,
+            gate_max=self.gate_max,
+        )
+        return mix(probe.ids, proposal, gate)
+
+    def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
+        return {"gain_bound": gain_bound(gradient, self.gate_max), **target_metrics(task.mass)}
+
+
+@dataclass(frozen=True)
+class TokenWeights(TokenRule):
+    """One-hot targets whose tokens count by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
+    mean 1.
+
+    Args:
+        tilt: ``c`` >= 0, weight per standard deviation of the value.
+    """
+
+    tilt: float = 0.4
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        """The true token's mass is its weight."""
+        worth = values[:, 0] - distributed.mean(values[:, 0])
+        return SoftTargets(probe.ids, tilted(worth, self.tilt)[:, None])
+
+
+@dataclass(frozen=True)
+class GroupWeights(TokenRule):
+    """One-hot targets whose tokens count by the group they stand in:
+    ``w = 1 + c clip(t / 3, +-1)``, >= 0, mean 1.
+
+    t is the t statistic of the group's mean token value against the batch's.
+
+    Args:
+        tilt: ``c`` >= 0, the most by which a group gains or loses.
+        by: ``source``: the mixture of sources is all that feedback may change; ``document``: whole
+            documents count more or less.
+    """
+
+    tilt: float = 0.4
+    by: Literal["source", "document"] = "source"
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        """The true token's mass is the weight of its group."""
+        worth = values[:, 0] - distributed.mean(values[:, 0])
+        group, groups = self._groups(probe.context)
+        sums = worth.new_zeros(2, groups).index_add(
+            1, group, torch.stack([worth, torch.ones_like(worth)])
+        )
+        worths, counts = (
+            sums if self.by == "document" else distributed.total(sums)
+        )  # no two processes share a document
+        t = worths / counts.clamp_min(1).sqrt()
+        return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
+
+    def _groups(self, context: Context) -> tuple[Tensor, int]:
+        """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
+        document, documents = context.document, context.batch.documents
+        if self.by == "document":
+            return document, len(documents)
+        names = sorted(
+            set().union(*distributed.all_gather_object({each.source for each in documents}))
+        )
+        source = torch.tensor(
+            [names.index(each.source) for each in documents], device=document.device
+        )
+        return source[document], len(names)
+
+
+@dataclass(frozen=True)
+class WeightedTargets(TokenRule):
+    """Both surfaces: soft targets by one rule, and tokens that count by what their soft target is
+    worth.
+
+    Args:
+        targets: the rule that shapes the targets.
+        tilt: ``c`` of the token weights.
+    """
+
+    targets: Anchored
+    tilt: float = 0.4
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of the weights, and of a gate that is wide open; one that is shut may leave weights that
+        differ.
+        """
+        return {**super().bounds, "gate": (-math.inf, self.targets.gate_max)}
+
+    def probe(self, context: Context) -> Candidates:
+        return Candidates.among(context, self.targets.count, weighted=True)
+
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        """Mass of the soft targets times the weight of their token."""
+        soft = self.targets.task(probe, values)
+        worth = (soft.mass * values).sum(dim=1)
+        # In units of its own spread, as token weights are, times the shrinkage that the values came
+        # with.
+        shrinkage = distributed.std(values).clamp(max=1)
+        worth = shrinkage * standardised(worth - distributed.mean(worth))
+        return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
+
+
+def gain_bound(values: Tensor, gate_max: float) -> float:
+    """The most that any soft targets on these candidates could gain: all of ``gate_max`` on the
+    most valuable one.
+
+    It is of the values as they were heard, noise of the feedback included; a designer's *regret* is
+    this less its gain.
+    """
+    return float(gate_max * distributed.total((values.max(dim=1).values - values[:, 0]).sum()))
+
+
+def target_metrics(mass: Tensor) -> dict[str, float]:
+    """Means over the batch: mass off the true token, entropy of the targets (nats), spread of the
+    token weights.
+    """
+    weight = mass.sum(dim=1)
+    counted = weight > 0
+    q = mass[counted] / weight[counted, None]
+    return {
+        "gate": float(distributed.mean(1 - q[:, 0])),
+        "entropy": float(distributed.mean(torch.special.entr(q).sum(dim=1))),
+        "weight_spread": float(distributed.std(weight)),
+    }

@@ -1,0 +1,217 @@
+"""What can be done to any feedback: weigh several tasks together, remember them, or put noise in
+their place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from vpretrain.method import vectors
+from vpretrain.method.conflict import Resolve, cosines, kept
+from vpretrain.method.roles import Feedback, Gradient
+from vpretrain.system.errors import NonFinite
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """Feedback that has something to say of the batches it heard last."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the record of the step."""
+        ...
+
+
+def feedback_metrics(feedback: Feedback) -> dict[str, float]:
+    """What a feedback tells; empty for one that tells nothing."""
+    return feedback.metrics() if isinstance(feedback, Telling) else {}
+
+
+def finite_norm(batches: Sequence[Gradient]) -> float:
+    """The norm of the mean of the batches' gradients.
+
+    Raises:
+        NonFinite: it is not.
+    """
+    size = float(vectors.norm(vectors.mean(batches)))
+    if not math.isfinite(size):
+        raise NonFinite(f"the feedback gradient's norm is {size}, and the step was not taken")
+    return size
+
+
+class MultiTaskFeedback:
+    """Several feedback tasks as one: ``g_down = sum_j w_j g_j`` (eq. 18), the weights divided by
+    their sum.
+
+    Args:
+        tasks: by name, at least one; all hear the same number of batches. What a batch of one task
+            says is added to what the same batch of the others says, so that batches that share no
+            rows stay independent.
+        weights: > 0, one a task, relative to each other.
+        resolve: what becomes of conflicts, within each batch (:mod:`vpretrain.method.conflict`).
+        unit: whether each task's gradients are first divided by the norm of their mean. Signals of
+            different kinds (nats a token, reward) have no common unit; weights then are shares of
+            the direction.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Feedback],
+        weights: Mapping[str, float],
+        *,
+        resolve: Resolve = kept,
+        unit: bool = False,
+    ) -> None:
+        total = sum(weights[name] for name in tasks)
+        self.tasks, self.resolve, self.unit = dict(tasks), resolve, unit
+        self.weights = {
+            name: weights[name] * len(tasks) / total for name in tasks
+        }  # their mean is 1
+        self.cosines: dict[str, float] = {}
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """``g_down`` over S, one per feedback batch."""
+        return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
+
+    def each(self, learner: Any) -> list[dict[str, Gradient]]:
+        """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
+        over tasks.
+        """
+        heard = {name: task.gradients(learner) for name, task in self.tasks.items()}
+        means = {name: vectors.mean(batches) for name, batches in heard.items()}
+        self.cosines = cosines(means)
+        factors = {
+            name: self.weights[name] / (self._size(means[name]) if self.unit else 1.0)
+            for name in heard
+        }
+        return [
+            {
+                name: {key: factors[name] * piece for key, piece in gradient.items()}
+                for name, gradient in zip(heard, self.resolve(batch), strict=True)
+            }
+            for batch in zip(*heard.values(), strict=True)
+        ]
+
+    @staticmethod
+    def _size(gradient: Gradient) -> float:
+        return (
+            float(vectors.norm(gradient)) or 1.0
+        )  # a task that has nothing to say keeps its zeros
+
+    def metrics(self) -> dict[str, float]:
+        """``conflict/a~b``, the cosine of each two tasks' mean gradients, and each task's own as
+        ``feedback/task/...``.
+        """
+        found = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
+        for name, task in self.tasks.items():
+            found |= {
+                f"feedback/{name}/{metric}": value
+                for metric, value in feedback_metrics(task).items()
+            }
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: task.state_dict() for name, task in self.tasks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, task in self.tasks.items():
+            task.load_state_dict(state[name])
+
+
+class EMAFeedback:
+    """``g_down`` averaged over meta steps, each feedback batch with those of its own past (ours).
+
+    The learner moves little between two meta steps, the rows that are heard change: an average over
+    the past is a larger feedback batch at the price of a small one. Batches that share no rows stay
+    independent of each other.
+
+    Args:
+        feedback: gives the gradients of the present.
+        memory: weight of the past, in [0, 1); the average is over ``1 / (1 - memory)`` meta steps
+            or so, without bias towards zero at the beginning.
+    """
+
+    def __init__(self, feedback: Feedback, memory: float) -> None:
+        self.feedback, self.memory = feedback, memory
+        self.sums: list[Gradient] = []
+        self.weight = 0.0
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """The running average of each batch's gradient.
+
+        Raises:
+            NonFinite: a gradient of the present is not; the average stays as it was.
+        """
+        present = self.feedback.gradients(learner)
+        finite_norm(present)
+        self.weight = self.memory * self.weight + 1
+        past = self.sums or [
+            {name: torch.zeros_like(g) for name, g in each.items()} for each in present
+        ]
+        self.sums = [
+            {
+                name: torch.add(now[name], total.to(now[name].device), alpha=self.memory)
+                for name, total in held.items()
+            }
+            for held, now in zip(past, present, strict=True)
+        ]
+        return [{name: total / self.weight for name, total in held.items()} for held in self.sums]
+
+    def metrics(self) -> dict[str, float]:
+        """What the feedback of the present tells."""
+        return feedback_metrics(self.feedback)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "weight": self.weight, "feedback": self.feedback.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.weight = list(state["sums"]), float(state["weight"])
+        self.feedback.load_state_dict(state["feedback"])
+
+
+class RandomDirection:
+    """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a
+    control of Table 5).
+
+    The real feedback is computed and thrown away but for its size, so that the control costs what
+    the method costs.
+
+    Args:
+        feedback: the real one.
+        seed: of the random vectors.
+        fixed: if True one vector is drawn for the whole run (the harder control: noise that always
+            says the same, so that it is trusted fully and steers at least as hard as real
+            feedback), otherwise a fresh one for every batch.
+    """
+
+    def __init__(self, feedback: Feedback, seed: int, *, fixed: bool) -> None:
+        self.feedback, self.seed, self.fixed = feedback, seed, fixed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """Random vectors over S, one per feedback batch."""
+        return [self._like(real) for real in self.feedback.gradients(learner)]
+
+    def metrics(self) -> dict[str, float]:
+        return feedback_metrics(self.feedback)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "feedback": self.feedback.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        self.feedback.load_state_dict(state["feedback"])
+
+    def _like(self, real: Gradient) -> Gradient:
+        if self.fixed:
+            self.generator.manual_seed(self.seed)
+        drawn = {}
+        for name, piece in real.items():
+            noise = torch.randn(piece.shape, generator=self.generator, dtype=torch.float32).to(
+                piece
+            )
+            drawn[name] = noise * (piece.norm() / noise.norm())
+        return drawn

@@ -1,0 +1,212 @@
+"""Designers with a network, and the paper's among them: it climbs the value of the choices that it
+emits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.method.collapse import Bounds
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.roles import Estimate, ValueFunction, detached
+from vpretrain.method.rules import standardised
+from vpretrain.system import distributed
+from vpretrain.system.errors import NonFinite
+
+
+@dataclass
+class Learning:
+    """How a network learns.
+
+    Args:
+        learning_rate: of Adam on ``phi``; at 0 the network stays as it is.
+        reliability: how values shrink.
+        updates: steps on ``phi`` a meta step, at least 1: the gradient of the feedback is paid for
+            once.
+    """
+
+    learning_rate: float
+    reliability: Reliability
+    updates: int = 1
+
+
+class LearnedDesigner:
+    """A designer with a network; what is proposed, and how the network learns, is for subclasses to
+    say.
+
+    Args:
+        network: ``phi``.
+        learning: see :class:`Learning`.
+    """
+
+    uses_feedback = True
+
+    def __init__(self, network: nn.Module, learning: Learning) -> None:
+        self.network, self.learning = network, learning
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning.learning_rate)
+
+    def propose(self, context: Any) -> Any:
+        """The task as a function of ``phi``, with its graph."""
+        raise NotImplementedError
+
+    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+        """The task for the learner's step; no graph."""
+        with torch.no_grad():
+            return self.propose(context)
+
+    def update(self, heard: Sequence[Estimate]) -> Tensor:
+        """``dV/d control`` (the first one), the mean over the feedback batches; updates the
+        agreement.
+        """
+        gradients = [each.gradient[0] for each in heard]
+        self.learning.reliability.update(gradients)
+        return torch.stack(gradients).mean(dim=0)
+
+    def descend(self, loss: Tensor) -> None:
+        """One optimizer step on ``phi``, gradient norm clipped to 1.
+
+        The loss is built of sums and means over all processes, see
+        :mod:`vpretrain.system.distributed`.
+
+        Raises:
+            NonFinite: the gradient is not; ``phi`` stays as it is.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.all_reduce_gradients(self.network.parameters())
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), 1.0))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFinite(f"the designer's gradient norm is {norm}, and the step was not taken")
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "reliability": self.learning.reliability.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.learning.reliability.load_state_dict(state["reliability"])
+
+
+class Surface(Protocol):
+    """Where a choice (a mask, say) enters a learner's task. What it becomes there is the first
+    control of the tasks.
+    """
+
+    def baseline_task(self, context: Any) -> Any:
+        """The task without steering."""
+        ...
+
+    def valued_baseline_task(self, context: Any) -> Any:
+        """The same with controls, so that it can be appraised."""
+        ...
+
+    def inputs(self, context: Any) -> Any:
+        """What a network reads of the batch, cut off from the learner."""
+        ...
+
+    def task(self, context: Any, choice: Tensor) -> Any:
+        """The task under a choice; gradients flow to it."""
+        ...
+
+    def part(self, context: Any, rows: int) -> Any:
+        """The context of the first rows of the batch alone."""
+        ...
+
+    def metrics(self, choice: Tensor) -> dict[str, float]:
+        """How a choice looks; ``gate``: how much of it is away from the plain task, in [0, 1]."""
+        ...
+
+
+class NetworkDesigner(LearnedDesigner):
+    """The paper's designer: a network emits the choice and ascends its value,
+    ``L_meta = -V + price`` (eq. 26, 54).
+
+    ``dV/d phi = (dV/d control) d control/d phi``: the cotangent of the control carries everything
+    that learner and feedback have to say, so there is no graph through the learner here. V need not
+    be linear in the control; updates after the first follow the same cotangent, a little out of
+    date. The next task is made by the network that has learned, detached.
+
+    Args:
+        network: ``phi``: from the surface's inputs to a choice.
+        surface: where choices enter.
+        price: what a choice costs, a scalar; gradients flow.
+        learning: see :class:`Learning`. Values shrink by how far feedback batches agree on the
+            cotangent: noise leaves the price alone.
+        raw: whether the price is in the units of the value (the paper's), or in standard deviations
+            of the cotangent (ours: the scales of loss and direction drop out).
+        meta_rows: rows of the batch that are valued, at least 1; None: all. Where a choice is worth
+            what it does to its own row, a part of a large batch says enough.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        surface: Surface,
+        price: Callable[[Tensor], Tensor],
+        learning: Learning,
+        *,
+        raw: bool = False,
+        meta_rows: int | None = None,
+    ) -> None:
+        super().__init__(network, learning)
+        self.surface, self.price, self.raw, self.meta_rows = surface, price, raw, meta_rows
+
+    @property
+    def bounds(self) -> Bounds:
+        """Those that the surface says; where it says none, those of the gate, which every surface
+        has.
+        """
+        return getattr(self.surface, "bounds", {"gate": (0.0, 1.0)})
+
+    def propose(self, context: Any) -> Any:
+        """The task under the network's choice."""
+        return self.surface.task(context, self.network(self.surface.inputs(context)))
+
+    def baseline_task(self, context: Any) -> Any:
+        return self.surface.baseline_task(context)
+
+    def learn(self, context: Any, value_of: ValueFunction) -> dict[str, float]:
+        """``updates`` steps up the value of the choice."""
+        if self.meta_rows is not None:
+            context = self.surface.part(context, -(-self.meta_rows // distributed.world()))
+        inputs = self.surface.inputs(context)
+        choice = self.network(inputs)
+        task = self.surface.task(context, choice)
+        heard = value_of.each(context, detached(task))
+        gradient = self.update(heard)
+        plain = _value(value_of.each(context, self.surface.valued_baseline_task(context)))
+        metrics = {
+            "gain": _value(heard) - plain,
+            "value_baseline": plain,
+            **self.learning.reliability.metrics(),
+            **self.surface.metrics(choice.detach()),
+        }
+        for update in range(self.learning.updates):
+            if update:
+                choice = self.network(inputs)
+                task = self.surface.task(context, choice)
+            worth = self._worth(gradient, task.controls()[0])
+            self.descend(self.price(choice) - self.learning.reliability.factor * worth)
+        return metrics
+
+    def _worth(self, gradient: Tensor, control: Tensor) -> Tensor:
+        """The value's tangent at the control that was appraised, up to a constant."""
+        if self.raw:
+            return distributed.total((gradient * control).sum())
+        return distributed.mean(standardised(gradient) * control)
+
+
+def _value(heard: Sequence[Estimate]) -> float:
+    return sum(float(each.value) for each in heard) / len(heard)

@@ -1,0 +1,72 @@
+"""How far values can be trusted: what two halves of the feedback agree on, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.system import distributed
+
+
+@dataclass
+class Reliability:
+    """How far the feedback batches agree on values, remembered over meta steps.
+
+    Agreement is Pearson's r between the values under two halves of the feedback; their mean has the
+    reliability ``2 r / (1 + r)`` (Spearman and Brown), by which values shrink. Noise then cannot
+    open the gate as signal does.
+
+    Args:
+        shrink: if False values are taken as they are (reliability 1); agreement is still reported.
+        memory: weight of the past in the running mean of r, in [0, 1).
+    """
+
+    shrink: bool
+    memory: float = 0.7
+    agreement: float | None = None
+
+    def update(self, values: Sequence[Tensor]) -> None:
+        """Takes the values ``[N, K]`` of the same choices under each feedback batch (one batch
+        alone says nothing).
+        """
+        if len(values) < 2:
+            return
+        halves = [torch.stack(tuple(part)).mean(dim=0) for part in (values[0::2], values[1::2])]
+        r = correlation(*halves)
+        self.agreement = (
+            r if self.agreement is None else self.memory * self.agreement + (1 - self.memory) * r
+        )
+
+    @property
+    def factor(self) -> float:
+        """In [0, 1]: what values are multiplied by."""
+        if not self.shrink:
+            return 1.0
+        r = max(0.0, self.agreement or 0.0)
+        return 2 * r / (1 + r)
+
+    def metrics(self) -> dict[str, float]:
+        """``agreement`` (running) and ``reliability`` once two feedback batches were heard."""
+        return (
+            {}
+            if self.agreement is None
+            else {"agreement": self.agreement, "reliability": self.factor}
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"agreement": self.agreement}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.agreement = state["agreement"]
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's r over all entries, on all processes; 0 where one of them does not vary."""
+    a, b = (each.flatten().double() - distributed.mean(each.double()) for each in (a, b))
+    product, *squares = distributed.total(torch.stack([a @ b, a @ a, b @ b]))
+    scale = squares[0].sqrt() * squares[1].sqrt()
+    return float(product / scale) if scale > 0 else 0.0

@@ -1,0 +1,235 @@
+"""The roles of :mod:`vpretrain.method.roles` at their simplest, for a modality of one's own: mostly
+they are given a function.
+
+A learner that runs as one pass of its whole model, a stream and a feedback set over items that are
+addressed by number, a baseline without steering, and a score. Whatever needs more (a pass that is
+cut where S begins, a teacher) has its own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vpretrain.method import vectors
+from vpretrain.method.network import Surface
+from vpretrain.method.roles import Gradient, Objective, Score, ValueFunction
+from vpretrain.studies.statistics import mean_stderr
+from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import user_error
+from vpretrain.system.sampling import Order
+
+Loss = Callable[[Callable[..., Any], Any, Any], Tensor]
+"""``(model, batch, task) -> L_pre``, a scalar; the model is called as it is, whatever parameters it
+has just then.
+"""
+
+
+class WholeLearner:
+    """A learner whose loss is one pass of its whole model, that holds nothing beside it.
+
+    The blocks below S run again whenever a task is valued. The model casts its inputs to its
+    parameters' dtype: S is valued in float32 or wider, by ``vpretrain doctor`` in float64.
+
+    Args:
+        model: all that trains.
+        loss: of a batch under a task.
+        aligned: S, by shell patterns over parameter names.
+
+    Raises:
+        UserError: a pattern fits no parameter that trains.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, aligned: Sequence[str]) -> None:
+        self.model, self._loss = model, loss
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        for pattern in aligned:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                message = "this fits no parameter that trains"
+                raise user_error(
+                    "aligned", message, value=pattern, accepted=", ".join(names[:5]) + ", ..."
+                )
+        parameters = dict(model.named_parameters())
+        self.aligned = {
+            name: parameters[name]
+            for name in names
+            if any(fnmatchcase(name, pattern) for pattern in aligned)
+        }
+
+    def forward(self, batch: Any) -> Any:
+        """The batch itself: nothing is computed before the task is known."""
+        return batch
+
+    def loss(self, context: Any, task: Any) -> Tensor:
+        """``L_pre``, with its graph to the model."""
+        return self._loss(self.model, context, task)
+
+    def objective(self, context: Any, task: Any) -> Objective:
+        """The same as a function of S, without dropout; its inputs are the controls themselves."""
+        held = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+        def loss(parameters: Mapping[str, Tensor], controls: tuple[Tensor, ...]) -> Tensor:
+            # S may be wider than the model, and a designer than both: all follow S.
+            dtype = next(iter(parameters.values())).dtype
+            whole = {name: piece.to(dtype) for name, piece in held.items()} | dict(parameters)
+
+            def call(*given: Any, **named: Any) -> Any:
+                return functional_call(self.model, whole, given, named)
+
+            with evaluating(self.model):
+                return self._loss(
+                    call, context, task.with_controls(tuple(each.to(dtype) for each in controls))
+                )
+
+        return Objective(task.controls(), loss)
+
+    def stepped(self, fraction: float) -> None:
+        """Nothing follows the model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ShuffledBatches:
+    """Endless batches of items, shuffled anew in every pass
+    (:class:`vpretrain.method.roles.Batches`).
+
+    Args:
+        count: items, at least 1.
+        batch_size: of one batch.
+        key: seeds the order.
+        make: from the numbers of the items to a batch.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, key: str, make: Callable[[list[int]], Any]
+    ) -> None:
+        self.order, self.batch_size, self.make, self.drawn = (
+            Order(count, key),
+            batch_size,
+            make,
+            0,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        numbers = range(self.drawn, self.drawn + self.batch_size)
+        self.drawn = numbers.stop
+        return self.make([self.order[number] for number in numbers])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to that position; the batches that follow are the same."""
+        self.drawn = int(state["drawn"])
+
+
+def halves(
+    count: int, batch_size: int, key: str, make: Callable[[list[int]], Any]
+) -> tuple[ShuffledBatches, ShuffledBatches]:
+    """Two endless feedback batches that share no item: every other one of ``count`` items; see
+    :class:`ShuffledBatches`.
+    """
+    even = ShuffledBatches(
+        (count + 1) // 2,
+        batch_size,
+        f"{key} even",
+        lambda places: make([2 * place for place in places]),
+    )
+    odd = ShuffledBatches(
+        count // 2,
+        batch_size,
+        f"{key} odd",
+        lambda places: make([2 * place + 1 for place in places]),
+    )
+    return even, odd
+
+
+class LossFeedback:
+    """``g_down``: the gradient of a loss on verified items
+    (:class:`vpretrain.method.roles.Feedback`).
+
+    Args:
+        batches: endless, each a feedback batch of its own; of two or more that share no item, the
+            agreement tells how far they can be trusted.
+        loss: ``L_down`` of a batch, with its graph to the learner's model.
+    """
+
+    def __init__(self, batches: Sequence[ShuffledBatches], loss: Callable[[Any], Tensor]) -> None:
+        self.batches, self.loss = list(batches), loss
+
+    def gradients(self, learner: Any) -> list[Gradient]:
+        """One a feedback batch, without dropout; parameters of S that the loss does not reach get
+        zeros.
+        """
+        return [self._gradient(learner, next(batch)) for batch in self.batches]
+
+    def _gradient(self, learner: Any, batch: Any) -> Gradient:
+        with evaluating(learner.model):
+            pieces = torch.autograd.grad(
+                self.loss(batch), list(learner.aligned.values()), materialize_grads=True
+            )
+        return vectors.named(learner.aligned, pieces)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws stand."""
+        return {"batches": [batch.state_dict() for batch in self.batches]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes there."""
+        for batch, held in zip(self.batches, state["batches"], strict=True):
+            batch.load_state_dict(held)
+
+
+@dataclass
+class BaselineDesigner:
+    """A designer that hears no feedback and keeps no state: self-supervised learning as it always
+    was, the baseline.
+
+    Args:
+        surface: of the learner.
+    """
+
+    surface: Surface
+    uses_feedback = False
+
+    def baseline_task(self, context: Any) -> Any:
+        """The task without steering."""
+        return self.surface.baseline_task(context)
+
+    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+        """The same."""
+        return self.baseline_task(context)
+
+    def learn(self, context: Any, value_of: ValueFunction) -> dict[str, float]:
+        """Nothing to learn."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def score(items: Tensor, *, higher_is_better: bool) -> Score:
+    """The score whose value is the mean of one figure an item, ``[n]``."""
+    values = tuple(float(item) for item in items)
+    return Score(
+        sum(values) / len(values), mean_stderr(values) or 0.0, len(values), higher_is_better, values
+    )

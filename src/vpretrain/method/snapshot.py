@@ -1,0 +1,88 @@
+"""A learner and its optimizer held still: whatever is tried inside, every bit is put back from
+copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from vpretrain.method.roles import Learner
+
+
+class Snapshot:
+    """Keeps learner, optimizer and random number generators where they are: ``with still():``
+    undoes what happens inside.
+
+    Parameters, buffers, what the learner holds beside them, optimizer state and learning rates go
+    back to what they were when this object was made, gradients to None, each module's mode and the
+    generators to what they were at the block's start. From copies, bit for bit, also when the block
+    raises. Takes the memory of learner and optimizer state once more.
+
+    Args:
+        learner: whose model and state are kept.
+        optimizer: over its parameters; it has taken a step already.
+    """
+
+    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        self.learner, self.model, self.optimizer = learner, learner.model, optimizer
+        self.saved = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        self.moments = {parameter: _cloned(state) for parameter, state in optimizer.state.items()}
+        self.beside = copy.deepcopy(learner.state_dict())
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Undoes on leaving whatever the block did."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        generators = (
+            random.getstate(),
+            numpy.random.get_state(),
+            torch.get_rng_state(),
+            _accelerator_states(),
+        )
+        try:
+            yield
+        finally:
+            self._restore()
+            for module, mode in modes:
+                module.training = mode
+            random.setstate(generators[0])
+            numpy.random.set_state(generators[1])
+            torch.set_rng_state(generators[2])
+            if generators[3]:
+                torch.cuda.set_rng_state_all(generators[3])
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for name, tensor in self._tensors():
+            tensor.copy_(self.saved[name])
+        self.learner.load_state_dict(self.beside)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(
+            {parameter: _cloned(state) for parameter, state in self.moments.items()}
+        )
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+
+
+def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
+    }
+
+
+def _accelerator_states() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -1,0 +1,139 @@
+"""Alignments: what a proposed update is worth to the feedback set, and the one direction that says
+so.
+
+An alignment is a smooth function ``A(g_pre)``. Whatever it is, its gradient with respect to the
+task is that of an inner product with a *constant* vector, ``grad A = grad <u, g_pre>`` with
+``u = dA/dg_pre`` held fixed, so the rest of the program only ever sees ``(value, direction)``.
+
+============================  ============================
+==========================================  ============== alignment                     value
+direction u                                 needs g_pre ============================
+============================  ==========================================  ============== ``dot``
+(eq. 9)               gd . gp                       gd                                          no
+``optimizer_aware`` (eq. 35)  (P gd) . gp                   P gd
+no ``cosine`` (eq. 26)           gd . gp / (|gd| |gp|)         gd / (|gd| |gp|) - cos gp / |gp|^2
+yes ``lower_bound`` (Prop. 2.1)   gd . gp - L eta |gp|^2 / 2    gd - L eta gp
+yes ============================  ============================
+==========================================  ==============
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.method import vectors
+from vpretrain.method.roles import Gradient
+
+AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound"]
+
+
+class Valued(NamedTuple):
+    """An alignment at one point: its value (a scalar) and its gradient with respect to
+    ``g_pre``.
+    """
+
+    value: Tensor
+    direction: Gradient
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One of the alignments of the table above.
+
+    Args:
+        name: which one.
+        smoothness: ``L`` of Prop. 2.1, the curvature of the feedback loss along a step;
+            ``lower_bound`` only.
+    """
+
+    name: AlignmentName
+    smoothness: float = 1.0
+
+    @property
+    def linear(self) -> bool:
+        """Whether ``u`` does not depend on ``g_pre`` (then the value is ``<u, g_pre>`` and needs no
+        backward pass).
+        """
+        return self.name in ("dot", "optimizer_aware")
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether ``g_down`` is first multiplied by the learner optimizer's preconditioner
+        ``P``.
+        """
+        return self.name == "optimizer_aware"
+
+    def __call__(self, down: Gradient, pre: Gradient, step_size: float) -> Valued:
+        """Value and direction at ``pre``; ``down`` is already preconditioned where that applies.
+
+        Args:
+            down: ``g_down`` over S (``P g_down`` for ``optimizer_aware``).
+            pre: ``g_pre`` over S at the present task.
+            step_size: ``eta``, the learner's learning rate; ``lower_bound`` only.
+        """
+        product = vectors.inner(down, pre)
+        if self.name == "cosine":
+            down_norm, pre_norm = vectors.norm(down), vectors.norm(pre)
+            if (
+                not down_norm * pre_norm
+            ):  # nothing is asked for, or nothing is learned: no direction is better
+                return Valued(torch.zeros_like(product), vectors.combine((0.0, down)))
+            cosine = product / (down_norm * pre_norm)
+            return Valued(
+                cosine,
+                vectors.combine((1 / (down_norm * pre_norm), down), (-cosine / pre_norm**2, pre)),
+            )
+        if self.name == "lower_bound":
+            curvature = self.smoothness * step_size
+            value = product - curvature / 2 * vectors.inner(pre, pre)
+            return Valued(value, vectors.combine((1.0, down), (-curvature, pre)))
+        return Valued(product, down)
+
+
+def adam_preconditioner(
+    optimizer: torch.optim.Optimizer, aligned: dict[str, nn.Parameter], floor: float
+) -> Gradient | None:
+    """``P = 1 / max(sqrt(v_hat), floor * rms)`` from AdamW's second moments, over S (eq. 35).
+
+    Without a floor the rows of rare tokens in embeddings and head, whose ``v_hat`` is next to zero,
+    outweigh all others.
+
+    Args:
+        optimizer: an Adam or AdamW that holds every aligned parameter.
+        aligned: S.
+        floor: dimensionless, relative to the root mean square of ``sqrt(v_hat)`` over S.
+
+    Returns:
+        ``P`` scaled to a root mean square of ``P g`` of order ``g`` (times the rms, so that P = 1
+        where ``v_hat`` is typical), or None before the optimizer's first step.
+    """
+    second_moments: Gradient = {}
+    for group in optimizer.param_groups:
+        members = {id(parameter) for parameter in group["params"]}
+        for name, parameter in aligned.items():
+            if id(parameter) in members:
+                state = optimizer.state.get(parameter)
+                if not state:
+                    # no gradient ever reached it (an expert that no token is sent to): P does not
+                    # matter there
+                    continue
+                correction = 1 - group["betas"][1] ** float(state["step"])
+                second_moments[name] = vectors.wide(state["exp_avg_sq"]) / correction
+    if not second_moments:
+        return None
+    count = sum(v.numel() for v in second_moments.values())
+    rms = torch.sqrt(torch.stack([v.sum() for v in second_moments.values()]).sum() / count)
+    if rms == 0:
+        return None
+    found = {
+        name: rms / torch.clamp(v.sqrt(), min=float(floor * rms))
+        for name, v in second_moments.items()
+    }
+    return {
+        name: found[name] if name in found else torch.ones_like(vectors.wide(p))
+        for name, p in aligned.items()
+    }

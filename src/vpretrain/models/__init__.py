@@ -1,0 +1,1 @@
+"""What language and vision share of a pretrained network."""

@@ -1,0 +1,111 @@
+"""What a run has used, against what it may use: it drives the end of the run, schedules and
+progress bars.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Self
+
+from vpretrain.config.recipe import Budget
+
+
+@dataclass
+class Spending:
+    """What was used so far. Under data parallelism every rank holds the same global figures.
+
+    Args:
+        steps: learner steps.
+        tokens: tokens (vision: images) of the stream, summed over ranks.
+        flops: floating-point operations, designer and meta steps charged.
+        seconds: seconds charged by a :class:`Clock`.
+
+    Raises:
+        ValueError: a figure is negative or not finite.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._refuse_negative(**asdict(self))
+
+    def add(
+        self, *, steps: int = 0, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0
+    ) -> None:
+        """Add to what was used; raises ValueError, adding nothing, for a negative or non-finite
+        figure.
+        """
+        self._refuse_negative(steps=steps, tokens=tokens, flops=flops, seconds=seconds)
+        self.steps += steps
+        self.tokens += tokens
+        self.flops += flops
+        self.seconds += seconds
+
+    def fraction(self, budget: Budget) -> float:
+        """The share of the budget that is used, in [0, 1]: the largest over the limits that are
+        given.
+        """
+        limits = {name: getattr(budget, name) for name in asdict(self)}
+        return min(
+            1.0,
+            max(getattr(self, name) / limit for name, limit in limits.items() if limit is not None),
+        )
+
+    def exhausted(self, budget: Budget) -> bool:
+        """Whether any limit of the budget is used up; exactly when :meth:`fraction` is 1."""
+        return self.fraction(budget) >= 1.0
+
+    def state_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int | float]) -> None:
+        found = {name: type(here)(state[name]) for name, here in asdict(self).items()}
+        self._refuse_negative(**found)
+        for name, figure in found.items():
+            setattr(self, name, figure)
+
+    @staticmethod
+    def _refuse_negative(**figures: float) -> None:
+        for name, figure in figures.items():
+            if not 0 <= figure < math.inf:
+                raise ValueError(f"{name} is {figure}; what a run uses is finite and at least 0")
+
+
+class Clock:
+    """Charges the seconds spent inside ``with clock:`` to a spending, also when the block raises.
+
+    What runs outside the block (evaluation, checkpoints) is free. The time is charged when the
+    block ends. Work queued on an accelerator is charged only where the block waits for it.
+
+    Args:
+        spending: what is charged.
+        now: seconds on a clock that never goes back.
+    """
+
+    def __init__(self, spending: Spending, now: Callable[[], float] = time.monotonic) -> None:
+        self._spending = spending
+        self._now = now
+        self._since: float | None = None
+
+    def __enter__(self) -> Self:
+        if self._since is not None:
+            raise RuntimeError("this clock runs already; one second cannot be charged twice")
+        self._since = self._now()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        since, self._since = self._since, None
+        if since is not None:
+            self._spending.add(seconds=self._now() - since)

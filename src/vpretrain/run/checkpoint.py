@@ -1,0 +1,411 @@
+"""Checkpoints: all that a run needs to go on bit for bit, on disk whole or not at all.
+
+A checkpoint is a folder ``step-0000120``: ``*.safetensors`` with every tensor (written by
+``torch.distributed.checkpoint``), ``state.json`` with everything else, and ``manifest.json`` with
+the size and the SHA-256 of both. It is written under another name, flushed to the disk and then
+renamed. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as distributed_checkpoint
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from vpretrain.method.roles import Score
+from vpretrain.run.folder import write_json
+from vpretrain.system import distributed, sharding
+from vpretrain.system.errors import user_error
+
+log = logging.getLogger(__name__)
+
+State = Any
+"""Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written."""
+
+
+def save(state: State, folder: Path) -> None:
+    """Writes a state; the folder appears whole or not at all.
+
+    Where tensors are shards all processes come here together, and each writes its own; otherwise
+    one does, alone.
+
+    Args:
+        state: see :data:`State`; the keys of its dictionaries are strings or whole numbers.
+        folder: its parent is made; what was there before gives way once the new one is whole.
+
+    Raises:
+        OSError: the disk is full, say; nothing is left behind then.
+    """
+    tensors = _Tensors()
+    rest = _encoded(state, "", tensors)
+    scratch = folder.with_name(f".{folder.name}.partial")
+    together = sharded(tensors)
+    first = distributed.on_first_rank if together else _called
+
+    def begin() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        (scratch / "state.json").write_text(json.dumps(rest), encoding="utf-8")
+
+    def end() -> None:
+        _write_manifest(scratch)
+        for path in (*scratch.iterdir(), scratch):
+            _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+        _flush(folder.parent)
+
+    try:
+        first(begin)
+        mine = {
+            name: t
+            for name, t in tensors.items()
+            if isinstance(t, DTensor) or not (together and distributed.rank())
+        }
+        if tensors:
+            writer = HuggingFaceStorageWriter(path=str(scratch), save_distributed=True)
+            with _one_process():
+                distributed_checkpoint.save(mine, storage_writer=writer, no_dist=not together)
+        first(end)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def sharded(state: State) -> bool:
+    """Whether a state holds shards of tensors: then :func:`save` is for all processes together."""
+    return any(isinstance(tensor, DTensor) for tensor in distributed.tensors_in(state))
+
+
+def _called(make: Callable[[], None]) -> None:
+    make()
+
+
+def load(folder: Path) -> State:
+    """Reads back what :func:`save` was given, tensors on the CPU.
+
+    Raises:
+        Damaged: a file is missing, cut, or has another content than was written.
+    """
+    verify(folder)
+    rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    tensors: dict[str, Tensor] = {}
+    if any(folder.glob("*.safetensors")):
+        reader = HuggingFaceStorageReader(path=str(folder))
+        for name, found in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(found, TensorStorageMetadata)
+            tensors[name] = torch.empty(found.size, dtype=found.properties.dtype)
+        with _one_process():
+            distributed_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    return _decoded(rest, tensors)
+
+
+def verify(folder: Path) -> None:
+    """Compares every file with the manifest.
+
+    Raises:
+        Damaged: with the file that is not as it was written.
+    """
+    try:
+        first, _, listed = (folder / "manifest.json").read_bytes().partition(b"\n")
+        if first.decode("ascii", "replace") != hashlib.sha256(listed).hexdigest():
+            raise Damaged("manifest.json is not as it was written")
+        files: dict[str, dict[str, Any]] = json.loads(listed)
+        for name, written in files.items():
+            if (folder / name).stat().st_size != written["bytes"] or _digest(
+                folder / name
+            ) != written["sha256"]:
+                raise Damaged(f"{name} is not as it was written")
+    except OSError as error:
+        raise Damaged(
+            f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+        ) from None
+
+
+class CheckpointManager:
+    """The checkpoints of one run: writes, prunes, and finds the newest that is whole.
+
+    Of several processes the first writes (each its own shards, where there are any), and all read:
+    the folder is one that they share.
+
+    Args:
+        folder: ``checkpoints/`` of the run; made on first use.
+        every: steps between two checkpoints; 0: by time alone.
+        seconds: after which one is due; 0: by steps alone.
+        keep_last: older ones than these many are removed, >= 1.
+        asynchronous: whether files are written by another thread while the run goes on (the state
+            is copied first).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int = 0,
+        seconds: float = 0.0,
+        keep_last: int = 2,
+        asynchronous: bool = False,
+    ) -> None:
+        self.folder, self.every, self.seconds, self.keep_last = folder, every, seconds, keep_last
+        self._saved = time.monotonic()
+        self._thread = ThreadPoolExecutor(1) if asynchronous else None
+        self._waiting: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, oldest first; whether they are whole is not
+        looked at.
+        """
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step:07d}"
+
+    def due(self, step: int) -> bool:
+        """Whether one should be written after this step."""
+        by_steps = self.every > 0 and step % self.every == 0
+        return by_steps or (self.seconds > 0 and time.monotonic() - self._saved >= self.seconds)
+
+    def save(self, step: int, state: State) -> None:
+        """Writes a checkpoint. Where the disk is full or refuses, the run goes on with the ones it
+        has, and it is logged.
+        """
+        if distributed.rank() and not sharded(state):
+            return
+        self.wait()
+        self._saved = time.monotonic()
+        if self._thread is None:
+            self._write(step, state)
+        else:
+            self._waiting = self._thread.submit(self._write, step, _copied(state))
+
+    def keep_best(
+        self,
+        metric: str,
+        scores: Mapping[str, Score],
+        best: float | None,
+        save_model: Callable[[Path], None],
+    ) -> float | None:
+        """Keeps the learner as ``best``, a model folder with its ``scores.json``, if its score
+        beats the best so far.
+
+        Where the disk is full or refuses, the run goes on with the best it has, and it is logged.
+
+        Returns:
+            The best score, this one counted; None before the first that was kept.
+
+        Raises:
+            UserError: the metric is not measured.
+        """
+        score = measured(metric, scores)
+        found, up = score.value, score.higher_is_better
+        if best is not None and (found <= best if up else found >= best):
+            return best
+        if distributed.rank():
+            return found
+        scratch, folder = self.folder / ".best.partial", self.folder / "best"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir(parents=True)
+            save_model(scratch)
+            write_json(
+                scratch / "scores.json", {name: score.value for name, score in scores.items()}
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            log.warning(
+                "the best model so far, %s %.4g, was not kept: %s; the run goes on",
+                metric,
+                found,
+                error,
+            )
+            return best
+        return found
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        if self._waiting is not None:
+            self._waiting.result()
+            self._waiting = None
+
+    def newest(self) -> tuple[int, State] | None:
+        """The newest checkpoint that is whole; damaged ones are logged and set aside as
+        ``damaged-step-*``.
+
+        Raises:
+            UserError: what the first process found another one cannot read.
+        """
+        found = self._newest() if distributed.rank() == 0 else None
+        step = distributed.broadcast_object(None if found is None else found[0])
+        if distributed.rank() == 0 or step is None:
+            return found
+        try:
+            return step, load(self.path(step))
+        except Damaged as error:
+            message = (
+                f"process {distributed.rank()} on {socket.gethostname()} cannot read the "
+                "checkpoint that the first one found "
+                f"({error}): the run folder has to be on a disk that all machines see"
+            )
+            raise user_error("--out", message, value=str(self.path(step))) from None
+
+    def _newest(self) -> tuple[int, State] | None:
+        self.wait()
+        for step in reversed(self.steps()):
+            try:
+                return step, load(self.path(step))
+            except Damaged as error:
+                aside = self.folder / f"damaged-{self.path(step).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(step).rename(aside)
+                log.warning(
+                    "checkpoint %s is damaged (%s); it was set aside as %s",
+                    self.path(step),
+                    error,
+                    aside.name,
+                )
+        return None
+
+    def _write(self, step: int, state: State) -> None:
+        try:
+            save(state, self.path(step))
+        except (OSError, CheckpointException) as error:
+            cause = _disk_error(error)
+            if cause is None:
+                raise
+            if distributed.rank() == 0:
+                log.warning(
+                    "no checkpoint at step %d: %s; the run goes on, and older ones are kept",
+                    step,
+                    cause,
+                )
+            return
+        if distributed.rank():
+            return
+        for old in self.steps()[: -self.keep_last]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
+
+def measured(metric: str, scores: Mapping[str, Score]) -> Score:
+    """The score of ``checkpoint.keep_best``; raises UserError if it is not measured."""
+    if metric not in scores:
+        message = "the evaluation does not measure this"
+        raise user_error("checkpoint.keep_best", message, value=metric, accepted=", ".join(scores))
+    return scores[metric]
+
+
+def _disk_error(error: BaseException) -> str | None:
+    """What the system said of the disk, also where torch wrapped it; None where it is something
+    else.
+    """
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return error.strerror or str(error) if isinstance(error, OSError) else None
+
+
+class _Tensors(dict[str, Tensor]):
+    """Tensors by name; the same memory is held once, whatever its names (tied weights)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[Any, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> str:
+        """Adds a tensor, if it is not there yet, and returns the name that it has."""
+        held = sharding.local(tensor)
+        place = (held.data_ptr(), held.dtype, tensor.shape, held.stride()) if held.numel() else name
+        known = self._names.setdefault(place, name)
+        self[known] = tensor
+        return known
+
+
+def _encoded(value: Any, at: str, tensors: _Tensors) -> Any:
+    """JSON for everything that is no tensor; tensors go into ``tensors`` under their path."""
+    if isinstance(value, Tensor):
+        name = tensors.add(at, value.detach())
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {
+            "map": [[key, _encoded(item, f"{at}/{key}", tensors)] for key, item in value.items()]
+        }
+    if isinstance(value, (list, tuple)):
+        items = [_encoded(item, f"{at}/{place}", tensors) for place, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{at}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "map":
+        return {key: _decoded(item, tensors) for key, item in held}
+    items = [_decoded(item, tensors) for item in held]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _copied(state: State) -> State:
+    tensors = _Tensors()
+    rest = _encoded(state, "", tensors)
+    return _decoded(rest, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(folder.iterdir())
+    }
+    listed = json.dumps(files, indent=1).encode()
+    (folder / "manifest.json").write_bytes(
+        hashlib.sha256(listed).hexdigest().encode() + b"\n" + listed
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself, so that a machine that dies right after finds it there."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process", category=UserWarning)
+        yield

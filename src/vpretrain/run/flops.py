@@ -1,0 +1,41 @@
+"""What a step costs in floating-point operations, designer and meta step charged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from vpretrain.method.accumulation import next_batches
+from vpretrain.method.roles import Parts
+from vpretrain.method.step import SteeredStep
+
+BATCHES = 3
+
+Cost = Mapping[bool, float]
+"""FLOPs of one step, without (False) and with (True) a meta step."""
+
+
+def count(step: SteeredStep, parts: Parts, accumulate: int = 1) -> Cost:
+    """Mean FLOPs of both kinds of step over a few of each (``torch.utils.flop_counter``: products
+    and attention).
+
+    Counting takes other kernels than running does, so that a counted step is not bit for bit the
+    step it counts: the parts given here are used up, and a run needs fresh ones. Batches have a
+    fixed shape; what varies between steps of a kind is the number of predicted tokens alone.
+
+    Args:
+        step: of the run.
+        parts: of the run.
+        accumulate: batches a step.
+    """
+    counted: dict[bool, list[int]] = {False: [], True: []}
+    for meta in (True, False) if parts.designer.uses_feedback else (False,):
+        for _ in range(BATCHES):
+            step.count = 0 if meta else 1
+            period, step.meta_period = step.meta_period, max(2, step.meta_period)
+            with FlopCounterMode(display=False) as counter:
+                step(next_batches(parts.stream, accumulate), 0.0)
+            step.meta_period = period
+            counted[meta].append(counter.get_total_flops())
+    return {meta: sum(found) / len(found) for meta, found in counted.items() if found}

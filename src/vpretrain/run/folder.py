@@ -1,0 +1,139 @@
+"""What a run leaves behind: its resolved recipe, its metrics line by line, and the environment that
+made them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from vpretrain.config.recipe import Recipe, dump
+
+_PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: created if missing; an earlier run's files in it are replaced.
+        recipe: written as ``recipe.yaml``, every value resolved.
+        records: lines of ``metrics.jsonl`` that a resumed run keeps; what comes after them is cut
+            off.
+        data_hashes: of the data, by name; written into ``environment.json``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        *,
+        records: int = 0,
+        data_hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        write_json(
+            path / "environment.json", environment() | {"data_hashes": dict(data_hashes or {})}
+        )
+        if records:
+            step = self._cut(records)
+        else:
+            (path / "metrics.jsonl").write_bytes(b"")
+            step = None
+        self._metrics = (path / "metrics.jsonl").open("ab")
+        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=step)
+
+    def _cut(self, records: int) -> int | None:
+        """Cuts the metrics off after so many lines, in place; returns the step that comes next."""
+        with (self.path / "metrics.jsonl").open("rb+") as file:
+            kept = [line for _, line in zip(range(records), file, strict=False)]
+            file.truncate(sum(map(len, kept)))
+        return json.loads(kept[-1])["step"] + 1 if kept else None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
+        TensorBoard.
+        """
+        self._metrics.write(json.dumps(record).encode() + b"\n")
+        self._metrics.flush()
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, global_step=record["step"])
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._board.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, git commit and command: what somebody needs to make a figure again."""
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
+    }
+
+
+def _program() -> list[str]:
+    """``vpretrain`` by whatever name it was called, or the script that runs."""
+    name = Path(sys.argv[0]).name
+    return ["vpretrain"] if name in ("vpretrain", "__main__.py") else ["python", name]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
+    scratch = path.with_suffix(path.suffix + ".partial")
+    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file is of; an installed package lies in nobody's."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        out = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()

@@ -1,0 +1,194 @@
+"""``train``: one run and the folder it leaves; the same command again goes on from where
+it ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from vpretrain.config import changes
+from vpretrain.config.recipe import Recipe
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.flops import count
+from vpretrain.run.folder import RunFolder, write_json
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.resources import disk_shortage, out_of_memory, smaller
+from vpretrain.run.train import Record, Result, new_step, run, seed_everything
+from vpretrain.system import distributed, sharding
+from vpretrain.system.errors import Fault, Problem, UserError
+from vpretrain.system.signals import Interruption
+
+
+@runtime_checkable
+class WritesCard(Protocol):
+    """A modality that describes the models it trained."""
+
+    def card(self, recipe: Any, materials: Any, result: Result, folder: Path) -> None:
+        """Writes the model card into the folder of the saved model."""
+        ...
+
+
+@runtime_checkable
+class HashesData(Protocol):
+    """A modality that says which data a run saw."""
+
+    def data_hashes(self, materials: Any) -> dict[str, str]:
+        """SHA-256 of every set of data, by its name in the recipe."""
+        ...
+
+
+def train_one(
+    recipe: Recipe,
+    folder: Path,
+    each_step: Callable[[Record, float], None],
+    *,
+    accept_changes: bool = False,
+    description: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains once, or goes on with what the folder holds; it appears only after data, model and arm
+    were found in order.
+
+    Under ``torchrun`` its processes train together (:mod:`vpretrain.system.distributed`); the first
+    writes the folder and speaks.
+
+    Args:
+        recipe: every value of the run.
+        folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
+            ``model/`` with its card, ``designer/`` and ``result.json``.
+        each_step: is given every step's record and the share of the budget that is used.
+        accept_changes: go on although the recipe is not the one that the folder was begun with.
+        description: is told, in a sentence, when a run goes on or is found finished.
+
+    Returns:
+        ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric:
+        value}}``.
+
+    Raises:
+        UserError: data or model are not in order, the disk is too small, or the folder holds a run
+            of another recipe.
+        Fault, Stopped: see :func:`vpretrain.run.train.run`.
+    """
+    with distributed.process_group():
+        return _train_one(
+            recipe, folder, each_step, accept_changes=accept_changes, description=description
+        )
+
+
+def _train_one(
+    recipe: Recipe,
+    folder: Path,
+    each_step: Callable[[Record, float], None],
+    *,
+    accept_changes: bool,
+    description: Callable[[str], None],
+) -> dict[str, Any]:
+    first = distributed.rank() == 0
+    changed, finished = distributed.broadcast_object(
+        (changed_keys(folder, recipe), (folder / "result.json").is_file())
+    )
+    if changed and not accept_changes:
+        raise UserError(*changed)
+    if finished and not changed:
+        description("this run is finished; nothing was done")
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return found
+    section = recipe.checkpoint
+    checkpoints = CheckpointManager(
+        folder / "checkpoints",
+        every=section.every,
+        seconds=section.seconds,
+        keep_last=section.keep_last,
+        asynchronous=section.asynchronous,
+    )
+    seed_everything(recipe)
+    modality = MODALITIES[recipe.modality]()
+    materials = distributed.in_turn(lambda: modality.load(recipe))
+    try:
+        counted = modality.build(recipe, materials)
+        if not checkpoints.steps() and (
+            problems := disk_shortage(counted.learner.model, section, folder)
+        ):
+            raise UserError(*problems)
+        flops = count(new_step(recipe, counted), counted, recipe.learner.accumulate)
+        cost = {meta: distributed.summed(each) for meta, each in flops.items()}  # of all processes
+        del counted
+        parts = modality.build(recipe, materials)
+        step, state = checkpoints.newest() or (0, None)
+        if state is not None:
+            description(f"going on after step {step}")
+        out = None
+        if first:
+            hashes = modality.data_hashes(materials) if isinstance(modality, HashesData) else {}
+            out = RunFolder(
+                folder, recipe, records=state["records"] if state else 0, data_hashes=hashes
+            )
+            (folder / "result.json").unlink(missing_ok=True)
+
+        def log(record: Record, fraction: float) -> None:
+            if out is not None:
+                out.log(record)
+                each_step(record, fraction)
+
+        try:
+            with Interruption() as asked:
+                result = run(
+                    recipe,
+                    parts,
+                    cost=cost,
+                    each_step=log,
+                    checkpoints=checkpoints,
+                    resume=state,
+                    asked=asked,
+                    remember=False,
+                )
+        finally:
+            if out is not None:
+                out.close()
+            checkpoints.wait()
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise Fault(f"memory ran out: {smaller(recipe)}") from error
+        raise
+    with sharding.whole(parts.learner.model):
+        if first:
+            with distributed.alone():
+                parts.save(folder / "model")
+                if isinstance(modality, WritesCard):
+                    modality.card(recipe, materials, result, folder / "model")
+    designer = (
+        parts.designer.state_dict()
+    )  # what it remembers of its batches is asked of all processes
+    if first:
+        (folder / "designer").mkdir(exist_ok=True)
+        torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
+    found = {
+        "run_dir": str(folder),
+        "arm": result.arm,
+        "steps": result.spent.steps,
+        "tokens_or_images": result.spent.tokens,
+        "seconds": result.spent.seconds,
+        "step0": {name: score.value for name, score in result.step0.items()},
+        "final": {name: score.value for name, score in result.final.items()},
+    }
+    if first:
+        write_json(folder / "result.json", found)
+    distributed.barrier()  # who leaves early would be missed, and all would be restarted
+    return found
+
+
+def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:
+    """The keys in which a recipe is not the one that the folder was begun with; none where nothing
+    could be gone on with.
+    """
+    if not ((folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))):
+        return []
+    fix = (
+        "give it back, name another folder with --out, or go on under the new recipe with "
+        "--accept-changes"
+    )
+    return changes.changes(folder, recipe, fix)

@@ -1,0 +1,3 @@
+"""Questions asked with several runs, or of one: compare, sweep, probe, doctor, profile, explain,
+check.
+"""

@@ -1,0 +1,70 @@
+"""Arms against a baseline on the same held-out items: is a difference more than the luck of the
+test set?
+
+Seeds show how much training varies; items show how much the test set does. A difference that is
+called anything has to be clear of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+from scipy.stats import binomtest
+
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class ItemDifference:
+    """Arm minus baseline, averaged over seeds and then over items.
+
+    Args:
+        difference: mean over items.
+        ci95: percentile bootstrap interval over items.
+        p: two-sided: McNemar's exact test for one seed of right and wrong answers, the bootstrap's
+            otherwise.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+
+def paired_items(
+    arm: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], *, seed: int = 0
+) -> ItemDifference:
+    """Compares item by item.
+
+    Args:
+        arm: one row per seed, one figure per item (0 or 1 for right answers).
+        baseline: the same seeds and items in the same order.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the shapes differ, or there are no items.
+    """
+    a, b = numpy.asarray(arm, dtype=float), numpy.asarray(baseline, dtype=float)
+    if a.shape != b.shape or a.ndim != 2 or a.size == 0:
+        raise ValueError(f"items of shape {a.shape} and {b.shape} cannot be paired")
+    items = (a - b).mean(axis=0)
+    generator = numpy.random.default_rng(seed)
+    draws = generator.multinomial(
+        len(items), numpy.full(len(items), 1 / len(items)), size=RESAMPLES
+    )
+    means = draws @ items / len(items)
+    low, high = (float(x) for x in numpy.quantile(means, [0.025, 0.975]))
+    if len(a) == 1 and set(numpy.unique([a, b])) <= {0.0, 1.0}:
+        p = mcnemar(int((items > 0).sum()), int((items < 0).sum()))
+    else:
+        below, above = int((means <= 0).sum()), int((means >= 0).sum())
+        p = min(1.0, 2 * (min(below, above) + 1) / (RESAMPLES + 1))
+    return ItemDifference(float(items.mean()), (low, high), p)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar test: are items gained and lost as often as each other? 1 where none
+    changed.
+    """
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -1,0 +1,251 @@
+"""What steering costs: arms in turn, each in a process of its own, against the first.
+
+A round is as many steps as from one meta step to the next, so that every part has its share; the
+arms' rounds are interleaved (A B A B), so that what else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.method.accumulation import next_batches
+from vpretrain.method.roles import Parts
+from vpretrain.method.step import SteeredStep
+from vpretrain.run.flops import count
+from vpretrain.run.folder import environment
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.train import new_step, seed_everything
+from vpretrain.studies.compare import check_arms
+from vpretrain.system import timing
+from vpretrain.system.errors import Fault, user_error
+
+PARTS = ("data", "meta", "designer", "candidates", "loss", "learner")
+"""Of a step: ``designer`` is what makes the task, ``candidates`` the search for them, ``loss`` the
+loss with its gradient to what the head multiplies (where logits are held as a whole, its value
+alone), ``learner`` the rest of forward, backward and optimizer; ``meta`` is all of the meta step.
+"""
+
+
+def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -> dict[str, Any]:
+    """Measures tokens (images) per second and peak memory of each arm, and their ratios to the
+    first.
+
+    Args:
+        recipe: its budget and arm are ignored.
+        arms: the first is what the others are compared with.
+        rounds: measured rounds of ``value.meta_period`` steps, >= 1.
+        warm_up: rounds before them, not measured, >= 1.
+
+    Returns:
+        ``{arms: {name: {tokens_per_second, spread, peak_bytes, flops}}, ratios: {throughput,
+        memory, flops},
+        shares: {name: {part: fraction}},
+            ...}``. Throughput is the median over rounds, ``spread`` its interquartile
+        range as a share of it, a ratio the median of the ratios of neighbouring rounds; ``flops``
+        are counted, a step, meta step included by its share. Memory is what the process holds at
+        most above what it held before the learner was built (device memory on an accelerator).
+
+    Raises:
+        UserError: arms that there are not, or fewer than one.
+        Fault: a process ended.
+    """
+    if not arms:
+        raise user_error(
+            "--arms", "a profile needs arms", accepted="names with commas between them"
+        )
+    check_arms(recipe, arms)
+    context = multiprocessing.get_context("spawn")
+    children: dict[str, tuple[Any, Connection]] = {}
+    try:
+        for arm in arms:
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_child, args=(recipe.model_copy(update={"arm": arm}), theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            children[arm] = (process, ours)
+        for _, pipe in children.values():
+            _ask(pipe, "build")
+        for _ in range(warm_up):
+            for _, pipe in children.values():
+                _ask(pipe, "round")
+        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+        for _ in range(rounds):
+            for arm, (_, pipe) in children.items():
+                found[arm].append(_ask(pipe, "round"))
+        peaks = {arm: _ask(pipe, "peak") for arm, (_, pipe) in children.items()}
+        flops = {arm: _ask(pipe, "count") for arm, (_, pipe) in children.items()}
+    finally:
+        for process, _ in children.values():
+            process.kill()
+    return _summary(found, peaks, flops, arms[0]) | {"rounds": rounds, "environment": environment()}
+
+
+def _summary(
+    found: dict[str, list[dict[str, float]]],
+    peaks: dict[str, int],
+    flops: dict[str, float],
+    first: str,
+) -> dict[str, Any]:
+    rates = {
+        arm: [each["tokens"] / each["seconds"] for each in rounds] for arm, rounds in found.items()
+    }
+    arms = {
+        arm: {
+            "tokens_per_second": statistics.median(rate),
+            "spread": _spread(rate),
+            "peak_bytes": peaks[arm],
+            "flops": flops[arm],
+        }
+        for arm, rate in rates.items()
+    }
+    others = [arm for arm in rates if arm != first]
+    ratios = {
+        "throughput": {
+            arm: statistics.median(a / b for a, b in zip(rates[arm], rates[first], strict=True))
+            for arm in others
+        },
+        "memory": {arm: peaks[arm] / peaks[first] for arm in others},
+        "flops": {arm: flops[arm] / flops[first] for arm in others},
+    }
+    fractions = {}
+    for arm, rounds in found.items():
+        whole = sum(each["seconds"] for each in rounds)
+        fractions[arm] = {part: sum(each[part] for each in rounds) / whole for part in PARTS}
+        fractions[arm]["rest"] = 1 - sum(fractions[arm].values())
+    return {"arms": arms, "ratios": ratios, "shares": fractions}
+
+
+def _spread(rates: Sequence[float]) -> float:
+    if len(rates) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(rates, n=4)
+    return (high - low) / middle
+
+
+def _ask(pipe: Connection, what: str) -> Any:
+    pipe.send(what)
+    try:
+        found = pipe.recv()
+    except EOFError:
+        raise Fault("a process of the profile ended, most likely because memory ran out") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _child(recipe: Recipe, pipe: Connection) -> None:
+    """Answers ``build``, then every ``round``, then ``peak`` and ``count``."""
+    logging.getLogger("vpretrain").setLevel(logging.ERROR)
+    try:
+        pipe.recv()
+        seed_everything(recipe)
+        modality = MODALITIES[recipe.modality]()
+        materials = modality.load(recipe)
+        before = _start_peak()
+        parts = modality.build(recipe, materials)
+        parts = replace(
+            parts,
+            designer=_Within(parts.designer, construct="designer", learn=None),
+            feedback=_Within(parts.feedback, gradients=None),
+        )
+        step, period = new_step(recipe, parts), recipe.value.meta_period
+        pipe.send(None)
+        while pipe.recv() == "round":
+            pipe.send(_round(parts, step, recipe))
+        pipe.send(_peak() - before)
+        pipe.recv()
+        # Last: counting takes other kernels and other memory than running does.
+        cost = count(step, parts, recipe.learner.accumulate)
+        pipe.send((cost[False] * (period - 1) + cost.get(True, cost[False])) / period)
+        pipe.recv()
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error)
+
+
+def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
+    totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
+    for _ in range(recipe.value.meta_period):
+        started = _now()
+        batch = next_batches(parts.stream, recipe.learner.accumulate)
+        totals["data"] += _now() - started
+        clock = timing.Clock()
+        with timing.clocked(clock):
+            record = step(batch, recipe.learner.learning_rate)
+        totals["seconds"] += _now() - started
+        totals["tokens"] += batch.tokens
+        meta = record.get("seconds_meta", 0.0)
+        totals["meta"] += meta
+        for part in ("designer", "candidates", "loss"):
+            totals[part] += clock.seconds.get(part, 0.0)
+        phases = record["seconds_learner"] + record["seconds_designer"]
+        totals["learner"] += phases - sum(clock.seconds.values())
+    return totals
+
+
+class _Within:
+    """A part whose calls of some methods are within a section, or clocked by nobody (the meta step
+    has a time of its own).
+    """
+
+    def __init__(self, part: Any, **sections_of: str | None) -> None:
+        self._part, self._sections = part, sections_of
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if name not in self._sections:
+            return found
+        label = self._sections[name]
+
+        def within(*arguments: Any) -> Any:
+            with timing.clocked(None) if label is None else timing.section(label):
+                return found(*arguments)
+
+        return within
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _start_peak() -> int:
+    """Begins a new high-water mark where the system can; returns the bytes that are held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if _REFERENCES.exists():
+        _REFERENCES.write_text("5")  # Linux: resets VmHWM
+    return _held("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _held("VmHWM")
+
+
+def _held(name: str) -> int:
+    if (
+        not _STATUS.exists()
+    ):  # no Linux: there is only the mark of the whole process, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -1,0 +1,236 @@
+"""Arms against a baseline, paired over seeds: intervals, Holm's correction, and when "better" may
+be said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from scipy.special import stdtr, stdtrit
+
+LEVEL = 0.05
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+class Summary(TypedDict):
+    """Of one arm and metric over seeds; ``std`` divides by n - 1 and is None for a single seed."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class Paired(TypedDict):
+    """One arm and metric against the baseline; interval and p-value are None where seeds tell
+    nothing.
+    """
+
+    difference: float
+    ci95: tuple[float, float] | None
+    p_holm: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus baseline.
+
+    Args:
+        difference: mean over the pairs.
+        ci95: its 95% interval, or None where there is none.
+        p: two-sided p-value of "no difference", in [0, 1], or None where there is none.
+    """
+
+    difference: float
+    ci95: tuple[float, float] | None
+    p: float | None
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and number of ``values``, which are one or more and finite, or
+    ValueError.
+    """
+    mean, std = _moments(values)
+    return {"mean": mean, "std": std, "n": len(values)}
+
+
+def mean_stderr(values: Sequence[float]) -> float | None:
+    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as :func:`summary`
+    does.
+    """
+    _, std = _moments(values)
+    return None if std is None else std / math.sqrt(len(values))
+
+
+def proportion_stderr(successes: int, n: int) -> float:
+    """Standard error sqrt(p (1 - p) / n) of the share p = successes / n.
+
+    It is 0 where none or all succeeded, which is not to say that this is certain: after n trials
+    without success the share may still be 3 / n at 95%. Raises ValueError unless n >= 1 and 0 <=
+    successes <= n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
+    fraction = successes / n
+    return math.sqrt(fraction * (1 - fraction) / n)
+
+
+def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """Mean difference of pairs (one for each seed) with the paired t interval and test.
+
+    Three cases have no t interval:
+
+    * one pair: no interval and no p-value;
+    * every pair equal: the difference is exactly 0, the interval (0, 0), p = 1;
+    * every pair differs by the same amount: the seeds show no spread, and a t test would call even
+      two of them certain. Only the common sign counts (sign test): p = 2 ** (1 - n); the interval,
+      which then covers the median with 1 - p, is that amount itself from n = 6 on, and None below.
+
+    "Equal" and "the same" mean up to the rounding of float64 at the size of the values.
+
+    Args:
+        arm: one finite value for each seed.
+        baseline: the values of the same seeds in the same order.
+
+    Raises:
+        ValueError: the lengths differ, there are no pairs, or a value is not finite.
+    """
+    if len(arm) != len(baseline):
+        raise ValueError(
+            f"{len(arm)} values of the arm and {len(baseline)} of the baseline cannot be paired"
+        )
+    _moments(baseline)
+    _moments(arm)
+    n = len(arm)
+    differences = [a - b for a, b in zip(arm, baseline, strict=True)]
+    rounding = 8 * math.ulp(max(map(abs, [*arm, *baseline])))
+    mean, std = _moments(differences)
+    if std is None:
+        return Difference(mean, None, None)
+    if max(map(abs, differences)) <= rounding:
+        return Difference(0.0, (0.0, 0.0), 1.0)
+    if max(differences) - min(differences) <= rounding:
+        p = 2.0 ** (1 - n)
+        return Difference(mean, (min(differences), max(differences)) if p < LEVEL else None, p)
+    error = std / math.sqrt(n)
+    reach = float(stdtrit(n - 1, 1 - LEVEL / 2)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    return Difference(mean, (mean - reach, mean + reach), min(1.0, p))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: each p-value as adjusted for having asked all of these
+    questions.
+
+    The k-th smallest of m (k from 1) becomes (m - k + 1) p, no less than the smaller ones became,
+    at most 1. Those below 0.05 then hold a false finding with a chance of at most 5%, however the
+    questions depend on each other. Raises ValueError for a p-value outside [0, 1].
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"the p-value of {name} is {p}; accepted: 0 to 1")
+    adjusted: dict[str, float] = {}
+    least = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = min(1.0, max(least, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = least
+    return {name: adjusted[name] for name in p_values}
+
+
+def verdict(
+    difference: float,
+    ci95: tuple[float, float] | None,
+    p_holm: float | None,
+    *,
+    higher_is_better: bool,
+) -> Verdict:
+    """``better`` or ``worse`` if the 95% interval is clear of zero and p_holm < 0.05, else
+    ``undecided``.
+    """
+    if ci95 is None or p_holm is None or p_holm >= LEVEL or ci95[0] <= 0 <= ci95[1]:
+        return "undecided"
+    return "better" if (difference > 0) == higher_is_better else "worse"
+
+
+def paired_table(
+    runs: Sequence[Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], baseline: str
+) -> tuple[dict[str, dict[str, Summary]], dict[str, dict[str, Paired]]]:
+    """``summary`` and ``paired`` of compare.json.
+
+    Each arm is summarised over its own seeds and paired over the seeds it shares with the baseline.
+    Holm's correction runs over the arms, for each metric by itself: say beforehand which metric
+    leads. Where an arm lacks a metric or shares no seed with the baseline (an interrupted
+    comparison), the entry is left out.
+
+    Args:
+        runs: ``{arm, seed, final: {metric: value}}`` each; other keys are ignored.
+        metrics: ``{name: {higher_is_better: bool}}``; a run's other metrics are ignored.
+        baseline: the arm that the others are compared with.
+
+    Raises:
+        ValueError: the baseline has no run, an arm has two runs of one seed, or a value is not
+            finite.
+    """
+    arms: dict[str, dict[int, Mapping[str, float]]] = {}
+    for run in runs:
+        seeds = arms.setdefault(run["arm"], {})
+        if run["seed"] in seeds:
+            raise ValueError(
+                f"arm {run['arm']} has two runs of seed {run['seed']}; pairs need one of each"
+            )
+        for metric in metrics:
+            if not math.isfinite(value := run["final"].get(metric, 0.0)):
+                raise ValueError(
+                    f"arm {run['arm']}, seed {run['seed']}: {metric} is {value}; accepted: "
+                    "finite numbers"
+                )
+        seeds[run["seed"]] = run["final"]
+    if baseline not in arms:
+        raise ValueError(
+            f"the baseline {baseline} has no run; there are runs of: {', '.join(arms) or 'no arm'}"
+        )
+    summaries: dict[str, dict[str, Summary]] = {arm: {} for arm in arms}
+    paired: dict[str, dict[str, Paired]] = {arm: {} for arm in arms if arm != baseline}
+    for metric, meaning in metrics.items():
+        values = {
+            arm: {seed: final[metric] for seed, final in seeds.items() if metric in final}
+            for arm, seeds in arms.items()
+        }
+        differences: dict[str, Difference] = {}
+        for arm, by_seed in values.items():
+            if by_seed:
+                summaries[arm][metric] = summary(list(by_seed.values()))
+            shared = [seed for seed in by_seed if seed in values[baseline]]
+            if shared and arm != baseline:
+                differences[arm] = paired_difference(
+                    [by_seed[seed] for seed in shared], [values[baseline][seed] for seed in shared]
+                )
+        corrected = holm(
+            {arm: found.p for arm, found in differences.items() if found.p is not None}
+        )
+        for arm, found in differences.items():
+            p = corrected.get(arm)
+            judged = verdict(
+                found.difference, found.ci95, p, higher_is_better=meaning["higher_is_better"]
+            )
+            paired[arm][metric] = {
+                "difference": found.difference,
+                "ci95": found.ci95,
+                "p_holm": p,
+                "verdict": judged,
+            }
+    return summaries, paired
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1; None for one value)."""
+    if len(values) == 0 or not all(map(math.isfinite, values)):
+        raise ValueError(f"accepted: one or more finite values; got {list(values)}")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

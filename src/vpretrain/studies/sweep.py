@@ -1,0 +1,371 @@
+"""``sweep``: a search over keys of a recipe, a fixed budget a trial, with Optuna over a SQLite
+file.
+
+The study is in ``sweep.db`` of the results folder: the same command goes on where it stopped.
+Trials are chosen by TPE, whose seed is that of the recipe and the trial's number, so that with one
+process a search that was stopped finds what it would have.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import create_model
+
+from vpretrain.config.recipe import Recipe, dump, load
+from vpretrain.config.sweep import Choice, Range, Sweep
+from vpretrain.config.yaml_places import written
+from vpretrain.run.folder import write_json
+from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.train import run
+from vpretrain.system.errors import Fault, Problem, UserError, user_error
+from vpretrain.system.processes import in_processes
+
+try:
+    import optuna
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError as error:
+    message = f"this needs Optuna ({error}); install the extra"
+    raise user_error("sweep", message, accepted="pip install 'vpretrain[sweep]'") from None
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with its search.
+
+    Args:
+        source, overrides: as in :func:`vpretrain.config.recipe.load`; each trial's values come
+            behind the overrides.
+        recipe: as it stands.
+        sweep: its ``sweep`` section.
+    """
+
+    source: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    sweep: Sweep
+
+    @classmethod
+    def read(cls, source: str, overrides: Sequence[str]) -> Plan:
+        """Reads the recipe, and holds every end of every range and every choice against it.
+
+        Raises:
+            UserError: with everything that is wrong with the recipe or with a value that a trial
+                could take.
+        """
+        swept: Any = load(source, overrides, schemas=_Swept())
+        plan = cls(source, tuple(overrides), _without_sweep(swept), swept.sweep)
+        problems: dict[str, Problem] = {}
+        for key, space in plan.sweep.keys.items():
+            for value in [space.low, space.high] if isinstance(space, Range) else space:
+                try:
+                    plan.at({key: value})
+                except UserError as error:
+                    problems |= {
+                        f"{key} {p.message}": Problem(
+                            f"sweep.keys.{key}", str(value), p.accepted, p.message
+                        )
+                        for p in error.problems
+                    }
+        if plan.sweep.prune and plan.recipe.evaluate.every == 0:
+            message = (
+                "pruning compares trials on the way: give a number of steps, or set "
+                "sweep.prune to false"
+            )
+            problems["every"] = Problem("evaluate.every", "0", "1 or more", message)
+        if problems:
+            raise UserError(*problems.values())
+        return plan
+
+    def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
+        """The recipe of a trial; ``own_budget`` leaves it that of the recipe."""
+        given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        found = _without_sweep(load(self.source, [*self.overrides, *given], schemas=_Swept()))
+        budget = found.budget if own_budget or self.sweep.budget is None else self.sweep.budget
+        return found.model_copy(update={"budget": budget})
+
+
+class _Swept(Mapping[str, Callable[[], type[Recipe]]]):
+    """The schemas of all modalities, with the section ``sweep``."""
+
+    def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
+        schema = SCHEMAS[name]
+        return lambda: create_model("Swept", __base__=schema(), sweep=(Sweep, ...))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SCHEMAS)
+
+    def __len__(self) -> int:
+        return len(SCHEMAS)
+
+
+def _without_sweep(swept: Recipe) -> Recipe:
+    schema: type[Recipe] = type(swept).__mro__[1]
+    return schema.model_validate_json(swept.model_dump_json(exclude={"sweep"}))
+
+
+def sweep(
+    plan: Plan,
+    *,
+    trials: int,
+    out: Path,
+    jobs: int = 1,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Runs trials until there are so many, and writes ``sweep.json``, ``best.yaml`` and, of several
+    objectives, ``front/``.
+
+    Of two objectives ``front.png`` shows every trial, the Pareto front and step 0 (the paper's
+    Figure 3d).
+
+    Args:
+        plan: what is searched.
+        trials: in all, those that are finished in ``out`` among them; pruned and failed ones count.
+        out: folder of the study.
+        jobs: trials at a time, in processes of their own.
+        progress: told (trials done, trials in all, what was last done).
+
+    Returns:
+        ``{best: {number, values, parameters, recipe}, front: [...], trials, pruned, failed,
+        step0}``.
+
+    Raises:
+        UserError: the objectives are not measured, or ``out`` holds another search or is searched
+            just now.
+        Fault: no trial came to an end.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        step0 = _opened(plan, out)
+        study = _study(out)
+        for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.enqueue_trial(stale.params)  # its process is gone: once more
+            study.tell(stale.number, state=TrialState.FAIL)
+        done = len(_finished(study))
+        progress(done, trials, "step 0")
+        for said in _run_all(plan, out, trials - done, jobs):
+            done += 1
+            progress(done, trials, said)
+        return _written(plan, out, study, step0)
+
+
+def _run_all(plan: Plan, out: Path, missing: int, jobs: int) -> Iterator[str]:
+    if jobs == 1 or missing < 2:
+        for _ in range(missing):
+            yield run_trial(plan, out)
+        return
+    yield from in_processes(run_trial, [(plan, out)] * missing, jobs)
+
+
+def run_trial(plan: Plan, out: Path) -> str:
+    """One trial of the study in ``out``, and what became of it in a few words."""
+    study = _study(out)
+    trial = study.ask()
+    given_up = sum(
+        t.state == TrialState.FAIL and not _failed(t) for t in study.get_trials(deepcopy=False)
+    )
+    study.sampler = optuna.samplers.TPESampler(
+        seed=(1_000_003 * plan.recipe.seed + trial.number - given_up) % 2**32
+    )
+    values = {key: _suggested(trial, key, space) for key, space in plan.sweep.keys.items()}
+    metrics = plan.sweep.objectives
+    try:
+        recipe = plan.at(values)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        modality = MODALITIES[recipe.modality]()
+
+        def each_step(record: dict[str, Any], fraction: float) -> None:
+            if plan.sweep.prune and metrics[0] in record:
+                trial.report(record[metrics[0]], record["step"])
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        parts = modality.build(recipe, modality.load(recipe))
+        result = run(recipe, parts, step0={}, each_step=each_step, remember=False)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        return f"trial {trial.number}: pruned"
+    except (
+        UserError,
+        Fault,
+    ) as error:  # values that do not go together, or a rate too high: there are other trials
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        return f"trial {trial.number}: failed: {str(error).splitlines()[0]}"
+    found = [result.final[metric].value for metric in metrics]
+    study.tell(trial, found)
+    said = ", ".join(f"{name} {value:.4g}" for name, value in zip(metrics, found, strict=True))
+    return f"trial {trial.number}: {said}"
+
+
+def _suggested(trial: optuna.Trial, key: str, space: Range | Choice) -> Any:
+    if isinstance(space, Range):
+        options: Any = {"log": space.log} if space.step is None else {"step": space.step}
+        if isinstance(space.low, int) and isinstance(space.high, int):
+            return trial.suggest_int(key, space.low, space.high, **options)
+        return trial.suggest_float(key, space.low, space.high, **options)
+    # By their JSON: Optuna keeps numbers, text and truth values alone.
+    return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in space]))
+
+
+def _storage(out: Path) -> str:
+    return f"sqlite:///{(out / 'sweep.db').resolve()}"
+
+
+def _study(out: Path) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name="sweep", storage=_storage(out))
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    return study
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that came to an end; one whose process was gone is not among them."""
+    ended = study.get_trials(
+        deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    )
+    return [trial for trial in ended if trial.state != TrialState.FAIL or _failed(trial)]
+
+
+def _failed(trial: FrozenTrial) -> str:
+    """Why; empty for one whose process was gone."""
+    return str(trial.user_attrs.get("failed", ""))
+
+
+def _opened(plan: Plan, out: Path) -> dict[str, float]:
+    """Makes the study, or finds it to be of the same search; returns the scores of the untouched
+    checkpoint.
+    """
+    path = out / "recipe.yaml"
+    description = dump(plan.recipe) + written(
+        {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
+    )
+    if path.is_file() and path.read_text(encoding="utf-8") != description:
+        message = "this folder holds another search; name another folder, or remove it"
+        raise user_error(
+            "--out",
+            message,
+            value=str(out),
+            accepted="a new folder, or the same recipe and overrides",
+        )
+    modality = MODALITIES[plan.recipe.modality]()
+    scores_path = out / "step0.json"
+    if not scores_path.is_file():
+        scores = modality.build(plan.recipe, modality.load(plan.recipe)).evaluate()
+        for metric in plan.sweep.objectives:
+            if metric not in scores:
+                message = "this is not measured"
+                raise user_error(
+                    "sweep.objectives", message, value=metric, accepted=", ".join(scores)
+                )
+        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [
+            up if scores[name].higher_is_better else down for name in plan.sweep.objectives
+        ]
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        optuna.create_study(
+            study_name="sweep", storage=_storage(out), directions=directions, load_if_exists=True
+        )
+        path.write_text(description, encoding="utf-8")
+        write_json(scores_path, {name: score.value for name, score in scores.items()})
+    found: dict[str, float] = json.loads(scores_path.read_text(encoding="utf-8"))
+    return found
+
+
+def _written(plan: Plan, out: Path, study: optuna.Study, step0: dict[str, float]) -> dict[str, Any]:
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        failed = [said for trial in _finished(study) if (said := _failed(trial))]
+        raise Fault("no trial came to an end" + (f"; the last one: {failed[-1]}" if failed else ""))
+    several = len(plan.sweep.objectives) > 1
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
+    front = sorted(study.best_trials, key=lambda trial: (sign * trial.values[0], trial.number))
+    front = front if several else front[:1]
+    if several:
+        (out / "front").mkdir(exist_ok=True)
+        for old in (out / "front").glob("*.yaml"):
+            old.unlink()
+    found = [
+        _entry(
+            plan, trial, out / "front" / f"{trial.number}.yaml" if several else out / "best.yaml"
+        )
+        for trial in front
+    ]
+    if several:
+        _entry(plan, front[0], out / "best.yaml")
+    if len(plan.sweep.objectives) == 2:
+        _draw(plan.sweep.objectives, study, step0, out / "front.png")
+    states = [trial.state for trial in _finished(study)]
+    table = {
+        "best": found[0] | {"recipe": str(out / "best.yaml")},
+        "front": found if several else [],
+        "trials": len(states),
+        "pruned": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAIL),
+        "step0": {name: step0[name] for name in plan.sweep.objectives},
+    }
+    write_json(out / "sweep.json", table)
+    return table
+
+
+def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
+    """Writes a trial's recipe, with the recipe's own budget."""
+    values = {
+        key: json.loads(value) if isinstance(value, str) else value
+        for key, value in trial.params.items()
+    }
+    scores = dict(zip(plan.sweep.objectives, trial.values, strict=True))
+    said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    head = (
+        f"# vpretrain train {path}\n#\n# Trial {trial.number} of a sweep of {plan.source}: "
+        f"{said}.\n"
+    )
+    path.write_text(head + dump(plan.at(values, own_budget=True)), encoding="utf-8")
+    return {"number": trial.number, "values": scores, "parameters": values, "recipe": str(path)}
+
+
+def _draw(
+    objectives: Sequence[str], study: optuna.Study, step0: Mapping[str, float], path: Path
+) -> None:
+    """A scatter of both objectives; those of the front are joined in the order of the first."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    every = [
+        trial.values for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ]
+    front = sorted(trial.values for trial in study.best_trials)
+    axes.scatter(*zip(*every, strict=True), color="0.7", label="trials")
+    axes.plot(*zip(*front, strict=True), "o-", color="C0", label="Pareto front")
+    axes.plot(*(step0[name] for name in objectives), "x", color="black", label="step 0")
+    axes.set_xlabel(objectives[0])
+    axes.set_ylabel(objectives[1])
+    axes.legend()
+    FigureCanvasAgg(figure).print_figure(path, dpi=120, metadata={"Software": None})
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One command a folder: trials of another that still runs would be taken for those of a process
+    that is gone.
+    """
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            message = (
+                "another command searches in this folder just now; give it more --jobs, or "
+                "wait for it"
+            )
+            raise user_error("--out", message, value=str(out)) from None
+        yield

@@ -1,0 +1,363 @@
+"""Several processes as one run: data parallelism under ``torchrun``, and nothing at all for a
+single process.
+
+Every process holds the whole learner and designer and lays out its own part of every batch; what is
+a sum or a mean over the batch is one over all processes. The rule by which that composes: **a
+figure is global, its gradient is this process's part**, and gradients are added up once, before an
+optimizer moves (:func:`all_reduce_gradients`). So a loss may be any function of sums and means over
+the batch, and N processes take the step that one would take with all of the batch.
+
+There is no wrapper around the model: the learner's forward passes enter it at several places and
+run several times between two steps, and the sum of gradients after the last of them is the same and
+is sent once a step, however many batches it is of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vpretrain.system.errors import Problem, UserError, user_error
+
+T = TypeVar("T")
+
+BUCKET_BYTES = 64 * 2**20
+"""What is sent at a time: large enough to fill a network, small enough to be copied."""
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other: the first may make a checkpoint or read data before the
+rest go on.
+"""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Within this block the processes that ``torchrun`` started are one run; a process on its own
+    is left alone.
+
+    Each takes the accelerator of its number on the machine. NCCL carries what is on accelerators,
+    gloo all else.
+
+    Raises:
+        UserError: there are fewer accelerators than processes, or nothing says where processes
+            meet.
+    """
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    world, number = processes(), int(os.environ["RANK"])
+    if torch.cuda.is_available():
+        here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > there:
+            message = (
+                "this machine has fewer accelerators than processes; start one process for each"
+            )
+            raise user_error(
+                "torchrun --nproc-per-node", message, value=here, accepted=f"1 to {there}"
+            )
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=_store(world, number),
+        rank=number,
+        world_size=world,
+        timeout=PATIENCE,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many a launcher started, also outside of :func:`process_group` and :func:`alone`; 1
+    without one.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return processes() > 1
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and writes, also outside of
+    :func:`process_group`.
+    """
+    return not launched() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this block the process speaks to no other: what is a sum over all processes is its
+    own.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+_alone = False
+
+
+def rank() -> int:
+    """Which process this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+def world() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def barrier() -> None:
+    """Returns when all processes have come here."""
+    total(torch.zeros(()))
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """What ``make`` returns: called by the first process, then by the first of every machine, then
+    by the rest.
+
+    So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A
+    UserError of one is raised on all, so that nobody waits for a process that is gone.
+    """
+    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    found: list[T] = []
+    for now in range(3 if world() > 1 else 1):
+        problems: tuple[Problem, ...] = ()
+        if now == turn:
+            try:
+                with alone():
+                    found.append(make())
+            except UserError as error:
+                problems = error.problems
+        if wrong := next(filter(None, all_gather_object(problems)), None):
+            raise UserError(*wrong)
+    return found[0]
+
+
+def on_first_rank(make: Callable[[], None]) -> None:
+    """Calls ``make`` on the first process, :func:`alone`; what the system refuses it (OSError) is
+    raised on all.
+    """
+    failed = None
+    if rank() == 0:
+        try:
+            with alone():
+                make()
+        except OSError as error:
+            failed = (error.errno, error.strerror, error.filename)
+    if failed := broadcast_object(failed):
+        raise OSError(*failed)
+
+
+def broadcast_object(value: T) -> T:
+    """The first process's value, on all of them; numbers, strings, lists and dictionaries."""
+    if world() == 1:
+        return value
+    if isinstance(value, float):  # once a step: no pickle
+        return summed(value if rank() == 0 else 0.0)  # type: ignore[return-value]
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is True on any process."""
+    if world() == 1:
+        return list(flags)
+    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32)).tolist()]
+
+
+def summed(figure: float) -> float:
+    """The sum of a figure over processes."""
+    return float(total(torch.tensor(figure, dtype=torch.float64)))
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every process's value, by rank; likewise."""
+    if world() == 1:
+        return [value]
+    held: list[Any] = [None] * world()
+    dist.all_gather_object(held, value)
+    return held
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes; the gradient with respect to a summand is that of the sum, with no
+    message sent.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        found = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over processes of a tensor of one shape, the same on all of them; gradients flow to
+    this one's part.
+    """
+    return value if world() == 1 else _Total.apply(value)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all entries on all processes, a scalar; gradients flow to this one's part.
+
+    Args:
+        values: any shape, which may differ between processes.
+    """
+    if world() == 1:
+        return values.mean()
+    found = total(
+        torch.stack([values.double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
+    )
+    return (found[0] / found[1]).to(values.dtype)
+
+
+def std(values: Tensor) -> Tensor:
+    """The standard deviation (of all, not of a sample) over all entries on all processes; a scalar,
+    no gradient.
+    """
+    if world() == 1:
+        return values.std(correction=0)
+    values = values.detach()
+    return mean((values.double() - mean(values.double())).square()).sqrt().to(values.dtype)
+
+
+def logsumexp(values: Tensor) -> Tensor:
+    """``log sum exp`` over the first dimension on all processes, keeping it as one; no gradient."""
+    found = values.logsumexp(dim=0, keepdim=True)
+    if world() == 1:
+        return found
+    highest = found.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return total((found - highest).exp()).log() + highest
+
+
+def averaged(figures: dict[str, float]) -> dict[str, float]:
+    """Each figure's mean over processes; figures that were the same stay so. All have the same
+    names in the same order.
+    """
+    if world() == 1 or not figures:
+        return figures
+    found = total(torch.tensor(list(figures.values()), dtype=torch.float64)) / world()
+    return dict(zip(figures, found.tolist(), strict=True))
+
+
+@torch.no_grad()
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
+    """Adds the ``.grad`` of parameters up over processes, in place.
+
+    A parameter that no process has a gradient for keeps None; one that some have it for counts as
+    zero on the others. Shards (:mod:`vpretrain.system.sharding`) are left alone: theirs were added
+    up in the backward pass.
+    """
+    if world() == 1:
+        return
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    there = total(torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32))
+    some = [p for p, count in zip(parameters, there.tolist(), strict=True) if count]
+    for p in some:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    all_reduce([p.grad for p in some if p.grad is not None])
+
+
+@torch.no_grad()
+def all_reduce(tensors: Sequence[Tensor]) -> None:
+    """Adds tensors up over processes, in place."""
+    _in_buckets(tensors, dist.all_reduce)
+
+
+@torch.no_grad()
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Gives tensors the first process's content, in place."""
+    _in_buckets(tensors, lambda bucket: dist.broadcast(bucket, src=0))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _in_buckets(tensors: Sequence[Tensor], send: Callable[[Tensor], Any]) -> None:
+    if world() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        send(flat)
+        for tensor, piece in zip(
+            bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
+        ):
+            tensor.copy_(piece.view(tensor.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in groups of one dtype and device that are not much larger than
+    :data:`BUCKET_BYTES`.
+    """
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        like = not bucket or (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        if bucket and (
+            not like or sum(t.numel() * t.element_size() for t in bucket) >= BUCKET_BYTES
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _store(world: int, number: int) -> dist.Store:
+    """Where processes find each other. Each attempt of a restarted run has names of its own: it
+    finds no stale addresses.
+    """
+    if "MASTER_PORT" not in os.environ:
+        message = (
+            f"RANK and WORLD_SIZE say that this is one of {world} processes, and nothing "
+            "says where they meet"
+        )
+        raise user_error(
+            "MASTER_PORT",
+            message,
+            accepted="processes that torchrun starts; for one alone, unset RANK",
+        )
+    # The agent of torchrun serves the store; without one the first process does.
+    serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    held = dist.TCPStore(
+        os.environ.get("MASTER_ADDR", "localhost"),
+        int(os.environ["MASTER_PORT"]),
+        world,
+        serves,
+        timeout=PATIENCE,
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(
+        f"vpretrain/attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", held
+    )

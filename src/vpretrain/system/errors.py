@@ -1,0 +1,97 @@
+"""Errors for people: where it is wrong, what was found, what is accepted, what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what the user gave.
+
+    Args:
+        where: dotted recipe key, ``file:line``, or command-line flag.
+        value: what was found there (its ``repr`` is shown; empty when nothing was).
+        accepted: what would have been accepted, in words.
+        message: one sentence: what is wrong and the edit or command that mends it.
+    """
+
+    where: str
+    value: str
+    accepted: str
+    message: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.message}"]
+        if self.value:
+            lines.append(f"    got       {self.value}")
+        if self.accepted:
+            lines.append(f"    accepted  {self.accepted}")
+        # Names of files and cells may hold what no terminal can be sent.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+class UserError(Exception):
+    """The user's input is wrong (exit code 2). Carries every problem that was found, not the first
+    alone.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
+    """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as
+    it is).
+    """
+    shown = value if isinstance(value, str) else repr(value)
+    return UserError(Problem(where, shown, accepted, message))
+
+
+def abbreviated(names: Iterable[str], most: int = 12) -> str:
+    """The first names with commas between them, and how many more there are."""
+    names = list(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def renamed(places: Mapping[str, str]) -> Iterator[None]:
+    """Within it, errors of a shared part speak of the caller's own keys:
+    ``{"--data-root": "data.root"}``.
+    """
+    try:
+        yield
+    except UserError as error:
+        found = [
+            replace(problem, where=places.get(problem.where, problem.where))
+            for problem in error.problems
+        ]
+        raise UserError(*found) from None
+
+
+class Fault(Exception):
+    """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is
+    kept.
+    """
+
+    exit_code = 4
+
+
+class NonFinite(Fault):
+    """A loss, a gradient or a value is not finite, and nothing was changed by it: the batch can be
+    left out.
+    """
+
+
+class Stopped(Exception):
+    """A signal or a limit of time ended the run early; the same command goes on from here: exit
+    code 3.
+    """
+
+    exit_code = 3

@@ -1,0 +1,47 @@
+"""Signals that ask a run to stop: it finishes its step, saves, and ends so that the same command
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""A scheduler's end, Ctrl-C, and the warning that schedulers send ahead
+(``sbatch --signal=USR1@120``).
+"""
+
+
+class Interruption:
+    """Within ``with Interruption() as asked:`` the signals are taken down and not obeyed at once.
+
+    ``asked.by`` is the name of the first one, or None. A second Ctrl-C is obeyed at once. Outside
+    of the main thread, where Python hears no signals, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.by: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.by is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.by = signal.Signals(number).name

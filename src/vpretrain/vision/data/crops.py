@@ -1,0 +1,238 @@
+"""Views of a batch: DINO's global and local crops, seeded by the batch alone; and the plain
+transform of evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import kornia.augmentation as augment
+import torch
+from torch import Tensor, nn
+
+from vpretrain.system.sampling import seed_of
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, Picture, normalised, resized
+from vpretrain.vision.data.stream import ImageBatch
+
+_RATIO = (3 / 4, 4 / 3)  # width to height of the window that a crop is cut from
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """The views of one batch; row b of every view is cut from picture b.
+
+    Args:
+        global_views: float32 [B, 3, G, G] each, normalised.
+        local_views: float32 [B, 3, L, L] each, normalised.
+    """
+
+    global_views: tuple[Tensor, ...]
+    local_views: tuple[Tensor, ...]
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """All of them, the global ones first."""
+        return self.global_views + self.local_views
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Cuts and distorts views, each sample by draws of its own: crop, flip, colour jitter, grey,
+    blur, solarisation.
+
+    The views are a function of the batch's pixels and seed and of these settings: the global random
+    state is neither read nor changed, and a view does not depend on how many others there are. Only
+    the order in which brightness, contrast, saturation and hue are changed is drawn once for the
+    whole of a view and not for each sample.
+
+    The blur differs between the first global view, the others, and the local ones, and only global
+    views after the first are solarised, as in DINO: two global views should not be distorted alike.
+
+    Args:
+        global_size: side of a global view in pixels.
+        local_size: side of a local view in pixels.
+        global_count: global views, at least 1.
+        local_count: local views, 0 for none.
+        global_scale: share of the picture's area that a global view is cut from, lowest and
+            highest, in (0, 1].
+        local_scale: the same for a local view.
+        flip: probability of a horizontal flip.
+        jitter: probability that the colours are changed.
+        brightness: largest relative change of brightness.
+        contrast: of contrast.
+        saturation: of saturation.
+        hue: of hue, in turns of the colour circle, at most 0.5.
+        grayscale: probability that the colours are taken out.
+        blur: probabilities of a Gaussian blur: first global view, other global views, local views.
+        blur_sigma: its lowest and highest standard deviation, in pixels of the view.
+        solarise: probability that pixels brighter than a half are inverted, in global views after
+            the first.
+        mean: that the views are normalised with, of R, G, B on the scale [0, 1].
+        std: likewise.
+
+    Raises:
+        ValueError: a size, count, scale or probability that cannot be.
+    """
+
+    global_size: int = 224
+    local_size: int = 96
+    global_count: int = 2
+    local_count: int = 6
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.2
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if (
+            self.global_count < 1
+            or self.local_count < 0
+            or min(self.global_size, self.local_size) < 1
+        ):
+            raise ValueError("a batch needs a global view, and a view needs pixels")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"{name}: shares of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
+                )
+        chances = {
+            "flip": self.flip,
+            "jitter": self.jitter,
+            "grayscale": self.grayscale,
+            "solarise": self.solarise,
+        }
+        chances |= {f"blur[{i}]": chance for i, chance in enumerate(self.blur)}
+        for name, chance in chances.items():
+            if not 0 <= chance <= 1:
+                raise ValueError(f"{name}: a probability is in [0, 1], got {chance}")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")
+
+    def __call__(self, batch: ImageBatch) -> Crops:
+        """The views of a batch, on its device, without a graph; equal batches give equal views, bit
+        for bit.
+        """
+        first, other, local = self._distortions
+        pixels = batch.pixels.float() / 255
+        views = [
+            self._view(
+                pixels, steps, seed_of(f"{batch.seed}/{kind}/{number}"), batch.rank, batch.world
+            )
+            for kind, number, steps in (
+                *(
+                    ("global", number, first if number == 0 else other)
+                    for number in range(self.global_count)
+                ),
+                *(("local", number, local) for number in range(self.local_count)),
+            )
+        ]
+        return Crops(tuple(views[: self.global_count]), tuple(views[self.global_count :]))
+
+    @cached_property
+    def _distortions(self) -> list[list[nn.Module]]:
+        """Those of the first global view, of the others, and of local views: made once, since
+        making them takes a while.
+        """
+        return [self._steps(part) for part in ("first", "other", "local")]
+
+    @torch.no_grad()
+    def _view(
+        self, pixels: Tensor, steps: Sequence[Any], seed: int, rank: int, world: int
+    ) -> Tensor:
+        # kornia draws from torch's global generator on the CPU, whatever the device of the pixels.
+        # That generator alone is seeded (torch.manual_seed would seed every device's), and put
+        # back.
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            for step in steps:
+                if world == 1:
+                    pixels = step(pixels)
+                else:
+                    whole = step.forward_parameters(
+                        torch.Size((len(pixels) * world, *pixels.shape[1:]))
+                    )
+                    pixels = step(pixels, params=_part(whole, rank, world))
+        return normalised(pixels, self.mean, self.std)
+
+    def _steps(self, part: str) -> list[nn.Module]:
+        """The distortions of one kind of view, in order; one that never happens is left out, since
+        it costs time.
+        """
+        local = part == "local"
+        size = self.local_size if local else self.global_size
+        scale = self.local_scale if local else self.global_scale
+        blur = self.blur[("first", "other", "local").index(part)]
+        solarise = self.solarise if part == "other" else 0.0
+        # Three standard deviations to each side, as far as the view has room for it.
+        reach = min(int(3 * self.blur_sigma[1] + 0.5), (size - 1) // 2)
+        steps: list[nn.Module] = [
+            augment.RandomResizedCrop((size, size), scale=scale, ratio=_RATIO)
+        ]
+        if self.flip:
+            steps.append(augment.RandomHorizontalFlip(p=self.flip))
+        if self.jitter:
+            strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+            steps.append(augment.ColorJitter(*strengths, p=self.jitter))
+        if self.grayscale:
+            steps.append(augment.RandomGrayscale(p=self.grayscale))
+        if blur and reach:
+            kernel = (2 * reach + 1, 2 * reach + 1)
+            steps.append(augment.RandomGaussianBlur(kernel, self.blur_sigma, p=blur))
+        if solarise:
+            steps.append(
+                augment.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarise)
+            )
+        return steps
+
+
+def _part(drawn: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+    """Of what kornia drew for a batch, the values for pictures ``rank``, ``rank + world``, ...
+
+    All are one value a picture, but for the ``order`` of ColorJitter's steps, which is one for all.
+    """
+    found = {
+        name: value if name == "order" else value[rank::world] for name, value in drawn.items()
+    }
+    whole = drawn["forward_input_shape"]
+    return found | {"forward_input_shape": torch.cat([whole[:1] // world, whole[1:]])}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The plain transform: resize and normalise, nothing drawn.
+
+    Args:
+        size: height and width in pixels, whatever that does to the proportions; a single number is
+            the shorter side.
+        mean: that the pixels are normalised with, of R, G, B on the scale [0, 1].
+        std: likewise.
+    """
+
+    size: int | tuple[int, int]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __call__(self, pictures: Sequence[Picture]) -> Tensor:
+        """Normalised pixels, float32 [B, 3, H, W]; labels and depth are resized by
+        :func:`vpretrain.vision.data.images.resized`.
+
+        Raises:
+            ValueError: the pictures are not of one size after resizing.
+        """
+        return normalised(
+            [resized(picture, self.size) for picture in pictures], self.mean, self.std
+        )

@@ -1,0 +1,229 @@
+"""Pictures: pixels, and where they are known labels, depth and category, at the size they are used
+at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORE = 255
+"""Label of a pixel that counts in no loss and in no score."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image, with what is known of it.
+
+    Args:
+        name: file path, or the name of what generated it (``scenes/dev/12``); errors say it.
+        pixels: uint8 [3, H, W], RGB.
+        labels: int64 [H, W], classes from 0; ``IGNORE`` where there is no label. None: not
+            labelled.
+        depth: float32 [H, W], metres along the camera's axis; 0, negative or not finite where it is
+            not known. None: no depth.
+        category: class of the whole image, from 0. None: not known.
+    """
+
+    name: str
+    pixels: Tensor
+    labels: Tensor | None = None
+    depth: Tensor | None = None
+    category: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 3 or self.pixels.shape[0] != 3:
+            found = f"{self.pixels.dtype} {tuple(self.pixels.shape)}"
+            raise ValueError(f"{self.name}: pixels are uint8 [3, H, W], got {found}")
+        for what, values, dtype in (
+            ("labels", self.labels, torch.int64),
+            ("depth", self.depth, torch.float32),
+        ):
+            if values is not None and (
+                values.dtype != dtype or values.shape != self.pixels.shape[1:]
+            ):
+                found = f"{values.dtype} {tuple(values.shape)}"
+                raise ValueError(
+                    f"{self.name}: {what} are {dtype} {tuple(self.pixels.shape[1:])}, got {found}"
+                )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits over pixels, labels, depth and category; not over the name."""
+        sha = hashlib.sha256(repr((self.size, self.category)).encode())
+        for what, values in (
+            ("pixels", self.pixels),
+            ("labels", self.labels),
+            ("depth", self.depth),
+        ):
+            if values is not None:
+                sha.update(what.encode() + values.contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+class Pictures(Protocol):
+    """A set of pictures, decoded already (a list) or when asked for; the same index gives the same
+    picture.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Picture: ...
+
+
+def unlabelled(picture: Picture) -> Picture:
+    """The pixels alone: what a stream of unlabeled data is made of."""
+    return Picture(picture.name, picture.pixels)
+
+
+def valid_depth(
+    depth: Tensor, nearest_metres: float = 0.0, farthest_metres: float = float("inf")
+) -> Tensor:
+    """True where a depth is known and within the range (above ``nearest``, up to ``farthest``);
+    bool, of its shape.
+    """
+    return depth.isfinite() & (depth > max(0.0, nearest_metres)) & (depth <= farthest_metres)
+
+
+def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Height and width after scaling the shorter side to ``shorter`` pixels, the
+    proportions kept.
+    """
+    height, width = size
+    scale = shorter / min(height, width)
+    return max(shorter, round(height * scale)), max(shorter, round(width * scale))
+
+
+def resized(picture: Picture, size: int | tuple[int, int]) -> Picture:
+    """The picture at another size; the picture itself if it has that size already.
+
+    Pixels are interpolated (bilinear, antialiased); labels and depth are picked from the nearest
+    pixel, so that no class and no depth comes up that was not there.
+
+    Args:
+        picture: what to resize.
+        size: height and width in pixels, whatever that does to the proportions; a single number is
+            the shorter side, the proportions kept.
+    """
+    height, width = scaled_size(picture.size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture has at least one pixel, got {height} x {width}")
+    if (height, width) == picture.size:
+        return picture
+    rows, columns = _nearest(picture.size[0], height), _nearest(picture.size[1], width)
+    return replace(
+        picture,
+        pixels=functional.interpolate(
+            picture.pixels[None], (height, width), mode="bilinear", antialias=True
+        )[0],
+        labels=None if picture.labels is None else picture.labels[rows][:, columns],
+        depth=None if picture.depth is None else picture.depth[rows][:, columns],
+    )
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """For each of ``new`` pixels the one of ``old`` that holds its centre (integers, so that
+    nothing rounds).
+    """
+    return (2 * torch.arange(new) + 1) * old // (2 * new)
+
+
+def cropped(picture: Picture, top: int, left: int, height: int, width: int) -> Picture:
+    """A window of the picture, in all its maps; it has to lie within it."""
+    if min(top, left) < 0 or top + height > picture.size[0] or left + width > picture.size[1]:
+        raise ValueError(
+            f"{picture.name}: no window {height} x {width} at ({top}, {left}) in {picture.size}"
+        )
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    return replace(
+        picture,
+        pixels=picture.pixels[:, rows, columns],
+        labels=None if picture.labels is None else picture.labels[rows, columns],
+        depth=None if picture.depth is None else picture.depth[rows, columns],
+    )
+
+
+def stacked(pictures: Sequence[Picture]) -> Tensor:
+    """The pixels of pictures of one size, uint8 [B, 3, H, W]."""
+    _check_one_size(pictures)
+    return torch.stack([picture.pixels for picture in pictures])
+
+
+def stacked_labels(pictures: Sequence[Picture]) -> Tensor:
+    """The label maps of pictures of one size, int64 [B, H, W]; ``IGNORE`` throughout for a picture
+    without.
+    """
+    _check_one_size(pictures)
+    return torch.stack([_filled(p.labels, p, IGNORE, torch.int64) for p in pictures])
+
+
+def stacked_depth(pictures: Sequence[Picture]) -> Tensor:
+    """The depth maps of pictures of one size, float32 [B, H, W], metres; 0 (not known) throughout
+    for one without.
+    """
+    _check_one_size(pictures)
+    return torch.stack([_filled(p.depth, p, 0, torch.float32) for p in pictures])
+
+
+def normalised(
+    pictures: Sequence[Picture] | Tensor,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """What a backbone takes: float32 [B, 3, H, W], each channel brought from [0, 1] to about zero
+    mean and unit variance.
+
+    Args:
+        pictures: of one size; or their pixels [B, 3, H, W], uint8, or floating in [0, 1].
+        mean: of R, G, B, on the scale [0, 1].
+        std: of R, G, B, on the same scale.
+    """
+    pixels = pictures if isinstance(pictures, Tensor) else stacked(pictures)
+    scaled = pixels.float() if pixels.is_floating_point() else pixels.float() / 255
+    shape = (3, 1, 1)
+    return (scaled - scaled.new_tensor(mean).view(shape)) / scaled.new_tensor(std).view(shape)
+
+
+def _filled(values: Tensor | None, picture: Picture, fill: int, dtype: torch.dtype) -> Tensor:
+    return torch.full(picture.size, fill, dtype=dtype) if values is None else values
+
+
+def _check_one_size(pictures: Sequence[Picture]) -> None:
+    if not pictures:
+        raise ValueError("a batch needs at least one picture")
+    for picture in pictures:
+        if picture.size != pictures[0].size:
+            first = pictures[0]
+            message = (
+                f"pictures of one batch have one size: {first.name} is {first.size}, "
+                f"{picture.name} {picture.size}"
+            )
+            raise ValueError(message)
+
+
+HASHED = 256
+"""Pictures of a set whose content goes into its hash: decoding all of a large one would take hours.
+"""
+
+
+def pictures_hash(pictures: Pictures) -> str:
+    """SHA-256 of how many pictures there are, and of :data:`HASHED` of them or fewer, evenly
+    spaced, with their labels.
+    """
+    sha = hashlib.sha256(str(len(pictures)).encode())
+    for place in range(0, len(pictures), -(-len(pictures) // HASHED) or 1):
+        sha.update(pictures[place].digest().encode())
+    return sha.hexdigest()

@@ -1,0 +1,211 @@
+"""Small rendered scenes: textured solids on a ground plane, with exact labels and exact depth; no
+download.
+
+An object's category is its pattern: two colours, opposite to each other about a grey, in stripes or
+chequers. The six differ in which way the colours differ and in how they alternate, and neither
+alone names one. A pattern is finer than a small patch and its mean is grey in every category, so
+that mean colours say nothing: what tells is how colour varies, which takes a feature that is not
+linear in pixels. Shape, size, place, light and the room are drawn at will. The objects of a scene
+are of few categories, as things in photographs come in company: so two views of one scene have more
+in common than the room. A scene is ray-cast: every pixel is of the first surface that the ray
+through its centre meets, and label and depth are that surface's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vpretrain.system.errors import user_error
+from vpretrain.vision.data.images import Picture, unlabelled
+from vpretrain.vision.data.raycast import FOCAL, SHAPES, TEXTURES, Room, Surface, Thing, render
+
+COLOURS = ("red and cyan", "green and magenta", "blue and yellow")
+KINDS = tuple((colours, texture) for texture in (0, 1) for colours in range(3))
+"""Colours and texture of each category, as indices into ``COLOURS`` and ``TEXTURES``."""
+CATEGORIES = tuple(f"{TEXTURES[texture]} {COLOURS[colours]}" for colours, texture in KINDS)
+"""What :attr:`Picture.category` counts."""
+CLASSES = ("background", *CATEGORIES)
+"""What :attr:`Picture.labels` count: a category's label is one more than the category."""
+SPLITS = ("stream", "feedback", "dev", "test")
+
+NEAREST_METRES, FARTHEST_METRES = 0.5, 10.0
+"""No depth in a scene is outside of this."""
+
+_HANGING = (
+    1 / 3
+)  # share of the objects: were all on the ground, the row alone would tell background
+_HEIGHTS = (1.0, 0.85, 1.2)  # of ball, box and cone, so that each covers about as many pixels
+_COMPANY = 2  # categories in one scene, at most
+
+
+def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Picture:
+    """One scene: a pure function of its arguments (on one kind of machine: sines may differ in the
+    last bit).
+
+    The layout does not depend on the size, only how finely it is seen and the sensor's noise.
+
+    Args:
+        seed: of a sequence of scenes, at least 0.
+        index: of the scene in it, at least 0.
+        size: height and width in pixels, at least 8.
+        name: of the picture; ``scene/SEED/INDEX`` if left out.
+
+    Returns:
+        The picture with labels in 0..6 (``CLASSES``), depth in 0.5..10 metres at every pixel, and
+        as category (0..5, ``CATEGORIES``) that of the object with most visible pixels.
+    """
+    if seed < 0 or index < 0 or size < 8:
+        raise ValueError(f"seed and index start at 0 and size at 8, got {seed}, {index} and {size}")
+    draw = np.random.default_rng([seed, index])
+    room, things = _room(draw), _things(draw)
+    colour, owner, depth = render(room, things, size)
+    noise = draw.standard_normal((size, size, 3), dtype=np.float32) * draw.uniform(0.01, 0.03)
+    pixels = np.clip((colour + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
+    labels = np.array([0, *(1 + thing.category for thing in things)], dtype=np.int64)[owner]
+    largest = int(np.bincount(owner.ravel(), minlength=len(things) + 1)[1:].argmax())
+    return Picture(
+        f"scene/{seed}/{index}" if name is None else name,
+        torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        torch.from_numpy(labels),
+        torch.from_numpy(depth),
+        things[largest].category,
+    )
+
+
+class Scenes:
+    """The scenes of a split, each rendered when it is first asked for and kept.
+
+    Args:
+        split: one of ``SPLITS``; no scene of one is in another.
+        count: how many; a longer set begins with the shorter one's scenes.
+        size: height and width in pixels.
+        seed: at least 0.
+        labelled: False leaves labels, depth and category out, which saves most of the memory.
+    """
+
+    def __init__(
+        self, split: str, count: int, size: int, seed: int, *, labelled: bool = True
+    ) -> None:
+        if split not in SPLITS:
+            raise user_error(
+                "split",
+                "there is no such split of the scenes",
+                value=split,
+                accepted=", ".join(SPLITS),
+            )
+        if count < 1:
+            raise user_error(
+                "count", "a set of scenes holds at least one", value=count, accepted="1 or more"
+            )
+        self.split, self.size, self.labelled = split, size, labelled
+        # 63 bits of a hash: seeds of different splits are as good as certain to differ.
+        sha = hashlib.sha256(f"{split}/{seed}".encode())
+        self._seed = int.from_bytes(sha.digest()[:8], "big") >> 1
+        self._name = f"scenes/{split}/{seed}"
+        self._kept: list[Picture | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int, /) -> Picture:
+        number = range(len(self))[index]  # an IndexError past the end is what stops iteration
+        kept = self._kept[number]
+        if kept is None:
+            made = scene(self._seed, number, self.size, name=f"{self._name}/{number}")
+            kept = self._kept[number] = made if self.labelled else unlabelled(made)
+        return kept
+
+
+def scenes(split: str, count: int, size: int, seed: int, *, labelled: bool = True) -> Scenes:
+    """The scenes of a split (see :class:`Scenes`).
+
+    Raises:
+        UserError: there is no such split, or no scene is asked for.
+    """
+    return Scenes(split, count, size, seed, labelled=labelled)
+
+
+def _room(draw: np.random.Generator) -> Room:
+    light = np.array([draw.uniform(-1, 1), -draw.uniform(0.4, 1.2), -draw.uniform(0.3, 1)])
+    return Room(
+        horizon=draw.uniform(0.3, 0.6),
+        camera_metres=draw.uniform(0.9, 1.2),
+        wall_metres=draw.uniform(6.5, FARTHEST_METRES),
+        ground=_backdrop(draw),
+        wall=_backdrop(draw),
+        light=(light / np.linalg.norm(light)).astype(np.float32),
+        exposure=np.asarray(draw.uniform(0.8, 1.15) * draw.uniform(0.92, 1.08, 3), np.float32),
+    )
+
+
+def _things(draw: np.random.Generator) -> list[Thing]:
+    """Two or three large objects, spread over the width."""
+    count = 2 + int(draw.random() * 2)
+    # Evenly spread in 1 / z, which is evenly in apparent size; then in a random order from left to
+    # right.
+    spread = (np.arange(count) + draw.random(count)) / count
+    depths = 1 / (1 / 2.3 + spread * (1 / 1.5 - 1 / 2.3))
+    places = (draw.permutation(count) + draw.random(count)) / count
+    company = draw.permutation(len(KINDS))[:_COMPANY]
+    things = []
+    for z, place in zip(depths, places, strict=True):
+        category, shape = (
+            int(company[int(draw.random() * _COMPANY)]),
+            int(draw.random() * len(SHAPES)),
+        )
+        height = draw.uniform(1.05, 1.5) * _HEIGHTS[shape]
+        x = (place - 0.5) * z / FOCAL
+        lift = draw.uniform(0.2, 0.9) if draw.random() < _HANGING else 0.0
+        turn = draw.uniform(0, 2 * np.pi)
+        things.append(
+            Thing(category, shape, float(x), float(z), height, lift, turn, _pattern(draw, category))
+        )
+    return things
+
+
+def _pattern(draw: np.random.Generator, category: int) -> Surface:
+    """A category's pattern about a grey of its own, fine enough for a patch of a few pixels to hold
+    both colours.
+    """
+    colours, texture = KINDS[category]
+    grey = draw.uniform(0.4, 0.6) + draw.uniform(-0.08, 0.08, 3)
+    apart = draw.uniform(0.28, 0.42) * np.where(np.arange(3) == colours, 1, -0.5)
+    return _surface(
+        draw, texture, draw.uniform(0.2, 0.26), np.stack((grey + apart, grey - apart)).clip(0, 1)
+    )
+
+
+def _backdrop(draw: np.random.Generator) -> Surface:
+    """A faint, blurred pattern of a room: greys with a tinge."""
+    grey = draw.uniform(0.25, 0.75) + draw.uniform(-0.06, 0.06, 3)
+    return _surface(
+        draw, 2, draw.uniform(1.5, 3.0), np.stack((grey - 0.08, grey + 0.08)).clip(0, 1)
+    )
+
+
+def _surface(
+    draw: np.random.Generator, texture: int, period_metres: float, colours: NDArray[np.float64]
+) -> Surface:
+    """A texture with directions of its own."""
+    along, other = draw.standard_normal((2, 3))
+    across = np.cross(along, other)
+    axes = np.stack((along, across, np.cross(along, across)), 1)
+    axes /= np.linalg.norm(axes, axis=0)
+    if texture == 0:
+        directions = axes[:, :1]
+    elif texture == 1:
+        directions = axes
+    else:  # waves of many directions and lengths add up to blots without an order
+        directions = draw.standard_normal((3, 6))
+        directions *= draw.uniform(0.4, 1, 6) / np.linalg.norm(directions, axis=0)
+    return Surface(
+        texture,
+        colours.astype(np.float32),
+        (directions * (2 * np.pi / period_metres)).astype(np.float32),
+        np.asarray(draw.uniform(0, 2 * np.pi, directions.shape[1]), np.float32),
+        period_metres,
+    )

@@ -1,0 +1,232 @@
+"""Endless batches of unlabeled pictures: mixed, shuffled, cropped to one size, each with a seed for
+its views.
+
+Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a
+permutation made anew from ``(seed, source, pass)``, and the source of the next picture follows from
+how many each has given: the position in the stream is one integer a source, and resuming is exact
+and takes no skipping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.system.errors import user_error
+from vpretrain.system.sampling import Order, fractions, lagging, seed_of
+from vpretrain.vision.data.images import (
+    Picture,
+    Pictures,
+    cropped,
+    resized,
+    scaled_size,
+    stacked,
+    unlabelled,
+)
+
+_FINGERPRINTS = 3
+"""Pictures of a source whose content goes into its identity: the first, the last and what lies
+evenly between.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Unlabeled pictures of one size.
+
+    Args:
+        pixels: uint8 [B, 3, H, W], RGB.
+        indices: int64 [B]; where each picture stands in the sources, one source after the other.
+        names: of the pictures, B of them.
+        seed: of everything random that is done to this batch (its crops): in [0, 2^63).
+        rank: which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every
+            ``world``-th after it. What is drawn from the seed is drawn for all of them, so that a
+            picture looks the same however they are shared out.
+        world: how many parts there are.
+    """
+
+    pixels: Tensor
+    indices: Tensor
+    names: tuple[str, ...]
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Images in this batch (local under data parallelism): what the core's budget counts."""
+        return len(self.indices)
+
+    @property
+    def weight(self) -> int:
+        """What the loss is a mean over: images."""
+        return self.tokens
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        return replace(self, pixels=self.pixels.to(device), indices=self.indices.to(device))
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits (SHA-256 of shape, seed, indices, pixels): proof that arms saw
+        the same batch.
+        """
+        sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.seed)).encode())
+        for tensor in (self.indices, self.pixels):
+            sha.update(tensor.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Pictures that are drawn as one ingredient of the stream.
+
+    Args:
+        name: unlike every other source's; seeds the order of its pictures.
+        pictures: at least one. Their labels, if they have any, are not looked at.
+        weight: at least 0, relative to the other sources' weights: the share of pictures that are
+            drawn from here.
+    """
+
+    name: str
+    pictures: Pictures
+    weight: float = 1.0
+
+
+class Stream:
+    """Endless weighted mixture of sources, shuffled with a seed, in batches of one size.
+
+    The sequence of pictures is a function of seed and sources alone. The next picture comes from
+    the source that lags most behind its share, so that the shares hold in every stretch of the
+    stream; within a source, every picture comes once before any comes again. Each is scaled so that
+    its shorter side has ``load_size`` pixels, and a window of ``size`` x ``size`` is cut from it,
+    at a place that is drawn anew in every pass.
+
+    Args:
+        sources: at least one, with distinct names.
+        batch_size: pictures in a batch, at least 1.
+        size: height and width of the batch in pixels.
+        seed: of shuffles, windows and batches.
+        load_size: shorter side that a picture is scaled to before it is cut, at least ``size``;
+            ``size`` if left out, so that square pictures are seen whole.
+        rank: which part of every batch is read, from 0: of its pictures r, r + world, r + 2 world,
+            ... The position in the stream does not depend on it.
+        world: how many parts there are.
+
+    Raises:
+        UserError: no source, one without pictures or with a weight that cannot be, no weight above
+            zero, two of one name, or a batch that the parts cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        batch_size: int,
+        size: int,
+        seed: int,
+        load_size: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        load_size = size if load_size is None else load_size
+        if batch_size < 1 or size < 1 or load_size < size:
+            found = f"{batch_size} pictures of {size} pixels from {load_size}"
+            raise ValueError(
+                f"a batch needs pictures, no larger than what they are cut from; got {found}"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no rank {rank} of {world}")
+        if batch_size % world:
+            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
+            raise user_error(
+                "data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}"
+            )
+        each = [(source.name, len(source.pictures), source.weight) for source in sources]
+        self._shares = fractions(each, "pictures", ": fill its folder, or take it out")
+        self.rank, self.world = rank, world
+        self.sources = tuple(sources)
+        self.batch_size, self.size, self.load_size, self.seed = batch_size, size, load_size, seed
+        self._orders = [Order(len(source.pictures), f"{seed}/{source.name}") for source in sources]
+        self._starts = [0, *accumulate(len(source.pictures) for source in sources)]
+        self._drawn = [0] * len(sources)
+        self._identity: dict[str, Any] = {
+            "seed": seed,
+            "size": [batch_size, size, load_size],
+            "sources": [
+                [s.name, s.weight, len(s.pictures), fingerprint(s.pictures)] for s in sources
+            ],
+        }
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        seed = seed_of(f"{self.seed}/batch/{sum(self._drawn)}")
+        pictures: list[Picture] = []
+        indices: list[int] = []
+        for place in range(self.batch_size):
+            source = lagging(self._shares, self._drawn)
+            number = self._drawn[source]
+            self._drawn[source] += 1
+            if place % self.world != self.rank:
+                continue
+            index = self._orders[source][number]
+            key = f"{self.seed}/{self.sources[source].name}/window/{number}"
+            pictures.append(self._window(self.sources[source].pictures[index], key))
+            indices.append(self._starts[source] + index)
+        names = tuple(picture.name for picture in pictures)
+        return ImageBatch(
+            stacked(pictures), torch.tensor(indices), names, seed, self.rank, self.world
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position, fit for JSON: how many pictures each source has given, which is its
+        pass and offset.
+        """
+        return {"identity": self._identity, "drawn": list(self._drawn)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
+        bit.
+
+        Raises:
+            UserError: the state is of another seed or size, or of other sources, weights or
+                pictures.
+        """
+        for key, here in self._identity.items():
+            if (saved := state["identity"].get(key)) != here:
+                message = (
+                    f"{key}: not as in the checkpoint; resume with the recipe and pictures "
+                    "it was made with"
+                )
+                raise user_error("data.stream", message, value=here, accepted=repr(saved))
+        self._drawn = [int(drawn) for drawn in state["drawn"]]
+
+    def _window(self, picture: Picture, key: str) -> Picture:
+        """The pixels of one picture, scaled and cut."""
+        height, width = scaled_size(picture.size, self.load_size)
+        picture = resized(unlabelled(picture), (height, width))
+        if (height, width) == (self.size, self.size):
+            return picture
+        generator = torch.Generator().manual_seed(seed_of(key))
+        top, left = (
+            int(torch.randint(s - self.size + 1, (), generator=generator)) for s in (height, width)
+        )
+        return cropped(picture, top, left, self.size, self.size)
+
+
+def fingerprint(pictures: Pictures) -> str:
+    """Sixteen hexadecimal digits over the pixels of a few of the pictures: cheap, and tells sets
+    apart.
+    """
+    last = len(pictures) - 1
+    sha = hashlib.sha256()
+    for place in range(_FINGERPRINTS):
+        picture = pictures[last * place // (_FINGERPRINTS - 1)]
+        sha.update(unlabelled(picture).digest().encode())
+    return sha.hexdigest()[:16]

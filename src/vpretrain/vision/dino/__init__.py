@@ -1,0 +1,1 @@
+"""DINO: student, teacher, head and loss."""

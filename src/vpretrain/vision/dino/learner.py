@@ -1,0 +1,406 @@
+"""DINO as the learner: a student that matches, view by view, what its own moving average sees in
+other views.
+
+Shapes: G global and L local views, V = G + L in all, B images, P prototypes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.method import vectors
+from vpretrain.method.roles import Objective
+from vpretrain.system import distributed
+from vpretrain.system.contexts import evaluating, frozen
+from vpretrain.system.errors import Fault, user_error
+from vpretrain.vision.backbone import Backbone, Entry, Suffix
+from vpretrain.vision.dino.loss import DinoHead, balanced_targets, dino_loss, teacher_targets
+from vpretrain.vision.steering.views import BaselineViews
+
+
+class Crops(Protocol):
+    """Augmented views of a batch of images, normalised."""
+
+    @property
+    def global_views(self) -> Sequence[Tensor]:
+        """G tensors ``[B, 3, H, W]``, the same size all."""
+        ...
+
+    @property
+    def local_views(self) -> Sequence[Tensor]:
+        """L smaller ones, ``[B, 3, h, w]``; there may be none."""
+        ...
+
+
+class ViewTask(Protocol):
+    """A task as DINO takes it (see :mod:`vpretrain.vision.steering.views`)."""
+
+    def views(self, plain: Tensor) -> Tensor:
+        """The global views to be seen, from the plain ones: ``[G, B, 3, H, W]``; the very same
+        tensor if unchanged.
+        """
+        ...
+
+    def targets(self, teacher: Tensor) -> Tensor:
+        """What the student is to match, from the teacher's targets: ``[G, B, P]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class DinoSettings:
+    """The values of DINO's loss and teacher; the paper's by default.
+
+    Args:
+        student_temperature: > 0.
+        teacher_temperature: > 0.
+        center_momentum: share of the old centre that stays at each step, in [0, 1].
+        teacher_momentum: share of the old teacher that stays at each step at the start; rises to 1
+            over the budget.
+        teacher_views: which global views the teacher sees. ``learned`` is the paper's (eq. 50: the
+            learned views take the place of the plain ones in the whole loss), ``plain`` sets the
+            student the harder problem of telling what was there before the blur. Either way its
+            targets are detached, so the value's gradient with respect to a mask is that of the
+            student's side alone, as it is in the paper's teacher without gradients.
+        local_views_in_value: whether :meth:`DinoLearner.objective` holds the student's local views
+            when the task steers views alone. They carry no gradient to a mask, so ``dot`` and
+            ``optimizer_aware`` need them for the value's level only; ``cosine`` and ``lower_bound``
+            need the whole ``g_pre``.
+        centering: what keeps the teacher from giving every image the same target: the running
+            ``mean`` of its scores is taken off (DINO), or each batch's targets are balanced over
+            prototypes by ``sinkhorn`` (DINOv2, DINOv3).
+    """
+
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    center_momentum: float = 0.9
+    teacher_momentum: float = 0.996
+    teacher_views: Literal["learned", "plain"] = "learned"
+    local_views_in_value: bool = True
+    centering: Literal["mean", "sinkhorn"] = "mean"
+
+
+class Student(nn.Module):
+    """All that trains: the backbone, and the head from its pooled feature to prototypes.
+
+    Args:
+        backbone: a ``transformers`` vision model.
+        head: the projection head.
+    """
+
+    def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+
+class Teacher:
+    """The student's exponential moving average. It never asks for gradients and is always in
+    evaluation mode.
+
+    The average is kept in float32 or wider: in bfloat16 a share of 0.004 of a small difference
+    would be rounded away.
+
+    Args:
+        student: copied as it is, on the device where it will stay.
+        autocast: as :class:`~vpretrain.vision.backbone.Backbone`.
+    """
+
+    def __init__(self, student: Student, autocast: torch.dtype | None = None) -> None:
+        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        self.backbone = Backbone(self.model.backbone, autocast=autocast)
+        self.average = {name: vectors.wide(p.data) for name, p in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def logits(self, views: Tensor) -> Tensor:
+        """``[G, B, P]`` scores of ``[G, B, 3, H, W]`` views, detached."""
+        pooled = self.backbone.features(views.flatten(0, 1)).pooled
+        return self.model.head(pooled).unflatten(0, views.shape[:2])
+
+    @torch.no_grad()
+    def follow(self, student: Student, momentum: float) -> None:
+        """``teacher <- momentum * teacher + (1 - momentum) * student``; where they are equal
+        nothing moves, bit for bit.
+        """
+        present = dict(self.model.named_parameters())
+        for name, parameter in student.named_parameters():
+            average = self.average[name].lerp_(parameter.to(self.average[name].dtype), 1 - momentum)
+            if present[name].dtype != average.dtype:  # else they share their memory
+                present[name].copy_(average)
+
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Takes up a saved :attr:`average`."""
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(self.average[name].copy_(average[name]))
+
+
+@dataclass(eq=False)
+class Context:
+    """What the learner made of one batch; good until the learner's next step.
+
+    The student has not run yet: which views it sees is the designer's to say.
+
+    Args:
+        batch: as it came from the stream.
+        global_views: ``[G, B, 3, H, W]``, plain.
+        local_views: ``[L, B, 3, h, w]``, or None where there are none.
+        learner: whose context it is.
+    """
+
+    batch: Any
+    global_views: Tensor
+    local_views: Tensor | None
+    learner: DinoLearner = field(repr=False)
+
+    @cached_property
+    def teacher_logits(self) -> Tensor:
+        """``[G, B, P]``, the teacher's scores of the plain global views; computed once, when first
+        asked for.
+        """
+        return self.learner.teacher.logits(self.global_views)
+
+    @cached_property
+    def teacher_targets(self) -> Tensor:
+        """``[G, B, P]``, rows sum to 1: the teacher's distribution, what learned targets are
+        anchored to; detached.
+        """
+        return self.learner.targets(self.teacher_logits)
+
+    @cached_property
+    def global_entry(self) -> Entry:
+        """The plain global views where S begins to matter to the student, ``[G * B, T, D]``;
+        detached.
+        """
+        return self._enter(self.global_views)
+
+    @cached_property
+    def local_entry(self) -> Entry | None:
+        """The same of the local views."""
+        return None if self.local_views is None else self._enter(self.local_views)
+
+    @torch.no_grad()
+    def _enter(self, views: Tensor) -> Entry:
+        return self.learner.suffix.enter(views.flatten(0, 1))
+
+
+class DinoLearner:
+    """Student and teacher behind the learner role.
+
+    The teacher and its centre move in :meth:`stepped`, once after each optimizer step.
+
+    Args:
+        backbone: the student's. S is a subset of its parameters; the head never belongs to S, for
+            no feedback loss passes through it.
+        head: the student's.
+        aligned: S, see :func:`vpretrain.vision.backbone.aligned_parameters`.
+        crops: augmented views of a batch from the stream; draws its randomness from the batch, not
+            from torch's generator.
+        settings: temperatures, momenta and what the teacher sees.
+
+    Attributes:
+        model: the student, all parameters that train.
+        teacher: see :class:`Teacher`.
+        center: ``[P]`` float32 or wider, the running mean of the teacher's scores, on all
+            processes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: DinoHead,
+        aligned: dict[str, nn.Parameter],
+        crops: Callable[[Any], Crops],
+        settings: DinoSettings,
+    ) -> None:
+        self.model, self.backbone, self.aligned, self.crops = (
+            Student(backbone.model, head),
+            backbone,
+            aligned,
+            crops,
+        )
+        self.settings = settings
+        self.suffix = Suffix(backbone, aligned)
+        self.teacher = Teacher(self.model, backbone.autocast)
+        self.center = torch.zeros_like(vectors.wide(head.prototypes.detach()[:, 0]))
+        self._batch_center: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student lives."""
+        return self.backbone.device
+
+    def forward(self, batch: Any) -> Context:
+        """Crops a batch; the student and the teacher run when the task is known.
+
+        Raises:
+            UserError: there are not two views to compare, or patches do not tile them.
+        """
+        crops = self.crops(batch)
+        if not crops.global_views or len(crops.global_views) + len(crops.local_views) < 2:
+            raise user_error(
+                "learner.crops",
+                "there is no pair of views to compare",
+                value=f"{len(crops.global_views)} global, {len(crops.local_views)} local",
+                accepted="one global view or more, and two views in all",
+            )
+        views = torch.stack(list(crops.global_views)).to(self.device)
+        local = torch.stack(list(crops.local_views)).to(self.device) if crops.local_views else None
+        for some in (views, local):
+            if some is not None:
+                self.backbone.grid(some)
+        return Context(batch, views, local, self)
+
+    def loss(self, context: Context, task: ViewTask) -> Tensor:
+        """DINO's loss over all pairs of different views (eq. 47, 50); a scalar in float32 or wider.
+
+        Gradients flow to the student, and through it to the task's controls; never to the teacher.
+        """
+        views = task.views(context.global_views)
+        scores = self._teacher_logits(context, views)
+        self._batch_center = (
+            distributed.total(vectors.wide(scores).mean(dim=(0, 1))) / distributed.world()
+        )
+        student = [self._student_logits(views)]
+        if context.local_views is not None:
+            student.append(self._student_logits(context.local_views))
+        targets = task.targets(self._teacher_targets(context, scores))
+        return dino_loss(torch.cat(student), targets, temperature=self.settings.student_temperature)
+
+    def objective(self, context: Context, task: ViewTask) -> Objective:
+        """The loss as a function of S alone, without dropout, cut where the controls enter what
+        depends on S.
+
+        The inputs are, for learned views, the hidden states of the global views at the first
+        aligned block (``[G * B, T, D]``); for learned targets, the targets; whichever of them hangs
+        on a control that requires a gradient.
+
+        The targets the teacher sets are held still, and so is its centre. With
+        ``local_views_in_value`` off, a task without learned targets is valued on the pairs of
+        global views only, each counted as in the whole loss: the gradient with respect to a mask is
+        the whole one, and the value lacks the pairs with local views, which ``gain`` takes off
+        again where the teacher sees plain views.
+        """
+        views = task.views(context.global_views)
+        scores = self._teacher_logits(context, views)
+        targets = task.targets(self._teacher_targets(context, scores))
+        steers_views, steers_targets = views.requires_grad, targets.requires_grad
+        entry = (
+            context.global_entry
+            if views is context.global_views
+            else self.suffix.enter(views.flatten(0, 1))
+        )
+        local = (
+            context.local_entry if steers_targets or self.settings.local_views_in_value else None
+        )
+        count = len(views) + (0 if context.local_views is None else len(context.local_views))
+        pairs = len(views) * (count - 1)
+
+        def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+            hidden = inputs[0] if steers_views else entry.hidden
+            mass = inputs[-1] if steers_targets else targets
+            entries = [Entry(hidden, entry.rest), *([] if local is None else [local])]
+            student = torch.cat([self._suffix_logits(each, parameters) for each in entries])
+            student = student.unflatten(0, (-1, mass.shape[1]))
+            return dino_loss(
+                student, mass, temperature=self.settings.student_temperature, pairs=pairs
+            )
+
+        inputs = ((entry.hidden,) if steers_views else ()) + ((targets,) if steers_targets else ())
+        return Objective(inputs, loss)
+
+    def targets(self, logits: Tensor) -> Tensor:
+        """What the teacher's scores say to match: sharpened and centred, ``[G, B, P]``, rows sum to
+        1, detached.
+        """
+        if self.settings.centering == "sinkhorn":
+            return balanced_targets(logits, temperature=self.settings.teacher_temperature)
+        return teacher_targets(logits, self.center, temperature=self.settings.teacher_temperature)
+
+    @torch.no_grad()
+    def stepped(self, fraction: float) -> None:
+        """Moves teacher and centre; to be called once after every optimizer step.
+
+        Args:
+            fraction: of the budget that is used, in [0, 1]; the teacher's momentum depends on it.
+        """
+        self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, fraction))
+        if self._batch_center is not None:
+            self.center.lerp_(self._batch_center, 1 - self.settings.center_momentum)
+            self._batch_center = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.average, "center": self.center}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.teacher.load(state["teacher"])
+        self.center.copy_(state["center"])
+
+    def _teacher_logits(self, context: Context, views: Tensor) -> Tensor:
+        if views is context.global_views or self.settings.teacher_views == "plain":
+            return context.teacher_logits
+        return self.teacher.logits(views.detach())
+
+    def _teacher_targets(self, context: Context, scores: Tensor) -> Tensor:
+        return context.teacher_targets if scores is context.teacher_logits else self.targets(scores)
+
+    def _student_logits(self, views: Tensor) -> Tensor:
+        pooled = self.backbone.features(views.flatten(0, 1)).pooled
+        return self.model.head(pooled).unflatten(0, views.shape[:2])
+
+    def _suffix_logits(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
+        """``[N, P]`` scores of the views in ``entry`` as a function of S."""
+        tokens = self.suffix.run(entry, parameters)
+        pooled = self.backbone.pooled(tokens)
+        head = {name: p.detach().to(pooled.dtype) for name, p in self.model.head.named_parameters()}
+        return torch.func.functional_call(self.model.head, head, (pooled,))
+
+
+def teacher_momentum(start: float, fraction: float) -> float:
+    """Rises from ``start`` to 1 along a half cosine as ``fraction`` goes from 0 to 1."""
+    return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+def warm_up_head(
+    learner: DinoLearner, batches: Iterator[Any], *, steps: int, learning_rate: float
+) -> list[float]:
+    """Trains the fresh head on frozen features, before the backbone moves; the teacher's head and
+    the centre follow.
+
+    No heads are released with the backbones, and the gradient of a random head says nothing to the
+    backbone.
+
+    Args:
+        learner: its backbones stay bit for bit.
+        batches: unlabeled, from the stream.
+        steps: how many, at least 0.
+        learning_rate: of an AdamW that is thrown away afterwards.
+
+    Returns:
+        The loss at each step.
+
+    Raises:
+        Fault: a loss is not finite.
+    """
+    head = learner.model.head
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
+    plain, losses = BaselineViews(), []
+    with evaluating(learner.backbone.model), frozen(learner.backbone.model.parameters()):
+        for _ in range(steps):
+            loss = learner.loss(learner.forward(next(batches)), plain)
+            if not torch.isfinite(loss):
+                raise Fault(
+                    f"the head's loss is {float(loss.detach())} in warm-up; lower the "
+                    "warm-up's learning rate"
+                )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            learner.stepped(0.0)
+            losses.append(float(loss.detach()))
+    return losses

@@ -1,0 +1,413 @@
+"""What frozen features are good for: linear probes of segmentation, depth and classification, and
+nearest neighbours.
+
+A probe trains a linear-BN head on the features of labelled pictures, computed once
+(:func:`vpretrain.vision.feedback.features.freeze`), and scores it on others. Items and standard
+errors are over pictures: the pixels of one picture are not independent.
+
+Shapes: N pictures, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vpretrain.method.roles import Score
+from vpretrain.studies.statistics import mean_stderr
+from vpretrain.system.errors import UserError, user_error
+from vpretrain.vision.data.images import IGNORE
+from vpretrain.vision.feedback.features import Frozen
+from vpretrain.vision.feedback.heads import (
+    Classification,
+    Depth,
+    DownstreamTask,
+    Draws,
+    Head,
+    Segmentation,
+    Size,
+    balanced,
+    mean_loss,
+    target_problems,
+)
+
+SCORED_PICTURES = 16
+"""Pictures whose outputs are in memory at a time."""
+RESAMPLES = 1000
+"""Bootstrap resamples behind the standard error of the mIoU."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe's head is trained: AdamW, linear warm-up, then a cosine to zero. The paper's:
+    20,000 steps of 8.
+
+    Args:
+        steps: updates.
+        batch_size: pictures in one, at least 2.
+        learning_rate: at its peak.
+        weight_decay: of AdamW.
+        warmup_fraction: of the steps, in [0, 1).
+        clip_norm: bound on the gradient's norm.
+        train_size: height and width at which the loss is taken in training (targets by nearest
+            neighbour), which saves time where pictures are much larger than the grid of patches;
+            None takes it at the pictures' own size. Scores are at the pictures' own size in any
+            case.
+        refits: seeds, one a fit (first weights, batches). Scores are means over the fits, picture
+            by picture.
+    """
+
+    steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05
+    clip_norm: float = 1.0
+    train_size: Size | None = None
+    refits: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Args:
+        scores: by metric; the task's own (``DownstreamTask.metric``) comes first.
+        refit_std: standard deviation of each metric over the fits, the probe's own noise; empty
+            after a single fit. That of a score is this over the root of the number of fits.
+    """
+
+    scores: dict[str, Score]
+    refit_std: dict[str, float]
+
+
+def segmentation_probe(
+    train: Frozen,
+    test: Frozen,
+    *,
+    classes: int,
+    settings: ProbeSettings,
+    class_balanced: bool = False,
+) -> Probed:
+    """Linear-BN segmentation: ``miou`` in [0, 1] and ``cross_entropy`` in nats a pixel, void pixels
+    left out of both.
+
+    The mIoU is that of the confusion matrix over all test pixels, averaged over the classes that
+    occur in labels or predictions; its standard error is bootstrapped over pictures. Both are
+    ratios of sums over pictures, and the items are their linearisation (:func:`linearised`): the
+    mean is the figure itself, but a single item may lie outside of its range.
+
+    Args:
+        train: what the head learns from; pictures without a labelled pixel are left out.
+        test: what it is scored on, likewise.
+        classes: C.
+        settings: of the head's training.
+        class_balanced: weights the training loss by class
+            (:func:`vpretrain.vision.feedback.heads.balanced`); never the scores.
+
+    Raises:
+        UserError: fewer than two usable pictures, ids out of range, or settings that train nothing.
+    """
+    task = Segmentation(classes)
+    train, test = _usable(task, train, "train"), _usable(task, test, "test")
+    trained_on = (
+        Segmentation(classes, balanced(train.pictures, classes)) if class_balanced else task
+    )
+    overlaps, losses = [], []
+    for head in _fits(trained_on, train, settings):
+        found = [
+            (_overlap(o, t, classes), task.losses(o, t), task.counts(t))
+            for o, t in _outputs(task, head, test)
+        ]
+        overlap, loss, count = (
+            torch.cat(pieces).double().cpu() for pieces in zip(*found, strict=True)
+        )
+        overlaps.append(overlap)
+        losses.append((loss[:, None], count[:, None]))
+    ratios = [(overlap[:, 0], overlap[:, 1]) for overlap in overlaps]
+    return _probed(
+        {
+            "miou": ([linearised(*each) for each in ratios], True),
+            "cross_entropy": ([linearised(*each) for each in losses], False),
+        },
+        stderr={"miou": bootstrap_stderr(ratios)},
+    )
+
+
+def depth_probe(
+    train: Frozen,
+    test: Frozen,
+    *,
+    settings: ProbeSettings,
+    valid_metres: tuple[float, float] = (1e-3, 10.0),
+) -> Probed:
+    """Linear-BN depth under the squared error: ``rmse`` in metres, ``abs_rel``, and ``delta_1`` in
+    [0, 1].
+
+    Over the valid pixels of one picture: the root of the mean squared error, the mean of
+    ``|predicted - true| / true``, and the share where
+    ``max(predicted / true, true / predicted) < 1.25``; each is then averaged over pictures.
+    Predictions are clipped to the valid range.
+
+    Args:
+        train: what the head learns from; pictures without a valid pixel are left out.
+        test: what it is scored on, likewise.
+        settings: of the head's training.
+        valid_metres: a depth counts above the first and up to the second.
+
+    Raises:
+        UserError: fewer than two usable pictures, or settings that train nothing.
+    """
+    task = Depth("l2", valid_metres)
+    train, test = _usable(task, train, "train"), _usable(task, test, "test")
+    fits = []
+    for head in _fits(task, train, settings):
+        found = [
+            depth_errors(o.clamp(*valid_metres), t, task.valid(t))
+            for o, t in _outputs(task, head, test)
+        ]
+        fits.append(torch.cat(found).double().cpu())
+    return _probed(
+        {
+            "rmse": ([fit[:, 0] for fit in fits], False),
+            "abs_rel": ([fit[:, 1] for fit in fits], False),
+            "delta_1": ([fit[:, 2] for fit in fits], True),
+        }
+    )
+
+
+def classification_probe(
+    train: Frozen, test: Frozen, *, classes: int, settings: ProbeSettings
+) -> Probed:
+    """Linear-BN classification of pooled features: ``accuracy`` in [0, 1] and ``cross_entropy`` in
+    nats.
+
+    Raises:
+        UserError: fewer than two pictures with a category, one out of range, or settings that train
+            nothing.
+    """
+    task = Classification(classes)
+    train, test = _usable(task, train, "train"), _usable(task, test, "test")
+    right, losses = [], []
+    for head in _fits(task, train, settings):
+        found = [(o.argmax(dim=1) == t, task.losses(o, t)) for o, t in _outputs(task, head, test)]
+        right.append(torch.cat([hits for hits, _ in found]).double().cpu())
+        losses.append(torch.cat([loss for _, loss in found]).double().cpu())
+    return _probed({"accuracy": (right, True), "cross_entropy": (losses, False)})
+
+
+def knn(train: Frozen, test: Frozen, *, neighbours: int) -> Score:
+    """Accuracy of the vote of the nearest training pictures by the cosine of pooled features,
+    nearer ones counting more.
+
+    Raises:
+        UserError: fewer than two pictures with a category, or not so many neighbours.
+    """
+    from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
+
+    classes = 1 + max(
+        (p.category for p in (*train.pictures, *test.pictures) if p.category is not None), default=0
+    )
+    task = Classification(classes)
+    train, test = _usable(task, train, "train"), _usable(task, test, "test")
+    if not 1 <= neighbours <= len(train.pictures):
+        accepted = f"1 to {len(train.pictures)}"
+        raise user_error(
+            "evaluate.neighbours",
+            "there are not so many training pictures",
+            value=neighbours,
+            accepted=accepted,
+        )
+    classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
+    classifier.fit(_numbers(train.features.pooled), task.targets(train.pictures).numpy())
+    right = (
+        classifier.predict(_numbers(test.features.pooled)) == task.targets(test.pictures).numpy()
+    )
+    return mean_score(right.astype(float).tolist(), higher_is_better=True)
+
+
+def mean_score(items: Sequence[float], *, higher_is_better: bool) -> Score:
+    """The mean of the items (two or more) with its standard error."""
+    stderr = mean_stderr(items)
+    if stderr is None:
+        raise ValueError("one item has no standard error")
+    return Score(math.fsum(items) / len(items), stderr, len(items), higher_is_better, tuple(items))
+
+
+def linearised(totals: Tensor, counts: Tensor) -> Tensor:
+    """What each picture contributes to a mean over classes of ratios of sums,
+    ``R = mean_c T_c / U_c``.
+
+    ``item_i = R + mean_c N (t_ic - R_c u_ic) / U_c`` with ``T_c = sum_i t_ic``,
+    ``U_c = sum_i u_ic``, ``R_c = T_c / U_c``: the mean of the items is R, and their spread over the
+    root of N its standard error to first order. So arms can be paired picture by picture in a
+    figure that is no mean over pictures (intersection over union).
+
+    Args:
+        totals: ``[N, C]`` float64.
+        counts: ``[N, C]`` float64, >= 0; classes without any are left out.
+
+    Returns:
+        ``[N]`` float64.
+    """
+    occurs = counts.sum(dim=0) > 0
+    totals, counts = totals[:, occurs], counts[:, occurs]
+    ratio = totals.sum(dim=0) / counts.sum(dim=0)
+    return (ratio + len(totals) * (totals - ratio * counts) / counts.sum(dim=0)).mean(dim=1)
+
+
+def bootstrap_stderr(fits: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0) -> float:
+    """Standard error, over resampled pictures, of the mean over fits of :func:`linearised`'s R.
+
+    Args:
+        fits: totals and counts of each, ``[N, C]`` float64.
+        seed: of the resamples.
+    """
+    pictures = len(fits[0][0])
+    generator = numpy.random.default_rng(seed)
+    draws = generator.multinomial(pictures, numpy.full(pictures, 1 / pictures), size=RESAMPLES)
+    weights = torch.from_numpy(draws).double()
+    # A class that a resample does not hold is left out of its mean, as one is that the pictures do
+    # not hold.
+    means = [(weights @ totals / (weights @ counts)).nanmean(dim=1) for totals, counts in fits]
+    return float(torch.stack(means).mean(dim=0).std())
+
+
+def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
+    """``[N, 3]``: RMSE, AbsRel and delta_1 of each picture over its valid pixels; all arguments are
+    ``[N, H, W]``.
+
+    Every picture has a valid pixel, and predictions are above 0.
+    """
+    true = depth.where(valid, 1)  # anything above 0: these pixels are not counted
+    difference = predicted - true
+    ratio = torch.maximum(predicted / true, true / predicted)
+    pixels = torch.stack(
+        [difference.square(), difference.abs() / true, (ratio < 1.25).to(true.dtype)]
+    )
+    means = (pixels * valid).sum(dim=(2, 3)) / valid.sum(dim=(1, 2))
+    return torch.stack([means[0].sqrt(), means[1], means[2]], dim=1)
+
+
+def _fits(task: DownstreamTask, train: Frozen, settings: ProbeSettings) -> Iterator[Head]:
+    if settings.steps < 1 or settings.batch_size < 2 or not settings.refits:
+        shown = (
+            f"steps {settings.steps}, batch_size {settings.batch_size}, refits "
+            f"{list(settings.refits)}"
+        )
+        message = (
+            "a probe is trained: give it steps, batches to normalise over, and a seed for each fit"
+        )
+        raise user_error(
+            "evaluate.probe",
+            message,
+            value=shown,
+            accepted="steps >= 1, batch_size >= 2, one seed or more",
+        )
+    for seed in settings.refits:
+        yield fit(task, train, settings, seed)
+
+
+@torch.enable_grad()
+def fit(task: DownstreamTask, train: Frozen, settings: ProbeSettings, seed: int) -> Head:
+    """A head trained on frozen features, in evaluation mode; the global RNG is left alone."""
+    generator = torch.Generator().manual_seed(seed)
+    pooled = train.features.pooled
+    # Features do not change: the plain average of the batches' statistics is the best there is
+    # (momentum None).
+    head = task.head(pooled.shape[1], train.pictures, generator, None).to(pooled.device).train()
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    draws = Draws(len(train.pictures), settings.batch_size, f"probe {seed}")
+    targets = task.targets(train.pictures).to(pooled.device)
+    if settings.train_size is not None and targets.ndim == 3:
+        targets = _nearest(targets, settings.train_size)
+    size = (targets.shape[1], targets.shape[2]) if targets.ndim == 3 else train.pictures[0].size
+    warmup = settings.warmup_fraction * settings.steps
+    for step in range(settings.steps):
+        rising = (step + 1) / (warmup + 1)
+        falling = (1 + math.cos(math.pi * max(0.0, step - warmup) / (settings.steps - warmup))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(rising, falling)
+        places = draws.draw()
+        targeted = targets[places]
+        if not float(task.counts(targeted).sum()):
+            continue  # at a small train_size what counts may have been skipped over
+        optimizer.zero_grad(set_to_none=True)
+        mean_loss(task, head(train.at(places).features, size), targeted).backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
+        optimizer.step()
+    return head.eval()
+
+
+@torch.no_grad()
+def _outputs(task: DownstreamTask, head: Head, test: Frozen) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outputs at the pictures' own size with their targets, some pictures at a time."""
+    for start in range(0, len(test.pictures), SCORED_PICTURES):
+        some = test.at(range(start, min(start + SCORED_PICTURES, len(test.pictures))))
+        outputs = head(some.features, some.pictures[0].size)
+        yield outputs, task.targets(some.pictures).to(outputs.device)
+
+
+def _overlap(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """``[N, 2, C]``: intersection and union in pixels of each class in each picture."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    found = []
+    for predicted, true in zip(logits.argmax(dim=1), labels, strict=True):
+        confusion = multiclass_confusion_matrix(
+            predicted, true, classes, ignore_index=IGNORE, validate_args=False
+        )
+        both = confusion.diagonal()
+        found.append(torch.stack([both, confusion.sum(dim=0) + confusion.sum(dim=1) - both]))
+    return torch.stack(found)
+
+
+def _usable(task: DownstreamTask, frozen: Frozen, part: str) -> Frozen:
+    """The pictures that have targets for the task."""
+    where = f"evaluate.{task.name}.{part}"
+    if problems := target_problems([task], frozen.pictures, where):
+        raise UserError(*problems)
+    places = [at for at, picture in enumerate(frozen.pictures) if task.has(picture)]
+    if len(places) < 2:
+        message = (
+            "one picture has no standard error, and no head can be normalised over it; add pictures"
+        )
+        raise user_error(where, message, value=len(places), accepted="2 or more")
+    return frozen if len(places) == len(frozen.pictures) else frozen.at(places)
+
+
+def _probed(
+    metrics: Mapping[str, tuple[Sequence[Tensor], bool]], stderr: Mapping[str, float] | None = None
+) -> Probed:
+    """Scores from the items ``[N]`` of every fit, averaged over fits."""
+    scores, spread = {}, {}
+    for name, (fits, higher_is_better) in metrics.items():
+        score = mean_score(
+            torch.stack(list(fits)).mean(dim=0).tolist(), higher_is_better=higher_is_better
+        )
+        scores[name] = (
+            score if not stderr or name not in stderr else replace(score, stderr=stderr[name])
+        )
+        if len(fits) > 1:
+            spread[name] = statistics.stdev(float(items.mean()) for items in fits)
+    return Probed(scores, spread)
+
+
+def _nearest(targets: Tensor, size: Size) -> Tensor:
+    """Maps ``[N, H, W]`` at another size, each value one that was there."""
+    return functional.interpolate(targets[:, None].double(), size, mode="nearest-exact")[:, 0].to(
+        targets.dtype
+    )
+
+
+def _numbers(features: Tensor) -> numpy.ndarray:
+    return features.float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Labelled pictures, heads on frozen features, and the gradient through them."""

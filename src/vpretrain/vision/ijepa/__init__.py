@@ -1,0 +1,1 @@
+"""I-JEPA: context encoder, target encoder, predictor and block masks."""

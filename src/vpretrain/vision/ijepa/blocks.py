@@ -1,0 +1,204 @@
+"""I-JEPA's multi-block masks: a few target blocks, and one large context block from which they are
+cut out.
+
+Patches are numbered row by row over an ``h x w`` grid: patch ``i`` lies in row ``i // w`` and
+column ``i % w``.
+
+Shapes: B images, M target blocks an image, K patches a target block, N context patches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpretrain.system.errors import user_error
+
+REDRAWS = 100
+"""How often the blocks of an image with too little context are drawn anew before the grid is called
+too small.
+"""
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """How large blocks are and how many.
+
+    Args:
+        targets: M, at least 1.
+        target_scale: smallest and largest share of the grid that one target block covers, within
+            (0, 1].
+        target_aspect: smallest and largest height over width of a target block, > 0.
+        context_scale: smallest and largest share of the grid that the context block covers before
+            the targets are cut out of it, within (0, 1]; its height over width is that of the grid.
+        least_context_patches: what must be left of the context block, at least 1.
+
+    Raises:
+        UserError: a range is empty or outside of its bounds.
+    """
+
+    targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    least_context_patches: int = 4
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("target_scale", 1.0),
+            ("target_aspect", math.inf),
+            ("context_scale", 1.0),
+        ):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise user_error(
+                    f"learner.blocks.{name}",
+                    "this is not a range that blocks can be drawn from",
+                    value=(low, high),
+                    accepted=f"two numbers, the smaller first, above 0 and at most {most:g}",
+                )
+        for name in ("targets", "least_context_patches"):
+            if getattr(self, name) < 1:
+                raise user_error(
+                    f"learner.blocks.{name}",
+                    "there must be one",
+                    value=getattr(self, name),
+                    accepted="1 or more",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMasks:
+    """Which patches an image shows and which are to be predicted; the two never overlap within an
+    image.
+
+    Args:
+        context: ``[B, N]`` int64 patch numbers, distinct and ascending within a row.
+        targets: ``[B, M, K]`` int64 patch numbers, ascending within a block; blocks of an image may
+            overlap.
+    """
+
+    context: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device | str) -> BlockMasks:
+        return BlockMasks(self.context.to(device), self.targets.to(device))
+
+
+def check_grid(grid: tuple[int, int], settings: BlockSettings) -> None:
+    """Refuses a grid without room for the smallest target blocks side by side and the least
+    context.
+
+    Args:
+        grid: rows and columns of patches.
+        settings: of the blocks.
+
+    Raises:
+        UserError: the grid is too small; says how many patches would do.
+    """
+    scale = settings.target_scale[0]
+    smallest = min(math.prod(_extent(grid, scale, aspect)) for aspect in settings.target_aspect)
+    needed = settings.targets * smallest + settings.least_context_patches
+    if math.prod(grid) < needed:
+        raise user_error(
+            "learner.blocks",
+            f"a grid of {grid[0]} x {grid[1]} patches has no room for {settings.targets} "
+            "target blocks and a context; "
+            "take larger images, smaller patches or fewer targets",
+            value=f"{math.prod(grid)} patches",
+            accepted=f"at least {needed} patches",
+        )
+
+
+def sample_blocks(
+    images: int, grid: tuple[int, int], settings: BlockSettings, *, seed: int
+) -> BlockMasks:
+    """Draws the masks of one batch; the same seed gives the same masks, and no other generator is
+    touched.
+
+    As in I-JEPA, block sizes are drawn once a batch and places once an image, so that all images
+    have K patches in a target block. What is left of the context differs between images: each keeps
+    as many patches as the poorest has, drawn at random, so that the batch stacks.
+
+    Args:
+        images: B, at least 1.
+        grid: rows and columns of patches.
+        settings: of the blocks.
+        seed: any int64.
+
+    Returns:
+        Masks on the CPU.
+
+    Raises:
+        UserError: the grid is too small for these settings.
+    """
+    check_grid(grid, settings)
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(bounds: tuple[float, float]) -> float:
+        return bounds[0] + (bounds[1] - bounds[0]) * float(
+            torch.rand((), generator=generator, dtype=torch.float64)
+        )
+
+    target_extent = _extent(grid, uniform(settings.target_scale), uniform(settings.target_aspect))
+    context_extent = _extent(grid, uniform(settings.context_scale), grid[0] / grid[1])
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        targets = _place((count, settings.targets), target_extent, grid, generator)
+        block = _place((count,), context_extent, grid, generator)
+        return targets, block & ~targets.any(dim=1)
+
+    targets, context = draw(images)  # bool: [B, M, h * w] and [B, h * w]
+    for _ in range(REDRAWS):
+        poor = context.sum(dim=1) < settings.least_context_patches
+        if not poor.any():
+            break
+        targets[poor], context[poor] = draw(int(poor.sum()))
+    else:
+        raise user_error(
+            "learner.blocks",
+            f"after {REDRAWS} draws on a grid of {grid[0]} x {grid[1]} patches the targets "
+            "still leave too little context; "
+            "take larger images, smaller patches, or fewer or smaller targets",
+            value=f"{int(context.sum(dim=1).min())} patches of context",
+            accepted=f"at least {settings.least_context_patches}",
+        )
+
+    kept = int(context.sum(dim=1).min())
+    lots = torch.rand(context.shape, generator=generator).masked_fill(~context, -1.0)
+    return BlockMasks(
+        context=lots.topk(kept, dim=1).indices.sort(dim=1).values,
+        targets=targets.nonzero()[:, -1].reshape(
+            images, settings.targets, math.prod(target_extent)
+        ),
+    )
+
+
+def _extent(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
+    """Height and width in patches of a block that covers ``scale`` of the grid, rounded, from 1 to
+    the grid's sides.
+    """
+    area = scale * grid[0] * grid[1]
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(max(height, 1), grid[0]), min(max(width, 1), grid[1])
+
+
+def _place(
+    shape: tuple[int, ...],
+    extent: tuple[int, int],
+    grid: tuple[int, int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Blocks of one extent anywhere on the grid: bool ``[*shape, h * w]``, True inside the
+    block.
+    """
+    sides = []
+    for length, size in zip(extent, grid, strict=True):
+        start = torch.randint(size - length + 1, (*shape, 1), generator=generator)
+        at = torch.arange(size)
+        sides.append((at >= start) & (at < start + length))
+    rows, columns = sides
+    return (rows[..., :, None] & columns[..., None, :]).flatten(-2)

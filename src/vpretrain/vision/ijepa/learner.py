@@ -1,0 +1,478 @@
+"""I-JEPA as the learner: predict what the target encoder says of hidden blocks from a context that
+does not show them.
+
+Shapes: B images, L = h x w patches of the grid, P leading tokens without a place (class token,
+registers; I-JEPA has none), N context patches, M target blocks of K patches, D width of the
+encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vpretrain.method import vectors
+from vpretrain.method.roles import Objective
+from vpretrain.system.contexts import computing, evaluating
+from vpretrain.system.errors import user_error
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
+from vpretrain.vision.ijepa.blocks import BlockMasks, BlockSettings, sample_blocks
+from vpretrain.vision.ijepa.predictor import Predictor
+
+ErrorName = Literal["smooth_l1", "squared"]
+ACCEPTED = (
+    "encoders laid out like I-JEPA, ViT or DINOv2 (positions added to the patches, one "
+    "list "
+    "of blocks, one final norm)"
+)
+
+
+class ImageBatch(Protocol):
+    """What the learner needs of a batch."""
+
+    @property
+    def pixels(self) -> Tensor:
+        """``[B, 3, H, W]``: uint8 in 0..255, or floats that are normalised already."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the block masks: equal seeds give equal masks."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every
+        ``world``-th after it.
+        """
+        ...
+
+    @property
+    def world(self) -> int:
+        """How many parts there are."""
+        ...
+
+
+class Features(NamedTuple):
+    """What probes and feedback heads read: ``patches`` ``[B, D, h, w]`` and their mean, ``pooled``
+    ``[B, D]``.
+    """
+
+    patches: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class IJepaTask:
+    """What the learner is asked to predict, and from how much.
+
+    Args:
+        weights: ``[B, M, K]`` float32 or wider, >= 0, mean 1: how much each target patch counts.
+            The loss is linear in it.
+        context_mask: ``[B, L]`` float32 or wider in [0, 1], over the whole grid row by row: how
+            much of each context patch the encoder sees (see :meth:`IJepaLearner.forward`). Entries
+            at patches that are no context do nothing.
+    """
+
+    weights: Tensor
+    context_mask: Tensor
+
+    def controls(self) -> tuple[Tensor, ...]:
+        return (self.weights, self.context_mask)
+
+    def with_controls(self, controls: tuple[Tensor, ...]) -> IJepaTask:
+        return IJepaTask(*controls)
+
+
+@dataclass
+class IJepaContext:
+    """What the learner made of one batch.
+
+    Args:
+        pixels: ``[B, 3, H, W]`` normalised, float32 or wider: what a designer looks at.
+        grid: ``(h, w)``.
+        blocks: context and target patches.
+        tokens: ``[B, P + N, D]`` what enters the first block: leading tokens and context patches,
+            with the graph.
+        contents: ``[B, N, D]`` the part of the context patches' tokens that comes from pixels, with
+            the graph.
+        answers: ``[B, M, K, D]`` the target encoder's layer-normalised outputs, float32 or wider;
+            no graph.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int]
+    blocks: BlockMasks
+    tokens: Tensor
+    contents: Tensor
+    answers: Tensor
+
+
+def baseline_task(context: IJepaContext) -> IJepaTask:
+    """The task without steering: every target counts the same and the whole context is seen."""
+    images, patches = len(context.pixels), context.grid[0] * context.grid[1]
+    ones = torch.ones((), dtype=context.answers.dtype, device=context.answers.device)
+    return IJepaTask(
+        ones.expand(context.blocks.targets.shape).clone(), ones.expand(images, patches).clone()
+    )
+
+
+def prediction_loss(
+    predictions: Tensor, answers: Tensor, weights: Tensor, error: ErrorName
+) -> Tensor:
+    """Weighted mean over target patches of the error of a prediction, in float32 or wider; a
+    scalar.
+
+    The slow definition, ``rho(x) = x ** 2 / 2`` where ``|x| < 1`` and ``|x| - 1 / 2`` elsewhere
+    (``smooth_l1``), or ``x ** 2`` (``squared``)::
+
+        for b in range(B):
+            for m in range(M):
+                for k in range(K):
+                    mistake = sum(rho(predictions[b, m, k, d] - answers[b, m, k, d]) for d in
+                    range(D)) / D loss += weights[b, m, k] * mistake / (B * M * K)
+
+    Args:
+        predictions: ``[B, M, K, D]``; gradients flow.
+        answers: ``[B, M, K, D]``, constant.
+        weights: ``[B, M, K]``; gradients flow.
+        error: which rho.
+    """
+    measure = nn.functional.smooth_l1_loss if error == "smooth_l1" else nn.functional.mse_loss
+    mistakes = measure(vectors.wide(predictions), answers, reduction="none").mean(dim=-1)
+    return (weights * mistakes).mean()
+
+
+class IJepaLearner:
+    """Context encoder, its moving average (the target encoder) and a predictor behind the learner
+    role.
+
+    ``model`` holds all that trains, under ``encoder.`` and ``predictor.``; the target encoder is
+    not part of it.
+
+    Args:
+        encoder: ``IJepaModel``, or a ``transformers`` vision model laid out like it.
+        predictor: of the same width.
+        aligned_blocks: S is this many of the encoder's last blocks and its final norm.
+        blocks: of the masks.
+        momentum: of the target encoder, at the start and at the end of the budget; linear in
+            between.
+        error: of one prediction.
+        mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them (ImageNet's
+            by default).
+        autocast: the dtype of products outside :meth:`objective`, if it is not the weights' own.
+
+    Raises:
+        UserError: the encoder's parts cannot be told or do not add up, or it has fewer blocks.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        predictor: Predictor,
+        *,
+        aligned_blocks: int,
+        blocks: BlockSettings,
+        momentum: tuple[float, float] = (0.996, 1.0),
+        error: ErrorName = "smooth_l1",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
+        self.parts = EncoderParts.of(encoder, autocast)
+        if not 1 <= aligned_blocks <= len(self.parts.layers):
+            raise user_error(
+                "learner.aligned_blocks",
+                "the encoder does not have so many blocks",
+                value=aligned_blocks,
+                accepted=f"1 to {len(self.parts.layers)}",
+            )
+        self.first = len(self.parts.layers) - aligned_blocks
+        above = {
+            id(p)
+            for module in (*self.parts.layers[self.first :], self.parts.norm)
+            for p in module.parameters()
+        }
+        self.aligned = {
+            name: p
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and id(p) in above
+        }
+        self.names = {id(parameter): name for name, parameter in self.aligned.items()}
+        self.predictor, self.blocks, self.momentum, self.error = predictor, blocks, momentum, error
+        self.mean, self.std, self.autocast = mean, std, autocast
+        # In float32 or wider whatever the encoder's dtype: in bfloat16 a step of 0.4% would be
+        # rounded away for ever.
+        self.target_encoder = copy.deepcopy(encoder).to(
+            torch.promote_types(encoder.dtype, torch.float32)
+        )
+        self.target_encoder.requires_grad_(False).eval()
+        self.target_parts = EncoderParts.of(self.target_encoder, autocast)
+        self._check_layout()
+
+    @property
+    def encoder(self) -> Any:
+        """The context encoder; ``save_pretrained`` writes an ordinary model folder."""
+        return self.model["encoder"]
+
+    def forward(self, batch: ImageBatch) -> IJepaContext:
+        """Embeds the context patches and asks the target encoder; the context encoder's blocks run
+        once a task is known.
+
+        With ``c_i`` the part of context patch i's token that comes from its pixels and ``c`` the
+        mean of ``c_i`` over the image's context, a task's mask mu replaces ``c_i`` by
+        ``mu_i c_i + (1 - mu_i) c``, the position staying as it is. As the patch embedding is
+        linear, this is eq. 49 with the widest blur there is: at mu = 0 a patch looks like the mean
+        context patch of its image, and nothing leaks from the targets.
+
+        Raises:
+            UserError: the patch size does not divide the images, or the grid is too small for the
+                blocks.
+        """
+        pixels = self.normalised(batch.pixels)
+        grid = self.parts.grid(pixels)
+        whole = sample_blocks(len(pixels) * batch.world, grid, self.blocks, seed=batch.seed)
+        part = slice(batch.rank, None, batch.world)
+        blocks = BlockMasks(whole.context[part], whole.targets[part]).to(pixels.device)
+        tokens = self.parts.embed(pixels)
+        contents = _chosen(self.parts.contents(pixels), blocks.context)
+        leading = tokens.shape[1] - grid[0] * grid[1]
+        tokens = torch.cat(
+            [tokens[:, :leading], _chosen(tokens[:, leading:], blocks.context)], dim=1
+        )
+        with torch.no_grad():
+            states = self.target_parts.encode(self.target_parts.embed(pixels))[:, leading:]
+            answers = _chosen(states, blocks.targets.flatten(1)).unflatten(
+                1, blocks.targets.shape[1:]
+            )
+            answers = nn.functional.layer_norm(answers, answers.shape[-1:])
+        return IJepaContext(pixels, grid, blocks, tokens, contents, answers)
+
+    def loss(self, context: IJepaContext, task: IJepaTask) -> Tensor:
+        """:func:`prediction_loss` of the batch, with its graph to encoder and predictor; local to
+        this process.
+        """
+        states = self.parts.encode(
+            _seen(context.tokens, context.contents, context.blocks, task.context_mask)
+        )
+        with computing(self.encoder.device, self.autocast):
+            predictions = self.predictor(
+                states, context.blocks.context, context.blocks.targets, context.grid[1]
+            )
+        return prediction_loss(predictions, context.answers, task.weights, self.error)
+
+    def objective(self, context: IJepaContext, task: IJepaTask) -> Objective:
+        """The loss as a function of S alone, dropout off; its inputs are the weights and what
+        enters the first aligned block.
+        """
+        below = self.parts.layers[: self.first]
+        with evaluating(self.model), torch.enable_grad():
+            hidden = _seen(
+                context.tokens.detach(),
+                context.contents.detach(),
+                context.blocks,
+                task.context_mask,
+            )
+            for layer in below:
+                hidden = self._call(layer, {}, hidden)
+
+        def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+            weights, states = inputs
+            states = states.to(next(iter(parameters.values())).dtype)
+            blocks = context.blocks
+            with evaluating(self.model):
+                for module in (*self.parts.layers[self.first :], self.parts.norm):
+                    states = self._call(module, parameters, states)
+                places = (blocks.context, blocks.targets, context.grid[1])
+                predictions = self._call(self.predictor, parameters, states, *places)
+            return prediction_loss(predictions, context.answers, weights, self.error)
+
+        return Objective((task.weights, vectors.wide(hidden)), loss)
+
+    def features(self, images: Tensor) -> Features:
+        """The context encoder's patches and their mean, in its dtype; gradients flow to it.
+
+        Args:
+            images: as :attr:`ImageBatch.pixels`.
+
+        Raises:
+            UserError: the patch size does not divide the images.
+        """
+        images = self.normalised(images)
+        grid = self.parts.grid(images)
+        states = self.parts.encode(self.parts.embed(images))[:, -grid[0] * grid[1] :]
+        return Features(states.transpose(1, 2).unflatten(2, grid), states.mean(dim=1))
+
+    @torch.no_grad()
+    def stepped(self, fraction: float) -> None:
+        """Moves the target encoder after a learner step: ``target <- m target + (1 - m) encoder``.
+
+        Args:
+            fraction: of the budget used, in [0, 1]; sets m between the two momenta.
+        """
+        start, end = self.momentum
+        momentum = start + (end - start) * fraction
+        for target, source in zip(
+            self.target_encoder.parameters(), self.encoder.parameters(), strict=True
+        ):
+            target.lerp_(source.to(target.dtype), 1 - momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"target_encoder": self.target_encoder.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.target_encoder.load_state_dict(state["target_encoder"])
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images on the encoder's device, float32 or wider; uint8 is scaled and normalised, floats
+        are taken as they are.
+        """
+        images = images.to(self.encoder.device)
+        return (
+            normalised(images, self.mean, self.std)
+            if images.dtype == torch.uint8
+            else vectors.wide(images)
+        )
+
+    def _call(
+        self, module: nn.Module, parameters: Mapping[str, Tensor], states: Tensor, *places: Any
+    ) -> Tensor:
+        """The module with S from ``parameters`` and everything else constant, in the dtype of
+        ``states``.
+        """
+        weights = {
+            name: parameters[self.names[id(p)]]
+            if id(p) in self.names
+            else p.detach().to(states.dtype)
+            for name, p in module.named_parameters()
+        }
+        return functional_call(module, weights, (states, *places))
+
+    @torch.no_grad()
+    def _check_layout(self) -> None:
+        """Holds the parts against the whole once, so that an unknown architecture is refused and
+        never mistrained.
+        """
+        height, width = self.parts.image_size
+        pixels = torch.linspace(-2, 2, 3 * height * width, device=self.encoder.device).reshape(
+            1, 3, height, width
+        )
+        with evaluating(self.model):
+            whole = self.encoder(pixels.to(self.encoder.dtype)).last_hidden_state.float()
+            parts = self.parts.encode(self.parts.embed(pixels)).float()
+        if whole.shape != parts.shape or not torch.allclose(
+            whole, parts, rtol=2e-2, atol=2e-2 * float(whole.std())
+        ):
+            raise user_error(
+                "learner.model",
+                f"the parts of {type(self.encoder).__name__} do not give the output of the whole",
+                accepted=ACCEPTED,
+            )
+
+
+@dataclass
+class EncoderParts:
+    """Where a ``transformers`` vision encoder keeps its parts.
+
+    Args:
+        embeddings: from pixels to tokens with their positions.
+        layers: its transformer blocks, in order.
+        norm: what runs after the last block.
+        patch_size: in pixels, ``(height, width)``.
+        image_size: in pixels, ``(height, width)``, for which it was made.
+        autocast: as :class:`IJepaLearner`.
+    """
+
+    embeddings: Any
+    layers: nn.ModuleList
+    norm: nn.LayerNorm
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    autocast: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, encoder: Any, autocast: torch.dtype | None = None) -> EncoderParts:
+        """Finds the parts; an encoder whose parts cannot be told is a
+        :class:`~vpretrain.system.errors.UserError`.
+        """
+        stages = [encoder, *(m for name, m in encoder.named_children() if name == "encoder")]
+        lists = [
+            m
+            for stage in stages
+            for m in stage.children()
+            if isinstance(m, nn.ModuleList) and len(m)
+        ]
+        norm, embeddings = getattr(encoder, "layernorm", None), getattr(encoder, "embeddings", None)
+        # Rotary positions enter in the blocks, which would have to be told which patches are left.
+        if len(lists) != 1 or norm is None or not hasattr(embeddings, "patch_embeddings"):
+            raise user_error(
+                "learner.model",
+                f"{type(encoder).__name__} cannot be run on a part of the patches: its parts "
+                "were not found",
+                accepted=ACCEPTED,
+            )
+        sizes = _pair(encoder.config.patch_size), _pair(encoder.config.image_size)
+        return cls(embeddings, lists[0], norm, *sizes, autocast)
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches.
+
+        Raises:
+            UserError: the patch size does not divide the images.
+        """
+        (height, width), (rows, columns) = pixels.shape[-2:], self.patch_size
+        if height % rows or width % columns:
+            raise user_error(
+                "learner.model",
+                "its patches do not tile images of this size; make images multiples of "
+                f"{rows} x {columns} pixels",
+                value=f"{height} x {width} pixels",
+                accepted=f"heights that {rows} divides and widths that {columns} divides",
+            )
+        return height // rows, width // columns
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Tokens with their positions, ``[B, P + L, D]``."""
+        pixels = pixels.to(self.norm.weight.dtype)
+        adapts = "interpolate_pos_encoding" in inspect.signature(self.embeddings.forward).parameters
+        if adapts and tuple(pixels.shape[-2:]) != self.image_size:
+            return self.embeddings(pixels, interpolate_pos_encoding=True)
+        return self.embeddings(pixels)
+
+    def contents(self, pixels: Tensor) -> Tensor:
+        """The part of the patches' tokens that comes from pixels, ``[B, L, D]``."""
+        return self.embeddings.patch_embeddings(pixels.to(self.norm.weight.dtype))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """All blocks and the final norm, over any subset of the tokens."""
+        with computing(tokens.device, self.autocast):
+            for layer in self.layers:
+                tokens = layer(tokens)
+            return self.norm(tokens)
+
+
+def _seen(tokens: Tensor, contents: Tensor, blocks: BlockMasks, mask: Tensor) -> Tensor:
+    """The encoder's input under a context mask, ``[B, P + N, D]`` in the dtype of ``tokens``."""
+    hidden = (1 - mask.gather(1, blocks.context))[..., None]
+    # As a difference to the whole token: where mu = 1 exact zeros are added, and the run is the
+    # plain one bit for bit.
+    change = hidden * (contents.mean(dim=1, keepdim=True) - contents)
+    leading = tokens.shape[1] - contents.shape[1]
+    return tokens + nn.functional.pad(change.to(tokens.dtype), (0, 0, leading, 0))
+
+
+def _chosen(patches: Tensor, ids: Tensor) -> Tensor:
+    """Rows ``ids`` ``[B, n]`` of ``patches`` ``[B, L, D]``: ``[B, n, D]``."""
+    return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,131 @@
+"""I-JEPA's predictor, and the small transformer parts that it shares with the patchwise mask
+network.
+
+Shapes: B images, N context patches, M target blocks of K patches, D the encoder's width, W the
+predictor's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.system.contexts import own_random_state
+from vpretrain.system.errors import user_error
+
+
+def patch_positions(ids: Tensor, columns: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Fixed sine-cosine position embeddings of patches, half for the row and half for the column.
+
+    Places are counted in patches, so that one network serves grids of any size.
+
+    Args:
+        ids: int64 of any shape, patches numbered row by row.
+        columns: of the grid.
+        width: of the embedding, a multiple of 4.
+        dtype: of the embedding.
+
+    Returns:
+        ``[*ids.shape, width]``, between -1 and 1.
+    """
+    steps = torch.arange(width // 4, device=ids.device, dtype=torch.float64) / (width // 4)
+    frequency = 10_000.0**-steps
+    angles = [place[..., None] * frequency for place in (ids // columns, ids % columns)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1).to(
+        dtype
+    )
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block without dropout, over ``[B, tokens, width]``.
+
+    Args:
+        width: a multiple of ``heads``.
+        heads: of the attention.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attention, then the perceptron, each added to what came in."""
+        query, key, value = (
+            self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.mlp(tokens)
+
+
+class Predictor(nn.Module):
+    """From the encoded context to what the target encoder would say of each target patch.
+
+    A mask token at the position of every target patch reads the context; each block is predicted
+    without sight of the others, as in I-JEPA.
+
+    Args:
+        encoder_width: D.
+        width: W, a multiple of 4 and of ``heads``.
+        depth: transformer blocks.
+        heads: of their attention.
+        seed: of the initial weights; the global generator is left where it is.
+
+    Raises:
+        UserError: the width does not divide.
+    """
+
+    def __init__(
+        self, encoder_width: int, *, width: int = 384, depth: int = 6, heads: int = 12, seed: int
+    ) -> None:
+        super().__init__()
+        check_width("learner.predictor.width", width, heads)
+        with own_random_state(seed):
+            self.read = nn.Linear(encoder_width, width)
+            self.mask_token = nn.Parameter(0.02 * torch.randn(width))
+            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+            self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, encoder_width))
+
+    def forward(self, states: Tensor, context: Tensor, targets: Tensor, columns: int) -> Tensor:
+        """Predictions ``[B, M, K, D]`` in the predictor's dtype; gradients flow to ``states``.
+
+        Args:
+            states: ``[B, P + N, D]`` the encoded context; P leading tokens (a class token,
+                registers) have no position.
+            context: ``[B, N]`` int64 patch numbers of the rest.
+            targets: ``[B, M, K]`` int64 patch numbers to predict.
+            columns: of the grid.
+        """
+        dtype, width = self.mask_token.dtype, len(self.mask_token)
+        tokens = self.read(states.to(dtype))
+        leading = tokens.shape[1] - context.shape[1]
+        places = patch_positions(context, columns, width, dtype)
+        tokens = tokens + nn.functional.pad(places, (0, 0, leading, 0))
+        queries = self.mask_token + patch_positions(targets, columns, width, dtype)  # [B, M, K, W]
+        images, blocks, patches = targets.shape
+        tokens = tokens[:, None].expand(-1, blocks, -1, -1)
+        sequence = torch.cat([tokens, queries], dim=2).flatten(0, 1)  # [B * M, P + N + K, W]
+        for block in self.blocks:
+            sequence = block(sequence)
+        return self.write(sequence[:, -patches:]).unflatten(0, (images, blocks))
+
+
+def check_width(where: str, width: int, heads: int) -> None:
+    """Refuses a width that positions or heads do not divide.
+
+    Raises:
+        UserError: naming ``where``.
+    """
+    if width % 4 or width % heads:
+        raise user_error(
+            where,
+            "heads and position embeddings do not divide it",
+            value=width,
+            accepted=f"a multiple of 4 and of {heads}",
+        )

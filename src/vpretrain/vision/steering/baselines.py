@@ -1,0 +1,117 @@
+"""The designers of vision that hear no feedback, one class an arm; the training loop never asks
+which one it has.
+
+Those that follow exact values are :class:`vpretrain.method.exact.ExactDesigner` with a rule of
+:mod:`vpretrain.vision.steering.rules`; the one that learns masks is
+:class:`vpretrain.method.network.NetworkDesigner` on a surface of :mod:`vpretrain.vision.steering.surfaces`.
+
+Shapes: G global views, B images, P prototypes, H x W pixels, N images that a network looks at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vpretrain.method.roles import ValueFunction
+from vpretrain.method.simple import BaselineDesigner
+from vpretrain.system import distributed
+from vpretrain.vision.dino import learner as dino
+from vpretrain.vision.steering.views import LearnedTargets
+
+
+@dataclass
+class ConstantMask(BaselineDesigner):
+    """The same blur everywhere (a control: what is left of learned views without the learning).
+
+    Args:
+        keep_ratio: the mask's only value, in (0, 1].
+    """
+
+    keep_ratio: float
+
+    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+        images = self.surface.inputs(context)
+        return self.surface.task(
+            context, images.new_full((len(images), 1, *images.shape[-2:]), self.keep_ratio)
+        )
+
+
+@dataclass
+class RandomMasks(BaselineDesigner):
+    """Smooth random masks, fresh at every step (a control: blur of the same mean in places that
+    mean nothing).
+
+    Smooth noise is brought to ranks u, uniform in (0, 1) within an image, and
+    ``mu = u ** (1 / keep_ratio - 1)``: every mask has the mean ``keep_ratio``, and none is even
+    unless all is kept.
+
+    Args:
+        keep_ratio: the mean of every mask, in (0, 1].
+        grain: side in pixels of the grid that the noise is drawn on; bilinear in between.
+        seed: of the noise, which has a generator of its own.
+    """
+
+    keep_ratio: float
+    grain: int
+    seed: int
+    generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+        images = self.surface.inputs(context)
+        height, width = images.shape[-2:]
+        # Drawn for the whole batch, so that a picture has the same mask whichever process has it.
+        masks = self.masks(len(images) * distributed.world(), (height, width))[
+            distributed.rank() :: distributed.world()
+        ]
+        return self.surface.task(context, masks.to(images))
+
+    def masks(self, count: int, size: tuple[int, int]) -> Tensor:
+        """``[count, 1, H, W]`` float32 in [0, 1], on the CPU."""
+        grid = [max(2, math.ceil(side / self.grain)) for side in size]
+        noise = torch.randn(count, 1, *grid, generator=self.generator)
+        smooth = functional.interpolate(noise, size, mode="bilinear", align_corners=False).flatten(
+            1
+        )
+        # Where the coarse grid ends the noise is constant: the order of equals is drawn too, not
+        # read off their places.
+        smooth = smooth + 1e-4 * torch.rand(smooth.shape, generator=self.generator)
+        ranks = (smooth.argsort(dim=1).argsort(dim=1) + 0.5) / smooth.shape[1]
+        return (ranks ** (1 / self.keep_ratio - 1)).view(count, 1, *size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+@dataclass
+class UniformSmoothing(BaselineDesigner):
+    """A constant share of the targets' mass, spread evenly over the candidates (a control of the
+    paper's Table 5).
+
+    Args:
+        candidates: K, the teacher's most probable prototypes; None: all.
+        gate: the share, in [0, 1].
+    """
+
+    candidates: int | None
+    gate: float
+
+    def make_task(self, context: dino.Context, value_of: ValueFunction) -> LearnedTargets:
+        teacher = context.teacher_targets
+        ids = teacher.topk(
+            min(self.candidates or teacher.shape[-1], teacher.shape[-1]), dim=-1
+        ).indices
+        even = torch.zeros_like(teacher).scatter(-1, ids, 1 / ids.shape[-1])
+        return LearnedTargets((1 - self.gate) * teacher + self.gate * even)

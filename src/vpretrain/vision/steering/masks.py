@@ -1,0 +1,174 @@
+"""Networks that look at an image and say how much of each pixel to keep (Appendix G.2): a U-Net and
+a patch transformer.
+
+Both give ``mu`` in [0, 1], ``[B, 1, H, W]`` float32, and both start at the constant mask
+``mu = keep_ratio``: the last layer's weights are zero and its bias is ``logit(keep_ratio)``. At the
+first step the gradient reaches that layer alone, and from the second step on it reaches everything.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.system.contexts import own_random_state
+from vpretrain.system.errors import user_error
+from vpretrain.vision.ijepa.predictor import Block, check_width, patch_positions
+
+
+class UNetMasks(nn.Module):
+    """A U-Net over pixels, about 86,000 parameters at the paper's size (base 16, depth 3).
+
+    One 3 x 3 convolution a stage; skips are added, not concatenated, which halves the work at full
+    resolution.
+
+    Args:
+        keep_ratio: mean of the mask to start from, strictly between 0 and 1.
+        base: channels at full resolution, a multiple of 8; twice as many a level down.
+        depth: how often the resolution is halved, at least 1.
+        seed: of the initial weights; the global generator is left where it is.
+
+    Raises:
+        UserError: a value is not accepted.
+    """
+
+    def __init__(self, keep_ratio: float, *, base: int = 16, depth: int = 3, seed: int) -> None:
+        super().__init__()
+        if base < 8 or base % 8:
+            raise user_error(
+                "designer.base",
+                "channels are normalised in groups of 8",
+                value=base,
+                accepted="8, 16, 24, ...",
+            )
+        if depth < 1:
+            raise user_error(
+                "designer.depth", "the network has no levels", value=depth, accepted="1 or more"
+            )
+        widths = [base * 2**level for level in range(depth)]
+        self.depth = depth
+        with own_random_state(seed):
+            self.down = nn.ModuleList(
+                _stage(*pair) for pair in zip([3, *widths[:-1]], widths, strict=True)
+            )
+            self.bottom = _stage(widths[-1], widths[-1])
+            self.up = nn.ModuleList(
+                _stage(*pair) for pair in zip(widths, [base, *widths[:-1]], strict=True)
+            )
+            self.head = nn.Conv2d(base, 1, kernel_size=1)
+        _start_at(keep_ratio, self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``mu`` of normalised images ``[B, 3, H, W]`` (any float dtype, any size):
+        ``[B, 1, H, W]`` float32 in [0, 1].
+
+        Sides that ``2 ** depth`` does not divide are padded inside by repeating the border.
+        Gradients flow to the weights.
+        """
+        height, width = images.shape[-2:]
+        states = _padded(images.to(self.head.weight.dtype), 2**self.depth)
+        skips = []
+        for stage in self.down:
+            skips.append(stage(states))
+            states = nn.functional.avg_pool2d(skips[-1], 2)
+        states = self.bottom(states)
+        for stage, skip in zip(reversed(self.up), reversed(skips), strict=True):
+            states = stage(
+                nn.functional.interpolate(states, scale_factor=2.0, mode="nearest") + skip
+            )
+        return torch.sigmoid(self.head(states))[..., :height, :width]
+
+
+class PatchMasks(nn.Module):
+    """A tiny patchwise transformer (after DiT and SiT, without their time), about 200,000
+    parameters.
+
+    One logit a patch, brought to pixels by bilinear interpolation before the sigmoid.
+
+    Args:
+        keep_ratio: mean of the mask to start from, strictly between 0 and 1.
+        patch_size: in pixels, at least 1; the grain of the mask.
+        width: of the tokens, a multiple of 4 and of ``heads``.
+        depth: transformer blocks, at least 1.
+        heads: of their attention.
+        seed: of the initial weights; the global generator is left where it is.
+
+    Raises:
+        UserError: a value is not accepted.
+    """
+
+    def __init__(
+        self,
+        keep_ratio: float,
+        *,
+        patch_size: int = 16,
+        width: int = 64,
+        depth: int = 3,
+        heads: int = 4,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        check_width("designer.width", width, heads)
+        for name, value in (("patch_size", patch_size), ("depth", depth)):
+            if value < 1:
+                raise user_error(
+                    f"designer.{name}", "there must be one", value=value, accepted="1 or more"
+                )
+        self.patch_size = patch_size
+        with own_random_state(seed):
+            self.embed = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Linear(width, 1)
+        _start_at(keep_ratio, self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``mu`` of normalised images ``[B, 3, H, W]`` (any float dtype, any size):
+        ``[B, 1, H, W]`` float32 in [0, 1].
+
+        Sides that the patch size does not divide are padded inside by repeating the border.
+        Gradients flow to the weights.
+        """
+        height, width = images.shape[-2:]
+        patches = self.embed(
+            _padded(images.to(self.head.weight.dtype), self.patch_size)
+        )  # [B, W, h, w]
+        grid = patches.shape[-2:]
+        ids = torch.arange(math.prod(grid), device=images.device)
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = tokens + patch_positions(ids, grid[1], tokens.shape[-1], tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens)
+        logits = self.head(self.norm(tokens)).transpose(1, 2).unflatten(2, grid)  # [B, 1, h, w]
+        size = [side * self.patch_size for side in grid]
+        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return torch.sigmoid(logits)[..., :height, :width]
+
+
+def _stage(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.GroupNorm(8, out), nn.GELU()
+    )
+
+
+def _start_at(keep_ratio: float, head: nn.Conv2d | nn.Linear) -> None:
+    """Gives the layer zero weights and the bias whose sigmoid is ``keep_ratio``."""
+    if not 0 < keep_ratio < 1:
+        raise user_error(
+            "designer.keep_ratio",
+            "a mask that can still move starts strictly between nothing and everything",
+            value=keep_ratio,
+            accepted="above 0 and below 1",
+        )
+    nn.init.zeros_(head.weight)
+    head.bias = nn.Parameter(torch.tensor([math.log(keep_ratio / (1 - keep_ratio))]))
+
+
+def _padded(images: Tensor, multiple: int) -> Tensor:
+    """Images whose sides are the next multiples, the border repeated below and to the right."""
+    height, width = images.shape[-2:]
+    return nn.functional.pad(
+        images, (0, -width % multiple, 0, -height % multiple), mode="replicate"
+    )

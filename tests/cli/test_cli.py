@@ -1,0 +1,611 @@
+"""The command line as a user meets it: exit codes, the JSON on standard output, and what is said
+about bad input.
+"""
+
+import errno
+import json
+import shutil
+from dataclasses import dataclass
+
+import pytest
+from safetensors import SafetensorError
+
+from vpretrain import cli
+from vpretrain.cli import shell
+from vpretrain.config.recipe import load
+from vpretrain.language.data import word_problems
+from vpretrain.language.steering.arms import ARMS
+from vpretrain.run import launch, resources
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.system.errors import Fault
+
+TINY = r"""modality: language
+description: Tiny.
+arm: onehot
+threads: 1
+budget: {steps: 2}
+data:
+  root: data
+  window_tokens: 48
+  batch_size: 2
+  stream:
+    - {name: problems, rows: {kind: jsonl, path: stream.jsonl, prompt: problem, solution: solution}}
+    - {name: prose, rows: {kind: jsonl, path: prose.jsonl, text: text}}
+  feedback:
+    rows: {kind: jsonl, path: feedback.jsonl, prompt: problem, solution: solution}
+    batch_size: 8
+    max_tokens: 64
+  evaluation:
+    test: {kind: jsonl, path: test.jsonl, prompt: problem, solution: solution}
+learner:
+  config: {model_type: llama, vocab_size: 96, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
+    num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 128, tie_word_embeddings: false}
+  aligned_blocks: 1
+  learning_rate: 1e-3
+designer: {candidates: 4, hidden: 8, layers: 1, heads: 2}
+value: {meta_period: 2, burn_in_steps: 1}
+evaluate: {split: test, answer: '= ([\d ]+)', new_tokens: 2}
+"""
+CONFIG = (
+    "learner.config={model_type: llama, vocab_size: 96, hidden_size: 16, num_attention_heads: 2, "
+)
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+STREAM, FEEDBACK, TEST = (
+    word_problems.problems(split, 24, seed=0) for split in ("stream", "feedback", "test")
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a recipe on small JSONL files, good ones and bad ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    unsolved = [*FEEDBACK[:10], {"problem": "?"}, {"problem": "?", "solution": " "}, *FEEDBACK[10:]]
+    files = {
+        "stream.jsonl": lines(STREAM),
+        "prose.jsonl": lines(word_problems.chatter(24, seed=0)),
+        "feedback.jsonl": lines(FEEDBACK),
+        "test.jsonl": lines(TEST),
+        "empty.jsonl": "\n\n",
+        "unsolved.jsonl": lines(unsolved),
+        "torn.jsonl": lines(FEEDBACK) + '{"problem": "1 +',
+        "leaky-stream.jsonl": lines([*STREAM, FEEDBACK[3]]),
+        "leaky-test.jsonl": lines([*TEST, FEEDBACK[5]]),
+    }
+    (tmp_path / "data").mkdir()
+    for name, text in files.items():
+        (tmp_path / "data" / name).write_text(text)
+    (tmp_path / "data" / "binary.jsonl").write_bytes(bytes(range(256)) * 8)
+    return tmp_path
+
+
+@dataclass
+class Called:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self):
+        return json.loads(self.out)  # refuses anything beside one document
+
+
+@pytest.fixture
+def call(here, capfd, monkeypatch):
+    """``vpretrain ARGUMENTS``, with the exit code and both outputs, also what C++ wrote to them."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capfd.readouterr()
+        return Called(code, out, err)
+
+    return call
+
+
+def files_in(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+# ---- what every verb gives with --json
+
+
+def test_train(call, here):
+    called = call("train", "tiny.yaml", "arm=closed_form", "--out", "run", "--json")
+    found = called.document
+    assert called.code == 0
+    assert list(found) == [
+        "run_dir",
+        "arm",
+        "steps",
+        "tokens_or_images",
+        "seconds",
+        "step0",
+        "final",
+    ]
+    assert (found["run_dir"], found["arm"], found["steps"]) == ("run", "closed_form", 2)
+    assert set(found["step0"]) == set(found["final"]) == {"test/nll", "test/pass@1"}
+    assert "step 0" in called.err and "test/nll" in called.err, "people still get their table"
+    run = here / "run"
+    assert load(run / "recipe.yaml", schemas=SCHEMAS) == load(
+        "tiny.yaml", ["arm=closed_form"], schemas=SCHEMAS
+    )
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"versions", "command", "git_commit"} <= set(environment)
+    assert {name.partition("/")[0] for name in environment["data_hashes"]} == {
+        "stream",
+        "feedback",
+        "evaluation",
+    }
+    assert all(len(sha) == 64 for sha in environment["data_hashes"].values())
+    for name in (
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "designer",
+    ):
+        assert (run / name).exists()
+    again = call(
+        "train",
+        "tiny.yaml",
+        "learner.config=null",
+        "learner.model=run/model",
+        "--out",
+        "next",
+        "--json",
+    )
+    assert again.document["step0"] == pytest.approx(found["final"]), (
+        "what was saved is what was measured"
+    )
+    called = call("train", "tiny.yaml")
+    assert called.code == 0 and "step 0" in called.out
+    assert (here / "runs" / "tiny-onehot-0" / "model").is_dir()
+
+
+def test_compare_and_go_on_with_it(call, here):
+    command = [
+        "compare",
+        "tiny.yaml",
+        "--arms",
+        "onehot, closed_form",
+        "--seeds",
+        2,
+        "--jobs",
+        1,
+        "--out",
+        "c",
+        "--json",
+    ]
+    called = call(*command)
+    table = called.document
+    assert called.code == 0
+    assert table == json.loads((here / "c" / "compare.json").read_text())
+    top = ["recipe", "modality", "match", "budget", "metrics", "step0", "runs", "summary", "paired"]
+    assert [key for key in table if key in top] == top
+    assert (table["modality"], table["match"], table["budget"]) == ("language", "steps", 2)
+    metrics = ["test/nll", "test/pass@1"]
+    assert [table["metrics"][m]["higher_is_better"] for m in metrics] == [False, True]
+    assert all(set(table["step0"][m]) == {"value", "stderr", "n"} for m in metrics)
+    assert [(r["arm"], r["seed"]) for r in table["runs"]] == [
+        (a, s) for s in (0, 1) for a in ("onehot", "closed_form")
+    ]
+    for run in table["runs"]:
+        assert {"arm", "seed", "steps", "tokens_or_images", "flops", "seconds", "final"} <= set(run)
+        assert (run["steps"], set(run["final"])) == (2, set(metrics))
+    assert set(table["summary"]) == {"onehot", "closed_form"}
+    assert {"mean", "std", "n"} <= set(table["summary"]["onehot"]["test/nll"])
+    assert list(table["paired"]) == ["closed_form"], "differences are against the first arm"
+    paired = table["paired"]["closed_form"]["test/nll"]
+    assert {"difference", "ci95", "p_holm", "verdict"} <= set(paired)
+    assert len(paired["ci95"]) == 2 and paired["verdict"] in ("better", "worse", "undecided")
+
+    (here / "c" / "runs" / "closed_form-1.json").unlink()
+    kept = (here / "c" / "runs" / "onehot-0.json").stat().st_mtime_ns
+    again = call(*command).document
+    for run in (*table["runs"], *again["runs"]):
+        run.pop("seconds")
+    assert again["runs"] == table["runs"]
+    assert (here / "c" / "runs" / "onehot-0.json").stat().st_mtime_ns == kept, (
+        "finished runs are not run again"
+    )
+
+    before = files_in(here / "c")
+    for other in (["learner.learning_rate=2e-3"], ["--budget", 3]):
+        refused = call(
+            "compare",
+            "tiny.yaml",
+            *other,
+            "--seeds",
+            1,
+            "--arms",
+            "onehot",
+            "--jobs",
+            1,
+            "--out",
+            "c",
+        )
+        assert (
+            refused.code == 2
+            and "was begun with another value" in refused.err
+            and "--out" in refused.err
+        )
+    assert files_in(here / "c") == before
+
+
+def test_doctor(call):
+    called = call("doctor", "tiny.yaml", "--json")
+    found = called.document
+    assert called.code == 0
+    assert list(found) == ["device", "dtype", "attention", "estimators"]
+    keys = {"name", "supported", "reason", "cosine", "relative_error", "seconds", "peak_bytes"}
+    assert all(keys <= set(row) for row in found["estimators"])
+    exact = {row["name"]: row["cosine"] for row in found["estimators"]}
+    assert set(exact) == {"central_difference", "forward_mode", "double_backward"}
+    assert all(cosine > 0.999 for cosine in exact.values()), (
+        "random weights are the same ones in every dtype"
+    )
+
+
+def test_check_recipes_and_prepare(call, here):
+    before = files_in(here)
+    called = call("check", "tiny.yaml", "--json")
+    assert (called.code, called.document) == (0, {"problems": []})
+    assert files_in(here) == before
+    rows = call("recipes", "--json").document
+    assert {"demo-language"} <= {row["name"] for row in rows}
+    assert all(list(row) == ["name", "modality", "description"] for row in rows)
+    made = "learner.prepare={tokenizer: word_problems, phases: [{steps: 1, learning_rate: 1e-3}], "
+    made += CONFIG.replace("learner.config=", "config: ").replace("vocab_size: 96, ", "")
+    made += "num_hidden_layers: 2, intermediate_size: 16}}"
+    called = call("prepare", "tiny.yaml", "learner.config=null", made, "--out", "made", "--json")
+    assert (called.code, called.document) == (0, {"model": "made"})
+    assert (here / "made" / "model.safetensors").is_file()
+    called = call("check", "tiny.yaml", "learner.config=null", made, "--json")
+    assert (called.code, called.document) == (0, {"problems": []})
+    assert not (here / "cache").exists(), "check makes nothing"
+    called = call("train", "tiny.yaml", "learner.config=null", made, "--json")
+    assert called.code == 0 and called.document["steps"] == 2 and (here / "cache").is_dir()
+
+
+# ---- bad input
+
+REFUSED = {
+    "a misspelt key": (["desinger.candidates=3"], ["desinger", "did you mean designer?"]),
+    "a misspelt key in a section": (
+        ["designer.candidats=3"],
+        ["designer.candidats", "did you mean candidates?"],
+    ),
+    "a wrong type": (["budget.steps=many"], ["budget.steps", '"many"', "a whole number (above 0)"]),
+    "no override": (["steps"], ["override steps", "key=value"]),
+    "no end": (["budget={}"], ["override budget", "steps, tokens, flops, seconds"]),
+    "no learner": (
+        ["learner.config=null"],
+        ["tiny.yaml:19 learner", "`model`", "`config`", "`prepare`"],
+    ),
+    "no such split": (["evaluate.split=nope"], ["evaluate.split", "'nope'", "['test']"]),
+    "attention that mixes documents": (
+        ["learner.attention=flash_attention_2"],
+        ["flash_attention_2", "data.batch_size", "sdpa"],
+    ),
+    "nothing to compare": (["data.feedback.batches=1"], ["value.shrink", "data.feedback.batches"]),
+    "a seed without end": (["seed=99999999999"], ["override seed", "below 2147483648"]),
+    "a missing file": (
+        ["data.stream.0.rows.path=strem.jsonl"],
+        ["data.stream.0.rows.path", "data/strem.jsonl", "feedback.jsonl", "stream.jsonl"],
+    ),
+    "a missing folder": (
+        ["data.root=nothing"],
+        ["data.stream.0.rows.path", "data.evaluation.test.path", "nothing"],
+    ),
+    "a folder for a file": (
+        ["data.stream.0.rows.path=."],
+        ["data.stream.0.rows.path", "folder", "stream.jsonl"],
+    ),
+    "a binary file": (["data.stream.0.rows.path=binary.jsonl"], ["data/binary.jsonl:1", "UTF-8"]),
+    "a missing column": (
+        ["data.feedback.rows.solution=answer"],
+        [
+            "data/feedback.jsonl:1",
+            "'answer'",
+            "'problem', 'solution'",
+            "data.feedback.rows.solution",
+        ],
+    ),
+    "an empty stream": (
+        ["data.stream.1.rows.path=empty.jsonl"],
+        ["data.stream.1.rows", "no rows", "empty.jsonl"],
+    ),
+    "no row left": (
+        ["data.stream.1.rows.skip_rows=24"],
+        ["data.stream.1.rows.skip_rows", "24 rows"],
+    ),
+    "feedback without solutions": (
+        ["data.feedback.rows.path=unsolved.jsonl"],
+        ["data/unsolved.jsonl:11", "no column 'solution'", "data/unsolved.jsonl:12", "is empty"],
+    ),
+    "feedback of raw text": (
+        ["data.feedback.rows={kind: chatter, rows: 20}"],
+        ["data.feedback.rows feedback:1", "no prompt"],
+    ),
+    "a row that is not JSON": (
+        ["data.feedback.rows.path=torn.jsonl"],
+        ["data/torn.jsonl:25", "not JSON"],
+    ),
+    "feedback in the stream": (
+        ["data.stream.0.rows.path=leaky-stream.jsonl"],
+        [
+            "data.feedback.rows",
+            "in the stream",
+            "data/feedback.jsonl:4 = data/leaky-stream.jsonl:25",
+        ],
+    ),
+    "feedback in the test set": (
+        ["data.evaluation.test.path=leaky-test.jsonl"],
+        [
+            "data.feedback.rows",
+            "in the test rows",
+            "data/feedback.jsonl:6 = data/leaky-test.jsonl:25",
+        ],
+    ),
+    "too little feedback": (
+        ["data.feedback.batch_size=25"],
+        ["data.feedback.batch_size", "25", "1 to 12"],
+    ),
+    "K above the vocabulary": (
+        ["designer.candidates=97"],
+        ["designer.candidates", "97", "1 to 96"],
+    ),
+    "S that matches nothing": (
+        ["learner.aligned_patterns=['*.nothing.*']"],
+        ["learner.aligned_patterns", "*.nothing.*", "model.layers.0.self_attn.q_proj.weight"],
+    ),
+    "S with too many blocks": (["learner.aligned_blocks=3"], ["learner.aligned_blocks", "1 to 2"]),
+    "an unknown arm": (["arm=oneht"], ["arm", "oneht", ", ".join(ARMS)]),
+    "a window of one token": (["data.window_tokens=1"], ["data.window_tokens", "2 or more"]),
+    "an unknown model type": (
+        ["learner.config.model_type=lama"],
+        ["learner.config.model_type", "did you mean llama?"],
+    ),
+    "a misspelt model key": (
+        ["learner.config.hidden_sise=16"],
+        ["learner.config.hidden_sise", "did you mean hidden_size?"],
+    ),
+    "sizes that do not fit": (["learner.config.hidden_size=17"], ["learner.config", "17"]),
+    "no such model folder": (
+        ["learner.config=null", "learner.model=/no/such/model"],
+        ["learner.model", "no such folder", "/no/such/model", "word-problems-majority"],
+    ),
+    "no such hub id": (
+        ["learner.config=null", "learner.model=nobody/nothing"],
+        ["learner.model", "nobody/nothing"],
+    ),
+    "a folder that is no model": (
+        ["learner.config=null", "learner.model=data"],
+        ["learner.model", "data"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(call, here, what):
+    overrides, expected = REFUSED[what]
+    before = files_in(here)
+    called = call("train", "tiny.yaml", *overrides, "--out", "run", "--json")
+    assert called.code == 2, called.err
+    assert called.out == ""
+    for words in expected:
+        assert words in called.err
+    assert not (here / "run").exists() and files_in(here) == before, "nothing half-written"
+
+
+def test_models_that_are_not_whole(call, here):
+    assert call("train", "tiny.yaml", "--out", "good").code == 0
+    model = here / "good" / "model"
+
+    def refused(name):
+        return call(
+            "train", "tiny.yaml", "learner.config=null", f"learner.model={name}", "--out", "run"
+        )
+
+    called = refused("good")
+    assert called.code == 2 and "did you mean good/model?" in called.err
+    shutil.copytree(model, "untold")
+    for file in (here / "untold").glob("tok*"):
+        file.unlink()
+    called = refused("untold")
+    assert called.code == 2 and "no tokenizer" in called.err and "learner.tokenizer" in called.err
+    shutil.copytree(model, "torn")
+    (here / "torn" / "model.safetensors").write_bytes(
+        (model / "model.safetensors").read_bytes()[:999]
+    )
+    called = refused("torn")
+    assert called.code == 2 and "learner.model: cannot be loaded" in called.err
+    shutil.copytree(model, "short")
+    config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (here / "short" / "config.json").write_text(json.dumps(config))
+    called = refused("short")
+    assert called.code == 2 and "model.layers.2.input_layernorm.weight" in called.err
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("tny.yaml", ["no such recipe", "did you mean tiny.yaml?", "demo-language"]),
+        ("demo-langage", ["did you mean demo-language?"]),
+        ("data", ["this is a folder"]),
+        ("seed=3", ["the recipe comes first"]),
+        ("empty.yaml", ["empty.yaml", "mapping of keys"]),
+        ("binary.yaml", ["binary.yaml", "UTF-8"]),
+        ("broken.yaml", ["broken.yaml:2", "not valid YAML"]),
+        ("data/prose.jsonl", ["data/prose.jsonl:2"]),
+    ],
+)
+def test_something_else_than_a_recipe(call, here, recipe, expected):
+    (here / "empty.yaml").write_text("# nothing yet\n")
+    (here / "binary.yaml").write_bytes(b"\x00\xff")
+    (here / "broken.yaml").write_text("seed: 1\nbudget: [\n")
+    for verb in ("train", "check", "compare", "doctor"):
+        called = call(verb, recipe)
+        assert called.code == 2
+        assert all(words in called.out + called.err for words in expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--arms", "onehot,feild"], ["--arms", "feild", "closed_form"]),
+        (["--arms", "onehot,onehot"], ["--arms", "twice"]),
+        (["--arms", ""], ["--arms"]),
+        (["--match", "nonsense"], ["--match", "nonsense", "steps", "tokens", "flops", "seconds"]),
+        (["--match", "tokens"], ["--budget", "budget.tokens"]),
+        (["--budget", 0], ["--budget", "a whole number above 0"]),
+        (["--budget", 1.5], ["--budget", "1.5"]),
+        (["--budget", "nan"], ["--budget", "nan"]),
+        (["--match", "seconds", "--budget", "-1"], ["--budget", "a number above 0"]),
+        (["--seeds", 0], ["--seeds", "1 or more"]),
+        (["--jobs", 0], ["--jobs"]),
+        (["--seeds", 1, "--require-interval"], ["--seeds", "--require-interval", "2 or more"]),
+        (["--out", "tiny.yaml"], ["--out", "tiny.yaml is a file"]),
+        (["--out", "tiny.yaml/deeper"], ["--out", "is a file"]),
+    ],
+)
+def test_options_of_compare(call, here, options, expected):
+    before = files_in(here)
+    called = call("compare", "tiny.yaml", "--arms", "onehot", "--jobs", 1, *options, "--json")
+    assert called.code == 2
+    assert called.out == ""
+    assert all(words in called.err for words in expected)
+    assert files_in(here) == before and not (here / "runs").exists()
+
+
+def test_check_tells_every_problem_at_once(call, here, monkeypatch):
+    wrong = [
+        "arm=x",
+        "data.stream.0.rows.path=x.jsonl",
+        "data.feedback.rows.path=unsolved.jsonl",
+        "data.evaluation.test.prompt=x",
+        "designer.candidates=1000",
+        "learner.aligned_blocks=1",
+    ]
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+    before = files_in(here)
+    called = call("check", "tiny.yaml", *wrong, "--json")
+    problems = called.document["problems"]
+    assert called.code == 2
+    assert all(set(problem) == {"where", "value", "accepted", "message"} for problem in problems)
+    places = [problem["where"] for problem in problems]
+    expected = [
+        "arm",
+        "data.stream.0.rows.path",
+        "data/unsolved.jsonl:11",
+        "data/unsolved.jsonl:12",
+        "data/test.jsonl:1",
+        "designer.candidates",
+        "memory",
+        "disk",
+    ]
+    assert all(place in places for place in expected)
+    assert all(place in called.err for place in expected)
+    assert f"{len(problems)} problem(s)" in called.err
+    assert files_in(here) == before
+    called = call("check", "tiny.yaml", "seeed=1", "budget={}", "--json")
+    assert called.code == 2
+    assert {problem["where"] for problem in called.document["problems"]} == {
+        "override seeed",
+        "override budget",
+    }
+
+
+def test_folders_that_are_something_else(call, here):
+    before = files_in(here)
+    assert "is a file" in call("train", "tiny.yaml", "--out", "tiny.yaml").err
+    called = call(
+        "prepare",
+        "tiny.yaml",
+        "learner.config=null",
+        "learner.prepare={tokenizer: word_problems, "
+        "config: {model_type: llama}, phases: [{steps: 1, learning_rate: 1}]}",
+        "--out",
+        "data",
+    )
+    assert called.code == 2 and "no model" in called.err
+    called = call("prepare", "tiny.yaml")
+    assert called.code == 2 and "learner.prepare" in called.err
+    called = call("demo", "visoin")
+    assert called.code == 2 and "visoin" in called.err and "language" in called.err
+    assert files_in(here) == before
+
+
+# ---- the other exit codes
+
+
+def test_a_fault_is_exit_code_4_and_keeps_what_was_finished(call, here):
+    called = call(
+        "train",
+        "tiny.yaml",
+        "learner.learning_rate=1e30",
+        "budget.steps=6",
+        "--out",
+        "run",
+        "--json",
+    )
+    assert called.code == 4 and called.out == ""
+    assert "error" in called.err
+    assert (here / "run" / "metrics.jsonl").read_text().strip(), "the steps before it are kept"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "description"),
+    [
+        (KeyboardInterrupt(), 3, "stopped"),
+        (Fault("loss is nan"), 4, "loss is nan"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 4, "disk is full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "data.batch_size"),
+        (MemoryError(), 4, "memory"),
+        (PermissionError(errno.EACCES, "denied", "/root/x"), 2, "/root/x"),
+    ],
+)
+def test_exit_codes(call, monkeypatch, error, code, description):
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(launch, "train_one", broken)
+    called = call("train", "tiny.yaml", "--json")
+    assert (called.code, called.out) == (code, "")
+    assert description in called.err
+
+
+def test_a_bug_is_shown_whole(call, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(launch, "train_one", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("train", "tiny.yaml")
+
+
+def test_json_holds_nothing_that_json_does_not_know(capsys):
+    shell.emit({"a": float("nan"), "b": [1.5, float("inf")]}, as_json=True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, None],
+    }

@@ -1,0 +1,107 @@
+"""Golden texts of the row formats: a version, once released, never changes."""
+
+import json
+
+import pytest
+
+from vpretrain.language.data.formats import FORMATS, FormatColumns, without_fences
+from vpretrain.language.data.rows import Row
+from vpretrain.system.errors import Problem
+
+CODE = "def add(a, b):\n    return a + b"
+GOLDEN = [
+    (
+        "gsm8k@1",
+        {
+            "question": "Ann has 3 pens and buys 1,231. How many?",
+            "answer": "3 + 1231 = <<3+1231=1234>>1234\n####  1,234\n",
+        },
+        "Question: Ann has 3 pens and buys 1,231. How many?\nAnswer:",
+        "3 + 1231 = <<3+1231=1234>>1234\n#### 1,234",
+    ),
+    ("gsm8k@1", {"question": "2 + 2?", "answer": "#### 4"}, "Question: 2 + 2?\nAnswer:", "#### 4"),
+    (
+        "mbpp@1",
+        {
+            "text": "Write a function that adds.",
+            "code": f"```python\r\n{CODE}\r\n```",
+            "test_list": ["assert add(1, 2) == 3"],
+        },
+        "Task: Write a function that adds.\nThe code has to pass:\nassert add(1, 2) == 3\n"
+        "Python code without comments around it:",
+        CODE,
+    ),
+    (
+        "mmlu@1",
+        {"question": "Which is prime?", "choices": ["4", "6", "7", "8"], "answer": 2},
+        "Which is prime?\nA. 4\nB. 6\nC. 7\nD. 8\nAnswer:",
+        "C",
+    ),
+    (
+        "mmlu@1",
+        {"question": "True?", "choices": ["yes", "no"], "answer": "b"},
+        "True?\nA. yes\nB. no\nAnswer:",
+        "B",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "record", "prompt", "solution"), GOLDEN)
+def test_golden(name, record, prompt, solution):
+    assert FORMATS[name].prompt(record) == prompt and FORMATS[name].solution(record) == solution
+    row = FormatColumns("src", "data.feedback.rows", format=name).row(record, "f:1")
+    assert row == Row(prompt, solution, "f:1", "src")
+
+
+@pytest.mark.parametrize(("name", "record", "prompt", "solution"), GOLDEN)
+def test_the_prompt_needs_no_answer(name, record, prompt, solution):
+    """So that an evaluation can write it, and no label can leak into it."""
+    hidden = {field: value for field, value in record.items() if field not in ("answer", "code")}
+    assert FORMATS[name].prompt(hidden) == prompt
+
+
+def test_fences():
+    assert without_fences(CODE) == CODE
+    assert (
+        without_fences(f"Here it is:\n```\n{CODE}\n```\nand its use:\n```py\nadd(1, 2)\n```\n")
+        == f"{CODE}\n\nadd(1, 2)"
+    )
+    assert without_fences("    indented = 1\n") == "    indented = 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "said"),
+    [
+        ("gsm8k@1", {"question": "q", "answer": "it is four"}, "####"),
+        ("gsm8k@1", {"question": "q", "answer": "four\n####"}, "####"),
+        ("gsm8k@1", {"question": " ", "answer": "#### 4"}, "question holds no text"),
+        ("mbpp@1", {"text": "t", "code": "x = 1", "test_list": []}, "test_list"),
+        ("mmlu@1", {"question": "q", "choices": ["a", "b"], "answer": 2}, "none of the choices"),
+        ("mmlu@1", {"question": "q", "choices": ["a", "b"], "answer": True}, "none of the choices"),
+        ("mmlu@1", {"question": "q", "choices": ["a", ""], "answer": 0}, "choices"),
+        ("mmlu@1", {"question": "q", "choices": ["a", "b"]}, "'answer'"),
+    ],
+)
+def test_a_record_without_an_answer_is_named(name, record, said):
+    found = FormatColumns("src", "data.feedback.rows", format=name).row(record, "rows.jsonl:7")
+    assert isinstance(found, Problem) and found.where == "rows.jsonl:7" and said in str(found)
+
+
+def test_columns_may_have_other_names(tmp_path):
+    from vpretrain.language.data import sources
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"q": "1 + 1?", "a": "#### 2"}) + "\n")
+    columns = FormatColumns(
+        "src", "data.feedback.rows", format="gsm8k@1", renamed={"question": "q", "answer": "a"}
+    )
+    (row,) = sources.jsonl(path, columns)
+    assert (row.prompt, row.text) == ("Question: 1 + 1?\nAnswer:", "#### 2")
+    wrong = FormatColumns(
+        "src", "data.feedback.rows", format="gsm8k@1", renamed={"question": "qu", "answer": "a"}
+    )
+    (problem,) = sources.jsonl(path, wrong)
+    assert (
+        "did you mean 'q'" in problem.message
+        and "data.feedback.rows.columns.question" in problem.message
+    )

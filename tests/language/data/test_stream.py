@@ -1,0 +1,720 @@
+"""Batches: packing that isolates documents, masks, mixture, determinism, exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+from transformers.masking_utils import find_packed_sequence_indices
+
+from tests.language.conftest import CONFIGS, tiny_model
+from vpretrain.language.data.rows import Document, Row
+from vpretrain.language.data.stored import StoredDocuments
+from vpretrain.language.data.stream import (
+    LOOKAHEAD_DOCUMENTS,
+    Sampler,
+    Source,
+    Stream,
+    TokenBatch,
+    padded,
+)
+from vpretrain.system.errors import UserError
+
+PAD = 0
+VOCABULARY = 40
+WINDOW = 24
+
+
+def make_documents(name: str, lengths: Sequence[int], *, prompt: int = 0) -> list[Document]:
+    generator = torch.Generator().manual_seed(len(name) + 7 * len(lengths))
+    documents = []
+    for i, length in enumerate(lengths):
+        ids = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
+        masked = min(prompt, length - 1)
+        predicted = [False] * masked + [True] * (length - masked)
+        documents.append(Document(ids, predicted, f"{name}:{i}", name))
+    return documents
+
+
+def make_stream(
+    *,
+    weights: Sequence[float] = (2.0, 1.0),
+    batch_size: int = 3,
+    window_tokens: int = WINDOW,
+    seed: int = 0,
+) -> Stream:
+    many = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
+    few = make_documents("few", [3, 24, 11])
+    sources = [Source("many", many, weights[0]), Source("few", few, weights[1])]
+    return Stream(
+        sources, batch_size=batch_size, window_tokens=window_tokens, seed=seed, pad_id=PAD
+    )
+
+
+def same(a: TokenBatch, b: TokenBatch) -> bool:
+    return (
+        torch.equal(a.input_ids, b.input_ids)
+        and torch.equal(a.predicted, b.predicted)
+        and torch.equal(a.position_ids, b.position_ids)
+        and torch.equal(a.document, b.document)
+        and a.documents == b.documents
+    )
+
+
+def laid_out_by_hand(
+    rows: Sequence[Sequence[Document]], width: int, *, padding_apart: bool
+) -> TokenBatch:
+    """The definition of a batch as loops over its cells."""
+    ids, predicted, positions, index = ([[0] * width for _ in rows] for _ in range(4))
+    documents: list[Document] = []
+    for b, row in enumerate(rows):
+        t = 0
+        for document in row:
+            for at, (token, counts) in enumerate(
+                zip(document.ids, document.predicted, strict=True)
+            ):
+                ids[b][t], predicted[b][t] = token, int(counts and at > 0)
+                positions[b][t], index[b][t] = at, len(documents)
+                t += 1
+            documents.append(document)
+        for rest in range(t, width):
+            ids[b][rest], index[b][rest] = PAD, -1
+            positions[b][rest] = 0 if padding_apart else rest
+    return TokenBatch(
+        torch.tensor(ids),
+        torch.tensor(predicted).bool(),
+        torch.tensor(positions),
+        torch.tensor(index),
+        tuple(documents),
+    )
+
+
+def windows_of(batch: TokenBatch) -> list[list[Document]]:
+    """The documents of each row, read off the tensors."""
+    return [
+        [batch.documents[i] for i in dict.fromkeys(row.tolist()) if i >= 0]
+        for row in batch.document
+    ]
+
+
+def origins(stream: Stream, batches: int) -> list[str]:
+    return [document.origin for _ in range(batches) for document in next(stream).documents]
+
+
+# --- layout
+# ------------------------------------------------------------------------------------------------
+
+
+def test_packed_batches_equal_their_definition() -> None:
+    stream = make_stream()
+    for _ in range(20):
+        batch = next(stream)
+        assert batch.input_ids.shape == (3, WINDOW)
+        assert (
+            batch.input_ids.dtype == batch.position_ids.dtype == batch.document.dtype == torch.int64
+        )
+        assert batch.predicted.dtype == torch.bool
+        assert same(batch, laid_out_by_hand(windows_of(batch), WINDOW, padding_apart=True))
+        assert batch.tokens == sum(len(document.ids) for document in batch.documents)
+        assert batch.predicted_tokens == sum(
+            sum(document.predicted[1:]) for document in batch.documents
+        )
+
+
+def test_padded_batches_equal_their_definition() -> None:
+    documents = make_documents("d", [5, 2, 9], prompt=3)
+    batch = padded(documents, pad_id=PAD)
+    assert batch.input_ids.shape == (3, 9)
+    assert same(
+        batch, laid_out_by_hand([[document] for document in documents], 9, padding_apart=False)
+    )
+    assert batch.tokens == 16
+    assert batch.predicted_tokens == 2 + 1 + 6
+
+
+def test_the_masks_of_a_window_by_hand() -> None:
+    documents = [
+        Document([5, 6, 7, 1], [False, False, True, True], "a:1", "a"),
+        Document([8, 9, 1], [True, True, True], "a:2", "a"),
+    ]
+    stream = Stream(
+        [Source("a", documents, 1.0)], batch_size=1, window_tokens=8, seed=0, pad_id=PAD
+    )
+    batch = next(stream)
+    first = batch.documents[0].ids[0] == 5
+    assert batch.input_ids.tolist() == [
+        [5, 6, 7, 1, 8, 9, 1, 0] if first else [8, 9, 1, 5, 6, 7, 1, 0]
+    ]
+    assert batch.position_ids.tolist() == [
+        [0, 1, 2, 3, 0, 1, 2, 0] if first else [0, 1, 2, 0, 1, 2, 3, 0]
+    ]
+    assert batch.document.tolist() == [
+        [0, 0, 0, 0, 1, 1, 1, -1] if first else [0, 0, 0, 1, 1, 1, 1, -1]
+    ]
+    a, b = [False, False, True, True], [False, True, True]
+    assert batch.predicted.tolist() == [[*a, *b, False] if first else [*b, *a, False]]
+
+
+def test_transformers_takes_padding_for_documents_of_its_own() -> None:
+    stream = make_stream()
+    for _ in range(10):
+        batch = next(stream)
+        found = find_packed_sequence_indices(batch.position_ids)
+        assert found is not None
+        for row, own in zip(batch.document, found, strict=True):
+            # Two tokens are of one sequence exactly if they are of one document; padding is with
+            # nothing.
+            together = (row[:, None] == row[None, :]) & (row[:, None] >= 0)
+            together |= torch.eye(len(row), dtype=torch.bool)
+            assert torch.equal(own[:, None] == own[None, :], together)
+
+
+def test_transformers_takes_a_padded_row_for_one_document() -> None:
+    batch = padded(make_documents("d", [5, 2, 9]), pad_id=PAD)
+    assert find_packed_sequence_indices(batch.position_ids) is None
+
+
+@pytest.fixture(
+    scope="module", params=list(product(sorted(CONFIGS), ["sdpa", "eager"])), ids="-".join
+)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Rotary positions with and without tied embeddings, and learned ones, under either
+    attention.
+    """
+    family, attention = request.param
+    return tiny_model(family, attention=attention).eval()
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, batch: TokenBatch) -> list[list[float]]:
+    """NLL of every predicted token, by document."""
+    logits = model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).logits
+    log_p = logits[:, :-1][batch.predicted[:, 1:]].log_softmax(-1)
+    losses = -log_p.gather(1, batch.input_ids[batch.predicted][:, None])[:, 0]
+    of = batch.document[batch.predicted]
+    return [losses[of == i].tolist() for i in range(len(batch.documents))]
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, document: Document) -> list[float]:
+    """The same for one document by itself, without anything of a batch."""
+    log_p = model(input_ids=torch.tensor([document.ids])).logits[0].log_softmax(-1)
+    return [
+        -float(log_p[t - 1, document.ids[t]])
+        for t in range(1, len(document.ids))
+        if document.predicted[t]
+    ]
+
+
+def test_packing_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
+    stream = make_stream(batch_size=4)
+    compared = 0
+    for _ in range(5):
+        batch = next(stream)
+        assert len(batch.documents) > 4, "some window holds several documents"
+        for document, losses in zip(batch.documents, token_losses(model, batch), strict=True):
+            assert losses == pytest.approx(alone(model, document), abs=1e-5)
+            compared += len(losses)
+    assert compared > 200
+
+
+def test_padding_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
+    documents = make_documents("d", [5, 2, 19, 11], prompt=3)
+    for document, losses in zip(
+        documents, token_losses(model, padded(documents, pad_id=PAD)), strict=True
+    ):
+        assert losses == pytest.approx(alone(model, document), abs=1e-5)
+
+
+# --- the batch object
+# --------------------------------------------------------------------------------------
+
+
+def test_a_digest_tells_ids_masks_and_shapes_apart() -> None:
+    batch = next(make_stream())
+    assert batch.digest() == next(make_stream()).digest()
+    assert len(batch.digest()) == 16
+    ids, mask = batch.input_ids.clone(), batch.predicted.clone()
+    ids[0, 3] += 1
+    mask[0, 1] ^= True
+    others = [
+        TokenBatch(ids, batch.predicted, batch.position_ids, batch.document, batch.documents),
+        TokenBatch(batch.input_ids, mask, batch.position_ids, batch.document, batch.documents),
+        TokenBatch(
+            batch.input_ids.T,
+            batch.predicted.T,
+            batch.position_ids,
+            batch.document,
+            batch.documents,
+        ),
+    ]
+    assert len({batch.digest(), *(other.digest() for other in others)}) == 4
+
+
+def test_a_batch_moves_to_a_device_whole() -> None:
+    batch = next(make_stream())
+    assert same(batch.to("cpu"), batch)
+    moved = batch.to("meta")
+    tensors = [moved.input_ids, moved.predicted, moved.position_ids, moved.document]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_the_device_does_not_change_a_digest() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    batch = next(make_stream())
+    assert batch.to("cuda").digest() == batch.digest()
+
+
+# --- the sequence of documents
+# -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [(2.0, 1.0), (0.5, 0.5), (0.9, 0.1), (1.0, 0.0), (3, 1)])
+def test_every_stretch_holds_the_weights(weights: tuple[float, float]) -> None:
+    stream = make_stream(weights=weights)
+    fraction = weights[0] / sum(weights)
+    seen: Counter[str] = Counter()
+    for _ in range(100):
+        seen.update(document.source for document in next(stream).documents)
+        # The sequence is within one document of its share; the packer holds 16 back.
+        assert abs(seen["many"] - fraction * seen.total()) <= 1 + LOOKAHEAD_DOCUMENTS
+    assert seen["many"] / seen.total() == pytest.approx(fraction, abs=0.05)
+    assert (seen["few"] == 0) == (weights[1] == 0)
+
+
+@given(weights=st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any))
+@settings(deadline=None, max_examples=50)
+def test_drawn_counts_never_stray_from_their_shares(weights: list[int]) -> None:
+    documents = make_documents("d", [4, 4, 4])
+    sources = [Source(f"s{i}", documents, weight) for i, weight in enumerate(weights)]
+    stream = Stream(sources, batch_size=1, window_tokens=4, seed=0, pad_id=PAD)
+    for _ in range(60):
+        next(stream)
+        drawn = stream.state_dict()["drawn"]
+        for count, weight in zip(drawn, weights, strict=True):
+            off = count - sum(drawn) * weight / sum(weights)
+            assert -len(weights) + 1 - 1e-9 <= off < 1
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
+    a, b, other = make_stream(seed=3), make_stream(seed=3), make_stream(seed=4)
+    digests = [[next(stream).digest() for _ in range(30)] for stream in (a, b, other)]
+    assert digests[0] == digests[1]
+    assert not set(digests[0]) & set(digests[2])
+
+
+def test_passes_differ_and_so_do_sources_with_equal_documents() -> None:
+    documents = make_documents("d", [8] * 30)
+    sources = [Source(name, documents, 1.0) for name in ("a", "b")]
+    stream = Stream(sources, batch_size=1, window_tokens=8, seed=0, pad_id=PAD)
+    sequence = origins(stream, 120)
+    a, b = sequence[0::2], sequence[1::2]
+    passes = [tuple(part[i : i + 30]) for part in (a, b) for i in (0, 30)]
+    assert all(sorted(one) == sorted(passes[0]) for one in passes)
+    assert len(set(passes)) == 4
+
+
+def test_the_order_of_a_source_does_not_depend_on_the_others() -> None:
+    documents = make_documents("d", [8] * 30)
+    extra = Source("extra", make_documents("x", [8] * 5), 1.0)
+    alone, mixed = (
+        Stream(sources, batch_size=1, window_tokens=8, seed=0, pad_id=PAD)
+        for sources in ([Source("d", documents, 1.0)], [extra, Source("d", documents, 1.0)])
+    )
+    assert origins(alone, 50) == [
+        origin for origin in origins(mixed, 100) if origin.startswith("d")
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 10])
+def test_the_batch_size_changes_no_window(batch_size: int) -> None:
+    one = make_stream(batch_size=1)
+    stream = make_stream(batch_size=batch_size)
+    for _ in range(60 // batch_size):
+        batch = next(stream)
+        for row in range(batch_size):
+            assert torch.equal(batch.input_ids[row], next(one).input_ids[0])
+
+
+def test_a_stream_is_its_own_iterator() -> None:
+    stream = make_stream()
+    assert [batch.digest() for batch, _ in zip(stream, range(3), strict=False)] == [
+        batch.digest() for batch, _ in zip(make_stream(), range(3), strict=False)
+    ]
+
+
+# --- packing invariants
+# ------------------------------------------------------------------------------------
+
+
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=1, max_size=60),
+    spare=st.integers(0, 20),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+@settings(deadline=None, max_examples=150)
+def test_packing_invariants(lengths: list[int], spare: int, batch_size: int, seed: int) -> None:
+    documents = make_documents("d", lengths)
+    window = max(lengths) + spare
+    stream = Stream(
+        [Source("d", documents, 1.0)],
+        batch_size=batch_size,
+        window_tokens=window,
+        seed=seed,
+        pad_id=PAD,
+    )
+    seen: list[str] = []
+    while len(seen) < 3 * len(documents) + LOOKAHEAD_DOCUMENTS:
+        batch = next(stream)
+        # Whole documents, in order within their window, one after the other, then padding.
+        assert same(batch, laid_out_by_hand(windows_of(batch), window, padding_apart=True))
+        assert all(windows_of(batch))
+        assert batch.predicted_tokens > 0
+        seen += [document.origin for document in batch.documents]
+
+    # Once a pass: all that was drawn came out or still waits, and no pass over the source repeats a
+    # document.
+    state = stream.state_dict()
+    drawn = sequence_of(documents, seed, state["drawn"][0])
+    waiting = [drawn[number] for _, number in state["pending"]]
+    assert Counter(seen) + Counter(waiting) == Counter(drawn)
+    for start in range(0, len(drawn), len(documents)):
+        one_pass = drawn[start : start + len(documents)]
+        assert len(set(one_pass)) == len(one_pass)
+    assert len(waiting) == LOOKAHEAD_DOCUMENTS
+
+
+def sequence_of(documents: Sequence[Document], seed: int, count: int) -> list[str]:
+    """What is drawn, as a packer without a choice shows it: every document is as long as a
+    window.
+    """
+    unit = [
+        Document([1, 1], [True, True], document.origin, document.source) for document in documents
+    ]
+    stream = Stream([Source("d", unit, 1.0)], batch_size=1, window_tokens=2, seed=seed, pad_id=PAD)
+    return origins(stream, count)
+
+
+def test_a_document_waits_at_most_as_many_windows_as_are_pending() -> None:
+    # A document that fills a window alone is overtaken by short ones, but not for ever.
+    documents = make_documents("d", [10] + [3] * 99)
+    stream = Stream(
+        [Source("d", documents, 1.0)], batch_size=1, window_tokens=10, seed=1, pad_id=PAD
+    )
+    windows = [next(stream).documents for _ in range(400)]
+    at = [i for i, window in enumerate(windows) if window[0].origin == "d:0"]
+    assert len(at) >= 11
+    assert all(len(windows[i]) == 1 for i in at)
+    # 99 short ones take 33 windows, so that a pass takes 34; it can be late by the look-ahead and
+    # no more.
+    assert max(b - a for a, b in pairwise(at)) <= 68 + LOOKAHEAD_DOCUMENTS
+
+
+def test_looking_ahead_wastes_little() -> None:
+    window = 64
+    generator = torch.Generator().manual_seed(0)
+    documents = make_documents(
+        "d", torch.randint(2, window + 1, (500,), generator=generator).tolist()
+    )
+    stream = Stream(
+        [Source("d", documents, 1.0)], batch_size=8, window_tokens=window, seed=0, pad_id=PAD
+    )
+    batches = [next(stream) for _ in range(60)]
+    filled = sum(batch.tokens for batch in batches) / (len(batches) * 8 * window)
+    assert filled > 0.9
+    assert next_fit(documents, window) < 0.8
+
+
+def next_fit(documents: Sequence[Document], window: int) -> float:
+    """The filled share if whatever does not fit starts the next window."""
+    windows, room = 1, window
+    for document in documents:
+        if len(document.ids) > room:
+            windows, room = windows + 1, window
+        room -= len(document.ids)
+    return sum(len(document.ids) for document in documents) / (windows * window)
+
+
+# --- resume
+# ------------------------------------------------------------------------------------------------
+
+
+@given(before=st.integers(0, 60), seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_a_resumed_stream_goes_on_bit_for_bit(before: int, seed: int) -> None:
+    stream = make_stream(seed=seed)
+    for _ in range(before):
+        next(stream)
+    state = json.loads(json.dumps(stream.state_dict()))
+    resumed = make_stream(seed=seed)
+    next(resumed)  # wherever it stood before
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == stream.state_dict()
+    for _ in range(25):
+        assert same(next(resumed), next(stream))
+
+
+def test_a_state_is_not_changed_by_what_follows() -> None:
+    stream = make_stream()
+    next(stream)
+    state = stream.state_dict()
+    kept = json.dumps(state)
+    next(stream)
+    assert json.dumps(state) == kept
+
+
+def test_a_state_resumes_with_another_batch_size() -> None:
+    stream = make_stream(batch_size=4)
+    next(stream)
+    resumed = make_stream(batch_size=2)
+    resumed.load_state_dict(stream.state_dict())
+    for _ in range(5):
+        halves = [next(resumed).input_ids for _ in range(2)]
+        assert torch.equal(torch.cat(halves), next(stream).input_ids)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"weights": (1.0, 1.0)}])
+def test_a_state_of_another_stream_is_refused(other: dict[str, object]) -> None:
+    state = make_stream(**other).state_dict()  # type: ignore[arg-type]
+    stream = make_stream()
+    with pytest.raises(UserError, match=r"data\.stream: (seed|sources): not as in the checkpoint"):
+        stream.load_state_dict(state)
+    assert next(stream).digest() == next(make_stream()).digest(), (
+        "a refused state leaves it as it was"
+    )
+
+
+# --- ranks
+# -------------------------------------------------------------------------------------------------
+
+
+def ranked(rank: int, world: int, *, batch_size: int = 8, seed: int = 0) -> Stream:
+    many = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
+    few = make_documents("few", [3, 24, 11])
+    sources = [Source("many", many, 2.0), Source("few", few, 1.0)]
+    return Stream(
+        sources,
+        batch_size=batch_size,
+        window_tokens=WINDOW,
+        seed=seed,
+        pad_id=PAD,
+        rank=rank,
+        world=world,
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_ranks_together_see_the_batch_of_one_process(world: int) -> None:
+    whole, parts = make_stream(batch_size=8), [ranked(rank, world) for rank in range(world)]
+    for _ in range(12):
+        batch, fractions = next(whole), [next(part) for part in parts]
+        for name in ("input_ids", "predicted", "position_ids"):
+            together = torch.stack(
+                [getattr(fraction, name) for fraction in fractions], dim=1
+            ).flatten(0, 1)
+            assert torch.equal(together, getattr(batch, name))
+        assert sorted(d.origin for d in batch.documents) == sorted(
+            d.origin for s in fractions for d in s.documents
+        )
+        assert all(part.state_dict() == whole.state_dict() for part in parts), (
+            "one position, whoever asks"
+        )
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 1)])
+def test_a_run_resumes_on_another_number_of_ranks(before: int, after: int) -> None:
+    whole, saving = ranked(0, 1), ranked(before - 1, before)
+    for _ in range(7):
+        next(whole), next(saving)
+    state = json.loads(json.dumps(saving.state_dict()))
+    resumed = [ranked(rank, after) for rank in range(after)]
+    for part in resumed:
+        part.load_state_dict(state)
+    for _ in range(5):
+        together = torch.stack([next(part).input_ids for part in resumed], dim=1).flatten(0, 1)
+        assert torch.equal(together, next(whole).input_ids)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match="3 ranks cannot share a batch evenly") as caught:
+        ranked(0, 3)
+    assert (caught.value.problems[0].where, caught.value.problems[0].accepted) == (
+        "data.batch_size",
+        "a multiple of 3",
+    )
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        ranked(2, 2)
+
+
+# --- documents on disk
+# -------------------------------------------------------------------------------------
+
+
+def test_documents_on_disk_give_the_same_batches() -> None:
+    documents = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
+    stored = StoredDocuments("many")
+    for document in documents:
+        stored.keep(
+            list(document.ids), document.predicted.index(True), Row("", "", document.origin, "many")
+        )
+    one, other = (
+        Stream([Source("many", found, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD)
+        for found in (documents, stored)
+    )
+    for _ in range(30):
+        batch, same_batch = next(one), next(other)
+        assert batch.digest() == same_batch.digest()
+        assert torch.equal(batch.position_ids, same_batch.position_ids)
+        assert [d.origin for d in batch.documents] == [d.origin for d in same_batch.documents]
+    resumed = Stream(
+        [Source("many", stored, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD
+    )
+    resumed.load_state_dict(one.state_dict())
+    assert next(resumed).digest() == next(one).digest()
+
+
+# --- bad input
+# ---------------------------------------------------------------------------------------------
+
+
+def stream_of(*sources: Source) -> Stream:
+    return Stream(sources, batch_size=1, window_tokens=8, seed=0, pad_id=PAD)
+
+
+def test_no_source_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing to train on"):
+        stream_of()
+
+
+def test_an_empty_source_is_named() -> None:
+    documents = make_documents("full", [4])
+    with pytest.raises(UserError, match=r"source 'hollow' holds no documents") as caught:
+        stream_of(Source("full", documents, 1.0), Source("hollow", [], 0.0))
+    assert caught.value.problems[0].where == "data.stream"
+
+
+def test_weights_that_are_all_zero_are_refused() -> None:
+    documents = make_documents("d", [4])
+    with pytest.raises(UserError, match=r"all weights are zero") as caught:
+        stream_of(Source("a", documents, 0.0), Source("b", documents, 0))
+    assert caught.value.problems[0].value == "{'a': 0.0, 'b': 0}"
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
+    with pytest.raises(UserError, match=r"weight of source 'd' is no share") as caught:
+        stream_of(Source("d", make_documents("d", [4]), weight))
+    assert caught.value.problems[0].value == repr(weight)
+
+
+def test_two_sources_of_one_name_are_refused() -> None:
+    documents = make_documents("d", [4])
+    with pytest.raises(UserError, match="two sources have this name"):
+        stream_of(Source("d", documents, 1.0), Source("d", documents, 1.0))
+
+
+def test_a_document_longer_than_the_window_is_refused() -> None:
+    with pytest.raises(UserError, match=r"d:1 is longer than the window") as caught:
+        stream_of(Source("d", make_documents("d", [4, 9]), 1.0))
+    assert caught.value.problems[0].value == "9 tokens"
+    assert caught.value.problems[0].accepted == "at most 8 tokens"
+
+
+@pytest.mark.parametrize("predicted", [[False, False], [True, False]])
+def test_a_document_without_anything_to_predict_is_refused(predicted: list[bool]) -> None:
+    document = Document([3, 4], predicted, "d:7", "d")
+    with pytest.raises(UserError, match=r"d:7 has no token to predict"):
+        stream_of(Source("d", [document], 1.0))
+    with pytest.raises(UserError, match=r"d:7 has no token to predict"):
+        Sampler([document], batch_size=1, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match=r"nothing to predict in this batch: d:7"):
+        padded([document], pad_id=PAD)
+
+
+def test_programming_errors_are_value_errors() -> None:
+    documents = make_documents("d", [4])
+    with pytest.raises(ValueError, match="0 x 8"):
+        Stream([Source("d", documents, 1.0)], batch_size=0, window_tokens=8, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match="1 x 1"):
+        Stream([Source("d", documents, 1.0)], batch_size=1, window_tokens=1, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Sampler(documents, batch_size=0, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match="at least one document"):
+        padded([], pad_id=PAD)
+    with pytest.raises(ValueError, match="d:0: 2 tokens, but a mask of 3"):
+        stream_of(Source("d", [Document([1, 2], [True] * 3, "d:0", "d")], 1.0))
+
+
+# --- the sampler
+# -------------------------------------------------------------------------------------------
+
+
+def make_sampler(count: int = 10, batch_size: int = 4, seed: int = 0) -> Sampler:
+    documents = make_documents("f", [3 + i % 5 for i in range(count)], prompt=1)
+    return Sampler(documents, batch_size=batch_size, seed=seed, pad_id=PAD)
+
+
+@given(count=st.integers(1, 30), batch_size=st.integers(1, 30), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=60)
+def test_a_pass_of_the_sampler_has_no_document_twice(
+    count: int, batch_size: int, seed: int
+) -> None:
+    batch_size = min(batch_size, count)
+    sampler = make_sampler(count, batch_size, seed)
+    for _ in range(3):
+        one_pass = [
+            document.origin
+            for _ in range(count // batch_size)
+            for document in next(sampler).documents
+        ]
+        assert len(set(one_pass)) == len(one_pass) == count // batch_size * batch_size
+
+
+def test_the_sampler_pads_and_differs_between_passes_and_seeds() -> None:
+    batches = [next(make_sampler(seed=seed)) for seed in (0, 0, 1)]
+    assert same(batches[0], padded(batches[0].documents, pad_id=PAD))
+    assert same(batches[0], batches[1])
+    assert not same(batches[0], batches[2])
+    sampler = make_sampler(batch_size=10)
+    passes = [
+        tuple(document.origin for document in batch.documents)
+        for batch, _ in zip(sampler, range(5), strict=False)
+    ]
+    assert len(set(passes)) == 5
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3, 7])
+def test_a_resumed_sampler_goes_on_bit_for_bit(before: int) -> None:
+    sampler = make_sampler()
+    for _ in range(before):
+        next(sampler)
+    state = json.loads(json.dumps(sampler.state_dict()))
+    resumed = make_sampler()
+    resumed.load_state_dict(state)
+    for _ in range(9):
+        assert same(next(resumed), next(sampler))
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"count": 11}, {"batch_size": 5}])
+def test_a_state_of_another_sampler_is_refused(other: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"data\.feedback: \w+: not as in the checkpoint"):
+        make_sampler().load_state_dict(make_sampler(**other).state_dict())
+
+
+def test_a_batch_larger_than_the_feedback_set_is_refused() -> None:
+    with pytest.raises(UserError, match="one batch of 4 takes more than there are") as caught:
+        make_sampler(count=3)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.value) == ("data.feedback", "3 documents")

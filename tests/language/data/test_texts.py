@@ -1,0 +1,396 @@
+"""Rows from the recipe's data section: all that can be wrong with them, told at once and before any
+training.
+"""
+
+import json
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vpretrain.config.recipe import load
+from vpretrain.language.data import word_problems
+from vpretrain.language.data.stream import Source, Stream
+from vpretrain.language.data.texts import documents_of, notices, read
+from vpretrain.language.modality import Materials
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.system.errors import UserError
+
+STREAM, FEEDBACK, TEST = (
+    word_problems.problems(split, 12, seed=0) for split in ("stream", "feedback", "test")
+)
+ROWS = "{kind: jsonl, path: %s.jsonl, prompt: problem, solution: solution}"
+RECIPE = f"""\
+modality: language
+description: Tiny.
+arm: onehot
+budget: {{steps: 1}}
+data:
+  window_tokens: 48
+  batch_size: 2
+  stream: [{{name: problems, rows: {ROWS % "stream"}}}, {{name: prose, rows: {{kind: chatter, rows: 5}}}}]
+  feedback: {{rows: {ROWS % "feedback"}, batch_size: 4}}
+  evaluation: {{dev: {ROWS % "nowhere"}, test: {ROWS % "test"}}}
+learner: {{config: {{model_type: llama}}}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    for name, rows in (("stream", STREAM), ("feedback", FEEDBACK), ("test", TEST)):
+        write(tmp_path / f"{name}.jsonl", rows)
+    return tmp_path
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(here, *overrides):
+    (here / "tiny.yaml").write_text(RECIPE)
+    return load(here / "tiny.yaml", [f"data.root={here}", *overrides], schemas=SCHEMAS)
+
+
+def texts(here, *overrides):
+    return read(recipe(here, *overrides))
+
+
+def refused(here, *overrides):
+    """The problems by where they are; the folder of the files left out."""
+    with pytest.raises(UserError) as caught:
+        texts(here, *overrides)
+    return {problem.where.replace(f"{here}/", ""): problem for problem in caught.value.problems}
+
+
+def test_rows_of_every_source(here):
+    found = texts(here)
+    assert list(found.stream) == ["problems", "prose"]
+    assert [row.text for row in found.stream["problems"]] == [row["solution"] for row in STREAM]
+    assert [row.prompt for row in found.feedback] == [row["problem"] for row in FEEDBACK]
+    assert found.feedback[2].origin == f"{here}/feedback.jsonl:3"
+    assert [row.prompt for row in found.stream["prose"]] == [""] * 5
+    assert found.stream["prose"][0].origin == "prose:1"
+    assert len(found.evaluation) == len(TEST), (
+        "the split that is evaluated; other splits are not even read"
+    )
+
+
+def test_part_of_a_file_and_planted_noise(here):
+    part = texts(here, "data.stream.0.rows.skip_rows=3", "data.stream.0.rows.rows=4").stream[
+        "problems"
+    ]
+    assert [row.text for row in part] == [row["solution"] for row in STREAM[3:7]]
+    planted = texts(here, "data.stream.0.rows.corrupt_digits=1").stream["problems"]
+    assert [row.prompt for row in planted] == [row["problem"] for row in STREAM]
+    assert all(row.text != clean["solution"] for row, clean in zip(planted, STREAM, strict=True))
+    problem = refused(here, "data.stream.0.rows.skip_rows=12")["data.stream.0.rows.skip_rows"]
+    assert (problem.value, problem.accepted) == ("12", "0 to 11: there are 12 rows")
+
+
+def test_the_home_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert len(texts(here, "data.root=~/").feedback) == 12
+    assert len(
+        texts(
+            here,
+            "data.root=/nowhere",
+            "data.stream.0.rows.path=~/stream.jsonl",
+            "data.feedback.rows.path=~/feedback.jsonl",
+            "data.evaluation.test.path=~/test.jsonl",
+        ).feedback
+    )
+
+
+def test_problems_of_all_sources_at_once(here):
+    (here / "torn.jsonl").write_text('{"problem": "1", "solution": "2"}\n{"problem"\n')
+    found = refused(
+        here,
+        "data.stream.0.rows.path=torn.jsonl",
+        "data.stream.1.name=problems",
+        "data.feedback.rows.solution=answer",
+        "data.evaluation.test.path=tset.jsonl",
+        "data.window_tokens=1",
+        "data.feedback.max_tokens=1",
+    )
+    assert {
+        "torn.jsonl:2",
+        "data.stream",
+        "feedback.jsonl:1",
+        "data.evaluation.test.path",
+        "data.window_tokens",
+        "data.feedback.max_tokens",
+    } <= set(found)
+    assert "'problem', 'solution'" in found["feedback.jsonl:1"].accepted
+    assert "test.jsonl" in found["data.evaluation.test.path"].accepted
+    assert found["data.stream"].value == "problems, problems"
+
+
+def test_the_generators_limits(here):
+    problem = refused(here, "data.feedback.rows={kind: word_problems, split: test, rows: 99999}")[
+        "data.feedback.rows"
+    ]
+    assert "99999" in problem.message and "at most" in problem.message
+    rows = "{kind: word_problems, split: feedback, rows: 20, noise_share: 0.5}"
+    assert (
+        "always clean" in refused(here, f"data.feedback.rows={rows}")["data.feedback.rows"].message
+    )
+
+
+def test_feedback_that_cannot_steer(here):
+    problem = refused(here, "data.feedback.batch_size=13")["data.feedback.batch_size"]
+    assert (problem.value, problem.accepted) == ("13", "1 to 6: there are 12 rows")
+    found = refused(here, "data.feedback.rows={kind: jsonl, path: feedback.jsonl, text: solution}")
+    problem = found["data.feedback.rows feedback.jsonl:1"]
+    assert "no prompt" in problem.message and problem.value == FEEDBACK[0]["solution"]
+
+
+def test_feedback_that_stands_elsewhere_is_named_row_by_row(here):
+    write(here / "leaky.jsonl", [*STREAM, FEEDBACK[7]])
+    problem = refused(here, "data.stream.0.rows.path=leaky.jsonl")["data.feedback.rows"]
+    assert problem.value == f"{here}/feedback.jsonl:8 = {here}/leaky.jsonl:13"
+    assert "in the stream" in problem.message
+    other = [{"problem": row["problem"].upper(), "solution": "0"} for row in FEEDBACK]
+    write(here / "leaky.jsonl", [*TEST, *other])
+    problem = refused(here, "data.evaluation.test.path=leaky.jsonl")["data.feedback.rows"]
+    assert "12 of the feedback rows are also in the test rows" in problem.message
+    assert problem.value.count(" = ") == 5 and problem.value.endswith(", ...")
+
+
+def test_leaks_are_told_beside_other_problems(here):
+    write(here / "leaky.jsonl", [*STREAM, FEEDBACK[7]])
+    found = refused(
+        here, "data.stream.0.rows.path=leaky.jsonl", "data.evaluation.test.path=no.jsonl"
+    )
+    assert set(found) == {"data.feedback.rows", "data.evaluation.test.path"}
+
+
+def test_answers_that_cannot_be_scored(here):
+    assert texts(here, "evaluate.answer='= ([\\d ]+)'").evaluation
+    problem = refused(here, "evaluate.answer='#### (.*)'")["evaluate.answer"]
+    assert problem.value == "#### (.*)" and TEST[0]["solution"] in problem.accepted
+    found = refused(here, "evaluate.answer='(a)'", "data.evaluation.test={kind: chatter, rows: 3}")
+    assert "no prompt" in found["data.evaluation.test test:1"].message
+    assert texts(here, "data.evaluation.test={kind: chatter, rows: 3}").evaluation, (
+        "NLL alone needs no prompt"
+    )
+
+
+# --- kinds of rows
+# -----------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_and_patterns_over_several(here):
+    (here / "many").mkdir()
+    write(here / "many" / "2.jsonl", STREAM[6:])
+    write(here / "many" / "1.jsonl", STREAM[:6])
+    pq.write_table(
+        pa.Table.from_pylist([{"q": r["problem"], "a": r["solution"]} for r in STREAM]),
+        here / "s.parquet",
+    )
+    (here / "a.txt").write_text("one\ntwo\n\nthree\n")
+    kinds = {
+        "{kind: jsonl, path: 'many/*.jsonl', prompt: problem, solution: solution}": [
+            r["problem"] for r in STREAM
+        ],
+        "{kind: jsonl, path: 'many/*.jsonl', template: 'Q: {problem}', solution: solution}": [
+            f"Q: {r['problem']}" for r in STREAM
+        ],
+        "{kind: parquet, path: s.parquet, prompt: q, solution: a, rows: 3}": [
+            r["problem"] for r in STREAM[:3]
+        ],
+        "{kind: text, path: '*.txt', document: paragraph}": ["", ""],
+        "{kind: text, path: a.txt}": [""],
+    }
+    for rows, prompts in kinds.items():
+        assert [
+            row.prompt for row in texts(here, f"data.stream.0.rows={rows}").stream["problems"]
+        ] == prompts
+    rows = texts(here, "data.stream.0.rows={kind: text, path: a.txt, document: line}").stream[
+        "problems"
+    ]
+    assert [row.text for row in rows] == ["one", "two", "three"]
+    problem = refused(here, "data.stream.0.rows.path='m*/*.json'")["data.stream.0.rows.path"]
+    assert "no file matches" in problem.message
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "{kind: jsonl, path: a, prompt: q, template: '{q}', solution: a}",
+        "{kind: jsonl, path: a, template: 'no field', solution: a}",
+        "{kind: parquet, path: a, template: '{q}'}",
+        "{kind: hub, path: a/b, text: t, streaming: true}",
+        "{kind: held_out, source: problems}",
+        "{kind: jsonl, path: a, format: gsm8k@99}",
+        "{kind: jsonl, path: a, format: gsm8k@1, text: t}",
+    ],
+)
+def test_rows_that_no_stream_can_have(here, rows):
+    with pytest.raises(UserError) as caught:
+        recipe(here, f"data.stream.0.rows={rows}")
+    assert caught.value.problems[0].where.endswith("data.stream.0.rows") or "data.stream.0" in str(
+        caught.value
+    )
+
+
+def test_a_format_stands_for_the_columns(here):
+    write(here / "g.jsonl", [{"q": "1+1?", "answer": "It is 2.\n#### 2"}])
+    rows = "{kind: jsonl, path: g.jsonl, format: gsm8k@1, columns: {question: q}}"
+    (row,) = texts(here, f"data.stream.0.rows={rows}").stream["problems"]
+    assert row.prompt == "Question: 1+1?\nAnswer:" and row.text.endswith("#### 2")
+
+
+def test_unset_keys_are_not_written(here):
+    written = recipe(here).data.model_dump(mode="json")["stream"][0]
+    assert not {"max_documents", "held_out"} & set(written), (
+        "the names of prepared checkpoints rest on these"
+    )
+    assert not {"template", "format", "columns"} & set(written["rows"])
+    assert (
+        recipe(here, "data.stream.0.max_documents=3").data.model_dump()["stream"][0][
+            "max_documents"
+        ]
+        == 3
+    )
+
+
+def test_rows_asked_for_are_all_that_is_read(here):
+    (here / "stream.jsonl").write_text(json.dumps(STREAM[0]) + "\n{torn\n")
+    assert len(texts(here, "data.stream.0.rows.rows=1").stream["problems"]) == 1
+
+
+# --- rows that are no use
+# ----------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_skipped_counted_and_named(here):
+    lines = (
+        [json.dumps(row) for row in STREAM]
+        + ["{"] * 7
+        + [json.dumps({"problem": "1+1?", "solution": ""})]
+    )
+    (here / "stream.jsonl").write_text("\n".join(lines))
+    assert set(refused(here)) == {f"stream.jsonl:{line}" for line in range(13, 18)} | {
+        "data.stream.0.rows"
+    }
+    found = texts(here, "data.on_bad_row=skip")
+    assert [row.prompt for row in found.stream["problems"]] == [row["problem"] for row in STREAM]
+    assert [p.where.rpartition(":")[2] for p in found.skipped[:5]] == ["13", "14", "15", "16", "17"]
+    assert "3 more rows" in found.skipped[5].message and len(found.skipped) == 6
+    assert texts(here, "data.stream.0.rows.rows=12").skipped == []
+
+
+def test_a_file_of_nothing_but_bad_rows_stops_all_the_same(here):
+    (here / "stream.jsonl").write_text('{"problem": "1+1?"}\n')
+    assert set(refused(here, "data.on_bad_row=skip")) == {"stream.jsonl:1"}
+    for nothing in ("", "\r\n\r\n", "\ufeff"):
+        (here / "stream.jsonl").write_text(nothing)
+        problem = refused(here, "data.on_bad_row=skip")["data.stream.0.rows"]
+        assert "no rows" in problem.message and problem.value == "stream.jsonl"
+
+
+# --- holding out
+# -------------------------------------------------------------------------------------------
+
+HOLDING = (
+    "data.stream.0.held_out={share: 0.4}",
+    "data.evaluation.test={kind: held_out, source: problems}",
+)
+
+
+def test_held_out_rows_are_never_in_the_stream(here):
+    found = texts(here, *HOLDING)
+    kept, away = (
+        {row.prompt for row in rows} for rows in (found.stream["problems"], found.evaluation)
+    )
+    assert kept and away and not kept & away
+    assert kept | away == {row["problem"] for row in STREAM}
+    write(here / "stream.jsonl", STREAM[::-1] * 2)
+    again = {row.prompt for row in texts(here, *HOLDING).evaluation}
+    assert again == away, "whatever the order, and however often a row is there"
+    one, rest = (
+        texts(here, *HOLDING, "data.evaluation.test.rows=1"),
+        texts(here, *HOLDING, "data.evaluation.test.skip_rows=1"),
+    )
+    assert len(one.evaluation) == 1 and one.evaluation[0] not in rest.evaluation
+
+
+def test_held_out_rows_of_one_source_are_looked_for_in_the_others(here):
+    write(here / "copy.jsonl", STREAM)
+    copy = "data.stream.1.rows={kind: jsonl, path: copy.jsonl, prompt: problem, solution: solution}"
+    problem = refused(here, *HOLDING, copy)["data.evaluation.test"]
+    assert "also in the stream" in problem.message
+    assert texts(here, *HOLDING, copy, "data.stream.1.held_out={share: 0.4}").evaluation
+
+
+def test_planted_noise_stays_out_of_what_is_held_out(here):
+    found = texts(here, *HOLDING, "data.stream.0.rows.corrupt_digits=1")
+    clean = {row["problem"]: row["solution"] for row in STREAM}
+    assert all(row.text == clean[row.prompt] for row in found.evaluation)
+    assert all(row.text != clean[row.prompt] for row in found.stream["problems"])
+
+
+def test_a_source_that_holds_nothing_out(here):
+    problem = refused(here, "data.evaluation.test={kind: held_out, source: problems}")[
+        "data.evaluation.test.source"
+    ]
+    assert problem.value == "problems" and "holds nothing out" in problem.message
+    problem = refused(here, HOLDING[0], "data.evaluation.test={kind: held_out, source: prolbems}")
+    assert problem["data.evaluation.test.source"].accepted == "problems"
+    problem = refused(here, HOLDING[1], "data.stream.0.held_out={share: 1e-9}")[
+        "data.stream.0.held_out.share"
+    ]
+    assert "raise the share" in problem.message
+
+
+# --- documents
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_documents_of_a_source(here):
+    made = recipe(here, "data.stream.0.max_documents=5", "data.window_tokens=12")
+    rows = read(made).stream["problems"]
+    documents, counts = documents_of(
+        made.data.stream[0], rows, word_problems.tokenizer(), made.data
+    )
+    assert len(documents) == counts.documents <= 5
+    assert max(documents.lengths) <= 12
+    assert counts.rows == 12
+    assert counts.dropped + counts.documents + counts.capped == 12
+
+
+def test_prompts_that_fill_the_window_are_never_silently_nothing(here):
+    made = recipe(here, "data.window_tokens=2")
+    documents, counts = documents_of(
+        made.data.stream[0], read(made).stream["problems"], word_problems.tokenizer(), made.data
+    )
+    assert (
+        counts.dropped == 12 and "12 of 12 rows left out: the prompt alone" in counts.losses(2)[0]
+    )
+    with pytest.raises(UserError, match="'problems' holds no documents"):
+        Stream(
+            [Source("problems", documents, 1.0)], batch_size=1, window_tokens=2, seed=0, pad_id=0
+        )
+
+
+def test_what_is_left_out_is_said(here):
+    (here / "stream.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in STREAM) + "{torn\n"
+    )
+    made = recipe(here, "data.window_tokens=2", "data.on_bad_row=skip")
+    found = read(made)
+    _, counts = documents_of(
+        made.data.stream[0], found.stream["problems"], word_problems.tokenizer(), made.data
+    )
+    doubt, heading, skipped, dropped = notices(found, {"stream/problems": counts}, made.data)
+    assert "on_bad_row" in heading and f"{here}/stream.jsonl:13: this row is not JSON" in skipped
+    assert dropped == "stream/problems: 12 of 12 rows left out: the prompt alone fills 2 tokens"
+    assert "vpretrain decontaminate" in doubt and f"{here}/stream.jsonl" in doubt
+    assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [doubt]
+
+
+@pytest.mark.parametrize(("pad", "filled_with"), [(None, 7), (3, 3), (0, 0)])
+def test_a_tokenizer_without_pad_fills_up_with_its_end(pad, filled_with):
+    tokenizer = SimpleNamespace(pad_token_id=pad, eos_token_id=7)
+    assert Materials.pad_id.fget(SimpleNamespace(tokenizer=tokenizer)) == filled_with

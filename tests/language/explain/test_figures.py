@@ -1,0 +1,185 @@
+"""``explain`` on tiny runs: the figures against their definitions, nothing moves, data stays text,
+bad input is said once.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from tests.run.test_train import tiny_recipe
+from vpretrain.config import recipe as recipes
+from vpretrain.language import Language
+from vpretrain.language.explain import page, token_values
+from vpretrain.language.learner.targets import one_hot, soft_target_loss
+from vpretrain.language.steering.rules import Anchored
+from vpretrain.method.exact import ExactDesigner
+from vpretrain.method.reliability import Reliability
+from vpretrain.run.launch import train_one
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.studies.explain import explain, listening, restore_designer
+from vpretrain.system.errors import UserError
+
+SOURCE = "<script>owned()</script>"
+
+
+def make(folder, arm, *overrides):
+    recipe = tiny_recipe(f"arm={arm}", "threads=1", f"data.stream.1.name={SOURCE!r}", *overrides)
+    train_one(recipe, folder, lambda record, fraction: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def field_run(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("runs") / "field", "field")
+
+
+def fingerprint(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "explain.html")
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_page_and_figures_of_a_learned_designer(field_run):
+    before = fingerprint(field_run)
+    found = explain(field_run, documents=10)
+    assert fingerprint(field_run) == before
+    assert found["documents"] == 10 and set(found["sources"]) == {"problems", SOURCE}
+    value = found["value"]
+    assert found["regret"] == pytest.approx(value["bound"] - value["designer"])
+    assert value["bound"] >= max(value["onehot"], value["designer"], value["closed_form"])
+    assert -1 <= found["correlation"] <= 1 and -1 <= found["agreement"] <= 1
+    html = (field_run / "explain.html").read_text(encoding="utf-8")
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "http://" not in html and "https://" not in html and "src=" not in html
+    json.dumps(found)
+    assert explain(field_run, documents=10) == found
+    assert (field_run / "explain.html").read_text(encoding="utf-8") == html
+
+
+def test_documents_that_hold_a_tag_show_it_as_text(field_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "spelled", lambda tokenizer, ids: ["<script>x()</script>"] * len(ids))
+    explain(field_run, documents=3, out=tmp_path / "new" / "page.html")
+    html = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in html and "&lt;script&gt;x()" in html
+
+
+@pytest.mark.parametrize(
+    "arm", ["onehot", "closed_form", "token_weights", "feedback_sft", "random_feedback"]
+)
+def test_every_kind_of_arm(tmp_path, arm):
+    found = explain(make(tmp_path / arm, arm, "budget.steps=1"), documents=4)
+    value = found["value"]
+    assert all(math.isfinite(v) for v in value.values())
+    assert set(found["sources"]) <= {
+        "problems",
+        SOURCE,
+    }  # the stream, even where the arm did not train on it
+    if arm in ("onehot", "feedback_sft"):
+        assert value["designer"] == pytest.approx(value["onehot"]) and found["correlation"] is None
+    if arm == "closed_form":
+        assert value["designer"] > value["onehot"]
+    said = "is a control" in (tmp_path / arm / "explain.html").read_text(encoding="utf-8")
+    assert said == (arm == "random_feedback")
+
+
+def test_values_are_slopes_of_the_loss_along_the_direction():
+    recipe = tiny_recipe(
+        "arm=closed_form", "value.alignment=dot", "value.estimator=double_backward"
+    )
+    materials = Language().load(recipe)
+    parts = Language().build(recipe, materials)
+    parts.learner.model.eval()
+    value_estimator = listening(recipe, parts, parts.stream)
+    context = parts.learner.forward(next(parts.stream))
+    seen = token_values.look(
+        context, ExactDesigner(Anchored(5), Reliability(False)), value_estimator, 5
+    )
+    plain, names = one_hot(context.labels), list(parts.learner.aligned)
+    pre = torch.autograd.grad(
+        soft_target_loss(context.logits, plain), list(parts.learner.aligned.values())
+    )
+    down = [
+        sum(d[name] for d in value_estimator.downstream) / len(value_estimator.downstream)
+        for name in names
+    ]
+    expected = sum(float((a * b).sum()) for a, b in zip(pre, down, strict=True))
+    assert float(seen.values[:, 0].mean()) == pytest.approx(expected, rel=1e-4)
+    pieces = list(token_values.pieces_of(seen))
+    assert sum(sum(piece.valued) for piece in pieces) == pytest.approx(
+        float(seen.values[:, 0].sum()), rel=1e-5
+    )
+    for piece in pieces:
+        wanted = [flag and at > 0 for at, flag in enumerate(piece.document.predicted)]
+        assert [value is not None for value in piece.values] == wanted
+
+
+def test_the_bound_is_what_the_best_candidate_gives():
+    recipe = tiny_recipe("designer.gate_max=0.5")
+    values = torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 0.0]])
+    ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
+    seen = token_values.Look(
+        ids,
+        torch.full((2, 3), 1 / 3).log(),
+        values[None],
+        one_hot(ids[:, 0]),
+        values[:, :1],
+        None,
+        torch.zeros(2, dtype=torch.int64),
+        torch.tensor([1, 2]),
+        (),
+    )
+    worth = token_values.worths([seen], recipe)
+    assert worth.onehot == worth.designer == 1.5
+    assert worth.bound == pytest.approx(((0.5 * 1 + 0.5 * 3) + 2) / 2)
+
+
+class Bytes:
+    """One token a byte: most characters take several."""
+
+    def decode(self, ids, **options):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 中文 🙂\nend", ""])
+def test_tokens_spell_their_document(text):
+    spelled = token_values.spelled(Bytes(), list(text.encode()))
+    assert "".join(spelled) == text and len(spelled) == len(text.encode())
+
+
+def broken(field_run, folder, name):
+    shutil.copytree(field_run, folder)
+    (folder / name).unlink()
+    return folder
+
+
+def test_bad_input_is_one_clear_error(field_run, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    vision = shutil.copytree(field_run, tmp_path / "vision")
+    (vision / "recipe.yaml").write_text(recipes.dump(recipes.load("demo-vision", schemas=SCHEMAS)))
+    damaged = broken(field_run, tmp_path / "damaged", "result.json")
+    (damaged / "designer" / "state.pt").write_bytes(b"nothing")
+    weightless = broken(field_run, tmp_path / "weightless", "model/model.safetensors")
+    for folder, said in (
+        (tmp_path / "nowhere", "no such folder"),
+        (empty, "no recipe.yaml"),
+        (vision, r"modality cannot be explained: .*`explain\(recipe, folder"),
+        (broken(field_run, tmp_path / "unfinished", "model/config.json"), "did not finish"),
+        (damaged, "designer's state"),
+        (weightless, "model"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            explain(folder, documents=2)
+        assert len(caught.value.problems) == 1
+    with pytest.raises(UserError, match="name a file"):
+        explain(field_run, documents=2, out=tmp_path)
+
+
+def test_a_state_of_another_designer_is_refused(field_run):
+    recipe = tiny_recipe("arm=field", "designer.hidden=32")
+    parts = Language().build(recipe, Language().load(recipe))
+    with pytest.raises(UserError, match="does not go with the recipe"):
+        restore_designer(parts, field_run)

@@ -1,0 +1,89 @@
+"""Costs counted from shapes, held against what is counted while a step runs."""
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from tests.language.conftest import CONFIGS
+from tests.run.test_train import tiny_recipe
+from vpretrain.language.learner import predictions
+from vpretrain.language.learner.cost_model import (
+    KINDS,
+    SIZES,
+    Setting,
+    Shape,
+    flops,
+    predicted,
+    resident,
+)
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.train import new_step
+from vpretrain.system.errors import UserError
+
+LARGE = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "vocab_size": 4000,
+}
+
+
+@pytest.mark.parametrize("arm", ["onehot", "closed_form", "token_weights", "field"])
+def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    recipe = tiny_recipe("value.meta_period=1000", "designer.candidates=8", f"arm={arm}")
+    learner = recipe.learner.model_copy(update={"config": LARGE, "model": None, "prepare": None})
+    recipe = recipe.model_copy(update={"learner": learner})
+    modality = MODALITIES["language"]()
+    parts = modality.build(recipe, modality.load(recipe))
+    step = new_step(recipe, parts)
+    step(next(parts.stream), 0.0)  # a meta step, so that there is a direction
+    context = parts.learner.forward(next(parts.stream))
+    with FlopCounterMode(display=False) as counter:
+        step(context.batch, 0.0)
+    shape = Shape.of(parts.learner.model.config.to_dict())
+    at = Setting(  # a window of 0: the counter leaves attention out on a CPU
+        tokens=context.batch.input_ids.numel(),
+        predicted=len(context.labels),
+        window=0,
+        candidates=8,
+        period=10**9,
+        aligned=recipe.learner.aligned_blocks,
+        hidden=recipe.designer.hidden,
+        layers=recipe.designer.layers,
+    )
+    found = flops(shape, at, KINDS[arm])
+    assert sum(found.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_steering_costs_less_where_the_learner_is_larger():
+    at = Setting(tokens=4096, predicted=4096, window=1024, device="cuda")
+    for arm in ("field", "closed_form", "token_weights"):
+        costs = {
+            name: predicted(shape, at, ["onehot", arm])["ratios"][arm]
+            for name, shape in SIZES.items()
+        }
+        assert 1 < costs["70B"]["flops"] < costs["0.5B"]["flops"] < 1.35
+        assert all(1 <= cost["bytes"] < 1.1 for cost in costs.values())
+
+
+def test_parts():
+    shape = Shape.of(AutoConfig.for_model(**CONFIGS["qwen2"]).to_dict())
+    at = Setting(tokens=24, predicted=24, window=12)
+    assert (
+        flops(shape, at, KINDS["onehot"])["meta"]
+        == 0
+        == resident(shape, at, KINDS["onehot"])["directions"]
+    )
+    assert SIZES["0.5B"].parameters == pytest.approx(
+        494e6, rel=0.01
+    )  # as published, biases and norms apart
+    assert SIZES["7B"].parameters == pytest.approx(7.6e9, rel=0.01)
+    assert SIZES["70B"].parameters == pytest.approx(72.7e9, rel=0.01)
+    with pytest.raises(UserError, match="feedback_sft"):
+        predicted(shape, at, ["onehot", "feedback_sft"])

@@ -1,0 +1,281 @@
+"""The learner by passes over the head against the learner on whole logits: the same run, but for
+what it costs.
+"""
+
+import pytest
+import torch
+
+from tests.language.conftest import downstream, tiny_batch, tiny_learner
+from tests.language.learner.test_causal import learner_of, new_model
+from vpretrain.language.learner import predictions
+from vpretrain.language.learner.head import HeadPass
+from vpretrain.language.learner.predictions import WholeLogits
+from vpretrain.language.learner.targets import one_hot
+from vpretrain.language.steering.baselines import (
+    LossWeights,
+    OneHot,
+    SelfDistillation,
+    UniformSmoothing,
+)
+from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.exact import ExactDesigner
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.system.errors import UserError
+
+ARMS = {
+    "onehot": OneHot,
+    "uniform_smoothing": lambda: UniformSmoothing(6, 0.2),
+    "self_distillation": lambda: SelfDistillation(6, 0.2),
+    "loss_weights": lambda: LossWeights(TokenWeights(0.4)),
+    "closed_form": lambda: ExactDesigner(Anchored(6), Reliability(shrink=False)),
+    "token_weights": lambda: ExactDesigner(TokenWeights(0.4), Reliability(shrink=False)),
+    "document_weights": lambda: ExactDesigner(
+        GroupWeights(0.4, by="document"), Reliability(shrink=False)
+    ),
+    "weighted_targets": lambda: ExactDesigner(
+        WeightedTargets(Anchored(6), 0.4), Reliability(shrink=False)
+    ),
+}
+KINDS = (WholeLogits, HeadPass)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """Both ways, whatever the size of the batch."""
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0 if request.param is HeadPass else 2**40)
+    return request.param
+
+
+def both(monkeypatch, run):
+    """What a run gives either way."""
+    found = []
+    for kind in KINDS:
+        monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0 if kind is HeadPass else 2**40)
+        found.append(run(kind))
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])  # head in S, and tied to the embedding
+@pytest.mark.parametrize("arm", sorted(ARMS))
+def test_a_step_of_every_arm(arm, family, monkeypatch):
+    def run(kind):
+        learner, designer = tiny_learner(family, torch.float64), ARMS[arm]()
+        value_estimator = ValueEstimator(
+            learner, Alignment("dot"), ESTIMATORS["central_difference"]
+        )
+        value_estimator.update([downstream(learner), downstream(learner, seed=8)], None, 0.0)
+        context = learner.forward(tiny_batch())
+        assert isinstance(context.predictions, kind)
+        heard = designer.learn(context, value_estimator)
+        task = designer.make_task(context, value_estimator)
+        loss = learner.loss(context, task)
+        loss.backward()
+        pieces = [p.grad.flatten() for p in learner.model.parameters()]
+        return [loss.detach(), torch.cat(pieces), task.mass, torch.tensor(list(heard.values()))]
+
+    for whole, passed in zip(*both(monkeypatch, run), strict=True):
+        torch.testing.assert_close(passed, whole, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("alignment", ["dot", "cosine", "lower_bound"])
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_values_by_every_estimator(family, estimator, alignment, monkeypatch):
+    def run(kind):
+        learner = tiny_learner(family, torch.float64)
+        value_estimator = ValueEstimator(
+            learner, Alignment(alignment, smoothness=2.0), ESTIMATORS[estimator]
+        )
+        value_estimator.update([downstream(learner)], None, 0.1)
+        context = learner.forward(tiny_batch())
+        targets = one_hot(context.labels, 6, context.predictions.candidates(6), torch.float64)
+        found = value_estimator(context, targets)
+        return [found.value, found.gradient[0]]
+
+    # The rounding of central differences, and curvature of the head, are on the one side only.
+    for whole, passed in zip(*both(monkeypatch, run), strict=True):
+        assert float((passed - whole).norm() / whole.norm()) < (
+            1e-5 if estimator == "central_difference" else 1e-9
+        )
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "gpt2"])
+def test_heads_that_are_capped_or_scaled(family, monkeypatch):
+    def run(kind):
+        learner = learner_of(new_model(family).double())
+        value_estimator = ValueEstimator(
+            learner, Alignment("dot"), ESTIMATORS["central_difference"]
+        )
+        context = learner.forward(tiny_batch())
+        value_estimator.update([downstream(learner)], None, 0.0)
+        task = one_hot(context.labels, 6, context.predictions.candidates(6), torch.float64)
+        loss = learner.loss(context, task)
+        slopes = torch.autograd.grad(loss, list(learner.aligned.values()), retain_graph=True)
+        return [
+            loss.detach(),
+            torch.cat([s.flatten() for s in slopes]),
+            value_estimator(context, task).gradient[0],
+        ]
+
+    whole, passed = both(monkeypatch, run)
+    torch.testing.assert_close(passed[:2], whole[:2], rtol=1e-6, atol=1e-9)
+    assert (
+        float((passed[2] - whole[2]).norm() / whole[2].norm()) < 1e-3
+    )  # norms that round to float32
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_values_under_bfloat16_arithmetic(family, monkeypatch):
+    """The head's part of the values is in the products' dtype then, as its part of the learner's
+    gradient is.
+    """
+
+    def run(kind):
+        learner = learner_of(new_model(family), autocast=torch.bfloat16)
+        wide = learner_of(new_model(family).double())
+        value_estimator = ValueEstimator(
+            learner, Alignment("dot"), ESTIMATORS["central_difference"]
+        )
+        value_estimator.update(
+            [{name: g.float() for name, g in downstream(wide).items()}], None, 0.0
+        )
+        context = learner.forward(tiny_batch())
+        ids = one_hot(context.labels).ids
+        truth = wide.forward(tiny_batch())
+        exact = ValueEstimator(wide, Alignment("dot"), ESTIMATORS["double_backward"])
+        exact.update([downstream(wide)], None, 0.0)
+        reference = exact(truth, one_hot(truth.labels, dtype=torch.float64)).gradient[0]
+        found = value_estimator(context, one_hot(context.labels, 1, ids)).gradient[0]
+        return torch.nn.functional.cosine_similarity(
+            found.double().flatten(), reference.flatten(), dim=0
+        )
+
+    whole, passed = both(monkeypatch, run)
+    assert passed >= 0.999 and 1 - passed <= 2 * (1 - whole) + 1e-4
+
+
+def test_values_under_dropout(monkeypatch):
+    """They are those of the learner without dropout, which is another function than the one that
+    was passed over.
+    """
+
+    def run(kind):
+        torch.manual_seed(0)
+        learner = tiny_learner("llama", torch.float64)
+        for block in learner.model.train().model.layers:
+            block.self_attn.attention_dropout = 0.5
+        value_estimator = ValueEstimator(
+            learner, Alignment("dot"), ESTIMATORS["central_difference"]
+        )
+        value_estimator.update([downstream(learner)], None, 0.0)
+        context = learner.forward(tiny_batch())
+        ids = torch.arange(4).expand(len(context.labels), -1) + 1 + context.labels[:, None]
+        ids = torch.cat([context.labels[:, None], ids % learner.model.config.vocab_size], dim=1)
+        assert learner.suffix.drops_out and not learner.suffix.reaches_head
+        return [
+            value_estimator(context, one_hot(context.labels, 5, ids, torch.float64)).gradient[0]
+        ]
+
+    (whole,), (passed,) = both(monkeypatch, run)
+    assert float((passed - whole).norm() / whole.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_losses_of_tokens_and_logits(kind, temperature):
+    learner, batch = tiny_learner("llama", torch.float64), tiny_batch()
+    losses, row = learner.token_losses(batch, temperature)
+    context = learner.forward(batch)
+    expected = torch.nn.functional.cross_entropy(
+        context.logits / temperature, context.labels, reduction="none"
+    )
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
+    upstream = 1.0 + row  # rows that count differently
+    leaves = list(learner.model.parameters())
+    for found, true in zip(
+        torch.autograd.grad(losses @ upstream.double(), leaves),
+        torch.autograd.grad(expected @ upstream.double(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, true, rtol=1e-8, atol=1e-9)
+
+
+def test_dropout_above_s_is_not_in_what_is_valued(monkeypatch):
+    """The learner's own pass is random then, and the objective is not."""
+
+    def run(kind):
+        learner = tiny_learner("llama", torch.float64)
+        learner.model.train()
+        for layer in learner.anatomy.blocks:
+            layer.self_attn.attention_dropout = 0.5
+        torch.manual_seed(0)
+        context = learner.forward(tiny_batch())
+        assert learner.suffix.drops_out
+        value_estimator = ValueEstimator(
+            learner, Alignment("dot"), ESTIMATORS["central_difference"]
+        )
+        value_estimator.update([downstream(tiny_learner("llama", torch.float64))], None, 0.0)
+        return value_estimator(context, one_hot(context.labels, dtype=torch.float64)).gradient[0]
+
+    torch.testing.assert_close(*both(monkeypatch, run), rtol=1e-7, atol=1e-12)
+
+
+def test_what_is_refused(kind):
+    learner = tiny_learner("llama")
+    context = learner.forward(tiny_batch())
+    with pytest.raises(UserError, match="1 to 40"):
+        context.predictions.candidates(41)
+    nothing = tiny_batch()
+    nothing.predicted[:] = False
+    with pytest.raises(UserError, match="no token of this batch"):
+        observed = learner.forward(nothing)
+        learner.loss(observed, one_hot(observed.labels))
+
+
+def test_few_logits_and_heads_that_are_more_than_linear_are_taken_whole(monkeypatch):
+    learner = tiny_learner("llama")
+    assert isinstance(learner.forward(tiny_batch()).predictions, WholeLogits)
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    assert isinstance(learner.forward(tiny_batch()).predictions, HeadPass)
+    learner.anatomy.head = torch.nn.Sequential(learner.anatomy.head)
+    assert isinstance(learner.forward(tiny_batch()).predictions, WholeLogits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind, monkeypatch):
+    learner, batch = tiny_learner(family, torch.float64), tiny_batch()
+    weight = learner.anatomy.head.weight
+    context = learner.forward(batch)
+    learner.loss(context, one_hot(context.labels)).backward()
+    found = weight.grad
+    assert found.layout == torch.strided
+    weight.grad = None
+    logits = learner.model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).logits
+    torch.nn.functional.cross_entropy(logits[context.where], context.labels).backward()
+    torch.testing.assert_close(
+        found, weight.grad, rtol=1e-5, atol=1e-9
+    )  # some norms round to float32
+    if kind is HeadPass:
+        passed = learner.forward(batch)
+        loss = learner.loss(passed, one_hot(passed.labels))
+        # What a backward pass that does not come to the lookup leaves is in no other one.
+        torch.autograd.grad(loss, list(learner.aligned.values()), retain_graph=True)
+        weight.grad = None
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(weight.grad, found)
+        weight.grad = None
+        (loss + learner.loss(passed, one_hot(passed.labels))).backward()
+        torch.testing.assert_close(weight.grad, 2 * found)
+        again = learner.forward(batch)
+        loss = learner.loss(again, one_hot(again.labels))
+        place, weight.grad = again.predictions._dense.weight.data_ptr(), None
+        loss.backward()
+        assert weight.grad.data_ptr() == place  # rows were added to it where it is
+        losses, _ = learner.token_losses(batch)
+        weight.grad = None
+        losses.mean().backward()
+        torch.testing.assert_close(weight.grad, found)

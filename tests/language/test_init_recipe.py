@@ -1,0 +1,255 @@
+"""``vpretrain init``, ``--version`` and completion: what a newcomer types first."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from vpretrain import __version__, cli
+from vpretrain.config.recipe import load
+from vpretrain.language.init_recipe import ROWS_A_STEP, fit
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.studies.check import check
+
+
+def rows(first, last):
+    return [
+        {"question": f"What is {a} plus {a + 3}?", "answer": f"{a} + {a + 3} = {2 * a + 3}"}
+        for a in range(first, last)
+    ]
+
+
+def write(path, found):
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my notes").mkdir()
+    for number in range(3):
+        (tmp_path / "my notes" / f"{number}.txt").write_text(
+            f"In the year {number} it rained: every day.\n" * 8
+        )
+    write(tmp_path / "verified.jsonl", rows(10, 34))
+    write(tmp_path / "more.jsonl", rows(50, 60))
+    write(tmp_path / "odd.jsonl", [{"frage": "Was?", "antwort": f"Das {n}."} for n in range(12)])
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["vpretrain", *arguments])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return int(ended.code or 0), capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    return call
+
+
+MODEL = ("--model", "word-problems-majority")
+
+
+def test_the_recipe_passes_check_and_holds_rows_out(here, call):
+    code, said = call(
+        "init", *MODEL, "--stream", "my notes", "--feedback", "verified.jsonl", "--json"
+    )
+    assert code == 0 and json.loads(said.out) == {"recipe": "steer.yaml", "problems": []}
+    assert check("steer.yaml", []) == []
+    recipe = load("steer.yaml", schemas=SCHEMAS)
+    assert recipe.data.feedback.rows.rows == recipe.data.evaluation["test"].skip_rows == 18
+    assert recipe.data.batch_size * recipe.learner.accumulate == ROWS_A_STEP
+    assert "steered by verified" in recipe.description and recipe.data.window_tokens == 512
+
+
+def test_what_is_held_out_can_be_named_and_so_can_columns(here, call):
+    code, _ = call(
+        "init",
+        *MODEL,
+        "--stream",
+        "my notes/*.txt",
+        "--feedback",
+        "odd.jsonl",
+        "--feedback-columns",
+        "frage,antwort",
+        "--evaluation",
+        "more.jsonl",
+        "--evaluation-columns",
+        "question,answer",
+        "--out",
+        "new/other.yaml",
+    )
+    recipe = load("new/other.yaml", schemas=SCHEMAS)
+    assert code == 0
+    assert (
+        recipe.data.feedback.rows.solution == "antwort"
+        and recipe.data.evaluation["test"].prompt == "question"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--stream", "none.jsonl", "--feedback", "verified.jsonl"], ["--stream", "no such file"]),
+        (
+            ["--stream", "my notes", "--feedback", "odd.jsonl"],
+            ["--feedback-columns", "frage, antwort"],
+        ),
+        (["--stream", "my notes", "--feedback", "my notes"], ["--feedback", "JSON Lines"]),
+        (
+            ["--stream", "my notes", "--feedback", "a/hub-set"],
+            ["--evaluation", "not in the feedback"],
+        ),
+        (["--stream", "my notes"], ["--feedback", "no terminal"]),
+        (
+            ["--stream", "my notes", "--feedback", "verified.jsonl", "--model", "no/where"],
+            ["--model", "no such folder"],
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_said_and_nothing_is_written(given, said, here, call, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, outputs = call("init", *MODEL, *given)
+    assert code == 2 and all(word in outputs.err for word in said)
+    assert not (here / "steer.yaml").exists()
+
+
+def test_a_file_that_is_there_is_left_alone(here, call):
+    (here / "steer.yaml").write_text("mine")
+    code, said = call("init", *MODEL, "--stream", "my notes", "--feedback", "verified.jsonl")
+    assert code == 2 and "--out" in said.err and (here / "steer.yaml").read_text() == "mine"
+
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 512,
+}
+
+
+def test_the_estimate_of_a_row_is_near_what_a_pass_keeps():
+    """What autograd holds for the backward pass, counted once a storage, is between a third and the
+    whole of the estimate.
+    """
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            held[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    ids = torch.arange(128)[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=ids).loss
+    kept = sum(size for size, _ in held.values())
+    assert loss.isfinite()
+    row = 128 * (4 * 4 * (12 * 64 + 4 * 128) + 12 * 512)
+    assert row / 3 < kept < row
+
+
+def test_less_memory_gives_smaller_batches_and_then_checkpointing():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+    fixed = 16 * sum(p.numel() for p in model.parameters())
+    fits = [fit(model, 512, fixed + spare * 2**20) for spare in (4096, 150, 60, 20)]
+    assert [found.batch_size for found in fits] == sorted(
+        (found.batch_size for found in fits), reverse=True
+    )
+    assert (
+        fits[0].batch_size == ROWS_A_STEP and not fits[0].checkpointing and fits[-1].checkpointing
+    )
+    assert all(found.batch_size * found.accumulate == ROWS_A_STEP for found in fits)
+    assert fit(model, 512, None).batch_size == ROWS_A_STEP
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A tiny ViT, and noise in folders: unlabelled, labelled, and labelled apart with a
+    class more.
+    """
+    monkeypatch.chdir(tmp_path)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = AutoConfig.for_model("dinov3_vit", **shape, image_size=32, patch_size=8)
+    AutoModel.from_config(config).save_pretrained("vit")
+    draw = numpy.random.default_rng(0)
+    for folder, count, classes in (("unlabelled", 6, 0), ("my pictures", 12, 3), ("apart", 4, 4)):
+        for number in range(count):
+            images = Path(folder, "images") if classes else Path(folder)
+            images.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (40, 48, 3), dtype=numpy.uint8)).save(
+                images / f"{number:02}.jpg"
+            )
+            if classes:
+                labels = draw.integers(0, classes, (40, 48), dtype=numpy.uint8)
+                labels[0, 0] = 255
+                Path(folder, "labels").mkdir(exist_ok=True)
+                Image.fromarray(labels).save(Path(folder, "labels", f"{number:02}.png"))
+    return ("init", "--model", "vit", "--stream", "unlabelled", "--feedback", "my pictures")
+
+
+def test_a_folder_of_pictures_makes_a_vision_recipe_that_passes_check(pictures, call):
+    code, said = call(*pictures, "--json")
+    assert (code, json.loads(said.out)) == (0, {"recipe": "steer.yaml", "problems": []})
+    data = load("steer.yaml", schemas=SCHEMAS).data
+    steers, measured = data.feedback.sets[0], data.evaluation["test"][0]
+    assert steers.pictures.classes == measured.classes == 3
+    assert steers.pictures.count == steers.train + steers.meta == measured.skip == 9
+
+
+def test_pictures_that_are_measured_on_can_be_named(pictures, call):
+    code, _ = call(*pictures, "--evaluation", "apart", "--out", "other.yaml")
+    data = load("other.yaml", schemas=SCHEMAS).data
+    assert code == 0 and data.evaluation["test"][0].images == Path("apart/images")
+    assert (
+        data.feedback.sets[0].pictures.classes == 4 and data.feedback.sets[0].pictures.count is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--feedback", "unlabelled"], ["--feedback", "labels/NAME.png"]),
+        (["--feedback", "apart"], ["--feedback", "4 pictures", "11 or more"]),
+        (["--model", "nowhere"], ["--model", "nowhere"]),
+        (["--stream-columns", "text"], ["--stream", "no columns"]),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_said_and_nothing_is_written(given, said, pictures, call):
+    code, outputs = call(*pictures, *given)
+    assert code == 2 and all(word in outputs.err for word in said), outputs.err
+    assert not Path("steer.yaml").exists()
+
+
+def test_version_and_completion(call):
+    assert call("--version")[1].out == f"vpretrain {__version__}\n"
+    environment = {
+        **os.environ,
+        "_VPRETRAIN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vpretrain rec",
+        "COMP_CWORD": "1",
+    }
+    program = Path(sys.executable).parent / "vpretrain"
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=120)
+    assert "recipes" in done.stdout.split()

@@ -1,0 +1,157 @@
+"""Comparisons: budgets are kept, the same again is the same, arms see the same stream."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.test_recipes import shrunken
+from vpretrain.cli.tables import comparison_table
+from vpretrain.studies import compare as comparison
+from vpretrain.system.errors import Fault, UserError
+
+
+def compared(out, arms=("onehot", "closed_form"), seeds=2, match="steps", amount=6, **options):
+    recipe = comparison.with_budget(shrunken("demo-language", "value.meta_period=2"), match, amount)
+    return comparison.compare(recipe, arms=list(arms), seeds=seeds, match=match, out=out, **options)
+
+
+def without_times(table):
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in table["runs"]]
+
+
+def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path):
+    first = compared(tmp_path / "a")
+    assert without_times(first) == without_times(compared(tmp_path / "b"))
+    assert without_times(first) == without_times(compared(tmp_path / "c", jobs=2))
+
+
+def test_equal_steps_draw_equal_batches(tmp_path):
+    compared(tmp_path)
+    for seed in (0, 1):
+        batches = [
+            [
+                json.loads(line)["batch"]
+                for line in (tmp_path / "runs" / f"{arm}-{seed}.metrics.jsonl")
+                .read_text()
+                .splitlines()
+            ]
+            for arm in ("onehot", "closed_form")
+        ]
+        assert batches[0] == batches[1] and len(set(batches[0])) == 6
+
+
+def test_flops_charge_designer_and_meta_step(tmp_path):
+    by_steps = compared(tmp_path / "steps", seeds=1)
+    spent = {run["arm"]: run["flops"] for run in by_steps["runs"]}
+    assert spent["closed_form"] > 1.3 * spent["onehot"] > 0
+    budget = 8 * spent["onehot"]
+    by_flops = compared(tmp_path / "flops", seeds=1, match="flops", amount=budget)
+    steps = {run["arm"]: run["steps"] for run in by_flops["runs"]}
+    assert steps["closed_form"] < steps["onehot"]
+    for run in by_flops["runs"]:  # ends with the step that uses the budget up
+        assert budget <= run["flops"] < budget * (1 + 2.5 / run["steps"])
+
+
+def test_flops_count_every_batch_of_a_step(tmp_path):
+    def spent(accumulate):
+        recipe = shrunken(
+            "demo-language",
+            "value.meta_period=2",
+            f"learner.accumulate={accumulate}",
+            "budget.steps=2",
+        )
+        out = tmp_path / str(accumulate)
+        return comparison.compare(recipe, arms=["onehot"], seeds=1, match="steps", out=out)["runs"][
+            0
+        ]["flops"]
+
+    assert spent(3) == pytest.approx(3 * spent(1), rel=0.1)
+
+
+def test_step_zero_is_always_there(tmp_path):
+    table = compared(tmp_path, arms=("onehot",), seeds=1)
+    assert table["step0"].keys() == table["metrics"].keys()
+    assert table["step0"]["test/nll"]["stderr"] > 0
+
+
+def test_items_that_do_not_agree_decide_nothing(tmp_path):
+    table = compared(tmp_path, seeds=3)
+    found = table["paired"]["closed_form"]["test/nll"]
+    low, high = found["items"]["ci95"]
+    assert low <= found["difference"] <= high
+    if low <= 0 <= high:
+        assert found["verdict"] == "undecided"
+
+
+def test_what_was_begun_is_gone_on_with_under_a_newer_version_and_not_under_another_recipe(
+    tmp_path,
+):
+    compared(tmp_path, arms=("onehot",), seeds=1, amount=2)
+    path = tmp_path / "recipe.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    older = [line for line in lines if line.strip() != "on_collapse: log"]
+    assert len(older) == len(lines) - 1
+    path.write_text("".join(older))
+    first = (tmp_path / "runs" / "onehot-0.json").stat().st_mtime_ns
+    assert len(compared(tmp_path, seeds=1, amount=2)["runs"]) == 2
+    assert (tmp_path / "runs" / "onehot-0.json").stat().st_mtime_ns == first
+    assert path.read_text() == "".join(lines)
+    with pytest.raises(UserError, match="was begun with another value") as refused:
+        compared(tmp_path, ("closed_form", "onehot"), seeds=1, amount=3)
+    assert {problem.where for problem in refused.value.problems} == {"arm", "budget.steps"}
+
+
+def test_a_result_that_is_not_whole_is_named(tmp_path):
+    compared(tmp_path)
+    whole = tmp_path / "runs" / "onehot-1.json"
+    whole.write_text(whole.read_text()[:40])
+    with pytest.raises(UserError, match=r"onehot-1\.json.*remove the file"):
+        compared(tmp_path)
+    whole.unlink()
+    assert len(compared(tmp_path)["runs"]) == 4
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
+    healthy = comparison.run
+
+    def run(recipe, parts, **options):
+        if recipe.arm == "closed_form":
+            raise Fault("loss nan")
+        return healthy(recipe, parts, **options)
+
+    monkeypatch.setattr(comparison, "run", run)
+    with pytest.raises(Fault, match="closed_form, seed 0: loss nan"):
+        compared(tmp_path, seeds=1, amount=1)
+    assert (tmp_path / "runs" / "onehot-0.json").is_file()
+
+
+def test_source_weights_and_sft(tmp_path):
+    table = compared(tmp_path, arms=("onehot", "source_weights", "feedback_sft"), seeds=1, amount=3)
+    digests = {run["arm"]: run["stream_digest"] for run in table["runs"]}
+    assert digests["onehot"] == digests["source_weights"] != digests["feedback_sft"]
+
+
+def test_the_table_in_a_terminal_cuts_no_figure():
+    """Of many metrics the leading ones are shown whole, and the others are named."""
+    metrics = {f"test/a_long_name_{i}": {"higher_is_better": True} for i in range(7)}
+    scores = {name: {"mean": 0.3016, "std": 0.0123, "n": 3} for name in metrics}
+    pair = {"difference": 0.0687, "ci95": [0.0372, 0.1003], "p_holm": 0.02, "verdict": "better"}
+    table = {
+        "budget": 150,
+        "match": "steps",
+        "metrics": metrics,
+        "step0": {name: {"value": 0.2178} for name in metrics},
+        "runs": [
+            {"arm": arm, "seed": 0, "seconds": 65.0} for arm in ("plain", "fixed_random_direction")
+        ],
+        "summary": {arm: scores for arm in ("plain", "fixed_random_direction")},
+        "paired": {"fixed_random_direction": dict.fromkeys(metrics, pair)},
+    }
+    for width in (80, 120, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(comparison_table(table, width))
+        said = console.export_text()
+        assert "…" not in said and "[+0.0372," in said and "fixed_random_direction" in said
+        assert all(f"name_{i}" in said or f"name {i}" in said for i in range(7))

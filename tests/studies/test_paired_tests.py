@@ -1,0 +1,36 @@
+"""Item-level comparisons: known values, coverage, and that a null is rarely called anything."""
+
+import numpy
+import pytest
+
+from vpretrain.studies.paired_tests import mcnemar, paired_items
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(5, 0) == pytest.approx(2 * 0.5**5)
+    assert mcnemar(3, 3) == 1
+    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+
+
+def test_one_seed_of_right_and_wrong_uses_mcnemar():
+    base = [[0.0] * 10 + [1.0] * 90]
+    arm = [[1.0] * 8 + [0.0] * 2 + [1.0] * 88 + [0.0] * 2]
+    found = paired_items(arm, base)
+    assert found.difference == pytest.approx(0.06)
+    assert found.p == pytest.approx(mcnemar(8, 2))
+
+
+def test_coverage_of_the_interval():
+    generator = numpy.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        items = generator.normal(0.1, 1.0, size=(3, 200)) + generator.normal(0, 1, size=200)
+        low, high = paired_items(items, numpy.zeros((3, 200)), seed=trial).ci95
+        covered += low <= 0.1 <= high
+    assert 0.91 <= covered / 300 <= 0.985  # 95% within three standard errors of 300 trials
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_items([[1.0, 0.0]], [[1.0]])

@@ -1,0 +1,31 @@
+"""What `vpretrain profile` measures, on tiny learners."""
+
+import pytest
+
+from tests.run.test_train import tiny_recipe
+from vpretrain.studies.profile import PARTS, profile
+from vpretrain.system.errors import UserError
+
+
+def test_arms_are_measured_side_by_side():
+    recipe = tiny_recipe("value.meta_period=2", "value.burn_in_steps=0")
+    found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
+    assert list(found["arms"]) == ["onehot", "closed_form"]
+    for arm, row in found["arms"].items():
+        assert row["tokens_per_second"] > 0 and row["peak_bytes"] > 0 and row["flops"] > 0
+        assert set(found["shares"][arm]) == {*PARTS, "rest"}
+        assert sum(found["shares"][arm].values()) == pytest.approx(1)
+    assert found["shares"]["onehot"]["meta"] == 0 < found["shares"]["closed_form"]["meta"]
+    assert found["ratios"]["flops"]["closed_form"] > 1 and set(found["ratios"]["throughput"]) == {
+        "closed_form"
+    }
+
+
+def test_what_is_wrong_in_a_process_is_said_here():
+    with pytest.raises(UserError, match=r"designer\.candidates"):
+        profile(tiny_recipe("designer.candidates=4000"), arms=["closed_form"], rounds=1, warm_up=1)
+
+
+def test_arms_that_there_are_not_are_refused():
+    with pytest.raises(UserError, match="nonsense"):
+        profile(tiny_recipe(), arms=["nonsense"], rounds=1, warm_up=1)

@@ -1,0 +1,235 @@
+"""A search over a recipe: what it refuses, that it goes on where it stopped, prunes, and writes
+recipes that load.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vpretrain.config.recipe import load
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.studies import sweep as sweeps
+from vpretrain.system.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = """\
+extends: demo-language
+arm: token_weights
+budget: {steps: 3}
+data:
+  window_tokens: 32
+  batch_size: 2
+  stream:
+    - {name: problems, rows: {kind: word_problems, rows: 40, noise_share: 0.5}}
+  feedback: {rows: {kind: word_problems, split: feedback, rows: 16}, batch_size: 4}
+  evaluation:
+    dev: {kind: word_problems, split: dev, rows: 8}
+    test: {kind: word_problems, split: test, rows: 8}
+learner:
+  model: null
+  prepare: null
+  config: {model_type: llama, vocab_size: 96, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
+    num_attention_heads: 2, num_key_value_heads: 2}
+  aligned_blocks: 1
+designer: {candidates: 4}
+value: {burn_in_steps: 1, meta_period: 2}
+evaluate: {every: 1, split: dev, also: [test], answer: null}
+"""
+SPACE = """\
+sweep:
+  keys:
+    learner.learning_rate: {low: 1e-4, high: 1e-1, log: true}
+    designer.tilt: [0.4, 1.0]
+    value.meta_period: {low: 1, high: 3}
+  objectives: [dev/nll]
+  budget: {steps: 2}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(space=SPACE, *overrides):
+    with open("swept.yaml", "w") as file:
+        file.write(RECIPE + space)
+    return sweeps.Plan.read("swept.yaml", list(overrides))
+
+
+def parameters(out):
+    return [trial.params for trial in sweeps._study(out).get_trials() if trial.state.name != "FAIL"]
+
+
+def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
+    found = sweeps.sweep(plan(), trials=3, out=here / "out")
+    assert found == json.loads((here / "out" / "sweep.json").read_text()) and found["trials"] == 3
+    best = load(here / "out" / "best.yaml", schemas=SCHEMAS)
+    assert best.learner.learning_rate == found["best"]["parameters"]["learner.learning_rate"]
+    assert best.designer.tilt == found["best"]["parameters"]["designer.tilt"]
+    assert best.budget.steps == 3  # a trial had 2
+    scores = [trial.value for trial in sweeps._study(here / "out").get_trials()]
+    assert found["best"]["values"]["dev/nll"] == min(scores) and found["front"] == []
+    assert 1e-4 <= best.learner.learning_rate <= 1e-1 and best.value.meta_period in (1, 2, 3)
+    assert load(here / "out" / "recipe.yaml", schemas=sweeps._Swept()).sweep == plan().sweep
+
+
+def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypatch):
+    sweeps.sweep(plan(), trials=4, out=here / "whole")
+    ours = sweeps.run
+    calls = []
+
+    def once_killed(*given, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return ours(*given, **named)
+
+    monkeypatch.setattr(sweeps, "run", once_killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.sweep(plan(), trials=4, out=here / "stopped")
+    found = sweeps.sweep(plan(), trials=4, out=here / "stopped")
+    assert found["trials"] == 4 and found["failed"] == 0
+    assert parameters(here / "stopped") == parameters(here / "whole")
+    calls.clear()
+    calls.extend([1, 1])
+    assert (
+        sweeps.sweep(plan(), trials=4, out=here / "stopped") == found and len(calls) == 2
+    )  # nothing was run
+
+
+def test_several_objectives_leave_a_front(here):
+    found = sweeps.sweep(
+        plan(SPACE.replace("[dev/nll]", "[dev/nll, test/nll]"), "evaluate.every=0"),
+        trials=3,
+        out=here / "out",
+    )
+    assert (here / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
+    every = [trial.values for trial in sweeps._study(here / "out").get_trials()]
+    front = [tuple(entry["values"].values()) for entry in found["front"]]
+    assert front and found["best"]["number"] == found["front"][0]["number"]
+    for ours in front:
+        assert not any(
+            all(a <= b for a, b in zip(other, ours, strict=True)) and tuple(other) != ours
+            for other in every
+        )
+    for entry in found["front"]:
+        assert (
+            load(entry["recipe"], schemas=SCHEMAS).designer.tilt
+            == entry["parameters"]["designer.tilt"]
+        )
+
+
+def test_hopeless_trials_are_pruned(here):
+    """After four good trials, those at a rate that only harms are given up at their first
+    evaluation.
+    """
+    space = SPACE.replace("{low: 1e-4, high: 1e-1, log: true}", "[1e-3, 3.0]") + "  prune: true\n"
+    searched = plan(space, "budget.steps=2", "learner.warmup_fraction=0")
+    out = here / "out"
+    sweeps.sweep(searched, trials=1, out=out)
+    study = sweeps._study(out)
+    for rate in (1e-3, 1e-3, 1e-3, 1e-3, 3.0):
+        study.enqueue_trial(
+            {
+                "learner.learning_rate": json.dumps(rate),
+                "designer.tilt": "0.4",
+                "value.meta_period": 2,
+            }
+        )
+    found = sweeps.sweep(searched, trials=6, out=out)
+    assert found["pruned"] >= 1 and found["best"]["parameters"]["learner.learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ("", ["sweep", "missing"]),
+        (
+            SPACE.replace("designer.tilt", "designer.tillt"),
+            ["sweep.keys.designer.tillt", "did you mean tilt"],
+        ),
+        (SPACE.replace("[0.4, 1.0]", "[0.4, -1.0]"), ["sweep.keys.designer.tilt", "-1.0"]),
+        (SPACE.replace("low: 1e-4", "low: 1.0"), ["learner.learning_rate", "high has to be more"]),
+        (SPACE.replace("low: 1e-4", "low: 0"), ["low above 0"]),
+        (
+            SPACE.replace("budget: {steps: 2}", "bugdet: {steps: 2}"),
+            ["swept.yaml", "did you mean budget"],
+        ),
+        (
+            SPACE.replace("[dev/nll]", "[dev/nll, test/nll]") + "  prune: true\n",
+            ["several objectives"],
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_at_once(space, said, here):
+    with pytest.raises(UserError) as refused:
+        plan(space)
+    assert all(word in str(refused.value) for word in said), str(refused.value)
+
+
+def test_what_is_only_known_once_the_model_is_there_is_said_too(here):
+    with pytest.raises(UserError, match="dev/nll"):
+        sweeps.sweep(plan(SPACE.replace("dev/nll", "dev/loss")), trials=1, out=here / "a")
+    with pytest.raises(UserError, match=r"evaluate\.every"):
+        plan(SPACE + "  prune: true\n", "evaluate.every=0")
+    sweeps.sweep(plan(), trials=1, out=here / "b")
+    with pytest.raises(UserError, match="another search"):
+        sweeps.sweep(plan(SPACE.replace("1.0]", "1.5]")), trials=1, out=here / "b")
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "vpretrain.studies.sweep")
+    with pytest.raises(UserError, match=r"pip install 'vpretrain\[sweep\]'"):
+        importlib.import_module("vpretrain.studies.sweep")
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_study_and_a_killed_command_goes_on(here):
+    plan()
+    command = [
+        sys.executable,
+        "-m",
+        "vpretrain",
+        "sweep",
+        "swept.yaml",
+        "--out",
+        "out",
+        "--trials",
+        "6",
+        "--jobs",
+        "2",
+        "--json",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        command, env=environment, process_group=0, stderr=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stderr is not None
+        said = next(
+            line for line in killed.stderr if "trial 1:" in line or "trial 0:" in line
+        )  # the other one still runs
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert said.startswith("1 of 6")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trials"] == 6
+
+
+def test_the_papers_search_holds_together():
+    """Every end of every range makes a recipe; the pictures are not read for that."""
+    found = sweeps.Plan.read(str(REPOSITORY / "examples" / "sweeps" / "vision-paper.yaml"), [])
+    assert found.recipe.evaluate.split == "dev" and set(found.sweep.objectives) == {
+        "dev/miou",
+        "dev/depth_rmse",
+    }
+    at = found.at({"data.feedback.tasks": {"segmentation": 4, "depth": 1}, "value.meta_period": 2})
+    assert at.data.feedback.tasks == {"segmentation": 4, "depth": 1} and at.budget.steps == 2000

@@ -1,0 +1,43 @@
+"""The picture of a run: what is drawn is what the learner was shown."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.vision.conftest import tiny_recipe
+from vpretrain.vision import Vision
+from vpretrain.vision.steering.picture import shown
+
+
+def parts_of(materials, arm):
+    recipe = tiny_recipe(f"arm={arm}")
+    return recipe, Vision().build(recipe, materials["dino"])
+
+
+@pytest.mark.parametrize("arm", ["ascent", "constant_mask", "random_masks"])
+def test_masks_are_drawn(arm, materials, tmp_path):
+    recipe, parts = parts_of(materials, arm)
+    path = tmp_path / "pictures" / "masks.png"
+    assert Vision().picture(recipe, parts, path)
+    with Image.open(path) as image:
+        assert image.width > image.height > 100
+
+
+@pytest.mark.parametrize("arm", ["plain", "closed_form", "uniform_smoothing"])
+def test_an_arm_that_steers_no_views_has_no_picture(arm, materials, tmp_path):
+    recipe, parts = parts_of(materials, arm)
+    assert not Vision().picture(recipe, parts, tmp_path / "masks.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_drawn_is_what_the_learner_sees(materials):
+    recipe, parts = parts_of(materials, "constant_mask")
+    batch, crops = next(parts.stream), recipe.learner.crops
+    found = shown(parts.learner, parts.designer, batch, mean=crops.mean, std=crops.std)
+    assert found is not None and len(found.crops) == recipe.data.batch_size
+    assert torch.allclose(found.masks, torch.full_like(found.masks, recipe.designer.keep_ratio))
+    context = parts.learner.forward(batch)
+    scale, shift = (torch.tensor(each).view(3, 1, 1) for each in (crops.std, crops.mean))
+    assert torch.allclose((found.crops - shift) / scale, context.global_views[0], atol=1e-4)
+    assert not torch.equal(found.views, found.crops)
+    assert float(found.views.min()) >= 0 and float(found.views.max()) <= 1
