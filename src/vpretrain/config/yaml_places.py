@@ -34,7 +34,7 @@ class _Dumper(yaml.SafeDumper):
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000  # a few lines of nested anchors stand for more than any memory holds
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"
+_FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"  # noqa: E501
 for _name, _pattern, _first in (
     ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     ("null", "~|null|Null|NULL|", [*"~nN", ""]),
