@@ -158,7 +158,8 @@ def main() -> None:
     found = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/stream_speed.py --documents "
         f"{asked.documents}",
-        "description": "short documents through the stream against the tokenizer alone on the same text, "
+        "description": "short documents through the stream against the tokenizer alone on the same "
+        "text, "
         "one "
         "thread",
         "window_tokens": WINDOW,

@@ -317,8 +317,8 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     """``{name, modality, says}`` of the packaged recipes, then of all below ``folder``; ``load``
     takes names.
 
-    A file without ``modality`` or ``description`` is there to be extended and is left out. One that cannot
-    be read is listed and says why (its modality is empty), so that it hides no other.
+    A file without ``modality`` or ``description`` is there to be extended and is left out. One that
+    cannot be read is listed and says why (its modality is empty), so that it hides no other.
     """
     found = list(packaged().items())
     found += [(str(path), path) for path in sorted(folder.rglob("*.yaml"))] if folder else []

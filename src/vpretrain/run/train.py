@@ -103,8 +103,8 @@ def new_step(recipe: Recipe, parts: Parts) -> SteeredStep:
 
 
 def learning_rate(recipe: Recipe, fraction: float) -> float:
-    """Linear warm-up, then a cosine to ``final_fraction`` of the peak, at ``fraction`` in [0, 1] of the
-    budget.
+    """Linear warm-up, then a cosine to ``final_fraction`` of the peak, at ``fraction`` in [0, 1] of
+    the budget.
     """
     section = recipe.learner
     if fraction < section.warmup_fraction:

@@ -13,8 +13,8 @@ from vpretrain.language.data.rows import Row
 
 
 def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[Row]:
-    """Replaces one digit of every number in the text of ``fraction`` of the rows (drawn row by row) by
-    another digit.
+    """Replaces one digit of every number in the text of ``fraction`` of the rows (drawn row by row)
+    by another digit.
     """
     rng = random.Random(f"corrupt_digits {seed}")
 

@@ -160,7 +160,8 @@ def problems(
             raise ValueError(f"{key}: got {fraction}, accepted: 0 to 1")
         if fraction and split != "stream":
             raise ValueError(
-                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are always clean"
+                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are "
+                "always clean"
             )
 
     if not forms or not operations:

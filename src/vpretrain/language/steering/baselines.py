@@ -1,8 +1,8 @@
 """The designers of language that hear no feedback, one class an arm; the training loop never asks
 which one it has.
 
-Those that follow exact token values are :class:`vpretrain.method.exact.ExactDesigner` with a rule of
-:mod:`vpretrain.language.steering.rules`; those that amortise the values in a network are in
+Those that follow exact token values are :class:`vpretrain.method.exact.ExactDesigner` with a rule
+of :mod:`vpretrain.language.steering.rules`; those that amortise the values in a network are in
 :mod:`vpretrain.language.steering.networks`.
 """
 

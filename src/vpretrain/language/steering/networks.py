@@ -1,7 +1,7 @@
 """Designers that learn: a small network scores the candidates of every token.
 
-``CandidateDesigner`` is the paper's (TopKAugmentor, Section 3.3): the network emits ``r`` and the gate, and
-climbs the value. ``Field`` is ours: since the value is linear in the target, the network
+``CandidateDesigner`` is the paper's (TopKAugmentor, Section 3.3): the network emits ``r`` and the
+gate, and climbs the value. ``Field`` is ours: since the value is linear in the target, the network
 *regresses* the token values, and the target follows from them by the anchored rule.
 
 Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H designer width.
@@ -205,8 +205,8 @@ class CandidateDesigner(Scored):
 
     The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``: s carries everything the learner has to
     say, so there is no graph through the learner. The value is linear in the targets, unlike that
-    of :class:`vpretrain.method.network.CandidateDesigner`: what is heard of the candidates values any targets
-    over them, plain ones too.
+    of :class:`vpretrain.method.network.CandidateDesigner`: what is heard of the candidates values
+    any targets over them, plain ones too.
 
     Args:
         network: as :class:`Scored`, with one extra output, the gate.

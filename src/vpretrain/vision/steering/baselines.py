@@ -3,7 +3,8 @@ which one it has.
 
 Those that follow exact values are :class:`vpretrain.method.exact.ExactDesigner` with a rule of
 :mod:`vpretrain.vision.steering.rules`; the one that learns masks is
-:class:`vpretrain.method.network.NetworkDesigner` on a surface of :mod:`vpretrain.vision.steering.surfaces`.
+:class:`vpretrain.method.network.NetworkDesigner` on a surface of
+:mod:`vpretrain.vision.steering.surfaces`.
 
 Shapes: G global views, B images, P prototypes, H x W pixels, N images that a network looks at.
 """
