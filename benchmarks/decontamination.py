@@ -43,7 +43,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from vpretrain.language.data.decontaminate import decontaminate
 from vpretrain.language.data.raw_rows import lines, parsed, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Protected, words
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
+from vpretrain.system.files import write_json
 
 SEEDS = (0, 1, 2)
 CAPITALISED = re.compile(  # and no name

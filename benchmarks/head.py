@@ -34,7 +34,8 @@ import torch
 
 from vpretrain.language.learner.head import Head, HeadPass
 from vpretrain.language.learner.targets import SoftTargets, candidates, one_hot, soft_target_loss
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
+from vpretrain.system.files import write_json
 
 WIDTH = 896  # of Qwen2-0.5B
 SHAPES = ("512x32000", "2048x32000", "512x151936", "2048x151936")  # positions x vocabulary

@@ -26,8 +26,9 @@ from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.steering.rules import TokenWeights
 from vpretrain.method.roles import Parts
 from vpretrain.run import train
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.system.files import write_json
 
 TILTS = (0.4, 1.5, 5.0)
 HORIZONS = (1, 2, 4, 8, 16, 32)

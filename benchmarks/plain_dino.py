@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vpretrain.config import recipe as recipes
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.train import new_step, seed_everything
+from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.loading import new_model
 

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config import recipe as recipes
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.train import run
 from vpretrain.studies.statistics import paired_difference
+from vpretrain.system.files import write_json
 
 TEACHER_SEED = 100
 LEARNERS = {"same": "word-problems-majority", "other": "word-problems-minority"}

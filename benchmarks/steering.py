@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from studies import STUDIES, Start, Study
 from vpretrain.config import recipe as recipes
 from vpretrain.config.recipe import Recipe
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.train import run
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
+from vpretrain.system.files import write_json
 
 ROOT = Path(__file__).parent.parent
 MEANS = (

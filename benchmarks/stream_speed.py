@@ -42,7 +42,8 @@ from vpretrain.language.data.stream import Stream
 from vpretrain.language.data.texts import documents_of
 from vpretrain.language.recipe import Data, FeedbackSet, JsonLines, WordProblems
 from vpretrain.language.recipe.data import Source
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
+from vpretrain.system.files import write_json
 
 WINDOW, BATCH, VOCABULARY = 512, 16, 4096
 SYLLABLES = [

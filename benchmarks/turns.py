@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
+from vpretrain.system.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
 

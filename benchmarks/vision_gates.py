@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.config import recipe as recipes
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.train import run
+from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.data.images import Picture, normalised

@@ -31,9 +31,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.studies.doctor import peak_bytes
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.files import write_json
 from vpretrain.vision.backbone import Backbone, aligned_parameters
 from vpretrain.vision.dino.learner import Context, DinoLearner, DinoSettings
 from vpretrain.vision.dino.loss import DinoHead

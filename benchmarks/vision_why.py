@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from vpretrain.config import recipe as recipes
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.train import learning_rate, new_step, seed_everything
+from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.evaluation.probes import ProbeSettings, segmentation_probe
 from vpretrain.vision.feedback.features import freeze

@@ -6,8 +6,9 @@ import sys
 
 from tests.run import test_train as language
 from tests.vision import conftest as vision
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
+from vpretrain.system.files import write_json
 
 FEW = ["budget.steps=7", "value.meta_period=3", "value.memory=0.5", "evaluate.every=0"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vpretrain.system.errors import user_error
+from vpretrain.system.files import put_in_place
 
 SectionT = TypeVar("SectionT")
 
@@ -69,6 +69,4 @@ def replacing_folder(out: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch) / "model"
         yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
+        put_in_place(folder, out)

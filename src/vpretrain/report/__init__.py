@@ -10,6 +10,7 @@ from vpretrain.report.folders import read
 from vpretrain.report.page import page
 from vpretrain.report.plots import write_plots
 from vpretrain.system.errors import user_error
+from vpretrain.system.files import write_text
 
 __all__ = ["write_report"]
 
@@ -45,10 +46,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         for number, section in enumerate(sections, 1)
     ]
     text = page(sections, found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(out.name + ".partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(out)
+    write_text(out, text)
     write_plots(
         [each for group in found for kind in group.values() for each in kind],
         sections,

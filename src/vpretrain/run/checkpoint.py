@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import socket
 import time
@@ -32,9 +31,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from vpretrain.method.roles import Score
-from vpretrain.run.folder import write_json
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
+from vpretrain.system.files import put_in_place, remove, replacing, scratch_beside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,22 +60,18 @@ def save(state: State, folder: Path) -> None:
     """
     tensors = _Tensors()
     rest = _encoded(state, "", tensors)
-    scratch = folder.with_name(f".{folder.name}.partial")
+    scratch = scratch_beside(folder)
     together = sharded(tensors)
     first = distributed.on_first_rank if together else _called
 
     def begin() -> None:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         scratch.mkdir(parents=True)
         (scratch / "state.json").write_text(json.dumps(rest), encoding="utf-8")
 
     def end() -> None:
         _write_manifest(scratch)
-        for path in (*scratch.iterdir(), scratch):
-            _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-        _flush(folder.parent)
+        put_in_place(scratch, folder, flush=True)
 
     try:
         first(begin)
@@ -91,7 +86,7 @@ def save(state: State, folder: Path) -> None:
                 distributed_checkpoint.save(mine, storage_writer=writer, no_dist=not together)
         first(end)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         raise
 
 
@@ -226,18 +221,12 @@ class CheckpointManager:
             return best
         if distributed.rank():
             return found
-        scratch, folder = self.folder / ".best.partial", self.folder / "best"
-        shutil.rmtree(scratch, ignore_errors=True)
         try:
-            scratch.mkdir(parents=True)
-            save_model(scratch)
-            write_json(
-                scratch / "scores.json", {name: score.value for name, score in scores.items()}
-            )
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
+            with replacing(self.folder / "best") as scratch:
+                scratch.mkdir()
+                save_model(scratch)
+                write_json(scratch / "scores.json", {name: s.value for name, s in scores.items()})
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(scratch, ignore_errors=True)
             log.warning(
                 "the best model so far, %s %.4g, was not kept: %s; the run goes on",
                 metric,
@@ -393,15 +382,6 @@ def _write_manifest(folder: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk itself, so that a machine that dies right after finds it there."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from vpretrain.config.recipe import Recipe, dump
+from vpretrain.system.files import write_json, write_text
 
 _PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -44,7 +45,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        write_text(path / "recipe.yaml", dump(recipe))
         write_json(
             path / "environment.json", environment() | {"data_hashes": dict(data_hashes or {})}
         )
@@ -97,13 +98,6 @@ def _program() -> list[str]:
     """``vpretrain`` by whatever name it was called, or the script that runs."""
     name = Path(sys.argv[0]).name
     return ["vpretrain"] if name in ("vpretrain", "__main__.py") else ["python", name]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
-    scratch = path.with_suffix(path.suffix + ".partial")
-    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
 
 
 def _version(name: str) -> str | None:

@@ -15,12 +15,13 @@ from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Budget, Measure, Recipe
 from vpretrain.method.roles import Draws, Parts
 from vpretrain.run.flops import Cost, count
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.train import Result, new_step, run
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import Fault, UserError, user_error
+from vpretrain.system.files import write_json
 from vpretrain.system.processes import in_processes
 
 PICTURES = "pictures"

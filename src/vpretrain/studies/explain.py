@@ -23,6 +23,7 @@ from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import EXPLAINERS, MODALITIES, SCHEMAS
 from vpretrain.run.train import new_step
 from vpretrain.system.errors import user_error
+from vpretrain.system.files import write_text
 from vpretrain.system.html import Markup, tag
 
 MOMENT_STEPS = 16
@@ -198,7 +199,4 @@ def write_page(out: Path, *, title: str, style: str, body: Markup) -> None:
         tag("style", Markup(f"{sheet}\n{style}")),
     )
     text = f"<!doctype html>\n{tag('html', head, tag('body', tag('main', body)), lang='en')}\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(out.name + ".partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(out)
+    write_text(out, text)

@@ -58,10 +58,11 @@ from vpretrain.method import vectors
 from vpretrain.method.roles import Gradient, Parts, detached
 from vpretrain.method.snapshot import Snapshot
 from vpretrain.method.value import Alignment, adam_preconditioner
-from vpretrain.run.folder import environment, write_json
+from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.train import new_step, seed_everything
 from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.files import write_json
 
 STEP_SHARE = 1e-3
 """Mean norm of the SGD step on S over the norm of S. On ``demo-language`` (60 draws) r of

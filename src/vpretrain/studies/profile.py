@@ -184,7 +184,7 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
         started = _now()
         batch = next_batches(parts.stream, recipe.learner.accumulate)
         totals["data"] += _now() - started
-        clock = timing.Clock()
+        clock = timing.Clock(synchronize=True)
         with timing.clocked(clock):
             record = step(batch, recipe.learner.learning_rate)
         totals["seconds"] += _now() - started

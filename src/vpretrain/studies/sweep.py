@@ -24,10 +24,10 @@ from pydantic import create_model
 from vpretrain.config.recipe import Recipe, dump, load
 from vpretrain.config.sweep import Choice, Range, Sweep
 from vpretrain.config.yaml_places import written
-from vpretrain.run.folder import write_json
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.train import run
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
+from vpretrain.system.files import write_json
 from vpretrain.system.processes import in_processes
 
 try:

@@ -1,64 +1,94 @@
-"""Seconds inside named parts of a step, for a profile; where nobody asks, nothing is clocked."""
+"""Seconds: of a block, and of the named parts of a step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 
+@contextmanager
+def timed(
+    charge: Callable[[float], None], now: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
+    """Calls ``charge`` with the block's seconds when it ends, also by an exception.
+
+    Work queued on an accelerator counts only where the block waits for it.
+    """
+    started = now()
+    try:
+        yield
+    finally:
+        charge(now() - started)
+
+
 class Clock:
-    """Seconds by section; a section within another is not in the other's.
+    """Seconds by section: ``with clock("meta"):``. A section within another is not in the other's.
+
+    Args:
+        synchronize: whether each section waits for what is queued on the accelerator.
+        now: seconds on a clock that never goes back.
 
     Attributes:
-        seconds: what was clocked so far.
+        seconds: by section, so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, synchronize: bool = False, now: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.seconds: dict[str, float] = {}
+        self._synchronize, self._now = synchronize and torch.cuda.is_available(), now
         self._open: list[str] = []
         self._last = 0.0
 
-    def change(self, name: str | None) -> None:
-        """Opens a section, or closes the one that was opened last (None)."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self._open:
-            inner = self._open[-1]
-            self.seconds[inner] = self.seconds.get(inner, 0.0) + now - self._last
-        self._last = now
-        if name is None:
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
             self._open.pop()
-        else:
-            self._open.append(name)
+
+    def _charge(self) -> None:
+        """Charges what passed since the last change to the innermost section."""
+        if self._synchronize:
+            torch.cuda.synchronize()
+        now = self._now()
+        if self._open:
+            innermost = self._open[-1]
+            self.seconds[innermost] = self.seconds.get(innermost, 0.0) + now - self._last
+        self._last = now
 
 
-_clock: Clock | None = None
+_CLOCK: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 
 @contextmanager
 def clocked(clock: Clock | None) -> Iterator[None]:
-    """Within this block sections are added to the clock; None: to none."""
-    global _clock
-    before, _clock = _clock, clock
+    """Within this block, in this thread, :func:`section` adds to the clock; None: to none."""
+    token = _CLOCK.set(clock)
     try:
         yield
     finally:
-        _clock = before
+        _CLOCK.reset(token)
+
+
+def current_clock() -> Clock | None:
+    """The clock of :func:`clocked`: for a backward pass, which may run in another thread."""
+    return _CLOCK.get()
 
 
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """A part of the step."""
-    clock = _clock
+    """A part of the step, added to the current clock if there is one."""
+    clock = _CLOCK.get()
     if clock is None:
         yield
         return
-    clock.change(name)
-    try:
+    with clock(name):
         yield
-    finally:
-        clock.change(None)

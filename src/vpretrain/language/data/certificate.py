@@ -12,8 +12,8 @@ from pathlib import Path
 
 from vpretrain.language.data.rows import Row
 from vpretrain.language.data.similarity import words
-from vpretrain.run.folder import write_json
 from vpretrain.system.errors import Problem
+from vpretrain.system.files import write_json
 
 SUFFIX = ".decontaminated.json"
 

@@ -21,6 +21,7 @@ from vpretrain.language.data import certificate
 from vpretrain.language.data.raw_rows import files, lines, parsed, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
 from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.files import replacing
 
 _PIECE_ROWS, _PIECE_BYTES = (
     1_000,
@@ -131,32 +132,35 @@ def decontaminate(
         )
         accepted = f"texts of {ngram + 2} different words or more"
         raise user_error("--against", message, value=f"{len(texts)} texts", accepted=accepted)
-    partial, partial_report = (path.with_name(path.name + ".partial") for path in (out, report))
     rows = removed = 0
-    try:
-        with partial.open("wb") as kept, partial_report.open("wb") as left_out:
-            for piece, matches in _screened(_pieces(sources), protected, jobs):
-                for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
-                    if at not in matches:
-                        kept.write(line)
-                        continue
-                    text, match = matches[at]
-                    like = texts[match.text]
-                    record = {
-                        "file": str(piece.file),
-                        "line": number,
-                        "similarity": round(match.similarity, 4),
-                        "matched": like.origin,
-                        "column": like.column,
-                        "text": text,
-                        "protected": like.text,
-                    }
-                    left_out.write(
-                        json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-                    )
-                rows += len(piece.lines)
-                removed += len(matches)
-                progress(rows)
+    with (
+        replacing(out) as scratch,
+        replacing(report) as scratch_report,
+        scratch.open("wb") as kept,
+        scratch_report.open("wb") as left_out,
+    ):
+        for piece, matches in _screened(_pieces(sources), protected, jobs):
+            for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
+                if at not in matches:
+                    kept.write(line)
+                    continue
+                text, match = matches[at]
+                like = texts[match.text]
+                record = {
+                    "file": str(piece.file),
+                    "line": number,
+                    "similarity": round(match.similarity, 4),
+                    "matched": like.origin,
+                    "column": like.column,
+                    "text": text,
+                    "protected": like.text,
+                }
+                left_out.write(
+                    json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+                )
+            rows += len(piece.lines)
+            removed += len(matches)
+            progress(rows)
         if not rows:
             raise user_error(
                 "STREAM",
@@ -164,14 +168,8 @@ def decontaminate(
                 value=_shown(sources),
                 accepted="files with a row or more",
             )
-        certificate.path_of(out).unlink(
-            missing_ok=True
-        )  # an earlier one must never vouch for this file
-        partial_report.replace(report)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_report.unlink(missing_ok=True)
+        # An earlier certificate must never vouch for this file.
+        certificate.path_of(out).unlink(missing_ok=True)
     beside = certificate.Certificate(
         stream=[str(path) for path in sources],
         against={str(path): certificate.digest(path) for path in shields},

@@ -59,7 +59,7 @@ from vpretrain.language.learner.head_tied import TiedGradient
 from vpretrain.language.learner.targets import SoftTargets, check_count, nothing_to_predict
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
-from vpretrain.system.timing import section
+from vpretrain.system.timing import clocked, current_clock, section
 
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 """Logits of a chunk (``M V``), by kind of device; others as ``cuda``. W is read three times a
@@ -450,6 +450,7 @@ class _TokenLosses(torch.autograd.Function):
             hidden, weight, bias, mass, log_p
         )  # which sees to it that nobody changes them meanwhile
         ctx.of, ctx.ids, ctx.logits = of, ids, logits
+        ctx.clock = current_clock()  # the backward pass may run in a thread of its own
         # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to
         # one-hot targets.
         return -torch.where(mass == 0, 0, mass * log_p).sum(dim=1)
@@ -463,7 +464,7 @@ class _TokenLosses(torch.autograd.Function):
         if not (to_hidden or to_weight or to_bias):
             return None, None, None, slopes, None, None, None
         mass, upstream = mass.to(log_p.dtype), upstream.to(log_p.dtype)
-        with section("loss"):
+        with clocked(ctx.clock), section("loss"):
             found = ctx.of.gradients(
                 ctx.ids, mass, ctx.logits, log_p, upstream, (to_hidden, to_weight, to_bias)
             )

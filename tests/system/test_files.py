@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vpretrain.system.files import replacing, write_json, write_text
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page.html"
+    write_text(path, "first\N{GREEK SMALL LETTER PHI}")
+    assert path.read_text(encoding="utf-8") == "first\N{GREEK SMALL LETTER PHI}"
+    with pytest.raises(OSError, match="disk"), replacing(path) as scratch:
+        scratch.write_text("half")
+        raise OSError("disk")
+    assert path.read_text(encoding="utf-8").startswith("first")
+    write_json(path, {"a": 1})
+    assert path.read_text(encoding="utf-8") == '{\n "a": 1\n}\n'
+    assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "best"
+    for name in ("old", "new"):
+        with replacing(path, flush=True) as scratch:
+            scratch.mkdir()
+            (scratch / name).write_text(name)
+    assert [each.name for each in path.iterdir()] == ["new"]
+    with pytest.raises(KeyError), replacing(path) as scratch:
+        scratch.mkdir()
+        raise KeyError
+    assert [each.name for each in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("")
+    with pytest.raises(OSError):
+        write_text(tmp_path / "mine", "page")
+    assert [each.name for each in tmp_path.rglob("*")] == ["mine", "thesis"]
+
+
+def test_what_a_killed_process_left_behind_gives_way(tmp_path: Path) -> None:
+    (tmp_path / ".page.partial").mkdir()
+    write_text(tmp_path / "page", "whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["page"]
