@@ -13,10 +13,10 @@ from vpretrain.run.launch import train_one
 from vpretrain.run.resources import (
     available_memory_bytes,
     memory_shortage,
-    out_of_memory,
     shortages,
 )
 from vpretrain.system.errors import Fault, UserError
+from vpretrain.system.memory import out_of_memory
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vpretrain.system.errors import UserError
-from vpretrain.vision.backbone import Backbone, Suffix, aligned_parameters, frozen
+from vpretrain.vision.backbone import Backbone, EncoderSuffix, aligned_parameters, frozen
 from vpretrain.vision.loading import load_model, new_model
 
 TINY: dict[str, Any] = {
@@ -110,20 +110,20 @@ def test_the_suffix_is_the_model_and_depends_on_s_alone(kind: str, aligned: dict
     names = aligned_parameters(
         backbone, blocks=aligned.get("blocks", 1), patterns=aligned.get("patterns", [])
     )
-    suffix = Suffix(backbone, names)
+    suffix = EncoderSuffix(backbone, names)
     for size in [(32, 32), (16, 24)]:
         entry = suffix.enter(images(*size))
         moved = {name: p.detach() + 0.1 * torch.randn_like(p) for name, p in names.items()}
         with torch.no_grad():
             assert torch.allclose(
-                suffix.run(entry, dict(names)), backbone.tokens(images(*size)), atol=1e-6
+                suffix.features(entry, dict(names)), backbone.tokens(images(*size)), atol=1e-6
             )
             here = {name: p.clone() for name, p in names.items()}
-            suffixed = suffix.run(entry, moved)
+            suffixed = suffix.features(entry, moved)
             for name, parameter in names.items():
                 parameter.copy_(moved[name])
             assert torch.allclose(suffixed, backbone.tokens(images(*size)), atol=1e-6)
-            assert not torch.allclose(suffixed, suffix.run(entry, here), atol=1e-3)
+            assert not torch.allclose(suffixed, suffix.features(entry, here), atol=1e-3)
             for name, parameter in names.items():
                 parameter.copy_(here[name])
 
@@ -132,7 +132,7 @@ def test_entering_sends_gradients_to_the_pixels_alone_and_restores_the_model() -
     model = tiny()  # training mode: positions would be drawn at random
     model.embeddings.cls_token.requires_grad_(False)
     backbone = Backbone(model)
-    suffix = Suffix(backbone, aligned_parameters(backbone, blocks=1, patterns=[]))
+    suffix = EncoderSuffix(backbone, aligned_parameters(backbone, blocks=1, patterns=[]))
     pixels = images(32, 32).requires_grad_()
     state = torch.get_rng_state()
     entry = suffix.enter(pixels)
@@ -226,9 +226,9 @@ def test_a_narrow_model_is_run_again_in_float32() -> None:
     model = tiny(dtype=torch.bfloat16).eval()
     backbone = Backbone(model)
     names = aligned_parameters(backbone, blocks=1, patterns=[])
-    suffix = Suffix(backbone, names)
+    suffix = EncoderSuffix(backbone, names)
     pixels = images(32, 32, dtype=torch.float32)
-    tokens = suffix.run(
+    tokens = suffix.features(
         suffix.enter(pixels), {name: p.detach().float() for name, p in names.items()}
     )
     assert tokens.dtype == torch.float32
@@ -251,7 +251,7 @@ def test_a_saved_model_loads_and_a_broken_one_says_why(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
     )
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="no such folder"):
         load_model(str(tmp_path / "missing"), dtype=torch.float32, attention="sdpa")
     config = tmp_path / "good" / "config.json"
     config.write_text(
@@ -264,8 +264,8 @@ def test_a_saved_model_loads_and_a_broken_one_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "where", "what"),
     [
-        ({"model_type": "dinov9"}, "learner.config.model_type", "no model of this type"),
-        ({}, "learner.config.model_type", "no model of this type"),
+        ({"model_type": "dinov9"}, "learner.config.model_type", "no vision model of this type"),
+        ({}, "learner.config.model_type", "add this key"),
         (
             {"model_type": "dinov2", "hidden_sizes": 32},
             "learner.config.hidden_sizes",

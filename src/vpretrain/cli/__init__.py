@@ -103,7 +103,7 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
     from safetensors import SafetensorError
 
     from vpretrain.method.directional import EstimatorUnsupported
-    from vpretrain.run.resources import out_of_memory
+    from vpretrain.system.memory import out_of_memory
 
     if isinstance(error, SafetensorError) and "No space left" in str(error):
         return _DISK_FULL

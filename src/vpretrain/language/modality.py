@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
@@ -26,17 +26,17 @@ from vpretrain.language.learner.loading import (
     checkpoint_activations,
     load_model,
     load_tokenizer,
-    named,
     skeleton,
 )
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.prepare import cached, locate, make
-from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.steering.arms import ALL_ARMS, ALL_DIRECT, DEMO, DIRECT, feedback_of
 from vpretrain.language.steering.domains import matched
 from vpretrain.language.steering.transferred import designer_for
 from vpretrain.method.roles import Parts, Score
+from vpretrain.models.loading import named
 from vpretrain.run.resources import disk_shortage, memory_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import distributed, sharding
@@ -154,12 +154,9 @@ class Language:
             if section.prepare is None or section.model is not None:
                 location = None if section.model is None else named(section.model)
                 problems += _unfit_tokenizer(load_tokenizer(section, location), shapes.config)
-            anatomy = Anatomy.of(shapes)
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
-            aligned_parameters(
-                shapes, anatomy, blocks=section.aligned_blocks, patterns=section.aligned_patterns
-            )
+            _aligned(section, shapes)
             if (count := recipe.designer.candidates) > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
@@ -254,11 +251,21 @@ def _learner(
         adapted = lora.attach(model, section.lora, base=materials.location, seed=recipe.seed)
     if section.activation_checkpointing:
         checkpoint_activations(model)
-    aligned = aligned_parameters(
-        model, Anatomy.of(model), blocks=section.aligned_blocks, patterns=section.aligned_patterns
-    )
+    aligned = _aligned(section, model)
     autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
     return CausalLearner(model.train(), aligned, autocast=autocast), adapted
+
+
+def _aligned(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:
+    """S as the recipe chooses it."""
+    return aligned_parameters(
+        model,
+        Anatomy.of(model),
+        blocks=section.aligned_blocks,
+        patterns=section.aligned_patterns,
+        norm=section.aligned_norm,
+        head=section.aligned_head,
+    )
 
 
 def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
@@ -358,11 +365,7 @@ def _save(
 def _too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
     data, section, shared = recipe.data, recipe.learner, []
     if section.shard:
-        anatomy, patterns = Anatomy.of(model), section.aligned_patterns
-        aligned = aligned_parameters(
-            model, anatomy, blocks=section.aligned_blocks, patterns=patterns
-        )
-        shared = sharding.below(model, aligned)[1]
+        shared = sharding.below(model, _aligned(section, model))[1]
     return memory_shortage(
         model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared
     )

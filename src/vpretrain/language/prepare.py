@@ -19,11 +19,12 @@ from vpretrain.language.data.rows import SHORTEST_TAIL_TOKENS
 from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.data.texts import Texts, documents_of, read
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.language.learner.loading import named, new_model
+from vpretrain.language.learner.loading import new_model
 from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.recipe import LanguageRecipe, Phase, Prepare
 from vpretrain.language.recipe.rows import Table
 from vpretrain.models import prepared
+from vpretrain.models.loading import named
 from vpretrain.system.errors import user_error
 
 

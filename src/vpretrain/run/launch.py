@@ -17,11 +17,12 @@ from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.flops import count
 from vpretrain.run.folder import RunFolder
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.resources import disk_shortage, out_of_memory, smaller
+from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.train import Record, Result, new_step, run, seed_everything
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError
 from vpretrain.system.files import write_json
+from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
 

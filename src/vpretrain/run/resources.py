@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,40 +149,6 @@ def available_memory_bytes() -> int | None:
         return None
     kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if kib is None else int(kib) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-MOST_LAYERS = 1_000
-_DEPTHS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-)  # what configurations of transformers call it
-
-
-def too_deep(config: Mapping[str, Any], where: str) -> list[Problem]:
-    """A configuration with so many layers that building it would not end; said before transformers
-    is given it.
-    """
-    return [
-        Problem(
-            f"{where}.{key}",
-            str(config[key]),
-            f"1 to {MOST_LAYERS}",
-            "no model of so many layers can be made here",
-        )
-        for key in _DEPTHS
-        if isinstance(config.get(key), int) and config[key] > MOST_LAYERS
-    ]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
-    accelerator.
-    """
-    return isinstance(
-        error, (MemoryError, torch.OutOfMemoryError)
-    ) or "can't allocate memory" in str(error)
 
 
 SIZES = (

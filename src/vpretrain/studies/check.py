@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from vpretrain.config.recipe import load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.resources import out_of_memory, smaller
+from vpretrain.run.resources import smaller
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.memory import out_of_memory
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:

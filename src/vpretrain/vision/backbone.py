@@ -10,16 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from vpretrain.method import vectors
+from vpretrain.models.suffix import Call, Suffix, choose_aligned, first_output
 from vpretrain.system.contexts import computing, evaluating, frozen
-from vpretrain.system.errors import UserError, abbreviated, user_error
+from vpretrain.system.errors import UserError, user_error
 
 LAYOUTS = "vision transformers with patch tokens, laid out like DINOv3, DINOv2, ViT or I-JEPA"
 NORMS = ("norm", "layernorm")
@@ -75,11 +74,11 @@ class Backbone:
         ]
         norms = [module for name, module in model.named_children() if name in NORMS]
         if len(lists) != 1 or len(norms) != 1:
-            raise self._refused("does not have one list of blocks and one final norm")
+            raise self.refused("does not have one list of blocks and one final norm")
         if isinstance(patch, (list, tuple)) and len({*patch}) == 1:
             patch = patch[0]
         if not isinstance(patch, int):
-            raise self._refused("does not have square patches")
+            raise self.refused("does not have square patches")
         self.patch_size, self.width = patch, int(model.config.hidden_size)
         self.blocks, self.norm = lists[0], norms[0]
         # Position embeddings of a fixed size are only stretched to other crops where they are asked
@@ -144,7 +143,7 @@ class Backbone:
             )
         outputs: list[Tensor] = []
         hooks = [
-            block.register_forward_hook(lambda _, __, out: outputs.append(_hidden(out)))
+            block.register_forward_hook(lambda _, __, out: outputs.append(first_output(out)))
             for block in self.blocks[-blocks:]
         ]
         try:
@@ -165,7 +164,8 @@ class Backbone:
         """
         return tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
 
-    def _refused(self, what: str) -> UserError:
+    def refused(self, what: str) -> UserError:
+        """The error of a layout that is not understood."""
         message = f"{type(self.model).__name__} {what}, so its suffix cannot be run on its own"
         return user_error("learner.model", message, accepted=LAYOUTS)
 
@@ -188,8 +188,8 @@ class Backbone:
         }
         self.reached = frozenset(name for name, p in parameters.items() if id(p) in reached_ids)
         with torch.no_grad():
-            suffix = Suffix(self, {"first": first})
-            parts = suffix.run(suffix.enter(images), {"first": vectors.wide(first.detach())})
+            suffix = EncoderSuffix(self, {"first": first})
+            parts = suffix.features(suffix.enter(images), {"first": vectors.wide(first.detach())})
             # A model on the meta device has shapes and no values.
             same = whole.is_meta or torch.allclose(
                 vectors.wide(whole),
@@ -198,74 +198,26 @@ class Backbone:
                 atol=2e-2 * float(whole.detach().std()),
             )
         if whole.shape[1] < 6 or not same:
-            raise self._refused("does more than embeddings, blocks and final norm")
+            raise self.refused("does more than embeddings, blocks and final norm")
         return whole.shape[1] - 6
 
 
 def aligned_parameters(
     backbone: Backbone, *, blocks: int | Literal["all"], patterns: list[str]
 ) -> dict[str, nn.Parameter]:
-    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything, or what
-    matches ``patterns``.
-
-    Only parameters that train and that the features depend on belong to S.
-
-    Args:
-        backbone: the student's.
-        blocks: how many of the last blocks, or ``all`` parameters of the backbone.
-        patterns: shell patterns over the backbone's parameter names; they take the place of
-            ``blocks`` when given.
-
-    Returns:
-        Parameters by their name in ``backbone.model``.
-
-    Raises:
-        UserError: nothing matches, or there are fewer blocks than asked for.
+    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything that the
+    features depend on, or what matches ``patterns`` (see
+    :func:`vpretrain.models.suffix.choose_aligned`), by its name in ``backbone.model``.
     """
-    trainable = {
-        n: p
-        for n, p in backbone.model.named_parameters()
-        if p.requires_grad and n in backbone.reached
+    trained = {
+        name: p
+        for name, p in backbone.model.named_parameters()
+        if p.requires_grad and name in backbone.reached
     }
-    if patterns:
-        chosen = {
-            n: p
-            for n, p in trainable.items()
-            if any(fnmatchcase(n, pattern) for pattern in patterns)
-        }
-        if not chosen:
-            raise user_error(
-                "learner.aligned_patterns",
-                "no trainable parameter has a name that matches",
-                value=patterns,
-                accepted="patterns over these names: " + abbreviated(trainable),
-            )
-        return chosen
-    if blocks == "all":
-        chosen = trainable
-    elif 1 <= blocks <= len(backbone.blocks):
-        members = {
-            id(p)
-            for module in (*backbone.blocks[-blocks:], backbone.norm)
-            for p in module.parameters()
-        }
-        chosen = {name: p for name, p in trainable.items() if id(p) in members}
-    else:
-        raise user_error(
-            "learner.aligned_blocks",
-            "the model does not have so many blocks",
-            value=blocks,
-            accepted=f"1 to {len(backbone.blocks)}, or all",
-        )
-    if not chosen:
-        raise user_error(
-            "learner.aligned_blocks",
-            "none of the parameters of these blocks trains, so there is no gradient to compare",
-            value=blocks,
-            accepted="blocks with trainable parameters; those that train: "
-            + (abbreviated(trainable) or "none"),
-        )
-    return chosen
+    also = backbone.norm.parameters()
+    return choose_aligned(
+        backbone.model, trained, backbone.blocks, last=blocks, patterns=patterns, also=also
+    )
 
 
 @dataclass(frozen=True)
@@ -280,16 +232,11 @@ class Entry:
     """
 
     hidden: Tensor
-    rest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    rest: Call = ((), {})
 
 
-class Suffix:
-    """The blocks from the first aligned one on and the final norm, as a function of S, without
-    dropout.
-
-    Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses
-    and for every direction, so it runs once (:meth:`enter`), and only what is above it is repeated
-    (:meth:`run`).
+class EncoderSuffix(Suffix):
+    """The suffix of a vision transformer, without dropout.
 
     Args:
         backbone: the whole.
@@ -298,15 +245,8 @@ class Suffix:
     """
 
     def __init__(self, backbone: Backbone, aligned: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(backbone.model, backbone.blocks, backbone.norm, aligned)
         self.backbone = backbone
-        self.names = {id(parameter): name for name, parameter in aligned.items()}
-        in_blocks = [
-            any(id(p) in self.names for p in block.parameters()) for block in backbone.blocks
-        ]
-        first = in_blocks.index(True) if True in in_blocks else len(in_blocks)
-        above: list[nn.Module] = [*backbone.blocks[first:], backbone.norm]
-        self.whole = not set(self.names) <= {id(p) for module in above for p in module.parameters()}
-        self.modules: list[nn.Module] = [backbone.model] if self.whole else above
 
     def enter(self, images: Tensor) -> Entry:
         """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to
@@ -314,7 +254,7 @@ class Suffix:
         """
         if self.whole:
             self.backbone.grid(images)
-            return Entry(vectors.wide(images))
+            return Entry(vectors.wide(images), ((), self.backbone.options))
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Entered(args, kwargs)
@@ -332,54 +272,17 @@ class Suffix:
             return Entry(vectors.wide(hidden), (args[1:], kwargs))
         finally:
             hook.remove()
-        raise self.backbone._refused("does not run its blocks one after another")
+        raise self.backbone.refused("does not run its blocks one after another")
 
-    def run(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
+    def features(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
         """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the
         dtype of ``parameters``.
         """
-        dtype = next(iter(parameters.values())).dtype
-        hidden = entry.hidden.to(dtype)
+        norm: list[Call] = [] if self.whole else [((), {})]
+        calls = [entry.rest] * (len(self.modules) - len(norm)) + norm
         with evaluating(self.backbone.model):
-            if self.whole:
-                return self._call(
-                    self.modules[0], parameters, hidden, (), self.backbone.options
-                ).last_hidden_state
-            args, kwargs = _cast(entry.rest, dtype)
-            for block in self.modules[:-1]:
-                hidden = _hidden(self._call(block, parameters, hidden, args, kwargs))
-            return self._call(self.modules[-1], parameters, hidden, (), {})
-
-    def _call(
-        self,
-        module: nn.Module,
-        parameters: Mapping[str, Tensor],
-        hidden: Tensor,
-        args: Any,
-        kwargs: Any,
-    ) -> Any:
-        weights = {
-            name: parameters[self.names[id(p)]]
-            if id(p) in self.names
-            else p.detach().to(hidden.dtype)
-            for name, p in module.named_parameters(remove_duplicate=False)
-        }
-        return functional_call(module, weights, (hidden, *args), kwargs, tie_weights=False)
+            return self.run(entry.hidden, calls, parameters)
 
 
 class _Entered(Exception):
     """Carries the first suffix module's arguments out of the model's forward pass."""
-
-
-def _hidden(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(_cast(item, dtype) for item in value)
-    if isinstance(value, dict):
-        return {key: _cast(item, dtype) for key, item in value.items()}
-    return value

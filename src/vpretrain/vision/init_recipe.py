@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vpretrain.models.loading import named
 from vpretrain.system.errors import user_error
 from vpretrain.vision.data.images import IGNORE
-from vpretrain.vision.learners import named
 from vpretrain.vision.loading import load_model
 
 BATCH = 16

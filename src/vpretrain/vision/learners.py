@@ -24,18 +24,7 @@ from vpretrain.vision.ijepa.predictor import Predictor
 from vpretrain.vision.loading import load_model, new_model
 from vpretrain.vision.recipe import LearnerSection, VisionRecipe
 
-ASSETS = Path(__file__).parent.parent / "assets"
-
-
 Learner = DinoLearner | IJepaLearner
-
-
-def named(model: str) -> str:
-    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home
-    folder) or a hub id.
-    """
-    packaged = ASSETS / model
-    return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
 
 
 def device() -> torch.device:

@@ -13,12 +13,13 @@ from rich.progress import Progress
 
 from vpretrain.method.roles import detached
 from vpretrain.models import prepared
+from vpretrain.models.loading import named
 from vpretrain.system.errors import Fault
 from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.data.stream import Stream, fingerprint
 from vpretrain.vision.dino.learner import DinoLearner
 from vpretrain.vision.ijepa import learner as ijepa
-from vpretrain.vision.learners import Learner, assembled, device, named, save
+from vpretrain.vision.learners import Learner, assembled, device, save
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.recipe import Prepare, VisionRecipe
 from vpretrain.vision.steering.views import BaselineViews

@@ -2,6 +2,8 @@
 is refused.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -248,3 +250,16 @@ def test_values_under_bfloat16_arithmetic(family):
         found.double().flatten(), reference.double().flatten(), dim=0
     )
     assert cosine >= 0.999
+
+
+def test_the_papers_aligned_parameters_are_the_last_blocks_alone():
+    """The paper's S is "the last two layers": neither final norm nor head."""
+    model = new_model("qwen2")
+    anatomy = Anatomy.of(model)
+    blocks = {f"model.layers.2.{name}" for name, _ in anatomy.blocks[2].named_parameters()}
+    chosen = partial(aligned_parameters, model, anatomy, blocks=1, patterns=[])
+    assert set(chosen(norm=False, head=False)) == blocks
+    assert set(chosen(norm=False)) == blocks | {"lm_head.weight"}
+    assert set(chosen(head=False)) == blocks | {"model.norm.weight"}
+    learner = CausalLearner(model, chosen(norm=False, head=False))
+    assert not learner.suffix.reaches_head and not learner.suffix.whole

@@ -13,11 +13,12 @@ from tests.language.conftest import CONFIGS
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
 from vpretrain.language.data import word_problems
-from vpretrain.language.learner import loading
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.language.learner.loading import load_model, named, new_model
+from vpretrain.language.learner.loading import load_model, new_model
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.recipe import LearnerSection
+from vpretrain.models import loading
+from vpretrain.models.loading import named
 from vpretrain.run.train import run
 from vpretrain.system.errors import UserError
 
@@ -110,7 +111,7 @@ def test_a_name_that_is_nowhere_fails_at_once(place, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(loading.HfApi, "model_info", no_network)
-    loading._reach.cache_clear()
+    loading.reach.cache_clear()
     started = time.monotonic()
     found = problem_of(load_model, section(place), place, 0)
     assert time.monotonic() - started < 5
@@ -124,13 +125,13 @@ def test_a_cached_hub_model_needs_no_network(folder, monkeypatch):
 
     monkeypatch.setattr(loading.HfApi, "model_info", no_network)
     monkeypatch.setattr(loading, "try_to_load_from_cache", lambda name, file: str(folder / file))
-    loading._reach.cache_clear()
-    assert loading._reach("owner/model") == {"local_files_only": True}
+    loading.reach.cache_clear()
+    assert loading.reach("owner/model") == {"local_files_only": True}
     monkeypatch.setattr(loading, "try_to_load_from_cache", lambda name, file: None)
-    loading._reach.cache_clear()
+    loading.reach.cache_clear()
     with pytest.raises(ConnectionError):
-        loading._reach("owner/model")
-    loading._reach.cache_clear()
+        loading.reach("owner/model")
+    loading.reach.cache_clear()
 
 
 def recipe_of(folder, *overrides):

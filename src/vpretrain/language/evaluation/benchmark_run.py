@@ -74,8 +74,9 @@ def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, 
     """
     import torch
 
-    from vpretrain.language.learner.loading import load_model, load_tokenizer, named
+    from vpretrain.language.learner.loading import load_model, load_tokenizer
     from vpretrain.language.recipe import LearnerSection
+    from vpretrain.models.loading import named
 
     folder = Path(name).expanduser()
     if (folder / "recipe.yaml").is_file():

@@ -19,13 +19,13 @@ from vpretrain.language.data.stream import TokenBatch
 from vpretrain.language.learner.head import HeadPass
 from vpretrain.language.learner.head_tied import TiedGradient, tied, tied_lookup
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
-from vpretrain.language.learner.suffix import Anatomy, Suffix, Trace
+from vpretrain.language.learner.suffix import Anatomy, DecoderSuffix, Trace
 from vpretrain.language.learner.targets import SoftTargets, one_hot, soft_target_loss
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
-from vpretrain.run.resources import out_of_memory
 from vpretrain.system.contexts import computing, evaluating
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.memory import out_of_memory
 
 
 @dataclass
@@ -84,7 +84,7 @@ class CausalLearner:
         self.aligned = aligned
         self.autocast = autocast
         self.anatomy = Anatomy.of(model)
-        self.suffix = Suffix(self.anatomy, aligned)
+        self.suffix = DecoderSuffix(self.anatomy, aligned)
         self._check_layout()
 
     @property

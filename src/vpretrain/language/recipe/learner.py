@@ -75,7 +75,12 @@ class LearnerSection(LearnerBase):
     tokenizer: str | None = None
     """A folder or hub id, where it is not the model's own."""
     aligned_blocks: PositiveInt | Literal["all"] = 2
-    """S: the last so many blocks with final norm and (untied) head."""
+    """S: the last so many blocks, and with them what the next two keys say. The paper's S is the
+    "last two layers": 2, without final norm and head."""
+    aligned_norm: bool = True
+    """Whether the final norm is in S beside the last blocks."""
+    aligned_head: bool = True
+    """Whether an untied head is. A tied one never is, unless ``aligned_patterns`` names it."""
     aligned_patterns: list[str] = []
     """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
     one that trains.

@@ -21,7 +21,7 @@ from vpretrain.method.roles import Objective
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Fault, user_error
-from vpretrain.vision.backbone import Backbone, Entry, Suffix
+from vpretrain.vision.backbone import Backbone, EncoderSuffix, Entry
 from vpretrain.vision.dino.loss import DinoHead, balanced_targets, dino_loss, teacher_targets
 from vpretrain.vision.steering.views import BaselineViews
 
@@ -225,7 +225,7 @@ class DinoLearner:
             crops,
         )
         self.settings = settings
-        self.suffix = Suffix(backbone, aligned)
+        self.suffix = EncoderSuffix(backbone, aligned)
         self.teacher = Teacher(self.model, backbone.autocast)
         self.center = torch.zeros_like(vectors.wide(head.prototypes.detach()[:, 0]))
         self._batch_center: Tensor | None = None
@@ -355,7 +355,7 @@ class DinoLearner:
 
     def _suffix_logits(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
         """``[N, P]`` scores of the views in ``entry`` as a function of S."""
-        tokens = self.suffix.run(entry, parameters)
+        tokens = self.suffix.features(entry, parameters)
         pooled = self.backbone.pooled(tokens)
         head = {name: p.detach().to(pooled.dtype) for name, p in self.model.head.named_parameters()}
         return torch.func.functional_call(self.model.head, head, (pooled,))

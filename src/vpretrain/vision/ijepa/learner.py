@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
+from vpretrain.models.suffix import Suffix, choose_aligned, first_output
 from vpretrain.system.contexts import computing, evaluating
 from vpretrain.system.errors import user_error
 from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -188,25 +188,12 @@ class IJepaLearner:
     ) -> None:
         self.model = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
         self.parts = EncoderParts.of(encoder, autocast)
-        if not 1 <= aligned_blocks <= len(self.parts.layers):
-            raise user_error(
-                "learner.aligned_blocks",
-                "the encoder does not have so many blocks",
-                value=aligned_blocks,
-                accepted=f"1 to {len(self.parts.layers)}",
-            )
-        self.first = len(self.parts.layers) - aligned_blocks
-        above = {
-            id(p)
-            for module in (*self.parts.layers[self.first :], self.parts.norm)
-            for p in module.parameters()
-        }
-        self.aligned = {
-            name: p
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and id(p) in above
-        }
-        self.names = {id(parameter): name for name, parameter in self.aligned.items()}
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        layers, norm = self.parts.layers, self.parts.norm
+        self.aligned = choose_aligned(
+            self.model, trained, layers, last=aligned_blocks, patterns=[], also=norm.parameters()
+        )
+        self.suffix = Suffix(encoder, layers, norm, self.aligned)
         self.predictor, self.blocks, self.momentum, self.error = predictor, blocks, momentum, error
         self.mean, self.std, self.autocast = mean, std, autocast
         # In float32 or wider whatever the encoder's dtype: in bfloat16 a step of 0.4% would be
@@ -273,26 +260,22 @@ class IJepaLearner:
         """The loss as a function of S alone, dropout off; its inputs are the weights and what
         enters the first aligned block.
         """
-        below = self.parts.layers[: self.first]
+        suffix, blocks = self.suffix, context.blocks
         with evaluating(self.model), torch.enable_grad():
             hidden = _seen(
-                context.tokens.detach(),
-                context.contents.detach(),
-                context.blocks,
-                task.context_mask,
+                context.tokens.detach(), context.contents.detach(), blocks, task.context_mask
             )
-            for layer in below:
-                hidden = self._call(layer, {}, hidden)
+            for layer in self.parts.layers[: suffix.first]:
+                hidden = first_output(suffix.call(layer, {}, hidden.dtype, (hidden,), {}))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             weights, states = inputs
-            states = states.to(next(iter(parameters.values())).dtype)
-            blocks = context.blocks
+            places = (blocks.context, blocks.targets, context.grid[1])
             with evaluating(self.model):
-                for module in (*self.parts.layers[self.first :], self.parts.norm):
-                    states = self._call(module, parameters, states)
-                places = (blocks.context, blocks.targets, context.grid[1])
-                predictions = self._call(self.predictor, parameters, states, *places)
+                states = suffix.run(states, [((), {})] * len(suffix.modules), parameters)
+                predictions = suffix.call(
+                    self.predictor, parameters, states.dtype, (states, *places), {}
+                )
             return prediction_loss(predictions, context.answers, weights, self.error)
 
         return Objective((task.weights, vectors.wide(hidden)), loss)
@@ -341,20 +324,6 @@ class IJepaLearner:
             if images.dtype == torch.uint8
             else vectors.wide(images)
         )
-
-    def _call(
-        self, module: nn.Module, parameters: Mapping[str, Tensor], states: Tensor, *places: Any
-    ) -> Tensor:
-        """The module with S from ``parameters`` and everything else constant, in the dtype of
-        ``states``.
-        """
-        weights = {
-            name: parameters[self.names[id(p)]]
-            if id(p) in self.names
-            else p.detach().to(states.dtype)
-            for name, p in module.named_parameters()
-        }
-        return functional_call(module, weights, (states, *places))
 
     @torch.no_grad()
     def _check_layout(self) -> None:

@@ -1,0 +1,354 @@
+"""Models from a folder, the hub or a configuration, whatever their modality; what is wrong there is
+explained in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+from vpretrain.config.problems import nearest, shown
+from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
+from vpretrain.system.memory import out_of_memory
+
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Checkpoints that come with the package, each in a folder of its name."""
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What kind of model a modality continues.
+
+    Args:
+        name: in words.
+        auto: the ``transformers`` class that opens it.
+        types: the ``model_type`` of its configurations.
+        examples: some of them, for messages.
+        unused: prefixes of parameters that are not used, so that weights may lack them.
+    """
+
+    name: str
+    auto: Any
+    types: Mapping[str, Any]
+    examples: str
+    unused: tuple[str, ...] = ()
+
+
+CAUSAL_LM = ModelKind(
+    "causal language model",
+    AutoModelForCausalLM,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "llama, qwen2, gpt2",
+)
+VISION = ModelKind(
+    "vision model",
+    AutoModel,
+    MODEL_MAPPING_NAMES,
+    "dinov3_vit, dinov2, vit",
+    unused=("pooler.",),  # checkpoints of the same weights come with a pooler or without
+)
+
+
+def named(model: str) -> str:
+    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home
+    folder) or a hub id.
+    """
+    packaged = ASSETS / model
+    return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
+
+
+def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention: str) -> Any:
+    """A pretrained model from a folder or the hub.
+
+    Args:
+        kind: of model.
+        location: folder or hub id.
+        dtype: of its weights.
+        attention: of the model, by its name in ``transformers``.
+
+    Raises:
+        UserError: there is no such model, it does not run with this attention here, or its weights
+            are not those that its configuration asks for.
+    """
+    with explained(location, attention=attention):
+        model, report = kind.auto.from_pretrained(
+            location,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **reach(location),
+        )
+    unfilled = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if unfilled := {name for name in unfilled if not name.startswith(kind.unused)}:
+        raise user_error(
+            "learner.model",
+            f"{len(unfilled)} of the parameters that its config.json asks for are not in its "
+            "weights, or of another size",
+            value=abbreviated(sorted(unfilled), most=3),
+            accepted="a folder whose weights and config.json were saved together",
+        )
+    return model
+
+
+def load_config(location: str) -> Any:
+    """The configuration of a pretrained model; raises as :func:`load_model`."""
+    with explained(location):
+        return AutoConfig.from_pretrained(location, trust_remote_code=False, **reach(location))
+
+
+def new_model(
+    kind: ModelKind, config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str
+) -> Any:
+    """A model with random weights from a configuration with its ``model_type``.
+
+    The weights are drawn in float32 and then cast, so that they are the same (but for rounding) in
+    every dtype.
+
+    Args:
+        kind: of model.
+        config: ``model_type`` and the keys of that model's ``transformers`` configuration.
+        where: dotted recipe key of the configuration, for messages.
+        dtype: of the weights.
+        attention: of the model, by its name in ``transformers``.
+
+    Raises:
+        UserError: an unknown type or key, or values that make no model.
+    """
+    _check_keys(kind, config, where)
+    try:
+        resolved = AutoConfig.for_model(**config)
+    except Exception as error:  # each configuration class has checks and exceptions of its own
+        raise _makes_no_model(kind, where, config, error) from error
+    model = from_config(kind, resolved, where, config, dtype=torch.float32, attention=attention)
+    if dtype == torch.float32:
+        return model
+    drawn = model.state_dict()
+    model = from_config(kind, resolved, where, config, dtype=dtype, attention=attention)
+    model.load_state_dict(drawn)
+    return model
+
+
+def from_config(
+    kind: ModelKind,
+    resolved: Any,
+    where: str,
+    given: object,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+) -> Any:
+    """A model with random weights from a ``transformers`` configuration; raises as
+    :func:`new_model`.
+
+    Args:
+        kind: of model.
+        resolved: the configuration.
+        where: dotted recipe key, for messages.
+        given: what the user gave there, for messages.
+        dtype: of the weights.
+        attention: of the model, by its name in ``transformers``.
+    """
+    try:
+        return kind.auto.from_config(resolved, dtype=dtype, attn_implementation=attention)
+    except Exception as error:  # sizes that do not go together, a kernel that is not installed, ...
+        if out_of_memory(error):
+            raise
+        if _about_attention(error):
+            raise _lacks_attention(attention, error) from error
+        raise _makes_no_model(kind, where, given, error) from error
+
+
+def _makes_no_model(kind: ModelKind, where: str, given: object, error: Exception) -> UserError:
+    return user_error(
+        where,
+        f"this makes no {kind.name}: {brief(error)}",
+        value=given,
+        accepted=f"`model_type` of a transformers {kind.name}, and values for its keys that go "
+        "together",
+    )
+
+
+_OLD_KEYS = (
+    "rope_theta",
+    "rope_scaling",
+    "torch_dtype",
+)  # transformers still reads them, and keeps them elsewhere
+_MOST_LAYERS = 1_000
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
+    """Refuses what transformers would take in silence: a misspelt key leaves its default, which may
+    be huge.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in kind.types:
+        raise user_error(
+            f"{where}.model_type",
+            f"transformers has no {kind.name} of this type" + nearest(str(model_type), kind.types)
+            if "model_type" in config
+            else "add this key",
+            value=model_type or "",
+            accepted=f"one of {len(kind.types)} names, for example {kind.examples}",
+        )
+    # Building a model of so many layers would not end, so that transformers is never given it.
+    if deep := [
+        Problem(
+            f"{where}.{key}",
+            str(config[key]),
+            f"1 to {_MOST_LAYERS}",
+            "no model of so many layers can be made here",
+        )
+        for key in _DEPTHS
+        if isinstance(config.get(key), int) and config[key] > _MOST_LAYERS
+    ]:
+        raise UserError(*deep)
+    defaults = AutoConfig.for_model(model_type)
+    keys = sorted({*defaults.to_dict(), *defaults.attribute_map})
+    if unknown := [
+        Problem(
+            f"{where}.{key}",
+            shown(config[key]),
+            ", ".join(keys),
+            f"{model_type} has no such key{nearest(key, keys)}",
+        )
+        for key in config
+        if key not in (*keys, *_OLD_KEYS) and not hasattr(defaults, key)
+    ]:
+        raise UserError(*unknown)
+
+
+@contextmanager
+def explained(
+    location: str, where: str = "learner.model", *, what: str = "model", attention: str = ""
+) -> Iterator[None]:
+    """Turns what a loader raises inside the block into a
+    :class:`~vpretrain.system.errors.UserError`.
+
+    The hub, tokenizers, configurations and safetensors each have exceptions of their own. Running
+    out of memory is not the user's mistake and passes as it is.
+
+    Args:
+        location: folder or hub id that is read.
+        where: dotted recipe key that named it.
+        what: ``model`` or ``tokenizer``.
+        attention: what the recipe asked for.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        if _about_attention(error):
+            raise _lacks_attention(attention, error) from error
+        packaged = ", ".join(sorted(path.name for path in ASSETS.glob("*/")))
+        raise user_error(
+            where,
+            _why(what, Path(location), error),
+            value=location,
+            accepted=f"a model folder, a hub id, or a packaged checkpoint: {packaged}",
+        ) from error
+
+
+def _about_attention(error: Exception) -> bool:
+    return "attention implementation" in str(error) or "FlashAttention" in str(error)
+
+
+def _lacks_attention(attention: str, error: Exception) -> UserError:
+    return user_error(
+        "learner.attention",
+        f"this model does not run with it here: {brief(error).partition('. ')[0]}",
+        value=attention,
+        accepted="eager (every model has it), or another that the model and this machine have",
+    )
+
+
+HUB_SECONDS = 5.0
+"""How long the hub is waited for before the local cache is all there is; loaders themselves try for
+most of a minute.
+"""
+
+
+@cache
+def reach(location: str) -> dict[str, bool]:
+    """Options of ``from_pretrained``: a hub id is asked for once, and without an answer looked up
+    in the cache.
+
+    Raises:
+        OSError, httpx errors: the hub does not have it, or does not answer and the cache does not
+            have it either.
+    """
+    if Path(location).is_dir() or not _may_be_hub_id(Path(location)):
+        return {}
+    try:
+        HfApi().model_info(location, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise
+    except Exception:  # no network, no answer in time, offline by choice: each has its own
+        if not isinstance(try_to_load_from_cache(location, "config.json"), str):
+            raise
+        return {"local_files_only": True}
+    return {}
+
+
+def _may_be_hub_id(path: Path) -> bool:
+    return not (
+        path.is_absolute() or len(path.parts) > 2 or ".." in path.parts
+    )  # it is NAME or OWNER/NAME
+
+
+def _why(what: str, folder: Path, error: Exception) -> str:
+    if folder.is_file():
+        return "this is a file; name the folder that it is in"
+    if not folder.is_dir():
+        here = f"there is no such folder (a relative path starts at {Path.cwd()})"
+        if not _may_be_hub_id(folder):
+            return here
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                f"{here}, and no public model of this name on the hub; for a private one log in "
+                "with `hf auth login`"
+            )
+        return f"{here}, and the hub could not be reached or does not give it: {brief(error)}"
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with code of its own, which is never run; name one of an "
+            "architecture of transformers"
+        )
+    if (folder / "model" / "config.json").is_file():
+        return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
+    if what == "tokenizer" and not list(folder.glob("*token*")):
+        return (
+            "there is no tokenizer in this folder; name the one it was trained with in "
+            "learner.tokenizer"
+        )
+    if what == "model" and not (folder / "config.json").is_file():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        return (
+            "there is no config.json in this folder, which every transformers model has; it "
+            f"holds {there}"
+        )
+    return f"cannot be loaded: {brief(error)}"
+
+
+def brief(error: Exception) -> str:
+    """An exception's message on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,210 @@
+"""The part of a network that depends on the aligned parameters S, run on its own.
+
+Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses and
+for every direction, so that a modality keeps what enters that block and repeats only what is above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a module is called with: positional and named arguments."""
+
+
+class Suffix:
+    """The blocks from the first aligned one on and the final norm, as a function of S.
+
+    Everything but S is constant in it. Dropout is as the modules' mode says.
+
+    Args:
+        backbone: the network without its heads.
+        blocks: its blocks, in order.
+        norm: what runs after the last block.
+        aligned: S, by name.
+        beyond: modules after the norm, of which S may hold a part too (a language model's head).
+
+    Attributes:
+        first: index of the first block in the suffix; the number of blocks where S has none.
+        whole: whether a part of S lies below the blocks (embeddings, a tied head), so that the
+            suffix is the whole backbone.
+        modules: what runs, in order.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        blocks: nn.ModuleList,
+        norm: nn.Module,
+        aligned: Mapping[str, nn.Parameter],
+        beyond: Sequence[nn.Module] = (),
+    ) -> None:
+        self.names = {id(parameter): name for name, parameter in aligned.items()}
+        holds_aligned = [any(id(p) in self.names for p in block.parameters()) for block in blocks]
+        self.first = holds_aligned.index(True) if True in holds_aligned else len(blocks)
+        above = [*blocks[self.first :], norm]
+        after = _parameter_ids(beyond) - _parameter_ids([backbone])
+        self.whole = not set(self.names) <= _parameter_ids(above) | after
+        self.modules: list[nn.Module] = [backbone] if self.whole else above
+
+    def run(
+        self, hidden: Tensor, calls: Sequence[Call], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """``[B, T, D]`` after the final norm, in the dtype of ``parameters``.
+
+        Gradients flow to ``hidden`` and ``parameters``, in either mode and as often as asked.
+
+        Args:
+            hidden: ``[B, T, D]``, what enters the first module.
+            calls: of each module, the arguments besides hidden states.
+            parameters: S, by its names.
+        """
+        dtype = next(iter(parameters.values())).dtype
+        for module, (args, kwargs) in zip(self.modules, calls, strict=True):
+            hidden = first_output(self.call(module, parameters, dtype, (hidden, *args), kwargs))
+        return hidden
+
+    def call(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Any module of the network with S from ``parameters`` and the rest constant, in ``dtype``.
+
+        The module's own parameters are never written to, so that a perturbed S leaves no trace.
+        """
+        weights = {
+            name: self.value(parameter, parameters, dtype)
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+        }
+        return functional_call(
+            module, weights, cast(args, dtype), cast(dict(kwargs), dtype), tie_weights=False
+        )
+
+    def value(
+        self, parameter: Tensor, parameters: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        """A parameter's value: from ``parameters`` where it is in S, else its own, without a
+        graph.
+        """
+        # By identity, not by name: a tied parameter has one entry in S and several names in the
+        # modules.
+        name = self.names.get(id(parameter))
+        return parameter.detach().to(dtype) if name is None else parameters[name]
+
+
+def first_output(out: Any) -> Tensor:
+    """The hidden states of what a block or a backbone returns: a tensor, a tuple, or an output
+    object.
+    """
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """The same nest of tuples, lists and dictionaries with floating-point tensors in ``dtype``."""
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of tuples, lists and dictionaries with ``function`` of every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    return value
+
+
+def choose_aligned(
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    blocks: nn.ModuleList,
+    *,
+    last: int | Literal["all"],
+    patterns: Sequence[str],
+    also: Iterable[nn.Parameter] = (),
+) -> dict[str, nn.Parameter]:
+    """The subset S of the parameters that train, by name.
+
+    Args:
+        model: whose names the patterns are over.
+        trained: the parameters that train and that the loss depends on, by the model's names.
+        blocks: the model's blocks, in order.
+        last: S is in so many of the last blocks; or ``all`` of ``trained``.
+        patterns: shell patterns over parameter names; they take the place of ``last`` when given.
+        also: what joins the last blocks where it trains: the final norm, an untied head.
+
+    Returns:
+        At least one parameter, in the model's order; a tied one once.
+
+    Raises:
+        UserError: a pattern matches no parameter that trains, none of the blocks' parameters
+            trains, or there are fewer blocks than asked for.
+    """
+    if patterns:
+        return _matching(model, trained, patterns)
+    if last != "all" and not 1 <= last <= len(blocks):
+        raise user_error(
+            "learner.aligned_blocks",
+            "the model does not have so many blocks",
+            value=last,
+            accepted=f"1 to {len(blocks)}, or all",
+        )
+    chosen = dict(trained)
+    if last != "all":
+        members = _parameter_ids(blocks[-last:]) | {id(p) for p in also}
+        chosen = {name: p for name, p in trained.items() if id(p) in members}
+    if not chosen:
+        raise user_error(
+            "learner.aligned_blocks",
+            "none of the parameters of these blocks trains, so there is no gradient to compare",
+            value=last,
+            accepted="blocks with trainable parameters; those that train: "
+            + (abbreviated(trained) or "none"),
+        )
+    return chosen
+
+
+def _matching(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], patterns: Sequence[str]
+) -> dict[str, nn.Parameter]:
+    """What the patterns choose; each has to choose something, or a misspelt one among several would
+    pass in silence.
+    """
+    trained_ids = {id(p) for p in trained.values()}
+    # A tied parameter is there under each of its names, and can be chosen by any of them.
+    every = dict(model.named_parameters(remove_duplicate=False))
+    chosen: set[int] = set()
+    problems = []
+    for pattern in patterns:
+        matches = {name: id(p) for name, p in every.items() if fnmatchcase(name, pattern)}
+        if used := trained_ids.intersection(matches.values()):
+            chosen |= used
+            continue
+        message = "no parameter has a name that matches"
+        if matches:
+            message = (
+                f"this matches frozen parameters alone ({abbreviated(matches, 3)}), which have no "
+                "gradient to compare"
+            )
+        accepted = "patterns over the names of those that train: " + abbreviated(trained)
+        problems.append(Problem("learner.aligned_patterns", pattern, accepted, message))
+    if problems:
+        raise UserError(*problems)
+    return {name: p for name, p in trained.items() if id(p) in chosen}
+
+
+def _parameter_ids(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for module in modules for p in module.parameters()}

@@ -1,0 +1,14 @@
+"""What a failed allocation looks like."""
+
+from __future__ import annotations
+
+import torch
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
+    accelerator.
+    """
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "can't allocate memory" in str(error)
