@@ -2,6 +2,7 @@
 is named.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,95 @@ def test_a_task_without_targets_is_named(folder: Path) -> None:
 def test_patches_that_do_not_tile_are_named() -> None:
     shown = found("learner.crops.local_size=15")
     assert "learner.crops.local_size" in shown and "multiples of 8" in shown
+
+
+STREAM = "data.stream.0.pictures={kind: folder, images: images}"
+
+
+def test_pictures_that_are_evaluated_on_are_refused_in_the_stream(folder: Path) -> None:
+    test = "data.evaluation.test=[{kind: folder, images: held, labels: labels, classes: 7}]"
+    draw = numpy.random.default_rng(1)
+    for at in range(6):
+        write(folder / f"held/{at:02}.png", draw.integers(0, 256, (64, 48, 3), dtype=numpy.uint8))
+        write(folder / f"labels/{at:02}.png", draw.integers(0, 7, (64, 48), dtype=numpy.uint8))
+    options = [f"data.root={folder}", STREAM, test, "evaluate.probes=[segmentation]"]
+    assert found(*options) == ""
+    # the same picture under another name and format is read at another size than in the test set
+    Image.open(folder / "held/03.png").save(folder / "images/other.bmp")
+    shown = found(*options)
+    assert "data.stream.0.pictures" in shown and "other.bmp" in shown and "held/03.png" in shown
+    assert "also in data.evaluation.test" in shown
+
+
+def test_files_that_are_evaluated_on_are_found_in_a_stream_that_is_not_decoded(
+    folder: Path,
+) -> None:
+    for name in ("n0", "n1"):
+        for path in (folder / "images").iterdir():
+            values = numpy.asarray(Image.open(path)) ^ (1 if name == "n0" else 2)
+            write(folder / "categories" / name / path.name, values)
+    stream = "data.stream.0.pictures={kind: imagenet, path: categories}"
+    test = "data.evaluation.test=[{kind: folder, images: images, labels: labels, classes: 7}]"
+    options = [f"data.root={folder}", stream, test, "evaluate.probes=[segmentation]"]
+    assert found(*options) == ""
+    shutil.copy(folder / "images/05.png", folder / "categories/n1/copy.png")
+    shown = found(*options)
+    assert "data.stream.0.pictures" in shown and "copy.png" in shown and "05.png" in shown
+
+
+def test_scenes_that_are_evaluated_on_are_refused_in_the_stream() -> None:
+    assert "data.stream.0.pictures" in found("data.stream.0.pictures.split=test")
+    assert found("data.stream.0.pictures.split=test", "data.stream.0.pictures.seed=3") == ""
+
+
+def test_copies_in_the_stream_are_counted_and_left_out_when_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at in (1, 2):
+        Image.open(folder / "images/04.png").save(folder / f"images/copy{at}.bmp")
+    options = [f"data.root={folder}", STREAM]
+    sets = Vision().load(tiny_recipe(*options)).sets
+    said = capsys.readouterr().err.replace("\n", "")
+    assert len(sets.stream[0].pictures) == 14
+    assert "2 of 14 pictures are exact copies" in said and "data.duplicates=drop" in said
+    assert "copy1.bmp" in said and "04.png" in said
+    sets = Vision().load(tiny_recipe(*options, "data.duplicates=drop")).sets
+    kept = sets.stream[0].pictures
+    names = {Path(kept[at].name).name for at in range(len(kept))}
+    assert len(kept) == 12 and not names & {"copy1.bmp", "copy2.bmp"}
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_files_that_are_not_read_are_counted_by_check(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "images/a.heic").write_bytes(b"x")
+    assert found(f"data.root={folder}", STREAM) == ""
+    assert "1 files are not read" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_masks_of_0_and_255_are_asked_about_in_a_recipe(folder: Path) -> None:
+    for at in range(12):
+        mask = numpy.random.default_rng(at).choice(numpy.array([0, 255], numpy.uint8), (32, 32))
+        write(folder / f"labels/{at:02}.png", mask)
+    options = description(folder, "labels: labels, classes: 2")
+    options[-1] = "data.feedback.tasks={segmentation: 1}"
+    assert "Is 255 a class" in found(*options)
+    right = description(folder, "labels: labels, classes: 2, label_values: [0, 255]")
+    assert "Is 255 a class" not in found(*right)
+    assert "classes" in found(*description(folder, "labels: labels, classes: 1"))
+    assert "label_values" in found(
+        *description(folder, "labels: labels, classes: 3, label_values: [0, 255]")
+    )
+
+
+def test_backgrounds_and_white_are_recipe_values(folder: Path) -> None:
+    write(folder / "images/00.png", numpy.full((32, 32), 4095, numpy.uint16))
+    options = [f"data.root={folder}", STREAM]
+    assert "data.white_level" in found(*options)
+    assert found(*options, "data.white_level=4095") == ""
+    clear = numpy.zeros((32, 32, 4), numpy.uint8)
+    write(folder / "images/00.png", clear)
+    recipe = tiny_recipe(*options, "data.background=[1, 2, 3]")
+    picture = Vision().load(recipe).sets.stream[0].pictures[0]
+    assert picture.pixels[:, 0, 0].tolist() == [1, 2, 3]

@@ -44,7 +44,7 @@ OPEN = "value.guard_window=0"
 
 
 @pytest.fixture(scope="module")
-def baseline_task(materials):
+def plain(materials):
     return {kind: train(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vpretrain.models.loading import named
 from vpretrain.system.errors import user_error
+from vpretrain.vision.data.decoding import BadFile, label_numbers
 from vpretrain.vision.data.images import IGNORE
+from vpretrain.vision.data.readers import image_files
 from vpretrain.vision.loading import load_model
 
 BATCH = 16
@@ -48,58 +49,81 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
         least = f"{FEWEST} or more beside --evaluation, {-(-FEWEST * 4 // 3)} or more without"
         raise user_error("--feedback", message, value=f"{len(maps)} pictures", accepted=least)
     measured = _maps(evaluation, "--evaluation") if evaluation else []
-    classes = 1 + max(_highest(path) for path in maps + measured)
-    steers = _set(feedback, classes, "" if evaluation else f", count: {steering}")
-    held_out = (
-        _set(evaluation, classes, "")
-        if evaluation
-        else _set(feedback, classes, f", skip: {steering}")
-    )
+    code = _label_keys(maps + measured)
+    steers = _set(feedback, code, "" if evaluation else f"count: {steering}")
+    held_out = _set(evaluation, code) if evaluation else _set(feedback, code, f"skip: {steering}")
     meta = steering // 2
     config = load_model(named(model), dtype=torch.float32, attention="sdpa").config
     patch, side = config.patch_size, getattr(config, "image_size", 224)
     view, local, image = (
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )
+    pictures = len(image_files(Path(stream).expanduser())[0])
     return f"""\
 # vpretrain compare {out} --arms plain,ascent,fixed_random_direction
 #
-# Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
-# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run;
-# docs/vision.md says what can be asked for.
+# Written by `vpretrain init`. What is wrong with it, and one run of it:
+#   vpretrain check {out}
+#   vpretrain train {out}
+# Every key with its value is in `recipe.yaml` in the folder of a run; docs/vision.md says what else
+# can be set.
 modality: vision
 description: {_text(f"{Path(stream).name} steered by {Path(feedback).name}")}
 arm: ascent  # learned masks on DINO's views; others: docs/vision.md
-budget: {{steps: 500}}  # learner steps; or tokens (pictures), seconds, flops: the first used up ends the run
+budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 data:
   image_size: {image}  # pixels of a side; crops are cut from it
   batch_size: {BATCH}  # pictures at a time; `learner.accumulate` adds batches up
   stream:  # what the learner trains on; several sources are mixed by their `weight`
-    - {{name: {_text(Path(stream).name)}, pictures: {{kind: folder, images: {_text(stream)}}}}}
-  feedback:  # what steers; heads learn from `train`, gradients are taken on `meta`, and the backbone never trains on either
+    - name: {_text(Path(stream).name)}
+      pictures: {{kind: folder, images: {_text(stream)}}}
+  feedback:
+    # What steers: heads learn from `train`, gradients are taken on `meta`. The learner trains on
+    # neither. Classes were counted in the label maps.{_label_comment(code)}
     sets:
-      # `classes` was counted in the label maps; 255 means no label, `void: N` says that N does too
-      - {{train: {steering - meta}, meta: {meta}, pictures: {steers}}}
+      - train: {steering - meta}
+        meta: {meta}
+        pictures:
+{_indented(steers, 10)}
     tasks: {{segmentation: 1}}
     batch_size: {min(BATCH, meta // 2)}
     head: {{batch_size: {min(BATCH, steering - meta)}}}
-  evaluation:  # probes learn from `train` on frozen features and are scored on `test`, of which nothing may steer
-    train: [{steers}]
-    test: [{held_out}]
+  evaluation:
+    # Probes learn from `train` on frozen features and are scored on `test`, which never steers.
+    train:
+{_item(steers)}
+    test:
+{_item(held_out)}
 learner:
   model: {_text(model)}
   learning_rate: 1e-5
   crops: {{global_size: {view}, local_size: {local}}}  # pixels
+  # Fit for {pictures} pictures; a fresh head is trained before the learner moves.
+  head: {{prototypes: {_prototypes(pictures)}}}
+  head_warmup_steps: {_warmup_steps(pictures)}
   # dtype: bfloat16  # on a GPU
 value: {{meta_period: 4}}
-evaluate: {{split: test, probes: [segmentation], probe: {{batch_size: {min(BATCH, steering)}}}}}
-checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
+evaluate:
+  split: test
+  probes: [segmentation]
+  probe: {{batch_size: {min(BATCH, steering)}}}
+checkpoint: {{seconds: 600}}  # a killed run resumes when the same command is given again
 """
+
+
+def _prototypes(pictures: int) -> int:
+    """A power of two with four pictures or more each, from 64 to the paper's 8,192."""
+    return 2 ** min(13, max(6, (pictures // 4).bit_length() - 1))
+
+
+def _warmup_steps(pictures: int) -> int:
+    """Ten passes over the pictures, from 20 steps to 500."""
+    return min(500, max(20, -(-10 * pictures // BATCH)))
 
 
 def _maps(folder: str, flag: str) -> list[Path]:
     """The label maps of a folder, as many as it has pictures (``check`` says which is missing)."""
-    maps = sorted((Path(folder).expanduser() / "labels").glob("*.png"))
+    maps = sorted((Path(folder).expanduser() / "labels").rglob("*.png"))
     if not maps or not (Path(folder).expanduser() / "images").is_dir():
         message = (
             "labelled pictures are read from a folder that holds `images` and, of the same "
@@ -114,22 +138,45 @@ def _maps(folder: str, flag: str) -> list[Path]:
     return maps
 
 
-def _highest(path: Path) -> int:
-    """The highest class number of a label map; 0 of what is none (``check`` says what is wrong with
-    it).
+def _label_keys(maps: list[Path]) -> dict[str, str]:
+    """The recipe's keys of what the numbers in label maps mean; `check` names maps that cannot be
+    read.
     """
-    try:
-        with Image.open(path) as image:
-            written = np.asarray(image)
-    except OSError:
-        return 0
-    numbers = written[written != IGNORE]
-    return min(int(numbers.max(initial=0)), IGNORE - 1)
+    written: set[int] = set()
+    for path in maps:
+        try:
+            written.update(np.unique(label_numbers(path)).tolist())
+        except BadFile:
+            continue
+    classes = sorted(written - {IGNORE})
+    if len(written) < 2:
+        message = "every pixel of the label maps has the same number: one class cannot be learned"
+        raise user_error("--feedback", message, value=str(classes), accepted="two classes or more")
+    if len(classes) == 1:  # a mask as image editors write it
+        return {"classes": "2", "label_values": f"[{classes[0]}, {IGNORE}]"}
+    return {"classes": str(1 + min(classes[-1], IGNORE - 1))}
 
 
-def _set(folder: str, classes: int, part: str) -> str:
+def _label_comment(code: dict[str, str]) -> str:
+    if "label_values" in code:
+        return f"""
+    # They hold two numbers, so that {IGNORE} is taken for a class. If it means "no label" there is
+    # one class, and nothing to learn."""
+    return f"\n    # {IGNORE} means no label; `void: N` says that N does too."
+
+
+def _set(folder: str, code: dict[str, str], part: str = "") -> list[str]:
     images, labels = (_text(str(Path(folder) / name)) for name in ("images", "labels"))
-    return f"{{kind: folder, images: {images}, labels: {labels}, classes: {classes}{part}}}"
+    keys = [f"{key}: {value}" for key, value in code.items()]
+    return ["kind: folder", f"images: {images}", f"labels: {labels}", *keys, *([part] * bool(part))]
+
+
+def _item(lines: list[str]) -> str:
+    return "      - " + _indented(lines, 8).lstrip()
+
+
+def _indented(lines: list[str], spaces: int) -> str:
+    return "\n".join(" " * spaces + line for line in lines)
 
 
 def _text(value: str) -> str:

@@ -77,14 +77,7 @@ class Vision:
     def load(self, recipe: VisionRecipe) -> Materials:
         """Reads pictures and finds (or makes) the learner's checkpoint."""
         sets = read(recipe)
-        if sets.skipped and distributed.is_main_process():
-            console = Console(stderr=True)
-            console.print(
-                f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):",
-                highlight=False,
-            )
-            for problem in sets.skipped:
-                console.print(str(problem), markup=False, highlight=False)
+        _warn(sets)
         return Materials(locate(recipe, sets), sets)
 
     def check(self, recipe: VisionRecipe) -> list[Problem]:
@@ -98,6 +91,7 @@ class Vision:
             problems += error.problems
         try:
             sets = read(recipe)
+            _warn(sets)
         except UserError as error:
             problems += error.problems
         try:
@@ -219,6 +213,18 @@ class Vision:
             for key, value in _sides(recipe)
             if any(side % patch for side in value)
         ]
+
+
+def _warn(sets: PictureSets) -> None:
+    """What a person should know of the pictures before the first step, on standard error."""
+    if not distributed.is_main_process():
+        return
+    lines = [f"warning: {problem}" for problem in sets.warnings]
+    if sets.skipped:
+        lines.append(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):")
+    console = Console(stderr=True)
+    for line in (*lines, *map(str, sets.skipped)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _stream(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from vpretrain.system.errors import UserError
+from vpretrain.vision.data.files import LabelCode, Reading
 from vpretrain.vision.data.images import (
     IGNORE,
     IMAGENET_MEAN,
@@ -22,15 +24,12 @@ from vpretrain.vision.data.images import (
     normalised,
     pictures_hash,
     resized,
-    stacked_depth,
-    stacked_labels,
     valid_depth,
 )
 from vpretrain.vision.data.readers import (
-    LabelCode,
+    FolderContents,
     eigen_crop,
     read_ade20k,
-    read_camvid,
     read_categories,
     read_folder,
     read_nyuv2,
@@ -99,12 +98,6 @@ def test_normalised_by_hand() -> None:
         normalised([picture(name="small"), picture(5, 5, name="large")])
 
 
-def test_maps_that_are_not_there_say_so() -> None:
-    bare = Picture("bare", picture().pixels)
-    assert (stacked_labels([bare, picture()])[0] == IGNORE).all()
-    assert not valid_depth(stacked_depth([bare])).any()
-
-
 def test_valid_depths() -> None:
     depth = torch.tensor([float("nan"), float("inf"), -1.0, 0.0, 1e-3, 0.5, 10.0, 10.1])
     assert valid_depth(depth).tolist() == [False, False, False, False, True, True, True, True]
@@ -151,6 +144,16 @@ def colours(seed: int = 0, height: int = 4, width: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3))
 
 
+CAMVID = LabelCode(11, void=11)
+READING = Reading(CAMVID)
+
+
+def read_camvid(
+    root: Path, split: str, *, reading: Reading = READING, **options: Any
+) -> FolderContents:
+    return read_folder(root / split / "images", root / split / "labels", reading=reading, **options)
+
+
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     """Three pictures, labelled with classes 0..10 and void."""
@@ -170,7 +173,7 @@ def refused(read: object, *names: str) -> UserError:
 
 
 def test_a_folder_of_images_and_labels(camvid: Path) -> None:
-    pictures, skipped = read_camvid(camvid, "train")
+    pictures, skipped, _ = read_camvid(camvid, "train")
     assert not skipped and len(pictures) == 3
     assert pictures[1].name == str(camvid / "train" / "images" / "1.png")
     assert np.array_equal(pictures[1].pixels.permute(1, 2, 0).numpy(), colours(1))
@@ -181,8 +184,8 @@ def test_a_folder_of_images_and_labels(camvid: Path) -> None:
 def test_pictures_are_the_same_kept_or_decoded_again(
     camvid: Path, size: int | tuple[int, int] | None
 ) -> None:
-    kept, _ = read_camvid(camvid, "train", size=size)
-    again, _ = read_camvid(camvid, "train", size=size, keep=False)
+    kept, *_ = read_camvid(camvid, "train", reading=Reading(CAMVID, size=size))
+    again, *_ = read_camvid(camvid, "train", reading=Reading(CAMVID, size=size), keep=False)
     assert [kept[i].digest() for i in range(3)] == [again[i].digest() for i in range(len(again))]
     assert kept[0].size == {None: (4, 6), 2: (2, 3), (8, 8): (8, 8)}[size]
 
@@ -192,7 +195,7 @@ def test_images_alone_of_any_mode(tmp_path: Path) -> None:
     Image.fromarray(colours().astype(np.uint8)).convert("P").save(tmp_path / "c.png")
     write(tmp_path / "a.jpg", colours())
     (tmp_path / "notes.txt").write_text("no image")
-    pictures, _ = read_folder(tmp_path)
+    pictures, *_ = read_folder(tmp_path)
     assert [Path(pictures[i].name).name for i in range(len(pictures))] == [
         "a.jpg",
         "b.png",
@@ -258,7 +261,7 @@ def test_bad_files_stop_by_name_or_are_left_out_and_named(
         lambda: read_camvid(camvid, "train", keep=keep), str(path), "1 of 3", "data.on_bad_row"
     )
     assert error.problems[0].accepted
-    pictures, skipped = read_camvid(camvid, "train", keep=keep, on_bad_row="skip")
+    pictures, skipped, _ = read_camvid(camvid, "train", keep=keep, on_bad_row="skip")
     assert [problem.where for problem in skipped] == [str(path)]
     assert [Path(pictures[i].name).stem for i in range(len(pictures))] == ["0", "2"]
 
@@ -289,13 +292,15 @@ def test_folders_that_are_missing_or_empty(camvid: Path, tmp_path: Path) -> None
     file = write(tmp_path / "one.png", colours())
     refused(lambda: read_folder(file), "one.png", "file")
     refused(
-        lambda: read_folder(camvid / "train" / "images", tmp_path / "gone", code=LabelCode(11)),
+        lambda: read_folder(
+            camvid / "train" / "images", tmp_path / "gone", reading=Reading(LabelCode(11))
+        ),
         "gone",
     )
 
 
 def test_a_file_that_breaks_after_the_check_is_named_when_it_is_drawn(camvid: Path) -> None:
-    pictures, _ = read_camvid(camvid, "train", keep=False)
+    pictures, *_ = read_camvid(camvid, "train", keep=False)
     path = break_image(camvid)
     refused(lambda: pictures[1], str(path))
 
@@ -303,7 +308,7 @@ def test_a_file_that_breaks_after_the_check_is_named_when_it_is_drawn(camvid: Pa
 def test_ade20k_counts_from_one(tmp_path: Path) -> None:
     write(tmp_path / "images" / "validation" / "ADE_val_00000001.jpg", colours(0, 2, 2))
     write(tmp_path / "annotations" / "validation" / "ADE_val_00000001.png", [[0, 1], [2, 150]])
-    pictures, _ = read_ade20k(tmp_path, "validation")
+    pictures, *_ = read_ade20k(tmp_path, "validation")
     assert pictures[0].labels.tolist() == [[IGNORE, 0], [1, 149]]
     write(tmp_path / "annotations" / "validation" / "ADE_val_00000001.png", [[0, 1], [2, 151]])
     error = refused(lambda: read_ade20k(tmp_path, "validation"), "ADE_val_00000001.png")
@@ -319,7 +324,7 @@ def test_nyuv2_in_millimetres_or_metres(tmp_path: Path) -> None:
     write(tmp_path / "train" / "depth" / "0.png", [[0, 1, 2], [1500, 10000, 10001]], np.uint16)
     metres = [[float("nan"), -1, 2.5], [float("inf"), 9.5, 11]]
     write(tmp_path / "train" / "depth" / "1.npy", metres, np.float64)
-    pictures, _ = read_nyuv2(tmp_path, "train")
+    pictures, *_ = read_nyuv2(tmp_path, "train")
     expected = torch.tensor([[0, 0, 0.002], [1.5, 10, 0]])
     assert torch.allclose(pictures[0].depth, expected) and pictures[0].depth.dtype == torch.float32
     assert torch.equal(pictures[1].depth, torch.tensor([[0, 0, 2.5], [0, 9.5, 0]]))
@@ -373,13 +378,13 @@ def test_categories_by_the_names_of_folders(tmp_path: Path) -> None:
         for number in range(count):
             write(tmp_path / folder / f"{folder}_{number}.JPEG", colours(number, 8, 8))
     for keep in (True, False):
-        pictures, _ = read_categories(tmp_path, keep=keep)
+        pictures, *_ = read_categories(tmp_path, keep=keep)
         assert [pictures[i].category for i in range(4)] == [0, 0, 1, 2]
     (tmp_path / "n02" / "n02_0.JPEG").write_bytes(b"\xff\xd8\xff")
     refused(lambda: read_categories(tmp_path), "n02_0.JPEG")
-    left, skipped = read_categories(tmp_path, on_bad_row="skip")
+    left, skipped, _ = read_categories(tmp_path, on_bad_row="skip")
     assert [left[i].category for i in range(len(left))] == [0, 0, 2] and len(skipped) == 1
-    unchecked, _ = read_categories(tmp_path, check=False)
+    unchecked, *_ = read_categories(tmp_path, check=False)
     assert len(unchecked) == 4
     refused(lambda: unchecked[2], "n02_0.JPEG")
     (tmp_path / "n03").mkdir()
@@ -424,7 +429,7 @@ def test_camvid_as_it_is(shared_data: Path) -> None:
     root = shared_data / "camvid"
     if not root.is_dir():
         pytest.skip(f"This test reads CamVid, and there is no folder {root}.")
-    pictures, skipped = read_camvid(root, "val")
+    pictures, skipped, _ = read_camvid(root, "val")
     assert (len(pictures), skipped) == (101, [])
     labels = torch.stack([pictures[i].labels for i in range(101)])
     assert labels.shape[1:] == (180, 240)

@@ -32,6 +32,8 @@ class Picture:
         depth: float32 [H, W], metres along the camera's axis; 0, negative or not finite where it is
             not known. None: no depth.
         category: class of the whole image, from 0. None: not known.
+        origin: what tells the picture from others whatever size it is brought to: a hash of its
+            pixels as they were in the file. Empty: :meth:`identity` hashes the pixels it has.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Picture:
     labels: Tensor | None = None
     depth: Tensor | None = None
     category: int | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 3 or self.pixels.shape[0] != 3:
@@ -60,6 +63,11 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.pixels.shape[1], self.pixels.shape[2]
+
+    @property
+    def identity(self) -> str:
+        """The same for two pictures that were one before they were resized and labelled."""
+        return self.origin or content_id(self.pixels)
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits over pixels, labels, depth and category; not over the name."""
@@ -84,9 +92,35 @@ class Pictures(Protocol):
     def __getitem__(self, index: int, /) -> Picture: ...
 
 
+@dataclass(frozen=True)
+class Some:
+    """Some pictures of a set, decoded when they are asked for.
+
+    Args:
+        pictures: the set.
+        places: which of them.
+    """
+
+    pictures: Pictures
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int, /) -> Picture:
+        return self.pictures[self.places[index]]
+
+
+def content_id(pixels: Tensor) -> str:
+    """Sixteen hexadecimal digits over size and pixels (uint8 [3, H, W])."""
+    sha = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    sha.update(pixels.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
 def unlabelled(picture: Picture) -> Picture:
     """The pixels alone: what a stream of unlabeled data is made of."""
-    return Picture(picture.name, picture.pixels)
+    return Picture(picture.name, picture.pixels, origin=picture.origin)
 
 
 def valid_depth(
@@ -162,22 +196,6 @@ def stacked(pictures: Sequence[Picture]) -> Tensor:
     return torch.stack([picture.pixels for picture in pictures])
 
 
-def stacked_labels(pictures: Sequence[Picture]) -> Tensor:
-    """The label maps of pictures of one size, int64 [B, H, W]; ``IGNORE`` throughout for a picture
-    without.
-    """
-    _check_one_size(pictures)
-    return torch.stack([_filled(p.labels, p, IGNORE, torch.int64) for p in pictures])
-
-
-def stacked_depth(pictures: Sequence[Picture]) -> Tensor:
-    """The depth maps of pictures of one size, float32 [B, H, W], metres; 0 (not known) throughout
-    for one without.
-    """
-    _check_one_size(pictures)
-    return torch.stack([_filled(p.depth, p, 0, torch.float32) for p in pictures])
-
-
 def normalised(
     pictures: Sequence[Picture] | Tensor,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -195,10 +213,6 @@ def normalised(
     scaled = pixels.float() if pixels.is_floating_point() else pixels.float() / 255
     shape = (3, 1, 1)
     return (scaled - scaled.new_tensor(mean).view(shape)) / scaled.new_tensor(std).view(shape)
-
-
-def _filled(values: Tensor | None, picture: Picture, fill: int, dtype: torch.dtype) -> Tensor:
-    return torch.full(picture.size, fill, dtype=dtype) if values is None else values
 
 
 def _check_one_size(pictures: Sequence[Picture]) -> None:

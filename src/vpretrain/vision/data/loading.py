@@ -5,13 +5,16 @@ trained.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.vision.data import readers, scenes
-from vpretrain.vision.data.images import Picture, Pictures, unlabelled
+from vpretrain.vision.data.decoding import Decoding
+from vpretrain.vision.data.files import LabelCode, Reading
+from vpretrain.vision.data.images import Picture, Pictures, Some
+from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
 from vpretrain.vision.feedback.heads import (
@@ -32,27 +35,7 @@ from vpretrain.vision.recipe import (
     VisionRecipe,
 )
 
-_PAIRS_SHOWN = 5
 ADE20K_CLASSES = 150
-
-
-@dataclass(frozen=True)
-class Some:
-    """Some pictures of a set, decoded when they are asked for.
-
-    Args:
-        pictures: the set.
-        places: which of them.
-    """
-
-    pictures: Pictures
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int, /) -> Picture:
-        return self.pictures[self.places[index]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +49,7 @@ class PictureSets:
         evaluation: the pictures of ``evaluate.split``.
         tasks: by name: what labels can be asked for, with as many classes as there are.
         skipped: what is wrong with the pictures that ``on_bad_row: skip`` left out.
+        warnings: files that are not read, and pictures that the stream holds twice.
         retrieval: what is searched, by the name that ``evaluate.retrieval`` gives it.
     """
 
@@ -76,6 +60,7 @@ class PictureSets:
     evaluation: list[Picture]
     tasks: dict[str, DownstreamTask]
     skipped: list[Problem]
+    warnings: list[Problem]
     retrieval: dict[str, Searched]
 
 
@@ -83,17 +68,13 @@ def read(recipe: VisionRecipe) -> PictureSets:
     """Reads every set.
 
     Raises:
-        UserError: with the problems of all sets at once; also when pictures of the feedback set or
-            of the probes' training set stand among those that are evaluated on, or a task finds no
-            targets.
+        UserError: with the problems of all sets at once; also when pictures of the stream, of the
+            feedback set or of the probes' training set are among those that are evaluated on, or a
+            task finds no targets.
     """
     data, split = recipe.data, recipe.evaluate.split
     reader = _Reader(recipe)
-    stream = [
-        Source(source.name, pictures, source.weight)
-        for i, source in enumerate(data.stream)
-        if (pictures := reader.unlabelled(source.pictures, f"data.stream.{i}.pictures")) is not None
-    ]
+    stream = reader.stream()
     names = [source.name for source in data.stream]
     if len(set(names)) < len(names):
         message = "two sources have the same name; rename one"
@@ -133,10 +114,15 @@ def read(recipe: VisionRecipe) -> PictureSets:
             ("data.feedback.sets", [*train, *meta]),
             ("data.evaluation.train", probed),
         ):
-            reader.problems += _leaks(what, others, evaluation, split)
+            reader.problems += leaks(what, others, evaluation, split)
+        for i, source in enumerate(stream):
+            where = f"data.stream.{i}.pictures"
+            reader.problems += leaks(where, source.pictures, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
-    return PictureSets(stream, train, meta, probed, evaluation, tasks, reader.skipped, searched)
+    return PictureSets(
+        stream, train, meta, probed, evaluation, tasks, reader.skipped, reader.warnings, searched
+    )
 
 
 class _Reader:
@@ -148,9 +134,32 @@ class _Reader:
         self.data = recipe.data
         self.problems: list[Problem] = []
         self.skipped: list[Problem] = []
+        self.warnings: list[Problem] = []
         self.classes: int | None = None
         self.categories = 1
         self._known: dict[str, Pictures] = {}
+
+    def stream(self) -> list[Source]:
+        """The sources that can be read; of pictures that are there twice, what ``data.duplicates``
+        says.
+        """
+        sources: list[Source] = []
+        seen: dict[str, str] = {}
+        for i, source in enumerate(self.data.stream):
+            where = f"data.stream.{i}.pictures"
+            pictures = self.unlabelled(source.pictures, where)
+            if pictures is None:
+                continue
+            copies = repeats(pictures, seen)
+            if copies and self.data.duplicates == "drop":
+                left_out = {place for place, _, _ in copies}
+                kept = [place for place in range(len(pictures)) if place not in left_out]
+                pictures = Some(pictures, kept)
+            elif copies:
+                pairs = [(name, first) for _, name, first in copies]
+                self.warnings.append(repeats_warning(where, pictures, pairs))
+            sources.append(Source(source.name, pictures, source.weight))
+        return sources
 
     def unlabelled(self, spec: Any, where: str) -> Pictures | None:
         """Pictures of the stream, their shorter side brought to ``load_size``; None where there is
@@ -191,7 +200,9 @@ class _Reader:
         """
         root = self.data.root.expanduser()
         try:
-            return read_retrieval(root / spec.truth, root / spec.images, size=spec.size)
+            return read_retrieval(
+                root / spec.truth, root / spec.images, reading=self._reading(spec.size)
+            )
         except UserError as error:
             self.problems += error.problems
             return None
@@ -221,44 +232,37 @@ class _Reader:
         if isinstance(spec, Ade20kPictures):
             self._has_classes(ADE20K_CLASSES, where, labelled)
         if key not in self._known:
-            self._known[key], skipped = self._from_files(spec, size, labelled)
-            self.skipped += skipped
+            self._known[key], skipped, unread = self._from_files(spec, size, labelled)
+            self.skipped += [note for note in skipped if note not in self.skipped]
+            self.warnings += [note for note in unread if note not in self.warnings]
         return self._known[key]
 
-    def _from_files(self, spec: Any, size: Any, labelled: bool) -> tuple[Pictures, list[Problem]]:
-        root, skip = self.data.root.expanduser(), self.data.on_bad_row
+    def _reading(self, size: Any) -> Reading:
+        data = self.data
+        return Reading(size=size, decoding=Decoding(data.background, data.white_level))
+
+    def _from_files(self, spec: Any, size: Any, labelled: bool) -> readers.FolderContents:
+        root, skip, reading = self.data.root.expanduser(), self.data.on_bad_row, self._reading(size)
+        path = root / (spec.images if isinstance(spec, FolderPictures) else spec.path).expanduser()
         if isinstance(spec, ImageNetPictures):
-            return readers.read_categories(
-                root / spec.path, size=size, on_bad_row=skip, check=spec.check
-            )
+            return readers.read_categories(path, reading=reading, on_bad_row=skip, check=spec.check)
         if isinstance(spec, FolderPictures):
-            folders = (
-                (spec.images, spec.labels, spec.depth) if labelled else (spec.images, None, None)
-            )
-            images, labels, depth = (None if f is None else root / f.expanduser() for f in folders)
-            assert images is not None
-            code = (
-                None
-                if labels is None
-                else readers.LabelCode(spec.classes or 1, spec.void, spec.first_class)
-            )
-            return readers.read_folder(
-                images,
-                labels,
-                depth,
-                code=code,
-                depth_metres=spec.depth_metres,
-                size=size,
-                on_bad_row=skip,
-            )
-        path = root / spec.path.expanduser()
+            maps = [None if f is None else root / f.expanduser() for f in (spec.labels, spec.depth)]
+            if not labelled:
+                apart = [each for each in maps if each is not None]
+                return readers.read_folder(path, reading=reading, on_bad_row=skip, apart_from=apart)
+            if spec.classes is not None:
+                values = None if spec.label_values is None else tuple(spec.label_values)
+                code = LabelCode(spec.classes, spec.void, spec.first_class, values)
+                reading = replace(reading, code=code)
+            reading = replace(reading, depth_metres=spec.depth_metres)
+            return readers.read_folder(path, *maps, reading=reading, on_bad_row=skip)
         if not labelled:
             ade20k = isinstance(spec, Ade20kPictures)
             images = path / "images" / spec.split if ade20k else path / spec.split / "rgb"
-            return readers.read_folder(images, size=size, on_bad_row=skip)
-        assert isinstance(spec, (Ade20kPictures, NyuV2Pictures))
+            return readers.read_folder(images, reading=reading, on_bad_row=skip)
         kind = readers.read_ade20k if isinstance(spec, Ade20kPictures) else readers.read_nyuv2
-        return kind(path, spec.split, size=size, on_bad_row=skip)
+        return kind(path, spec.split, reading=reading, on_bad_row=skip)
 
     def _has_classes(self, classes: int | None, where: str, labelled: bool) -> None:
         if not labelled or classes is None:
@@ -310,21 +314,3 @@ def _misfits(
         accepted = f"1 to {len(probed)}"
         message = "there are not so many training pictures"
         yield Problem("evaluate.neighbours", str(recipe.evaluate.neighbours), accepted, message)
-
-
-def _leaks(
-    what: str, pictures: Sequence[Picture], evaluation: Sequence[Picture], split: str
-) -> Iterator[Problem]:
-    held_out = {unlabelled(picture).digest(): picture.name for picture in evaluation}
-    pairs = [
-        (p.name, held_out[key]) for p in pictures if (key := unlabelled(p).digest()) in held_out
-    ]
-    if pairs:
-        shown = ", ".join(f"{a} = {b}" for a, b in pairs[:_PAIRS_SHOWN]) + (
-            ", ..." if len(pairs) > _PAIRS_SHOWN else ""
-        )
-        message = (
-            f"{len(pairs)} of these pictures are also in data.evaluation.{split}; take them "
-            "out of one of the two"
-        )
-        yield Problem(what, shown, "pictures that are not evaluated on", message)

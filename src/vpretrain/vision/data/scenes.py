@@ -66,13 +66,15 @@ def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Pictu
     noise = draw.standard_normal((size, size, 3), dtype=np.float32) * draw.uniform(0.01, 0.03)
     pixels = np.clip((colour + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
     labels = np.array([0, *(1 + thing.category for thing in things)], dtype=np.int64)[owner]
+    name = f"scene/{seed}/{index}" if name is None else name
     largest = int(np.bincount(owner.ravel(), minlength=len(things) + 1)[1:].argmax())
     return Picture(
-        f"scene/{seed}/{index}" if name is None else name,
+        name,
         torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
         torch.from_numpy(labels),
         torch.from_numpy(depth),
         things[largest].category,
+        origin=name,
     )
 
 
@@ -110,6 +112,10 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def names(self) -> list[str]:
+        """Of all pictures, which are not rendered for it."""
+        return [f"{self._name}/{number}" for number in range(len(self))]
 
     def __getitem__(self, index: int, /) -> Picture:
         number = range(len(self))[index]  # an IndexError past the end is what stops iteration

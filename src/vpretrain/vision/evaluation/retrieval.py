@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from vpretrain.method.roles import Score
 from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading
 from vpretrain.vision.data.images import Pictures
-from vpretrain.vision.data.readers import NYU_DEPTH_METRES, PROBLEMS_SHOWN, Files, Folder, Size
 from vpretrain.vision.evaluation.probes import mean_score
 from vpretrain.vision.feedback.features import Encoder, freeze
 
@@ -65,7 +65,9 @@ class Searched:
     relevance: tuple[Relevance, ...]
 
 
-def read_retrieval(truth: Path | str, images: Path | str, *, size: Size | None = None) -> Searched:
+def read_retrieval(
+    truth: Path | str, images: Path | str, *, reading: Reading = AS_STORED
+) -> Searched:
     """Revisited Oxford or Paris: its ground truth as JSON, and the folder of the ``.jpg`` images;
     decoded when drawn.
 
@@ -74,7 +76,7 @@ def read_retrieval(truth: Path | str, images: Path | str, *, size: Size | None =
             each query ``bbx``: left, top, right, bottom in pixels; ``easy``, ``hard``, ``junk``:
             indices into ``imlist``).
         images: folder of the images.
-        size: that every picture is brought to; None keeps each at its own.
+        reading: how the images are decoded, and the size that they are brought to.
 
     Raises:
         UserError: the file is not of this form, an index is out of range or in two sets, or an
@@ -142,8 +144,8 @@ def read_retrieval(truth: Path | str, images: Path | str, *, size: Size | None =
         for path, window in zip(paths[len(names) :], windows, strict=True)
     ]
     return Searched(
-        Folder(queries, None, NYU_DEPTH_METRES, size),
-        Folder(database, None, NYU_DEPTH_METRES, size),
+        Folder(queries, reading),
+        Folder(database, reading),
         relevance,
     )
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from vpretrain.config.recipe import Section
 from vpretrain.vision.feedback.gradient import HeadSettings
-from vpretrain.vision.recipe.common import Downstream
+from vpretrain.vision.recipe.common import Downstream, Level
 from vpretrain.vision.recipe.pictures import Pictures
 
 
@@ -88,6 +88,17 @@ class Data(Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What becomes of pictures that cannot be used: an error, or they are left out, counted and
     named.
+    """
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What becomes of exact copies in the stream: they stay and are counted in a
+    warning, or all but the first are left out. (A source that is not decoded beforehand is not
+    searched.)
+    """
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    """R, G and B behind transparent pixels; white."""
+    white_level: PositiveFloat | None = None
+    """The number that is white in grey pictures of 16 bits or floats, such as 4095 or 1.0; null:
+    65535 in 16 bits, and pictures of which that cannot be are refused.
     """
 
     @model_validator(mode="after")

@@ -52,12 +52,18 @@ class FolderPictures(PictureSet):
     """Folder of label maps (``.png``); needs ``classes``."""
     depth: Path | None = None
     """Folder of depth maps: ``.png`` of 16 bits in millimetres, or ``.npy`` of floating metres."""
-    classes: Annotated[int, Field(ge=1, le=255)] | None = None
+    classes: Annotated[int, Field(ge=2, le=255)] | None = None
     """How many classes the label maps have."""
     void: NonNegativeInt | None = None
-    """The number of pixels without a label, besides 255, which always means that."""
+    """The number of pixels without a label, besides 255, which means that unless it is among
+    ``label_values``.
+    """
     first_class: NonNegativeInt = 0
     """The number that class 0 is written as."""
+    label_values: list[NonNegativeInt] | None = None
+    """The numbers that classes 0, 1, ... are written as, such as [0, 255]; null: ``first_class``
+    and those after it.
+    """
     depth_metres: Range = (1e-3, 10.0)
     """Depths that are not above the first or are above the second count as not known."""
 
@@ -65,6 +71,11 @@ class FolderPictures(PictureSet):
     def _has_classes(self) -> Self:
         if self.labels is not None and self.classes is None:
             raise ValueError("label maps need `classes`: say how many there are")
+        if self.label_values is not None and len(set(self.label_values)) != self.classes:
+            raise ValueError(
+                f"label_values has {len(set(self.label_values))} distinct numbers for "
+                f"{self.classes} classes; give one a class"
+            )
         return self
 
 

@@ -1,0 +1,226 @@
+"""The files of one picture, and what their numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpretrain.system.errors import UserError, abbreviated
+from vpretrain.vision.data.decoding import (
+    DECODING,
+    BadFile,
+    Decoding,
+    depth_in_metres,
+    label_numbers,
+)
+from vpretrain.vision.data.images import (
+    IGNORE,
+    Picture,
+    content_id,
+    cropped,
+    resized,
+    valid_depth,
+)
+
+Size = int | tuple[int, int]
+"""Height and width; a single number is the shorter side, the proportions kept (see
+:func:`images.resized`).
+"""
+Window = tuple[int, int, int, int]
+"""Top, left, height and width, in pixels of the upright image."""
+
+LONGEST_TO_SHORTEST = 20
+"""Of the sides of a picture: 1 x 4000 pixels scaled by the shorter side are 64 x 256,000."""
+NYU_DEPTH_METRES = (1e-3, 10.0)
+"""Depths that count on NYUv2."""
+
+PROBLEMS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LabelCode:
+    """What the numbers in a label map mean.
+
+    Args:
+        classes: how many there are, 2 or more.
+        void: the number of pixels without a label, which become ``IGNORE``; None if there is none.
+            255 means that too, unless it is one of ``values``.
+        first: the number that class 0 is written as; class c is ``first + c``.
+        values: the numbers that classes 0, 1, ... are written as, in the place of ``first``.
+    """
+
+    classes: int
+    void: int | None = None
+    first: int = 0
+    values: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= IGNORE:
+            raise ValueError(f"there are 2 to {IGNORE} classes, got {self.classes}")
+        if len(set(self.numbers)) != self.classes:
+            raise ValueError(f"{self.classes} classes need as many distinct values")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """How classes 0, 1, ... are written."""
+        return self.values or tuple(range(self.first, self.first + self.classes))
+
+    @property
+    def void_numbers(self) -> list[int]:
+        """How pixels without a label are written."""
+        return sorted({IGNORE, *(() if self.void is None else (self.void,))} - {*self.numbers})
+
+    def decode(self, path: Path, written: np.ndarray) -> Tensor:
+        """Classes from 0, and ``IGNORE``; int64 of the map's shape.
+
+        Raises:
+            BadFile: a number is neither a class nor void.
+        """
+        void = np.isin(written, self.void_numbers)
+        wrong = ~void & ~np.isin(written, self.numbers)
+        if wrong.any():
+            message = (
+                "a class number is out of range: correct the map, or what it is read with "
+                "(classes, void, label_values)"
+            )
+            shown = ", ".join(str(number) for number in np.unique(written[wrong])[:PROBLEMS_SHOWN])
+            accepted = abbreviated(map(str, self.numbers))
+            if self.values is None:
+                accepted = f"{self.first} to {self.first + self.classes - 1}"
+            unlabelled = IGNORE if self.void is None else self.void
+            if unlabelled in self.void_numbers:
+                accepted += f"; without a label {unlabelled}"
+            raise BadFile(path, message, shown, accepted)
+        order = np.argsort(self.numbers)
+        classes = order[np.searchsorted(self.numbers, written, sorter=order) % self.classes]
+        return torch.from_numpy(np.where(void, IGNORE, classes))
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one picture, and its category; :meth:`read` decodes them.
+
+    Args:
+        image: its pixels, in any format and mode that PIL reads.
+        labels: an image of one channel with a class number at each pixel.
+        depth: a PNG of 16 bits in millimetres, or a ``.npy`` of floating metres.
+        category: class of the whole image.
+        window: the part of the image that is meant; None: all of it. For images without maps.
+    """
+
+    image: Path
+    labels: Path | None = None
+    depth: Path | None = None
+    category: int | None = None
+    window: Window | None = None
+
+    def read(self, reading: Reading) -> Picture:
+        """Decodes the files and brings them to a size.
+
+        Raises:
+            BadFile: one of them cannot be used.
+        """
+        pixels = torch.from_numpy(reading.decoding.pixels(self.image))
+        pixels = pixels.permute(2, 0, 1).contiguous()
+        self._check_proportions(pixels)
+        labels = depth = None
+        if self.labels is not None and reading.code is not None:
+            written = label_numbers(self.labels)
+            self._check_size(self.labels, "label map", written, pixels)
+            labels = reading.code.decode(self.labels, written)
+        if self.depth is not None:
+            depth = self._depth(pixels, reading.depth_metres)
+        picture = Picture(str(self.image), pixels, labels, depth, self.category, content_id(pixels))
+        if self.window is not None:
+            try:
+                picture = cropped(picture, *self.window)
+            except ValueError:
+                message = "the window that is meant of this image is not within it"
+                shown = f"top, left, height, width {self.window}"
+                accepted = f"a part of {_shape(picture.pixels)}"
+                raise BadFile(self.image, message, shown, accepted) from None
+        return picture if reading.size is None else resized(picture, reading.size)
+
+    def _depth(self, pixels: Tensor, within_metres: tuple[float, float]) -> Tensor:
+        assert self.depth is not None
+        metres = depth_in_metres(self.depth)
+        self._check_size(self.depth, "depth map", metres, pixels)
+        known = valid_depth(torch.from_numpy(metres), *within_metres)
+        if not known.any():
+            low, high = within_metres
+            message = "the depth map has no valid pixel: correct its unit, or take the picture out"
+            accepted = f"some depths above {low} and up to {high} metres"
+            raise BadFile(self.depth, message, _span(metres), accepted)
+        return torch.where(known, torch.from_numpy(metres), 0.0)
+
+    def _check_proportions(self, pixels: Tensor) -> None:
+        short, long = sorted(pixels.shape[1:])
+        if long > LONGEST_TO_SHORTEST * short:
+            message = "the picture is a strip: crop it, or take it out"
+            accepted = f"sides that differ by a factor of {LONGEST_TO_SHORTEST} at most"
+            raise BadFile(self.image, message, f"{_shape(pixels)} pixels", accepted)
+
+    def _check_size(self, path: Path, what: str, values: np.ndarray, pixels: Tensor) -> None:
+        if values.shape != tuple(pixels.shape[1:]):
+            message = (
+                f"the {what} has not the size of its image {self.image} (turned as its EXIF "
+                "orientation says): make it again, without resizing"
+            )
+            shown = f"{values.shape[0]} x {values.shape[1]}"
+            raise BadFile(path, message, shown, f"{_shape(pixels)} pixels")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become pictures.
+
+    Args:
+        code: what the numbers in label maps mean; None leaves label maps alone.
+        depth_metres: depths that are not above the first or are above the second become 0 (not
+            known).
+        size: that every picture is brought to; None keeps each at its own.
+        decoding: of pixels.
+    """
+
+    code: LabelCode | None = None
+    depth_metres: tuple[float, float] = NYU_DEPTH_METRES
+    size: Size | None = None
+    decoding: Decoding = DECODING
+
+
+AS_STORED = Reading()
+
+
+class Folder:
+    """Pictures that are decoded from their files whenever they are asked for.
+
+    Args:
+        files: of each picture.
+        reading: how they are decoded.
+    """
+
+    def __init__(self, files: Sequence[Files], reading: Reading) -> None:
+        self.files, self.reading = tuple(files), reading
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int, /) -> Picture:
+        try:
+            return self.files[index].read(self.reading)
+        except BadFile as bad:
+            raise UserError(bad.problem) from bad
+
+
+def _shape(pixels: Tensor) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[2]}"
+
+
+def _span(metres: np.ndarray) -> str:
+    finite = metres[np.isfinite(metres)]
+    return f"{finite.min():g} to {finite.max():g} metres" if finite.size else "no finite number"

@@ -1,0 +1,88 @@
+"""What ``init`` writes for pictures fits them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from transformers import AutoConfig, AutoModel
+
+from vpretrain.studies.check import check
+from vpretrain.system.errors import UserError
+from vpretrain.vision.init_recipe import recipe_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny ViT, 60 pictures, and 12 with masks."""
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = AutoConfig.for_model("dinov3_vit", **shape, image_size=32, patch_size=8)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "vit")
+    draw = np.random.default_rng(0)
+    for place, count in (("stream/day/one", 60), ("labelled/images", 12)):
+        (tmp_path / place).mkdir(parents=True)
+        for at in range(count):
+            Image.fromarray(draw.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+                tmp_path / place / f"{at:02}.jpg"
+            )
+    (tmp_path / "labelled/labels").mkdir()
+    return tmp_path
+
+
+def masks(folder: Path, *numbers: int) -> None:
+    for at in range(12):
+        mask = np.random.default_rng(at).choice(np.array(numbers, np.uint8), (40, 48))
+        Image.fromarray(mask).save(folder / f"labelled/labels/{at:02}.png")
+
+
+def written(folder: Path) -> tuple[str, dict]:
+    text = recipe_of(
+        str(folder / "vit"),
+        str(folder / "stream"),
+        str(folder / "labelled"),
+        None,
+        out=folder / "steer.yaml",
+    )
+    (folder / "steer.yaml").write_text(text)
+    return text, yaml.safe_load(text)
+
+
+def test_masks_of_0_and_255_are_two_classes_and_the_recipe_says_so(folder: Path) -> None:
+    masks(folder, 0, 255)
+    text, recipe = written(folder)
+    (part,) = recipe["data"]["feedback"]["sets"]
+    assert part["pictures"]["classes"] == 2 and part["pictures"]["label_values"] == [0, 255]
+    assert "255 is taken for a class" in text
+    assert check(str(folder / "steer.yaml"), []) == []
+
+
+def test_255_beside_two_classes_stays_void(folder: Path) -> None:
+    masks(folder, 0, 1, 255)
+    text, recipe = written(folder)
+    pictures = recipe["data"]["evaluation"]["test"][0]
+    assert pictures["classes"] == 2 and "label_values" not in pictures
+    assert "255 means no label" in text
+
+
+def test_masks_of_one_class_are_refused(folder: Path) -> None:
+    masks(folder, 0)
+    with pytest.raises(UserError, match="one class cannot be learned"):
+        written(folder)
+
+
+def test_the_head_fits_the_number_of_pictures(folder: Path) -> None:
+    masks(folder, 0, 1)
+    learner = written(folder)[1]["learner"]
+    assert learner["head"] == {"prototypes": 64} and learner["head_warmup_steps"] == 38
+
+
+def test_lines_are_short_but_for_the_names_of_files(folder: Path) -> None:
+    masks(folder, 0, 1)
+    text, _ = written(folder)
+    assert max(len(line.replace(str(folder), "")) for line in text.splitlines()) <= 100
