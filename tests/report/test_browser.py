@@ -101,4 +101,4 @@ def test_a_script_in_the_data_is_shown_and_not_run(
     assert HOSTILE in browser.ask("document.querySelector('h1').textContent")
     assert HOSTILE in browser.ask("document.querySelector('table').textContent")
     assert HOSTILE in browser.ask("document.querySelector('.verdict').textContent")
-    assert HOSTILE in browser.ask("document.querySelector('svg.chart text.label').textContent")
+    assert HOSTILE in browser.ask("document.querySelector('svg.chart .label text').textContent")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vpretrain.report.drawing import write_plots
 from vpretrain.report.figures import figures
 from vpretrain.report.folders import read
 from vpretrain.report.page import page
-from vpretrain.report.plots import write_plots
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import write_text
 

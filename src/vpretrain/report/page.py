@@ -9,8 +9,8 @@ from importlib import resources
 
 from vpretrain.report import tables
 from vpretrain.report.chart import COLOURS, Figure, Panel
+from vpretrain.report.drawing import panel, swatch
 from vpretrain.report.folders import Section
-from vpretrain.report.svg import panel, swatch
 from vpretrain.report.verdict import against_step0, verdict
 from vpretrain.system.html import Markup, joined, name, tag
 
@@ -133,10 +133,9 @@ def _style() -> str:
     slots = range(len(COLOURS))
     light = "".join(f"--arm-{slot}:{COLOURS[slot]};" for slot in slots)
     dark = "".join(f"--arm-{slot}:{_DARK[slot]};" for slot in slots)
-    rules = "".join(f".arm-{slot}{{color:var(--arm-{slot})}}" for slot in slots)
     return (
         f"{sheet}\n:root{{{light}}}\n@media screen and "
-        f"(prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}\n"
+        f"(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vpretrain.report.chart import Style, span
 from vpretrain.report.curves import Cost, cost, evaluated, reaches
+from vpretrain.report.drawing import interval, swatch
 from vpretrain.report.figures import metric_label, styles
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
@@ -22,7 +23,6 @@ from vpretrain.report.formatting import (
     p_value,
     signed,
 )
-from vpretrain.report.svg import interval, swatch
 from vpretrain.system.html import Markup, joined, name, tag
 
 DASH = "–"
