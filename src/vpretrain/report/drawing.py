@@ -10,7 +10,7 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -164,18 +164,15 @@ def _drawings(
         measured = {name for found in section.paired.values() for name in found}
         if metrics := [name for name in section.metrics if name in measured]:
             prefix = f"{number}-" if len(sections) > 1 else ""
-            size = (_SIZE[0] * len(metrics), 70 + 26 * len(section.paired))
-            yield (
-                f"{prefix}differences",
-                size,
-                lambda canvas, s=section, m=metrics: _differences(canvas, s, m),
-            )
+            size = (_SIZE[0] * len(metrics), 70.0 + 26 * len(section.paired))
+            draw = partial(_differences, section=section, metrics=metrics)
+            yield f"{prefix}differences", size, draw
     for figure in figures:
         across = min(3, len(figure.panels))
         down = -(-len(figure.panels) // across)
         width, height = _LARGE if figure.wide else _SIZE
         size = (width * across, height * down + 60)
-        yield figure.name, size, lambda canvas, f=figure, a=across, d=down: _draw(canvas, f, a, d)
+        yield figure.name, size, partial(_draw, figure=figure, across=across, down=down)
 
 
 def _draw(canvas: Canvas, figure: Figure, across: int, down: int) -> None:
@@ -256,10 +253,9 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]]) 
     """A name beside each point, where it hides no marker and no other name if there is such a
     place.
     """
-    scale = _points_a_pixel(axes)
-    places = [(label, at, axes.transData.transform(at) * scale) for label, at in points]
+    places = [(label, at, axes.transData.transform(at)) for label, at in points]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for _, _, (x, y) in places]
-    edges = axes.bbox.x0 * scale, axes.bbox.x1 * scale
+    edges = axes.bbox.x0, axes.bbox.x1
     for label, at, (x, y) in places:
         long = 6.0 * len(label)
         starts = [(start, up) for up in (-3.5, 8.0, -15.0, 20.0, -27.0) for start in (8, -8 - long)]
@@ -270,10 +266,6 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]]) 
         best = (free or inside)[0]
         taken.append(boxes[best])
         _note(axes, label, at, *starts[best], gid="halo")
-
-
-def _points_a_pixel(axes: Axes) -> float:
-    return _POINTS / axes.get_figure(root=True).dpi
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -312,7 +304,7 @@ def _interval(
 
 def _frame(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(_short(x_label), loc="right", labelpad=3)
-    left = (2 - _LEFT) / (axes.bbox.width * _points_a_pixel(axes))
+    left = (2 - _LEFT) / axes.bbox.width
     axes.set_title(_short(y_label), loc="left", x=left, color=_INK, gid="label")
     axes.grid(axis="y", color=_RULE, linewidth=1, clip_on=False)
     axes.set_axisbelow(True)

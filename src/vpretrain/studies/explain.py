@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,9 @@ from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import EXPLAINERS, MODALITIES, SCHEMAS
 from vpretrain.run.train import new_step
 from vpretrain.system.errors import user_error
-from vpretrain.system.files import write_text
-from vpretrain.system.html import Markup, tag
 
 MOMENT_STEPS = 16
 """Steps at learning rate 0 that fill AdamW's moments; a run folder does not keep them."""
-
-# The browser is told to run and to load nothing: a second lock behind the escaping.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[str, Any]:
@@ -176,27 +170,3 @@ def last_record(folder: Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
     return {}
-
-
-def write_page(out: Path, *, title: str, style: str, body: Markup) -> None:
-    """One self-contained HTML file; it is there whole or not at all.
-
-    Args:
-        out: replaced if it is there.
-        title: of the window; escaped.
-        style: CSS behind the report's own style sheet.
-        body: of the page.
-    """
-    sheet = resources.files("vpretrain.report").joinpath("style.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("style", Markup(f"{sheet}\n{style}")),
-    )
-    text = f"<!doctype html>\n{tag('html', head, tag('body', tag('main', body)), lang='en')}\n"
-    write_text(out, text)

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import html
 import re
+from importlib import resources
 
 _VOID = {"br", "hr", "link", "meta"}
 # What no HTML file can hold as such: control characters, and halves of surrogate pairs that JSON
 # lets through.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+# The browser is told to run and to load nothing: a second lock behind the escaping.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Markup(str):
@@ -59,3 +64,26 @@ def name(text: object, **attributes: object) -> Markup:
     pieces = re.split(r"(?<=[_/\-])", printable(text))
     inner = Markup("<wbr>".join(map(escaped, pieces)))
     return tag("bdi", inner, class_="name", **attributes)
+
+
+def document(title: str, *content: Markup, style: str = "") -> str:
+    """A whole page: one file without script that asks nothing of the network.
+
+    Args:
+        title: of the window; escaped.
+        content: of the page.
+        style: CSS behind the style sheet that all pages share.
+    """
+    sheet = resources.files("vpretrain.system").joinpath("page.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Markup(f"{sheet}\n{style}")),
+    )
+    body = tag("body", tag("main", *content))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

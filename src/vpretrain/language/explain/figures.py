@@ -12,17 +12,20 @@ chooses none).
 from __future__ import annotations
 
 import math
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vpretrain.language.data.stream import Stream
-from vpretrain.language.explain.page import STYLE, View
+from vpretrain.language.explain.page import View
 from vpretrain.language.explain.token_values import by_source, looked_at, pieces_of, worths
 from vpretrain.language.modality import Language
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.run.train import seed_everything
-from vpretrain.studies.explain import last_record, listening, restore_designer, write_page
+from vpretrain.studies.explain import last_record, listening, restore_designer
 from vpretrain.system.errors import user_error
+from vpretrain.system.files import write_text
+from vpretrain.system.html import document
 
 SEED_OFFSET = 7919
 """Added to the run's seed for the order in which documents are looked at, so that they are not its
@@ -90,5 +93,6 @@ def explain_language(
         "agreement": worth.agreement,
     }
     view = View(recipe, folder, materials, pieces, worth, parts.designer, last_record(folder))
-    write_page(out, title=f"{recipe.description} · explain", style=STYLE, body=view.page())
+    style = resources.files("vpretrain.language.explain").joinpath("page.css").read_text()
+    write_text(out, document(f"{recipe.description} · explain", view.page(), style=style))
     return found
