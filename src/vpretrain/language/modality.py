@@ -22,6 +22,7 @@ from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_
 from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.layout import refusals
 from vpretrain.language.learner.loading import (
     checkpoint_activations,
     load_model,
@@ -95,7 +96,8 @@ class Language:
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
         texts = read(recipe)
-        if problems := _too_large(recipe, skeleton(recipe)):
+        shapes = skeleton(recipe)
+        if problems := refusals(shapes, packing=recipe.data.packing) or _too_large(recipe, shapes):
             raise UserError(*problems)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
@@ -149,6 +151,7 @@ class Language:
             problems += error.problems
         try:
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
+            problems += refusals(shapes, packing=recipe.data.packing)
             problems += [*_too_large(recipe, shapes), *disk_shortage(shapes, recipe.checkpoint)]
             problems += _unfit_window(recipe, shapes.config)
             if section.prepare is None or section.model is not None:
@@ -190,6 +193,7 @@ class Language:
             window_tokens=data.window_tokens,
             seed=recipe.seed,
             pad_id=materials.pad_id,
+            packing=data.packing,
             rank=distributed.rank(),
             world=distributed.world(),
         )
@@ -253,7 +257,8 @@ def _learner(
         checkpoint_activations(model)
     aligned = _aligned(section, model)
     autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
-    return CausalLearner(model.train(), aligned, autocast=autocast), adapted
+    packed = recipe.data.packing
+    return CausalLearner(model.train(), aligned, autocast=autocast, packed=packed), adapted
 
 
 def _aligned(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:

@@ -158,8 +158,10 @@ def _train(
         window_tokens=window,
         seed=section.seed,
         pad_id=tokenizer.pad_token_id,
+        packing=recipe.data.packing,
     )
-    learner = CausalLearner(model, dict(model.named_parameters()))
+    parameters = dict(model.named_parameters())
+    learner = CausalLearner(model, parameters, packed=recipe.data.packing)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     total = sum(phase.steps for phase in section.phases)
     model.train()

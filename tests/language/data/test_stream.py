@@ -718,3 +718,40 @@ def test_a_batch_larger_than_the_feedback_set_is_refused() -> None:
         make_sampler(count=3)
     (problem,) = caught.value.problems
     assert (problem.where, problem.value) == ("data.feedback", "3 documents")
+
+
+def test_without_packing_every_row_is_one_document():
+    """Rows are as long as the longest document of the whole batch, on every rank."""
+    documents = [
+        Document([3] * size, [False] + [True] * (size - 1), f"d:{size}", "d")
+        for size in range(3, 11)
+    ]
+    sources = [Source("d", documents, 1.0)]
+    whole = Stream(sources, batch_size=4, window_tokens=16, seed=0, pad_id=0, packing=False)
+    parts = [
+        Stream(
+            sources,
+            batch_size=4,
+            window_tokens=16,
+            seed=0,
+            pad_id=0,
+            packing=False,
+            rank=rank,
+            world=2,
+        )
+        for rank in range(2)
+    ]
+    seen = []
+    for _ in range(2):
+        batch, halves = next(whole), [next(part) for part in parts]
+        lengths = [len(document.ids) for document in batch.documents]
+        assert batch.input_ids.shape == (4, max(lengths))
+        assert all(half.input_ids.shape[1] == max(lengths) for half in halves)
+        assert torch.equal(batch.input_ids[0::2], halves[0].input_ids)
+        assert torch.equal(batch.document[:, 0], torch.arange(4))
+        seen += lengths
+    assert sorted(seen) == list(range(3, 11))
+    state = whole.state_dict()
+    after = next(whole)
+    whole.load_state_dict(state)
+    assert torch.equal(next(whole).input_ids, after.input_ids)

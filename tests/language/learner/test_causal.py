@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.language.conftest import CONFIGS, downstream, tiny_batch, tiny_model
 from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.loading import checkpoint_activations, load_model, stored_dtype
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.learner.targets import candidates, mix, one_hot
@@ -83,7 +84,7 @@ def test_a_scale_or_cap_that_is_not_known_is_refused(family, part):
     learner = learner_of(new_model(family))
     setattr(learner.anatomy, part, None if part == "cap" else 1.0)
     with pytest.raises(UserError, match="do not give the logits of the whole"):
-        learner._check_layout()
+        check_layout(learner)
 
 
 def test_a_model_that_sees_what_is_to_come_is_refused(monkeypatch):

@@ -55,7 +55,8 @@ class Stream:
     source, every document comes once before any comes again.
 
     A window is filled with whole documents: the oldest pending one, then of the next
-    ``LOOKAHEAD_DOCUMENTS`` each that still fits, in order; the rest is padding.
+    ``LOOKAHEAD_DOCUMENTS`` each that still fits, in order; the rest is padding. Without packing it
+    holds one document, and is as long as the longest of its batch.
 
     Of the windows of a batch, rank r of W lays out r, r + W, r + 2W, ...: the ranks' batches
     together are the one of a single process, and the position is the same on all of them, whatever
@@ -68,6 +69,7 @@ class Stream:
             (``encode(max_tokens=window_tokens)``).
         seed: of the shuffles.
         pad_id: token id that fills windows up; it is never predicted.
+        packing: whether a window may hold several documents.
         rank: which part of every batch this is, from 0.
         world: how many parts there are.
 
@@ -85,6 +87,7 @@ class Stream:
         window_tokens: int,
         seed: int,
         pad_id: int,
+        packing: bool = True,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -105,6 +108,7 @@ class Stream:
         self.batch_size = batch_size
         self.window_tokens = window_tokens
         self.pad_id = pad_id
+        self.packing = packing
         self.rank = rank
         self.world = world
         self._sources = list(sources)
@@ -125,15 +129,16 @@ class Stream:
         return self
 
     def __next__(self) -> TokenBatch:
-        windows = [self._window() for _ in range(self.batch_size)][self.rank :: self.world]
+        windows = [self._window() for _ in range(self.batch_size)]
+        longest = max(self._lengths[source][place] for (source, _, place), *_ in windows)
         return laid_out(
             [
                 [self._sources[source].documents[place] for source, _, place in window]
-                for window in windows
+                for window in windows[self.rank :: self.world]
             ],
-            width=self.window_tokens,
+            width=self.window_tokens if self.packing else longest,
             pad_id=self.pad_id,
-            padding_apart=True,
+            padding_apart=self.packing,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,6 +167,8 @@ class Stream:
 
     def _window(self) -> list[tuple[int, int, int]]:
         """The documents of the next window, oldest first, as in ``_pending``."""
+        if not self.packing:
+            return [self._draw()]
         chosen: list[tuple[int, int, int]] = []
         room = self.window_tokens
         at = 0

@@ -18,14 +18,14 @@ from torch.autograd import forward_ad
 from vpretrain.language.data.stream import TokenBatch
 from vpretrain.language.learner.head import HeadPass
 from vpretrain.language.learner.head_tied import TiedGradient, tied, tied_lookup
+from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
+from vpretrain.language.learner.router import RouterLoss
 from vpretrain.language.learner.suffix import Anatomy, DecoderSuffix, Trace
 from vpretrain.language.learner.targets import SoftTargets, one_hot, soft_target_loss
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
 from vpretrain.system.contexts import computing, evaluating
-from vpretrain.system.errors import UserError, user_error
-from vpretrain.system.memory import out_of_memory
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Context:
         hidden: ``[B, T, D]`` final hidden states, with the graph to the learner.
         predictions: what it says of the predicted tokens.
         trace: the suffix's inputs.
+        router_loss: of a mixture of experts, a float32 scalar with its graph; None: there is none.
     """
 
     batch: TokenBatch
@@ -48,6 +49,7 @@ class Context:
     hidden: Tensor
     predictions: Predictions
     trace: Trace
+    router_loss: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -73,19 +75,29 @@ class CausalLearner:
             is not the weights' own; the suffix (:meth:`objective`) always runs in float32 or wider,
             where a small perturbation shows.
 
+        packed: whether rows of batches may hold several documents.
+
     Raises:
-        UserError: the model is none that can be trained here (see :meth:`_check_layout`).
+        UserError: the model is none that can be trained here (see
+            :func:`~vpretrain.language.learner.layout.check_layout`).
     """
 
     def __init__(
-        self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None = None
+        self,
+        model: Any,
+        aligned: dict[str, nn.Parameter],
+        *,
+        autocast: torch.dtype | None = None,
+        packed: bool = True,
     ) -> None:
         self.model = model
         self.aligned = aligned
         self.autocast = autocast
+        self.packed = packed
         self.anatomy = Anatomy.of(model)
         self.suffix = DecoderSuffix(self.anatomy, aligned)
-        self._check_layout()
+        self.router_loss = RouterLoss.of(model.config)
+        check_layout(self)
 
     @property
     def device(self) -> torch.device:
@@ -98,15 +110,19 @@ class CausalLearner:
         """
         batch = batch.to(self.device)
         with self.suffix.trace() as trace:
-            hidden, predictions = self._predictions(batch)
+            hidden, predictions, router_loss = self._predictions(batch)
         row, at = batch.predicted.nonzero(as_tuple=True)
-        return Context(batch, (row, at - 1), predictions.labels, hidden, predictions, trace)
+        where, labels = (row, at - 1), predictions.labels
+        return Context(batch, where, labels, hidden, predictions, trace, router_loss)
 
     def loss(self, context: Context, task: SoftTargets) -> Tensor:
-        """Mean soft-target cross-entropy over the batch's predicted tokens (eq. 37); a float32
-        scalar.
+        """Mean soft-target cross-entropy over the batch's predicted tokens (eq. 37), and the router
+        loss of a mixture of experts that asks for it; a float32 scalar.
+
+        No task changes the router loss, so that what is valued (:meth:`objective`) is without it.
         """
-        return context.predictions.loss(task)
+        loss = context.predictions.loss(task)
+        return loss if context.router_loss is None else loss + context.router_loss
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
         """The loss as a function of S alone, dropout off; where the head is passed over in chunks,
@@ -161,7 +177,7 @@ class CausalLearner:
             batch: of any kind.
             temperature: > 0; the logits are divided by it.
         """
-        _, predictions = self._predictions(batch.to(self.device), temperature)
+        _, predictions, _ = self._predictions(batch.to(self.device), temperature)
         row, _ = batch.predicted.nonzero(as_tuple=True)
         labels = predictions.labels
         if isinstance(predictions, WholeLogits):
@@ -188,16 +204,21 @@ class CausalLearner:
         """Final hidden states ``[B, T, D]`` of a batch on the model's device, with the graph to the
         learner.
         """
-        out = self.anatomy.backbone(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        )
-        return out.last_hidden_state
+        return self._backbone(batch).last_hidden_state
+
+    def _backbone(self, batch: TokenBatch) -> Any:
+        options: dict[str, Any] = {}
+        if self.packed:
+            options["position_ids"] = batch.position_ids
+        if self.router_loss is not None:
+            options["output_router_logits"] = True
+        return self.anatomy.backbone(input_ids=batch.input_ids, use_cache=False, **options)
 
     def _predictions(
         self, batch: TokenBatch, temperature: float = 1.0
-    ) -> tuple[Tensor, Predictions]:
-        """Final hidden states ``[B, T, D]``, and what the head makes of them at the predicted
-        tokens.
+    ) -> tuple[Tensor, Predictions, Tensor | None]:
+        """Final hidden states ``[B, T, D]``, what the head makes of them at the predicted tokens,
+        and the router loss.
         """
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
@@ -208,74 +229,16 @@ class CausalLearner:
         shared = TiedGradient() if head is not None and tied(table, head.weight) else None
         with self.computing():
             with nullcontext() if shared is None else tied_lookup(table, shared):
-                hidden = self.hidden(batch)
+                out = self._backbone(batch)
+            hidden, routed = out.last_hidden_state, None
+            if self.router_loss is not None:
+                routed = self.router_loss(out.router_logits, batch.document >= 0)
             states = hidden[row, at - 1]
             if head is not None:
-                return hidden, HeadPass(states, head, labels, tied=shared)
+                return hidden, HeadPass(states, head, labels, tied=shared), routed
             logits = self.anatomy.finished(self.anatomy.head(states))
-            return hidden, WholeLogits(logits if temperature == 1 else logits / temperature, labels)
-
-    @torch.no_grad()
-    def _check_layout(self) -> None:
-        """Tries what training relies on, so that an architecture that breaks it is refused and
-        never mistrained.
-
-        The parts give the logits of the whole, no token sees a later one, and none sees another
-        document of its row.
-        """
-        config, device = self.model.config, self.device
-        ids = torch.arange(8, device=device)[None] % config.vocab_size
-        apart = torch.arange(8, device=device)[None] % 4  # two documents of four tokens
-
-        def logits(ids: Tensor, positions: Tensor) -> Tensor:
-            return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-
-        def refused(what: str, accepted: str) -> UserError:
-            return user_error(
-                "learner.model", f"{type(self.model).__name__} {what}", accepted=accepted
-            )
-
-        decoders = "decoder-only models laid out like Qwen, Llama, Gemma or GPT-2"
-        with evaluating(self.model):
-            try:
-                whole = logits(ids, apart)
-            except TypeError:
-                raise refused(
-                    "takes no position ids, by which packed documents are told apart", decoders
-                ) from None
-            except RuntimeError as error:
-                if out_of_memory(error):
-                    raise
-                # sizes that can be built and do not go together: more key heads than heads, say
-                said = str(error).splitlines()[0][:200]
-                raise refused(
-                    f"cannot run: {said}", "a configuration whose sizes go together"
-                ) from error
-            with self.suffix.trace() as trace:
-                self.anatomy.backbone(input_ids=ids, position_ids=apart, use_cache=False)
-            point = {name: parameter.detach() for name, parameter in self.aligned.items()}
-            parts = self.suffix.project(self.suffix.hidden(trace, point).to(whole.dtype), point)
-            alone = logits(ids[:, 4:], apart[:, 4:])
-            other = ids.clone()
-            other[:, -1] = (other[:, -1] + 1) % config.vocab_size
-            later = logits(other, apart)[:, :-1]
-        if not _close(whole[:, :-1], later):
-            raise refused(
-                "lets tokens see later ones, so next-token prediction would teach it to copy",
-                decoders,
-            )
-        if not _close(whole[:, 4:], alone):
-            raise refused(
-                "lets a token see other documents of its packed row",
-                "models that read position_ids apart",
-            )
-        if not _close(whole, parts):
-            raise refused(
-                "does more than blocks, final norm, head, scale and soft cap, so its parts do "
-                "not give the logits of the "
-                "whole",
-                decoders,
-            )
+            scores = logits if temperature == 1 else logits / temperature
+            return hidden, WholeLogits(scores, labels), routed
 
 
 def _tracked(parameters: Mapping[str, Tensor]) -> bool:
@@ -286,10 +249,3 @@ def _tracked(parameters: Mapping[str, Tensor]) -> bool:
         p.requires_grad or forward_ad.unpack_dual(p).tangent is not None
         for p in parameters.values()
     )
-
-
-def _close(whole: Tensor, found: Tensor) -> bool:
-    """Equal but for rounding in the dtype of the whole."""
-    tolerance = 2e-2 if whole.dtype.itemsize < 4 else 1e-3
-    whole, found = whole.float(), found.float()
-    return torch.allclose(whole, found, rtol=tolerance, atol=tolerance * float(whole.std()))

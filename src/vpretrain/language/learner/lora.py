@@ -61,6 +61,14 @@ def attach(model: Any, section: Lora, *, base: str | None, seed: int) -> PeftMod
                     for shown in missing or ["[]"]
                 )
             )
+    if any(parameter.dim() > 2 for parameter in model.parameters()):
+        # PEFT would take fused experts for linear modules too, which cannot be merged or run in
+        # another dtype.
+        targets = [
+            name
+            for name in linear
+            if targets == "all-linear" or any(_named(name, target) for target in targets)
+        ]
     config = LoraConfig(
         r=section.r,
         lora_alpha=section.alpha,

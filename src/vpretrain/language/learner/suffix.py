@@ -26,7 +26,7 @@ class Anatomy:
         blocks: its transformer blocks, in order.
         norm: what runs after the last block.
         head: the projection to the vocabulary.
-        scale: what its scores are multiplied by (Cohere, Granite; 1 elsewhere).
+        scale: what its scores are multiplied by (Cohere, Granite, Falcon-H1; 1 elsewhere).
         cap: where they are bounded, ``cap tanh(scores / cap)`` (Gemma 2 and later); None: nowhere.
     """
 
@@ -51,7 +51,7 @@ class Anatomy:
         norms = [
             m
             for name, m in backbone.named_children()
-            if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+            if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
         ]
         if len(lists) != 1 or len(norms) != 1 or head is None:
             raise user_error(
@@ -62,9 +62,8 @@ class Anatomy:
                 accepted="decoder-only models laid out like Qwen, Llama, Gemma or GPT-2",
             )
         config = model.config
-        scale = getattr(config, "logit_scale", None) or 1 / (
-            getattr(config, "logits_scaling", None) or 1
-        )
+        factors = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))
+        scale = next(filter(None, factors), 1) / (getattr(config, "logits_scaling", None) or 1)
         return cls(
             backbone,
             lists[0],

@@ -48,6 +48,10 @@ class Data(Section):
     """Length of a packed row of the stream."""
     batch_size: PositiveInt
     """Packed rows in a batch, over all ranks."""
+    packing: bool = True
+    """Whether a row holds as many documents as fit it; false: one, for learners that carry a state
+    along the row (linear attention, convolutions, Mamba) and would see the documents before it.
+    """
     shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
     """A raw text longer than the window is chunked; its rest is left out, and counted, if it is
     shorter than this.

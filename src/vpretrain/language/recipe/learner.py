@@ -51,7 +51,7 @@ class Lora(Section):
     """On the adapters' inputs, while training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Linear modules that get an adapter: all but the head, or those whose names end in one of a
-    list (``q_proj``).
+    list (``q_proj``). Experts that share one weight get none.
     """
     merge: bool = True
     """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false:

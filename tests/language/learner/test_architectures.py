@@ -1,0 +1,210 @@
+"""Twelve tiny architectures from their configurations: two steered steps, saved, opened again, the
+same logits.
+"""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.language.conftest import tiny_batch
+from tests.run.test_train import tiny_recipe
+from vpretrain.language import Language
+from vpretrain.language.data import word_problems
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
+from vpretrain.language.learner.targets import one_hot
+from vpretrain.run.train import run
+from vpretrain.system.errors import UserError
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+}
+NARROW = SIZES | {"head_dim": 8}
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.1}
+QWEN_EXPERTS = EXPERTS | {"num_experts": 4, "moe_intermediate_size": 24}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+ARCHITECTURES = {
+    "llama": SIZES | {"tie_word_embeddings": True},
+    "qwen2": SIZES | {"tie_word_embeddings": False},
+    "qwen3": NARROW | {"tie_word_embeddings": True},
+    "qwen3_moe": NARROW | QWEN_EXPERTS,
+    "gemma2": NARROW
+    | SLIDING
+    | {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": NARROW | SLIDING | {"query_pre_attn_scalar": 8},
+    "mistral": NARROW | {"sliding_window": 8},
+    "mixtral": NARROW | EXPERTS | {"num_local_experts": 4},
+    "phi3": SIZES | {"sliding_window": 8},
+    "olmo2": SIZES,
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "initializer_range": 0.15,
+    },
+    "lfm2": SIZES | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+}
+HYBRID = {
+    "lfm2": ARCHITECTURES["lfm2"],
+    "falcon_h1": NARROW
+    | {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+        "lm_head_multiplier": 0.5,
+    },
+    "qwen3_next": NARROW | LINEAR | QWEN_EXPERTS | {"shared_expert_intermediate_size": 24},
+    "qwen3_5_text": NARROW | LINEAR,
+}
+
+
+def tiny(kind, config, vocabulary=96):
+    torch.manual_seed(0)
+    resolved = AutoConfig.for_model(
+        kind, **config, vocab_size=vocabulary, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    attention = "eager" if kind == "gemma2" else "sdpa"
+    return AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """Model folders with the generator's tokenizer, each made once."""
+    made = {}
+
+    def folder_of(kind, config):
+        if kind not in made:
+            folder, tokenizer = tmp_path_factory.mktemp(kind), word_problems.tokenizer()
+            tiny(kind, config, len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[kind] = folder
+        return made[kind]
+
+    return folder_of
+
+
+def recipe_of(folder, *overrides):
+    return tiny_recipe(
+        "learner.config=null",
+        f"learner.model={folder}",
+        "arm=token_weights",
+        "budget.steps=2",
+        "value.burn_in_steps=0",
+        "value.meta_period=1",
+        "evaluate.answer=null",
+        "data.evaluation.test.rows=8",
+        "data.stream.0.rows.rows=20",
+        "data.stream.1.rows.rows=20",
+        "data.feedback.rows.rows=16",
+        "data.feedback.batch_size=4",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_two_steered_steps_saved_and_opened_again(kind, adapters, dtype, folder_of, tmp_path):
+    recipe = recipe_of(
+        folder_of(kind, ARCHITECTURES[kind]),
+        f"learner.dtype={dtype}",
+        f"learner.attention={'eager' if kind == 'gemma2' else 'sdpa'}",
+        f"data.packing={str(kind not in HYBRID).lower()}",
+        *(["learner.lora={r: 2}"] if adapters else []),
+    )
+    parts = Language().build(recipe, Language().load(recipe))
+    model = parts.learner.model.eval()
+    ids = torch.arange(3, 40)[None]
+    before = model(input_ids=ids).logits.detach().float()
+    result = run(recipe, parts)
+    assert result.spent.steps == 2 and result.history[-1]["weight_spread"] > 0
+    parts.save(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation=recipe.learner.attention
+    )
+    with torch.no_grad():
+        # Adapters are merged into float32 weights; in bfloat16 a token may go to another expert.
+        ours, theirs = (m.float().eval()(input_ids=ids).logits for m in (model, again))
+    assert not torch.allclose(ours, before, atol=1e-3)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4 * float(ours.std()))
+
+
+@pytest.mark.parametrize("kind", sorted(HYBRID))
+def test_layers_that_carry_a_state_take_one_document_a_row(kind, folder_of, monkeypatch):
+    """Packing is refused before any weight is loaded, by the key that mends it."""
+    folder = folder_of(kind, HYBRID[kind])
+    recipe = recipe_of(folder, "data.packing=false")
+    learner = Language().build(recipe, Language().load(recipe)).learner
+    assert learner.forward(tiny_batch()).predictions.labels.numel() > 0
+    monkeypatch.setattr("vpretrain.language.modality.load_model", None)
+    (problem,) = Language().check(recipe_of(folder))
+    assert problem.where == "data.packing" and "row of its own" in problem.message
+    with pytest.raises(UserError, match=r"data\.packing"):
+        Language().load(recipe_of(folder))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_the_router_loss_is_that_of_transformers(kind):
+    model = tiny(kind, ARCHITECTURES[kind])
+    learner = CausalLearner(
+        model, aligned_parameters(model, Anatomy.of(model), blocks=1, patterns=[])
+    )
+    batch = tiny_batch()
+    context = learner.forward(batch)
+    loss = learner.loss(context, one_hot(context.labels))
+    counted = (batch.document >= 0).long()
+    labels = batch.input_ids.masked_fill(~batch.predicted, -100)
+    theirs = model(input_ids=batch.input_ids, attention_mask=counted, labels=labels)
+    torch.testing.assert_close(context.router_loss, 0.1 * theirs.aux_loss)
+    torch.testing.assert_close(loss, theirs.loss)
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, parameters.values())
+    for name, mine, other in zip(
+        parameters, found, torch.autograd.grad(theirs.loss, parameters.values()), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_router_loss_that_is_not_known_is_refused_before_anything_is_loaded(folder_of):
+    config = NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = folder_of("granitemoe", config)
+    recipe = recipe_of(folder)
+    shapes = tiny("granitemoe", config)
+    shapes.config.output_router_logits = True
+    shapes.config.router_aux_loss_coef = None
+    shapes.config.save_pretrained(folder)
+    (problem,) = Language().check(recipe)
+    assert problem.where == "learner.model" and "router loss" in problem.message
+
+
+def test_rounding_is_not_taken_for_another_architecture():
+    """In bfloat16 the logits of a deep model move by more than any fixed tolerance, which once had
+    SmolLM2 refused; the parts are held against the whole in the same operations and dtype.
+    """
+    model = tiny("llama", SIZES | {"num_hidden_layers": 40, "initializer_range": 0.3}).bfloat16()
+    learner = CausalLearner(
+        model, aligned_parameters(model, Anatomy.of(model), blocks=20, patterns=[])
+    )
+    with torch.no_grad():
+        context = learner.forward(tiny_batch())
+        point = {name: p.detach().float() for name, p in learner.aligned.items()}
+        wide = learner.suffix.hidden(context.trace, point)
+    tolerance = 2e-2 * float(wide.std())
+    assert not torch.allclose(wide, context.hidden.float(), rtol=2e-2, atol=tolerance)
