@@ -136,7 +136,7 @@ def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
         recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=40", *overrides)
         held = Language().load(recipe)
         parts = Language().build(recipe, held)
-        alone, _ = encode([Row(row["question"], row["answer"], "own", "own")], held.tokenizer)
+        alone, _ = encode([Row(f"{row['question']} ", row["answer"], "own", "own")], held.tokenizer)
         parts.after(Spending())
         with evaluating(parts.learner.model), torch.no_grad():
             losses.append(

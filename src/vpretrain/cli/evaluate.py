@@ -89,6 +89,7 @@ def evaluate(
     import torch
 
     from vpretrain.language.evaluation.benchmark_run import evaluate as score
+    from vpretrain.language.evaluation.benchmark_run import separator_of
     from vpretrain.language.evaluation.problems import chosen
     from vpretrain.language.evaluation.scoring import Sampling
 
@@ -100,6 +101,7 @@ def evaluate(
         prompt=prompt_column,
         solution=solution_column,
         answer=answer,
+        separator=separator_of(model),
     )
     sampling = Sampling(samples, temperature, new_tokens, batch_size, seed)
     allow(found, sampling, code=allow_code)

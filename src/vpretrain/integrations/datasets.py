@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from vpretrain.integrations.collated import IGNORED
 from vpretrain.language.data.columns import shortened
-from vpretrain.language.data.rows import Document, Row, encode
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.language.data.formats import conversation
+from vpretrain.language.data.rows import SEPARATOR, Document, Row, encode
+from vpretrain.system.errors import Problem, UserError, renamed, user_error
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def documents_of(
     """Rows as documents whose loss is on what is verified: solution, completion, or the assistant's
     last message.
 
-    Every text begins as the tokenizer begins it and ends with the end token. Prompt and completion
-    are tokenised apart, so that the mask falls exactly between them; ``solution`` is set apart from
-    its prompt by a space, as in a recipe, and ``completion`` follows it as it stands, as in TRL.
+    Rows become tokens as in a recipe (:class:`vpretrain.language.data.layout.Layout`):
+    ``solution`` is set apart from its prompt by a line break, and ``completion`` follows it as it
+    stands, as in TRL.
 
     Args:
         rows: with the columns of one of the formats, see :data:`FORMATS`; of ``text`` every token
@@ -62,14 +62,14 @@ def documents_of(
             accepted="the model's tokenizer",
         )
     read = [_row(row, tokenizer, f"{where}[{place}]") for place, row in enumerate(rows)]
-    separator = " " if rows and "solution" in rows[0] else ""
-    begin = _begin(tokenizer)
-    documents, counts = encode(
-        read, tokenizer, separator=separator, max_tokens=max_tokens - len(begin)
-    )
+    # TRL reads control tokens that stand in its rows, and so do these.
+    with renamed({"learner.tokenizer": "processing_class"}):
+        documents, counts = encode(
+            read, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
+        )
     for loss in counts.losses(max_tokens):
         log.warning("%s: %s", where, loss)
-    return [_begun(document, begin) for document in documents]
+    return documents
 
 
 def check_apart(
@@ -183,17 +183,17 @@ def _keys(document: Document, special: Set[int]) -> set[tuple[int, ...]]:
 
 def _row(row: Mapping[str, Any], tokenizer: Any, origin: str) -> Row:
     answer = next((row[name] for name in ("solution", "completion") if name in row), None)
-    prompt = row.get("prompt")
-    if isinstance(row.get("messages"), Sequence):
-        return _chat(row["messages"][:-1], row["messages"][-1:], row, tokenizer, origin)
+    prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and isinstance(answer, str):
-        return Row(prompt, _unended(answer, tokenizer), origin, origin)
-    if (
-        isinstance(prompt, Sequence)
-        and isinstance(answer, Sequence)
-        and not isinstance(answer, str)
-    ):
-        return _chat(prompt, answer, row, tokenizer, origin)
+        separator = SEPARATOR if "solution" in row else ""
+        return Row(prompt + separator, _unended(answer, tokenizer), origin, origin)
+    if isinstance(prompt, Sequence) and isinstance(answer, Sequence):
+        messages = [*prompt, *answer]
+    if isinstance(messages, Sequence):
+        chat = conversation(list(messages), origin, origin, tools=row.get("tools"))
+        if isinstance(chat, Problem):
+            raise UserError(chat)
+        return chat
     if prompt is None and isinstance(row.get("text"), str):
         return Row("", _unended(row["text"], tokenizer), origin, origin)
     raise user_error(
@@ -204,64 +204,9 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str) -> Row:
     )
 
 
-def _chat(
-    before: Sequence[Any],
-    answer: Sequence[Any],
-    row: Mapping[str, Any],
-    tokenizer: Any,
-    origin: str,
-) -> Row:
-    """Messages as the chat template writes them."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise user_error(
-            "processing_class",
-            f"{origin} holds messages, and this tokenizer has no chat template; set its "
-            "chat_template",
-            accepted="a tokenizer of a chat model, or rows with prompt and completion in text",
-        )
-    if not before or not answer or answer[-1].get("role") != "assistant":
-        roles = ", ".join(str(message.get("role")) for message in (*before, *answer))
-        raise user_error(
-            origin,
-            "the verified answer is the assistant's, and has to come last",
-            value=roles,
-            accepted="at least one message, and then the assistant's",
-        )
-    options = {"tokenize": False, "tools": row.get("tools")}
-    prompt = tokenizer.apply_chat_template(list(before), add_generation_prompt=True, **options)
-    whole = tokenizer.apply_chat_template([*before, *answer], **options)
-    if not whole.startswith(prompt):
-        raise user_error(
-            origin,
-            "the chat template writes the prompt in another way once it is answered, so that "
-            "the answer cannot be "
-            "told from it",
-            value=shortened(prompt),
-            accepted="rows with prompt and completion in text",
-        )
-    return Row(prompt, _unended(whole.removeprefix(prompt), tokenizer), origin, origin)
-
-
 def _unended(text: str, tokenizer: Any) -> str:
     """The text without the end token that some rows and templates write out: every document gets
     one.
     """
     end = tokenizer.eos_token
     return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text
-
-
-def _begin(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: the token of beginning, or nothing."""
-    empty = tokenizer("", verbose=False)["input_ids"]
-    return [empty[0]] if empty and empty[0] == tokenizer.bos_token_id else []
-
-
-def _begun(document: Document, begin: list[int]) -> Document:
-    """The document with its beginning; chat templates may have written it already."""
-    if list(document.ids[: len(begin)]) == begin:
-        return document
-    return replace(
-        document,
-        ids=[*begin, *document.ids],
-        predicted=[*[False] * len(begin), *document.predicted],
-    )

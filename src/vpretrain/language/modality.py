@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import Source, Stream, padded
 from vpretrain.language.data.texts import Texts, documents_of, notices, read
@@ -101,11 +102,13 @@ class Language:
             raise UserError(*problems)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
-        longest = recipe.data.feedback.max_tokens
+        longest, parse = recipe.data.feedback.max_tokens, recipe.data.parse_special_tokens
         counts: dict[str, Encoded] = {}
 
         def documents(name: str, rows: Sequence[Row], most: int) -> list[Document]:
-            found, counts[name] = encode(rows, tokenizer, max_tokens=most)
+            found, counts[name] = encode(
+                rows, tokenizer, max_tokens=most, parse_special_tokens=parse
+            )
             return found
 
         sources = []
@@ -114,7 +117,9 @@ class Language:
                 source, texts.stream[source.name], tokenizer, recipe.data
             )
             sources.append(Source(source.name, found, source.weight))
-        tasks, of_tasks = encode_tasks(recipe.data.feedback, texts.tasks, tokenizer)
+        tasks, of_tasks = encode_tasks(
+            recipe.data.feedback, texts.tasks, tokenizer, parse_special_tokens=parse
+        )
         counts |= {
             name if name == SINGLE else f"feedback/{name}": count
             for name, count in of_tasks.items()
@@ -314,7 +319,7 @@ def _evaluate(
         if section.answer is not None:
             scores[f"{split}/pass@1"] = greedy_exact_match(
                 learner,
-                materials.tokenizer,
+                Layout(materials.tokenizer, parse_special_tokens=recipe.data.parse_special_tokens),
                 materials.texts.evaluation,
                 pattern=section.answer,
                 new_tokens=section.new_tokens,

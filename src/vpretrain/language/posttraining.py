@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named
@@ -162,7 +163,12 @@ def _sft(
     section = recipe.posttraining.sft
     # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is
     # of.
-    documents, counts = encode(rows, tokenizer, max_tokens=recipe.data.feedback.max_tokens)
+    documents, counts = encode(
+        rows,
+        tokenizer,
+        max_tokens=recipe.data.feedback.max_tokens,
+        parse_special_tokens=recipe.data.parse_special_tokens,
+    )
     for loss in counts.losses(recipe.data.feedback.max_tokens):
         log.warning("posttraining.rows: %s", loss)
     in_tokens = [
@@ -194,6 +200,16 @@ def _grpo(
 ) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
+    layout = Layout(tokenizer, parse_special_tokens=recipe.data.parse_special_tokens)
+    prompts = [layout.written(row)[0] for row in rows]
+    tokens_of = dict(zip(prompts, layout.prompts(rows), strict=True))
+
+    class Trainer(GRPOTrainer):
+        """Its prompts begin and end as they do in training."""
+
+        def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
+            return [tokens_of[prompt] for prompt in prompts], None, {}
+
     section = recipe.posttraining.grpo
     checker = checker_named(section.checker, section.answer)
     generated = 0
@@ -208,9 +224,9 @@ def _grpo(
         ]
 
     tokens = _trained(
-        partial(GRPOTrainer, reward_funcs=[reward]),
+        partial(Trainer, reward_funcs=[reward]),
         model,
-        [{"prompt": f"{row.prompt} ", "row": at} for at, row in enumerate(rows)],
+        [{"prompt": prompt, "row": at} for at, prompt in enumerate(prompts)],
         tokenizer,
         recipe,
         lambda common: GRPOConfig(

@@ -113,7 +113,7 @@ def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
 def _new_tokenizer(section: Prepare, texts: Texts) -> Any:
     if section.tokenizer == "word_problems":
         return word_problems.tokenizer()
-    every = (f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows)
+    every = (row.prompt + row.text for rows in texts.stream.values() for row in rows)
     return Qwen2Tokenizer().train_new_from_iterator(
         every, vocab_size=section.vocabulary, show_progress=False
     )
@@ -124,7 +124,7 @@ def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
     in silence.
     """
     reloaded = AutoTokenizer.from_pretrained(folder)
-    sample = [f"{row.prompt} {row.text}" for rows in texts.stream.values() for row in rows[:200]]
+    sample = [row.prompt + row.text for rows in texts.stream.values() for row in rows[:200]]
     before, after = (
         t(sample, add_special_tokens=False)["input_ids"] for t in (tokenizer, reloaded)
     )

@@ -50,7 +50,8 @@ GOLDEN = [
 def test_golden(name, record, prompt, solution):
     assert FORMATS[name].prompt(record) == prompt and FORMATS[name].solution(record) == solution
     row = FormatColumns("src", "data.feedback.rows", format=name).row(record, "f:1")
-    assert row == Row(prompt, solution, "f:1", "src")
+    question = record["text" if name == "mbpp@1" else "question"]
+    assert row == Row(prompt, solution, "f:1", "src", question)
 
 
 @pytest.mark.parametrize(("name", "record", "prompt", "solution"), GOLDEN)

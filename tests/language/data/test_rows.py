@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import (
     SHORTEST_TAIL_TOKENS,
     Document,
@@ -53,7 +54,7 @@ def raw(text: str, origin: str = "raw.jsonl:1") -> Row:
 
 
 def solved(prompt: str, text: str, origin: str = "solved.jsonl:1") -> Row:
-    return Row(prompt, text, origin, "solved")
+    return Row(f"{prompt} ", text, origin, "solved")
 
 
 # --- encoding
@@ -78,16 +79,19 @@ def test_the_prompt_is_masked_and_the_solution_and_eos_are_predicted() -> None:
 def test_the_mask_falls_between_separator_and_solution_byte_for_byte(separator: str) -> None:
     tokenizer = make_byte_tokenizer()
     prompt, solution = "3 + 4 é?", " 7!"
-    ((document,), _) = encode([solved(prompt, solution)], tokenizer, separator=separator)
+    row = Row(prompt + separator, solution, "f:1", "f")
+    ((document,), _) = encode([row], tokenizer)
     masked = [
         i for i, predicted in zip(document.ids, document.predicted, strict=True) if not predicted
     ]
     counted = [
         i for i, predicted in zip(document.ids, document.predicted, strict=True) if predicted
     ]
-    assert masked == tokenizer(prompt + separator)["input_ids"]
-    assert counted == [*tokenizer(solution)["input_ids"], tokenizer.eos_token_id]
-    assert len(masked) == len((prompt + separator).encode())
+    given = (prompt + separator).rstrip(" ")  # tokenizers write a space into the word after it
+    predicted = f"{prompt}{separator}{solution}".removeprefix(given)
+    assert masked == tokenizer(given)["input_ids"]
+    assert counted == [*tokenizer(predicted)["input_ids"], tokenizer.eos_token_id]
+    assert len(masked) == len(given.encode())
 
 
 def test_documents_keep_the_order_of_mixed_rows_over_many_tokenizer_calls() -> None:
@@ -179,7 +183,9 @@ def test_documents_on_disk_are_those_in_memory() -> None:
         for i in range(700)
     ]
     stored = StoredDocuments("solved")
-    counts = encode_into(stored.keep, StoredRows("solved", rows), make_tokenizer(), max_tokens=20)
+    counts = encode_into(
+        stored.keep, StoredRows("solved", rows), Layout(make_tokenizer()), max_tokens=20
+    )
     documents, expected = encode(rows, make_tokenizer(), max_tokens=20)
     assert (
         counts == expected
@@ -197,7 +203,9 @@ def test_as_many_documents_as_are_asked_for() -> None:
     rows = [raw(words(45), "f:1"), raw(words(3), "f:2"), raw(words(4), "f:3"), raw(words(5), "f:4")]
     for most, lengths in ((1, [20]), (2, [20, 20]), (4, [20, 20, 4, 5]), (9, [20, 20, 4, 5, 6])):
         stored = StoredDocuments("raw")
-        counts = encode_into(stored.keep, rows, make_tokenizer(), max_tokens=20, max_documents=most)
+        counts = encode_into(
+            stored.keep, rows, Layout(make_tokenizer()), max_tokens=20, max_documents=most
+        )
         assert list(stored.lengths) == lengths
         assert (counts.documents, counts.tokens) == (len(lengths), sum(lengths))
         assert counts.rows == 4 and counts.capped == 4 - len({d.origin for d in stored})
@@ -209,7 +217,7 @@ def test_how_short_a_chunk_may_be(shortest: int, lengths: list[int]) -> None:
     counts = encode_into(
         stored.keep,
         [raw(words(24))],
-        make_tokenizer(),
+        Layout(make_tokenizer()),
         max_tokens=20,
         shortest_chunk_tokens=shortest,
     )

@@ -182,7 +182,7 @@ def test_an_empty_solution_or_prompt_is_a_problem(tmp_path: Path) -> None:
 def test_a_template_writes_the_prompt(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", {"q": "2 {x}?", "hint": "", "a": "4"})
     (row,) = rows_of(file, template="{{Q}}: {q}{hint}\nAnswer:", solution="a")
-    assert row == Row("{Q}: 2 {x}?\nAnswer:", "4", f"{file}:1", "s")
+    assert row == Row("{Q}: 2 {x}?\nAnswer:", "4", f"{file}:1", "s", "2 {x}? ")
 
 
 def test_an_unknown_field_lists_the_columns_there_are(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def hub(
 def test_a_data_set_is_read_in_its_order(hub_folder: Path, streaming: bool) -> None:
     rows = hub(str(hub_folder), streaming=streaming, template="Q: {question}", solution="answer")
     assert [row.text for row in rows] == [str(i) for i in range(1_500)]
-    assert rows[1_200] == Row("Q: 1200?", "1200", f"{hub_folder}/train:1201", "s")
+    assert rows[1_200] == Row("Q: 1200?", "1200", f"{hub_folder}/train:1201", "s", "1200?")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -29,6 +29,7 @@ budget: {{steps: 1}}
 data:
   window_tokens: 48
   batch_size: 2
+  separator: ""
   stream: [{{name: problems, rows: {ROWS % "stream"}}}, {{name: prose, rows: {{kind: chatter, rows: 5}}}}]
   feedback: {{rows: {ROWS % "feedback"}, batch_size: 4}}
   evaluation: {{dev: {ROWS % "nowhere"}, test: {ROWS % "test"}}}
@@ -238,7 +239,7 @@ def test_a_format_stands_for_the_columns(here):
     write(here / "g.jsonl", [{"q": "1+1?", "answer": "It is 2.\n#### 2"}])
     rows = "{kind: jsonl, path: g.jsonl, format: gsm8k@1, columns: {question: q}}"
     (row,) = texts(here, f"data.stream.0.rows={rows}").stream["problems"]
-    assert row.prompt == "Question: 1+1?\nAnswer:" and row.text.endswith("#### 2")
+    assert row.prompt == "Question: 1+1?\nAnswer: " and row.text.endswith("#### 2")
 
 
 def test_unset_keys_are_not_written(here):
@@ -294,7 +295,7 @@ def test_a_file_of_nothing_but_bad_rows_stops_all_the_same(here):
 # -------------------------------------------------------------------------------------------
 
 HOLDING = (
-    "data.stream.0.held_out={share: 0.4}",
+    "data.stream.0.held_out={fraction: 0.4}",
     "data.evaluation.test={kind: held_out, source: problems}",
 )
 
@@ -321,7 +322,7 @@ def test_held_out_rows_of_one_source_are_looked_for_in_the_others(here):
     copy = "data.stream.1.rows={kind: jsonl, path: copy.jsonl, prompt: problem, solution: solution}"
     problem = refused(here, *HOLDING, copy)["data.evaluation.test"]
     assert "also in the stream" in problem.message
-    assert texts(here, *HOLDING, copy, "data.stream.1.held_out={share: 0.4}").evaluation
+    assert texts(here, *HOLDING, copy, "data.stream.1.held_out={fraction: 0.4}").evaluation
 
 
 def test_planted_noise_stays_out_of_what_is_held_out(here):
@@ -338,10 +339,10 @@ def test_a_source_that_holds_nothing_out(here):
     assert problem.value == "problems" and "holds nothing out" in problem.message
     problem = refused(here, HOLDING[0], "data.evaluation.test={kind: held_out, source: prolbems}")
     assert problem["data.evaluation.test.source"].accepted == "problems"
-    problem = refused(here, HOLDING[1], "data.stream.0.held_out={share: 1e-9}")[
-        "data.stream.0.held_out.share"
+    problem = refused(here, HOLDING[1], "data.stream.0.held_out={fraction: 1e-9}")[
+        "data.stream.0.held_out.fraction"
     ]
-    assert "raise the share" in problem.message
+    assert "raise the fraction" in problem.message
 
 
 # --- documents

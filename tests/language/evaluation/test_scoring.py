@@ -199,7 +199,7 @@ def test_the_likelihood_is_the_one_of_training():
     outcome = score_model(
         MODEL, TOKENIZER, {"mine": (OWN, MINE)}, Sampling(new_tokens=2, batch_size=3)
     )["mine"]
-    documents, _ = encode([Row(row["q"], row["a"], "", "") for row in QUESTIONS], TOKENIZER)
+    documents, _ = encode([Row(f"{row['q']}\n", row["a"], "", "") for row in QUESTIONS], TOKENIZER)
     aligned = aligned_parameters(MODEL, Anatomy.of(MODEL), blocks=1, patterns=[])
     learner = CausalLearner(MODEL, aligned)
     expected = negative_log_likelihood(learner, documents, batch_size=2, pad_id=0)

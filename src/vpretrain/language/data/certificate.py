@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
-from vpretrain.language.data.rows import Row
+from vpretrain.language.data.rows import Row, asked
 from vpretrain.language.data.similarity import words
 from vpretrain.system.errors import Problem
 from vpretrain.system.files import write_json
@@ -99,7 +99,7 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
         name = _file_of(row)
         if name not in files:
             files[name] = Path(name).is_file() and digest(Path(name)) in digests
-        if not files[name] and fingerprint(row.prompt or row.text) not in texts:
+        if not files[name] and fingerprint(asked(row)) not in texts:
             return False
     return True
 

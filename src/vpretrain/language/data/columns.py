@@ -52,6 +52,7 @@ class Columns:
         where: dotted recipe key of the section that names the columns, for messages.
         text, prompt, solution: columns; see :class:`Row`.
         template: the prompt with columns between braces.
+        separator: what stands between prompt and solution.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Columns:
     prompt: str | None = None
     solution: str | None = None
     template: str | None = None
+    separator: str = ""
 
     @cached_property
     def named(self) -> dict[str, str]:
@@ -102,11 +104,19 @@ class Columns:
             return Row("", texts[self.text], origin, self.source)
         assert self.solution is not None
         if self.prompt is not None:
-            return Row(texts[self.prompt], texts[self.solution], origin, self.source)
-        prompt = "".join(
-            literal + ("" if field is None else texts[field]) for literal, field in self._pieces
-        )
-        return Row(prompt, texts[self.solution], origin, self.source)
+            question = prompt = texts[self.prompt]
+        else:
+            prompt = "".join(
+                literal + ("" if field is None else texts[field]) for literal, field in self._pieces
+            )
+            question = " ".join(texts[field] for _, field in self._pieces if field is not None)
+        return solved(question, prompt + self.separator, texts[self.solution], origin, self.source)
+
+
+def solved(question: str, prompt: str, solution: str, origin: str, source: str) -> Row:
+    """A row of prompt and solution; its question is kept where the prompt is more than that."""
+    alone = question.strip() == prompt.strip()
+    return Row(prompt, solution, origin, source, "" if alone else question)
 
 
 def _sound(cell: str, *, blank: bool) -> bool:

@@ -5,8 +5,8 @@ Feedback rows and evaluation prompts that name the same format are written by th
 format is never changed: its name carries a version, and another wording is another version beside
 it.
 
-The prompt and the solution are joined by one space (:func:`vpretrain.language.data.rows.encode`),
-which belongs to the prompt.
+Prompt and solution of a format are joined by one space, whatever ``data.separator`` is. ``chat`` is
+the format of conversations: the learner's own chat template writes it once the tokenizer is known.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vpretrain.language.data.columns import Columns, shortened
+from vpretrain.language.data.columns import Columns, kind_of, shortened, solved
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem
 
 Record = Mapping[str, Any]
+
+FORMAT_SEPARATOR = " "
+CHAT = "chat"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Format:
         fields: the record's fields that it reads.
         prompt: what is shown: needs no field that holds the answer.
         solution: what is expected after it; ``ValueError``, in words, where the record has none.
+        question: what is asked, without what the format writes around it.
     """
 
     fields: tuple[str, ...]
     prompt: Callable[[Record], str]
     solution: Callable[[Record], str]
+    question: Callable[[Record], str]
 
 
 def text_of(record: Record, field: str) -> str:
@@ -46,6 +51,10 @@ def text_of(record: Record, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{field} holds no text")
     return value.replace("\r\n", "\n").strip()
+
+
+def _of(field: str) -> Callable[[Record], str]:
+    return lambda record: text_of(record, field)
 
 
 def without_fences(code: str) -> str:
@@ -122,9 +131,11 @@ def _mmlu_solution(record: Record) -> str:
 
 
 FORMATS: Mapping[str, Format] = {
-    "gsm8k@1": Format(("question", "answer"), _gsm8k_prompt, _gsm8k_solution),
-    "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _mbpp_solution),
-    "mmlu@1": Format(("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution),
+    "gsm8k@1": Format(("question", "answer"), _gsm8k_prompt, _gsm8k_solution, _of("question")),
+    "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _mbpp_solution, _of("text")),
+    "mmlu@1": Format(
+        ("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution, _of("question")
+    ),
 }
 """By name and version."""
 
@@ -155,12 +166,90 @@ class FormatColumns(Columns):
         form = FORMATS[self.format]
         record = {name: _plain(cells[self.renamed.get(name, name)]) for name in form.fields}
         try:
-            return Row(form.prompt(record), form.solution(record), origin, self.source)
+            return solved(
+                form.question(record),
+                form.prompt(record) + self.separator,
+                form.solution(record),
+                origin,
+                self.source,
+            )
         except ValueError as error:
-            message = f"{error}: mend the row, or name another format"
+            message = f"{error}: correct the row, or name another format"
             return Problem(
                 origin, shortened(repr(record)), f"a record that {self.format} can write", message
             )
+
+
+@dataclass(frozen=True)
+class ChatColumns(Columns):
+    """Conversations: a column of messages, or a prompt and a solution as one turn each.
+
+    Args:
+        messages: column of ``[{"role": ..., "content": ...}, ...]``, the last the assistant's; read
+            where no prompt and solution are named.
+    """
+
+    messages: str = "messages"
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """The columns that are read, each with the recipe key that names it."""
+        return super().named or {self.messages: "columns.messages"}
+
+    def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
+        """The row that the cells make, or the first thing that is wrong with it."""
+        if self.solution is not None:
+            row = super().row(cells, origin)
+            if isinstance(row, Problem):
+                return row
+            question = row.question or row.prompt
+            messages = [
+                {"role": "user", "content": row.prompt},
+                {"role": "assistant", "content": row.text},
+            ]
+            chat = conversation(messages, origin, self.source)
+            return chat if isinstance(chat, Problem) else replace(chat, question=question)
+        if problem := self.missing(cells, origin):
+            return problem
+        return conversation(_plain(cells[self.messages]), origin, self.source)
+
+
+def conversation(messages: object, origin: str, source: str, *, tools: Any = None) -> Row | Problem:
+    """The row of a conversation that ends with the assistant's answer, or what is wrong with it.
+
+    Args:
+        messages: should be a list of objects with ``role`` and ``content``.
+        origin: see :class:`Row`.
+        source: see :class:`Row`.
+        tools: what the chat template is told of tools, if anything.
+    """
+    shape = 'a list of {"role": "user", "content": "text"}, the last the assistant\'s'
+    if not isinstance(messages, list | tuple) or not all(
+        isinstance(message, Mapping) and isinstance(message.get("role"), str)
+        for message in messages
+    ):
+        shown = shortened(repr(messages))
+        what = kind_of(messages) if not isinstance(messages, list) else "a list of something else"
+        return Problem(origin, shown, shape, f"the messages are {what}: correct the row")
+    # Tables fill the keys that a message lacks with null.
+    turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    roles = ", ".join(turn["role"] for turn in turns)
+    answer = turns[-1].get("content") if turns else None
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        message = "the verified answer is the assistant's, and has to come last"
+        return Problem(
+            origin,
+            roles or "no messages",
+            "at least one message, and then the assistant's",
+            message,
+        )
+    if not isinstance(answer, str) or not answer.strip():
+        message = "the assistant's answer is empty, or not text: fill it, or take the row out"
+        return Problem(origin, shortened(repr(answer)), "text", message)
+    before = [str(turn.get("content", "")) for turn in turns[:-1]]
+    asked = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
+    told = {"messages": turns} | ({} if tools is None else {"tools": tools})
+    return Row("\n".join(before), answer, origin, source, "\n".join(asked), told)
 
 
 def _plain(value: object) -> object:

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 
 from vpretrain.language.data import sources, word_problems
-from vpretrain.language.data.columns import Columns
-from vpretrain.language.data.formats import FormatColumns
+from vpretrain.language.data.columns import Columns, solved
+from vpretrain.language.data.formats import CHAT, FORMAT_SEPARATOR, ChatColumns, FormatColumns
 from vpretrain.language.data.planted_errors import corrupt_digits
 from vpretrain.language.data.rows import Row, held_out
 from vpretrain.language.data.stored import StoredRows
@@ -48,6 +48,7 @@ class Reader:
         self.skipped: list[Problem] = []
         self._root = data.root.expanduser()
         self._skip = data.on_bad_row == "skip"
+        self._separator = data.separator
         self._held_out: dict[str, StoredRows] = {}
         self._sources = {source.name: source for source in data.stream}
 
@@ -127,15 +128,13 @@ class Reader:
         if isinstance(spec, HeldOut):
             return iter(self._away(spec, where))
         if isinstance(spec, _GENERATED):
-            return iter(_generated(spec, name, where))
+            return iter(_generated(spec, name, where, self._separator))
         if isinstance(spec, TextFiles):
             return chain.from_iterable(
                 sources.text(path, name, where, document=spec.document)
                 for path in self._files(spec.path, where)
             )
-        columns = Columns(name, where, spec.text, spec.prompt, spec.solution, spec.template)
-        if spec.format is not None:
-            columns = FormatColumns(name, where, format=spec.format, renamed=spec.columns or {})
+        columns = self._columns(spec, name, where)
         if isinstance(spec, Hub):
             return sources.hub(
                 spec.path,
@@ -147,6 +146,18 @@ class Reader:
             )
         read = sources.jsonl if isinstance(spec, JsonLines) else sources.parquet
         return chain.from_iterable(read(path, columns) for path in self._files(spec.path, where))
+
+    def _columns(self, spec: Table, name: str, where: str) -> Columns:
+        renamed = spec.columns or {}
+        if spec.format is None:
+            named = (spec.text, spec.prompt, spec.solution, spec.template)
+            return Columns(name, where, *named, separator=self._separator)
+        if spec.format == CHAT:
+            named = (None, spec.prompt, spec.solution, spec.template)
+            return ChatColumns(name, where, *named, messages=renamed.get("messages", "messages"))
+        return FormatColumns(
+            name, where, format=spec.format, renamed=renamed, separator=FORMAT_SEPARATOR
+        )
 
     def _files(self, path: Path, where: str) -> list[Path]:
         return sources.files(self._root / path.expanduser(), where)
@@ -160,15 +171,15 @@ class Reader:
             raise user_error(f"{where}.source", message, value=spec.source, accepted=accepted)
         if not self._held_out[spec.source]:
             message = (
-                "by its share and seed this source holds out none of its rows: raise the share"
+                "by its fraction and seed this source holds out none of its rows: raise the fraction"
             )
-            where = f"data.stream.{list(self._sources).index(spec.source)}.held_out.share"
+            where = f"data.stream.{list(self._sources).index(spec.source)}.held_out.fraction"
             away = self._sources[spec.source].held_out
             raise user_error(
                 where,
                 message,
                 value=away.fraction if away else "",
-                accepted="a larger share, below 1",
+                accepted="a larger fraction, below 1",
             )
         return self._held_out[spec.source]
 
@@ -176,7 +187,7 @@ class Reader:
 _GENERATED = (WordProblems, Chatter)
 
 
-def _generated(spec: WordProblems | Chatter, name: str, where: str) -> list[Row]:
+def _generated(spec: WordProblems | Chatter, name: str, where: str, separator: str) -> list[Row]:
     try:
         if isinstance(spec, WordProblems):
             made = word_problems.problems(
@@ -192,8 +203,12 @@ def _generated(spec: WordProblems | Chatter, name: str, where: str) -> list[Row]
             made = word_problems.chatter(spec.rows, seed=spec.seed)
     except ValueError as error:
         raise user_error(where, str(error), value=spec.model_dump()) from None
-    texts = ((row.get("problem", ""), row.get("solution") or row["text"]) for row in made)
-    return [Row(prompt, text, f"{name}:{i}", name) for i, (prompt, text) in enumerate(texts, 1)]
+    return [
+        solved(row["problem"], row["problem"] + separator, row["solution"], f"{name}:{i}", name)
+        if "problem" in row
+        else Row("", row["text"], f"{name}:{i}", name)
+        for i, row in enumerate(made, 1)
+    ]
 
 
 def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:

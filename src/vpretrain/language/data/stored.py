@@ -112,16 +112,16 @@ class StoredRows(_Stored[Row]):
 
     def append(self, row: Row) -> None:
         """Adds a row; raises ``Fault`` if the disk is full."""
-        self._lay_down((row.prompt, row.text, row.origin))
+        self._lay_down((row.prompt, row.text, row.origin, row.question, row.conversation))
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Adds rows; raises as :meth:`append`."""
         for row in rows:
             self.append(row)
 
-    def _unpacked(self, record: tuple[str, str, str]) -> Row:
-        prompt, text, origin = record
-        return Row(prompt, text, origin, self._source)
+    def _unpacked(self, record: tuple[str, str, str, str, dict[str, Any] | None]) -> Row:
+        prompt, text, origin, question, conversation = record
+        return Row(prompt, text, origin, self._source, question, conversation)
 
 
 class StoredDocuments(_Stored[Document]):
@@ -139,17 +139,17 @@ class StoredDocuments(_Stored[Document]):
         self._source = source
         self.lengths = array("i")
 
-    def keep(self, ids: list[int], prompt_tokens: int, row: Row) -> None:
+    def keep(self, ids: list[int], given_tokens: int, row: Row) -> None:
         """Adds a document of which the first tokens are not predicted; raises ``Fault`` if the disk
         is full.
         """
-        self._lay_down((array("i", ids).tobytes(), prompt_tokens, row.origin))
+        self._lay_down((array("i", ids).tobytes(), given_tokens, row.origin))
         self.lengths.append(len(ids))
 
     def _unpacked(self, record: tuple[bytes, int, str]) -> Document:
-        packed, prompt_tokens, origin = record
+        packed, given_tokens, origin = record
         ids = array("i", packed)
-        predicted = bytes(prompt_tokens) + b"\1" * (len(ids) - prompt_tokens)
+        predicted = bytes(given_tokens) + b"\1" * (len(ids) - given_tokens)
         return Document(ids, predicted, origin, self._source)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vpretrain.language import posttraining
 from vpretrain.language.data import certificate, sources
 from vpretrain.language.data.columns import shortened
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Encoded, Row, encode_into, overlap
 from vpretrain.language.data.stored import StoredDocuments
@@ -121,7 +122,7 @@ def documents_of(
     counts = encode_into(
         documents.keep,
         rows,
-        tokenizer,
+        Layout(tokenizer, parse_special_tokens=data.parse_special_tokens),
         max_tokens=data.window_tokens,
         shortest_chunk_tokens=data.shortest_chunk_tokens,
         max_documents=source.max_documents,

@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.system.errors import UserError, user_error
 
@@ -58,6 +61,13 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
             value=", ".join(running),
             accepted="--allow-code, or other tasks",
         )
+
+
+def separator_of(name: str) -> str:
+    """What stands between prompt and solution: as a run trained the model, else the default."""
+    path = Path(name).expanduser() / "recipe.yaml"
+    data = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("data")
+    return (data or {}).get("separator", SEPARATOR)
 
 
 def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation import extraction, sandbox
 from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity
 from vpretrain.language.evaluation.held_out import extract
@@ -242,9 +243,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def own(name: str, *, prompt: str, solution: str, answer: str | None) -> Benchmark:
-    """A task over a user's rows: the prompt as in training (itself and a space), likelihood and
-    answer of the solution.
+def own(
+    name: str, *, prompt: str, solution: str, answer: str | None, separator: str = SEPARATOR
+) -> Benchmark:
+    """A task over a user's rows: the prompt as in training, likelihood and answer of the solution.
 
     Strict is the answer as the solution writes it: after ``####``, in a box, after "the answer is",
     by the given expression, or the whole text if the solution marks none. Flexible is an answer
@@ -256,6 +258,7 @@ def own(name: str, *, prompt: str, solution: str, answer: str | None) -> Benchma
         solution: column of the solution.
         answer: regular expression with one group that finds the answer in a solution (its last
             match counts).
+        separator: what stands between prompt and solution.
     """
     marked: Extract = (
         extraction.final_answer if answer is None else partial(extract, pattern=answer)
@@ -277,8 +280,8 @@ def own(name: str, *, prompt: str, solution: str, answer: str | None) -> Benchma
 
     return Benchmark(
         name=name,
-        version=1,
-        prompt="{prompt} ",
+        version=2,
+        prompt=f"{{prompt}}{separator.replace('{', '{{').replace('}', '}}')}",
         columns={prompt: "what is given", solution: "what follows, with the answer"},
         fields=lambda row: {"prompt": _text(row, prompt)},
         expected=expected,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import padded
 from vpretrain.language.learner.causal import CausalLearner
@@ -64,7 +65,7 @@ def mean_over_tokens(totals: Tensor, counts: Tensor) -> Score:
 @torch.no_grad()
 def greedy_exact_match(
     learner: CausalLearner,
-    tokenizer: Any,
+    layout: Layout,
     rows: Sequence[Row],
     *,
     pattern: str,
@@ -72,17 +73,14 @@ def greedy_exact_match(
     batch_size: int,
 ) -> Score:
     """Share of rows whose greedy answer equals the solution's, after normalisation (see
-    :func:`extract`).
+    :func:`extract`); prompts end as they do in training.
     """
+    tokenizer = layout.tokenizer
     right = [0.0] * len(rows)
     with evaluating(learner.model):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size):
-            # The same text as in training: the prompt and the separator before its solution.
-            prompts = [
-                tokenizer(row.prompt + " ", add_special_tokens=False)["input_ids"]
-                for row in (rows[at] for at in chunk)
-            ]
+            prompts = layout.prompts([rows[at] for at in chunk])
             width = max(map(len, prompts))
             pad = (
                 tokenizer.pad_token_id

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config.problems import nearest
+from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
 from vpretrain.system.errors import user_error
 
@@ -68,6 +69,7 @@ def chosen(
     prompt: str,
     solution: str,
     answer: str | None,
+    separator: str = SEPARATOR,
 ) -> dict[str, tuple[Benchmark, list[Item]]]:
     """Benchmarks and files that ``--tasks`` names, by the name given, with their problems.
 
@@ -78,6 +80,7 @@ def chosen(
         prompt: column of the prompt in files.
         solution: column of the solution in files.
         answer: see :func:`vpretrain.language.evaluation.benchmarks.own`.
+        separator: see the same.
 
     Raises:
         UserError: an unknown or repeated name, or as :func:`read`.
@@ -93,7 +96,7 @@ def chosen(
         if name in BENCHMARKS:
             found[name] = BENCHMARKS[name], read(BENCHMARKS[name], root, limit)
         elif Path(name).suffix in ENDINGS or Path(name).exists():
-            task = own(name, prompt=prompt, solution=solution, answer=answer)
+            task = own(name, prompt=prompt, solution=solution, answer=answer, separator=separator)
             found[name] = task, read_file(task, Path(name).expanduser(), limit)
         else:
             message = f"there is no such task{nearest(name, BENCHMARKS)}"

@@ -25,8 +25,10 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 from transformers import GenerationConfig
 
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
 from vpretrain.language.evaluation.held_out import mean_over_tokens
@@ -90,6 +92,29 @@ class Wrapped(HFLM):
             batch_size=batch_size,
             backend="causal",
         )
+        self.layout = Layout(self.tokenizer)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens to generate from: prompts begin and end as they do in training."""
+        return self.layout.prompts([Row(text, "", "", "") for text in texts])
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts to generate from, padded, with their attention mask; too long ones lose their
+        beginning.
+        """
+        ids = self.prompts(strings)
+        if left_truncate_len:
+            ids = [each[-left_truncate_len:] for each in ids]
+        batch = self.tokenizer.pad(
+            {"input_ids": ids}, padding_side=padding_side, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As lm-eval's: left-padded batches, longest first."""
@@ -312,15 +337,14 @@ def _cut_prompts(lm: Wrapped, task: Benchmark, items: Sequence[Item], sampling: 
             value=new,
             accepted=f"1 to {lm.max_length - 1}, less the longest prompt",
         )
-    encoded = lm.tokenizer([item.prompt for item in items], verbose=False)["input_ids"]
-    return sum(len(ids) > room for ids in encoded)
+    return sum(len(ids) > room for ids in lm.prompts([item.prompt for item in items]))
 
 
 def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
     """Mean NLL in nats over the solutions' tokens (end token included), tokenised as in
     training.
     """
-    rows = [Row(item.prompt.removesuffix(" "), item.text, item.origin, "") for item in items]
+    rows = [Row(item.prompt, item.text, item.origin, "") for item in items]
     documents, counts = encode(rows, lm.tokenizer, max_tokens=lm.max_length)
     if len(documents) < len(rows):
         raise user_error(

@@ -159,7 +159,11 @@ def _some(rows: Sequence[Row], accepted: str, message: str, where: str) -> Itera
 
 
 def encode_tasks(
-    section: FeedbackSet, tasks: Mapping[str, TaskRows], tokenizer: Any
+    section: FeedbackSet,
+    tasks: Mapping[str, TaskRows],
+    tokenizer: Any,
+    *,
+    parse_special_tokens: bool = False,
 ) -> tuple[dict[str, TaskDocuments], dict[str, Encoded]]:
     """The tasks' rows in tokens.
 
@@ -175,13 +179,19 @@ def encode_tasks(
     counts: dict[str, Encoded] = {}
     problems = []
     for name, task in tasks.items():
-        documents, count = encode(task.rows, tokenizer, max_tokens=section.max_tokens)
+        documents, count = encode(
+            task.rows,
+            tokenizer,
+            max_tokens=section.max_tokens,
+            parse_special_tokens=parse_special_tokens,
+        )
         rejected: dict[str, Document] = {}
         if task.rejected:
             others, _ = encode(
                 [task.rejected[row.origin] for row in task.rows],
                 tokenizer,
                 max_tokens=section.max_tokens,
+                parse_special_tokens=parse_special_tokens,
             )
             rejected = {document.origin: document for document in others}
             pairs = [

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vpretrain.config.recipe import Section
-from vpretrain.language.data.rows import SHORTEST_TAIL_TOKENS
+from vpretrain.language.data.rows import SEPARATOR, SHORTEST_TAIL_TOKENS
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.rows import Rows, StreamRows, unset
 
@@ -55,6 +55,13 @@ class Data(Section):
     shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
     """A raw text longer than the window is chunked; its rest is left out, and counted, if it is
     shorter than this.
+    """
+    separator: str = SEPARATOR
+    """What stands between prompt and solution, in stream, feedback, evaluation and generation. A
+    format has its own.
+    """
+    parse_special_tokens: bool = False
+    """Read control tokens (``<|endoftext|>``) that stand in rows as such; false keeps them as text.
     """
     stream: list[Source] = Field(min_length=1)
     feedback: FeedbackSet

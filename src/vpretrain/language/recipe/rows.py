@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from vpretrain.config.recipe import MadeUp, Section
 from vpretrain.language.data.columns import template_pieces
-from vpretrain.language.data.formats import FORMATS
+from vpretrain.language.data.formats import CHAT, FORMATS
 from vpretrain.language.recipe.common import Share
 
 
@@ -44,7 +44,8 @@ class Table(Part):
     """Column of the solution."""
     format: str | None = Field(default=None, exclude_if=unset)
     """Prompt and solution as an evaluation writes them, ``gsm8k@1`` say, in the place of all of
-    these.
+    these; or ``chat``: as the tokenizer's chat template writes them, a turn each, or the column
+    ``messages`` where no prompt and solution are named.
     """
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
     """Columns that hold the format's fields, by field, where they have other names."""
@@ -56,7 +57,13 @@ class Table(Part):
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
         one_by_one = (self.text, self.prompt, self.template, self.solution)
-        if self.format is not None:
+        of_chat = self.format == CHAT and one_by_one != (None, None, None, None)
+        if of_chat and (self.text, self.columns) != (None, None):
+            raise ValueError(
+                "a chat is read from `prompt` and `solution`, or from the column `messages` "
+                "(`columns: {messages: NAME}` where it has another name)"
+            )
+        if self.format is not None and not of_chat:
             self._fits_format(self.format)
             if one_by_one != (None, None, None, None):
                 raise ValueError(
@@ -81,12 +88,13 @@ class Table(Part):
         return self
 
     def _fits_format(self, name: str) -> None:
-        if name not in FORMATS:
-            raise ValueError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
-        unknown = [field for field in self.columns or {} if field not in FORMATS[name].fields]
+        fields = {CHAT: ("messages",)} | {name: form.fields for name, form in FORMATS.items()}
+        if name not in fields:
+            raise ValueError(f"there is no format {name!r}; there are {', '.join(fields)}")
+        unknown = [field for field in self.columns or {} if field not in fields[name]]
         if unknown:
             raise ValueError(
-                f"{name} has no field {unknown[0]!r}; it has {', '.join(FORMATS[name].fields)}"
+                f"{name} has no field {unknown[0]!r}; it has {', '.join(fields[name])}"
             )
 
 

@@ -1,0 +1,270 @@
+"""How a row is written in tokens: one rule for stream, feedback, evaluation and generation.
+
+A pretrained model has met whole texts. Prompt and text are therefore tokenised as one, and what is
+predicted starts where the prompt alone would have ended: ``tokens(prompt) + tokens(text)`` would
+put a boundary where the tokenizer never puts one (a space of its own before a word, say), and cost
+a real model up to 0.1 nats a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any
+
+from vpretrain.system.errors import UserError, user_error
+
+if TYPE_CHECKING:
+    from vpretrain.language.data.rows import Row
+
+ROWS_PER_CALL = 1_000
+"""Of the tokenizer: enough to use its threads, little enough to hold in memory twice."""
+
+
+class Layout:
+    """A tokenizer with the rule by which rows become its tokens.
+
+    A document is ``begin + tokens(prompt + text) + [end]``. ``begin`` is what the tokenizer itself
+    puts before a text: a BOS, or nothing. The prompt's tokens are those that it has before a word,
+    whatever the text is, so that a prompt to generate from ends as prompts end in training. Where
+    a text begins inside the prompt's last token, that token is predicted.
+
+    A conversation is written by the tokenizer's chat template, which has its own beginning, and
+    the assistant's last answer is predicted.
+
+    Args:
+        tokenizer: any ``transformers`` tokenizer with an end token.
+        parse_special_tokens: read control tokens (``<|endoftext|>``) that stand in rows as such;
+            else they are tokenised like any other text.
+
+    Attributes:
+        begin: token ids before every document that is no conversation.
+        end: the id of the end token.
+
+    Raises:
+        UserError: the tokenizer has no end token.
+    """
+
+    def __init__(self, tokenizer: Any, *, parse_special_tokens: bool = False) -> None:
+        end = tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise user_error(
+                "learner.model",
+                "its tokenizer has no end token (eos), and without one no document ends: set "
+                "tokenizer.eos_token to one of its tokens and save_pretrained() it into the "
+                "model's folder",
+                value=tokenizer.name_or_path or type(tokenizer).__name__,
+                accepted="a model whose tokenizer has an eos_token",
+            )
+        self.tokenizer, self.end = tokenizer, end
+        self.parse_special_tokens = parse_special_tokens
+        self.begin = _begin(tokenizer)
+        self._control = _control_tokens(tokenizer)
+
+    def documents(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[int], int, bool]]:
+        """Every row in tokens, without the end token.
+
+        Returns:
+            Of each row: the row, its token ids, how many of them are given (the beginning and the
+            prompt), and whether these are all tokens that the prompt has without the text.
+
+        Raises:
+            UserError: a conversation that the chat template cannot write, or does not answer.
+        """
+        for start in range(0, len(rows), ROWS_PER_CALL):
+            some = rows[start : start + ROWS_PER_CALL]
+            written = [self.written(row) for row in some]
+            wholes = self._tokens([(prompt + text, chat) for prompt, text, chat in written])
+            asked = [(prompt, chat) for prompt, _, chat in written if prompt]
+            prompts = iter(self._prompts(asked))
+            for row, (raw, _), (prompt, _, chat) in zip(some, wholes, written, strict=True):
+                ids = self._spelled(raw, chat)
+                alone = next(prompts) if prompt else []
+                given = _common(alone, ids)
+                natural = given == len(alone)
+                begun = self._begun(ids, chat)
+                yield row, begun, given + len(begun) - len(ids), natural
+
+    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens that each row's text is predicted from; raises as :meth:`documents`."""
+        asked = [(prompt, chat) for prompt, _, chat in map(self.written, rows)]
+        tokens = self._prompts(asked)
+        return [self._begun(ids, chat) for ids, (_, chat) in zip(tokens, asked, strict=True)]
+
+    def _begun(self, ids: list[int], chat: bool) -> list[int]:
+        """With the beginning; a chat template, or a text with control tokens, may have one."""
+        return ids if chat or ids[: len(self.begin)] == self.begin else [*self.begin, *ids]
+
+    def _prompts(self, asked: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """The tokens that prompts have before a word, each with whether it is a chat's.
+
+        Not the tokens of the prompt alone: tokenizers split white space at the end of a text in
+        another way than before a word. Spaces at the end are left to the text, since they are
+        written into its first word.
+        """
+        # After a space or a line break a letter begins a word; elsewhere a space does.
+        begun = [(text if text[-1:].isspace() else f"{text} ", chat) for text, chat in asked]
+        one = self._tokens([(f"{text}a", chat) for text, chat in begun])
+        if self.tokenizer.is_fast:
+            found = [
+                encoding.char_to_token(len(text))
+                for (text, _), (_, encoding) in zip(begun, one, strict=True)
+            ]
+            prompts = [ids[:at] for (ids, _), at in zip(one, found, strict=True)]
+        else:
+            # Without offsets, what two different words have in common before them is the prompt.
+            other = self._tokens([(f"{text}I", chat) for text, chat in begun])
+            pairs = [(a, b) for (a, _), (b, _) in zip(one, other, strict=True)]
+            if any(a == b for a, b in pairs):
+                raise _no_offsets(self.tokenizer)
+            prompts = [a[: _common(a, b)] for a, b in pairs]
+        return [
+            self._spelled(self._without_spaces(ids) if text.endswith(" ") else ids, chat)
+            for (text, chat), ids in zip(begun, prompts, strict=True)
+        ]
+
+    def _without_spaces(self, ids: list[int]) -> list[int]:
+        """Less the tokens at the end that are nothing but spaces, as vocabularies write them."""
+        end = len(ids)
+        while end and not self.tokenizer.convert_ids_to_tokens(ids[end - 1]).strip("Ġ▁ "):
+            end -= 1
+        return ids[:end]
+
+    def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[list[int], Any]]:
+        """Token ids of texts, each with whether it is a chat template's, and the encoding that
+        knows their offsets (None of a tokenizer without).
+        """
+        tokens: list[tuple[list[int], Any]] = [([], None)] * len(texts)
+        for chat in (False, True):
+            places = [at for at, (_, of_chat) in enumerate(texts) if of_chat == chat]
+            if not places:
+                continue
+            parse = chat or self.parse_special_tokens
+            encoded = self.tokenizer(
+                [texts[at][0] for at in places],
+                add_special_tokens=False,
+                split_special_tokens=not parse,
+                return_attention_mask=False,
+                # the length is bounded by the caller, not by the tokenizer, whose warning would
+                # mislead
+                verbose=False,
+            )
+            encodings = encoded.encodings if self.tokenizer.is_fast else repeat(None)
+            for at, ids, encoding in zip(places, encoded["input_ids"], encodings, strict=False):
+                tokens[at] = ids, encoding
+        return tokens
+
+    def _spelled(self, ids: list[int], chat: bool) -> list[int]:
+        """Without control tokens, unless they are parsed. A vocabulary that holds their names as
+        words (WordLevel, Unigram) finds them in text all the same: they are spelled in characters.
+        """
+        if chat or self.parse_special_tokens or self._control.keys().isdisjoint(ids):
+            return ids
+        return list(chain.from_iterable(self._control.get(token, (token,)) for token in ids))
+
+    def written(self, row: Row) -> tuple[str, str, bool]:
+        """Prompt and text as they are tokenised, and whether a chat template wrote them; raises as
+        :meth:`documents`.
+        """
+        if row.conversation is None:
+            return row.prompt, row.text, False
+        messages, tools = row.conversation["messages"], row.conversation.get("tools")
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise _no_template(self.tokenizer, row)
+        if not self.parse_special_tokens:
+            self._check_controls(messages, row)
+        prompt = self._rendered(messages[:-1], row, tools=tools, add_generation_prompt=True)
+        whole = self._rendered(messages, row, tools=tools)
+        answer = whole.removeprefix(prompt)
+        last_word = str(messages[-1]["content"]).split()[-1:]
+        if not whole.startswith(prompt) or not all(word in answer for word in last_word):
+            part = "the assistant's answer" if whole.startswith(prompt) else "the same prompt"
+            raise user_error(
+                row.origin,
+                f"the chat template does not write {part} once the conversation is answered, so "
+                "that there is no assistant's part to predict",
+                value=prompt[-80:],
+                accepted="a chat template that continues its generation prompt with the answer, "
+                "or rows of prompt and solution without `format: chat`",
+            )
+        end = self.tokenizer.eos_token
+        # Every document gets the end token, so that one which the template wrote would be two.
+        ended = answer.rstrip()
+        return prompt, ended.removesuffix(end) if ended.endswith(end) else answer, True
+
+    def _rendered(self, messages: Sequence[Any], row: Row, **options: Any) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+            )
+        except UserError:
+            raise
+        except Exception as error:  # templates raise what they like
+            raise user_error(
+                row.origin,
+                f"the tokenizer's chat template cannot write this conversation: {error}",
+                value=", ".join(str(message.get("role")) for message in messages),
+                accepted="roles and an order of turns that the template knows",
+            ) from error
+
+    def _check_controls(self, messages: Sequence[Any], row: Row) -> None:
+        names = [self.tokenizer.convert_ids_to_tokens(token) for token in self._control]
+        for message in messages:
+            if name := next((name for name in names if name in str(message.get("content"))), None):
+                raise user_error(
+                    row.origin,
+                    "a message holds a control token, which the chat template would let end a "
+                    "turn: take it out of the row",
+                    value=name,
+                    accepted="messages without control tokens, or data.parse_special_tokens=true",
+                )
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text by its own convention."""
+    bare, whole = (
+        tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"]
+        for added in (False, True)
+    )
+    if not bare:
+        return whole[:1] if whole[:1] == [tokenizer.bos_token_id] else []
+    starts = range(len(whole) - len(bare) + 1)
+    return whole[: next((at for at in starts if whole[at : at + len(bare)] == bare), 0)]
+
+
+def _control_tokens(tokenizer: Any) -> dict[int, tuple[int, ...]]:
+    """Every control token with its name in tokens of single characters."""
+    added = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unknown = tokenizer.unk_token_id
+    spelled = {}
+    for token in (added | set(tokenizer.all_special_ids)) - {unknown}:
+        letters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(token)))
+        spelled[token] = tuple(letter for letter in letters if letter is not None)
+    return spelled
+
+
+def _no_template(tokenizer: Any, row: Row) -> UserError:
+    return user_error(
+        "learner.tokenizer",
+        f"{row.origin} is a conversation, and this tokenizer has no chat template; set its "
+        "chat_template and save_pretrained() it, or take a tokenizer of a chat model",
+        value=tokenizer.name_or_path or type(tokenizer).__name__,
+        accepted="a tokenizer with a chat template, or rows without `format: chat`",
+    )
+
+
+def _no_offsets(tokenizer: Any) -> UserError:
+    return user_error(
+        "learner.tokenizer",
+        "this tokenizer gives no offsets, and writes different words as the same tokens, so that "
+        "the end of a prompt cannot be found: convert it to a fast tokenizer (tokenizer.json)",
+        value=type(tokenizer).__name__,
+        accepted="a tokenizer of the tokenizers library",
+    )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences have in common before they differ."""
+    if b[: len(a)] == a:
+        return len(a)
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
