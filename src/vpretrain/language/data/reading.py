@@ -170,9 +170,7 @@ class Reader:
             accepted = ", ".join(self._held_out) or "a source of data.stream with a `held_out`"
             raise user_error(f"{where}.source", message, value=spec.source, accepted=accepted)
         if not self._held_out[spec.source]:
-            message = (
-                "by its fraction and seed this source holds out none of its rows: raise the fraction"
-            )
+            message = "by its fraction and seed this source holds out no row: raise the fraction"
             where = f"data.stream.{list(self._sources).index(spec.source)}.held_out.fraction"
             away = self._sources[spec.source].held_out
             raise user_error(
