@@ -19,7 +19,8 @@ from vpretrain.run.resources import shortages
 from vpretrain.system import distributed
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
-from vpretrain.vision.data.loading import PictureSets, read
+from vpretrain.vision.data.kept import GIB
+from vpretrain.vision.data.loading import PictureSets, needed, read
 from vpretrain.vision.data.stream import Stream
 from vpretrain.vision.evaluation.probes import (
     Probed,
@@ -29,7 +30,7 @@ from vpretrain.vision.evaluation.probes import (
     segmentation_probe,
 )
 from vpretrain.vision.evaluation.retrieval import pooled, retrieval
-from vpretrain.vision.feedback.features import Encoder, Frozen, freeze
+from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
 from vpretrain.vision.feedback.gradient import DenseFeedback, shuffled
 from vpretrain.vision.feedback.heads import Classification, Segmentation
 from vpretrain.vision.learners import (
@@ -310,13 +311,16 @@ class _HeldOut:
 def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> dict[str, Score]:
     """Probes on frozen features, as ``evaluate`` asks for them."""
     section, split, tasks = recipe.evaluate, recipe.evaluate.split, materials.sets.tasks
-    known: dict[tuple[int, ...], Frozen] = {}
+    known: dict[tuple[int, ...], FrozenFeatures] = {}
+    dense = {tasks[name].dense for name in needed(recipe)}
 
-    def frozen(pictures: list[Picture], task: str) -> Frozen:
+    def frozen(pictures: list[Picture], task: str) -> FrozenFeatures:
         usable = [picture for picture in pictures if tasks[task].has(picture)]
         key = tuple(map(id, usable))
         if key not in known:  # tasks that share their pictures share the features
-            known[key] = freeze(encoder, usable)
+            known[key] = freeze_within(
+                encoder, usable, section.memory_gib * GIB, patches=True in dense
+            )
         return known[key]
 
     scores: dict[str, Score] = {}

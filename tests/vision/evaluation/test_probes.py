@@ -5,6 +5,7 @@ refused.
 import dataclasses
 import math
 import types
+import weakref
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from vpretrain.vision.evaluation.probes import (
     mean_score,
     segmentation_probe,
 )
-from vpretrain.vision.feedback.features import Frozen, freeze
+from vpretrain.vision.feedback.features import Frozen, freeze, freeze_within
 
 CLASSES, SIDE = 3, 8
 QUICK = ProbeSettings(steps=150, batch_size=8, learning_rate=2e-2)
@@ -294,6 +295,48 @@ def test_freeze_is_the_backbone_in_evaluation_mode_without_a_graph():
     torch.testing.assert_close(found.features.patches, model[0](normalised(given)).detach())
     assert [p.name for p in found.at([3, 1]).pictures] == ["3", "1"]
     torch.testing.assert_close(found.at([3, 1]).features.pooled, found.features.pooled[[3, 1]])
+
+
+class Watched:
+    """Mean colours of patches; remembers the largest batch of features alive at a time."""
+
+    def __init__(self):
+        self.model = nn.Identity()
+        self.model.anything = nn.Parameter(torch.zeros(()))
+        self.alive, self.most = weakref.WeakSet(), 0
+
+    def features(self, images):
+        patches = nn.functional.avg_pool2d(images, 4)
+        self.alive.add(patches)
+        self.most = max(self.most, sum(len(each) for each in self.alive))
+        return Features(patches, patches.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("probe", ["segmentation", "depth"])
+def test_probes_in_bounded_memory_give_the_same_scores(probe, monkeypatch):
+    monkeypatch.setattr(probes, "SCORED_PICTURES", 4)
+    sets, options = (pictures(40, noise=0.3), pictures(24, 100, noise=0.3)), {"settings": QUICK}
+    run = depth_probe if probe == "depth" else segmentation_probe
+    if probe == "segmentation":
+        options["classes"] = CLASSES
+    whole = [freeze(Watched(), given) for given in sets]
+    encoder = Watched()
+    bounded = [freeze_within(encoder, given, 100.0, batch_size=8) for given in sets]
+    assert run(*whole, **options).scores == run(*bounded, **options).scores
+    assert encoder.most <= 2 * QUICK.batch_size  # of 64 pictures
+
+
+def test_features_that_fit_are_kept():
+    given = pictures(10)
+    size = 10 * 3 * 2 * 2 * 4
+    assert isinstance(freeze_within(Watched(), given, size), Frozen)
+    assert not isinstance(freeze_within(Watched(), given, size - 1), Frozen)
+    encoder = Watched()
+    pooled = freeze_within(encoder, given, 1e9, patches=False, batch_size=2)
+    assert encoder.most <= 4 and pooled.pooled.shape == (10, 3)
+    settings = ProbeSettings(steps=5, batch_size=4)
+    classification_probe(pooled, pooled, classes=CLASSES, settings=settings)
+    assert encoder.most <= 4  # whose head reads no features of patches
 
 
 @pytest.mark.parametrize(

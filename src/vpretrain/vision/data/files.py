@@ -26,6 +26,7 @@ from vpretrain.vision.data.images import (
     resized,
     valid_depth,
 )
+from vpretrain.vision.data.kept import GIB
 
 Size = int | tuple[int, int]
 """Height and width; a single number is the shorter side, the proportions kept (see
@@ -185,12 +186,15 @@ class Reading:
             known).
         size: that every picture is brought to; None keeps each at its own.
         decoding: of pixels.
+        memory_bytes: for the decoded pictures of a set (see
+            :class:`~vpretrain.vision.data.kept.PictureStore`).
     """
 
     code: LabelCode | None = None
     depth_metres: tuple[float, float] = NYU_DEPTH_METRES
     size: Size | None = None
     decoding: Decoding = DECODING
+    memory_bytes: float = 8 * GIB
 
 
 AS_STORED = Reading()

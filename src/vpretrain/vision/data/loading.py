@@ -4,6 +4,7 @@ trained.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import Any
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.vision.data import readers, scenes
 from vpretrain.vision.data.decoding import Decoding
-from vpretrain.vision.data.files import LabelCode, Reading
+from vpretrain.vision.data.files import Folder, LabelCode, Reading
 from vpretrain.vision.data.images import Picture, Pictures, Some
+from vpretrain.vision.data.kept import GIB, PictureStore
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
@@ -179,7 +181,7 @@ class _Reader:
         size = spec.size or (self.data.image_size, self.data.image_size)
         try:
             chosen = self._chosen(spec, self._read(spec, size, labelled=True, where=where), where)
-            found = [chosen[i] for i in range(len(chosen))]
+            found = _decoded(chosen, self.data.memory_gib * GIB)
             if isinstance(spec, NyuV2Pictures) and spec.eigen_crop:
                 found = [
                     replace(p, depth=p.depth * readers.eigen_crop(p.depth))
@@ -239,7 +241,11 @@ class _Reader:
 
     def _reading(self, size: Any) -> Reading:
         data = self.data
-        return Reading(size=size, decoding=Decoding(data.background, data.white_level))
+        return Reading(
+            size=size,
+            decoding=Decoding(data.background, data.white_level),
+            memory_bytes=data.memory_gib * GIB,
+        )
 
     def _from_files(self, spec: Any, size: Any, labelled: bool) -> readers.FolderContents:
         root, skip, reading = self.data.root.expanduser(), self.data.on_bad_row, self._reading(size)
@@ -273,6 +279,15 @@ class _Reader:
                 where, message, value=f"{classes} classes", accepted=f"{self.classes} classes"
             )
         self.classes = classes
+
+
+def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
+    """All pictures of a set; those that are decoded anew when drawn, in bounded memory."""
+    whole = pictures.pictures if isinstance(pictures, Some) else pictures
+    store = PictureStore(memory_bytes if isinstance(whole, Folder) else math.inf)
+    for place in range(len(pictures)):
+        store.add(pictures[place])
+    return store.pictures()
 
 
 def needed(recipe: VisionRecipe) -> list[str]:

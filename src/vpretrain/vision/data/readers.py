@@ -21,7 +21,8 @@ from torch import Tensor
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.vision.data.decoding import DEPTH_SUFFIXES, BadFile
 from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, LabelCode, Reading
-from vpretrain.vision.data.images import IGNORE, Picture, Pictures
+from vpretrain.vision.data.images import IGNORE, Pictures
+from vpretrain.vision.data.kept import PictureStore
 
 OnBadRow = Literal["stop", "skip"]
 IMAGE_SUFFIXES = (
@@ -67,8 +68,7 @@ def read_folder(
             of floating metres.
         reading: how they are decoded.
         on_bad_row: "stop" raises for what cannot be used, "skip" leaves it out.
-        keep: True keeps the decoded pictures in memory; False decodes them again whenever they are
-            drawn.
+        keep: True keeps the decoded pictures; False decodes them again whenever they are drawn.
         apart_from: subfolders that hold no pictures of the set, as ``labels`` and ``depth`` do not.
 
     Raises:
@@ -201,7 +201,7 @@ def _read(
     ``problems``.
     """
     good: list[Files] = []
-    decoded: list[Picture] = []
+    decoded = PictureStore(pictures.reading.memory_bytes)
     classes: set[int] = set()
     for files in pictures.files:
         try:
@@ -213,7 +213,7 @@ def _read(
         if picture.labels is not None:
             classes.update(picture.labels.unique().tolist())
         if keep:
-            decoded.append(picture)
+            decoded.add(picture)
     if problems and (on_bad_row == "stop" or not good):
         message = (
             f"{len(problems)} of {len(good) + len(problems)} pictures of {where} cannot be used; "
@@ -232,7 +232,7 @@ def _read(
             *problems[:PROBLEMS_SHOWN], Problem("data.on_bad_row", on_bad_row, accepted, message)
         )
     _check_classes(where, pictures.reading.code, classes)
-    return decoded if keep else Folder(good, pictures.reading)
+    return decoded.pictures() if keep else Folder(good, pictures.reading)
 
 
 def _check_classes(where: Path, code: LabelCode | None, classes: set[int]) -> None:

@@ -23,8 +23,9 @@ from torch.nn import functional
 from vpretrain.method.roles import Score
 from vpretrain.studies.statistics import mean_stderr
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE
-from vpretrain.vision.feedback.features import Frozen
+from vpretrain.vision.feedback.features import Frozen, FrozenFeatures
 from vpretrain.vision.feedback.heads import (
     Classification,
     Depth,
@@ -89,8 +90,8 @@ class Probed:
 
 
 def segmentation_probe(
-    train: Frozen,
-    test: Frozen,
+    train: FrozenFeatures,
+    test: FrozenFeatures,
     *,
     classes: int,
     settings: ProbeSettings,
@@ -142,8 +143,8 @@ def segmentation_probe(
 
 
 def depth_probe(
-    train: Frozen,
-    test: Frozen,
+    train: FrozenFeatures,
+    test: FrozenFeatures,
     *,
     settings: ProbeSettings,
     valid_metres: tuple[float, float] = (1e-3, 10.0),
@@ -184,7 +185,7 @@ def depth_probe(
 
 
 def classification_probe(
-    train: Frozen, test: Frozen, *, classes: int, settings: ProbeSettings
+    train: FrozenFeatures, test: FrozenFeatures, *, classes: int, settings: ProbeSettings
 ) -> Probed:
     """Linear-BN classification of pooled features: ``accuracy`` in [0, 1] and ``cross_entropy`` in
     nats.
@@ -203,7 +204,7 @@ def classification_probe(
     return _probed({"accuracy": (right, True), "cross_entropy": (losses, False)})
 
 
-def knn(train: Frozen, test: Frozen, *, neighbours: int) -> Score:
+def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Score:
     """Accuracy of the vote of the nearest training pictures by the cosine of pooled features,
     nearer ones counting more.
 
@@ -226,10 +227,8 @@ def knn(train: Frozen, test: Frozen, *, neighbours: int) -> Score:
             accepted=accepted,
         )
     classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
-    classifier.fit(_numbers(train.features.pooled), task.targets(train.pictures).numpy())
-    right = (
-        classifier.predict(_numbers(test.features.pooled)) == task.targets(test.pictures).numpy()
-    )
+    classifier.fit(_numbers(train.pooled), task.targets(train.pictures).numpy())
+    right = classifier.predict(_numbers(test.pooled)) == task.targets(test.pictures).numpy()
     return mean_score(right.astype(float).tolist(), higher_is_better=True)
 
 
@@ -296,7 +295,7 @@ def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([means[0].sqrt(), means[1], means[2]], dim=1)
 
 
-def _fits(task: DownstreamTask, train: Frozen, settings: ProbeSettings) -> Iterator[Head]:
+def _fits(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings) -> Iterator[Head]:
     if settings.steps < 1 or settings.batch_size < 2 or not settings.refits:
         shown = (
             f"steps {settings.steps}, batch_size {settings.batch_size}, refits "
@@ -316,43 +315,54 @@ def _fits(task: DownstreamTask, train: Frozen, settings: ProbeSettings) -> Itera
 
 
 @torch.enable_grad()
-def fit(task: DownstreamTask, train: Frozen, settings: ProbeSettings, seed: int) -> Head:
+def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, seed: int) -> Head:
     """A head trained on frozen features, in evaluation mode; the global RNG is left alone."""
     generator = torch.Generator().manual_seed(seed)
-    pooled = train.features.pooled
+    device = train.pooled.device
     # Features do not change: the plain average of the batches' statistics is the best there is
     # (momentum None).
-    head = task.head(pooled.shape[1], train.pictures, generator, None).to(pooled.device).train()
+    head = task.head(train.width, train.pictures, generator, None).to(device).train()
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     draws = Draws(len(train.pictures), settings.batch_size, f"probe {seed}")
-    targets = task.targets(train.pictures).to(pooled.device)
-    if settings.train_size is not None and targets.ndim == 3:
-        targets = _nearest(targets, settings.train_size)
-    size = (targets.shape[1], targets.shape[2]) if targets.ndim == 3 else train.pictures[0].size
     warmup = settings.warmup_fraction * settings.steps
     for step in range(settings.steps):
         rising = (step + 1) / (warmup + 1)
         falling = (1 + math.cos(math.pi * max(0.0, step - warmup) / (settings.steps - warmup))) / 2
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(rising, falling)
-        places = draws.draw()
-        targeted = targets[places]
-        if not float(task.counts(targeted).sum()):
+        batch = inputs_of(task, train, draws.draw())
+        targets = task.targets(batch.pictures).to(device)
+        if settings.train_size is not None and targets.ndim == 3:
+            targets = _nearest(targets, settings.train_size)
+        if not float(task.counts(targets).sum()):
             continue  # at a small train_size what counts may have been skipped over
+        size = (targets.shape[1], targets.shape[2]) if targets.ndim == 3 else (1, 1)
         optimizer.zero_grad(set_to_none=True)
-        mean_loss(task, head(train.at(places).features, size), targeted).backward()
+        mean_loss(task, head(batch.features, size), targets).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
         optimizer.step()
     return head.eval()
 
 
+def inputs_of(task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int]) -> Frozen:
+    """What the task's head reads of some pictures; features of patches only where it reads them."""
+    if task.dense:
+        return frozen.at(places)
+    pooled = frozen.pooled[torch.tensor(places, device=frozen.pooled.device)]
+    none = pooled.new_empty(len(places), frozen.width, 0, 0)
+    return Frozen([frozen.pictures[place] for place in places], Features(none, pooled))
+
+
 @torch.no_grad()
-def _outputs(task: DownstreamTask, head: Head, test: Frozen) -> Iterator[tuple[Tensor, Tensor]]:
+def _outputs(
+    task: DownstreamTask, head: Head, test: FrozenFeatures
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Outputs at the pictures' own size with their targets, some pictures at a time."""
     for start in range(0, len(test.pictures), SCORED_PICTURES):
-        some = test.at(range(start, min(start + SCORED_PICTURES, len(test.pictures))))
+        places = range(start, min(start + SCORED_PICTURES, len(test.pictures)))
+        some = inputs_of(task, test, places)
         outputs = head(some.features, some.pictures[0].size)
         yield outputs, task.targets(some.pictures).to(outputs.device)
 
@@ -371,7 +381,7 @@ def _overlap(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.stack(found)
 
 
-def _usable(task: DownstreamTask, frozen: Frozen, part: str) -> Frozen:
+def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFeatures:
     """The pictures that have targets for the task."""
     where = f"evaluate.{task.name}.{part}"
     if problems := target_problems([task], frozen.pictures, where):
@@ -382,7 +392,7 @@ def _usable(task: DownstreamTask, frozen: Frozen, part: str) -> Frozen:
             "one picture has no standard error, and no head can be normalised over it; add pictures"
         )
         raise user_error(where, message, value=len(places), accepted="2 or more")
-    return frozen if len(places) == len(frozen.pictures) else frozen.at(places)
+    return frozen if len(places) == len(frozen.pictures) else frozen.part(places)
 
 
 def _probed(

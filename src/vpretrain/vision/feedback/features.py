@@ -5,7 +5,8 @@ Shapes: N pictures, D feature width, h x w patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,9 +53,34 @@ class LastBlocks:
         return self.backbone.features(images, self.blocks)
 
 
-@dataclass(frozen=True, eq=False)
-class Frozen:
+class FrozenFeatures(ABC):
     """Pictures of one size with their features, which have no graph.
+
+    Attributes:
+        pictures: N of them.
+        pooled: ``[N, D]``.
+    """
+
+    pictures: Sequence[Picture]
+    pooled: Tensor
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.pooled.shape[1]
+
+    @abstractmethod
+    def at(self, places: Sequence[int]) -> Frozen:
+        """Some of the pictures with their features, in memory."""
+
+    @abstractmethod
+    def part(self, places: Sequence[int]) -> FrozenFeatures:
+        """Some of the pictures, kept as these are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen(FrozenFeatures):
+    """Features that are all in memory.
 
     Args:
         pictures: N of them.
@@ -64,14 +90,42 @@ class Frozen:
     pictures: Sequence[Picture]
     features: Features
 
+    @property
+    def pooled(self) -> Tensor:  # type: ignore[override]
+        return self.features.pooled
+
     def at(self, places: Sequence[int]) -> Frozen:
-        """Some of the pictures with theirs."""
         chosen = torch.tensor(places, device=self.features.pooled.device)
         features = Features(self.features.patches[chosen], self.features.pooled[chosen])
         return Frozen([self.pictures[place] for place in places], features)
 
+    part = at
 
-@torch.no_grad()
+
+@dataclass(frozen=True, eq=False)
+class Recomputed(FrozenFeatures):
+    """Features of patches that are computed whenever they are asked for, and never kept.
+
+    Args:
+        encoder: that stands still meanwhile.
+        pictures: N of them.
+        pooled: ``[N, D]``, which are kept.
+    """
+
+    encoder: Encoder
+    pictures: Sequence[Picture]
+    pooled: Tensor
+
+    def at(self, places: Sequence[int]) -> Frozen:
+        return freeze(self.encoder, [self.pictures[place] for place in places])
+
+    def part(self, places: Sequence[int]) -> Recomputed:
+        chosen = torch.tensor(places, device=self.pooled.device)
+        return Recomputed(
+            self.encoder, [self.pictures[place] for place in places], self.pooled[chosen]
+        )
+
+
 def freeze(encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 32) -> Frozen:
     """Features of pictures of one size, without dropout, kept on the encoder's device in its dtype
     (N h w D figures).
@@ -79,13 +133,43 @@ def freeze(encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 3
     Gradients do not flow; parameters, their ``.grad``, the modules' modes and the global RNG are as
     before.
     """
-    with evaluating(encoder.model):
-        found = [
-            encoder.features(images_for(encoder, pictures[at : at + batch_size]))
-            for at in range(0, len(pictures), batch_size)
-        ]
+    found = list(_in_batches(encoder, pictures, batch_size))
     features = Features(torch.cat([f.patches for f in found]), torch.cat([f.pooled for f in found]))
     return Frozen(pictures, features)
+
+
+def freeze_within(
+    encoder: Encoder,
+    pictures: Sequence[Picture],
+    memory_bytes: float,
+    *,
+    patches: bool = True,
+    batch_size: int = 32,
+) -> FrozenFeatures:
+    """The same in bounded memory: features of patches that do not fit are recomputed when they are
+    asked for.
+
+    Args:
+        encoder: that stands still as long as the features are used.
+        pictures: of one size.
+        memory_bytes: for features of patches; those of whole pictures (N D figures) are kept.
+        patches: False where features of whole pictures are all that is needed.
+        batch_size: pictures in one forward pass.
+    """
+    first = freeze(encoder, pictures[:1]).features.patches
+    if patches and first.nbytes * len(pictures) <= memory_bytes:
+        return freeze(encoder, pictures, batch_size=batch_size)
+    pooled = torch.cat([each.pooled for each in _in_batches(encoder, pictures, batch_size)])
+    return Recomputed(encoder, pictures, pooled)
+
+
+@torch.no_grad()
+def _in_batches(
+    encoder: Encoder, pictures: Sequence[Picture], batch_size: int
+) -> Iterator[Features]:
+    with evaluating(encoder.model):
+        for at in range(0, len(pictures), batch_size):
+            yield encoder.features(images_for(encoder, pictures[at : at + batch_size]))
 
 
 def images_for(encoder: Encoder, pictures: Sequence[Picture]) -> Tensor:

@@ -121,11 +121,13 @@ class DownstreamTask(ABC):
         name: unique among the tasks of one feedback set.
         metric: what its probe reports first (:mod:`vpretrain.vision.evaluation.probes`).
         higher_is_better: which way is up for that metric.
+        dense: whether its head reads features of patches, not of whole pictures.
     """
 
     name: str
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    dense: ClassVar[bool] = True
 
     @abstractmethod
     def has(self, picture: Picture) -> bool:
@@ -306,6 +308,7 @@ class Classification(DownstreamTask):
     name: str = "classification"
     metric = "accuracy"
     higher_is_better = True
+    dense = False
 
     def has(self, picture: Picture) -> bool:
         """Whether the picture has a category."""

@@ -94,6 +94,8 @@ class Data(Section):
     warning, or all but the first are left out. (A source that is not decoded beforehand is not
     searched.)
     """
+    memory_gib: PositiveFloat = 8.0
+    """For the decoded pictures of one set; what is beyond it is in a temporary file."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """R, G and B behind transparent pixels; white."""
     white_level: PositiveFloat | None = None

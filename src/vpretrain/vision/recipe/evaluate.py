@@ -62,6 +62,10 @@ class VisionEvaluate(Evaluate):
     """Probes read the outputs of this many last blocks, side by side."""
     class_balanced: bool = False
     """Whether the segmentation probe's training loss counts every class alike; scores never do."""
+    memory_gib: PositiveFloat = 8.0
+    """For the frozen features of one set of pictures. Features of patches that need more are
+    computed anew for every batch of a probe, which takes that many passes of the backbone more.
+    """
     probe: ProbeSection = ProbeSection()
     depth_probe: ProbeSection | None = None
     """Where depth is to be probed otherwise; null: as the rest."""
