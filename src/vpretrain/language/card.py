@@ -50,7 +50,7 @@ def write_card(
         "tags": ["continued-pretraining", "vpretrain"],
         **{name: base[name] for name in LICENSE_FIELDS if isinstance(base.get(name), str)},
     }
-    if location is not None and not Path(location).is_dir():
+    if location is not None and not Path(location).exists():
         header["base_model"] = location
     parts = [
         "# " + escaped(recipe.description),
@@ -178,7 +178,7 @@ def _card_of(location: str | None) -> dict[str, Any]:
         return {}
     path = Path(location) / "README.md"
     if not path.is_file():
-        cached = None if Path(location).is_dir() else try_to_load_from_cache(location, "README.md")
+        cached = None if Path(location).exists() else try_to_load_from_cache(location, "README.md")
         if not isinstance(cached, str):
             return {}
         path = Path(cached)

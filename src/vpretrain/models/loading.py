@@ -1,5 +1,5 @@
-"""Models from a folder, the hub or a configuration, whatever their modality; what is wrong there is
-explained in words.
+"""Models from a folder, the hub, a GGUF file or a configuration, whatever their modality; what is
+wrong there is explained in words.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,11 @@ def named(model: str) -> str:
 
 
 def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention: str) -> Any:
-    """A pretrained model from a folder or the hub.
+    """A pretrained model from a folder, the hub, or a GGUF file (its weights dequantised).
 
     Args:
         kind: of model.
-        location: folder or hub id.
+        location: folder, hub id or file.
         dtype: of its weights.
         attention: of the model, by its name in ``transformers``.
 
@@ -84,14 +85,15 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
             are not those that its configuration asks for.
     """
     with explained(location, attention=attention):
+        name, options = source(location)
         model, report = kind.auto.from_pretrained(
-            location,
+            name,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **reach(location),
+            **options,
         )
     unfilled = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if unfilled := {name for name in unfilled if not name.startswith(kind.unused)}:
@@ -102,13 +104,38 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
             value=abbreviated(sorted(unfilled), most=3),
             accepted="a folder whose weights and config.json were saved together",
         )
-    return model
+    return _dequantised(kind, model, dtype, attention) if is_gguf(location) else model
+
+
+def is_gguf(location: str) -> bool:
+    """Whether a checkpoint is a GGUF file (llama.cpp's format)."""
+    return Path(location).suffix == ".gguf"
+
+
+def _dequantised(kind: ModelKind, model: Any, dtype: torch.dtype, attention: str) -> Any:
+    """An ordinary model with the weights of one that was read from a GGUF file, which could not be
+    saved.
+    """
+    config, state = model.config, model.state_dict()
+    del config.quantization_config
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    alike = torch.nn.functional.cosine_similarity(table.flatten(), head.flatten(), dim=0)
+    if head is not table and alike > 0.98:
+        # Some files hold a tied matrix twice, in two precisions; the head's is the finer one.
+        config.tie_word_embeddings = True
+        (name,) = [name for name, p in model.named_parameters() if p is table]
+        state[name] = head
+    plain = from_config(kind, config, "learner.model", "", dtype=dtype, attention=attention)
+    plain.load_state_dict(state)
+    plain.tie_weights()
+    return plain
 
 
 def load_config(location: str) -> Any:
     """The configuration of a pretrained model; raises as :func:`load_model`."""
     with explained(location):
-        return AutoConfig.from_pretrained(location, trust_remote_code=False, **reach(location))
+        name, options = source(location)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
 
 
 def new_model(
@@ -263,7 +290,7 @@ def explained(
             where,
             _why(what, Path(location), error),
             value=location,
-            accepted=f"a model folder, a hub id, or a packaged checkpoint: {packaged}",
+            accepted=f"a model folder, a hub id, a GGUF file, or a packaged checkpoint: {packaged}",
         ) from error
 
 
@@ -284,6 +311,25 @@ HUB_SECONDS = 5.0
 """How long the hub is waited for before the local cache is all there is; loaders themselves try for
 most of a minute.
 """
+
+
+def source(location: str) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` takes for a folder, a hub id or a GGUF file: a name, and options.
+
+    Raises:
+        UserError: the package that reads GGUF files is not installed.
+        OSError, httpx errors: see :func:`reach`.
+    """
+    if not is_gguf(location):
+        return location, dict(reach(location))
+    if find_spec("gguf") is None:
+        raise user_error(
+            "learner.model",
+            "GGUF files are read by a package that is not installed; install the extra",
+            value=location,
+            accepted="pip install 'vpretrain[gguf]'",
+        )
+    return str(Path(location).parent), {"gguf_file": Path(location).name}
 
 
 @cache
@@ -315,6 +361,12 @@ def _may_be_hub_id(path: Path) -> bool:
 
 
 def _why(what: str, folder: Path, error: Exception) -> str:
+    if folder.suffix == ".gguf":
+        if not folder.is_file():
+            return f"there is no such file (a relative path starts at {Path.cwd()})"
+        if "is not supported" in str(error):
+            return f"{brief(error)} Convert it to a folder, or take another model"
+        return f"this GGUF file is damaged or cut short: {brief(error)}"
     if folder.is_file():
         return "this is a file; name the folder that it is in"
     if not folder.is_dir():

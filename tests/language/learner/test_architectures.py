@@ -143,7 +143,9 @@ def test_two_steered_steps_saved_and_opened_again(kind, adapters, dtype, folder_
         # Adapters are merged into float32 weights; in bfloat16 a token may go to another expert.
         ours, theirs = (m.float().eval()(input_ids=ids).logits for m in (model, again))
     assert not torch.allclose(ours, before, atol=1e-3)
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4 * float(ours.std()))
+    # Below adapters in bfloat16 buffers are rounded too (Gemma's scale of the embeddings).
+    tolerance = 1e-2 if adapters and dtype == "bfloat16" else 1e-4
+    torch.testing.assert_close(theirs, ours, rtol=tolerance, atol=tolerance * float(ours.std()))
 
 
 @pytest.mark.parametrize("kind", sorted(HYBRID))

@@ -12,7 +12,7 @@ from vpretrain.language.data import word_problems
 from vpretrain.language.learner import lora
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.models import loading
-from vpretrain.models.loading import CAUSAL_LM, explained, load_config, named, reach
+from vpretrain.models.loading import CAUSAL_LM, explained, load_config, named, source
 from vpretrain.system.contexts import own_random_state
 from vpretrain.system.errors import user_error
 
@@ -29,9 +29,10 @@ def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
         return word_problems.tokenizer()
     where = "learner.tokenizer" if section.tokenizer else "learner.model"
     with explained(name, where, what="tokenizer"):
+        name, options = source(name)
         # Refused here, because transformers would ask on the terminal whether to run what the
         # folder holds.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **reach(name))
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
 
 def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:

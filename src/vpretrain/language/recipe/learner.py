@@ -65,8 +65,8 @@ class LearnerSection(LearnerBase):
     """
 
     model: str | None = None
-    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what
-    ``prepare`` says.
+    """A local folder, a hub id, a GGUF file, or a packaged checkpoint; null uses (and on first use
+    makes) what ``prepare`` says.
     """
     config: dict[str, Any] | None = None
     """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
@@ -107,5 +107,10 @@ class LearnerSection(LearnerBase):
             raise ValueError(
                 "learner.lora.merge is false, but an adapter without its random base is of no "
                 "use: merge it"
+            )
+        if str(self.model).endswith(".gguf") and self.lora is not None and not self.lora.merge:
+            raise ValueError(
+                "learner.lora.merge is false, but an adapter does not find its base in a GGUF "
+                "file: merge it"
             )
         return self
