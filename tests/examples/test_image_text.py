@@ -33,7 +33,7 @@ def installed(folder, name, value):
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[vpretrain.run.modalities]\n{value}\n")
+    (info / "entry_points.txt").write_text(f"[vpretrain.modalities]\n{value}\n")
 
 
 @pytest.fixture
