@@ -1,5 +1,5 @@
-"""What every test shares: no network, one thread, and the folder of real inputs where
-there is one.
+"""What every test shares: no network, one thread, commands in this process, and the folder of real
+inputs where there is one.
 """
 
 from __future__ import annotations
@@ -8,10 +8,16 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from vpretrain import cli
 
 torch.set_num_threads(1)
 
@@ -35,3 +41,39 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def shared_data() -> Path:
     """The folder that holds ``gsm8k/``, ``mathematics/``, ``prose/`` and ``camvid/``."""
     return find_shared_data()
+
+
+@dataclass
+class Called:
+    """What a command left: its exit code, and what it wrote to both outputs."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """Standard output as JSON; refuses anything beside one document."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Called]:
+    """``vpretrain ARGUMENTS`` in this process, which has imported torch and transformers already;
+    both outputs hold also what C++ wrote to them.
+    """
+
+    def call(*arguments: object) -> Called:
+        monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capfd.readouterr()
+        return Called(code, out, err)
+
+    return call

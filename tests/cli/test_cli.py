@@ -5,12 +5,10 @@ about bad input.
 import errno
 import json
 import shutil
-from dataclasses import dataclass
 
 import pytest
 from safetensors import SafetensorError
 
-from vpretrain import cli
 from vpretrain.cli import shell
 from vpretrain.config.recipe import load
 from vpretrain.language.data import word_problems
@@ -86,33 +84,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@dataclass
-class Called:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self):
-        return json.loads(self.out)  # refuses anything beside one document
-
-
 @pytest.fixture
-def call(here, capfd, monkeypatch):
-    """``vpretrain ARGUMENTS``, with the exit code and both outputs, also what C++ wrote to them."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capfd.readouterr()
-        return Called(code, out, err)
-
-    return call
+def call(here, command):
+    """The same in the working folder."""
+    return command
 
 
 def files_in(folder):

@@ -213,7 +213,7 @@ def test_a_wrong_value_says_what_is_accepted(
 
 def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) -> None:
     text = GOOD.replace("meta_period: 2", "meta_perod: 2\n  alignment: cosin").replace(
-        "says: A toy.\n", ""
+        "description: A toy.\n", ""
     )
     found = refused(
         write(text), "data.stream.0.wieght=2", "foo", "seed=x", "modality=toy", "budget.steps=null"
@@ -221,7 +221,7 @@ def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) ->
     assert set(found) == {
         "toy.yaml:6 value.meta_perod",
         "toy.yaml:7 value.alignment",
-        "toy.yaml says",
+        "toy.yaml description",
         "override data.stream.0.wieght",
         "override foo",
         "override seed",
@@ -235,8 +235,8 @@ def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) ->
     assert "did you mean cosine?" in found["toy.yaml:7 value.alignment"].message
     assert "at least one of steps, tokens, flops, seconds" in found["toy.yaml:3 budget"].message
     assert (found["toy.yaml:3 budget"].value, found["toy.yaml:3 budget"].accepted) == ("", "")
-    assert found["toy.yaml says"].message == "this key is missing; add it"
-    assert found["toy.yaml says"].value == ""
+    assert found["toy.yaml description"].message == "this key is missing; add it"
+    assert found["toy.yaml description"].value == ""
 
 
 def test_a_known_key_in_the_wrong_place_is_sent_to_its_own(write: Callable[..., Path]) -> None:
@@ -357,15 +357,15 @@ def test_extends_that_leads_nowhere(
         ("value:\n  shrink: true\n  shrink: true\n", "toy.yaml:3 value.shrink", "line 2"),
         ("seed: 1\nbudget: [\n", "toy.yaml:2", "not valid YAML"),
         ("seed: 1\n\tarm: x\n", "toy.yaml:2", "not valid YAML"),
-        ("says: a: b\n", "toy.yaml:1", "not valid YAML"),
-        ("says: &a [*a]\n", "toy.yaml:1", "contains itself"),
-        ("says: !!python/name:os.system\n", "toy.yaml:1", "not valid YAML"),
+        ("description: a: b\n", "toy.yaml:1", "not valid YAML"),
+        ("description: &a [*a]\n", "toy.yaml:1", "contains itself"),
+        ("description: !!python/name:os.system\n", "toy.yaml:1", "not valid YAML"),
         ("a: 1\n---\nb: 1\n", "toy.yaml:2", "single document"),
-        ("says: !!int abc\n", "toy.yaml:1", "not valid YAML"),
-        ("says: !!timestamp x\n", "toy.yaml:1", "not valid YAML"),
+        ("description: !!int abc\n", "toy.yaml:1", "not valid YAML"),
+        ("description: !!timestamp x\n", "toy.yaml:1", "not valid YAML"),
         (f"a: {'[' * 5000}\n", "toy.yaml:1", "not valid YAML"),
         (f"seed: {'9' * 5000}\n", "toy.yaml:1", "not valid YAML"),
-        ("says: \a\n", "toy.yaml:1", "special characters"),
+        ("description: \a\n", "toy.yaml:1", "special characters"),
         ("- a\n", "toy.yaml", "mapping"),
         ("", "toy.yaml", "mapping"),
     ],
@@ -442,7 +442,7 @@ def test_listing(
     assert listing(None) == listing(tmp_path / "none") == []
     write("value: {}\n", "a/base.yaml")  # there to be extended
     write(GOOD, "a/toy.yaml")
-    write("extends: toy.yaml\nsays: Another.\n", "a/z.yaml")
+    write("extends: toy.yaml\ndescription: Another.\n", "a/z.yaml")
     write("a: [\n", "a/broken.yaml")
     broken, toy, another = listing(tmp_path)
     assert toy == {

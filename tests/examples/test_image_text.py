@@ -176,7 +176,9 @@ def test_it_is_listed_and_what_comes_with_the_package_comes_first(site):
 )
 def test_a_modality_that_cannot_be_had_names_its_package(value, said, site, tmp_path):
     installed(site, "somebody", value)
-    (tmp_path / "recipe.yaml").write_text("modality: other\nsays: x\narm: a\nbudget: {steps: 1}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "modality: other\ndescription: x\narm: a\nbudget: {steps: 1}\n"
+    )
     with pytest.raises(UserError) as refused:
         load(tmp_path / "recipe.yaml", schemas=SCHEMAS)
     assert all(word in str(refused.value) for word in said)
@@ -184,7 +186,7 @@ def test_a_modality_that_cannot_be_had_names_its_package(value, said, site, tmp_
 
 def test_an_unknown_modality_lists_those_from_outside(site, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
-        "modality: image-txt\nsays: x\narm: a\nbudget: {steps: 1}\n"
+        "modality: image-txt\ndescription: x\narm: a\nbudget: {steps: 1}\n"
     )
     with pytest.raises(
         UserError, match=r"did you mean image-text.*\n.*\n.*language, vision, image-text"

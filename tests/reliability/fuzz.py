@@ -65,9 +65,7 @@ def deadline(seconds):
         signal.signal(signal.SIGPROF, before)
 
 
-SECTIONS = (
-    "modality|says|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
-)
+SECTIONS = "modality|description|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
 PLACE = re.compile(
     rf"(memory|disk|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( "
     r".+)?|tiny\.yaml( [^ ]+)?)",

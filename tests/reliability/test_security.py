@@ -83,7 +83,7 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run(path):
 )
 def test_a_tag_makes_nothing(tmp_path, tag):
     marker = tmp_path / "owned"
-    (tmp_path / "tagged.yaml").write_text(f"modality: language\nsays: !!{tag} [{marker}]\n")
+    (tmp_path / "tagged.yaml").write_text(f"modality: language\ndescription: !!{tag} [{marker}]\n")
     for source, overrides in (
         (tmp_path / "tagged.yaml", []),
         ("demo-language", [f"description=!!{tag} [{marker}]"]),
@@ -96,7 +96,9 @@ def test_a_tag_makes_nothing(tmp_path, tag):
 def test_a_run_folder_with_a_tag_in_its_recipe_is_refused(tmp_path):
     marker = tmp_path / "owned"
     (tmp_path / "result.json").write_text("{}")
-    (tmp_path / "recipe.yaml").write_text(f"says: !!python/object/apply:os.mkdir [{marker}]\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"description: !!python/object/apply:os.mkdir [{marker}]\n"
+    )
     with pytest.raises(UserError, match=r"recipe\.yaml:1"):
         train_one(language_recipe(), tmp_path, lambda record, fraction: None)
     assert not marker.exists()

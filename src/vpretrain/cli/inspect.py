@@ -136,7 +136,7 @@ def recipes(as_json: Json = False) -> None:
     console = console_for_people(as_json)
     for row in rows:
         console.print(
-            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n    {escape(row['says'])}",
+            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n    {escape(row['description'])}",
             highlight=False,
         )
     emit(rows, as_json)
