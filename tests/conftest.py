@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from vpretrain import cli
+from vpretrain import cli, report
 
 torch.set_num_threads(1)
 
@@ -61,9 +61,12 @@ class Called:
 def command(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Called]:
-    """``vpretrain ARGUMENTS`` in this process, which has imported torch and transformers already;
-    both outputs hold also what C++ wrote to them.
+    """``vpretrain ARGUMENTS`` in this process, which has imported torch and transformers already.
+
+    Both outputs hold also what C++ wrote to them. Reports come without their plots as files, which
+    take most of the time: tests/report has those.
     """
+    monkeypatch.setattr(report, "write_plots", lambda *given: [])
 
     def call(*arguments: object) -> Called:
         monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])

@@ -2,11 +2,7 @@
 plainly where it cannot be.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,14 +67,10 @@ def test_it_stays_small_and_on_public_ground():
     )
 
 
-def test_two_arms_are_compared_by_the_command(site, tmp_path):
-    """In a process of its own, outside the repository, through nothing but the entry point."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(site), str(HERE)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
+def test_two_arms_are_compared_by_the_command(site, command, tmp_path, monkeypatch):
+    """Outside the repository, through nothing but the entry point."""
+    monkeypatch.chdir(tmp_path)
+    called = command(
         "compare",
         HERE / "recipe.yaml",
         *FEW,
@@ -89,17 +81,9 @@ def test_two_arms_are_compared_by_the_command(site, tmp_path):
         "--jobs",
         "1",
         "--json",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "vpretrain", *map(str, command)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    assert called.code == 0, called.err[-2000:]
+    found = called.document
     assert found["modality"] == "image-text" and set(found["metrics"]) == {
         "test/accuracy",
         "test/nll",

@@ -27,11 +27,12 @@ GPT2 = (
     "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0, tie_word_embeddings: false, "
     "bos_token_id: 0, eos_token_id: 0}"
 )
+STEPS = 8  # with three meta steps among them
 WIDE = ["learner.dtype=float64", "learner.learning_rate=1e-3"]
 
 
 def words_recipe(*overrides):
-    few = ["budget.steps=20", "evaluate.answer=null", "data.evaluation.test.rows=8"]
+    few = [f"budget.steps={STEPS}", "evaluate.answer=null", "data.evaluation.test.rows=8"]
     return language_recipe(*few, GPT2, *WIDE, *overrides)
 
 
@@ -42,7 +43,7 @@ ALIKE = {
 
 
 def pictures_recipe(*overrides, kind="dino"):
-    few = ["budget.steps=20", *WIDE, "learner.learning_rate=1e-4", *ALIKE[kind]]
+    few = [f"budget.steps={STEPS}", *WIDE, "learner.learning_rate=1e-4", *ALIKE[kind]]
     return vision_recipe(*few, *overrides, kind=kind)
 
 
@@ -86,7 +87,7 @@ def assert_one_run(recipe, materials, tolerance=1e-6):
     same = two[0] == two[1]
     assert same  # they hold the same learner and designer, bit for bit
     assert two[0]["counted"] == one["counted"]
-    assert len(one["loss"]) == 20
+    assert len(one["loss"]) == STEPS
     assert two[0]["loss"] == pytest.approx(one["loss"], rel=tolerance)
     assert two[0]["gain"] == pytest.approx(one["gain"], rel=1e2 * tolerance, abs=1e-12)
     assert apart(two[0]["weights"], one["weights"]) < 1e2 * tolerance

@@ -64,14 +64,20 @@ def train(materials, *overrides):
     return weights_hash(parts), result
 
 
+@pytest.fixture(scope="module")
+def onehot(materials):
+    """The plain run, that others are held against."""
+    return train(materials, "arm=onehot")
+
+
 @pytest.mark.parametrize("arm", sorted(ARMS))
-def test_every_arm_trains_and_sees_the_same_stream(materials, arm):
+def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, arm):
     before = weights_hash(Language().build(tiny_recipe(), materials))
     after, result = train(materials, f"arm={arm}")
     assert after != before
     assert result.spent.steps == 4 and result.spent.tokens > 0
     assert set(result.step0) == set(result.final) == {"test/nll", "test/pass@1"}
-    same = result.stream_digest == train(materials, "arm=onehot")[1].stream_digest
+    same = result.stream_digest == onehot[1].stream_digest
     assert same != (arm in DIRECT)
     assert all(torch.isfinite(torch.tensor(record["loss"])) for record in result.history)
 
@@ -87,18 +93,12 @@ def test_same_seed_same_run_bit_for_bit(materials, arm):
 
 
 @pytest.mark.parametrize("arm", ["ascent", "field", "closed_form"])
-def test_alpha_zero_is_the_onehot_run_bit_for_bit(materials, arm):
-    assert (
-        train(materials, f"arm={arm}", "designer.gate_max=0")[0]
-        == train(materials, "arm=onehot")[0]
-    )
+def test_alpha_zero_is_the_onehot_run_bit_for_bit(materials, onehot, arm):
+    assert train(materials, f"arm={arm}", "designer.gate_max=0")[0] == onehot[0]
 
 
-def test_tilt_zero_is_the_onehot_run_bit_for_bit(materials):
-    assert (
-        train(materials, "arm=token_weights", "designer.tilt=0")[0]
-        == train(materials, "arm=onehot")[0]
-    )
+def test_tilt_zero_is_the_onehot_run_bit_for_bit(materials, onehot):
+    assert train(materials, "arm=token_weights", "designer.tilt=0")[0] == onehot[0]
 
 
 @pytest.mark.parametrize("arm", ["ascent", "field"])

@@ -3,6 +3,7 @@
 import numpy
 import pytest
 
+from vpretrain.studies import paired_tests
 from vpretrain.studies.paired_tests import mcnemar, paired_items
 
 
@@ -21,12 +22,13 @@ def test_one_seed_of_right_and_wrong_uses_mcnemar():
     assert found.p == pytest.approx(mcnemar(8, 2))
 
 
-def test_coverage_of_the_interval():
+def test_coverage_of_the_interval(monkeypatch):
+    monkeypatch.setattr(paired_tests, "RESAMPLES", 1000)
     generator = numpy.random.default_rng(0)
     covered = 0
     for trial in range(300):
-        items = generator.normal(0.1, 1.0, size=(3, 200)) + generator.normal(0, 1, size=200)
-        low, high = paired_items(items, numpy.zeros((3, 200)), seed=trial).ci95
+        items = generator.normal(0.1, 1.0, size=(3, 80)) + generator.normal(0, 1, size=80)
+        low, high = paired_items(items, numpy.zeros((3, 80)), seed=trial).ci95
         covered += low <= 0.1 <= high
     assert 0.91 <= covered / 300 <= 0.985  # 95% within three standard errors of 300 trials
 

@@ -2,9 +2,17 @@
 
 import pytest
 
+from tests.reliability.processes import FORK
 from tests.run.test_train import tiny_recipe
+from vpretrain.studies import profile as profiling
 from vpretrain.studies.profile import PARTS, profile
 from vpretrain.system.errors import UserError
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that have imported already what this one has."""
+    monkeypatch.setattr(profiling.multiprocessing, "get_context", lambda method: FORK)
 
 
 def test_arms_are_measured_side_by_side():
@@ -21,7 +29,7 @@ def test_arms_are_measured_side_by_side():
     }
 
 
-def test_what_is_wrong_in_a_process_is_said_here():
+def test_what_is_wrong_in_a_process_is_said_here(forked):
     with pytest.raises(UserError, match=r"designer\.candidates"):
         profile(tiny_recipe("designer.candidates=4000"), arms=["closed_form"], rounds=1, warm_up=1)
 
