@@ -4,9 +4,12 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "steered_trainer.py"
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 def test_the_steered_trainer_of_thirty_lines(tmp_path, monkeypatch):
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 30
     monkeypatch.chdir(tmp_path)
