@@ -136,7 +136,8 @@ def recipes(as_json: Json = False) -> None:
     console = console_for_people(as_json)
     for row in rows:
         console.print(
-            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n    {escape(row['description'])}",
+            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n"
+            f"    {escape(row['description'])}",
             highlight=False,
         )
     emit(rows, as_json)
