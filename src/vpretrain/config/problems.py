@@ -96,6 +96,32 @@ class _Accepted:
                 yield (*above, key)
             yield from self.places(self.child(node, key), name, (*above, key))
 
+    def of_another_kind(self, key: Key) -> str:
+        """What is wrong with a key that the union's other branches have; empty where none has."""
+        *above, name = key
+        options = self.options(self.at(tuple(above)))
+        kinds = [
+            str(kind)
+            for option in options
+            if name in option.get("properties", {})
+            for kind in _choices(option["properties"].get("kind", {}))
+        ]
+        if len(options) < 2 or not kinds:
+            return ""
+        message = f"this is a key of the kind {' or '.join(kinds)}; remove it, or choose that kind"
+        others = (f"{above[-1]}s", kinds[0], name)
+        return message + (
+            f"; for an arm that is compared, write {dotted(others)}" if self.at(others) else ""
+        )
+
+    def unknown_key(self, name: str, keys: list[str]) -> str:
+        """What is wrong with a key that its section does not have."""
+        elsewhere = [dotted(place) for place in self.places(self.root, name)]
+        hint = nearest(name, keys) or (
+            f"; did you mean {elsewhere[0]}?" if elsewhere else "; remove it"
+        )
+        return f"there is no such key{hint}"
+
     def at(self, key: Key) -> dict[str, Any]:
         """The node at a place."""
         node = self.root
@@ -183,11 +209,8 @@ def explain(
         words = accepted.words(node)
         if kind == "extra_forbidden":
             name, keys = str(key[-1]), accepted.keys(section)
-            elsewhere = [dotted(place) for place in accepted.places(accepted.root, name)]
-            hint = nearest(name, keys) or (
-                f"; did you mean {elsewhere[0]}?" if elsewhere else "; remove it"
-            )
-            message, words = f"there is no such key{hint}", "the keys " + ", ".join(keys)
+            words = "the keys " + ", ".join(keys)
+            message = accepted.of_another_kind(key) or accepted.unknown_key(name, keys)
         elif absent:
             message = "this key is missing; add it"
         elif kind in ("value_error", "assertion_error"):

@@ -12,47 +12,28 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
+from vpretrain.config.arms import Arms, FeedbackControl
 from vpretrain.config.problems import Key, Marks, dotted, explain, nearest, place_of, shown
+from vpretrain.config.renamed import renamed
+from vpretrain.config.section import Section, look_up
 from vpretrain.config.yaml_places import parse, written
 from vpretrain.system.errors import Problem, UserError, user_error
 
 Schemas = Mapping[str, Callable[[], "type[Recipe]"]]
-
-
-class Section(BaseModel):
-    """A group of keys: unknown keys are refused, values are never coerced, numbers are finite.
-
-    A whole number is a number. Python code that builds a section gives the exact types (a tuple, no
-    list; a Path, no text); :func:`load` reads lists as tuples and text as paths.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*")
-    @classmethod
-    def _can_be_looked_up(cls, value: Any) -> Any:
-        """A path that the system cannot even look for is refused here, once for all sections."""
-        if isinstance(value, Path):
-            _look_up(value)
-        return value
-
+Switch = Callable[[dict[str, Any], Mapping[str, Any], Marks], None]
+"""Prepares a recipe's data for a layer over it, see :meth:`vpretrain.config.arms.Arms.switch`."""
 
 Measure = Literal["steps", "tokens", "flops", "seconds"]
 """What a budget can be counted in."""
@@ -201,6 +182,9 @@ class Recipe(Section):
     sections.
     """
 
+    arms: ClassVar[Arms[Any] | None] = None
+    """The modality's; None where its recipes have no designers by kind."""
+
     modality: str
     """Which modality reads this recipe."""
     description: str
@@ -208,7 +192,9 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seeds everything random in the run."""
     arm: str
-    """The way of steering: one of the modality's arms."""
+    """The way of steering: one of the modality's arms. It stands for a designer and a control of its
+    feedback, where it names them; otherwise they are ``designer`` and ``feedback.control``."""
+    feedback: FeedbackControl = FeedbackControl()
     threads: PositiveInt | None = None
     """CPU threads; null leaves torch's own choice."""
     value: Value = Value()
@@ -263,38 +249,71 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
     data: dict[str, Any] = {}
     marks: Marks = {}
     readable = True
+    recipe: Recipe | None = None
+
+    def switch(data: dict[str, Any], layer: Mapping[str, Any], marks: Marks) -> None:
+        if arms := _arms(data, schemas):
+            arms.switch(data, layer, marks)
+
     try:
-        data, marks = _compose(_find(source, f"recipe {source}", Path()), problems)
+        data, marks = _compose(_find(source, f"recipe {source}", Path()), problems, switch)
     except UserError as error:
         readable = False
         problems += error.problems
+    switch(data, _chosen(overrides), marks)
     for override in overrides:
         try:
             _apply(override, data, marks)
         except UserError as error:
             problems += error.problems
     if readable:
-        modality = data.get("modality")
-        if isinstance(modality, str) and modality in schemas:
-            schema = schemas[modality]()
-            try:
-                # Through JSON, because strict JSON still reads lists as tuples and text as paths.
-                recipe = schema.model_validate_json(json.dumps(data))
-            except ValidationError as error:
-                problems += explain(error, schema, data, marks)
-        else:
-            given = "modality" in data
-            hint = nearest(str(modality), schemas) if given else "; add it"
-            message = f"there is no such modality{hint}" if given else f"this key is missing{hint}"
-            where = place_of(("modality",), marks)
-            problems.append(
-                Problem(
-                    where, shown(modality) if given else "", "one of " + ", ".join(schemas), message
-                )
-            )
-    if problems:
+        problems += renamed(data, marks)
+        recipe, found = _checked(data, marks, schemas)
+        problems += found
+    if problems or recipe is None:
         raise UserError(*problems)
     return recipe
+
+
+def _checked(
+    data: dict[str, Any], marks: Marks, schemas: Schemas
+) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, or what is wrong with its values."""
+    modality = data.get("modality")
+    if not isinstance(modality, str) or modality not in schemas:
+        given = "modality" in data
+        hint = nearest(str(modality), schemas) if given else "; add it"
+        message = f"there is no such modality{hint}" if given else f"this key is missing{hint}"
+        where = place_of(("modality",), marks)
+        accepted = "one of " + ", ".join(schemas)
+        return None, [Problem(where, shown(modality) if given else "", accepted, message)]
+    schema = schemas[modality]()
+    if schema.arms is not None:
+        schema.arms.complete(data)
+    try:
+        # Through JSON, because strict JSON still reads lists as tuples and text as paths.
+        return schema.model_validate_json(json.dumps(data)), []
+    except ValidationError as error:
+        return None, explain(error, schema, data, marks)
+
+
+def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
+    modality = data.get("modality")
+    known = isinstance(modality, str) and modality in schemas
+    return schemas[modality]().arms if known else None
+
+
+def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say of arm and kind of designer: they are read first, since the keys of
+    ``designer`` depend on them.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    layer: dict[str, Any] = {}
+    if "arm" in given:
+        layer["arm"] = given["arm"].strip()
+    if "designer.kind" in given:
+        layer["designer"] = {"kind": given["designer.kind"].strip()}
+    return layer
 
 
 def dump(recipe: Recipe) -> str:
@@ -325,7 +344,7 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     rows = []
     for name, path in found:
         try:
-            data, _ = _compose(path, [])
+            data, _ = _compose(path, [], lambda data, layer, marks: None)
         except UserError as error:
             data = {"modality": "", "description": "cannot be read: " + str(error).splitlines()[0]}
         if "modality" in data and "description" in data:
@@ -339,25 +358,12 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     return rows
 
 
-def _look_up(path: Path) -> None:
-    """Raises ValueError where the system refuses a path as such: a name of 300 letters, a home of
-    nobody, a zero byte.
-    """
-    try:
-        path.expanduser().exists()
-        if "\0" in str(path):
-            raise ValueError("a zero byte is no part of a path; remove it")
-    except (OSError, RuntimeError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"the system cannot look up this path: {said}") from None
-
-
 def _find(source: str | Path, where: str, beside: Path) -> Path:
     known, path = packaged(), beside / source
     if str(source) in known:
         return known[str(source)]
     try:
-        _look_up(path)
+        look_up(path)
     except ValueError as error:
         raise user_error(
             where, str(error), value=shown(str(source)), accepted="the path of a YAML file"
@@ -388,7 +394,7 @@ def _find(source: str | Path, where: str, beside: Path) -> Path:
 
 
 def _compose(
-    path: Path, problems: list[Problem], above: tuple[Path, ...] = ()
+    path: Path, problems: list[Problem], switch: Switch, above: tuple[Path, ...] = ()
 ) -> tuple[dict[str, Any], Marks]:
     """The file's mapping merged over what it extends; twice-given keys are added to
     ``problems``.
@@ -425,7 +431,8 @@ def _compose(
             "these recipes extend each other in a circle; remove one of the links",
             value=circle,
         )
-    data, inherited = _compose(parent, problems, chain)
+    data, inherited = _compose(parent, problems, switch, chain)
+    switch(data, value, inherited)
     return _merge(data, value), inherited | marks
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
+from vpretrain.config.arms import TrainsOn
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import TokenWeights
 from vpretrain.method.roles import ValueFunction
 from vpretrain.method.rules import standardised
@@ -46,6 +49,38 @@ class OneHot(Fixed):
         return self.baseline_task(context)
 
 
+@ARMS.declare("onehot", "next-token prediction as it always was: the baseline")
+class OneHotArm(LanguageArm):
+    uses_feedback = False
+    cost = Cost(uses_feedback=False)
+
+    def build(self, site: Site) -> OneHot:
+        return OneHot()
+
+
+@ARMS.declare(
+    "feedback_sft",
+    "reference, not V-pretraining: trains on the feedback rows themselves in the place of the "
+    "stream",
+)
+class FeedbackArm(LanguageArm):
+    uses_feedback = False
+    trains_on: ClassVar[TrainsOn] = "feedback"
+
+    def build(self, site: Site) -> OneHot:
+        return OneHot()
+
+
+class GateArm(CandidatesArm):
+    """Of controls whose gate is constant."""
+
+    uses_feedback = False
+    cost = Cost(candidates=True, uses_feedback=False)
+
+    control_gate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The constant gate."""
+
+
 @dataclass
 class UniformSmoothing(Fixed):
     """The same mass on every candidate, behind a constant gate (a control of the paper's Table 5).
@@ -63,6 +98,12 @@ class UniformSmoothing(Fixed):
         ids = context.predictions.candidates(self.count)
         proposal = torch.full(ids.shape, 1 / self.count, device=ids.device)
         return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
+
+
+@ARMS.declare("uniform_smoothing", "control: constant mass spread evenly over the candidates")
+class UniformSmoothingArm(GateArm):
+    def build(self, site: Site) -> UniformSmoothing:
+        return UniformSmoothing(self.candidates, self.control_gate)
 
 
 @dataclass
@@ -85,6 +126,14 @@ class SelfDistillation(Fixed):
         return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
 
 
+@ARMS.declare(
+    "self_distillation", "control: constant mass spread by the learner's own probabilities"
+)
+class SelfDistillationArm(GateArm):
+    def build(self, site: Site) -> SelfDistillation:
+        return SelfDistillation(self.candidates, self.control_gate)
+
+
 @dataclass
 class LossWeights(Fixed):
     """Token weights by the learner's own surprise in the place of value: less weight to what it
@@ -102,3 +151,15 @@ class LossWeights(Fixed):
         """One-hot targets, weighted by the standardised log probability of the true token."""
         probe = self.rule.probe(context)
         return self.rule.task(probe, standardised(probe.log_p))
+
+
+@ARMS.declare(
+    "loss_weights",
+    "control: one-hot targets, tokens weighted by how surprising the learner finds them, no "
+    "feedback",
+)
+class LossWeightsArm(TiltArm):
+    uses_feedback = False
+
+    def build(self, site: Site) -> LossWeights:
+        return LossWeights(TokenWeights(self.tilt))

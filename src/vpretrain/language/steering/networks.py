@@ -12,21 +12,39 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vpretrain.config.recipe import Layers
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix
-from vpretrain.language.steering.rules import Anchored, Candidates, TokenRule
+from vpretrain.language.steering.arms import (
+    ARMS,
+    CandidatesArm,
+    Cost,
+    LanguageArm,
+    Site,
+    TiltArm,
+)
+from vpretrain.language.steering.rules import (
+    Anchored,
+    AnchoredArm,
+    Candidates,
+    TokenRule,
+    TokenWeights,
+)
 from vpretrain.method.collapse import Bounds
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import ValueFunction, detached
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
+from vpretrain.system.contexts import own_random_state
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Numbers ``[M, K, H]`` that are scored at a time, by kind of device: few enough for a CPU's cache,
@@ -199,6 +217,63 @@ class Scored(LearnedDesigner):
         }
 
 
+class NetworkArm(LanguageArm):
+    """Of designers with a network."""
+
+    hidden: PositiveInt = 256
+    layers: Layers = 6
+    heads: PositiveInt = 4
+    learning_rate: NonNegativeFloat = 1e-4
+    updates: PositiveInt = 1
+    """Steps of the designer's network a meta step: the values that it learns from do not depend on
+    it.
+    """
+    init_from: Path | None = None
+    """Folder of a finished run whose designer this run starts with; its learner must have used the
+    same tokenizer."""
+    frozen: bool = False
+    """Whether that designer stays as it is: it uses no feedback, and there are no meta steps."""
+    companion: bool = False
+    """Whether that designer goes on reading the hidden states of the model it was trained with,
+    which then runs beside the learner: for a learner of another size or origin."""
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Self:
+        if self.init_from is None and (self.frozen or self.companion):
+            raise ValueError(
+                "designer.init_from names no run, and only the designer of a run can be frozen or "
+                "have a companion"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"designer.heads is {self.heads}, which does not divide designer.hidden, "
+                f"{self.hidden}"
+            )
+        return self
+
+    def build(self, site: Site) -> Scored:
+        raise NotImplementedError
+
+    def network(self, site: Site, *, gated: bool = False) -> CandidateScorer:
+        """With fresh weights; the learner's random numbers are the same in every arm."""
+        with own_random_state(site.seed):
+            scorer = CandidateScorer(
+                site.embedding.shape[1],
+                hidden=self.hidden,
+                layers=self.layers,
+                heads=self.heads,
+                gated=gated,
+            )
+        return scorer.to(site.learner.device)
+
+    def learning(self, site: Site) -> Learning:
+        return Learning(self.learning_rate, site.reliability, self.updates)
+
+
 class CandidateDesigner(Scored):
     """The paper's designer: ``r`` and the gate come from the network, which ascends the value (eq.
     26, 42).
@@ -264,6 +339,34 @@ class CandidateDesigner(Scored):
             entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
             self.descend(-distributed.mean(value - alpha * price + self.entropy_bonus * entropy))
         return metrics
+
+
+@ARMS.declare(
+    "ascent", "the paper's designer: a network emits targets and gate, and climbs the value"
+)
+class AscentArm(NetworkArm, CandidatesArm):
+    cost = Cost(candidates=True, network=True)
+
+    gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """alpha_max: the most mass that may leave the true token (eq. 15)."""
+    entropy_bonus: NonNegativeFloat = 0.0
+    """lambda of the regulariser R(phi): entropy of the targets."""
+    anchor: NonNegativeFloat = 0.0
+    """Price of a nat of KL from the targets to the learner, in standard deviations of the token
+    value."""
+    gate_price: NonNegativeFloat = 0.0
+    """Price of an open gate, in standard deviations of the token value."""
+
+    def build(self, site: Site) -> CandidateDesigner:
+        return CandidateDesigner(
+            self.network(site, gated=True),
+            site.embedding,
+            Anchored(self.candidates, gate_max=self.gate_max),
+            self.learning(site),
+            entropy_bonus=self.entropy_bonus,
+            anchor=self.anchor,
+            gate_price=self.gate_price,
+        )
 
 
 class FieldDesigner(Scored):
@@ -340,3 +443,37 @@ class FieldDesigner(Scored):
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
         return self.rule.task(among, self.learning.reliability.factor * predicted)
+
+
+class ReplayArm(NetworkArm):
+    """Of designers that regress values."""
+
+    replay: PositiveInt = 1
+    """Batches that the network learns from: the present one and remembered ones."""
+
+    def field(self, site: Site, rule: TokenRule) -> FieldDesigner:
+        learning = self.learning(site)
+        return FieldDesigner(
+            self.network(site), site.embedding, rule, learning, replay=self.replay
+        )
+
+
+@ARMS.declare(
+    "field", "a network regresses the token values, targets follow by the anchored rule (ours)"
+)
+class FieldArm(ReplayArm, AnchoredArm):
+    cost = Cost(candidates=True, network=True)
+
+    def build(self, site: Site) -> FieldDesigner:
+        return self.field(site, self.targets)
+
+
+@ARMS.declare(
+    "weight_field",
+    "one-hot targets, tokens weighted by the value that a network predicts (ours)",
+)
+class WeightFieldArm(ReplayArm, TiltArm):
+    cost = Cost(network=True, weighted=True)
+
+    def build(self, site: Site) -> FieldDesigner:
+        return self.field(site, TokenWeights(self.tilt))

@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, Site, TiltArm
 from vpretrain.method.collapse import Bounds
-from vpretrain.method.exact import Rule
+from vpretrain.method.exact import ExactDesigner, Rule
 from vpretrain.method.rules import anchored, standardised, tilted
 from vpretrain.system import distributed
 
@@ -123,6 +125,29 @@ class Anchored(TokenRule):
         return {"gain_bound": gain_bound(gradient, self.gate_max), **target_metrics(task.mass)}
 
 
+class AnchoredArm(CandidatesArm):
+    """Of designers that follow the anchored rule."""
+
+    gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """alpha_max: the most mass that may leave the true token (eq. 15)."""
+    temperature: PositiveFloat = 1.0
+    """tau of the anchored rule, in standard deviations of the token value."""
+    clip: PositiveFloat = 2.0
+    """Bound on the tilt of the anchored rule."""
+
+    @property
+    def targets(self) -> Anchored:
+        return Anchored(self.candidates, self.temperature, self.clip, self.gate_max)
+
+
+@ARMS.declare("closed_form", "the anchored rule on exact token values, no network (ours)")
+class ClosedFormArm(AnchoredArm):
+    cost = Cost(candidates=True, exact=True)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(self.targets, site.reliability)
+
+
 @dataclass(frozen=True)
 class TokenWeights(TokenRule):
     """One-hot targets whose tokens count by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
@@ -138,6 +163,14 @@ class TokenWeights(TokenRule):
         """The true token's mass is its weight."""
         worth = values[:, 0] - distributed.mean(values[:, 0])
         return SoftTargets(probe.ids, tilted(worth, self.tilt)[:, None])
+
+
+@ARMS.declare("token_weights", "one-hot targets, tokens weighted by their exact value (ours)")
+class TokenWeightsArm(TiltArm):
+    cost = Cost(exact=True, weighted=True)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(TokenWeights(self.tilt), site.reliability)
 
 
 @dataclass(frozen=True)
@@ -183,6 +216,29 @@ class GroupWeights(TokenRule):
         return source[document], len(names)
 
 
+@ARMS.declare(
+    "document_weights",
+    "one-hot targets, documents weighted by the mean exact value of their tokens (ours)",
+)
+class DocumentWeightsArm(TiltArm):
+    cost = Cost(exact=True, weighted=True)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(GroupWeights(self.tilt, by="document"), site.reliability)
+
+
+@ARMS.declare(
+    "source_weights",
+    "one-hot targets, sources weighted by the mean exact value of their tokens (ours)",
+)
+class SourceWeightsArm(TiltArm):
+    cost = Cost(exact=True, weighted=True)
+    needs_sources = True
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(GroupWeights(self.tilt, by="source"), site.reliability)
+
+
 @dataclass(frozen=True)
 class WeightedTargets(TokenRule):
     """Both surfaces: soft targets by one rule, and tokens that count by what their soft target is
@@ -215,6 +271,16 @@ class WeightedTargets(TokenRule):
         shrinkage = distributed.std(values).clamp(max=1)
         worth = shrinkage * standardised(worth - distributed.mean(worth))
         return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
+
+
+@ARMS.declare(
+    "weighted_targets", "the anchored rule and token weights together, on exact values (ours)"
+)
+class WeightedTargetsArm(AnchoredArm, TiltArm):
+    cost = Cost(candidates=True, exact=True, weighted=True)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(WeightedTargets(self.targets, self.tilt), site.reliability)
 
 
 def gain_bound(values: Tensor, gate_max: float) -> float:

@@ -1,0 +1,288 @@
+"""Arms: what a run can steer with. A designer is declared once, with the keys that it reads; the
+recipe's section ``designer`` is one of them.
+
+A modality has one :class:`Arms`, which declarations fill::
+
+    @ARMS.declare("token_weights", "one-hot targets, tokens weighted by their exact value")
+    class TokenWeights(LanguageDesigner):
+        tilt: NonNegativeFloat = 0.4
+
+        def build(self, site: Site) -> Designer:
+            ...
+
+An *arm*, as ``arm=`` and ``--arms`` name it, is a designer and a control of its feedback; either may
+be left to the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, Union
+
+from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationInfo, create_model
+from pydantic_core import CoreSchema, core_schema
+
+from vpretrain.config.problems import Marks
+from vpretrain.config.section import Section
+
+Control = Literal["none", "random", "fixed_direction", "shuffled"]
+"""What the designer hears in the place of the feedback set: itself, a fresh random direction at
+every batch, one random direction for the whole run, or the right inputs with the wrong labels."""
+TrainsOn = Literal["stream", "feedback"]
+
+
+class DesignerSection(Section):
+    """The keys of one kind of designer, and what is known of that kind before one is built."""
+
+    kind: str = ""
+    """Which designer; set by its declaration."""
+
+    description: ClassVar[str] = ""
+    uses_feedback: ClassVar[bool] = True
+    trains_on: ClassVar[TrainsOn] = "stream"
+
+
+class FeedbackControl(Section):
+    """The section ``feedback``: what the designer hears of the feedback set."""
+
+    control: Control = "none"
+    """``random``, ``fixed_direction`` and ``shuffled`` put noise in its place: what steering is
+    worth without what the feedback says."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the name of an arm stands for.
+
+    Args:
+        description: a sentence.
+        designer: a kind; None: the recipe's ``designer``.
+        control: None: the recipe's ``feedback.control``.
+        trains_on: whether the learner's data are those of the stream.
+    """
+
+    description: str
+    designer: str | None = None
+    control: Control | None = None
+    trains_on: TrainsOn = "stream"
+
+
+CONTROLS: Mapping[str, Arm] = {
+    "random_feedback": Arm(
+        "control: the recipe's designer hears a fresh random direction at every feedback batch",
+        control="random",
+    ),
+    "fixed_random_direction": Arm(
+        "control: the recipe's designer hears one random direction for the whole run",
+        control="fixed_direction",
+    ),
+    "shuffled_feedback": Arm(
+        "control: the recipe's designer hears the feedback set with the labels of other items",
+        control="shuffled",
+    ),
+}
+"""The same in every modality."""
+
+SectionT = TypeVar("SectionT", bound=DesignerSection)
+KindT = TypeVar("KindT", bound=DesignerSection)
+
+
+class Steered(Protocol[SectionT]):
+    """A recipe that names an arm."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def designer(self) -> SectionT: ...
+    @property
+    def designers(self) -> Mapping[str, SectionT]: ...
+    @property
+    def feedback(self) -> FeedbackControl: ...
+
+
+class Arms(Generic[SectionT]):
+    """The designers of a modality, by kind, and the arms that are made of them.
+
+    Args:
+        base: what each section is derived from.
+        default: the kind of a recipe that names none.
+        controls: the arms that replace the feedback.
+    """
+
+    def __init__(
+        self, base: type[SectionT], default: str, controls: Iterable[str] = tuple(CONTROLS)
+    ) -> None:
+        self.base, self.default = base, default
+        self.kinds: dict[str, type[SectionT]] = {}
+        self.others: dict[str, Arm] = {name: CONTROLS[name] for name in controls}
+
+    def declare(self, kind: str, description: str) -> Callable[[type[KindT]], type[KindT]]:
+        """A decorator: the class is the designer section of that kind.
+
+        Args:
+            kind: its name in recipes, and that of the arm which steers with it.
+            description: of the arm, a sentence.
+        """
+
+        def add(section: type[KindT]) -> type[KindT]:
+            kind_field: Any = (Literal.__getitem__(kind), kind)
+            made = create_model(
+                section.__name__,
+                __base__=section,
+                __module__=section.__module__,
+                __doc__=section.__doc__,
+                kind=kind_field,
+            )
+            made.description = description
+            self.kinds[kind] = made  # type: ignore[assignment]
+            return made
+
+        return add
+
+    @property
+    def all(self) -> dict[str, Arm]:
+        """Every arm by name, the designers' own first, in the order of their declarations."""
+        own = {
+            kind: Arm(section.description, designer=kind, trains_on=section.trains_on)
+            for kind, section in self.kinds.items()
+        }
+        return own | self.others
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        return {name: arm.description for name, arm in self.all.items()}
+
+    @property
+    def direct(self) -> frozenset[str]:
+        """Arms that do not train on the stream."""
+        return frozenset(name for name, arm in self.all.items() if arm.trains_on != "stream")
+
+    def section_of(self, recipe: Steered[SectionT]) -> SectionT:
+        """The designer of the recipe's arm: its section of ``designers``, completed by the keys
+        that it shares with ``designer``.
+
+        Raises:
+            KeyError: there is no such arm.
+        """
+        return self.section(recipe, self.all[recipe.arm].designer or recipe.designer.kind)
+
+    def section(self, recipe: Steered[SectionT], kind: str) -> SectionT:
+        """The keys that a designer of this kind has in the recipe."""
+        if recipe.designer.kind == kind:
+            return recipe.designer
+        if kind in recipe.designers:
+            return recipe.designers[kind]
+        return self.kinds[kind](**self._shared(kind, dict(recipe.designer)))
+
+    def control_of(self, recipe: Steered[SectionT]) -> Control:
+        """What the recipe's arm puts in the place of the feedback.
+
+        Raises:
+            KeyError: there is no such arm.
+        """
+        return self.all[recipe.arm].control or recipe.feedback.control
+
+    def switch(self, data: dict[str, Any], layer: Mapping[str, Any], marks: Marks) -> None:
+        """Makes ``designer`` the section of the kind that a layer over ``data`` names.
+
+        A layer (a file over what it extends; overrides over the file) names it by ``designer.kind``,
+        or by an ``arm`` with keys of its own. What stood in ``designer`` goes to ``designers``; what
+        stood there of the new kind, and the keys that both kinds have, make the new section.
+
+        Args:
+            data: a recipe before it is checked; changed in place.
+            layer: keys that are to be written over it.
+            marks: where each key was given; changed in place.
+        """
+        section, own, arm = data.get("designer"), layer.get("designer"), layer.get("arm")
+        kind = own.get("kind") if isinstance(own, dict) else None
+        if kind is None and arm in self.kinds and self._keys(arm):
+            kind = arm
+        if kind not in self.kinds or not isinstance(section, dict):
+            return
+        before = section.get("kind", self.default)
+        others = data.setdefault("designers", {})
+        if kind == before or before not in self.kinds or not isinstance(others, dict):
+            return
+        new = others.pop(kind, None) or {}
+        for key in new:
+            marks[("designer", key)] = marks.get(("designers", kind, key), "recipe")
+        others[before] = {key: value for key, value in section.items() if key != "kind"}
+        data["designer"] = {"kind": kind, **self._shared(kind, section), **new}
+
+    def complete(self, data: dict[str, Any]) -> None:
+        """Writes what is implied into a recipe that is not checked yet: the kind of ``designer``,
+        and in ``designers`` the keys that are shared with it.
+        """
+        section, others, arm = data.get("designer"), data.get("designers"), data.get("arm")
+        if not isinstance(section, dict):
+            return
+        own = arm in self.kinds and self._keys(str(arm))
+        section.setdefault("kind", arm if own else self.default)
+        for kind, keys in others.items() if isinstance(others, dict) else ():
+            if kind in self.kinds and isinstance(keys, dict):
+                others[kind] = {**self._shared(kind, section), **keys}
+
+    def _keys(self, kind: str) -> set[str]:
+        return set(self.kinds[kind].model_fields) - {"kind"}
+
+    def _shared(self, kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key in self._keys(kind)}
+
+    @property
+    def by_kind(self) -> _Choice:
+        """The annotation of ``designer``: one of the sections, told apart by ``kind``."""
+        return _Choice(self._one)
+
+    @property
+    def by_name(self) -> _Choice:
+        """The annotation of ``designers``: sections by kind."""
+        return _Choice(self._several, lambda read: {k: v for k, v in read if v is not None})
+
+    def _one(self) -> Any:
+        return Annotated[Union[tuple(self.kinds.values())], Field(discriminator="kind")]  # noqa: UP007
+
+    def _several(self) -> Any:
+        fields: dict[str, Any] = {kind: (made | None, None) for kind, made in self.kinds.items()}
+        return create_model("Designers", __base__=Section, **fields)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A pydantic type that is asked for when a value is read, so that designers which are declared
+    after the recipe's class belong to it too.
+
+    Args:
+        type: makes it.
+        read: from what pydantic read to the value.
+    """
+
+    type: Callable[[], Any]
+    read: Callable[[Any], Any] = lambda read: read
+
+    def validate(self, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, DesignerSection):
+            return value
+        adapter: TypeAdapter[Any] = TypeAdapter(self.type())
+        if info.mode == "json":  # JSON has no tuples and no paths, and strict Python wants them
+            return self.read(adapter.validate_json(json.dumps(value)))
+        return self.read(adapter.validate_python(value))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self.validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(_plain, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(TypeAdapter(self.type()).core_schema)
+
+
+def _plain(value: Any, info: Any) -> Any:
+    if isinstance(value, DesignerSection):
+        return value.model_dump(mode=info.mode)
+    return {kind: section.model_dump(mode=info.mode) for kind, section in value.items()}
