@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.designers import arms_of
 from vpretrain.config import recipe
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
@@ -36,4 +37,4 @@ def test_the_recipe_is_a_recipe(tmp_path):
 
 def test_the_table_of_arms_is_complete():
     table = README[README.index("## Arms") : README.index("## How the value")]
-    assert {arm for arm in re.findall(r"`(\w+)`", table)} >= set(ARMS)
+    assert {arm for arm in re.findall(r"`(\w+)`", table)} >= set(arms_of(ARMS))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.designers import of_every_kind
 from vpretrain.config import recipe as recipes
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.train import run
 
@@ -27,10 +29,7 @@ SMALL = [
     "data.batch_size=2",
     "data.feedback.batch_size=4",
     "value.burn_in_steps=1",
-    "designer.hidden=16",
-    "designer.layers=1",
-    "designer.heads=2",
-    "designer.candidates=4",
+    *of_every_kind(ARMS, hidden=16, layers=1, heads=2, candidates=4),
 ]
 
 

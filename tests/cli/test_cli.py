@@ -263,7 +263,7 @@ def test_check_recipes_and_prepare(call, here):
 REFUSED = {
     "a misspelt key": (["desinger.candidates=3"], ["desinger", "did you mean designer?"]),
     "a misspelt key in a section": (
-        ["designer.candidats=3"],
+        ["arm=closed_form", "designer.candidats=3"],
         ["designer.candidats", "did you mean candidates?"],
     ),
     "a wrong type": (["budget.steps=many"], ["budget.steps", '"many"', "a whole number (above 0)"]),
@@ -343,7 +343,7 @@ REFUSED = {
         ["data.feedback.batch_size", "25", "1 to 12"],
     ),
     "K above the vocabulary": (
-        ["designer.candidates=97"],
+        ["arm=closed_form", "designer.candidates=97"],
         ["designer.candidates", "97", "1 to 96"],
     ),
     "S that matches nothing": (
@@ -351,7 +351,7 @@ REFUSED = {
         ["learner.aligned_patterns", "*.nothing.*", "model.layers.0.self_attn.q_proj.weight"],
     ),
     "S with too many blocks": (["learner.aligned_blocks=3"], ["learner.aligned_blocks", "1 to 2"]),
-    "an unknown arm": (["arm=oneht"], ["arm", "oneht", ", ".join(ARMS)]),
+    "an unknown arm": (["arm=oneht"], ["arm", "oneht", ", ".join(ARMS.all)]),
     "a window of one token": (["data.window_tokens=1"], ["data.window_tokens", "2 or more"]),
     "an unknown model type": (
         ["learner.config.model_type=lama"],
@@ -473,6 +473,7 @@ def test_options_of_compare(call, here, options, expected):
 def test_check_tells_every_problem_at_once(call, here, monkeypatch):
     wrong = [
         "arm=x",
+        "designer.kind=closed_form",
         "data.stream.0.rows.path=x.jsonl",
         "data.feedback.rows.path=unsolved.jsonl",
         "data.evaluation.test.prompt=x",

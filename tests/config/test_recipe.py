@@ -21,6 +21,7 @@ from vpretrain.config.recipe import (
     load,
     packaged,
 )
+from vpretrain.config.renamed import RENAMED
 from vpretrain.config.yaml_places import parse
 from vpretrain.system.errors import Problem, UserError
 
@@ -458,3 +459,17 @@ def test_listing(
 def test_every_packaged_recipe_is_listed() -> None:
     assert {row["name"] for row in listing(None)} >= set(packaged())
     assert all(row["modality"] and row["description"] for row in listing(None))
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_is_refused_with_its_new_name(write: Callable[..., Path], old: str) -> None:
+    """In a file and as an override, and nothing else is said of it."""
+    new = RENAMED[old]
+    found = refused(write(GOOD), f"{old}=a", *(["description=b"] if old == "says" else []))
+    assert f"this key is now {new}" in found[f"override {old}"].message
+    assert not any("missing" in problem.message for problem in found.values())
+
+
+def test_a_renamed_key_of_a_file_is_shown_at_its_line(write: Callable[..., Path]) -> None:
+    found = refused(write(GOOD.replace("description:", "says:")))
+    assert list(found) == ["toy.yaml:2 says"]

@@ -21,7 +21,7 @@ def made(
         train_dataset=stream,
         processing_class=TOKENIZER,
         feedback_dataset=feedback,
-        steering=Steering(**{"feedback_batch_size": 8, "candidates": 6} | (steering or {})),
+        steering=Steering(**{"feedback_batch_size": 8} | (steering or {})),
         **more or {},
     )
 
@@ -43,7 +43,9 @@ def made(
             "Steering estimator.*accepted +one of central_difference, forward_mode",
         ),
         ({"aligned_blocks": 0}, "Steering aligned_blocks"),
-        ({"gate_max": 1.5}, "Steering gate_max: this value is out of range"),
+        ({"arm": "ascent", "gate_max": 1.5}, "Steering gate_max: this value is out of range"),
+        ({"gate_max": 0.2}, "Steering gate_max: this is a key of the kind closed_form or"),
+        ({"arm": "random_feedback", "kind": "fild"}, r"Steering kind: .*did you mean field\?"),
     ],
 )
 def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
@@ -67,7 +69,10 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
             {"steering": {"aligned_patterns": ["lm_haed*"]}},
             "Steering aligned_patterns: no parameter",
         ),
-        ({"steering": {"candidates": 1000}}, "Steering candidates: .*vocabulary"),
+        (
+            {"steering": {"arm": "closed_form", "candidates": 1000}},
+            "Steering candidates: .*vocabulary",
+        ),
         (
             {"steering": {"feedback_batch_size": 21}},
             "feedback_dataset, in 2 parts.*got +20 documents",

@@ -13,11 +13,13 @@ from tests.language.test_parity import QWEN2, Windows
 from tests.run.test_train import tiny_recipe
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language import Language
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.train import run
 from vpretrain.system.errors import UserError
 
 STEPS = 20
 NETWORK = {"learning_rate": 1e-2, "hidden": 16, "layers": 1, "heads": 2}
+SMALL = {"candidates": 6, **NETWORK}
 
 
 class Noted(SteeredTrainer):
@@ -31,7 +33,9 @@ class Noted(SteeredTrainer):
 
 def steered(folder, feedback, stream, *, model=None, steering=None, **more):
     """A trainer of the tiny model that hears its feedback every other step."""
-    small = {"candidates": 6, "meta_period": 2, "feedback_batch_size": 8, **NETWORK}
+    chosen = {"arm": "token_weights"} | (steering or {})
+    own = ARMS.kinds[chosen["arm"]].model_fields
+    keys = {key: value for key, value in SMALL.items() if key in own}
     return Noted(
         tiny() if model is None else model,
         arguments(folder, **more),
@@ -39,7 +43,7 @@ def steered(folder, feedback, stream, *, model=None, steering=None, **more):
         stream,
         processing_class=TOKENIZER,
         feedback_dataset=feedback,
-        steering=Steering(**small | (steering or {})),
+        steering=Steering(**{"meta_period": 2, "feedback_batch_size": 8} | keys | chosen),
     )
 
 
@@ -96,11 +100,10 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
             {"prompt": row.prompt, "solution": row.text} for row in materials.texts.feedback
         ],
         steering=Steering(
-            arm=arm,
+            designer=ARMS.section_of(recipe),
             aligned_blocks=1,
             feedback_batch_size=16,
             **recipe.value.model_dump(),
-            **recipe.designer.model_dump(),
         ),
     )
     trainer.train()

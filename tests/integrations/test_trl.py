@@ -54,9 +54,7 @@ def made(
     if trainer is SteeredSFTTrainer:
         # Unshrunk: on random weights the halves of a small feedback set may disagree, and rightly
         # close the designer.
-        steering = Steering(
-            arm=arm, feedback_batch_size=8, candidates=6, meta_period=2, shrink=False
-        )
+        steering = Steering(arm=arm, feedback_batch_size=8, meta_period=2, shrink=False)
         steered = {"feedback_dataset": rows("feedback", 20, feedback), "steering": steering}
     torch.manual_seed(0)
     return trainer(

@@ -9,13 +9,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests.designers import of_every_kind
 from tests.run.test_train import tiny_recipe, weights_hash
 from vpretrain.language import Language
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.launch import train_one
 from vpretrain.run.train import run
 from vpretrain.system.errors import UserError
 
-ARM = ["arm=field", "value.meta_period=1", "designer.learning_rate=1e-2", "evaluate.answer=null"]
+ARM = [
+    "arm=field",
+    "value.meta_period=1",
+    "designers.field.learning_rate=1e-2",
+    "evaluate.answer=null",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,8 @@ def folder(tmp_path_factory):
 
 
 def carried(folder, *overrides):
-    return tiny_recipe(*ARM, "seed=1", f"designer.init_from={folder}", *overrides)
+    start = of_every_kind(ARMS, init_from=folder)
+    return tiny_recipe(*ARM, "seed=1", *start, *overrides)
 
 
 def trained(recipe, materials):
@@ -107,7 +115,6 @@ def test_with_its_own_learner_the_companion_changes_nothing(folder, materials):
     ("overrides", "where", "description"),
     [
         (["arm=weight_field"], "arm", "field"),
-        (["arm=token_weights"], "designer.init_from", "no network to carry"),
         (["designer.hidden=32"], "designer.hidden", "another shape"),
     ],
 )
@@ -116,6 +123,11 @@ def test_a_designer_of_another_kind_is_refused(folder, materials, overrides, whe
         Language().build(carried(folder, *overrides), materials)
     (problem,) = caught.value.problems
     assert problem.where == where and description in problem.message + problem.accepted
+
+
+def test_a_designer_without_a_network_has_nothing_to_start_from(folder):
+    with pytest.raises(UserError, match=r"init_from: this is a key of the kind ascent or field"):
+        carried(folder, "arm=token_weights", f"designer.init_from={folder}")
 
 
 def test_the_baseline_beside_it_carries_nothing(folder, materials):
@@ -141,5 +153,5 @@ def test_what_is_no_run_is_refused(folder, materials, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         Language().build(carried(broken), materials)
     for key in ("frozen", "companion"):
-        with pytest.raises(UserError, match=r"designer\.carried_from"):
-            tiny_recipe(f"designer.{key}=true")
+        with pytest.raises(UserError, match=r"designer\.init_from"):
+            tiny_recipe("arm=field", f"designer.{key}=true")

@@ -5,8 +5,10 @@ import math
 
 import pytest
 
+from tests.designers import of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.method.collapse import Collapse
 from vpretrain.run.train import new_step, run
 from vpretrain.vision import Vision
@@ -126,7 +128,8 @@ def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse
     ],
 )
 def test_bounds_are_those_of_the_designer(words, arm, bounds):
-    recipe = language_recipe(f"arm={arm}", "designer.gate_max=0.25", "designer.candidates=4")
+    small = of_every_kind(ARMS, gate_max=0.25, candidates=4)
+    recipe = language_recipe(f"arm={arm}", *small)
     step = new_step(recipe, parts := build(recipe, words))
     assert step.collapse.bounds == bounds
     assert bounds.keys() <= step(next(parts.stream), 0.0).keys(), (

@@ -8,10 +8,11 @@ import hashlib
 import pytest
 import torch
 
+from tests.designers import arms_of, of_every_kind
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.feedback import shuffled
-from vpretrain.language.steering.arms import ARMS, DIRECT
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.method.step import Guard
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.train import new_step, run
@@ -33,8 +34,7 @@ TINY = [
     "data.feedback.rows.rows=64",
     "data.feedback.batch_size=16",
     "data.evaluation.test.rows=40",
-    "designer.hidden=16",
-    "designer.candidates=6",
+    *of_every_kind(ARMS, hidden=16, candidates=6),
     "value.burn_in_steps=2",
     "evaluate.new_tokens=4",
 ]
@@ -70,7 +70,7 @@ def onehot(materials):
     return train(materials, "arm=onehot")
 
 
-@pytest.mark.parametrize("arm", sorted(ARMS))
+@pytest.mark.parametrize("arm", arms_of(ARMS))
 def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, arm):
     before = weights_hash(Language().build(tiny_recipe(), materials))
     after, result = train(materials, f"arm={arm}")
@@ -78,7 +78,7 @@ def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, arm):
     assert result.spent.steps == 4 and result.spent.tokens > 0
     assert set(result.step0) == set(result.final) == {"test/nll", "test/pass@1"}
     same = result.stream_digest == onehot[1].stream_digest
-    assert same != (arm in DIRECT)
+    assert same != (arm in ARMS.direct)
     assert all(torch.isfinite(torch.tensor(record["loss"])) for record in result.history)
 
 
@@ -156,7 +156,7 @@ def test_several_batches_make_the_step_of_one_large_one(materials, arm):
     # on the batch.
     found = []
     for overrides in (small, large):
-        recipe = tiny_recipe(f"arm={arm}", "designer.tilt=0", *overrides)
+        recipe = tiny_recipe(f"arm={arm}", *of_every_kind(ARMS, tilt=0), *overrides)
         parts = Language().build(recipe, materials)
         result = run(recipe, parts, step0={})
         found.append(
@@ -220,6 +220,7 @@ def test_random_feedback_is_shrunk_away(materials):
         "value.meta_period=1",
         "budget.steps=6",
         "data.feedback.batch_size=32",
+        "designer.kind=closed_form",
         "designer.clip=100",
     ]
     noise = train(materials, "arm=random_feedback", *overrides)[1].history[-1]["reliability"]

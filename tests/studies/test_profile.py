@@ -31,7 +31,12 @@ def test_arms_are_measured_side_by_side():
 
 def test_what_is_wrong_in_a_process_is_said_here(forked):
     with pytest.raises(UserError, match=r"designer\.candidates"):
-        profile(tiny_recipe("designer.candidates=4000"), arms=["closed_form"], rounds=1, warm_up=1)
+        profile(
+            tiny_recipe("designers.closed_form.candidates=4000"),
+            arms=["closed_form"],
+            rounds=1,
+            warm_up=1,
+        )
 
 
 def test_arms_that_there_are_not_are_refused():

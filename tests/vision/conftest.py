@@ -8,10 +8,12 @@ import numpy
 import pytest
 from PIL import Image
 
+from tests.designers import of_every_kind
 from vpretrain.config import recipe as recipes
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.train import run
 from vpretrain.vision import Vision
+from vpretrain.vision.steering.arms import ARMS
 
 SHAPE = (
     "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
@@ -42,13 +44,7 @@ SMALL = [
     "threads=1",
     "value.burn_in_steps=1",
     "value.meta_period=1",
-    "designer.base=8",
-    "designer.depth=1",
-    "designer.patch_size=8",
-    "designer.width=16",
-    "designer.heads=2",
-    "designer.grain=8",
-    "designer.blur_sigma=1.0",
+    *of_every_kind(ARMS, base=8, depth=1, patch_size=8, width=16, heads=2, grain=8, blur_sigma=1.0),
 ]
 SCENES = [
     "data.stream.0.pictures.count=12",

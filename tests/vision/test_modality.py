@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from tests.designers import arms_of
 from tests.vision.conftest import (
     IJEPA,
     KINDS,
@@ -18,6 +19,7 @@ from tests.vision.conftest import (
     train,
     weights_hash,
 )
+from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
 from vpretrain.run.train import new_step
 from vpretrain.studies.check import check
@@ -26,10 +28,10 @@ from vpretrain.studies.doctor import doctor
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 from vpretrain.vision.learners import beside
-from vpretrain.vision.steering.arms import ARMS, CONTROLS, DEMO, DINO_ARMS, IJEPA_ARMS
+from vpretrain.vision.steering.arms import ARMS, DEMO
 from vpretrain.vision.steering.views import BaselineViews
 
-OF = {"dino": sorted(ARMS.keys() - IJEPA_ARMS), "ijepa": sorted(ARMS.keys() - DINO_ARMS)}
+OF = {kind: arms_of(ARMS, kind) for kind in ("dino", "ijepa")}
 METRICS = {
     "test/miou",
     "test/probe_cross_entropy",
@@ -377,4 +379,4 @@ def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path
 
 
 def test_the_demo_shows_the_baseline_first():
-    assert DEMO[0] == next(iter(ARMS)) == "plain" and set(DEMO) <= set(ARMS)
+    assert DEMO[0] == next(iter(ARMS.all)) == "plain" and set(DEMO) <= set(ARMS.all)

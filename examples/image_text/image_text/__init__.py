@@ -1,14 +1,16 @@
 """Image-text contrastive learning, a modality of vpretrain from outside: see docs/your-own.md."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from image_text.clip import Kept, TwoTowers, contrastive, network, zero_shot
 from image_text.pairs import SIZE, pairs
+from vpretrain.config.arms import Arms, DesignerSection
 from vpretrain.config.recipe import LearnerBase, Recipe, Section
 from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
@@ -21,8 +23,8 @@ from vpretrain.method.simple import (
     halves,
     score,
 )
-from vpretrain.run.controls import heard
-from vpretrain.system.errors import Problem, user_error
+from vpretrain.run.controls import controlled
+from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.vision.data.scenes import Scenes
 
 
@@ -37,34 +39,67 @@ class Data(Section):
     """Words on light in a caption: true, easy to tell, and no use for naming things."""
 
 
-class DesignerSection(Section):
-    """The networks behind masks and word weights."""
+class ImageTextArm(DesignerSection):
+    """The keys of one kind of designer, and how it is built."""
 
+    def build(self, seed: int, reliability: Reliability) -> Designer:
+        raise NotImplementedError
+
+
+ARMS = Arms(
+    ImageTextArm,
+    baseline="plain",
+    default="words",
+    controls=("random_feedback", "fixed_random_direction"),
+)
+
+
+@ARMS.declare("plain", "contrastive learning as it is: the baseline")
+class Plain(ImageTextArm):
+    uses_feedback = False
+
+    def build(self, seed: int, reliability: Reliability) -> Designer:
+        return BaselineDesigner(Kept("words"))
+
+
+@ARMS.declare("words", "a weight for each word, which climbs its value")
+class Words(ImageTextArm):
+    what: ClassVar[Literal["words", "mask"]] = "words"
     learning_rate: PositiveFloat = 0.1
     price: float = 0.02
     """Of the mean square of what is taken away, in standard deviations of the value."""
+
+    def build(self, seed: int, reliability: Reliability) -> Designer:
+        torch.manual_seed(seed)
+        return NetworkDesigner(
+            network(self.what),
+            Kept(self.what),
+            lambda choice: self.price * (1 - choice).square().mean(),
+            Learning(self.learning_rate, reliability, updates=4),
+        )
+
+
+@ARMS.declare("masks", "a network emits masks of the pictures and climbs their value")
+class Masks(Words):
+    what = "mask"
 
 
 class ImageTextRecipe(Recipe):
     """A recipe with ``modality: image-text``."""
 
+    arms = ARMS
     data: Data = Data()
     learner: LearnerBase = LearnerBase()
-    designer: DesignerSection = DesignerSection()
+    designer: Annotated[ImageTextArm, ARMS.by_kind] = Words()
+    designers: Annotated[Mapping[str, ImageTextArm], ARMS.by_name] = {}
 
 
 class ImageText:
     """The modality behind the core's role (:class:`vpretrain.method.roles.Modality`)."""
 
     schema = ImageTextRecipe
-    arms = {
-        "plain": "contrastive learning as it is: the baseline",
-        "words": "a weight for each word, which climbs its value",
-        "masks": "a network emits masks of the pictures and climbs their value",
-        "random_feedback": "control: words, heard a fresh random direction at every feedback batch",
-        "fixed_random_direction": "control: words, heard one random direction for the whole run",
-    }
-    direct = frozenset[str]()
+    arms = ARMS.descriptions
+    direct = ARMS.direct
     demo = ("plain", "words", "masks", "fixed_random_direction")
 
     def load(self, recipe: ImageTextRecipe) -> dict[str, Scenes]:
@@ -76,12 +111,11 @@ class ImageText:
 
     def check(self, recipe: ImageTextRecipe) -> list[Problem]:
         """What the sections cannot know of themselves."""
-        known = ", ".join(self.arms)
-        return (
-            []
-            if recipe.arm in self.arms
-            else [Problem("arm", recipe.arm, known, "image-text has no such arm")]
-        )
+        try:
+            ARMS.named(recipe.arm)
+        except UserError as error:
+            return error.problems
+        return []
 
     def prepare(self, recipe: ImageTextRecipe, out: Path | None) -> Path:
         """Weights are random, and nothing is prepared."""
@@ -103,33 +137,18 @@ class ImageText:
         test = make["test"](range(data.test))
         return Parts(
             learner=WholeLearner(model, contrastive, aligned=["*"]),
-            designer=designer_of(recipe),
-            feedback=heard(
-                recipe, LossFeedback(verified, lambda batch: zero_shot(model, batch)[1].mean())
+            designer=ARMS.section_of(recipe).build(seed, Reliability(shrink=recipe.value.shrink)),
+            feedback=controlled(
+                LossFeedback(verified, lambda batch: zero_shot(model, batch)[1].mean()),
+                ARMS.control_of(recipe),
+                memory=recipe.value.memory,
+                seed=seed,
             ),
             stream=ShuffledBatches(data.stream, data.batch_size, f"{seed} stream", make["stream"]),
             evaluate=partial(evaluate, model, test),
             held_out_loss=lambda: iter([zero_shot(model, test)[1].mean()]),
             save=model.clip.save_pretrained,
         )
-
-
-def designer_of(recipe: ImageTextRecipe) -> Designer:
-    """That of the recipe's arm; controls steer words."""
-    surface = Kept("mask" if recipe.arm == "masks" else "words")
-    if recipe.arm == "plain":
-        return BaselineDesigner(surface)
-    torch.manual_seed(recipe.seed)
-    learning = Learning(
-        recipe.designer.learning_rate, Reliability(shrink=recipe.value.shrink), updates=4
-    )
-    price = recipe.designer.price
-    return NetworkDesigner(
-        network(surface.what),
-        surface,
-        lambda choice: price * (1 - choice).square().mean(),
-        learning,
-    )
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ A modality has one :class:`Arms`, which declarations fill::
         def build(self, site: Site) -> Designer:
             ...
 
-An *arm*, as ``arm=`` and ``--arms`` name it, is a designer and a control of its feedback; either may
-be left to the recipe.
+An *arm*, as ``arm=`` and ``--arms`` name it, is a designer and a control of its feedback; either
+may be left to the recipe.
 """
 
 from __future__ import annotations
@@ -19,13 +19,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, Union
 
-from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationInfo, create_model
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
 from pydantic_core import CoreSchema, core_schema
 
-from vpretrain.config.problems import Marks
+from vpretrain.config.problems import Marks, explain, nearest
 from vpretrain.config.section import Section
+from vpretrain.system.errors import UserError, user_error
 
 Control = Literal["none", "random", "fixed_direction", "shuffled"]
 """What the designer hears in the place of the feedback set: itself, a fresh random direction at
@@ -61,12 +72,14 @@ class Arm:
         designer: a kind; None: the recipe's ``designer``.
         control: None: the recipe's ``feedback.control``.
         trains_on: whether the learner's data are those of the stream.
+        after: stages after the stream, which the modality knows by name.
     """
 
     description: str
     designer: str | None = None
     control: Control | None = None
     trains_on: TrainsOn = "stream"
+    after: tuple[str, ...] = ()
 
 
 CONTROLS: Mapping[str, Arm] = {
@@ -87,17 +100,18 @@ CONTROLS: Mapping[str, Arm] = {
 
 SectionT = TypeVar("SectionT", bound=DesignerSection)
 KindT = TypeVar("KindT", bound=DesignerSection)
+ReadT = TypeVar("ReadT", bound=DesignerSection, covariant=True)
 
 
-class Steered(Protocol[SectionT]):
+class Steered(Protocol[ReadT]):
     """A recipe that names an arm."""
 
     @property
     def arm(self) -> str: ...
     @property
-    def designer(self) -> SectionT: ...
+    def designer(self) -> ReadT: ...
     @property
-    def designers(self) -> Mapping[str, SectionT]: ...
+    def designers(self) -> Mapping[str, ReadT]: ...
     @property
     def feedback(self) -> FeedbackControl: ...
 
@@ -107,14 +121,20 @@ class Arms(Generic[SectionT]):
 
     Args:
         base: what each section is derived from.
+        baseline: the kind without steering.
         default: the kind of a recipe that names none.
         controls: the arms that replace the feedback.
     """
 
     def __init__(
-        self, base: type[SectionT], default: str, controls: Iterable[str] = tuple(CONTROLS)
+        self,
+        base: type[SectionT],
+        *,
+        baseline: str,
+        default: str,
+        controls: Iterable[str] = tuple(CONTROLS),
     ) -> None:
-        self.base, self.default = base, default
+        self.base, self.baseline, self.default = base, baseline, default
         self.kinds: dict[str, type[SectionT]] = {}
         self.others: dict[str, Arm] = {name: CONTROLS[name] for name in controls}
 
@@ -143,12 +163,24 @@ class Arms(Generic[SectionT]):
 
     @property
     def all(self) -> dict[str, Arm]:
-        """Every arm by name, the designers' own first, in the order of their declarations."""
+        """Every arm by name: the baseline, the other designers, and what is made of them."""
+        kinds = {self.baseline: self.kinds[self.baseline], **self.kinds}
         own = {
             kind: Arm(section.description, designer=kind, trains_on=section.trains_on)
-            for kind, section in self.kinds.items()
+            for kind, section in kinds.items()
         }
         return own | self.others
+
+    def named(self, name: str) -> Arm:
+        """What the name of an arm stands for.
+
+        Raises:
+            UserError: there is no such arm.
+        """
+        if name not in self.all:
+            message = f"there is no such arm{nearest(name, self.all)}"
+            raise user_error("arm", message, value=name, accepted=", ".join(self.all))
+        return self.all[name]
 
     @property
     def descriptions(self) -> dict[str, str]:
@@ -164,32 +196,48 @@ class Arms(Generic[SectionT]):
         that it shares with ``designer``.
 
         Raises:
-            KeyError: there is no such arm.
+            UserError: there is no such arm.
         """
-        return self.section(recipe, self.all[recipe.arm].designer or recipe.designer.kind)
+        return self.section(recipe, self.named(recipe.arm).designer or recipe.designer.kind)
+
+    def keys_of(self, recipe: Steered[SectionT], section: type[KindT]) -> KindT:
+        """The keys that a declared designer has in the recipe."""
+        found = self.section(recipe, section.model_fields["kind"].default)
+        assert isinstance(found, section)
+        return found
 
     def section(self, recipe: Steered[SectionT], kind: str) -> SectionT:
-        """The keys that a designer of this kind has in the recipe."""
+        """The keys that a designer of this kind has in the recipe.
+
+        Raises:
+            UserError: its own keys and those that it shares do not go together.
+        """
         if recipe.designer.kind == kind:
             return recipe.designer
-        if kind in recipe.designers:
-            return recipe.designers[kind]
-        return self.kinds[kind](**self._shared(kind, dict(recipe.designer)))
+        keys, own = self._shared(kind, dict(recipe.designer)), recipe.designers.get(kind)
+        if own is not None:
+            keys |= {name: getattr(own, name) for name in own.model_fields_set}
+        try:
+            return self.kinds[kind](**keys)
+        except ValidationError as error:
+            where: Marks = {(): f"designers.{kind}"}
+            raise UserError(*explain(error, self.kinds[kind], keys, where)) from None
 
     def control_of(self, recipe: Steered[SectionT]) -> Control:
         """What the recipe's arm puts in the place of the feedback.
 
         Raises:
-            KeyError: there is no such arm.
+            UserError: there is no such arm.
         """
-        return self.all[recipe.arm].control or recipe.feedback.control
+        return self.named(recipe.arm).control or recipe.feedback.control
 
     def switch(self, data: dict[str, Any], layer: Mapping[str, Any], marks: Marks) -> None:
         """Makes ``designer`` the section of the kind that a layer over ``data`` names.
 
-        A layer (a file over what it extends; overrides over the file) names it by ``designer.kind``,
-        or by an ``arm`` with keys of its own. What stood in ``designer`` goes to ``designers``; what
-        stood there of the new kind, and the keys that both kinds have, make the new section.
+        A layer (a file over what it extends; overrides over the file) names it by
+        ``designer.kind``, or by an ``arm`` with keys of its own. What stood in ``designer`` goes to
+        ``designers``, so that every other kind keeps the keys that it has; what stood there of the
+        new kind, and the keys that both kinds have, make the new section.
 
         Args:
             data: a recipe before it is checked; changed in place.
@@ -202,28 +250,33 @@ class Arms(Generic[SectionT]):
             kind = arm
         if kind not in self.kinds or not isinstance(section, dict):
             return
-        before = section.get("kind", self.default)
-        others = data.setdefault("designers", {})
-        if kind == before or before not in self.kinds or not isinstance(others, dict):
+        others = data.get("designers") or {}
+        if kind == section.get("kind", self.default) or not isinstance(others, dict):
             return
-        new = others.pop(kind, None) or {}
+        for name in self.kinds:
+            if shared := self._shared(name, section):
+                others[name] = {**shared, **(others.get(name) or {})}
+                for key in shared:
+                    marks.setdefault(
+                        ("designers", name, key), marks.get(("designer", key), "recipe")
+                    )
+        new = others.pop(kind, {})
         for key in new:
             marks[("designer", key)] = marks.get(("designers", kind, key), "recipe")
-        others[before] = {key: value for key, value in section.items() if key != "kind"}
-        data["designer"] = {"kind": kind, **self._shared(kind, section), **new}
+        data["designer"], data["designers"] = {"kind": kind, **new}, others
 
     def complete(self, data: dict[str, Any]) -> None:
-        """Writes what is implied into a recipe that is not checked yet: the kind of ``designer``,
-        and in ``designers`` the keys that are shared with it.
+        """Names the kind in ``designer`` (where it is missing: the arm's, or the default), and
+        moves there what ``designers`` has of that kind.
         """
-        section, others, arm = data.get("designer"), data.get("designers"), data.get("arm")
+        section, others = data.setdefault("designer", {}), data.get("designers")
         if not isinstance(section, dict):
             return
+        arm = data.get("arm")
         own = arm in self.kinds and self._keys(str(arm))
-        section.setdefault("kind", arm if own else self.default)
-        for kind, keys in others.items() if isinstance(others, dict) else ():
-            if kind in self.kinds and isinstance(keys, dict):
-                others[kind] = {**self._shared(kind, section), **keys}
+        kind = section.setdefault("kind", arm if own else self.default)
+        if isinstance(others, dict) and isinstance(others.get(kind), dict):
+            data["designer"] = {**others.pop(kind), **section}
 
     def _keys(self, kind: str) -> set[str]:
         return set(self.kinds[kind].model_fields) - {"kind"}
@@ -247,6 +300,12 @@ class Arms(Generic[SectionT]):
     def _several(self) -> Any:
         fields: dict[str, Any] = {kind: (made | None, None) for kind, made in self.kinds.items()}
         return create_model("Designers", __base__=Section, **fields)
+
+
+def discover(package: ModuleType) -> None:
+    """Imports every file of a package, so that what it declares is known."""
+    for module in iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
 
 
 @dataclass(frozen=True)
@@ -285,4 +344,8 @@ class _Choice:
 def _plain(value: Any, info: Any) -> Any:
     if isinstance(value, DesignerSection):
         return value.model_dump(mode=info.mode)
-    return {kind: section.model_dump(mode=info.mode) for kind, section in value.items()}
+    # As they were given: what is not given is shared with ``designer``.
+    return {
+        kind: section.model_dump(mode=info.mode, exclude_unset=True)
+        for kind, section in value.items()
+    }

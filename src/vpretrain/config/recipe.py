@@ -192,8 +192,8 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seeds everything random in the run."""
     arm: str
-    """The way of steering: one of the modality's arms. It stands for a designer and a control of its
-    feedback, where it names them; otherwise they are ``designer`` and ``feedback.control``."""
+    """The way of steering: one of the modality's arms. It stands for a designer and a control of
+    its feedback where it names them; otherwise they are ``designer`` and ``feedback.control``."""
     feedback: FeedbackControl = FeedbackControl()
     threads: PositiveInt | None = None
     """CPU threads; null leaves torch's own choice."""
@@ -261,9 +261,11 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
         readable = False
         problems += error.problems
     switch(data, _chosen(overrides), marks)
+    section = data.get("designer")
+    own = f"designers.{section.get('kind')}." if isinstance(section, dict) else "designers.."
     for override in overrides:
         try:
-            _apply(override, data, marks)
+            _apply(override.replace(own, "designer.", 1), data, marks)
         except UserError as error:
             problems += error.problems
     if readable:
@@ -299,8 +301,9 @@ def _checked(
 
 def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
     modality = data.get("modality")
-    known = isinstance(modality, str) and modality in schemas
-    return schemas[modality]().arms if known else None
+    if not isinstance(modality, str) or modality not in schemas:
+        return None
+    return schemas[modality]().arms
 
 
 def _chosen(overrides: Sequence[str]) -> dict[str, Any]:

@@ -47,5 +47,3 @@ def _section(data: dict[str, Any], key: list[str]) -> dict[str, Any] | None:
     for part in key:
         place = place.get(part) if isinstance(place, dict) else None
     return place if isinstance(place, dict) else None
-
-

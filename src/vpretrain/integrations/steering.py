@@ -4,10 +4,10 @@ they make.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 
@@ -16,35 +16,44 @@ from vpretrain.config.recipe import Value
 from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback import Likelihood, parted, shuffled
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.language.recipe import DesignerSection, LanguageRecipe, LearnerSection
-from vpretrain.language.steering.arms import ARMS, DIRECT
-from vpretrain.language.steering.transferred import designer_for
+from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
+from vpretrain.language.steering.rules import TokenWeightsArm
+from vpretrain.language.transferred import designer_for
+from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer, Feedback
-from vpretrain.run.controls import heard
+from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.system.errors import Problem, UserError
 
 STEERING_ARMS = {
-    arm: description for arm, description in ARMS.items() if arm not in (*DIRECT, "source_weights")
+    name: arm.description
+    for name, arm in ARMS.all.items()
+    if arm.trains_on == "stream"
+    and not arm.after
+    and not (arm.designer and ARMS.kinds[arm.designer].needs_sources)
 }
 """The arms of language that steer one stream of rows: another trainer's rows have no sources to be
 weighed.
 """
 
 
-class Steering(Value, DesignerSection):
-    """The keys of a recipe's ``value`` and ``designer`` sections side by side, with those that
-    choose arm, S and feedback.
+class Steering(Value):
+    """The keys of a recipe's ``value`` section and those of a designer side by side, with those
+    that choose arm, S and feedback.
 
-    ``learning_rate`` is the designer's; the learner's optimizer, schedule and clipping are the
-    trainer's own.
+    The designer's keys are those of the arm's kind (``tilt`` of ``token_weights``); for arms that
+    replace the feedback, those of ``kind``. ``learning_rate`` is the designer's; the learner's
+    optimizer, schedule and clipping are the trainer's own.
 
     Raises:
-        UserError: an unknown key, a value that its key does not take, or keys that do not go
-            together.
+        UserError: an unknown key, a key of another kind of designer, a value that its key does not
+            take, or keys that do not go together.
     """
 
     arm: str = "token_weights"
     """One of :data:`STEERING_ARMS`."""
+    designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
+    """The designer's keys as one section; or give them beside the others."""
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
@@ -63,10 +72,12 @@ class Steering(Value, DesignerSection):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, keys: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        keys = _gathered(keys, set(cls.model_fields))
         try:
             checked = handler(keys)
         except ValidationError as error:
-            raise UserError(*explain(error, cls, keys, {(): "Steering"})) from None
+            with said_of_steering():
+                raise UserError(*explain(error, cls, keys, {(): "Steering"})) from None
         if problems := list(checked._problems()):
             raise UserError(*problems)
         return checked
@@ -92,7 +103,7 @@ class Steering(Value, DesignerSection):
                 "Steering feedback_batches", str(self.feedback_batches), "2 or more", message
             )
 
-    def designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
+    def new_designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
         """The arm's designer, fresh or carried from a run.
 
         Args:
@@ -103,10 +114,12 @@ class Steering(Value, DesignerSection):
         Raises:
             UserError: what the designer asks for does not fit the learner.
         """
+        site = Site(learner, seed, Reliability(shrink=self.shrink))
+        section = LearnerSection(model=str(learner.model.config.name_or_path))
         with said_of_steering():
-            return designer_for(self._recipe(learner, seed), learner, tokenizer)
+            return designer_for(self.designer, site, section, tokenizer)
 
-    def feedback(
+    def new_feedback(
         self, learner: CausalLearner, documents: Sequence[Document], *, pad_id: int, seed: int
     ) -> Feedback:
         """What the arm's designer hears of verified rows.
@@ -120,7 +133,8 @@ class Steering(Value, DesignerSection):
         Raises:
             UserError: there are fewer rows than the batches take.
         """
-        documents = shuffled(documents, seed) if self.arm == "shuffled_feedback" else documents
+        control = ARMS.named(self.arm).control or "none"
+        documents = shuffled(documents, seed) if shuffles_labels(control) else documents
         samplers = parted(
             documents,
             self.feedback_batches,
@@ -129,19 +143,20 @@ class Steering(Value, DesignerSection):
             pad_id=pad_id,
             where=f"feedback_dataset, in {self.feedback_batches} parts without a row in common",
         )
-        return heard(self._recipe(learner, seed), Likelihood(samplers))
+        return controlled(Likelihood(samplers), control, memory=self.memory, seed=seed)
 
-    def _recipe(self, learner: CausalLearner, seed: int) -> LanguageRecipe:
-        """As much of a recipe as the core reads for designer and feedback: no data, no budget."""
-        section = LearnerSection(model=str(learner.model.config.name_or_path))
-        keys: dict[str, Any] = {
-            "arm": self.arm,
-            "seed": seed,
-            "value": self,
-            "designer": self,
-            "learner": section,
-        }
-        return LanguageRecipe.model_construct(**keys)
+
+def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
+    """The keys of designers in a section of their own."""
+    given = dict(keys)
+    if "designer" in given:
+        return {"arm": dict(given["designer"])["kind"], **given}
+    arm = ARMS.all.get(str(given.get("arm", ARMS.default)))
+    known = {key for section in ARMS.kinds.values() for key in section.model_fields} - own
+    section = {key: given.pop(key) for key in list(given) if key in known}
+    if arm is not None and arm.designer is not None:
+        section["kind"] = arm.designer
+    return {**given, "designer": {"kind": ARMS.default, **section}}
 
 
 _SECTIONS = ("learner.", "designer.", "value.")
@@ -159,7 +174,10 @@ def said_of_steering() -> Iterator[None]:
 
 
 def _renamed(where: str) -> str:
-    if where == "learner.model":
+    key = where.removeprefix("Steering ")
+    if key == "learner.model":
         return "model"
-    section = next((section for section in _SECTIONS if where.startswith(section)), "")
-    return f"Steering {where.removeprefix(section)}" if section or where == "arm" else where
+    own = key
+    for section in _SECTIONS:
+        own = own.removeprefix(section)
+    return f"Steering {own}" if own != where or key == "arm" else where

@@ -168,8 +168,8 @@ class SteeredTrainer(Trainer):
         pad = getattr(self.processing_class, "pad_token_id", None)
         self._steered_made = (
             learner,
-            steering.designer(learner, self.processing_class, args.seed),
-            steering.feedback(
+            steering.new_designer(learner, self.processing_class, args.seed),
+            steering.new_feedback(
                 learner, self._feedback_documents, pad_id=0 if pad is None else pad, seed=args.seed
             ),
         )

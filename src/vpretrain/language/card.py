@@ -18,6 +18,7 @@ from vpretrain.config.yaml_places import written
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
+from vpretrain.language.steering.networks import NetworkArm
 from vpretrain.run.folder import environment
 from vpretrain.run.train import Result
 
@@ -122,14 +123,15 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     told = [
         f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
         f"Stream: {sources}",
-        f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.get(recipe.arm, 'not one of this version'))}",
+        f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.all[recipe.arm].description)}",
         f"Value: alignment {escaped(value.alignment)}, {escaped(value.estimator)}, every "
         f"{value.meta_period} steps",
         f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
     ]
-    if recipe.designer.init_from is not None:
-        how = "as it was" if recipe.designer.frozen else "and went on learning"
-        told.append(f"Designer: carried from {escaped(str(recipe.designer.init_from))}, {how}")
+    designer = ARMS.section_of(recipe)
+    if isinstance(designer, NetworkArm) and designer.init_from is not None:
+        how = "as it was" if designer.frozen else "and went on learning"
+        told.append(f"Designer: carried from {escaped(str(designer.init_from))}, {how}")
     return told
 
 

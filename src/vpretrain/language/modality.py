@@ -20,7 +20,7 @@ from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash,
 from vpretrain.language.data.stream import Source, Stream, padded
 from vpretrain.language.data.texts import Texts, documents_of, notices, read
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
-from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks
+from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks, feedback_from
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.layout import refusals
@@ -34,11 +34,13 @@ from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.recipe.feedback import SINGLE
-from vpretrain.language.steering.arms import ALL_ARMS, ALL_DIRECT, DEMO, DIRECT, feedback_of
+from vpretrain.language.steering.arms import ARMS, DEMO, Site
 from vpretrain.language.steering.domains import matched
-from vpretrain.language.steering.transferred import designer_for
+from vpretrain.language.transferred import designer_for
+from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Parts, Score
 from vpretrain.models.loading import named
+from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.resources import disk_shortage, memory_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import distributed, sharding
@@ -90,9 +92,11 @@ class Materials:
 class Language:
     """The language modality behind the core's role."""
 
-    arms: Mapping[str, str] = ALL_ARMS
-    direct: Collection[str] = ALL_DIRECT
     demo: Sequence[str] = DEMO
+
+    def __init__(self) -> None:
+        self.arms: Mapping[str, str] = ARMS.descriptions
+        self.direct: Collection[str] = ARMS.direct
 
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
@@ -146,10 +150,11 @@ class Language:
         """
         problems: list[Problem] = []
         section, texts = recipe.learner, None
-        if recipe.arm not in self.arms:
-            problems.append(
-                Problem("arm", recipe.arm, ", ".join(self.arms), "language does not have this arm")
-            )
+        count = recipe.designer.most_candidates
+        try:
+            count = ARMS.section_of(recipe).most_candidates
+        except UserError as error:
+            problems += error.problems
         try:
             texts = read(recipe)
         except UserError as error:
@@ -165,7 +170,7 @@ class Language:
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
             _aligned(section, shapes)
-            if (count := recipe.designer.candidates) > (most := shapes.config.vocab_size):
+            if count > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
         except UserError as error:
@@ -190,10 +195,10 @@ class Language:
     def build(self, recipe: LanguageRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
         learner, adapted = _learner(recipe, materials)
-        data = recipe.data
+        data, arm, control = recipe.data, ARMS.named(recipe.arm), ARMS.control_of(recipe)
         direct = [Source("feedback", _cut(materials.feedback, data.window_tokens), 1.0)]
         stream = Stream(
-            direct if recipe.arm in DIRECT else materials.sources,
+            materials.sources if arm.trains_on == "stream" else direct,
             batch_size=data.batch_size,
             window_tokens=data.window_tokens,
             seed=recipe.seed,
@@ -203,11 +208,26 @@ class Language:
             world=distributed.world(),
         )
         domains = {name: task.sources for name, task in data.feedback.named().items()}
-        feedback = feedback_of(recipe, materials.tasks, materials.tokenizer, materials.pad_id)
+        feedback = feedback_from(
+            data.feedback,
+            materials.tasks,
+            materials.tokenizer,
+            pad_id=materials.pad_id,
+            seed=recipe.seed,
+            wrong_labels=shuffles_labels(control),
+            around=lambda _, feedback: controlled(
+                feedback, control, memory=recipe.value.memory, seed=recipe.seed
+            ),
+        )
         steered, heard = matched(learner, feedback, domains)
         return Parts(
             learner=steered,
-            designer=designer_for(recipe, learner, materials.tokenizer),
+            designer=designer_for(
+                ARMS.section_of(recipe),
+                Site(learner, recipe.seed, Reliability(shrink=recipe.value.shrink)),
+                recipe.learner,
+                materials.tokenizer,
+            ),
             feedback=heard,
             stream=stream,
             evaluate=partial(_evaluate, recipe, materials, learner),

@@ -22,41 +22,50 @@ from typing import Any
 
 import torch
 
+from vpretrain.config.arms import Arm
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
+from vpretrain.language.steering import arms as steering
 from vpretrain.run.budget import Spending
 from vpretrain.system import distributed
 from vpretrain.system.errors import Problem, user_error
 
 log = logging.getLogger(__name__)
 
-STREAM = "vpretrain"
-"""The stage that trains on the stream, with the recipe's designer."""
-ARMS: Mapping[str, str] = {
-    "sft": "reference, not V-pretraining: supervised fine-tuning on verified rows, no stream (TRL)",
-    "grpo": "reference, not V-pretraining: policy optimisation on their prompts, no stream (TRL)",
-    "sft+grpo": "reference, not V-pretraining: the one, then the other",
-    "vpretrain+sft": "the recipe's designer on the stream, then supervised fine-tuning on verified "
-    "rows",
-    "vpretrain+grpo": "the recipe's designer on the stream, then policy optimisation on their "
-    "prompts",
+
+def _alone(description: str, *after: str) -> Arm:
+    return Arm(
+        f"reference, not V-pretraining: {description}",
+        designer="onehot",
+        trains_on="feedback",
+        after=after,
+    )
+
+
+ARMS: Mapping[str, Arm] = {
+    "sft": _alone("supervised fine-tuning on verified rows, no stream (TRL)", "sft"),
+    "grpo": _alone("policy optimisation on their prompts, no stream (TRL)", "grpo"),
+    "sft+grpo": _alone("the one, then the other", "sft", "grpo"),
+    "vpretrain+sft": Arm(
+        "the recipe's designer on the stream, then supervised fine-tuning on verified rows",
+        after=("sft",),
+    ),
+    "vpretrain+grpo": Arm(
+        "the recipe's designer on the stream, then policy optimisation on their prompts",
+        after=("grpo",),
+    ),
 }
-
-
-def stages(arm: str) -> tuple[str, ...]:
-    """What an arm does after the stream, in order; nothing for those that are not in
-    :data:`ARMS`.
-    """
-    return tuple(stage for stage in arm.split("+") if stage != STREAM) if arm in ARMS else ()
+steering.ARMS.others |= ARMS
 
 
 def on_stream(arm: str) -> bool:
-    """Whether an arm trains on the stream."""
-    return arm not in ARMS or arm.startswith(STREAM)
+    """Whether an arm takes steps before what comes after the stream."""
+    stages = steering.ARMS.named(arm)
+    return not stages.after or stages.trains_on == "stream"
 
 
 def rows_of(
@@ -102,7 +111,7 @@ def after(
         UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or
             rows without one, or several processes train.
     """
-    chosen = stages(recipe.arm)
+    chosen = steering.ARMS.named(recipe.arm).after
     if not chosen:
         return None
     if distributed.launched():

@@ -16,9 +16,10 @@ from transformers import AutoTokenizer
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.loading import load_model
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.steering.arms import designer_of
-from vpretrain.language.steering.networks import CandidateDesigner, FieldDesigner
+from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
+from vpretrain.language.steering.networks import NetworkArm, Scored
+from vpretrain.method.collapse import Bounds
 from vpretrain.method.roles import Designer, ValueFunction
 from vpretrain.studies.explain import read_run
 from vpretrain.system.errors import UserError, user_error
@@ -36,15 +37,13 @@ class TransferredDesigner:
             the learner's own.
     """
 
-    def __init__(
-        self,
-        designer: CandidateDesigner | FieldDesigner,
-        *,
-        frozen: bool,
-        companion: CausalLearner | None,
-    ) -> None:
+    def __init__(self, designer: Scored, *, frozen: bool, companion: CausalLearner | None) -> None:
         self.designer, self.companion = designer, companion
         self.uses_feedback = not frozen
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.designer.bounds
 
     def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
         """The task as the carried designer makes it."""
@@ -75,42 +74,35 @@ class TransferredDesigner:
         )
 
 
-def designer_for(recipe: LanguageRecipe, learner: CausalLearner, tokenizer: Any) -> Designer:
-    """The designer of the recipe's arm, fresh or carried from the run that
-    ``designer.init_from`` names.
+def designer_for(
+    section: LanguageArm, site: Site, learner_section: LearnerSection, tokenizer: Any
+) -> Designer:
+    """The designer of an arm, fresh or transferred from the run that ``designer.init_from`` names.
 
-    Arms that hear no feedback (the baseline of a comparison, say) have nothing to carry and stay as
-    they are.
+    Designers without a network have nothing to transfer.
 
     Args:
-        recipe: every value of the run.
-        learner: what is to be steered.
-        tokenizer: the learner's.
+        section: its keys.
+        site: what it is built from.
+        learner_section: how a companion is loaded.
+        tokenizer: the learner's; read where a designer is transferred alone.
 
     Raises:
         UserError: the folder holds no finished language run; its designer is of another kind or
             shape, or was trained on another tokenizer; the learner is of another width and there is
             no companion.
     """
-    section, fresh = recipe.designer, designer_of(recipe, learner)
-    if section.init_from is None or not fresh.uses_feedback:
-        return fresh
+    if not isinstance(section, NetworkArm) or section.init_from is None:
+        return designer_of(section, site)
     folder = section.init_from.expanduser()
-    saved = _run(folder)
-    if not isinstance(fresh, (CandidateDesigner, FieldDesigner)):
-        raise user_error(
-            WHERE,
-            f"the arm {recipe.arm} asks for the value of every batch anew and has no network "
-            "to carry",
-            value=str(folder),
-            accepted="the arms ascent, field and weight_field",
-        )
-    _check_likeness(recipe, saved, folder)
+    _check_likeness(section, _saved(folder), folder)
     _check_tokenizer(folder, tokenizer)
-    companion = _companion(recipe, folder, learner) if section.companion else None
-    designer = fresh if companion is None else designer_of(recipe, companion)
-    assert isinstance(designer, (CandidateDesigner, FieldDesigner))
-    if (missing := learner.model.config.vocab_size - len(designer.embedding)) > 0:
+    vocabulary, companion = site.learner.model.config.vocab_size, None
+    if section.companion:
+        companion = _companion(learner_section, folder, site)
+        site = replace(site, learner=companion)
+    designer = section.build(site)
+    if (missing := vocabulary - len(designer.embedding)) > 0:
         # Models of one tokenizer pad their vocabularies to unlike sizes; rows beyond the tokenizer
         # mean nothing.
         designer.embedding = nn.functional.pad(designer.embedding.detach(), (0, 0, 0, missing))
@@ -118,7 +110,8 @@ def designer_for(recipe: LanguageRecipe, learner: CausalLearner, tokenizer: Any)
     return TransferredDesigner(designer, frozen=section.frozen, companion=companion)
 
 
-def _run(folder: Path) -> LanguageRecipe:
+def _saved(folder: Path) -> LanguageArm:
+    """The keys of the designer of a finished run."""
     try:
         saved = read_run(folder)
     except UserError as error:
@@ -129,22 +122,15 @@ def _run(folder: Path) -> LanguageRecipe:
         raise user_error(
             WHERE, "this is a run of another modality", value=str(folder), accepted="a language run"
         )
-    return saved
+    return ARMS.section_of(saved)
 
 
-def _kind(recipe: LanguageRecipe) -> str:
-    """Which designer the recipe's arm steers with: controls of the feedback borrow
-    ``designer.kind``.
-    """
-    return recipe.arm if recipe.arm in ("ascent", "field", "weight_field") else recipe.designer.kind
-
-
-def _check_likeness(recipe: LanguageRecipe, saved: LanguageRecipe, folder: Path) -> None:
-    if (here := _kind(recipe)) != (there := _kind(saved)):
+def _check_likeness(section: NetworkArm, saved: LanguageArm, folder: Path) -> None:
+    if section.kind != saved.kind or not isinstance(saved, NetworkArm):
         message = f"the designer of {folder} is of another kind: choose its arm"
-        raise user_error("arm", message, value=here, accepted=there)
+        raise user_error("arm", message, value=section.kind, accepted=saved.kind)
     for key in ("hidden", "layers", "heads"):
-        mine, its = getattr(recipe.designer, key), getattr(saved.designer, key)
+        mine, its = getattr(section, key), getattr(saved, key)
         if mine != its:
             raise user_error(
                 f"designer.{key}",
@@ -172,17 +158,14 @@ def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
     )
 
 
-def _companion(recipe: LanguageRecipe, folder: Path, learner: CausalLearner) -> CausalLearner:
-    section = recipe.learner.model_copy(update={"lora": None, "config": None})
-    model = load_model(section, str(folder.resolve() / "model"), recipe.seed).to(learner.device)
-    return CausalLearner(
-        model.eval().requires_grad_(False),
-        dict(model.named_parameters()),
-        autocast=learner.autocast,
-    )
+def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> CausalLearner:
+    section = learner_section.model_copy(update={"lora": None, "config": None})
+    model = load_model(section, str(folder.resolve() / "model"), site.seed)
+    model = model.to(site.learner.device).eval().requires_grad_(False)
+    return CausalLearner(model, dict(model.named_parameters()), autocast=site.learner.autocast)
 
 
-def _restore(designer: CandidateDesigner | FieldDesigner, folder: Path) -> None:
+def _restore(designer: Scored, folder: Path) -> None:
     path = folder / "designer" / "state.pt"
     width = designer.embedding.shape[1]
     try:

@@ -1,20 +1,29 @@
-"""What arms of every modality have in common: the controls that put noise in the place of the
-feedback.
-"""
+"""Controls of the feedback, for every modality: noise in the place of the feedback set."""
 
 from __future__ import annotations
 
-from vpretrain.config.recipe import Recipe
+from vpretrain.config.arms import Control
 from vpretrain.method.feedback import EMAFeedback, RandomDirection
 from vpretrain.method.roles import Feedback
 
 
-def heard(recipe: Recipe, feedback: Feedback) -> Feedback:
-    """What the designer of the recipe's arm hears of the feedback set: a control's noise in its
-    place, and its memory.
+def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int) -> Feedback:
+    """What the designer hears of a feedback set.
+
+    ``shuffled`` is a matter of labels, which whoever makes the feedback mixes
+    (:func:`shuffles_labels`).
+
+    Args:
+        feedback: the real one.
+        control: what takes its place.
+        memory: of the running average over meta steps, in [0, 1); 0: none.
+        seed: of random directions.
     """
-    if recipe.arm in ("random_feedback", "fixed_random_direction"):
-        feedback = RandomDirection(
-            feedback, recipe.seed, fixed=recipe.arm == "fixed_random_direction"
-        )
-    return EMAFeedback(feedback, recipe.value.memory) if recipe.value.memory else feedback
+    if control in ("random", "fixed_direction"):
+        feedback = RandomDirection(feedback, seed, fixed=control == "fixed_direction")
+    return EMAFeedback(feedback, memory) if memory else feedback
+
+
+def shuffles_labels(control: Control) -> bool:
+    """Whether the feedback is to be made with the labels of other items."""
+    return control == "shuffled"

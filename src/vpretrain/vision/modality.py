@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vpretrain.method.roles import Parts, Score
-from vpretrain.run.controls import heard
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.roles import Designer, Parts, Score
+from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.resources import shortages
 from vpretrain.system import distributed
 from vpretrain.system.errors import Problem, UserError
@@ -36,6 +37,7 @@ from vpretrain.vision.feedback.heads import Classification, Segmentation
 from vpretrain.vision.learners import (
     Learner,
     beside,
+    device,
     encoder_of,
     new_learner,
     put_beside,
@@ -46,7 +48,7 @@ from vpretrain.vision.learners import (
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
-from vpretrain.vision.steering.arms import ARMS, DEMO, DIRECT, designer_of, learner_of, steering
+from vpretrain.vision.steering.arms import ARMS, DEMO, Site, check_kind
 
 HELD_OUT_PICTURES = 64
 """Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
@@ -71,9 +73,11 @@ class Materials:
 class Vision:
     """The vision modality behind the core's role."""
 
-    arms: Mapping[str, str] = ARMS
-    direct: Collection[str] = DIRECT
     demo: Sequence[str] = DEMO
+
+    def __init__(self) -> None:
+        self.arms: Mapping[str, str] = ARMS.descriptions
+        self.direct: Collection[str] = ARMS.direct
 
     def load(self, recipe: VisionRecipe) -> Materials:
         """Reads pictures and finds (or makes) the learner's checkpoint."""
@@ -86,8 +90,7 @@ class Vision:
         problems: list[Problem] = []
         section, sets = recipe.learner, None
         try:
-            steering(recipe)
-            designer_of(recipe)
+            _designer(recipe)
         except UserError as error:
             problems += error.problems
         try:
@@ -145,7 +148,7 @@ class Vision:
 
     def build(self, recipe: VisionRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
-        designer = designer_of(recipe)
+        designer, control = _designer(recipe), ARMS.control_of(recipe)
         learner, complete = new_learner(recipe, materials.location)
         _check_fit(recipe, learner, materials)
         if not complete:
@@ -158,12 +161,12 @@ class Vision:
                 get=partial(beside, learner),
                 put=partial(put_beside, learner),
             )
-        feedback = _feedback(recipe, materials, learner)
+        feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
         held_out = _HeldOut(recipe, materials, learner)
         return Parts(
-            learner=learner_of(recipe, learner, feedback),
+            learner=ARMS.section_of(recipe).trained(learner, feedback),
             designer=designer,
-            feedback=heard(recipe, feedback),
+            feedback=controlled(feedback, control, memory=recipe.value.memory, seed=recipe.seed),
             stream=_stream(
                 recipe, materials, recipe.seed, rank=distributed.rank(), world=distributed.world()
             ),
@@ -256,10 +259,28 @@ def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) ->
         materials.warmed[key] = copy.deepcopy(get())
 
 
-def _feedback(recipe: VisionRecipe, materials: Materials, learner: Learner) -> DenseFeedback:
-    """The feedback set behind heads that have been warmed up on the checkpoint's features."""
+def _designer(recipe: VisionRecipe) -> Designer:
+    """The designer of the recipe's arm.
+
+    Raises:
+        UserError: there is no such arm, or it is none for this kind of learner, or the mask network
+            cannot be built.
+    """
+    section, learner = ARMS.section_of(recipe), recipe.learner
+    check_kind(section, learner.kind, recipe.arm)
+    reliability = Reliability(shrink=recipe.value.shrink)
+    site = Site(learner.kind, learner.local_views_in_value, device(), recipe.seed, reliability)
+    return section.build(site)
+
+
+def _feedback(
+    recipe: VisionRecipe, materials: Materials, learner: Learner, *, mixed: bool
+) -> DenseFeedback:
+    """The feedback set behind heads that have been warmed up on the checkpoint's features.
+
+    ``mixed``: whether pictures have the labels of others.
+    """
     section, sets = recipe.data.feedback, materials.sets
-    mixed = recipe.arm == "shuffled_feedback"
     train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
     encoder = encoder_of(learner, section.head.blocks)
     feedback = DenseFeedback(
@@ -291,15 +312,13 @@ class _HeldOut:
     """
 
     def __init__(self, recipe: VisionRecipe, materials: Materials, learner: Learner) -> None:
-        self.recipe = recipe.model_copy(
-            update={"arm": "plain"}
-        )  # true labels, whatever the arm hears
+        self.recipe = recipe
         self.materials, self.learner = materials, learner
 
     @cached_property
     def feedback(self) -> DenseFeedback:
-        """Not made before it is asked for: few runs do."""
-        return _feedback(self.recipe, self.materials, self.learner)
+        """Not made before it is asked for: few runs do. Labels are true, whatever the arm hears."""
+        return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
     def __call__(self) -> Iterator[Tensor]:
         """The loss in pieces."""
@@ -415,12 +434,12 @@ def _check_fit(recipe: VisionRecipe, learner: Learner, materials: Materials) -> 
                 )
             )
     prototypes = recipe.learner.head.prototypes
-    if recipe.learner.kind == "dino" and (recipe.designer.candidates or 0) > prototypes:
+    if (candidates := ARMS.section_of(recipe).most_candidates) > prototypes:
         message = "there are not so many prototypes"
         problems.append(
             Problem(
                 "designer.candidates",
-                str(recipe.designer.candidates),
+                str(candidates),
                 f"1 to {prototypes}, or null",
                 message,
             )

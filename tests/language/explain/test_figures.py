@@ -117,7 +117,7 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
 
 
 def test_the_bound_is_what_the_best_candidate_gives():
-    recipe = tiny_recipe("designer.gate_max=0.5")
+    recipe = tiny_recipe("designers.closed_form.gate_max=0.5")
     values = torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 0.0]])
     ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
     seen = token_values.Look(

@@ -4,6 +4,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from tests.designers import of_every_kind
 from tests.language.conftest import CONFIGS
 from tests.run.test_train import tiny_recipe
 from vpretrain.language.learner import predictions
@@ -16,6 +17,8 @@ from vpretrain.language.learner.cost_model import (
     predicted,
     resident,
 )
+from vpretrain.language.steering.arms import ARMS
+from vpretrain.language.steering.networks import FieldArm
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.train import new_step
 from vpretrain.system.errors import UserError
@@ -36,7 +39,7 @@ LARGE = {
 @pytest.mark.parametrize("arm", ["onehot", "closed_form", "token_weights", "field"])
 def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
-    recipe = tiny_recipe("value.meta_period=1000", "designer.candidates=8", f"arm={arm}")
+    recipe = tiny_recipe("value.meta_period=1000", *of_every_kind(ARMS, candidates=8), f"arm={arm}")
     learner = recipe.learner.model_copy(update={"config": LARGE, "model": None, "prepare": None})
     recipe = recipe.model_copy(update={"learner": learner})
     modality = MODALITIES["language"]()
@@ -47,6 +50,7 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     with FlopCounterMode(display=False) as counter:
         step(context.batch, 0.0)
     shape = Shape.of(parts.learner.model.config.to_dict())
+    designer = ARMS.keys_of(recipe, FieldArm)
     at = Setting(  # a window of 0: the counter leaves attention out on a CPU
         tokens=context.batch.input_ids.numel(),
         predicted=len(context.labels),
@@ -54,8 +58,8 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
         candidates=8,
         period=10**9,
         aligned=recipe.learner.aligned_blocks,
-        hidden=recipe.designer.hidden,
-        layers=recipe.designer.layers,
+        hidden=designer.hidden,
+        layers=designer.layers,
     )
     found = flops(shape, at, KINDS[arm])
     assert sum(found.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)

@@ -21,6 +21,8 @@ from vpretrain.language.explain.page import View
 from vpretrain.language.explain.token_values import by_source, looked_at, pieces_of, worths
 from vpretrain.language.modality import Language
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.steering.arms import ARMS
+from vpretrain.language.steering.rules import ClosedFormArm
 from vpretrain.run.train import seed_everything
 from vpretrain.studies.explain import last_record, listening, restore_designer
 from vpretrain.system.errors import user_error
@@ -69,7 +71,8 @@ def explain_language(
         pad_id=materials.pad_id,
     )
     value_estimator = listening(recipe, parts, stream)
-    looks = list(looked_at(parts, value_estimator, stream, recipe.designer.candidates, documents))
+    count = ARMS.keys_of(recipe, ClosedFormArm).candidates
+    looks = list(looked_at(parts, value_estimator, stream, count, documents))
     worth = worths(looks, recipe)
     pieces = [piece for look in looks for piece in pieces_of(look)][:documents]
     if not all(math.isfinite(value) for piece in pieces for value in piece.valued):

@@ -15,7 +15,7 @@ from vpretrain.language.modality import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldDesigner
-from vpretrain.language.steering.rules import GroupWeights, TokenWeights
+from vpretrain.language.steering.rules import ClosedFormArm, GroupWeights, TokenWeights
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.roles import Designer
 from vpretrain.system.html import Markup, joined, name, printable, tag
@@ -134,12 +134,12 @@ class View:
             class_="scale",
         )
         notes = []
-        if self.recipe.arm in ("random_feedback", "fixed_random_direction", "shuffled_feedback"):
+        if ARMS.control_of(self.recipe) != "none":
             said = (
                 "This arm is a control, and the colours show what it heard, which is not what "
                 "the feedback set wants: "
             )
-            notes.append(said + ARMS[self.recipe.arm] + ".")
+            notes.append(said + ARMS.all[self.recipe.arm].description + ".")
         if self.designer.uses_feedback and self.last.get("steered") == 0:
             notes.append(
                 "When the run ended its guard had closed the gate, since steering had stopped "
@@ -211,7 +211,7 @@ class View:
             (
                 "bound",
                 "the best there is over these candidates with a gate up to "
-                f"{self.recipe.designer.gate_max:g}",
+                f"{ARMS.keys_of(self.recipe, ClosedFormArm).gate_max:g}",
                 worth.bound,
             ),
         )
@@ -338,7 +338,7 @@ class View:
         recipe = self.recipe
         facts = (
             ("run", name(self.folder)),
-            ("arm", joined(recipe.arm, ": ", ARMS[recipe.arm])),
+            ("arm", joined(recipe.arm, ": ", ARMS.all[recipe.arm].description)),
             (
                 "direction",
                 f"{recipe.value.alignment}, heard once from {recipe.data.feedback.batches} "
@@ -350,7 +350,7 @@ class View:
                 "columns",
                 "p: the learner's probability; q: the target; s: the value z of that "
                 "candidate; gate: mass taken "
-                f"from the true token. Each token has {recipe.designer.candidates} candidates "
+                f"from the true token. Each token has {ARMS.keys_of(recipe, ClosedFormArm).candidates} candidates "
                 "in the bound.",
             ),
         )

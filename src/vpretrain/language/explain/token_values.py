@@ -17,7 +17,9 @@ from vpretrain.language.data.stream import Stream
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import Lesson, Scored
+from vpretrain.language.steering.rules import ClosedFormArm
 from vpretrain.method.reliability import Reliability, correlation
 from vpretrain.method.roles import Designer, Parts, detached
 from vpretrain.method.rules import anchored, standardised
@@ -169,7 +171,7 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
     """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the
     same batches.
     """
-    section, reliability = recipe.designer, Reliability(recipe.value.shrink)
+    section, reliability = ARMS.keys_of(recipe, ClosedFormArm), Reliability(recipe.value.shrink)
     for seen in looks:
         reliability.update(list(seen.each))
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)

@@ -47,6 +47,8 @@ from typing import Any
 from vpretrain.language.learner.head import CHUNK_LOGITS
 from vpretrain.language.learner.predictions import WHOLE_LOGITS
 from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.steering.arms import ARMS, Cost
+from vpretrain.language.steering.networks import AscentArm
 from vpretrain.system.errors import user_error
 
 
@@ -113,38 +115,7 @@ SIZES = {
 """Qwen2.5-0.5B, Qwen1.5-4B, Qwen2.5-7B, Qwen2.5-72B."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What an arm asks for at every step.
-
-    Args:
-        candidates: more than the true token.
-        exact: values of every batch.
-        network: a designer network's scores.
-        weighted: weights of tokens.
-        listens: whether there are meta steps.
-    """
-
-    candidates: bool = False
-    exact: bool = False
-    network: bool = False
-    weighted: bool = False
-    uses_feedback: bool = True
-
-
-KINDS = {
-    "onehot": Kind(uses_feedback=False),
-    "uniform_smoothing": Kind(candidates=True, uses_feedback=False),
-    "self_distillation": Kind(candidates=True, uses_feedback=False),
-    "ascent": Kind(candidates=True, network=True),
-    "field": Kind(candidates=True, network=True),
-    "weight_field": Kind(network=True, weighted=True),
-    "closed_form": Kind(candidates=True, exact=True),
-    "weighted_targets": Kind(candidates=True, exact=True, weighted=True),
-    "token_weights": Kind(exact=True, weighted=True),
-    "document_weights": Kind(exact=True, weighted=True),
-    "source_weights": Kind(exact=True, weighted=True),
-}
+KINDS = {kind: section.cost for kind, section in ARMS.kinds.items() if section.cost is not None}
 """By arm; the other arms of language are one of these with another feedback."""
 
 
@@ -172,7 +143,7 @@ class Setting:
         """From a recipe; all tokens are taken for predicted ones, and a feedback row for
         64 tokens.
         """
-        data, section = recipe.data, recipe.designer
+        data, section = recipe.data, ARMS.keys_of(recipe, AscentArm)
         aligned = (
             shape.blocks
             if recipe.learner.aligned_blocks == "all"
@@ -195,7 +166,7 @@ class Setting:
         )
 
 
-def flops(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
+def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """FLOPs of a step by part, the meta step by its share."""
     n, window, k, h = at.predicted, at.window, at.candidates, at.hidden
     head = 2 * n * shape.vocabulary * shape.width
@@ -226,7 +197,7 @@ def flops(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
     return {part: float(figure) for part, figure in found.items()}
 
 
-def resident(shape: Shape, at: Setting, kind: Kind) -> dict[str, float]:
+def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """Bytes at the step's peak, by part, in float32."""
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary

@@ -1,26 +1,27 @@
-"""The recipe of a language run: what the core's recipe holds, and data, learner, designer,
-evaluation.
-"""
+"""The recipe of a language run: beside what every recipe holds, data, learner and designer."""
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
+from vpretrain.config.arms import discover
 from vpretrain.config.recipe import Recipe
+from vpretrain.language import steering
 from vpretrain.language.recipe.data import Data
-from vpretrain.language.recipe.designer import DesignerSection
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
 from vpretrain.language.recipe.posttraining import Posttraining
 from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
+from vpretrain.language.steering.arms import ARMS, LanguageArm
+from vpretrain.language.steering.rules import TokenWeightsArm
 
 __all__ = [
     "Chatter",
     "Data",
-    "DesignerSection",
     "FeedbackSet",
     "JsonLines",
     "LanguageEvaluate",
@@ -33,13 +34,21 @@ __all__ = [
     "WordProblems",
 ]
 
+discover(steering)
+
 
 class LanguageRecipe(Recipe):
     """A recipe with ``modality: language``."""
 
+    arms = ARMS
     data: Data
     learner: LearnerSection
-    designer: DesignerSection = DesignerSection()
+    designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
+    """What steers; arms that only replace the feedback steer with it."""
+    designers: Annotated[Mapping[str, LanguageArm], ARMS.by_name] = {}
+    """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
+    those of the same name in ``designer``.
+    """
     evaluate: LanguageEvaluate = LanguageEvaluate()
     posttraining: Posttraining = Posttraining()
 

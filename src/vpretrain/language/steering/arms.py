@@ -94,7 +94,7 @@ class TiltArm(LanguageArm):
     """c: weight of a token per standard deviation of its value."""
 
 
-ARMS: Arms[LanguageArm] = Arms(LanguageArm, default="token_weights")
+ARMS: Arms[LanguageArm] = Arms(LanguageArm, baseline="onehot", default="token_weights")
 """The designers of language, and the arms that are made of them."""
 DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")
 

@@ -197,6 +197,9 @@ class Scored(LearnedDesigner):
     def baseline_task(self, context: Context) -> SoftTargets:
         return self.rule.baseline_task(context)
 
+    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+        raise NotImplementedError
+
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         """Scores ``[N, K]`` and gate ``[N]`` of the network, with their graph to ``phi``."""
         scores, gate = self.network(
@@ -453,9 +456,7 @@ class ReplayArm(NetworkArm):
 
     def field(self, site: Site, rule: TokenRule) -> FieldDesigner:
         learning = self.learning(site)
-        return FieldDesigner(
-            self.network(site), site.embedding, rule, learning, replay=self.replay
-        )
+        return FieldDesigner(self.network(site), site.embedding, rule, learning, replay=self.replay)
 
 
 @ARMS.declare(

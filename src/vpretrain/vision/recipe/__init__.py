@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
+from vpretrain.config.arms import discover
 from vpretrain.config.recipe import Recipe
+from vpretrain.vision import steering
 from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
-from vpretrain.vision.recipe.designer import DesignerSection
 from vpretrain.vision.recipe.evaluate import ProbeSection, RetrievalSection, VisionEvaluate
 from vpretrain.vision.recipe.learner import Crops, LearnerSection, Prepare
 from vpretrain.vision.recipe.pictures import (
@@ -20,12 +22,13 @@ from vpretrain.vision.recipe.pictures import (
     PictureSet,
     ScenePictures,
 )
+from vpretrain.vision.steering.arms import ARMS, VisionArm
+from vpretrain.vision.steering.masks import AscentArm
 
 __all__ = [
     "Ade20kPictures",
     "Crops",
     "Data",
-    "DesignerSection",
     "Feedback",
     "FeedbackSet",
     "FolderPictures",
@@ -43,13 +46,21 @@ __all__ = [
     "VisionRecipe",
 ]
 
+discover(steering)
+
 
 class VisionRecipe(Recipe):
     """A recipe with ``modality: vision``."""
 
+    arms = ARMS
     data: Data
     learner: LearnerSection
-    designer: DesignerSection = DesignerSection()
+    designer: Annotated[VisionArm, ARMS.by_kind] = AscentArm()
+    """What steers; arms that only replace the feedback steer with it."""
+    designers: Annotated[Mapping[str, VisionArm], ARMS.by_name] = {}
+    """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
+    those of the same name in ``designer``.
+    """
     evaluate: VisionEvaluate = VisionEvaluate()
 
     @model_validator(mode="after")

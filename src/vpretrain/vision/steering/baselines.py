@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +25,16 @@ from vpretrain.method.roles import ValueFunction
 from vpretrain.method.simple import BaselineDesigner
 from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
+from vpretrain.vision.steering.arms import ARMS, CandidatesArm, MaskArm, Site, VisionArm
 from vpretrain.vision.steering.views import LearnedTargets
+
+
+@ARMS.declare("plain", "self-supervised learning as it always was: the baseline")
+class PlainArm(VisionArm):
+    uses_feedback = False
+
+    def build(self, site: Site) -> BaselineDesigner:
+        return BaselineDesigner(site.surface())
 
 
 @dataclass
@@ -42,6 +52,16 @@ class ConstantMask(BaselineDesigner):
         return self.surface.task(
             context, images.new_full((len(images), 1, *images.shape[-2:]), self.keep_ratio)
         )
+
+
+@ARMS.declare(
+    "constant_mask", "control: the keep ratio as a constant mask, the same blur everywhere"
+)
+class ConstantMaskArm(MaskArm):
+    uses_feedback = False
+
+    def build(self, site: Site) -> ConstantMask:
+        return ConstantMask(site.surface(self.blur_sigma), self.keep_ratio)
 
 
 @dataclass
@@ -96,6 +116,17 @@ class RandomMasks(BaselineDesigner):
         self.generator.set_state(state["generator"])
 
 
+@ARMS.declare("random_masks", "control: smooth random masks of the keep ratio, fresh at every step")
+class RandomMasksArm(MaskArm):
+    uses_feedback = False
+
+    grain: PositiveInt = 16
+    """Side in pixels of the grid that they are drawn on."""
+
+    def build(self, site: Site) -> RandomMasks:
+        return RandomMasks(site.surface(self.blur_sigma), self.keep_ratio, self.grain, site.seed)
+
+
 @dataclass
 class UniformSmoothing(BaselineDesigner):
     """A constant share of the targets' mass, spread evenly over the candidates (a control of the
@@ -116,3 +147,14 @@ class UniformSmoothing(BaselineDesigner):
         ).indices
         even = torch.zeros_like(teacher).scatter(-1, ids, 1 / ids.shape[-1])
         return LearnedTargets((1 - self.gate) * teacher + self.gate * even)
+
+
+@ARMS.declare("uniform_smoothing", "control, DINO: constant mass spread evenly over the prototypes")
+class UniformSmoothingArm(CandidatesArm):
+    uses_feedback = False
+
+    control_gate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The constant share of mass that is spread evenly."""
+
+    def build(self, site: Site) -> UniformSmoothing:
+        return UniformSmoothing(site.surface(), self.candidates, self.control_gate)

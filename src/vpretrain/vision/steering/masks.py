@@ -9,13 +9,19 @@ first step the gradient reaches that layer alone, and from the second step on it
 from __future__ import annotations
 
 import math
+from typing import Literal, Self
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from vpretrain.config.recipe import Layers
+from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.system.contexts import own_random_state
 from vpretrain.system.errors import user_error
 from vpretrain.vision.ijepa.predictor import Block, check_width, patch_positions
+from vpretrain.vision.steering.arms import ARMS, MaskArm, Site
+from vpretrain.vision.steering.surfaces import MaskPrice
 
 
 class UNetMasks(nn.Module):
@@ -172,3 +178,73 @@ def _padded(images: Tensor, multiple: int) -> Tensor:
     return nn.functional.pad(
         images, (0, -width % multiple, 0, -height % multiple), mode="replicate"
     )
+
+
+@ARMS.declare(
+    "ascent",
+    "the paper's designer: a network emits masks and climbs their value (learned views; I-JEPA: "
+    "context masks)",
+)
+class AscentArm(MaskArm):
+    network: Literal["unet", "patch"] = "unet"
+    """What looks at a view and emits its mask; ``patch`` is the tiny transformer (DiT/SiT style).
+    """
+    base: PositiveInt = 16
+    """``unet``: channels at full resolution, a multiple of 8."""
+    depth: Layers = 3
+    """Halvings of ``unet``; blocks of ``patch``."""
+    patch_size: PositiveInt = 16
+    """``patch``: the mask's grain in pixels."""
+    width: PositiveInt = 64
+    """``patch``: of its tokens."""
+    heads: PositiveInt = 4
+    """``patch``: of its attention."""
+    sparsity: NonNegativeFloat = 0.131
+    """l_spars of eq. 54: price of the squared distance of the mask's mean from the keep ratio."""
+    total_variation: NonNegativeFloat = 0.144
+    """l_tv of eq. 54: price of a rough mask."""
+    value_unit: Literal["standard_deviation", "raw"] = "standard_deviation"
+    """What those prices are in: standard deviations of dV/dmu over pixels (ours: the scale of the
+    losses drops out), or the value itself (the paper's)."""
+    learning_rate: NonNegativeFloat = 1.54e-4
+    """Of Adam on the mask network."""
+    updates: PositiveInt = 1
+    """Steps of the mask network a meta step, along the same dV/dmu."""
+    meta_images: PositiveInt | None = None
+    """Images of the learner's batch whose masks are valued at a meta step; null: all of them."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"designer.width is {self.width}; designer.heads ({self.heads}) and 4 have to "
+                "divide it"
+            )
+        return self
+
+    def build(self, site: Site) -> NetworkDesigner:
+        return NetworkDesigner(
+            self.masks(site.seed).to(site.device),
+            site.surface(self.blur_sigma),
+            MaskPrice(self.keep_ratio, self.sparsity, self.total_variation),
+            Learning(self.learning_rate, site.reliability, self.updates),
+            raw=self.value_unit == "raw",
+            meta_rows=self.meta_images,
+        )
+
+    def masks(self, seed: int) -> nn.Module:
+        """The mask network.
+
+        Raises:
+            UserError: it cannot be built.
+        """
+        if self.network == "unet":
+            return UNetMasks(self.keep_ratio, base=self.base, depth=self.depth, seed=seed)
+        return PatchMasks(
+            self.keep_ratio,
+            patch_size=self.patch_size,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            seed=seed,
+        )

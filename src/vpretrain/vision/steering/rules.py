@@ -9,17 +9,20 @@ M target blocks of n patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from vpretrain.method.collapse import Bounds
-from vpretrain.method.exact import Rule
+from vpretrain.method.exact import ExactDesigner, Rule
 from vpretrain.method.rules import anchored, tilted
 from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.ijepa import learner as ijepa
 from vpretrain.vision.ijepa.learner import IJepaTask
+from vpretrain.vision.steering.arms import ARMS, DINO, IJEPA, CandidatesArm, Site, TiltArm
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
 
 
@@ -97,6 +100,23 @@ class AnchoredTargets(DinoRule):
         ).indices
 
 
+@ARMS.declare(
+    "closed_form",
+    "DINO: learned targets over prototypes, the anchored rule on exact values, no network (ours)",
+)
+class ClosedFormArm(CandidatesArm):
+    gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The most mass that may leave the teacher's own distribution."""
+    temperature: PositiveFloat = 1.0
+    """tau of the anchored rule, in standard deviations of the value."""
+    clip: PositiveFloat = 2.0
+    """Bound on the tilt of the anchored rule."""
+
+    def build(self, site: Site) -> ExactDesigner:
+        rule = AnchoredTargets(self.candidates, self.temperature, self.clip, self.gate_max)
+        return ExactDesigner(rule, site.reliability)
+
+
 @dataclass(frozen=True)
 class ViewWeights(DinoRule):
     """The teacher's targets, views counting by what their target is worth:
@@ -116,6 +136,14 @@ class ViewWeights(DinoRule):
     def task(self, probe: LearnedTargets, values: Tensor) -> LearnedTargets:
         """Rows of targets that sum to the weight of their view."""
         return LearnedTargets.weighted(probe.mass, tilted(values, self.tilt))
+
+
+@ARMS.declare("view_weights", "DINO: views weighted by their exact value (ours)")
+class ViewWeightsArm(TiltArm):
+    learner_kinds = (DINO,)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(ViewWeights(self.tilt), site.reliability)
 
 
 @dataclass(frozen=True)
@@ -142,3 +170,11 @@ class PatchWeights(Rule):
     def task(self, probe: IJepaTask, values: Tensor) -> IJepaTask:
         """Weighted target patches, the whole context seen."""
         return IJepaTask(tilted(values, self.tilt), probe.context_mask)
+
+
+@ARMS.declare("patch_weights", "I-JEPA: target patches weighted by their exact value (ours)")
+class PatchWeightsArm(TiltArm):
+    learner_kinds = (IJEPA,)
+
+    def build(self, site: Site) -> ExactDesigner:
+        return ExactDesigner(PatchWeights(self.tilt), site.reliability)
