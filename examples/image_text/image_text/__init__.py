@@ -114,7 +114,7 @@ class ImageText:
         try:
             ARMS.named(recipe.arm)
         except UserError as error:
-            return error.problems
+            return list(error.problems)
         return []
 
     def prepare(self, recipe: ImageTextRecipe, out: Path | None) -> Path:
