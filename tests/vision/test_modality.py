@@ -329,13 +329,19 @@ def test_check_names_every_problem_at_once():
     found = problems(
         "evaluate.blocks=7",
         "data.feedback.head.blocks=3",
-        "designer.candidates=99",
+        "designers.closed_form.candidates=99",
+        "arm=closed_form",
         "data.image_size=28",
     )
     assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(
         found
     ) and "data.evaluation.test.0.size" in found
-    found = problems("evaluate.blocks=7", "data.feedback.head.blocks=3", "designer.candidates=99")
+    found = problems(
+        "evaluate.blocks=7",
+        "data.feedback.head.blocks=3",
+        "designers.closed_form.candidates=99",
+        "arm=closed_form",
+    )
     assert set(found) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
 
 
