@@ -336,6 +336,7 @@ class View:
     def provenance(self) -> Markup:
         """What was looked at, and how."""
         recipe = self.recipe
+        count = ARMS.keys_of(recipe, ClosedFormArm).candidates
         facts = (
             ("run", name(self.folder)),
             ("arm", joined(recipe.arm, ": ", ARMS.all[recipe.arm].description)),
@@ -350,8 +351,7 @@ class View:
                 "columns",
                 "p: the learner's probability; q: the target; s: the value z of that "
                 "candidate; gate: mass taken "
-                f"from the true token. Each token has {ARMS.keys_of(recipe, ClosedFormArm).candidates} candidates "
-                "in the bound.",
+                f"from the true token. Each token has {count} candidates in the bound.",
             ),
         )
         return tag(
