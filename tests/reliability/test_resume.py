@@ -14,6 +14,7 @@ from tests.designers import arms_of, of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe, weights_hash
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
+from vpretrain.models.trained import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import changes, train_one
 from vpretrain.run.train import run
@@ -72,6 +73,18 @@ def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
     recipe = language_recipe(f"arm={arm}", *of_every_kind(LANGUAGE_ARMS, replay=2, updates=2))
     resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)
     assert resumed == uninterrupted
+
+
+def test_a_checkpoint_of_adapters_is_without_their_base(words, tmp_path):
+    recipe = language_recipe("arm=token_weights", "learner.lora={r: 2}")
+    resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)
+    assert resumed == uninterrupted
+    _, state = CheckpointManager(tmp_path / "checkpoints").newest()
+    parts = build(recipe, words)
+    names = {name for name, p in parts.learner.model.named_parameters() if p.requires_grad}
+    assert set(state["model"]) == names and all(".lora_" in name for name in names)
+    with pytest.raises(RuntimeError, match="missing"):
+        load_trained_state(parts.learner.model, {})
 
 
 @pytest.mark.parametrize("modality", ["language", "vision"])

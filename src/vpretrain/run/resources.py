@@ -63,7 +63,7 @@ def memory_shortage(
     needed = max(every, needed - held + (held // processes() if launched() else 0))
     if checkpoint.asynchronous and not torch.cuda.is_available():
         # The copy that one process writes while the run goes on; it is in the machine's memory.
-        needed += (every * (1 + followers) + 2 * trained) // processes()
+        needed += (every * followers + 3 * trained) // processes()
     available = available_memory_bytes()
     if available is None or needed <= available:
         return []
@@ -87,8 +87,8 @@ def disk_shortage(
     """A problem where a run's files do not fit.
 
     Counted are the model folder and, ``keep_last`` times and once more for the one that is being
-    written, a checkpoint: model, followers, and the two moments of what trains. With ``keep_best``
-    two model folders come on top.
+    written, a checkpoint: what trains with its two moments, and followers. With ``keep_best`` two
+    model folders come on top.
 
     Args:
         model: as in :func:`memory_shortage`.
@@ -98,7 +98,7 @@ def disk_shortage(
     """
     every, trained = _bytes(model), _bytes(model, trained=True)
     models = 1 + 2 * (checkpoint.keep_best is not None)
-    needed = models * every + (checkpoint.keep_last + 1) * (every * (1 + followers) + 2 * trained)
+    needed = models * every + (checkpoint.keep_last + 1) * (every * followers + 3 * trained)
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if needed <= free:

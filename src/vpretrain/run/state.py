@@ -12,6 +12,7 @@ import torch
 
 from vpretrain.method.roles import Parts, Score
 from vpretrain.method.step import SteeredStep
+from vpretrain.models.trained import load_trained_state, trained_state
 from vpretrain.run.budget import Spending
 from vpretrain.system import distributed, sharding
 
@@ -52,7 +53,7 @@ class Progress:
         """
         parts = self.parts
         return {
-            "model": dict(parts.learner.model.state_dict()),
+            "model": trained_state(parts.learner.model),
             "learner": parts.learner.state_dict(),
             "designer": parts.designer.state_dict(),
             "feedback": parts.feedback.state_dict(),
@@ -72,11 +73,12 @@ class Progress:
         """
         parts = self.parts
         here = parts.learner.model.state_dict()
-        parts.learner.model.load_state_dict(
+        load_trained_state(
+            parts.learner.model,
             {
                 name: sharding.laid_out(held, here.get(name, held))
                 for name, held in state["model"].items()
-            }
+            },
         )
         parts.learner.load_state_dict(state["learner"])
         parts.designer.load_state_dict(state["designer"])
