@@ -129,7 +129,7 @@ def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
     (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
     own = (
         f"posttraining.rows={{kind: jsonl, path: '{tmp_path}/own.jsonl', prompt: question, "
-        "solution: answer}}"
+        "solution: answer}"
     )
     losses = []
     for overrides in ([own], []):

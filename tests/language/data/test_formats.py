@@ -19,6 +19,12 @@ GOLDEN = [
         "Question: Ann has 3 pens and buys 1,231. How many?\nAnswer:",
         "3 + 1231 = <<3+1231=1234>>1234\n#### 1,234",
     ),
+    (
+        "qa@1",
+        {"question": "2 + 2?", "answer": "It is 4.\n"},
+        "Question: 2 + 2?\nAnswer:",
+        "It is 4.",
+    ),
     ("gsm8k@1", {"question": "2 + 2?", "answer": "#### 4"}, "Question: 2 + 2?\nAnswer:", "#### 4"),
     (
         "mbpp@1",

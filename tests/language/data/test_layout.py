@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -244,6 +246,56 @@ def test_a_slow_tokenizer_that_cannot_show_where_a_prompt_ends_is_refused():
     assert (document.ids, document.predicted) == ([2, 2, 2, 1], [False, False, True, True])
     with pytest.raises(UserError, match="no offsets"):
         encode(rows, Slow(tokenizer))
+
+
+# --- a real pretrained model
+
+PROBLEMS = [
+    (
+        "Tom has 12 apples. He gives 5 of them to Ann and buys 8 more. How many apples has he now?",
+        "Tom has 12 - 5 = 7 apples after he gave some to Ann.\nThen he has 7 + 8 = 15 apples.",
+    ),
+    (
+        "A train covers 60 miles in an hour. How far does it get in two and a half hours?",
+        "In two hours the train covers 60 * 2 = 120 miles.\nIn half an hour it covers 30 miles.\n"
+        "Together it covers 120 + 30 = 150 miles.",
+    ),
+    (
+        "Mary reads 20 pages a day. Her book has 300 pages. In how many days has she read it?",
+        "She reads 20 pages a day, so that she needs 300 / 20 = 15 days.",
+    ),
+]
+
+
+@pytest.mark.model
+def test_a_real_model_is_surer_of_solutions_than_with_prompt_and_text_tokenised_apart():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(os.environ.get("VPRETRAIN_MODELS", "../shared/models")) / "smollm2"
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no real model in {folder}: fetch one there, or set VPRETRAIN_MODELS")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def mean_loss(pairs):
+        total = count = 0.0
+        for prompt, text in pairs:
+            ids = torch.tensor([prompt + text])
+            with torch.no_grad():
+                logits = model(ids).logits[0, len(prompt) - 1 : -1]
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :]))
+            count += 1
+        return total / count
+
+    apart, together = [], []
+    for prompt, text in PROBLEMS:
+        ids = tokenizer([f"{prompt} ", text], add_special_tokens=False)["input_ids"]
+        apart.append((ids[0], [*ids[1], tokenizer.eos_token_id]))
+        ((document,), _) = encode([Row(f"{prompt}\n", text, "f:1", "f")], tokenizer)
+        given = document.predicted.index(True)
+        together.append((document.ids[:given], document.ids[given:]))
+    assert mean_loss(together) < mean_loss(apart) - 0.02
 
 
 # --- conversations

@@ -395,3 +395,70 @@ def test_what_is_left_out_is_said(here):
 def test_a_tokenizer_without_pad_fills_up_with_its_end(pad, filled_with):
     tokenizer = SimpleNamespace(pad_token_id=pad, eos_token_id=7)
     assert Materials.pad_id.fget(SimpleNamespace(tokenizer=tokenizer)) == filled_with
+
+
+def test_rows_are_chosen_by_what_a_column_holds(here):
+    rows = [{**row, "origin": ["a", "b", "c"][at % 3]} for at, row in enumerate(STREAM)]
+    write(here / "stream.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), here / "stream.parquet")
+    for kind in ("jsonl", "parquet"):
+        spec = f"kind: {kind}, path: stream.{kind}, prompt: problem, solution: solution"
+        for where, kept in (("one_of: [b]", "b"), ("none_of: [b]", "ac")):
+            override = f"data.stream.0.rows={{{spec}, where: {{origin: {{{where}}}}}}}"
+            found = texts(here, override).stream["problems"]
+            expected = [row for row in rows if row["origin"] in kept]
+            assert [row.prompt for row in found] == [row["problem"] for row in expected]
+            assert found[0].origin.endswith(f":{rows.index(expected[0]) + 1}")
+        key = "data.stream.0.rows.where"
+        problems = refused(here, f"{key}={{orign: {{one_of: [b]}}}}")
+        assert any("did you mean 'origin'" in problem.message for problem in problems.values())
+    with pytest.raises(UserError, match="give either `one_of` or `none_of`"):
+        texts(here, f"{key}={{origin: {{}}}}")
+
+
+def test_one_instruction_around_every_prompt(here):
+    found = texts(here, 'data.instruction="Solve: {prompt}\\nWork:"', 'data.separator="\\n"')
+    for rows, expected in ((found.stream["problems"], STREAM), (found.evaluation, TEST)):
+        asked = [f"Solve: {row['problem']}\nWork:\n" for row in expected]
+        assert [row.prompt for row in rows] == asked
+        assert [row.question for row in rows] == [row["problem"] for row in expected]
+    assert [row.prompt for row in found.stream["prose"]] == [""] * 5
+    with pytest.raises(UserError, match=r"holds \{prompt\} once"):
+        texts(here, 'data.instruction="Solve it."')
+
+
+@pytest.mark.parametrize("form", ["template: 'Q: {problem}', solution: solution", "format: qa@1"])
+def test_a_leak_is_found_whatever_is_written_around_the_question(here, form):
+    """The same questions raw in the stream, and in a template or a format in the feedback."""
+    rows = [{**row, "question": row["problem"], "answer": row["solution"]} for row in FEEDBACK]
+    write(here / "stream.jsonl", STREAM + rows[:2])
+    write(here / "feedback.jsonl", rows)
+    spec = f"data.feedback.rows={{kind: jsonl, path: feedback.jsonl, {form}}}"
+    problem = refused(here, spec)["data.feedback.rows"]
+    assert "2 of the feedback rows are also in the stream" in problem.message
+
+
+def test_conversations_are_rows_of_a_recipe(here):
+    talks = [
+        [{"role": "user", "content": row["problem"]}, {"role": "assistant", "content": row[key]}]
+        for row in FEEDBACK
+        for key in ("solution",)
+    ]
+    write(here / "feedback.jsonl", [{"talk": talk} for talk in talks])
+    pq.write_table(pa.Table.from_pylist([{"messages": talk} for talk in talks]), here / "f.parquet")
+    write(here / "turns.jsonl", FEEDBACK)
+    for rows in (
+        "kind: jsonl, path: feedback.jsonl, format: chat, columns: {messages: talk}",
+        "kind: parquet, path: f.parquet, format: chat",
+        "kind: jsonl, path: turns.jsonl, format: chat, prompt: problem, solution: solution",
+    ):
+        found = texts(here, f"data.feedback.rows={{{rows}}}").feedback
+        assert [row.conversation for row in found] == [{"messages": talk} for talk in talks]
+        assert [(row.question, row.text) for row in found] == [
+            (row["problem"], row["solution"]) for row in FEEDBACK
+        ]
+    write(here / "feedback.jsonl", [{"messages": talks[0][::-1]}, {"messages": "hello"}])
+    problems = refused(here, "data.feedback.rows={kind: jsonl, path: feedback.jsonl, format: chat}")
+    assert "has to come last" in problems["feedback.jsonl:1"].message
+    assert problems["feedback.jsonl:1"].value == "assistant, user"
+    assert "the messages are a string" in problems["feedback.jsonl:2"].message

@@ -44,6 +44,25 @@ def template_pieces(template: str) -> list[tuple[str, str | None]]:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """Which rows of a table are read.
+
+    Args:
+        column: whose value decides.
+        values: texts, numbers, true or false.
+        kept: whether rows with one of the values are kept, or all others.
+    """
+
+    column: str
+    values: tuple[object, ...]
+    kept: bool
+
+    def keeps(self, cells: Mapping[str, object]) -> bool:
+        """Whether a row is read; one without the column is, so that it is reported."""
+        return self.column not in cells or (cells[self.column] in self.values) == self.kept
+
+
+@dataclass(frozen=True)
 class Columns:
     """Which columns make a row: ``text``, or ``solution`` with one of ``prompt`` and ``template``.
 
@@ -53,6 +72,8 @@ class Columns:
         text, prompt, solution: columns; see :class:`Row`.
         template: the prompt with columns between braces.
         separator: what stands between prompt and solution.
+        instruction: what is written around the prompt, with ``{prompt}`` between; empty: nothing.
+        filters: rows that one of them does not keep are left out.
     """
 
     source: str
@@ -62,10 +83,21 @@ class Columns:
     solution: str | None = None
     template: str | None = None
     separator: str = ""
+    instruction: str = ""
+    filters: tuple[Filter, ...] = ()
+
+    def keeps(self, cells: Mapping[str, object]) -> bool:
+        """Whether a row is read at all."""
+        return all(each.keeps(cells) for each in self.filters)
+
+    @cached_property
+    def read(self) -> dict[str, str]:
+        """The columns that have to be there, each with the recipe key that names it."""
+        return {each.column: f"where.{each.column}" for each in self.filters} | self.named
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that are read, each with its role: the recipe key that names it."""
+        """The columns that make a row, each with the recipe key that names it."""
         roles = {"text": self.text, "prompt": self.prompt, "solution": self.solution}
         fields = {field: "template" for _, field in self._pieces if field is not None}
         return fields | {column: role for role, column in roles.items() if column is not None}
@@ -74,15 +106,19 @@ class Columns:
     def _pieces(self) -> list[tuple[str, str | None]]:
         return [] if self.template is None else template_pieces(self.template)
 
+    @cached_property
+    def _around(self) -> list[tuple[str, str | None]]:
+        return template_pieces(self.instruction) if self.instruction else [("", "prompt")]
+
     def missing(self, there: Collection[str], origin: str) -> Problem | None:
         """The first named column that is not there, with those that are."""
-        column = next((column for column in self.named if column not in there), None)
+        column = next((column for column in self.read if column not in there), None)
         if column is None:
             return None
         near = difflib.get_close_matches(column, there, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         message = (
-            f"there is no column {column!r}{hint}: set {self.where}.{self.named[column]} to "
+            f"there is no column {column!r}{hint}: set {self.where}.{self.read[column]} to "
             "one that is there"
         )
         return Problem(
@@ -94,6 +130,8 @@ class Columns:
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
         """The row that the cells make, or the first thing that is wrong with them."""
+        if self.filters and (problem := self.missing(cells, origin)):
+            return problem
         texts: dict[str, str] = {}
         for column, role in self.named.items():
             cell = cells.get(column)
@@ -110,6 +148,9 @@ class Columns:
                 literal + ("" if field is None else texts[field]) for literal, field in self._pieces
             )
             question = " ".join(texts[field] for _, field in self._pieces if field is not None)
+        prompt = "".join(
+            literal + ("" if field is None else prompt) for literal, field in self._around
+        )
         return solved(question, prompt + self.separator, texts[self.solution], origin, self.source)
 
 

@@ -68,8 +68,12 @@ def without_fences(code: str) -> str:
     return "\n\n".join(block.strip("\n") for block in blocks) if blocks else code.strip("\n")
 
 
-def _gsm8k_prompt(record: Record) -> str:
+def _qa_prompt(record: Record) -> str:
     return f"Question: {text_of(record, 'question')}\nAnswer:"
+
+
+def _qa_solution(record: Record) -> str:
+    return text_of(record, "answer")
 
 
 def _gsm8k_solution(record: Record) -> str:
@@ -131,7 +135,8 @@ def _mmlu_solution(record: Record) -> str:
 
 
 FORMATS: Mapping[str, Format] = {
-    "gsm8k@1": Format(("question", "answer"), _gsm8k_prompt, _gsm8k_solution, _of("question")),
+    "gsm8k@1": Format(("question", "answer"), _qa_prompt, _gsm8k_solution, _of("question")),
+    "qa@1": Format(("question", "answer"), _qa_prompt, _qa_solution, _of("question")),
     "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _mbpp_solution, _of("text")),
     "mmlu@1": Format(
         ("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution, _of("question")
@@ -154,7 +159,7 @@ class FormatColumns(Columns):
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that are read, each with the recipe key that names it."""
+        """The columns that make a row, each with the recipe key that names it."""
         return {
             self.renamed.get(name, name): f"columns.{name}" for name in FORMATS[self.format].fields
         }
@@ -193,7 +198,7 @@ class ChatColumns(Columns):
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that are read, each with the recipe key that names it."""
+        """The columns that make a row, each with the recipe key that names it."""
         return super().named or {self.messages: "columns.messages"}
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from vpretrain.language.data import sources, word_problems
-from vpretrain.language.data.columns import Columns, solved
+from vpretrain.language.data.columns import Columns, Filter, solved
 from vpretrain.language.data.formats import CHAT, FORMAT_SEPARATOR, ChatColumns, FormatColumns
 from vpretrain.language.data.planted_errors import corrupt_digits
 from vpretrain.language.data.rows import Row, held_out
@@ -48,7 +48,7 @@ class Reader:
         self.skipped: list[Problem] = []
         self._root = data.root.expanduser()
         self._skip = data.on_bad_row == "skip"
-        self._separator = data.separator
+        self._separator, self._instruction = data.separator, data.instruction
         self._held_out: dict[str, StoredRows] = {}
         self._sources = {source.name: source for source in data.stream}
 
@@ -148,15 +148,25 @@ class Reader:
         return chain.from_iterable(read(path, columns) for path in self._files(spec.path, where))
 
     def _columns(self, spec: Table, name: str, where: str) -> Columns:
+        named = (spec.text, spec.prompt, spec.solution, spec.template)
         renamed = spec.columns or {}
+        filters = tuple(
+            Filter(column, tuple(each.one_of or each.none_of or ()), each.one_of is not None)
+            for column, each in (spec.where or {}).items()
+        )
         if spec.format is None:
-            named = (spec.text, spec.prompt, spec.solution, spec.template)
-            return Columns(name, where, *named, separator=self._separator)
+            around = "" if spec.text is not None else self._instruction or ""
+            return Columns(name, where, *named, self._separator, around, filters)
         if spec.format == CHAT:
-            named = (None, spec.prompt, spec.solution, spec.template)
-            return ChatColumns(name, where, *named, messages=renamed.get("messages", "messages"))
+            messages = renamed.get("messages", "messages")
+            return ChatColumns(name, where, *named, filters=filters, messages=messages)
         return FormatColumns(
-            name, where, format=spec.format, renamed=renamed, separator=FORMAT_SEPARATOR
+            name,
+            where,
+            format=spec.format,
+            renamed=renamed,
+            separator=FORMAT_SEPARATOR,
+            filters=filters,
         )
 
     def _files(self, path: Path, where: str) -> list[Path]:

@@ -48,7 +48,8 @@ def jsonl(path: Path, columns: Columns) -> Found:
             yield Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
         else:
             if isinstance(row, dict):
-                yield columns.row(row, origin)
+                if columns.keeps(row):
+                    yield columns.row(row, origin)
             else:
                 message = f"this row is {kind_of(row)}, not an object: name its columns"
                 yield Problem(
@@ -115,7 +116,7 @@ def parquet(path: Path, columns: Columns) -> Found:
         with pq.ParquetFile(path) as file:
             if problem := columns.missing(file.schema_arrow.names, str(path)):
                 raise UserError(problem)
-            batches = file.iter_batches(_ROWS_PER_READ, columns=list(columns.named))
+            batches = file.iter_batches(_ROWS_PER_READ, columns=list(columns.read))
             yield from _of_table((_cells(batch) for batch in batches), columns, f"{path}:")
     except (OSError, ArrowInvalid) as error:
         message = f"this cannot be read as a parquet file: {_brief(error)}"
@@ -159,7 +160,7 @@ def hub(
         if names is not None and (problem := columns.missing(names, f"{path}/{split}")):
             raise UserError(problem)
         if names is not None:
-            table = table.select_columns(list(columns.named))
+            table = table.select_columns(list(columns.read))
         yield from _of_table(table.iter(_ROWS_PER_READ), columns, f"{path}/{split}:")
     except UserError:
         raise
@@ -181,9 +182,11 @@ def hub(
 def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin: str) -> Found:
     number = 0
     for batch in batches:
-        for cells in zip(*batch.values(), strict=True):
+        for values in zip(*batch.values(), strict=True):
             number += 1
-            yield columns.row(dict(zip(batch, cells, strict=True)), f"{origin}{number}")
+            cells = dict(zip(batch, values, strict=True))
+            if columns.keeps(cells):
+                yield columns.row(cells, f"{origin}{number}")
 
 
 def _cells(batch: Any) -> dict[str, list[Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from vpretrain.config.recipe import Section
 from vpretrain.language.data.rows import SEPARATOR, SHORTEST_TAIL_TOKENS
@@ -60,6 +60,10 @@ class Data(Section):
     """What stands between prompt and solution, in stream, feedback, evaluation and generation. A
     format has its own.
     """
+    instruction: str | None = None
+    """Written around every prompt of a table that has no format, the same in stream, feedback and
+    evaluation: "Solve the problem.\\n\\n{prompt}".
+    """
     parse_special_tokens: bool = False
     """Read control tokens (``<|endoftext|>``) that stand in rows as such; false keeps them as text.
     """
@@ -70,3 +74,10 @@ class Data(Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What becomes of rows that cannot be used: an error, or they are left out, counted and named.
     """
+
+    @model_validator(mode="after")
+    def _has_the_prompt(self) -> Self:
+        parts = self.instruction and self.instruction.replace("{prompt}", "", 1)
+        if parts is not None and (parts == self.instruction or "{" in parts):
+            raise ValueError("`instruction` holds {prompt} once, and no other field")
+        return self

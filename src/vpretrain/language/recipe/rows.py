@@ -29,6 +29,21 @@ class Part(Section):
     """Rows taken after those; null takes all. No file is read further than that."""
 
 
+class Where(Section):
+    """Values of a column by which rows are kept or left out."""
+
+    one_of: list[str | bool | int | float] | None = None
+    """Rows with one of these values are kept, and no others."""
+    none_of: list[str | bool | int | float] | None = None
+    """Rows with one of these values are left out."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.one_of is None) == (self.none_of is None):
+            raise ValueError("give either `one_of` or `none_of`")
+        return self
+
+
 class Table(Part):
     """The columns of a table that make a row: raw text, or prompts (masked) with solutions."""
 
@@ -43,12 +58,16 @@ class Table(Part):
     solution: str | None = None
     """Column of the solution."""
     format: str | None = Field(default=None, exclude_if=unset)
-    """Prompt and solution as an evaluation writes them, ``gsm8k@1`` say, in the place of all of
-    these; or ``chat``: as the tokenizer's chat template writes them, a turn each, or the column
-    ``messages`` where no prompt and solution are named.
+    """Prompt and solution as an evaluation writes them, in the place of all of these: ``gsm8k@1``,
+    ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``. Or ``chat``: as the tokenizer's
+    chat template writes them, a turn each, or the column ``messages`` where no prompt and solution
+    are named.
     """
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
     """Columns that hold the format's fields, by field, where they have other names."""
+    where: dict[str, Where] | None = Field(default=None, exclude_if=unset)
+    """Rows that are read, by the values of columns: ``{source: {none_of: [gsm8k, math]}}``.
+    """
     corrupt_digits: Share = 0.0
     """Share of rows in whose solution every number gets one wrong digit: planted noise, for
     measuring.
