@@ -90,7 +90,10 @@ BEFORE = (
     "value.meta_period=4",
     "value.memory=0.0",
     "data.feedback.batch_size=64",
-    "designer.tilt=0.4",
+    *(
+        f"designers.{arm}.tilt=0.4"
+        for arm in ("token_weights", "document_weights", "weighted_targets", "weight_field")
+    ),
 )
 """Where the search on dev began; what it chose stands in the recipes."""
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from vpretrain.config import recipe as recipes
+from vpretrain.config.changes import changes
 from vpretrain.config.problems import shown
 from vpretrain.config.recipe import (
     Budget,
@@ -473,3 +474,14 @@ def test_a_renamed_key_is_refused_with_its_new_name(write: Callable[..., Path], 
 def test_a_renamed_key_of_a_file_is_shown_at_its_line(write: Callable[..., Path]) -> None:
     found = refused(write(GOOD.replace("description:", "says:")))
     assert list(found) == ["toy.yaml:2 says"]
+
+
+def test_a_folder_of_another_version_is_named_as_such(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = read(write(GOOD))
+    (tmp_path / "run").mkdir()
+    old = GOOD.replace("description:", "says:")
+    (tmp_path / "run" / "recipe.yaml").write_text(old, encoding="utf-8")
+    (problem,) = changes(tmp_path / "run", recipe, "name another folder")
+    assert "an earlier version" in problem.message and "name another folder" in problem.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,9 @@ def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
         recipe: what it is to be gone on with under.
         fix: what can be done about it.
 
+    Returns:
+        One problem for a folder whose recipe this version cannot read.
+
     Raises:
         UserError: ``recipe.yaml`` is not YAML.
     """
@@ -37,8 +39,10 @@ def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
     tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[
         0
     ]
-    with suppress(ValidationError):
+    try:
         tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
+    except ValidationError:
+        return [_unreadable(path, fix)]
     before, now = _flat(tree), _flat(recipe.model_dump(mode="json"))
     message = f"{folder} was begun with another value: {fix}"
     return [
@@ -47,6 +51,14 @@ def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
         if before.get(key) != now.get(key)
         and not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
     ]
+
+
+def _unreadable(path: Path, fix: str) -> Problem:
+    message = (
+        "this folder's recipe has keys or values that this version does not take: an earlier "
+        f"version of vpretrain wrote it, or it was edited. {fix}"
+    )
+    return Problem(str(path), "", "a recipe that `vpretrain check` accepts", message)
 
 
 def _flat(tree: Any, at: str = "") -> dict[str, Any]:

@@ -25,16 +25,22 @@ from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.system.errors import Problem, UserError
 
-STEERING_ARMS = {
-    name: arm.description
-    for name, arm in ARMS.all.items()
-    if arm.trains_on == "stream"
-    and not arm.after
-    and not (arm.designer and ARMS.kinds[arm.designer].needs_sources)
-}
-"""The arms of language that steer one stream of rows: another trainer's rows have no sources to be
-weighed.
-"""
+
+def steering_arms() -> dict[str, str]:
+    """The arms of language that steer one stream of rows: another trainer's rows have no sources to
+    be weighed.
+    """
+    return {
+        name: arm.description
+        for name, arm in ARMS.all.items()
+        if arm.trains_on == "stream"
+        and not arm.after
+        and not (arm.designer and ARMS.kinds[arm.designer].needs_sources)
+    }
+
+
+STEERING_ARMS = steering_arms()
+"""Those that come with the package."""
 
 
 class Steering(Value):
@@ -83,9 +89,9 @@ class Steering(Value):
         return checked
 
     def _problems(self) -> Iterator[Problem]:
-        if self.arm not in STEERING_ARMS:
-            message = f"there is no such arm beside a trainer{nearest(self.arm, STEERING_ARMS)}"
-            yield Problem("Steering arm", self.arm, ", ".join(STEERING_ARMS), message)
+        if self.arm not in (arms := steering_arms()):
+            message = f"there is no such arm beside a trainer{nearest(self.arm, arms)}"
+            yield Problem("Steering arm", self.arm, ", ".join(arms), message)
         if self.burn_in_steps:
             message = (
                 "a trainer's loop takes no steps before its first; let its warm-up settle "
