@@ -36,7 +36,9 @@ def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
         for arm, (step, stream) in made.items():
             steps = []
             for kind in (
-                ("meta", "plain", "plain") if step.designer.uses_feedback else ("plain", "plain")
+                ("meta", "plain", "plain")
+                if step.meta.designer.uses_feedback
+                else ("plain", "plain")
             ):
                 step.count = 0 if kind == "meta" else 1
                 batch, began = next(stream), time.process_time()

@@ -24,10 +24,12 @@ import torch
 from vpretrain.config import recipe as recipes
 from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.steering.rules import TokenWeights
-from vpretrain.method.roles import Parts
-from vpretrain.run import train
+from vpretrain.method.accumulation import next_batches
+from vpretrain.method.step import SteeredStep
+from vpretrain.run.build import new_step
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.parts import Parts
 from vpretrain.system.files import write_json
 
 TILTS = (0.4, 1.5, 5.0)
@@ -54,7 +56,7 @@ def held_out_gradient(parts: Parts) -> list[torch.Tensor]:
 class Settled:
     """A learner and its optimizer at one moment, to come back to."""
 
-    def __init__(self, step: train.SteeredStep) -> None:
+    def __init__(self, step: SteeredStep[Any, Any, Any]) -> None:
         self.step = step
         self.state = copy.deepcopy((step.learner.model.state_dict(), step.optimizer.state_dict()))
 
@@ -65,7 +67,7 @@ class Settled:
         self.step.optimizer.load_state_dict(optimizer)
 
 
-def take(step: train.SteeredStep, context: Any, task: Any, rate: float) -> None:
+def take(step: SteeredStep[Any, Any, Any], context: Any, task: Any, rate: float) -> None:
     """One AdamW step on a task, as the program takes it."""
     step.learner.loss(context, task).backward()
     torch.nn.utils.clip_grad_norm_(step.parameters, step.clip_norm)
@@ -90,15 +92,15 @@ def main() -> None:
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     modality = MODALITIES[recipe.modality]()
     parts = modality.build(recipe, modality.load(recipe))
-    step, rate = train.new_step(recipe, parts), recipe.learner.learning_rate
+    step, rate = new_step(recipe, parts), recipe.learner.learning_rate
     rows: dict[float, list[dict[str, Any]]] = {tilt: [] for tilt in TILTS}
-    for _ in range(recipe.value.burn_in_steps):
-        step(next(parts.stream), 0.0)
+    for _ in range(recipe.value.settle_steps):
+        step(next_batches(parts.stream, 1), 0.0)
     for _ in range(draws):
         for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
-            step(next(parts.stream), rate)
-        step.value_estimator.update(
-            step.feedback.gradients(step.learner), step._preconditioner(), rate
+            step(next_batches(parts.stream, 1), rate)
+        step.meta.value_estimator.update(
+            step.meta.feedback.gradients(step.learner), step.meta.preconditioner(), rate
         )
         batches = [next(parts.stream) for _ in range(max(HORIZONS))]
         here, gradient = Settled(step), held_out_gradient(parts)
@@ -110,7 +112,9 @@ def main() -> None:
                 context = step.learner.forward(batch)
                 if at == 1 and tilt:
                     rule = TokenWeights(tilt)
-                    values = step.value_estimator(context, one_hot(context.labels)).gradient[0]
+                    values = step.meta.value_estimator.on_part()(
+                        context, one_hot(context.labels)
+                    ).gradient[0]
                     take(
                         step,
                         context,

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vpretrain.config import recipe as recipes
+from vpretrain.method.accumulation import next_batches
+from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import new_step, seed_everything
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.loading import new_model
@@ -163,12 +164,12 @@ def sinkhorn(scores: Tensor) -> Tensor:
 
 def ours(recipe: Any, materials: Any) -> Callable[[], None]:
     """A step of this loop's plain arm, as `vpretrain train` takes it."""
-    seed_everything(recipe)
+    seed_run(recipe)
     parts = Vision().build(recipe, materials)
     step = new_step(recipe, parts)
 
     def take() -> None:
-        step(next(parts.stream), recipe.learner.learning_rate, 0.1)
+        step(next_batches(parts.stream, 1), recipe.learner.learning_rate, 0.1)
 
     return take
 

@@ -25,7 +25,8 @@ from vpretrain.config import recipe as recipes
 from vpretrain.run.folder import environment
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.studies.statistics import paired_difference
 from vpretrain.system.files import write_json
 
@@ -41,7 +42,7 @@ def final_nll(overrides: list[str], materials: dict[str, Any]) -> float:
     name = recipe.learner.model
     if name not in materials:
         materials[name] = modality.load(recipe)
-    result = run(recipe, modality.build(recipe, materials[name]), step0={})
+    result = train(Run(recipe, modality.build(recipe, materials[name]), step0={}))
     return result.final[f"{recipe.evaluate.split}/nll"].value
 
 

@@ -29,7 +29,8 @@ from vpretrain.config import recipe as recipes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.files import write_json
@@ -128,7 +129,7 @@ def work_off(job: Job, work: Path, root: str) -> None:
             },
         )
         return
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     means = {}
     for key in MEANS:
         if found := [record[key] for record in result.history if key in record]:

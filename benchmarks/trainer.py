@@ -46,7 +46,7 @@ from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.network import Learning
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.step import SteeredStep, steered_step
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 
@@ -162,7 +162,7 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
         trainer.train()
 
 
-def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
+def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream]:
     """The arm's parts, put together by hand."""
     model = new_model(shape)
     learner = CausalLearner(
@@ -195,16 +195,16 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep, Stream]:
         for at, ids in enumerate(windows(shape, 4 * shape.feedback_rows, 48, 2))
     ]
     feedback = Likelihood(parted(texts, 2, batch_size=shape.feedback_rows, seed=0, pad_id=0))
-    step = SteeredStep(
+    step = steered_step(
         learner,
         designers[arm](),
         feedback,
         value_estimator,
         optimizer,
-        meta_period=PERIOD,
+        period=PERIOD,
         preconditioner_floor=0.1,
         clip_norm=1.0,
-        guard=Guard(0),
+        guard_window=0,
     )
     documents = [
         Document(ids, [True] * len(ids), f"s:{at}", "s")
@@ -222,10 +222,10 @@ def ours(arm: str, shape: Shape, turn: Turn) -> None:
     step, stream = our_step(arm, shape)
     while True:
         turn.wait()
-        for kind in ("meta", "plain") if step.designer.uses_feedback else ("plain", "plain"):
-            step.count = 0 if kind == "meta" else 1
+        for kind in ("meta", "plain") if step.meta.designer.uses_feedback else ("plain", "plain"):
             turn.start()
-            step(next_batches(stream, shape.accumulation), RATE)
+            batch = next_batches(stream, shape.accumulation)
+            step.take(batch, RATE, 0.0, meta_due=kind == "meta")
             turn.stop(kind)
 
 
@@ -259,7 +259,7 @@ def main() -> None:
             given,
             shape=vars(shape),
             rounds=at,
-            meta_period=PERIOD,
+            period=PERIOD,
             rows=rows,
             steps=found,
         )

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from vpretrain.config import recipe as recipes
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
@@ -141,7 +142,7 @@ def main() -> None:
     def continued(arm: str, seed: int) -> float:
         started = time.perf_counter()
         each = loaded(f"arm={arm}", f"seed={seed}")
-        found = run(each, Vision().build(each, materials), step0={}).final["test/miou"].value
+        found = train(Run(each, Vision().build(each, materials), step0={})).final["test/miou"].value
         seconds[arm] = round(time.perf_counter() - started, 1)
         print(arm, seed, round(100 * found, 2), seconds[arm], "s", flush=True)
         return found

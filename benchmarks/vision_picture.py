@@ -13,7 +13,8 @@ from pathlib import Path
 
 from vpretrain.config import recipe as recipes
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.vision import Vision
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     )
     vision = Vision()
     parts = vision.build(recipe, vision.load(recipe))
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     vision.picture(recipe, parts, options.out)
     print(options.out, {name: round(score.value, 4) for name, score in result.final.items()})
 

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from vpretrain.config import recipe as recipes
+from vpretrain.method.accumulation import next_batches
+from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import learning_rate, new_step, seed_everything
+from vpretrain.run.schedule import learning_rate
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.evaluation.probes import ProbeSettings, segmentation_probe
@@ -48,7 +50,7 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
     """Loss of the held-out pictures before the first step and after each: ``fixed`` heads, and
     ``refitted`` ones at times.
     """
-    seed_everything(recipe)
+    seed_run(recipe)
     parts = Vision().build(recipe, materials)
     step = new_step(recipe, parts)
     learner = getattr(parts.learner, "learner", parts.learner)  # of `direct`, what it wraps
@@ -67,15 +69,15 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
         found = segmentation_probe(*probed, classes=classes, settings=REFITTED)
         return found.scores["cross_entropy"].value
 
-    for _ in range(recipe.value.burn_in_steps):
-        step(next(parts.stream), 0.0)
+    for _ in range(recipe.value.settle_steps):
+        step(next_batches(parts.stream, 1), 0.0)
     step.count = 0
     found: dict[str, Any] = {"fixed": [fixed()], "refitted": {}, "gain": []}
     for count in range(steps + 1):
         if refit_every and count % refit_every == 0:
             found["refitted"][count] = round(refitted(), 5)
         if count < steps:
-            record = step(next(parts.stream), learning_rate(recipe, 1.0), count / steps)
+            record = step(next_batches(parts.stream, 1), learning_rate(recipe, 1.0), count / steps)
             found["fixed"].append(fixed())
             if "gain" in record:
                 found["gain"].append(record["gain"])

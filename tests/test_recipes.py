@@ -28,7 +28,7 @@ SMALL = [
     "budget.seconds=null",
     "data.batch_size=2",
     "data.feedback.batch_size=4",
-    "value.burn_in_steps=1",
+    "value.settle_steps=1",
     *of_every_kind(ARMS, hidden=16, layers=1, heads=2, candidates=4),
 ]
 

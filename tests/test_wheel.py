@@ -111,7 +111,7 @@ def test_the_program_runs_outside_the_repository(program, tmp_path):
     small = [
         "budget.steps=2",
         "data.evaluation.test.rows=8",
-        "value.burn_in_steps=1",
+        "value.settle_steps=1",
         "evaluate.every=0",
     ]
     found = json.loads(run(program, tmp_path, "train", "demo-language", *small, "--json"))

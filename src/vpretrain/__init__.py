@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpretrain.method.directional import ESTIMATORS
-    from vpretrain.method.roles import Designer, Feedback, Learner, Modality, Parts, Score, Task
-    from vpretrain.method.step import Guard, SteeredStep
+    from vpretrain.method.guards import Guard
+    from vpretrain.method.meta_step import MetaStep
+    from vpretrain.method.roles import Designer, Feedback, Learner, Stream, Task
+    from vpretrain.method.step import SteeredStep
     from vpretrain.method.value import Alignment
     from vpretrain.method.value_estimator import ValueEstimator
+    from vpretrain.run.parts import Modality, Parts
+    from vpretrain.run.scores import Score
     from vpretrain.system.errors import Fault, UserError
 
 __version__ = "0.1.0"
@@ -23,22 +27,28 @@ __all__ = [
     "Feedback",
     "Guard",
     "Learner",
+    "MetaStep",
     "Modality",
     "Parts",
     "Score",
     "SteeredStep",
+    "Stream",
     "Task",
     "UserError",
     "ValueEstimator",
 ]
 
 _IN = {
-    "method.value_estimator": ("ValueEstimator",),
-    "method.roles": ("Designer", "Feedback", "Learner", "Modality", "Parts", "Score", "Task"),
     "method.directional": ("ESTIMATORS",),
-    "system.errors": ("Fault", "UserError"),
-    "method.step": ("Guard", "SteeredStep"),
+    "method.guards": ("Guard",),
+    "method.meta_step": ("MetaStep",),
+    "method.roles": ("Designer", "Feedback", "Learner", "Stream", "Task"),
+    "method.step": ("SteeredStep",),
     "method.value": ("Alignment",),
+    "method.value_estimator": ("ValueEstimator",),
+    "run.parts": ("Modality", "Parts"),
+    "run.scores": ("Score",),
+    "system.errors": ("Fault", "UserError"),
 }
 
 

@@ -41,7 +41,7 @@ learner:
   aligned_blocks: 1
   learning_rate: 1e-3
 designer: {candidates: 4, hidden: 8, layers: 1, heads: 2}
-value: {meta_period: 2, burn_in_steps: 1}
+value: {meta_period: 2, settle_steps: 1}
 evaluate: {split: test, answer: '= ([\d ]+)', new_tokens: 2}
 """
 CONFIG = (

@@ -168,7 +168,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("value.meta_period=true", "a whole number (above 0)"),
         ("value.meta_period=", "a whole number (above 0)"),
         ("value.meta_period=0", "a whole number (above 0)"),
-        ("value.burn_in_steps=-1", "a whole number (at least 0)"),
+        ("value.settle_steps=-1", "a whole number (at least 0)"),
         ("value.preconditioner_floor=0", "a number (above 0)"),
         ("value.smoothness=-0.1", "a number (at least 0)"),
         ("value.smoothness=.inf", "a number (at least 0)"),
@@ -318,12 +318,12 @@ def test_an_override_that_cannot_be_applied(
 def test_extends_merges_deeply_and_replaces_lists(write: Callable[..., Path]) -> None:
     write(GOOD, "base.yaml")
     write(
-        "extends: ../base.yaml\nvalue: {burn_in_steps: 3}\ndata: {stream: [{path: c}]}\n",
+        "extends: ../base.yaml\nvalue: {settle_steps: 3}\ndata: {stream: [{path: c}]}\n",
         "more/middle.yaml",
     )
-    path = write("extends: more/middle.yaml\nvalue: {burn_in_steps: 4}\nbudget: {tokens: 5}\n")
+    path = write("extends: more/middle.yaml\nvalue: {settle_steps: 4}\nbudget: {tokens: 5}\n")
     recipe = read(path)
-    assert recipe.value == Value(meta_period=2, burn_in_steps=4)
+    assert recipe.value == Value(meta_period=2, settle_steps=4)
     assert recipe.budget == Budget(steps=10, tokens=5)
     assert recipe.data.stream == (Source(path=Path("c")),)
     path = write("extends: base.yaml\nvalue: {smoothness: -1}\n")

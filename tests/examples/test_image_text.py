@@ -19,7 +19,7 @@ FEW = [
     "data.feedback=12",
     "data.test=12",
     "data.batch_size=4",
-    "value.burn_in_steps=1",
+    "value.settle_steps=1",
     "value.meta_period=2",
 ]
 

@@ -35,7 +35,7 @@ def made(
             r"+onehot",
         ),
         ({"arm": "feedback_sft"}, "Steering arm: there is no such arm beside a trainer"),
-        ({"burn_in_steps": 4}, "Steering burn_in_steps.*warm-up"),
+        ({"settle_steps": 4}, "Steering settle_steps.*warm-up"),
         ({"feedback_batches": 1}, "Steering feedback_batches.*two or more, or set shrink to False"),
         ({"meta_perod": 4}, r"there is no such key; did you mean meta_period\?"),
         (

@@ -68,7 +68,7 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
         "learner.learning_rate=3e-3",
         "learner.warmup_fraction=0",
         "learner.clip_norm=0.5",
-        "value.burn_in_steps=0",
+        "value.settle_steps=0",
         "value.meta_period=3",
         f"learner.accumulate={accumulate}",
         f"budget.steps={STEPS}",

@@ -16,9 +16,9 @@ from tests.run.test_train import tiny_recipe
 from vpretrain.language.card import escaped, fenced, fingerprint, write_card
 from vpretrain.language.data import word_problems
 from vpretrain.language.data.rows import Row
-from vpretrain.method.roles import Score
 from vpretrain.run.budget import Spending
 from vpretrain.run.launch import train_one
+from vpretrain.run.scores import Score
 from vpretrain.run.train import Result
 
 NASTY = "<script>x</script> | [a](javascript:b) ![i](http://x/y.png)\n# title `code` ```"

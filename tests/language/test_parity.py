@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 
 STEPS, WARMUP = 50, 5
 QWEN2 = (
@@ -55,7 +56,7 @@ def test_onehot_follows_the_trainer(tmp_path):
         "learner.final_fraction=0",
         "learner.clip_norm=0.5",
         "learner.betas=[0.9, 0.98]",
-        "value.burn_in_steps=0",
+        "value.settle_steps=0",
         f"budget.steps={STEPS}",
     )
     materials = Language().load(recipe)
@@ -93,7 +94,7 @@ def test_onehot_follows_the_trainer(tmp_path):
     trainer.losses = []
     trainer.train()
 
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     mine = torch.tensor([record["loss"] for record in result.history])
     its = torch.tensor(trainer.losses)
     assert len(its) == STEPS and float(its[:5].mean() - its[-5:].mean()) > 0.5  # it does train

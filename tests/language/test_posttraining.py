@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 
-from tests.run.test_train import tiny_recipe, train, weights_hash
+from tests.run.test_train import tiny_recipe, trained, weights_hash
 from vpretrain.language import Language, posttraining
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.data.stream import padded
 from vpretrain.run.budget import Spending
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.studies import compare as comparisons
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import UserError
@@ -42,11 +44,13 @@ def even():
 @pytest.mark.parametrize("arm", posttraining.ARMS)
 def test_every_arm_trains_and_is_charged(materials, arm):
     before = weights_hash(Language().build(tiny_recipe(*SHORT), materials))
-    after, result = train(materials, *SHORT, f"arm={arm}")
+    after, result = trained(materials, *SHORT, f"arm={arm}")
     assert after != before
     assert result.spent.steps == (4 if arm.startswith("vpretrain") else 0)
     alone = (
-        train(materials, *SHORT, "arm=token_weights")[1].spent if result.spent.steps else Spending()
+        trained(materials, *SHORT, "arm=token_weights")[1].spent
+        if result.spent.steps
+        else Spending()
     )
     assert (
         result.spent.tokens > alone.tokens and result.spent.seconds > 0 and result.spent.flops > 0
@@ -55,7 +59,7 @@ def test_every_arm_trains_and_is_charged(materials, arm):
 
 def test_the_stream_comes_first_and_is_the_designers(materials):
     """What follows the stream starts from what the recipe's designer made of the learner."""
-    steered, plain = train(materials, *SHORT, "designer.kind=token_weights", "arm=token_weights")
+    steered, plain = trained(materials, *SHORT, "designer.kind=token_weights", "arm=token_weights")
     recipe = tiny_recipe(*SHORT, "designer.kind=token_weights", "arm=vpretrain+sft")
     parts = Language().build(recipe, materials)
     met = []
@@ -66,9 +70,7 @@ def test_the_stream_comes_first_and_is_the_designers(materials):
         followed(spent)
 
     object.__setattr__(parts, "after", after)
-    from vpretrain.run.train import run
-
-    result = run(recipe, parts)
+    result = train(Run(recipe, parts))
     assert on and met == [steered] and result.stream_digest == plain.stream_digest
     assert weights_hash(parts) != steered
 

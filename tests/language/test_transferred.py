@@ -14,7 +14,8 @@ from tests.run.test_train import tiny_recipe, weights_hash
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.launch import train_one
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
 
 ARM = [
@@ -45,7 +46,7 @@ def carried(folder, *overrides):
 
 def trained(recipe, materials):
     parts = Language().build(recipe, materials)
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     return weights_hash(parts), parts.designer.state_dict()["network"], result.history
 
 
@@ -66,7 +67,7 @@ def test_a_frozen_designer_steers_without_feedback(folder, materials):
     assert trained(recipe, wrong)[0] == weights  # the feedback set is not read at all
     plain = tiny_recipe("arm=onehot", "seed=1", "evaluate.answer=null")
     parts = Language().build(plain, materials)
-    run(plain, parts, step0={})
+    train(Run(plain, parts, step0={}))
     assert weights_hash(parts) != weights  # it does steer
 
 

@@ -4,12 +4,12 @@ import logging
 import math
 
 import pytest
+from vpretrain.method.collapse import Collapse
 
 from tests.designers import of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.method.collapse import Collapse
 from vpretrain.run.train import new_step, run
 from vpretrain.vision import Vision
 
@@ -103,7 +103,7 @@ def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse
         "arm=token_weights",
         "value.guard_window=2",
         "value.meta_period=1",
-        "value.burn_in_steps=0",
+        "value.settle_steps=0",
         "budget.steps=5",
         f"value.on_collapse={on_collapse}",
     )
@@ -139,7 +139,7 @@ def test_bounds_are_those_of_the_designer(words, arm, bounds):
 
 def test_masks_have_bounds_too():
     recipe = vision_recipe(
-        "arm=ascent", "value.burn_in_steps=0", "value.meta_period=1", "budget.steps=1"
+        "arm=ascent", "value.settle_steps=0", "value.meta_period=1", "budget.steps=1"
     )
     parts = build(recipe, Vision().load(recipe))
     step = new_step(recipe, parts)

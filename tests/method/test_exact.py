@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from vpretrain.method.accumulation import MicroBatches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner, Rule
 from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Estimate, Objective
 from vpretrain.method.rules import tilted
-from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 
@@ -157,18 +158,18 @@ def trained(designer, batches=2, steps=60):
     learner, draw = Regression(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(learner.model.parameters(), lr=0.05, weight_decay=0.0)
     value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["double_backward"])
-    step = SteeredStep(
+    step = steered_step(
         learner,
         designer,
         Truth(batches),
         value_estimator,
         optimizer,
-        meta_period=2,
+        period=2,
         preconditioner_floor=0.1,
         clip_norm=10.0,
-        guard=Guard(8),
+        guard_window=8,
     )
-    history = [step(pairs(draw), 0.05) for _ in range(steps)]
+    history = [step(MicroBatches((pairs(draw),)), 0.05) for _ in range(steps)]
     return float((learner.model.weight.detach() - TRUTH).norm()), history
 
 

@@ -24,7 +24,8 @@ from tests.reliability.runs import build, language_recipe, record
 from vpretrain.language import Language
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.folder import RunFolder
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import Stopped
 
 TINY = [
@@ -89,14 +90,16 @@ def main():
         checkpoints = CheckpointManager(Path(scratch) / "checkpoints", every=often)
         with suppress(Stopped):
             asked = Deadline(options.minutes)
-            run(
-                recipe,
-                parts,
-                step0={},
-                each_step=look,
-                checkpoints=checkpoints,
-                remember=False,
-                asked=asked,
+            train(
+                Run(
+                    recipe,
+                    parts,
+                    step0={},
+                    on_record=look,
+                    checkpoints=checkpoints,
+                    keep_history=False,
+                    stop=asked,
+                )
             )
         folder.close()
     steps, late, files_late = seen[-1]

@@ -32,7 +32,8 @@ from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.data import raw_rows
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.studies.check import check
 from vpretrain.system.errors import UserError
 
@@ -133,7 +134,7 @@ SMALL = [
     "data.evaluation.test.rows=8",
     "data.stream.0.rows.rows=40",
     "data.stream.1.rows.rows=20",
-    "value.burn_in_steps=0",
+    "value.settle_steps=0",
     "value.meta_period=1",
     "threads=1",
 ]
@@ -152,7 +153,7 @@ def read_rows(folder, case):
 
     def work():
         recipe = language_recipe(*overrides)
-        run(recipe, Language().build(recipe, Language().load(recipe)))
+        train(Run(recipe, Language().build(recipe, Language().load(recipe))))
 
     first = outcome(work)
     for name in ("x.jsonl", "x.jsonl.gz", "x.parquet", "x.txt"):

@@ -20,7 +20,7 @@ from scipy.stats import bootstrap
 from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, record
 from vpretrain.language import Language
-from vpretrain.run.train import new_step
+from vpretrain.run.build import new_step
 from vpretrain.system import distributed
 
 WIDE = (

@@ -12,9 +12,11 @@ from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.method.network import LearnedDesigner
+from vpretrain.run.build import new_step
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import train_one
-from vpretrain.run.train import new_step, run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision import Vision
@@ -63,7 +65,7 @@ def ran(recipe, materials, checkpoints=None, resume=None):
     if isinstance(parts.designer, LearnedDesigner):
         # Adam makes a whole step of a gradient that is nothing but rounding
         parts.designer.network.double()
-    result = run(recipe, parts, step0={}, checkpoints=checkpoints, resume=resume)
+    result = train(Run(recipe, parts, step0={}, checkpoints=checkpoints, resume=resume))
     learned = {**parts.designer.state_dict(), "remembered": []}  # whose rows lie in parts
     held = distributed.tensors_in([dict(parts.learner.model.state_dict()), learned])
     held = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in held]

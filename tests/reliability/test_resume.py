@@ -17,7 +17,8 @@ from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
 from vpretrain.models.trained import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import changes, train_one
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, Stopped, UserError
 from vpretrain.system.signals import Interruption
 from vpretrain.vision import Vision
@@ -39,7 +40,7 @@ def gone_on_with(recipe, materials, folder, at):
     """
     checkpoints = CheckpointManager(folder, every=at, keep_last=9)
     whole_parts = build(recipe, materials)
-    whole = run(recipe, whole_parts, step0={}, checkpoints=checkpoints)
+    whole = train(Run(recipe, whole_parts, step0={}, checkpoints=checkpoints))
     for step in checkpoints.steps():
         if step > at:
             shutil.rmtree(checkpoints.path(step))
@@ -48,7 +49,7 @@ def gone_on_with(recipe, materials, folder, at):
     random.seed(99)
     torch.manual_seed(99)  # what a new process would have drawn
     parts = build(recipe, materials)
-    rest = run(recipe, parts, checkpoints=None, resume=state)
+    rest = train(Run(recipe, parts, checkpoints=None, resume=state))
     assert figures(rest.history) == figures(whole.history)[at:]
     assert rest.stream_digest == whole.stream_digest
     assert {name: score.value for name, score in rest.final.items()} == {
@@ -105,8 +106,8 @@ def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tm
         )
     plain, ahead = build(recipe, materials), build(recipe, materials)
     checkpoints = CheckpointManager(tmp_path / "ahead", every=4, keep_last=9)
-    expected = run(recipe, plain, step0={}, ahead=False)
-    found = run(recipe, ahead, step0={}, checkpoints=checkpoints, ahead=True)
+    expected = train(Run(recipe, plain, step0={}, prefetch=False))
+    found = train(Run(recipe, ahead, step0={}, checkpoints=checkpoints, prefetch=True))
     assert (
         figures(found.history) == figures(expected.history)
         and found.stream_digest == expected.stream_digest
@@ -117,7 +118,9 @@ def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tm
     for goes_ahead in (False, True):
         parts = build(recipe, materials)
         assert (
-            run(recipe, parts, resume=checkpoints.newest()[1], ahead=goes_ahead).stream_digest
+            train(
+                Run(recipe, parts, resume=checkpoints.newest()[1], prefetch=goes_ahead)
+            ).stream_digest
             == expected.stream_digest
         )
         assert weights_hash(parts) == weights_hash(plain)
@@ -257,8 +260,8 @@ def poisoned(recipe, words, bad):
 
 
 def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
-    recipe = language_recipe("arm=onehot", "value.burn_in_steps=0", "budget.steps=4")
-    result = run(recipe, poisoned(recipe, words, {2}), step0={})
+    recipe = language_recipe("arm=onehot", "value.settle_steps=0", "budget.steps=4")
+    result = train(Run(recipe, poisoned(recipe, words, {2}), step0={}))
     assert [record["step"] for record in result.history] == [1, 1, 2, 3, 4]
     assert "not both finite" in result.history[1]["skipped"] and result.spent.steps == 4
 
@@ -267,7 +270,7 @@ def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
 @pytest.mark.parametrize("burn_in", [0, 2])
 def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
     recipe = language_recipe(
-        f"arm={arm}", f"value.burn_in_steps={burn_in}", "value.meta_period=2", "budget.steps=4"
+        f"arm={arm}", f"value.settle_steps={burn_in}", "value.meta_period=2", "budget.steps=4"
     )
     parts = build(recipe, words)
     healthy, calls = parts.feedback.gradients, 0
@@ -279,7 +282,7 @@ def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
         return [{name: factor * g for name, g in heard.items()} for heard in healthy(learner)]
 
     parts.feedback.gradients = gradients
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     assert sum("skipped" in record for record in result.history) == 1 and result.spent.steps == 4
     network = getattr(parts.designer, "network", torch.nn.Module())
     assert all(p.isfinite().all() for p in network.parameters())
@@ -287,20 +290,22 @@ def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
 
 def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, tmp_path):
     recipe = language_recipe(
-        "arm=onehot", "value.burn_in_steps=0", "budget.steps=6", "faults.max_skips=1"
+        "arm=onehot", "value.settle_steps=0", "budget.steps=6", "faults.max_skips=1"
     )
     checkpoints = CheckpointManager(tmp_path / "checkpoints", every=2)
-    result = run(recipe, poisoned(recipe, words, {4, 5}), step0={}, checkpoints=checkpoints)
+    result = train(Run(recipe, poisoned(recipe, words, {4, 5}), step0={}, checkpoints=checkpoints))
     assert [record["step"] for record in result.history] == [1, 2, 3, 3, 3, 3, 4, 5, 6]
     with pytest.raises(Fault, match="2 batches in a row"):
-        run(
-            recipe,
-            poisoned(recipe, words, {4, 5, 6, 7}),
-            step0={},
-            checkpoints=CheckpointManager(tmp_path / "others", every=2),
+        train(
+            Run(
+                recipe,
+                poisoned(recipe, words, {4, 5, 6, 7}),
+                step0={},
+                checkpoints=CheckpointManager(tmp_path / "others", every=2),
+            )
         )
     with pytest.raises(Fault, match="2 batches in a row"):
-        run(recipe, poisoned(recipe, words, {2, 3}), step0={})
+        train(Run(recipe, poisoned(recipe, words, {2, 3}), step0={}))
 
 
 def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
@@ -308,7 +313,7 @@ def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
         "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=test/nll", "budget.steps=4"
     )
     checkpoints = CheckpointManager(tmp_path)
-    result = run(recipe, build(recipe, words), step0={}, checkpoints=checkpoints)
+    result = train(Run(recipe, build(recipe, words), step0={}, checkpoints=checkpoints))
     best = json.loads((tmp_path / "best/scores.json").read_text())["test/nll"]
     assert best == min(record["test/nll"] for record in result.history)
     assert (tmp_path / "best/config.json").is_file()
@@ -316,7 +321,7 @@ def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
         bad = language_recipe(
             "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1"
         )
-        run(bad, build(bad, words), step0={}, checkpoints=checkpoints)
+        train(Run(bad, build(bad, words), step0={}, checkpoints=checkpoints))
 
 
 def test_signals_are_heard_only_inside_and_never_outside_of_the_main_thread():

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from vpretrain.method.roles import Score
 from vpretrain.run import checkpoint
 from vpretrain.run.checkpoint import CheckpointManager, Damaged, load, save
+from vpretrain.run.scores import Score
 
 
 def state():

@@ -35,7 +35,7 @@ TINY = [
     "data.feedback.batch_size=16",
     "data.evaluation.test.rows=40",
     *of_every_kind(ARMS, hidden=16, candidates=6),
-    "value.burn_in_steps=2",
+    "value.settle_steps=2",
     "evaluate.new_tokens=4",
 ]
 
@@ -148,10 +148,10 @@ def test_several_batches_make_the_step_of_one_large_one(materials, arm):
         "data.batch_size=2",
         "learner.accumulate=2",
         "value.meta_period=9",
-        "value.burn_in_steps=0",
+        "value.settle_steps=0",
         "budget.steps=1",
     )
-    large = ("data.batch_size=4", "value.meta_period=9", "value.burn_in_steps=0", "budget.steps=1")
+    large = ("data.batch_size=4", "value.meta_period=9", "value.settle_steps=0", "budget.steps=1")
     # Closed gate: what a designer makes of values in standard deviations over the batch does depend
     # on the batch.
     found = []

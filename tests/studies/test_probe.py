@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from vpretrain.cli import app
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
-from vpretrain.method.roles import Parts
 from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.parts import Parts
 from vpretrain.studies.probe import IN_NATS, REALISED, Bench, Snapshot, pearson, probe, slope
 from vpretrain.system.errors import Fault, UserError
 
@@ -152,7 +152,7 @@ def test_sgd_misses_the_curvature_and_the_lower_bound_allows_for_it():
     hessian = spread_hessian()
     bench = toy_bench(hessian)
     stream = vectors_stream()
-    for _ in range(bench.burn_in_steps):
+    for _ in range(bench.settle_steps):
         next(stream)
     on_s = hessian[:6, :6]
     pilots = [next(stream).vector[:6] for _ in range(8)]
@@ -185,7 +185,7 @@ def test_adamw_by_hand():
         torch.cat([states[p][key] for p in (bench.learner.near, bench.learner.far)])
         for key in ("exp_avg", "exp_avg_sq")
     )
-    assert bench.burn_in_steps == 16
+    assert bench.settle_steps == 16
     stream = vectors_stream()
     for _ in range(16 + 8):
         next(stream)
@@ -396,9 +396,9 @@ def test_feedback_that_is_matched_to_sources_is_refused():
         Bench(recipe, parts)
 
 
-def test_fewer_burn_in_steps_than_p_needs_are_raised():
-    assert toy_bench(None, "value.burn_in_steps=2").burn_in_steps == 16
-    assert toy_bench(None, "value.burn_in_steps=20").burn_in_steps == 20
+def test_fewer_settle_steps_than_p_needs_are_raised():
+    assert toy_bench(None, "value.settle_steps=2").settle_steps == 16
+    assert toy_bench(None, "value.settle_steps=20").settle_steps == 20
 
 
 def test_pearson_by_hand():

@@ -16,7 +16,7 @@ def forked(monkeypatch):
 
 
 def test_arms_are_measured_side_by_side():
-    recipe = tiny_recipe("value.meta_period=2", "value.burn_in_steps=0")
+    recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0")
     found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
     assert list(found["arms"]) == ["onehot", "closed_form"]
     for arm, row in found["arms"].items():

@@ -38,7 +38,7 @@ learner:
     num_attention_heads: 2, num_key_value_heads: 2}
   aligned_blocks: 1
 designer: {candidates: 4}
-value: {burn_in_steps: 1, meta_period: 2}
+value: {settle_steps: 1, meta_period: 2}
 evaluate: {every: 1, split: dev, also: [test], answer: null}
 """
 SPACE = """\

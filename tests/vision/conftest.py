@@ -11,7 +11,8 @@ from PIL import Image
 from tests.designers import of_every_kind
 from vpretrain.config import recipe as recipes
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.vision import Vision
 from vpretrain.vision.steering.arms import ARMS
 
@@ -42,7 +43,7 @@ SMALL = [
     "learner.centering=mean",
     "budget={steps: 2}",
     "threads=1",
-    "value.burn_in_steps=1",
+    "value.settle_steps=1",
     "value.meta_period=1",
     *of_every_kind(ARMS, base=8, depth=1, patch_size=8, width=16, heads=2, grain=8, blur_sigma=1.0),
 ]
@@ -78,11 +79,11 @@ def weights_hash(parts):
     return digest.hexdigest()
 
 
-def train(materials, *overrides, kind="dino"):
+def trained(materials, *overrides, kind="dino"):
     """What a run leaves of the weights, and its result."""
     recipe = tiny_recipe(*overrides, kind=kind)
     parts = Vision().build(recipe, materials)
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     return weights_hash(parts), result
 
 

@@ -7,7 +7,8 @@ import torch
 
 from vpretrain.config import recipe as recipes
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.evaluation.probes import segmentation_probe
@@ -91,7 +92,7 @@ def test_direct_is_clearly_above_plain():
         recipe = recipes.load(
             "demo-vision", [f"arm={arm}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS
         )
-        result = run(recipe, Vision().build(recipe, Vision().load(recipe)))
+        result = train(Run(recipe, Vision().build(recipe, Vision().load(recipe))))
         found[arm] = result.final["test/miou"].value
     assert found["plain"] > result.step0["test/miou"].value
     assert found["direct"] > found["plain"] + 0.02

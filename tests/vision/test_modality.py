@@ -16,12 +16,12 @@ from tests.vision.conftest import (
     SHAPE,
     SMALL,
     tiny_recipe,
-    train,
+    trained,
     weights_hash,
 )
 from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
-from vpretrain.run.train import new_step
+from vpretrain.run.build import new_step
 from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare
 from vpretrain.studies.doctor import doctor
@@ -47,13 +47,13 @@ OPEN = "value.guard_window=0"
 
 @pytest.fixture(scope="module")
 def plain(materials):
-    return {kind: train(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
+    return {kind: trained(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize(("kind", "arm"), [(kind, arm) for kind in KINDS for arm in OF[kind]])
 def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
     before = weights_hash(Vision().build(tiny_recipe(kind=kind), materials[kind]))
-    after, result = train(materials[kind], f"arm={arm}", kind=kind)
+    after, result = trained(materials[kind], f"arm={arm}", kind=kind)
     assert after != before
     if arm not in CONTROLS:  # whose batches may not agree at all, and then nothing is steered
         assert (after != plain[kind][0]) == (arm != "plain")
@@ -75,7 +75,7 @@ def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
 
 
 def test_masks_say_whether_they_have_collapsed(materials):
-    record = train(materials["dino"], "arm=ascent")[1].history[-1]
+    record = trained(materials["dino"], "arm=ascent")[1].history[-1]
     assert {"mask_mean", "mask_std", "mask_spread", "mask_total_variation"} <= record.keys()
     assert (
         record["mask_mean"] == pytest.approx(tiny_recipe().designer.keep_ratio, abs=0.05)
@@ -85,9 +85,9 @@ def test_masks_say_whether_they_have_collapsed(materials):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_plain_runs_are_the_same_bit_for_bit(kind, materials, plain):
-    again, result = train(materials[kind], "arm=plain", kind=kind)
+    again, result = trained(materials[kind], "arm=plain", kind=kind)
     assert again == plain[kind][0] and result.final == plain[kind][1].final
-    assert train(materials[kind], "arm=plain", "seed=1", kind=kind)[0] != again
+    assert trained(materials[kind], "arm=plain", "seed=1", kind=kind)[0] != again
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -115,7 +115,7 @@ def test_labels_reach_the_learner_through_the_designer_alone(kind, materials):
     """
     description = ["designer.kind=ascent", OPEN, "budget.steps=3"]
     runs = {
-        (rate, arm): train(
+        (rate, arm): trained(
             materials[kind], *description, f"designer.learning_rate={rate}", f"arm={arm}", kind=kind
         )[0]
         for rate in (0, 1e-2)
@@ -139,7 +139,7 @@ def test_labels_reach_the_learner_through_the_designer_alone(kind, materials):
     ],
 )
 def test_switched_off_is_the_plain_run_bit_for_bit(kind, arm, off, materials, plain):
-    assert train(materials[kind], f"arm={arm}", off, kind=kind)[0] == plain[kind][0]
+    assert trained(materials[kind], f"arm={arm}", off, kind=kind)[0] == plain[kind][0]
 
 
 def test_direct_adds_the_feedback_gradient_and_nothing_else(materials):

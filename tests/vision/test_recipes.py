@@ -9,7 +9,8 @@ import pytest
 from tests.vision.conftest import SCENES, SMALL
 from vpretrain.config import recipe as recipes
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.vision import Vision
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "vision"
@@ -76,7 +77,7 @@ def shrunken(source, *overrides):
 
 def two_steps(recipe):
     modality = Vision()
-    result = run(recipe, modality.build(recipe, modality.load(recipe)))
+    result = train(Run(recipe, modality.build(recipe, modality.load(recipe))))
     assert result.spent.steps == 2 and result.spent.tokens == 8
     assert result.final.keys() == result.step0.keys()
     assert {"gain", "agreement", "mask_std"} <= result.history[-1].keys()

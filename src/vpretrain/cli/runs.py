@@ -73,11 +73,11 @@ def train(
                 console.print(f"{fraction:4.0%}  {line}", highlight=False)
                 said = fraction + 0.1
 
-        def description(line: str) -> None:
+        def notify(line: str) -> None:
             console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
 
         result = train_one(
-            resolved, folder, each_step, accept_changes=accept_changes, description=description
+            resolved, folder, each_step, accept_changes=accept_changes, notify=notify
         )
     if not distributed.is_main_process():
         return

@@ -90,11 +90,13 @@ class Value(Section):
     feedback rows, a little out of date. It helped weights on dev and cost the closed form
     (docs/results.md).
     """
-    burn_in_steps: NonNegativeInt = 0
-    """Steps at learning rate 0 before the first learner step, in every arm: AdamW's moments (which
-    P reads), the designer and its reliability settle. They count as seconds, not as steps or
-    tokens.
-    """
+    start_step: NonNegativeInt = 0
+    """The paper's burn-in: the learner step at which the designer's updates begin; until then the
+    learner trains on the baseline's task (v1 4.2: delayed against an early dip)."""
+    settle_steps: NonNegativeInt = 0
+    """Ours: steps at learning rate 0 before the first learner step, in every arm: AdamW's moments
+    (which P reads), the designer and its reliability settle while the learner stands still. They
+    count as seconds, not as steps or tokens."""
     preconditioner_floor: PositiveFloat = 0.1
     """Floor on sqrt(v_hat) in P, as a share of the root mean square of sqrt(v_hat). Rows of rare
     tokens (embeddings, head) have a tiny v_hat; without a floor they dominate u = P g_down."""
@@ -217,7 +219,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _shards_are_written_together(self) -> Self:
-        if getattr(self.learner, "shard", False) and self.checkpoint.asynchronous:
+        if self.learner.shard and self.checkpoint.asynchronous:
             raise ValueError(
                 "checkpoint.asynchronous writes from one process, and under learner.shard all "
                 "of them do: switch off one"

@@ -12,6 +12,7 @@ RENAMED = {
     "designer.carried_from": "designer.init_from",
     "learner.warmup_share": "learner.warmup_fraction",
     "learner.final_share": "learner.final_fraction",
+    "value.burn_in_steps": "value.settle_steps",  # the paper's burn-in is value.start_step
 }
 """Old dotted keys, and what each is called now."""
 

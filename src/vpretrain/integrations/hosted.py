@@ -8,7 +8,6 @@ part together. Gradients are left to the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from vpretrain.integrations.steering import Steering
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.predictions import WholeLogits
-from vpretrain.method.collapse import Collapse
+from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.method.directional import ESTIMATORS
-from vpretrain.method.roles import Designer, Feedback, detached
-from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.guards import Collapse, Guard
+from vpretrain.method.meta_step import MetaStep
+from vpretrain.method.roles import Designer, Feedback, Metrics, State, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed
@@ -70,48 +70,31 @@ class HostedLearner(CausalLearner):
         return Context(batch, (row, at - 1), labels, hidden[0], WholeLogits(logits, labels), trace)
 
 
-class HostedStep(SteeredStep):
-    """One learner step whose parts the host sends back through the model, and whose gradient it
-    clips and applies.
+class HostedStep:
+    """A learner step whose parts the host sends back through the model, and whose gradient it clips
+    and applies: of Algorithm 1 the designer's side alone.
 
     Args:
-        learner, designer, feedback: the parts.
-        optimizer: the host's, as it steps: the preconditioner and the learning rate are read from
-            it.
-        steering: alignment, estimator, meta period, guard.
+        learner: the host's model as a learner.
+        meta: the designer's side; its optimizer is the host's.
 
     Attributes:
         metrics: of the latest meta step.
     """
 
     def __init__(
-        self,
-        learner: HostedLearner,
-        designer: Designer,
-        feedback: Feedback,
-        optimizer: Any,
-        steering: Steering,
+        self, learner: HostedLearner, meta: MetaStep[TokenBatch, Context, SoftTargets]
     ) -> None:
-        super().__init__(
-            learner,
-            designer,
-            feedback,
-            ValueEstimator(
-                learner,
-                Alignment(steering.alignment, steering.smoothness),
-                ESTIMATORS[steering.estimator],
-            ),
-            optimizer,
-            meta_period=steering.meta_period,
-            preconditioner_floor=steering.preconditioner_floor,
-            clip_norm=torch.inf,
-            guard=Guard(steering.guard_window),
-            collapse=Collapse(steering.guard_window, getattr(designer, "bounds", None)),
-            revert=steering.on_collapse == "revert",
-        )
-        self.metrics: dict[str, float] = {}
-        self._at: int | None = None
-        self._due = self._heard = False
+        self.learner, self.meta = learner, meta
+        self.metrics: Metrics = {}
+        self.step = 0
+        self._begun: int | None = None
+        self._due = self._learned = False
+
+    @property
+    def steers(self) -> bool:
+        """Whether the designer's task is used, or the baseline's in its place."""
+        return self.meta.steers(self.step)
 
     def part_loss(self, part: TokenBatch, fraction: float, *, step: int) -> Tensor:
         """The loss of a part of the step's batch, a scalar with its graph to the learner.
@@ -125,9 +108,9 @@ class HostedStep(SteeredStep):
             step: of the host, from 0; parts of one step have the same.
         """
         context = self.learner.forward(part)
-        if step != self._at:
-            self._at = self.count = step
-            self._due, self._heard = self._due or self.meta_due, False
+        if step != self._begun:
+            self._begun = self.step = step
+            self._due, self._learned = self._due or self.meta.due(step), False
         count = len(context.labels)
         everywhere, lacking = distributed.total(
             torch.tensor([count, count == 0], dtype=torch.float64)
@@ -135,27 +118,60 @@ class HostedStep(SteeredStep):
         if not count:
             return context.logits.sum() * 0.0  # every parameter has its gradient
         if lacking:
-            return fraction * self.learner.loss(
-                context, detached(self.designer.baseline_task(context))
-            )
-        self.value_estimator.fraction = count / everywhere
+            task = self.meta.designer.baseline_task(context)
+            return fraction * self.learner.loss(context, detached(task))
+        value_of = self.meta.value_estimator.on_part(count / everywhere)
+        shaped = None
         if self._due:
-            self._due, self._heard = False, True
-            self.metrics = self._learn(context, float(self.optimizer.param_groups[0]["lr"]))
-        task = (
-            self.designer.make_task(context, self.value_estimator)
-            if self.steers
-            else self.designer.baseline_task(context)
-        )
-        return fraction * self.learner.loss(context, detached(task))
+            self._due, self._learned = False, True
+            rate = float(self.meta.optimizer.param_groups[0]["lr"])
+            self.metrics, shaped = self.meta(context, value_of, rate)
+        if shaped is None or not self.steers:
+            shaped = self.meta.task(context, value_of, step)
+        return fraction * self.learner.loss(context, detached(shaped))
 
-    def backed(self) -> None:
+    def after_backward(self) -> None:
         """After the last backward pass of a step, before the gradient is clipped."""
-        if self._heard:
-            self.metrics |= self._alignment_metrics()
+        if self._learned:
+            self.metrics |= self.meta.alignment_metrics()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: held for name, held in super().state_dict().items() if name != "optimizer"}
+    def state_dict(self) -> State:
+        """The designer's side; the optimizer is the host's to save."""
+        return {"step": self.step, "meta": self.meta.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict({**state, "optimizer": self.optimizer.state_dict()})
+    def load_state_dict(self, state: State) -> None:
+        """Restores :meth:`state_dict`."""
+        self.step = state["step"]
+        self.meta.load_state_dict(state["meta"])
+
+
+def hosted_step(
+    learner: HostedLearner,
+    designer: Designer[Context, SoftTargets],
+    feedback: Feedback[CausalLearner],
+    optimizer: Any,
+    steering: Steering,
+) -> HostedStep:
+    """The step for the parts that a host's arguments ask for.
+
+    Args:
+        learner: the host's model as a learner.
+        designer: of the arm.
+        feedback: what it uses.
+        optimizer: the host's, as it steps: preconditioner and learning rate are read from it.
+        steering: alignment, estimator, meta period, guard.
+    """
+    alignment = Alignment(steering.alignment, steering.smoothness)
+    meta = MetaStep(
+        learner,
+        designer,
+        feedback,
+        ValueEstimator(learner, alignment, ESTIMATORS[steering.estimator]),
+        optimizer,
+        period=steering.meta_period,
+        preconditioner_floor=steering.preconditioner_floor,
+        guard=Guard(steering.guard_window),
+        collapse=Collapse(steering.guard_window, designer.bounds),
+        revert=steering.on_collapse == "revert",
+    )
+    return HostedStep(learner, meta)

@@ -92,14 +92,14 @@ class Steering(Value):
         if self.arm not in (arms := steering_arms()):
             message = f"there is no such arm beside a trainer{nearest(self.arm, arms)}"
             yield Problem("Steering arm", self.arm, ", ".join(arms), message)
-        if self.burn_in_steps:
+        if self.settle_steps:
             message = (
                 "a trainer's loop takes no steps before its first; let its warm-up settle "
                 "the optimizer"
             )
             yield Problem(
-                "Steering burn_in_steps",
-                str(self.burn_in_steps),
+                "Steering settle_steps",
+                str(self.settle_steps),
                 "0, with warmup_steps in args",
                 message,
             )

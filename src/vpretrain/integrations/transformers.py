@@ -16,7 +16,7 @@ from transformers import Trainer
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, documents_of, log, trained_on
-from vpretrain.integrations.hosted import HostedLearner, HostedStep
+from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, said_of_steering
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
@@ -123,7 +123,7 @@ class SteeredTrainer(Trainer):
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             fraction = ranks * batch.predicted_tokens / max(1.0, float(num_items_in_batch))
         step = self._hosted_step()
-        step.learner.wrapped = model  # type: ignore[attr-defined]
+        step.learner.wrapped = model
         return step.part_loss(batch, fraction, step=self.state.global_step)
 
     def training_step(
@@ -135,7 +135,7 @@ class SteeredTrainer(Trainer):
         """The Trainer's, then how far the gradient points where the feedback wants to go."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            self._hosted_step().backed()
+            self._hosted_step().after_backward()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -177,9 +177,9 @@ class SteeredTrainer(Trainer):
 
     def _hosted_step(self) -> HostedStep:
         """Algorithm 1 around the optimizer of the present ``train()``."""
-        if self._steered_step is None or self._steered_step.optimizer is not self.optimizer:
+        if self._steered_step is None or self._steered_step.meta.optimizer is not self.optimizer:
             learner, designer, feedback = self._steered_parts()
-            self._steered_step = HostedStep(
+            self._steered_step = hosted_step(
                 learner, designer, feedback, self.optimizer, self.steering
             )
         return self._steered_step
@@ -188,7 +188,8 @@ class SteeredTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         step, folder = self._hosted_step(), Path(output_dir) / STATE
         # On all processes, which may have to tell the first what they remember.
-        state = {name: getattr(step, name).state_dict() for name in ("designer", "feedback")}
+        designer, feedback = step.meta.designer.state_dict(), step.meta.feedback.state_dict()
+        state = {"designer": designer, "feedback": feedback}
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             checkpoint.save({**state, "step": step.state_dict(), "arm": self.steering.arm}, folder)
@@ -213,6 +214,6 @@ class SteeredTrainer(Trainer):
         if state["arm"] != self.steering.arm:
             message = "the checkpoint was steered by another arm; resume with that one"
             raise user_error(where, message, value=self.steering.arm, accepted=state["arm"])
-        step.designer.load_state_dict(state["designer"])
-        step.feedback.load_state_dict(state["feedback"])
+        step.meta.designer.load_state_dict(state["designer"])
+        step.meta.feedback.load_state_dict(state["feedback"])
         step.load_state_dict(state["step"])

@@ -338,7 +338,7 @@ designers:  # keys of other arms, for `compare --arms`
   closed_form: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
   ascent: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
   field: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
-value: {{alignment: optimizer_aware, estimator: central_difference, meta_period: 8, memory: 0.9, burn_in_steps: 16}}
+value: {{alignment: optimizer_aware, estimator: central_difference, meta_period: 8, memory: 0.9, settle_steps: 16}}
 evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
 checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from vpretrain.language.card import write_card
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import Source, Stream, padded
-from vpretrain.language.data.texts import Texts, documents_of, notices, read
+from vpretrain.language.data.texts import documents_of, notices, read
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
-from vpretrain.language.feedback.tasks import TaskDocuments, encode_tasks, feedback_from
+from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.layout import refusals
@@ -31,6 +30,7 @@ from vpretrain.language.learner.loading import (
     skeleton,
 )
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
+from vpretrain.language.materials import Materials
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.recipe.feedback import SINGLE
@@ -38,10 +38,11 @@ from vpretrain.language.steering.arms import ARMS, DEMO, Site
 from vpretrain.language.steering.domains import matched
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Parts, Score
 from vpretrain.models.loading import named
 from vpretrain.run.controls import controlled, shuffles_labels
+from vpretrain.run.parts import Modality, Parts
 from vpretrain.run.resources import disk_shortage, memory_shortage
+from vpretrain.run.scores import Score
 from vpretrain.run.train import Result
 from vpretrain.system import distributed, sharding
 from vpretrain.system.contexts import evaluating
@@ -50,48 +51,10 @@ from vpretrain.system.errors import Problem, UserError, renamed, user_error
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Materials:
-    """What runs of one recipe share, whatever their arm and seed.
+class Language(Modality[LanguageRecipe, Materials]):
+    """The language modality."""
 
-    Args:
-        location: folder or hub id of the learner; None for random weights.
-        tokenizer: the learner's.
-        texts: all rows.
-        sources: the stream's documents with their weights.
-        tasks: the feedback tasks' documents, by name.
-        evaluation, also: documents of those rows.
-        counts: what became of the rows of each source: documents, tokens, rows cut, chunked or
-            dropped.
-        benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.evaluation`), each with
-            its problems.
-    """
-
-    location: str | None
-    tokenizer: Any
-    texts: Texts
-    sources: list[Source]
-    tasks: dict[str, TaskDocuments]
-    evaluation: list[Document]
-    also: dict[str, list[Document]]
-    counts: dict[str, Encoded]
-    benchmarks: dict[str, tuple[Any, list[Any]]]
-
-    @property
-    def feedback(self) -> list[Document]:
-        """The documents of all feedback tasks."""
-        return [document for task in self.tasks.values() for document in task.documents]
-
-    @property
-    def pad_id(self) -> int:
-        """What short rows are filled with; never predicted, so that any id would do."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
-
-class Language:
-    """The language modality behind the core's role."""
-
+    schema = LanguageRecipe
     demo: Sequence[str] = DEMO
 
     def __init__(self) -> None:

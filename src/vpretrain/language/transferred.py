@@ -4,13 +4,12 @@ or without more feedback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from vpretrain.language.learner.causal import CausalLearner, Context
@@ -19,15 +18,14 @@ from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
 from vpretrain.language.steering.networks import NetworkArm, Scored
-from vpretrain.method.collapse import Bounds
-from vpretrain.method.roles import Designer, ValueFunction
-from vpretrain.studies.explain import read_run
+from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
+from vpretrain.run.saved import read_run
 from vpretrain.system.errors import UserError, user_error
 
 WHERE = "designer.init_from"
 
 
-class TransferredDesigner:
+class TransferredDesigner(Designer[Context, SoftTargets]):
     """A designer with a past behind the designer role.
 
     Args:
@@ -45,21 +43,24 @@ class TransferredDesigner:
     def bounds(self) -> Bounds:
         return self.designer.bounds
 
-    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         """The task as the carried designer makes it."""
         return self.designer.make_task(self._seen(context), value_of)
 
     def baseline_task(self, context: Context) -> SoftTargets:
         return self.designer.baseline_task(context)
 
-    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         """As the carried designer learns; never called while it is frozen."""
         return self.designer.learn(self._seen(context), value_of)
+
+    def predicted_values(self, context: Context) -> Tensor | None:
+        return self.designer.predicted_values(self._seen(context))
 
     def state_dict(self) -> dict[str, Any]:
         return self.designer.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.designer.load_state_dict(state)
 
     @torch.no_grad()
@@ -76,7 +77,7 @@ class TransferredDesigner:
 
 def designer_for(
     section: LanguageArm, site: Site, learner_section: LearnerSection, tokenizer: Any
-) -> Designer:
+) -> Designer[Context, SoftTargets]:
     """The designer of an arm, fresh or transferred from the run that ``designer.init_from`` names.
 
     Designers without a network have nothing to transfer.

@@ -14,16 +14,14 @@ and a designer needs ``V`` and ``dV/d controls``. Every estimator here takes
 and returns an :class:`Estimate`. They differ in what they ask of the kernels in the path of S, in
 cost and in error:
 
-=====================  =======================================  ==========================
-==================== estimator              needs                                    cost
-error =====================  =======================================  ==========================
-==================== ``double_backward``    kernels differentiable twice             forward,
-backward, and the  rounding
-                                                                backward of both
-``forward_mode``       kernels with forward-mode formulas       one dual forward            rounding
-``central_difference`` nothing                                  two plain forwards          O(eps^2)
-+ rounding =====================  =======================================
-==========================  ====================
+==================  ====================================  ==========================  ========
+estimator           needs                                 cost                        error
+==================  ====================================  ==========================  ========
+double_backward     kernels differentiable twice          forward, backward, and the  rounding
+                                                          backward of both
+forward_mode        kernels with forward-mode formulas    one dual forward            rounding
+central_difference  nothing                               two ordinary forwards       O(eps^2)
+==================  ====================================  ==========================  ========
 """
 
 from __future__ import annotations

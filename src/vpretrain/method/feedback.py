@@ -6,28 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from vpretrain.method import vectors
 from vpretrain.method.conflict import Resolve, cosines, kept
-from vpretrain.method.roles import Feedback, Gradient
+from vpretrain.method.roles import Feedback, Gradient, LearnerT, State
 from vpretrain.system.errors import NonFinite
-
-
-@runtime_checkable
-class Telling(Protocol):
-    """Feedback that has something to say of the batches it heard last."""
-
-    def metrics(self) -> dict[str, float]:
-        """Figures for the record of the step."""
-        ...
-
-
-def feedback_metrics(feedback: Feedback) -> dict[str, float]:
-    """What a feedback tells; empty for one that tells nothing."""
-    return feedback.metrics() if isinstance(feedback, Telling) else {}
 
 
 def finite_norm(batches: Sequence[Gradient]) -> float:
@@ -42,7 +27,7 @@ def finite_norm(batches: Sequence[Gradient]) -> float:
     return size
 
 
-class MultiTaskFeedback:
+class MultiTaskFeedback(Feedback[LearnerT]):
     """Several feedback tasks as one: ``g_down = sum_j w_j g_j`` (eq. 18), the weights divided by
     their sum.
 
@@ -59,7 +44,7 @@ class MultiTaskFeedback:
 
     def __init__(
         self,
-        tasks: Mapping[str, Feedback],
+        tasks: Mapping[str, Feedback[LearnerT]],
         weights: Mapping[str, float],
         *,
         resolve: Resolve = kept,
@@ -72,11 +57,11 @@ class MultiTaskFeedback:
         }  # their mean is 1
         self.cosines: dict[str, float] = {}
 
-    def gradients(self, learner: Any) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """``g_down`` over S, one per feedback batch."""
         return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
 
-    def each(self, learner: Any) -> list[dict[str, Gradient]]:
+    def each(self, learner: LearnerT) -> list[dict[str, Gradient]]:
         """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
         over tasks.
         """
@@ -108,20 +93,19 @@ class MultiTaskFeedback:
         found = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
         for name, task in self.tasks.items():
             found |= {
-                f"feedback/{name}/{metric}": value
-                for metric, value in feedback_metrics(task).items()
+                f"feedback/{name}/{metric}": value for metric, value in task.metrics().items()
             }
         return found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {name: task.state_dict() for name, task in self.tasks.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for name, task in self.tasks.items():
             task.load_state_dict(state[name])
 
 
-class EMAFeedback:
+class EMAFeedback(Feedback[LearnerT]):
     """``g_down`` averaged over meta steps, each feedback batch with those of its own past (ours).
 
     The learner moves little between two meta steps, the rows that are heard change: an average over
@@ -134,12 +118,12 @@ class EMAFeedback:
             or so, without bias towards zero at the beginning.
     """
 
-    def __init__(self, feedback: Feedback, memory: float) -> None:
+    def __init__(self, feedback: Feedback[LearnerT], memory: float) -> None:
         self.feedback, self.memory = feedback, memory
         self.sums: list[Gradient] = []
         self.weight = 0.0
 
-    def gradients(self, learner: Any) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """The running average of each batch's gradient.
 
         Raises:
@@ -162,17 +146,17 @@ class EMAFeedback:
 
     def metrics(self) -> dict[str, float]:
         """What the feedback of the present tells."""
-        return feedback_metrics(self.feedback)
+        return self.feedback.metrics()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"sums": self.sums, "weight": self.weight, "feedback": self.feedback.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.sums, self.weight = list(state["sums"]), float(state["weight"])
         self.feedback.load_state_dict(state["feedback"])
 
 
-class RandomDirection:
+class RandomDirection(Feedback[LearnerT]):
     """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a
     control of Table 5).
 
@@ -187,21 +171,21 @@ class RandomDirection:
             feedback), otherwise a fresh one for every batch.
     """
 
-    def __init__(self, feedback: Feedback, seed: int, *, fixed: bool) -> None:
+    def __init__(self, feedback: Feedback[LearnerT], seed: int, *, fixed: bool) -> None:
         self.feedback, self.seed, self.fixed = feedback, seed, fixed
         self.generator = torch.Generator().manual_seed(seed)
 
-    def gradients(self, learner: Any) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Random vectors over S, one per feedback batch."""
         return [self._like(real) for real in self.feedback.gradients(learner)]
 
     def metrics(self) -> dict[str, float]:
-        return feedback_metrics(self.feedback)
+        return self.feedback.metrics()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"generator": self.generator.get_state(), "feedback": self.feedback.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.generator.set_state(state["generator"].cpu())
         self.feedback.load_state_dict(state["feedback"])
 

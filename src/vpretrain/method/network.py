@@ -5,16 +5,27 @@ emits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
-from vpretrain.method.collapse import Bounds
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Estimate, ValueFunction, detached
+from vpretrain.method.roles import (
+    Bounds,
+    ContextT,
+    Designer,
+    Estimate,
+    Learned,
+    Metrics,
+    State,
+    TaskT,
+    ValueFunction,
+    detached,
+)
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 from vpretrain.system.errors import NonFinite
@@ -36,7 +47,7 @@ class Learning:
     updates: int = 1
 
 
-class LearnedDesigner:
+class LearnedDesigner(Designer[ContextT, TaskT]):
     """A designer with a network; what is proposed, and how the network learns, is for subclasses to
     say.
 
@@ -51,20 +62,20 @@ class LearnedDesigner:
         self.network, self.learning = network, learning
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning.learning_rate)
 
-    def propose(self, context: Any) -> Any:
+    @abstractmethod
+    def propose(self, context: ContextT) -> TaskT:
         """The task as a function of ``phi``, with its graph."""
-        raise NotImplementedError
 
-    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+    def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         """The task for the learner's step; no graph."""
         with torch.no_grad():
             return self.propose(context)
 
-    def update(self, heard: Sequence[Estimate]) -> Tensor:
+    def control_gradient(self, estimates: Sequence[Estimate]) -> Tensor:
         """``dV/d control`` (the first one), the mean over the feedback batches; updates the
         agreement.
         """
-        gradients = [each.gradient[0] for each in heard]
+        gradients = [each.gradient[0] for each in estimates]
         self.learning.reliability.update(gradients)
         return torch.stack(gradients).mean(dim=0)
 
@@ -86,50 +97,55 @@ class LearnedDesigner:
             raise NonFinite(f"the designer's gradient norm is {norm}, and the step was not taken")
         self.optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "reliability": self.learning.reliability.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.learning.reliability.load_state_dict(state["reliability"])
 
 
-class Surface(Protocol):
+class Surface(ABC, Generic[ContextT, TaskT]):
     """Where a choice (a mask, say) enters a learner's task. What it becomes there is the first
     control of the tasks.
     """
 
-    def baseline_task(self, context: Any) -> Any:
+    @property
+    def bounds(self) -> Bounds:
+        """Where figures of :meth:`metrics` stand when nothing is chosen any more."""
+        return {"gate": (0.0, 1.0)}
+
+    @abstractmethod
+    def baseline_task(self, context: ContextT) -> TaskT:
         """The task without steering."""
-        ...
 
-    def valued_baseline_task(self, context: Any) -> Any:
-        """The same with controls, so that it can be appraised."""
-        ...
+    @abstractmethod
+    def valued_baseline_task(self, context: ContextT) -> TaskT:
+        """The same with controls, so that it can be valued."""
 
-    def inputs(self, context: Any) -> Any:
+    @abstractmethod
+    def inputs(self, context: ContextT) -> Tensor:
         """What a network reads of the batch, cut off from the learner."""
-        ...
 
-    def task(self, context: Any, choice: Tensor) -> Any:
+    @abstractmethod
+    def task(self, context: ContextT, choice: Tensor) -> TaskT:
         """The task under a choice; gradients flow to it."""
-        ...
 
-    def part(self, context: Any, rows: int) -> Any:
+    def part(self, context: ContextT, rows: int) -> ContextT:
         """The context of the first rows of the batch alone."""
-        ...
+        raise NotImplementedError("this surface values whole batches")
 
-    def metrics(self, choice: Tensor) -> dict[str, float]:
-        """How a choice looks; ``gate``: how much of it is away from the plain task, in [0, 1]."""
-        ...
+    def metrics(self, choice: Tensor) -> Metrics:
+        """How a choice looks; ``gate``: how much of it is away from the baseline, in [0, 1]."""
+        return {}
 
 
-class NetworkDesigner(LearnedDesigner):
+class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
     """The paper's designer: a network emits the choice and ascends its value,
     ``L_meta = -V + price`` (eq. 26, 54).
 
@@ -153,7 +169,7 @@ class NetworkDesigner(LearnedDesigner):
     def __init__(
         self,
         network: nn.Module,
-        surface: Surface,
+        surface: Surface[ContextT, TaskT],
         price: Callable[[Tensor], Tensor],
         learning: Learning,
         *,
@@ -165,31 +181,27 @@ class NetworkDesigner(LearnedDesigner):
 
     @property
     def bounds(self) -> Bounds:
-        """Those that the surface says; where it says none, those of the gate, which every surface
-        has.
-        """
-        return getattr(self.surface, "bounds", {"gate": (0.0, 1.0)})
+        return self.surface.bounds
 
-    def propose(self, context: Any) -> Any:
-        """The task under the network's choice."""
+    def propose(self, context: ContextT) -> TaskT:
         return self.surface.task(context, self.network(self.surface.inputs(context)))
 
-    def baseline_task(self, context: Any) -> Any:
+    def baseline_task(self, context: ContextT) -> TaskT:
         return self.surface.baseline_task(context)
 
-    def learn(self, context: Any, value_of: ValueFunction) -> dict[str, float]:
+    def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
         """``updates`` steps up the value of the choice."""
         if self.meta_rows is not None:
             context = self.surface.part(context, -(-self.meta_rows // distributed.world()))
         inputs = self.surface.inputs(context)
         choice = self.network(inputs)
         task = self.surface.task(context, choice)
-        heard = value_of.each(context, detached(task))
-        gradient = self.update(heard)
-        plain = _value(value_of.each(context, self.surface.valued_baseline_task(context)))
+        estimates = value_of.each(context, detached(task))
+        gradient = self.control_gradient(estimates)
+        baseline = _mean_value(value_of.each(context, self.surface.valued_baseline_task(context)))
         metrics = {
-            "gain": _value(heard) - plain,
-            "value_baseline": plain,
+            "gain": _mean_value(estimates) - baseline,
+            "value_baseline": baseline,
             **self.learning.reliability.metrics(),
             **self.surface.metrics(choice.detach()),
         }
@@ -197,16 +209,16 @@ class NetworkDesigner(LearnedDesigner):
             if update:
                 choice = self.network(inputs)
                 task = self.surface.task(context, choice)
-            worth = self._worth(gradient, task.controls()[0])
-            self.descend(self.price(choice) - self.learning.reliability.factor * worth)
-        return metrics
+            value = self._tangent(gradient, task.controls()[0])
+            self.descend(self.price(choice) - self.learning.reliability.factor * value)
+        return Learned(metrics)
 
-    def _worth(self, gradient: Tensor, control: Tensor) -> Tensor:
-        """The value's tangent at the control that was appraised, up to a constant."""
+    def _tangent(self, gradient: Tensor, control: Tensor) -> Tensor:
+        """The value's tangent at the control that was valued, up to a constant."""
         if self.raw:
             return distributed.total((gradient * control).sum())
         return distributed.mean(standardised(gradient) * control)
 
 
-def _value(heard: Sequence[Estimate]) -> float:
-    return sum(float(each.value) for each in heard) / len(heard)
+def _mean_value(estimates: Sequence[Estimate]) -> float:
+    return sum(float(each.value) for each in estimates) / len(estimates)

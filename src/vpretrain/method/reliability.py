@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vpretrain.method.roles import State
 from vpretrain.system import distributed
 
 
@@ -57,10 +57,10 @@ class Reliability:
             else {"agreement": self.agreement, "reliability": self.factor}
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"agreement": self.agreement}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.agreement = state["agreement"]
 
 

@@ -2,13 +2,13 @@
 they are given a function.
 
 A learner that runs as one pass of its whole model, a stream and a feedback set over items that are
-addressed by number, a baseline without steering, and a score. Whatever needs more (a pass that is
+addressed by number, and a baseline without steering. Whatever needs more (a pass that is
 cut where S begins, a teacher) has its own class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,8 +19,18 @@ from torch.func import functional_call
 
 from vpretrain.method import vectors
 from vpretrain.method.network import Surface
-from vpretrain.method.roles import Gradient, Objective, Score, ValueFunction
-from vpretrain.studies.statistics import mean_stderr
+from vpretrain.method.roles import (
+    BatchT,
+    ContextT,
+    Designer,
+    Feedback,
+    Gradient,
+    Learner,
+    Objective,
+    State,
+    Stream,
+    TaskT,
+)
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Order
@@ -31,7 +41,7 @@ has just then.
 """
 
 
-class WholeLearner:
+class WholeLearner(Learner[BatchT, BatchT, TaskT]):
     """A learner whose loss is one pass of its whole model, that holds nothing beside it.
 
     The blocks below S run again whenever a task is valued. The model casts its inputs to its
@@ -62,15 +72,15 @@ class WholeLearner:
             if any(fnmatchcase(name, pattern) for pattern in aligned)
         }
 
-    def forward(self, batch: Any) -> Any:
+    def forward(self, batch: BatchT) -> BatchT:
         """The batch itself: nothing is computed before the task is known."""
         return batch
 
-    def loss(self, context: Any, task: Any) -> Tensor:
+    def loss(self, context: BatchT, task: TaskT) -> Tensor:
         """``L_pre``, with its graph to the model."""
         return self._loss(self.model, context, task)
 
-    def objective(self, context: Any, task: Any) -> Objective:
+    def objective(self, context: BatchT, task: TaskT) -> Objective:
         """The same as a function of S, without dropout; its inputs are the controls themselves."""
         held = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
@@ -89,18 +99,8 @@ class WholeLearner:
 
         return Objective(task.controls(), loss)
 
-    def stepped(self, fraction: float) -> None:
-        """Nothing follows the model."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class ShuffledBatches:
+class ShuffledBatches(Stream[BatchT]):
     """Endless batches of items, shuffled anew in every pass
     (:class:`vpretrain.method.roles.Batches`).
 
@@ -112,35 +112,26 @@ class ShuffledBatches:
     """
 
     def __init__(
-        self, count: int, batch_size: int, key: str, make: Callable[[list[int]], Any]
+        self, count: int, batch_size: int, key: str, make: Callable[[list[int]], BatchT]
     ) -> None:
-        self.order, self.batch_size, self.make, self.drawn = (
-            Order(count, key),
-            batch_size,
-            make,
-            0,
-        )
+        self.order, self.batch_size, self.make = Order(count, key), batch_size, make
+        self.drawn = 0
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
+    def __next__(self) -> BatchT:
         numbers = range(self.drawn, self.drawn + self.batch_size)
         self.drawn = numbers.stop
         return self.make([self.order[number] for number in numbers])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
+    def state_dict(self) -> State:
         return {"drawn": self.drawn}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to that position; the batches that follow are the same."""
+    def load_state_dict(self, state: State) -> None:
         self.drawn = int(state["drawn"])
 
 
 def halves(
-    count: int, batch_size: int, key: str, make: Callable[[list[int]], Any]
-) -> tuple[ShuffledBatches, ShuffledBatches]:
+    count: int, batch_size: int, key: str, make: Callable[[list[int]], BatchT]
+) -> tuple[ShuffledBatches[BatchT], ShuffledBatches[BatchT]]:
     """Two endless feedback batches that share no item: every other one of ``count`` items; see
     :class:`ShuffledBatches`.
     """
@@ -159,7 +150,7 @@ def halves(
     return even, odd
 
 
-class LossFeedback:
+class LossFeedback(Feedback[Learner[Any, Any, Any]]):
     """``g_down``: the gradient of a loss on verified items
     (:class:`vpretrain.method.roles.Feedback`).
 
@@ -169,67 +160,41 @@ class LossFeedback:
         loss: ``L_down`` of a batch, with its graph to the learner's model.
     """
 
-    def __init__(self, batches: Sequence[ShuffledBatches], loss: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self, batches: Sequence[ShuffledBatches[Any]], loss: Callable[[Any], Tensor]
+    ) -> None:
         self.batches, self.loss = list(batches), loss
 
-    def gradients(self, learner: Any) -> list[Gradient]:
+    def gradients(self, learner: Learner[Any, Any, Any]) -> list[Gradient]:
         """One a feedback batch, without dropout; parameters of S that the loss does not reach get
         zeros.
         """
         return [self._gradient(learner, next(batch)) for batch in self.batches]
 
-    def _gradient(self, learner: Any, batch: Any) -> Gradient:
+    def _gradient(self, learner: Learner[Any, Any, Any], batch: Any) -> Gradient:
         with evaluating(learner.model):
             pieces = torch.autograd.grad(
                 self.loss(batch), list(learner.aligned.values()), materialize_grads=True
             )
         return vectors.named(learner.aligned, pieces)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the draws stand."""
+    def state_dict(self) -> State:
         return {"batches": [batch.state_dict() for batch in self.batches]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes there."""
-        for batch, held in zip(self.batches, state["batches"], strict=True):
-            batch.load_state_dict(held)
+    def load_state_dict(self, state: State) -> None:
+        for batch, position in zip(self.batches, state["batches"], strict=True):
+            batch.load_state_dict(position)
 
 
 @dataclass
-class BaselineDesigner:
-    """A designer that hears no feedback and keeps no state: self-supervised learning as it always
-    was, the baseline.
+class BaselineDesigner(Designer[ContextT, TaskT]):
+    """Self-supervised learning without steering: no feedback, no state.
 
     Args:
         surface: of the learner.
     """
 
-    surface: Surface
-    uses_feedback = False
+    surface: Surface[ContextT, TaskT]
 
-    def baseline_task(self, context: Any) -> Any:
-        """The task without steering."""
+    def baseline_task(self, context: ContextT) -> TaskT:
         return self.surface.baseline_task(context)
-
-    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
-        """The same."""
-        return self.baseline_task(context)
-
-    def learn(self, context: Any, value_of: ValueFunction) -> dict[str, float]:
-        """Nothing to learn."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-def score(items: Tensor, *, higher_is_better: bool) -> Score:
-    """The score whose value is the mean of one figure an item, ``[n]``."""
-    values = tuple(float(item) for item in items)
-    return Score(
-        sum(values) / len(values), mean_stderr(values) or 0.0, len(values), higher_is_better, values
-    )

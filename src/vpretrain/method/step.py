@@ -3,252 +3,176 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
-from vpretrain.method import vectors
 from vpretrain.method.accumulation import MicroBatches
-from vpretrain.method.collapse import Collapse
-from vpretrain.method.feedback import feedback_metrics, finite_norm
-from vpretrain.method.roles import Designer, Feedback, Learner, detached
-from vpretrain.method.value import adam_preconditioner
+from vpretrain.method.guards import Collapse, Guard
+from vpretrain.method.meta_step import MetaStep
+from vpretrain.method.roles import (
+    BatchT,
+    ContextT,
+    Designer,
+    Feedback,
+    Learner,
+    Metrics,
+    State,
+    TaskT,
+    detached,
+)
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import NonFinite
+from vpretrain.system.timing import Stopwatch
 
 
-class Stopwatch:
-    """Adds the seconds of a block to ``seconds_NAME`` of some metrics."""
-
-    def __init__(self, metrics: dict[str, float]) -> None:
-        self.metrics = metrics
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Around the block."""
-        started = time.perf_counter()
-        yield
-        key = f"seconds_{name}"
-        self.metrics[key] = self.metrics.get(key, 0.0) + time.perf_counter() - started
-
-
-class Guard:
-    """Do no harm: closes the gate while the mean gain over the last meta steps is negative.
-
-    Args:
-        window: how many meta steps the mean is over; 0 leaves the gate open whatever happens. Until
-            the window is full the gate is open.
-    """
-
-    def __init__(self, window: int) -> None:
-        self.gains: deque[float] = deque(maxlen=window)
-
-    def update(self, gain: float) -> None:
-        """Takes the gain of one meta step."""
-        self.gains.append(gain)
-
-    @property
-    def open(self) -> bool:
-        """Whether the designer's task may be used."""
-        full = self.gains.maxlen and len(self.gains) == self.gains.maxlen
-        return not full or sum(self.gains) >= 0
-
-
-class SteeredStep:
-    """Everything one learner step needs; calling it takes the step.
+class SteeredStep(Generic[BatchT, ContextT, TaskT]):
+    """One learner step: task, self-supervised loss, AdamW; and a meta step when one is due.
 
     Args:
         learner: ``theta`` and its self-supervised loss.
-        designer: ``phi`` and the task construction ``c_phi``.
-        feedback: the only place where feedback labels appear.
-        value_estimator: alignment and estimator.
-        optimizer: the learner's AdamW; it is only ever given gradients of the self-supervised loss.
-        meta_period: ``r``, learner steps per designer step.
-        preconditioner_floor: see :func:`vpretrain.method.value.adam_preconditioner`.
+        meta: the designer's side: feedback, value, task construction.
+        optimizer: the learner's AdamW; it only ever sees gradients of the self-supervised loss.
         clip_norm: bound on the learner's gradient norm.
-        guard: see :class:`Guard`.
-        collapse: signs that the designer no longer designs; None looks for none.
-        revert: whether the task is the plain one while there are such signs.
     """
 
     def __init__(
         self,
-        learner: Learner,
-        designer: Designer,
-        feedback: Feedback,
-        value_estimator: ValueEstimator,
+        learner: Learner[BatchT, ContextT, TaskT],
+        meta: MetaStep[BatchT, ContextT, TaskT],
         optimizer: torch.optim.Optimizer,
         *,
-        meta_period: int,
-        preconditioner_floor: float,
         clip_norm: float,
-        guard: Guard,
-        collapse: Collapse | None = None,
-        revert: bool = False,
     ) -> None:
-        self.learner, self.designer, self.feedback, self.value_estimator = (
+        self.learner, self.meta, self.optimizer, self.clip_norm = (
             learner,
-            designer,
-            feedback,
-            value_estimator,
-        )
-        self.optimizer, self.meta_period, self.clip_norm, self.guard = (
+            meta,
             optimizer,
-            meta_period,
             clip_norm,
-            guard,
         )
-        self.preconditioner_floor = preconditioner_floor
-        self.collapse, self.revert = collapse or Collapse(0), revert
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
-    def __call__(self, batch: Any, learning_rate: float, fraction: float = 0.0) -> dict[str, float]:
-        """Takes one step on an unlabeled batch and returns its metrics.
+    def __call__(
+        self, batch: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
+    ) -> Metrics:
+        """Takes one step and returns its metrics.
 
         Args:
-            batch: ``B_u``, unlabeled, or several of them whose gradients are added up; the first is
+            batch: ``B_u``, unlabeled; gradients of its parts are added up, and the first part is
                 what the designer learns from.
-            learning_rate: of the learner; at 0 the parameters stay bit for bit and only the
-                optimizer's moments, the designer and its direction move (burn-in).
-            fraction: of the budget that is used, in [0, 1].
+            learning_rate: of the learner; at 0 the parameters stay bit for bit, and only the
+                optimizer's moments, the designer and its direction move.
+            progress: fraction of the budget that is used, in [0, 1].
 
         Raises:
             NonFinite: the loss, its gradient or what the feedback says is not; learner and
                 optimizer were not moved.
         """
-        metrics: dict[str, float] = {}
-        batches = batch if isinstance(batch, MicroBatches) else MicroBatches((batch,))
-        meta_due, steer = self.meta_due, self.steers
-        losses: list[torch.Tensor] = []
-        clock = Stopwatch(metrics)
-        fractions = zip(batches.parts, batches.fractions, batches.fractions_of_batch, strict=True)
-        for place, (part, part_fraction, self.value_estimator.fraction) in enumerate(fractions):
-            with clock("learner"):
-                context = self.learner.forward(part)
-            if meta_due and place == 0:
-                with clock("meta"):
-                    metrics |= self._learn(context, learning_rate)
-                steer = self.steers
-            with clock("designer"):
-                task = (
-                    self.designer.make_task(context, self.value_estimator)
-                    if steer
-                    else self.designer.baseline_task(context)
-                )
+        metrics = self.take(batch, learning_rate, progress, meta_due=self.meta.due(self.count))
+        self.count += 1
+        return metrics
+
+    def take(
+        self, batch: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
+    ) -> Metrics:
+        """The same, with a meta step or without one, whatever is due; it is not counted."""
+        metrics: Metrics = {}
+        timed = Stopwatch(metrics)
+        losses: list[Tensor] = []
+        for part in batch.weighted():
+            with timed("learner"):
+                context = self.learner.forward(part.batch)
+            value_of = self.meta.value_estimator.on_part(part.fraction_of_batch)
+            task = None
+            if meta_due and not losses:
+                with timed("meta"):  # step 2: phi moves, theta does not
+                    learned, task = self.meta(context, value_of, learning_rate)
+                metrics |= learned
+            with timed("designer"):
+                if task is None or not self.meta.steers(self.count):
+                    task = self.meta.task(context, value_of, self.count)
                 task = detached(task)
-            with clock("learner"):
-                # eq. 3: feedback is in here through the task alone
-                part_loss = part_fraction * self.learner.loss(context, task)
-                part_loss.backward()
-                losses.append(part_loss.detach())
-        with clock("learner"):
+            with timed("learner"):  # step 3, eq. 3: feedback is in here through the task alone
+                loss = part.fraction * self.learner.loss(context, task)
+                loss.backward()
+                losses.append(loss.detach())
+        with timed("learner"):
             distributed.all_reduce_gradients(self.parameters)
         if meta_due:
-            metrics |= self._alignment_metrics()
-        with clock("learner"):
-            loss = float(distributed.total(torch.stack(losses).sum()))
-            norm = sharding.clip(self.parameters, self.clip_norm)
-            if not math.isfinite(norm) or not math.isfinite(loss):
-                self.optimizer.zero_grad(set_to_none=True)
-                found = f"loss {loss}, gradient norm {norm}"
-                raise NonFinite(
-                    f"{found}: not both finite, and the step was not taken; lower "
-                    "learner.learning_rate"
-                )
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
+            metrics |= self.meta.alignment_metrics()
+        with timed("learner"):
+            metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
+            self.learner.after_step(progress)
+        steered = self.meta.designer.uses_feedback and self.meta.steers(self.count)
+        return metrics | {"steered": float(steered)}
+
+    def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
+        """AdamW on the gradients that were added up, their norm clipped."""
+        total = float(distributed.total(loss))
+        norm = sharding.clip(self.parameters, self.clip_norm)
+        if not math.isfinite(norm) or not math.isfinite(total):
             self.optimizer.zero_grad(set_to_none=True)
-            self.learner.stepped(fraction)
-        self.count += 1
-        return metrics | {
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "gradient_norm": norm,
-            "steered": float(steer and self.designer.uses_feedback),
-        }
+            raise NonFinite(
+                f"loss {total}, gradient norm {norm}: not both finite, and the step was not taken; "
+                "lower learner.learning_rate"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "learning_rate": learning_rate, "gradient_norm": norm}
 
-    def _learn(self, context: Any, learning_rate: float) -> dict[str, float]:
-        """The meta step: the feedback is heard, the designer moves and the learner does not."""
-        downstream = self.feedback.gradients(self.learner)  # eq. 7
-        # All processes hear the same rows; that they also round alike is not for every kernel to
-        # promise.
-        distributed.broadcast([piece for heard in downstream for piece in heard.values()])
-        size = finite_norm(downstream)
-        self.value_estimator.update(downstream, self._preconditioner(), learning_rate)
-        learned = self.designer.learn(
-            context, self.value_estimator
-        )  # eq. 26, 42: phi moves, theta does not
-        self.value_estimator.merge()
-        metrics = distributed.averaged(learned)
-        if "gain" in metrics:
-            self.guard.update(metrics["gain"])
-        self.collapse.update(metrics)
-        metrics["collapsed"] = float(bool(self.collapse.signs))
-        return metrics | feedback_metrics(self.feedback) | {"gradient_norm_downstream": size}
+    def state_dict(self) -> State:
+        """Optimizer, count, and the meta step's state."""
+        state = {"optimizer": self.optimizer.state_dict(), "count": self.count}
+        return state | {"meta": self.meta.state_dict()}
 
-    @property
-    def steers(self) -> bool:
-        """Whether the designer's task is used, or the plain one in its place."""
-        return self.guard.open and not (self.revert and self.collapse.signs)
-
-    @property
-    def meta_due(self) -> bool:
-        """Whether the next step listens to the feedback."""
-        return self.designer.uses_feedback and self.count % self.meta_period == 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "count": self.count,
-            "gains": list(self.guard.gains),
-            "collapse": self.collapse.state_dict(),
-            "appraiser": self.value_estimator.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        moments = {
-            number: {
-                name: sharding.laid_out(held, self.parameters[number]) if held.ndim else held
-                for name, held in of_one.items()
-            }
-            for number, of_one in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
-        self.count = state["count"]
-        self.guard.gains = deque(state["gains"], maxlen=self.guard.gains.maxlen)
-        self.collapse.load_state_dict(state["collapse"])
-        self.value_estimator.load_state_dict(state["appraiser"])
-
-    def _preconditioner(self) -> dict[str, torch.Tensor] | None:
-        if not self.value_estimator.alignment.preconditioned:
-            return None
-        return adam_preconditioner(self.optimizer, self.learner.aligned, self.preconditioner_floor)
-
-    def _alignment_metrics(self) -> dict[str, float]:
-        """Cosine of the update's gradient on S with the feedback direction; free, since the
-        gradient is there anyway.
-        """
-        pre = {name: p.grad for name, p in self.learner.aligned.items() if p.grad is not None}
-        down = {
-            name: g
-            for name, g in vectors.mean(self.value_estimator.downstream).items()
-            if name in pre
-        }
-        if not pre:
-            return {}
-        product, size = (
-            float(vectors.inner(down, pre)),
-            float(vectors.norm(down) * vectors.norm(pre)),
+    def load_state_dict(self, state: State) -> None:
+        """Restores :meth:`state_dict`."""
+        self.optimizer.load_state_dict(
+            sharding.laid_out_moments(state["optimizer"], self.parameters)
         )
-        return {
-            "value": product,
-            "cosine": product / size if size else 0.0,
-            "gradient_norm_aligned": float(vectors.norm(pre)),
-        }
+        self.count = state["count"]
+        self.meta.load_state_dict(state["meta"])
+
+
+def steered_step(
+    learner: Learner[BatchT, ContextT, TaskT],
+    designer: Designer[ContextT, TaskT],
+    feedback: Feedback[Any],
+    value_estimator: ValueEstimator[BatchT, ContextT, TaskT],
+    optimizer: torch.optim.Optimizer,
+    *,
+    period: int,
+    clip_norm: float,
+    preconditioner_floor: float = 0.1,
+    guard_window: int = 0,
+) -> SteeredStep[BatchT, ContextT, TaskT]:
+    """Algorithm 1 for four roles and an AdamW, for those who have no recipe.
+
+    Args:
+        learner: ``theta``.
+        designer: ``phi``.
+        feedback: where the labels are.
+        value_estimator: alignment and estimator.
+        optimizer: the learner's.
+        period: learner steps per designer step.
+        preconditioner_floor: of ``P`` (eq. 35).
+        clip_norm: bound on the learner's gradient norm.
+        guard_window: meta steps over which guard and collapse look; 0: neither does.
+    """
+    meta = MetaStep(
+        learner,
+        designer,
+        feedback,
+        value_estimator,
+        optimizer,
+        period=period,
+        preconditioner_floor=preconditioner_floor,
+        guard=Guard(guard_window),
+        collapse=Collapse(guard_window, designer.bounds),
+    )
+    return SteeredStep(learner, meta, optimizer, clip_norm=clip_norm)

@@ -5,16 +5,16 @@ An alignment is a smooth function ``A(g_pre)``. Whatever it is, its gradient wit
 task is that of an inner product with a *constant* vector, ``grad A = grad <u, g_pre>`` with
 ``u = dA/dg_pre`` held fixed, so the rest of the program only ever sees ``(value, direction)``.
 
-============================  ============================
-==========================================  ============== alignment                     value
-direction u                                 needs g_pre ============================
-============================  ==========================================  ============== ``dot``
-(eq. 9)               gd . gp                       gd                                          no
-``optimizer_aware`` (eq. 35)  (P gd) . gp                   P gd
-no ``cosine`` (eq. 26)           gd . gp / (|gd| |gp|)         gd / (|gd| |gp|) - cos gp / |gp|^2
-yes ``lower_bound`` (Prop. 2.1)   gd . gp - L eta |gp|^2 / 2    gd - L eta gp
-yes ============================  ============================
-==========================================  ==============
+===================  ===========================  =========================  ==========
+alignment            value                        direction u                needs g_pre
+===================  ===========================  =========================  ==========
+dot (eq. 9)          gd . gp                      gd                         no
+optimizer_aware      (P gd) . gp (eq. 35)         P gd                       no
+cosine (eq. 26)      gd . gp / (|gd| |gp|)        gd / (|gd| |gp|)           yes
+                                                  - cos gp / |gp|^2
+lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
+                     (Prop. 2.1)
+===================  ===========================  =========================  ==========
 """
 
 from __future__ import annotations

@@ -1,22 +1,33 @@
-"""What a task is worth under the latest feedback: alignment and estimator put together."""
+"""The value of a task under the latest feedback: alignment and estimator put together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor
 
 from vpretrain.method import vectors
-from vpretrain.method.directional import Estimator
-from vpretrain.method.roles import Estimate, Gradient, Learner
+from vpretrain.method.directional import Estimator, Loss
+from vpretrain.method.roles import (
+    BatchT,
+    ContextT,
+    Estimate,
+    Gradient,
+    Learner,
+    State,
+    Task,
+    TaskT,
+    ValueFunction,
+)
 from vpretrain.method.value import Alignment
 from vpretrain.system import distributed
 
 
-class ValueEstimator:
-    """Holds the latest downstream gradients and values tasks along them.
+class ValueEstimator(Generic[BatchT, ContextT, TaskT]):
+    """Holds the latest downstream gradients; :meth:`on_part` values tasks along them.
 
     Args:
         learner: gives S and the self-supervised objective.
@@ -24,91 +35,120 @@ class ValueEstimator:
         estimator: takes the directional derivative.
 
     Attributes:
-        fraction: of this process's part in the loss of the batch that is valued; 1 for a process on
-            its own. A value is that of the whole batch, its gradient with respect to this process's
-            controls likewise.
+        feedback_gradients: ``g_down`` over S, one a feedback batch, preconditioned where the
+            alignment asks for it.
     """
 
-    def __init__(self, learner: Learner, alignment: Alignment, estimator: Estimator) -> None:
+    def __init__(
+        self,
+        learner: Learner[BatchT, ContextT, TaskT],
+        alignment: Alignment,
+        estimator: Estimator,
+    ) -> None:
         self.learner, self.alignment, self.estimator = learner, alignment, estimator
-        self.downstream: list[Gradient] = []
+        self.feedback_gradients: list[Gradient] = []
         self.step_size = 0.0
-        self.fraction = 1.0
 
     def update(
-        self, downstream: Sequence[Gradient], preconditioner: Gradient | None, step_size: float
+        self, gradients: Sequence[Gradient], preconditioner: Gradient | None, step_size: float
     ) -> None:
         """Takes new downstream gradients, one per feedback batch.
 
         Args:
-            downstream: ``g_down`` over S, one or more.
+            gradients: ``g_down`` over S, one or more.
             preconditioner: ``P`` over S; used by ``optimizer_aware`` alone, and None counts as the
                 identity.
             step_size: the learning rate of the step that is valued (``lower_bound`` only).
         """
         if self.alignment.preconditioned and preconditioner is not None:
-            downstream = [
-                {name: preconditioner[name] * g for name, g in down.items()} for down in downstream
+            gradients = [
+                {name: preconditioner[name] * piece for name, piece in gradient.items()}
+                for gradient in gradients
             ]
-        self.downstream, self.step_size = list(downstream), step_size
+        self.feedback_gradients, self.step_size = list(gradients), step_size
 
-    def merge(self) -> None:
-        """Keeps the mean of what was heard and no more: all that is asked for until the next meta
-        step.
+    def keep_mean(self) -> None:
+        """Keeps the mean of the gradients alone: all that is needed until the next meta step."""
+        self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
+
+    def on_part(self, fraction: float = 1.0) -> ValueFunction[ContextT]:
+        """Values tasks on a part of a batch.
+
+        Args:
+            fraction: of this process's part in the loss of the whole batch, in [0, 1]. A value is
+                that of the whole batch, its gradient that with respect to this part's controls.
         """
-        self.downstream = [vectors.mean(self.downstream)]
+        return PartValue(self, fraction)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"downstream": self.downstream, "step_size": self.step_size}
+    def state_dict(self) -> State:
+        """The gradients of the latest meta step: they are used until the next."""
+        return {"feedback_gradients": self.feedback_gradients, "step_size": self.step_size}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.downstream = [
-            {name: piece.to(self.learner.aligned[name].device) for name, piece in heard.items()}
-            for heard in state["downstream"]
+    def load_state_dict(self, state: State) -> None:
+        """Restores :meth:`state_dict`."""
+        aligned = self.learner.aligned
+        self.feedback_gradients = [
+            {name: piece.to(aligned[name].device) for name, piece in gradient.items()}
+            for gradient in state["feedback_gradients"]
         ]
         self.step_size = state["step_size"]
 
-    def __call__(self, context: Any, task: Any) -> Estimate:
-        """Value of ``task`` and ``dV/d controls`` along the mean of the downstream gradients."""
-        return self._along(context, task, [vectors.mean(self.downstream)])[0]
 
-    def each(self, context: Any, task: Any) -> list[Estimate]:
-        """The same along each feedback batch's own gradient, in the order they were heard."""
-        return self._along(context, task, self.downstream)
+@dataclass(frozen=True)
+class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
+    """See :meth:`ValueEstimator.on_part`."""
 
-    def _along(self, context: Any, task: Any, downstream: Sequence[Gradient]) -> list[Estimate]:
+    estimator: ValueEstimator[Any, ContextT, TaskT] = field(repr=False)
+    fraction: float
+
+    def __call__(self, context: ContextT, task: Task) -> Estimate:
+        """Along the mean of the feedback gradients."""
+        return self._along(context, task, [vectors.mean(self.estimator.feedback_gradients)])[0]
+
+    def each(self, context: ContextT, task: Task) -> list[Estimate]:
+        """Along each of the feedback gradients, in their order."""
+        return self._along(context, task, self.estimator.feedback_gradients)
+
+    def _along(
+        self, context: ContextT, task: Task, gradients: Sequence[Gradient]
+    ) -> list[Estimate]:
+        """Values of one task along several downstream gradients; what does not depend on them is
+        computed once."""
+        learner, alignment = self.estimator.learner, self.estimator.alignment
         controls = tuple(control.detach().requires_grad_() for control in task.controls())
-        objective = self.learner.objective(context, task.with_controls(controls))
+        # Whatever is valued is a task of this learner.
+        objective = learner.objective(context, cast(TaskT, task.with_controls(controls)))
         inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
             # As views: a module that leaves enter cannot be counted in FLOPs.
-            return self.fraction * objective.loss(
-                parameters, tuple(tensor.view_as(tensor) for tensor in inputs)
-            )
+            views = tuple(tensor.view_as(tensor) for tensor in inputs)
+            return self.fraction * objective.loss(parameters, views)
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
-            found = self.estimator(loss, point, direction, inputs)
-            # What the inputs are worth, taken back to the controls: a no-op where they are the
-            # same.
+            along = self.estimator.estimator(loss, point, direction, inputs)
+            # From the inputs back to the controls: a no-op where they are the same.
             gradient = torch.autograd.grad(
-                objective.inputs, controls, found.gradient, retain_graph=True
+                objective.inputs, controls, along.gradient, retain_graph=True
             )
-            return Estimate(distributed.total(found.value) if value is None else value, gradient)
+            return Estimate(distributed.total(along.value) if value is None else value, gradient)
 
         # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
-        point = {
-            name: vectors.wide(parameter.detach())
-            for name, parameter in self.learner.aligned.items()
-        }
-        if self.alignment.linear:
-            return [estimate(down) for down in downstream]
-        with torch.enable_grad():
-            leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
-            pre = vectors.named(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())))
-            distributed.all_reduce(list(pre.values()))
-        estimates = []
-        for down in downstream:
-            value, direction = self.alignment(down, pre, self.step_size)
-            estimates.append(estimate(direction, value))
-        return estimates
+        point = {name: vectors.wide(p.detach()) for name, p in learner.aligned.items()}
+        if alignment.linear:
+            return [estimate(gradient) for gradient in gradients]
+        pretraining_gradient = _gradient(loss, point)
+        distributed.all_reduce(list(pretraining_gradient.values()))
+        valued = [
+            alignment(gradient, pretraining_gradient, self.estimator.step_size)
+            for gradient in gradients
+        ]
+        return [estimate(each.direction, each.value) for each in valued]
+
+
+def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:
+    """``g_pre``: the gradient of a loss over S at a point, by one ordinary backward pass."""
+    with torch.enable_grad():
+        leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
+        pieces = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    return vectors.named(leaves, pieces)

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from vpretrain.method.roles import Score
+from vpretrain.run.scores import Score
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import put_in_place, remove, replacing, scratch_beside, write_json

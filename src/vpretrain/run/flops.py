@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.roles import Parts
 from vpretrain.method.step import SteeredStep
+from vpretrain.run.parts import AnyParts
 
 BATCHES = 3
 
@@ -16,7 +17,7 @@ Cost = Mapping[bool, float]
 """FLOPs of one step, without (False) and with (True) a meta step."""
 
 
-def count(step: SteeredStep, parts: Parts, accumulate: int = 1) -> Cost:
+def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Cost:
     """Mean FLOPs of both kinds of step over a few of each (``torch.utils.flop_counter``: products
     and attention).
 
@@ -30,12 +31,10 @@ def count(step: SteeredStep, parts: Parts, accumulate: int = 1) -> Cost:
         accumulate: batches a step.
     """
     counted: dict[bool, list[int]] = {False: [], True: []}
+    step.count = step.meta.start  # before it tasks are the baseline's
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         for _ in range(BATCHES):
-            step.count = 0 if meta else 1
-            period, step.meta_period = step.meta_period, max(2, step.meta_period)
             with FlopCounterMode(display=False) as counter:
-                step(next_batches(parts.stream, accumulate), 0.0)
-            step.meta_period = period
+                step.take(next_batches(parts.stream, accumulate), 0.0, 0.0, meta_due=meta)
             counted[meta].append(counter.get_total_flops())
-    return {meta: sum(found) / len(found) for meta, found in counted.items() if found}
+    return {meta: sum(flops) / len(flops) for meta, flops in counted.items() if flops}

@@ -7,18 +7,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
+from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.flops import count
 from vpretrain.run.folder import RunFolder
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.resources import disk_shortage, smaller
-from vpretrain.run.train import Record, Result, new_step, run, seed_everything
+from vpretrain.run.run import Record, Run
+from vpretrain.run.train import train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError
 from vpretrain.system.files import write_json
@@ -26,31 +28,13 @@ from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
 
-@runtime_checkable
-class WritesCard(Protocol):
-    """A modality that describes the models it trained."""
-
-    def card(self, recipe: Any, materials: Any, result: Result, folder: Path) -> None:
-        """Writes the model card into the folder of the saved model."""
-        ...
-
-
-@runtime_checkable
-class HashesData(Protocol):
-    """A modality that says which data a run saw."""
-
-    def data_hashes(self, materials: Any) -> dict[str, str]:
-        """SHA-256 of every set of data, by its name in the recipe."""
-        ...
-
-
 def train_one(
     recipe: Recipe,
     folder: Path,
-    each_step: Callable[[Record, float], None],
+    on_record: Callable[[Record, float], None],
     *,
     accept_changes: bool = False,
-    description: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Trains once, or goes on with what the folder holds; it appears only after data, model and arm
     were found in order.
@@ -62,9 +46,9 @@ def train_one(
         recipe: every value of the run.
         folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
             ``model/`` with its card, ``designer/`` and ``result.json``.
-        each_step: is given every step's record and the share of the budget that is used.
+        on_record: is given every step's record and the share of the budget that is used.
         accept_changes: go on although the recipe is not the one that the folder was begun with.
-        description: is told, in a sentence, when a run goes on or is found finished.
+        notify: is told, in a sentence, when a run goes on or is found finished.
 
     Returns:
         ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric:
@@ -76,18 +60,16 @@ def train_one(
         Fault, Stopped: see :func:`vpretrain.run.train.run`.
     """
     with distributed.process_group():
-        return _train_one(
-            recipe, folder, each_step, accept_changes=accept_changes, description=description
-        )
+        return _train_one(recipe, folder, on_record, accept_changes=accept_changes, notify=notify)
 
 
 def _train_one(
     recipe: Recipe,
     folder: Path,
-    each_step: Callable[[Record, float], None],
+    on_record: Callable[[Record, float], None],
     *,
     accept_changes: bool,
-    description: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> dict[str, Any]:
     first = distributed.rank() == 0
     changed, finished = distributed.broadcast_object(
@@ -96,7 +78,7 @@ def _train_one(
     if changed and not accept_changes:
         raise UserError(*changed)
     if finished and not changed:
-        description("this run is finished; nothing was done")
+        notify("this run is finished; nothing was done")
         found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return found
     section = recipe.checkpoint
@@ -107,7 +89,7 @@ def _train_one(
         keep_last=section.keep_last,
         asynchronous=section.asynchronous,
     )
-    seed_everything(recipe)
+    seed_run(recipe)
     modality = MODALITIES[recipe.modality]()
     materials = distributed.in_turn(lambda: modality.load(recipe))
     try:
@@ -122,10 +104,10 @@ def _train_one(
         parts = modality.build(recipe, materials)
         step, state = checkpoints.newest() or (0, None)
         if state is not None:
-            description(f"going on after step {step}")
+            notify(f"going on after step {step}")
         out = None
         if first:
-            hashes = modality.data_hashes(materials) if isinstance(modality, HashesData) else {}
+            hashes = modality.data_hashes(materials)
             out = RunFolder(
                 folder, recipe, records=state["records"] if state else 0, data_hashes=hashes
             )
@@ -134,19 +116,22 @@ def _train_one(
         def log(record: Record, fraction: float) -> None:
             if out is not None:
                 out.log(record)
-                each_step(record, fraction)
+                on_record(record, fraction)
 
         try:
-            with Interruption() as asked:
-                result = run(
-                    recipe,
-                    parts,
-                    cost=cost,
-                    each_step=log,
-                    checkpoints=checkpoints,
-                    resume=state,
-                    asked=asked,
-                    remember=False,
+            with Interruption() as stop:
+                result = train(
+                    Run(
+                        recipe,
+                        parts,
+                        cost=cost,
+                        on_record=log,
+                        checkpoints=checkpoints,
+                        resume=state,
+                        stop=stop,
+                        keep_history=False,
+                        prefetch=torch.cuda.is_available(),
+                    )
                 )
         finally:
             if out is not None:
@@ -160,8 +145,7 @@ def _train_one(
         if first:
             with distributed.alone():
                 parts.save(folder / "model")
-                if isinstance(modality, WritesCard):
-                    modality.card(recipe, materials, result, folder / "model")
+                modality.card(recipe, materials, result, folder / "model")
     designer = (
         parts.designer.state_dict()
     )  # what it remembers of its batches is asked of all processes

@@ -13,11 +13,13 @@ import torch
 from vpretrain.config import recipe as recipes
 from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Budget, Measure, Recipe
-from vpretrain.method.roles import Draws, Parts
+from vpretrain.run.build import new_step
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.train import Result, new_step, run
+from vpretrain.run.parts import Parts
+from vpretrain.run.run import Run
+from vpretrain.run.train import Result, train
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import Fault, UserError, user_error
@@ -211,10 +213,10 @@ class _Worker:
         # Step 0 is the same in every arm and measured once, apart.
         parts = self.modality.build(recipe, self.materials)
         try:
-            result = run(recipe, parts, step0={}, cost=self.costs[arm])
+            result = train(Run(recipe, parts, step0={}, cost=self.costs[arm]))
         except Fault as fault:
             raise Fault(f"{arm}, seed {seed}: {fault}; runs that were finished are kept") from fault
-        if seed == self.recipe.seed and isinstance(self.modality, Draws):
+        if seed == self.recipe.seed:
             self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
         found = as_json(result)
         with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open(

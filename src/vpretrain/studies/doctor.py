@@ -12,10 +12,11 @@ from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported
-from vpretrain.method.roles import Estimate, Gradient, Modality, Parts, Task, detached
+from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.parts import Modality, Parts
 from vpretrain.system.errors import user_error
 
 REPEATS = 7
@@ -100,7 +101,7 @@ def _listening(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Reci
     )
 
 
-class _Unheard:
+class _Nothing(ValueFunction[Any]):
     """Values every choice at nothing: what is proposed then does not depend on the estimator that
     is tried.
     """
@@ -122,12 +123,13 @@ class _Bench:
     ) -> None:
         self.context = parts.learner.forward(batch)
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
-        self.value_estimator = ValueEstimator(parts.learner, alignment, ESTIMATORS[estimator])
-        self.value_estimator.update(down, None, recipe.learner.learning_rate)
-        self.task = detached(parts.designer.make_task(self.context, _Unheard()))
+        estimated = ValueEstimator(parts.learner, alignment, ESTIMATORS[estimator])
+        estimated.update(down, None, recipe.learner.learning_rate)
+        self.value_of_part = estimated.on_part()
+        self.task = detached(parts.designer.make_task(self.context, _Nothing()))
 
     def value_of(self) -> tuple[Tensor, ...]:
-        return self.value_estimator(self.context, self.task).gradient
+        return self.value_of_part(self.context, self.task).gradient
 
     def gradient(self) -> Tensor:
         return torch.cat([piece.double().flatten() for piece in self.value_of()])

@@ -55,12 +55,14 @@ from torch import Tensor, nn
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method import vectors
-from vpretrain.method.roles import Gradient, Parts, detached
+from vpretrain.method.accumulation import MicroBatches, next_batches
+from vpretrain.method.roles import Gradient, detached
 from vpretrain.method.snapshot import Snapshot
 from vpretrain.method.value import Alignment, adam_preconditioner
+from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.train import new_step, seed_everything
+from vpretrain.run.parts import Parts
 from vpretrain.system.errors import Fault, user_error
 from vpretrain.system.files import write_json
 
@@ -123,7 +125,7 @@ def probe(
     started = time.perf_counter()
     modality = MODALITIES[recipe.modality]()
     recipe = recipe.model_copy(update={"arm": next(iter(modality.arms))})
-    seed_everything(recipe)
+    seed_run(recipe)
     bench = Bench(recipe, modality.build(recipe, modality.load(recipe)))
     points = []
     for index in range(draws):
@@ -163,7 +165,7 @@ def probe(
         "adamw_learning_rate": recipe.learner.learning_rate,
         "adamw_step_share": sum(point.adamw_step_share for point in points) / draws,
         "adamw_momentum_drop": bench.momentum_drop,
-        "burn_in_steps": bench.burn_in_steps,
+        "settle_steps": bench.settle_steps,
         "held_out_loss": bench.loss,
         "dtype": str(next(iter(bench.parameters.values())).dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - started, 1),
@@ -207,9 +209,9 @@ class Bench:
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
         self.recipe, self.parts, self.learner = recipe, parts, parts.learner
         self.step = new_step(recipe, parts)
-        self.burn_in_steps = max(BURN_IN_STEPS, recipe.value.burn_in_steps)
-        for _ in range(self.burn_in_steps):
-            self.step(next(parts.stream), 0.0)
+        self.settle_steps = max(BURN_IN_STEPS, recipe.value.settle_steps)
+        for _ in range(self.settle_steps):
+            self.step(next_batches(parts.stream, 1), 0.0)
         moving = (
             self.step.optimizer.state
         )  # a parameter that the loss does not reach has no moments and never moves
@@ -228,7 +230,7 @@ class Bench:
 
         self.loss = self._held_out_loss()
         self.down = self._held_out_gradient()
-        floor = self.step.preconditioner_floor
+        floor = self.step.meta.preconditioner_floor
         self.down_on_aligned = self._on_aligned(self.down)
         self.preconditioner = self._preconditioner(self.aligned, floor)
         self.preconditioned = product(self.preconditioner, self.down_on_aligned)
@@ -274,7 +276,7 @@ class Bench:
                     realised[name] = self._drop()
             with self.still():
                 self._seed(index)  # the same dropout as in g_pre
-                self.step(batch, self.recipe.learner.learning_rate)
+                self.step(MicroBatches((batch,)), self.recipe.learner.learning_rate)
                 realised["adamw"] = self._drop()
                 update = {
                     name: self.still.saved[name] - p.detach() for name, p in self.parameters.items()
@@ -329,7 +331,7 @@ class Bench:
 
     def _seed(self, index: int) -> None:
         seed = (self.recipe.seed + 1 + PILOTS + index) % 2**31
-        seed_everything(self.recipe.model_copy(update={"seed": seed}))
+        seed_run(self.recipe.model_copy(update={"seed": seed}))
 
     @torch.no_grad()
     def _descend(self, gradient: Gradient) -> None:

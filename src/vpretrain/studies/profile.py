@@ -21,12 +21,12 @@ import torch
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.roles import Parts
 from vpretrain.method.step import SteeredStep
+from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.flops import count
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.train import new_step, seed_everything
+from vpretrain.run.parts import Parts
 from vpretrain.studies.compare import check_arms
 from vpretrain.system import timing
 from vpretrain.system.errors import Fault, user_error
@@ -152,15 +152,15 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
     logging.getLogger("vpretrain").setLevel(logging.ERROR)
     try:
         pipe.recv()
-        seed_everything(recipe)
+        seed_run(recipe)
         modality = MODALITIES[recipe.modality]()
         materials = modality.load(recipe)
         before = _start_peak()
         parts = modality.build(recipe, materials)
         parts = replace(
             parts,
-            designer=_Within(parts.designer, construct="designer", learn=None),
-            feedback=_Within(parts.feedback, gradients=None),
+            designer=_timed(parts.designer, make_task="designer", learn=None),
+            feedback=_timed(parts.feedback, gradients=None),
         )
         step, period = new_step(recipe, parts), recipe.value.meta_period
         pipe.send(None)
@@ -196,6 +196,11 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
         phases = record["seconds_learner"] + record["seconds_designer"]
         totals["learner"] += phases - sum(clock.seconds.values())
     return totals
+
+
+def _timed(part: Any, **sections: str | None) -> Any:
+    """A part of a run that is timed; see :class:`_Within`."""
+    return _Within(part, **sections)
 
 
 class _Within:

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypedDict
 
 from scipy.special import stdtr, stdtrit
 
+from vpretrain.run.scores import moments
+
 LEVEL = 0.05
 
 Verdict = Literal["better", "worse", "undecided"]
@@ -54,29 +56,8 @@ def summary(values: Sequence[float]) -> Summary:
     """Mean, standard deviation and number of ``values``, which are one or more and finite, or
     ValueError.
     """
-    mean, std = _moments(values)
+    mean, std = moments(values)
     return {"mean": mean, "std": std, "n": len(values)}
-
-
-def mean_stderr(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as :func:`summary`
-    does.
-    """
-    _, std = _moments(values)
-    return None if std is None else std / math.sqrt(len(values))
-
-
-def proportion_stderr(successes: int, n: int) -> float:
-    """Standard error sqrt(p (1 - p) / n) of the share p = successes / n.
-
-    It is 0 where none or all succeeded, which is not to say that this is certain: after n trials
-    without success the share may still be 3 / n at 95%. Raises ValueError unless n >= 1 and 0 <=
-    successes <= n.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
-    fraction = successes / n
-    return math.sqrt(fraction * (1 - fraction) / n)
 
 
 def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
@@ -103,12 +84,12 @@ def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Differ
         raise ValueError(
             f"{len(arm)} values of the arm and {len(baseline)} of the baseline cannot be paired"
         )
-    _moments(baseline)
-    _moments(arm)
+    moments(baseline)
+    moments(arm)
     n = len(arm)
     differences = [a - b for a, b in zip(arm, baseline, strict=True)]
     rounding = 8 * math.ulp(max(map(abs, [*arm, *baseline])))
-    mean, std = _moments(differences)
+    mean, std = moments(differences)
     if std is None:
         return Difference(mean, None, None)
     if max(map(abs, differences)) <= rounding:
@@ -224,13 +205,3 @@ def paired_table(
                 "verdict": judged,
             }
     return summaries, paired
-
-
-def _moments(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n - 1; None for one value)."""
-    if len(values) == 0 or not all(map(math.isfinite, values)):
-        raise ValueError(f"accepted: one or more finite values; got {list(values)}")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

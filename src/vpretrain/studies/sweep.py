@@ -25,7 +25,8 @@ from vpretrain.config.recipe import Recipe, dump, load
 from vpretrain.config.sweep import Choice, Range, Sweep
 from vpretrain.config.yaml_places import written
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
 from vpretrain.system.files import write_json
 from vpretrain.system.processes import in_processes
@@ -193,7 +194,7 @@ def run_trial(plan: Plan, out: Path) -> str:
                     raise optuna.TrialPruned
 
         parts = modality.build(recipe, modality.load(recipe))
-        result = run(recipe, parts, step0={}, each_step=each_step, remember=False)
+        result = train(Run(recipe, parts, step0={}, on_record=each_step, keep_history=False))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"

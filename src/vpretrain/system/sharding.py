@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vpretrain.method.roles import Learner
 from vpretrain.system import distributed
 from vpretrain.system.errors import user_error
 
@@ -52,7 +52,7 @@ def below(
     return runs, list(takewhile(lambda block: not holds(block), blocks))
 
 
-def shard_blocks(learner: Learner) -> None:
+def shard_blocks(model: nn.Module, aligned: Mapping[str, nn.Parameter]) -> None:
     """Shares the blocks below S out among processes; each gathers a block where it runs. Nothing
     for a process on its own.
 
@@ -61,17 +61,9 @@ def shard_blocks(learner: Learner) -> None:
     rest.
 
     Raises:
-        UserError: the learner keeps a moving average of its model, S begins below the first block,
-            or a block has parameters of several dtypes.
+        UserError: S begins below the first block, or a block has parameters of several dtypes.
     """
-    if learner.state_dict():
-        message = (
-            "this learner holds a moving average of the whole model beside it; only "
-            "learners "
-            "without one are shared out"
-        )
-        raise user_error("learner.shard", message, value=True, accepted="false")
-    runs, blocks = below(learner.model, learner.aligned)
+    runs, blocks = below(model, aligned)
     if not blocks:
         message = (
             "S begins below the first block, so that there is nothing to share out; align "
@@ -120,6 +112,23 @@ def laid_out(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(
         whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
+
+
+def laid_out_moments(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """An optimizer's state whose moments lie as the parameters do.
+
+    Args:
+        state: of an optimizer over these parameters, with whole tensors or shards.
+        parameters: in the optimizer's order.
+    """
+    moments = {
+        number: {
+            name: laid_out(moment, parameters[number]) if moment.ndim else moment
+            for name, moment in of_one.items()
+        }
+        for number, of_one in state["state"].items()
+    }
+    return {**state, "state": moments}
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer, Parts, Score
+from vpretrain.method.roles import Designer
 from vpretrain.run.controls import controlled, shuffles_labels
+from vpretrain.run.parts import Modality, Parts
 from vpretrain.run.resources import shortages
+from vpretrain.run.scores import Score
 from vpretrain.system import distributed
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
@@ -70,8 +72,11 @@ class Materials:
     warmed: dict[Any, Any] = field(default_factory=dict)
 
 
-class Vision:
-    """The vision modality behind the core's role."""
+class Vision(Modality[VisionRecipe, Materials]):
+    """The vision modality."""
+
+    schema = VisionRecipe
+    unit = "images"
 
     demo: Sequence[str] = DEMO
 

@@ -121,7 +121,7 @@ def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learn
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            learner.stepped(step / section.steps)
+            learner.after_step(step / section.steps)
             description = f"making the learner (once): loss {float(loss.detach()):.3f}"
             progress.update(task, advance=1, description=description)
     return learner

@@ -18,9 +18,10 @@ from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.recipe.data import Data
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.steering.domains import Matched, matched
+from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.feedback import EMAFeedback, feedback_metrics
-from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system.errors import UserError
@@ -149,16 +150,16 @@ def test_the_labels_reach_the_learner_through_the_designer_alone(
         learner = learner_for(tokenizer, monkeypatch)
         feedback = built(section, tmp_path, tokenizer, wrong_labels=wrong_labels)
         optimizer = torch.optim.AdamW(learner.model.parameters(), lr=1e-2)
-        step = SteeredStep(
+        step = steered_step(
             learner,
             Deaf(),
             feedback,
             ValueEstimator(learner, Alignment("dot"), ESTIMATORS["central_difference"]),
             optimizer,
-            meta_period=1,
+            period=1,
             preconditioner_floor=0.1,
             clip_norm=1.0,
-            guard=Guard(0),
+            guard_window=0,
         )
         documents = next(
             iter(encode_tasks(section, read(section, tmp_path)[0], tokenizer)[0].values())
@@ -166,7 +167,7 @@ def test_the_labels_reach_the_learner_through_the_designer_alone(
         stream = Stream(
             [Source("s", documents, 1.0)], batch_size=2, window_tokens=64, seed=0, pad_id=0
         )
-        gains = [step(next(stream), 1e-2)["gain"] for _ in range(2)]
+        gains = [step(next_batches(stream, 1), 1e-2)["gain"] for _ in range(2)]
         return learner.model.state_dict(), gains
 
     (right, gains), (wrong, others) = run(False), run(True)

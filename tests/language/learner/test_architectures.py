@@ -106,7 +106,7 @@ def recipe_of(folder, *overrides):
         f"learner.model={folder}",
         "arm=token_weights",
         "budget.steps=2",
-        "value.burn_in_steps=0",
+        "value.settle_steps=0",
         "value.meta_period=1",
         "evaluate.answer=null",
         "data.evaluation.test.rows=8",

@@ -19,7 +19,8 @@ from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.recipe import LearnerSection
 from vpretrain.models import loading
 from vpretrain.models.loading import named
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
 
 
@@ -154,13 +155,13 @@ def test_a_tokenizer_without_pad_token_trains(folder):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({k: v for k, v in config.items() if "pad" not in k})
     )
-    recipe = recipe_of(folder, "arm=onehot", "budget.steps=1", "value.burn_in_steps=0")
+    recipe = recipe_of(folder, "arm=onehot", "budget.steps=1", "value.settle_steps=0")
     materials = Language().load(recipe)
     assert (
         materials.tokenizer.pad_token_id is None
         and materials.pad_id == materials.tokenizer.eos_token_id
     )
-    assert run(recipe, Language().build(recipe, materials)).spent.steps == 1
+    assert train(Run(recipe, Language().build(recipe, materials))).spent.steps == 1
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer(folder):

@@ -12,10 +12,11 @@ from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learner.targets import SoftTargets, candidates
 from vpretrain.language.steering.domains import ALL, Matched, MatchedFeedback, domains_of, matched
 from vpretrain.method import vectors
+from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import detached
-from vpretrain.method.step import Guard, SteeredStep
+from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
 
@@ -160,19 +161,19 @@ def test_a_step_runs_under_every_alignment_and_with_domains_that_are_absent(alig
         sources = SOURCES if matching else {}
         view, feedback = matched(learner, tasks({"sums": 1.0, "code": 1.0, "chat": 1.0}), sources)
         optimizer = torch.optim.AdamW(learner.model.parameters(), lr=1e-3)
-        taken = SteeredStep(
+        taken = steered_step(
             view,
             Weigh(),
             feedback,
             ValueEstimator(view, Alignment(alignment), ESTIMATORS["double_backward"]),
             optimizer,
-            meta_period=1,
+            period=1,
             preconditioner_floor=0.1,
             clip_norm=1.0,
-            guard=Guard(0),
+            guard_window=0,
         )
         stream = packed(names)
-        metrics = [taken(next(stream), 1e-3) for _ in range(3)]
+        metrics = [taken(next_batches(stream, 1), 1e-3) for _ in range(3)]
         assert all(abs(m["cosine"]) <= 1 + 1e-5 for m in metrics)
         return learner.model.state_dict(), adam_preconditioner(optimizer, view.aligned, 0.1)
 

@@ -10,13 +10,14 @@ and each lays out its own.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vpretrain.language.data.batch import TokenBatch, laid_out, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stored import StoredDocuments
+from vpretrain.method import roles
 from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Order, fractions, lagging
 
@@ -44,7 +45,7 @@ class Source:
     weight: float
 
 
-class Stream:
+class Stream(roles.Stream[TokenBatch]):
     """Endless weighted mixture of sources, shuffled with a seed and packed into [batch_size,
     window_tokens].
 
@@ -125,9 +126,6 @@ class Stream:
             ],
         }
 
-    def __iter__(self) -> Iterator[TokenBatch]:
-        return self
-
     def __next__(self) -> TokenBatch:
         windows = [self._window() for _ in range(self.batch_size)]
         longest = max(self._lengths[source][place] for (source, _, place), *_ in windows)
@@ -151,7 +149,7 @@ class Stream:
             "pending": [[source, number] for source, number, _ in self._pending],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
         bit.
 
@@ -247,9 +245,6 @@ class Sampler:
             "documents": [len(documents), sum(len(document.ids) for document in documents)],
         }
 
-    def __iter__(self) -> Iterator[TokenBatch]:
-        return self
-
     def __next__(self) -> TokenBatch:
         return padded(self.draw(), pad_id=self.pad_id)
 
@@ -264,7 +259,7 @@ class Sampler:
     def state_dict(self) -> dict[str, Any]:
         return {"identity": self._identity, "batch": self._batch}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
         bit.
 

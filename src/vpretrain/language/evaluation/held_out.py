@@ -15,8 +15,7 @@ from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import padded
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.method.roles import Score
-from vpretrain.studies.statistics import proportion_stderr
+from vpretrain.run.scores import Score, proportion_stderr
 from vpretrain.system.contexts import evaluating
 
 

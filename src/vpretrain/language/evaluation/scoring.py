@@ -34,7 +34,7 @@ from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
 from vpretrain.language.evaluation.held_out import mean_over_tokens
 from vpretrain.language.evaluation.passes import KS, pass_at_k
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.method.roles import Score
+from vpretrain.run.scores import Score
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import user_error
 

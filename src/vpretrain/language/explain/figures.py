@@ -19,12 +19,13 @@ from typing import Any
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.explain.page import View
 from vpretrain.language.explain.token_values import by_source, looked_at, pieces_of, worths
-from vpretrain.language.modality import Language
+from vpretrain.language.materials import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.rules import ClosedFormArm
-from vpretrain.run.train import seed_everything
-from vpretrain.studies.explain import last_record, listening, restore_designer
+from vpretrain.run.build import seed_run
+from vpretrain.run.parts import Modality
+from vpretrain.run.saved import last_record, restore_designer, with_feedback
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import write_text
 from vpretrain.system.html import document
@@ -36,11 +37,17 @@ first batches.
 
 
 def explain_language(
-    recipe: LanguageRecipe, folder: Path, *, documents: int, out: Path
+    modality: Modality[LanguageRecipe, Materials],
+    recipe: LanguageRecipe,
+    folder: Path,
+    *,
+    documents: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Opens the run again and writes the page; see :func:`vpretrain.studies.explain.explain`.
 
     Args:
+        modality: of language.
         recipe: of the run.
         folder: the run folder.
         documents: how many are looked at; the last batch's others are left off the page, but not
@@ -56,8 +63,7 @@ def explain_language(
         }
     )
     recipe = recipe.model_copy(update={"learner": section})
-    seed_everything(recipe)
-    modality = Language()
+    seed_run(recipe)
     materials = modality.load(recipe)
     parts = modality.build(recipe, materials)
     restore_designer(parts, folder)
@@ -70,9 +76,9 @@ def explain_language(
         seed=recipe.seed + SEED_OFFSET,
         pad_id=materials.pad_id,
     )
-    value_estimator = listening(recipe, parts, stream)
+    value_of = with_feedback(recipe, parts, stream).on_part()
     count = ARMS.keys_of(recipe, ClosedFormArm).candidates
-    looks = list(looked_at(parts, value_estimator, stream, count, documents))
+    looks = list(looked_at(parts, value_of, stream, count, documents))
     worth = worths(looks, recipe)
     pieces = [piece for look in looks for piece in pieces_of(look)][:documents]
     if not all(math.isfinite(value) for piece in pieces for value in piece.valued):

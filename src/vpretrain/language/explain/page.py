@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.language.explain.token_values import Piece, Steered, Worth, by_source, spelled
-from vpretrain.language.modality import Materials
+from vpretrain.language.materials import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldDesigner

@@ -18,12 +18,11 @@ from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.networks import Lesson, Scored
 from vpretrain.language.steering.rules import ClosedFormArm
 from vpretrain.method.reliability import Reliability, correlation
-from vpretrain.method.roles import Designer, Parts, detached
+from vpretrain.method.roles import Designer, ValueFunction, detached
 from vpretrain.method.rules import anchored, standardised
-from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.run.parts import Parts
 
 STEERED_SHOWN = 6
 """Steered tokens of a document whose candidates are listed."""
@@ -123,34 +122,31 @@ class Piece:
 
 
 def looked_at(
-    parts: Parts, value_estimator: ValueEstimator, stream: Stream, count: int, documents: int
+    parts: Parts, value_of: ValueFunction[Context], stream: Stream, count: int, documents: int
 ) -> Iterator[Look]:
     """Batches until so many documents were seen; neither learner nor designer learns from them."""
     seen = 0
     while seen < documents:
         context: Context = parts.learner.forward(next(stream))
-        yield look(context, parts.designer, value_estimator, count)
+        yield look(context, parts.designer, value_of, count)
         seen += len(context.batch.documents)
 
 
-def look(context: Context, designer: Designer, value_estimator: ValueEstimator, count: int) -> Look:
+def look(
+    context: Context, designer: Designer, value_of: ValueFunction[Context], count: int
+) -> Look:
     """Exact values of K candidates a token, and what the designer makes of the batch."""
     ids = context.predictions.candidates(count)
     tokens = len(ids)
     probe = one_hot(context.labels, count, ids)
-    each = tokens * torch.stack(
-        [found.gradient[0] for found in value_estimator.each(context, probe)]
-    )
-    task: SoftTargets = detached(designer.make_task(context, value_estimator))
+    each = tokens * torch.stack([found.gradient[0] for found in value_of.each(context, probe)])
+    task: SoftTargets = detached(designer.make_task(context, value_of))
     if torch.equal(task.ids, ids[:, : task.ids.shape[1]]):
         own = each.mean(dim=0)[:, : task.ids.shape[1]]
     else:  # candidates of its own
-        own = tokens * value_estimator(context, task).gradient[0]
+        own = tokens * value_of(context, task).gradient[0]
     log_p = context.predictions.log_p(ids)
-    predicted = None
-    if isinstance(designer, Scored):
-        with torch.no_grad():
-            predicted = designer.network(Lesson.of(context, ids, log_p), designer.embedding)[0]
+    predicted = designer.predicted_values(context)
     row, at = context.where
     where = context.document.cpu()
     place = context.batch.position_ids[row, at + 1].cpu()
@@ -194,7 +190,9 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
         sums["designer"] += float((seen.task.mass.double() * seen.own.double()).sum())
     tokens = sum(len(seen.ids) for seen in looks)
     pairs = [
-        (seen.predicted, standardised(seen.values)) for seen in looks if seen.predicted is not None
+        (seen.predicted, standardised(seen.values[:, : seen.predicted.shape[1]]))
+        for seen in looks
+        if seen.predicted is not None
     ]
     return Worth(
         **{task: total / tokens for task, total in sums.items()},

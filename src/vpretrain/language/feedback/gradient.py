@@ -4,7 +4,8 @@ S, chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method import vectors
-from vpretrain.method.roles import Gradient
+from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
 
 CHUNK_ROWS = 16
@@ -24,7 +25,7 @@ CHUNK_ROWS = 16
 ItemT = TypeVar("ItemT")
 
 
-class Sampled:
+class Sampled(Feedback[CausalLearner]):
     """Feedback on batches of rows; a kind of signal says what the gradient of one batch is.
 
     Args:
@@ -42,18 +43,14 @@ class Sampled:
         """
         return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
+    @abstractmethod
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
         """``g_down`` over S of one batch."""
-        raise NotImplementedError
-
-    def metrics(self) -> dict[str, float]:
-        """What there is to say of the batches that were heard last; empty for most."""
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)
 

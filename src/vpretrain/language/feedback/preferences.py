@@ -4,7 +4,7 @@ optimisation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,6 @@ class Preferences(Sampled):
         """
         return {**super().state_dict(), "reference": dict(self.reference)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.reference = dict(state["reference"])

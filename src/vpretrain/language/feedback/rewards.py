@@ -217,7 +217,7 @@ class Rewards(Sampled):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "draws": self.draws}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.draws = int(state["draws"])
 

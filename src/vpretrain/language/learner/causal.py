@@ -24,7 +24,7 @@ from vpretrain.language.learner.router import RouterLoss
 from vpretrain.language.learner.suffix import Anatomy, DecoderSuffix, Trace
 from vpretrain.language.learner.targets import SoftTargets, one_hot, soft_target_loss
 from vpretrain.method import vectors
-from vpretrain.method.roles import Objective
+from vpretrain.method.roles import Learner, Objective
 from vpretrain.system.contexts import computing, evaluating
 
 
@@ -65,7 +65,7 @@ class Context:
         return self.batch.document[row, at + 1]
 
 
-class CausalLearner:
+class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
     """A ``transformers`` causal language model behind the learner role.
 
     Args:
@@ -81,6 +81,8 @@ class CausalLearner:
         UserError: the model is none that can be trained here (see
             :func:`~vpretrain.language.learner.layout.check_layout`).
     """
+
+    model: Any
 
     def __init__(
         self,
@@ -187,13 +189,13 @@ class CausalLearner:
             )
         return predictions.token_losses(one_hot(labels)), row.to(labels.device)
 
-    def stepped(self, fraction: float) -> None:
+    def after_step(self, progress: float) -> None:
         """Nothing follows a step here."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
     def computing(self) -> AbstractContextManager[Any]:

@@ -6,7 +6,8 @@ Shapes: N positions in the loss, K candidates, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ class SoftTargets:
     def controls(self) -> tuple[Tensor, ...]:
         return (self.mass,)
 
-    def with_controls(self, controls: tuple[Tensor, ...]) -> SoftTargets:
-        return SoftTargets(self.ids, controls[0])
+    def with_controls(self, controls: tuple[Tensor, ...]) -> Self:
+        return replace(self, mass=controls[0])
 
 
 def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:

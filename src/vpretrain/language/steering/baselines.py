@@ -8,9 +8,8 @@ of :mod:`vpretrain.language.steering.rules`; those that amortise the values in a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,33 +19,19 @@ from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import TokenWeights
-from vpretrain.method.roles import ValueFunction
+from vpretrain.method.roles import Designer, ValueFunction
 from vpretrain.method.rules import standardised
 
 
-class Fixed:
-    """A designer that hears no feedback and keeps no state."""
-
-    uses_feedback = False
+class Fixed(Designer[Context, SoftTargets]):
+    """A designer that uses no feedback and keeps no state."""
 
     def baseline_task(self, context: Context) -> SoftTargets:
         return one_hot(context.labels)
 
-    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
-
 
 class OneHot(Fixed):
     """Next-token prediction as it always was: the baseline."""
-
-    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
-        return self.baseline_task(context)
 
 
 @ARMS.declare("onehot", "next-token prediction as it always was: the baseline")
@@ -93,7 +78,7 @@ class UniformSmoothing(Fixed):
     count: int
     gate: float
 
-    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         """One-hot targets smoothed over the top candidates."""
         ids = context.predictions.candidates(self.count)
         proposal = torch.full(ids.shape, 1 / self.count, device=ids.device)
@@ -119,7 +104,7 @@ class SelfDistillation(Fixed):
     count: int
     gate: float
 
-    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         """One-hot targets mixed with what the learner already believes."""
         ids = context.predictions.candidates(self.count)
         proposal = torch.softmax(context.predictions.log_p(ids), dim=1)
@@ -147,7 +132,7 @@ class LossWeights(Fixed):
 
     rule: TokenWeights
 
-    def make_task(self, context: Context, value_of: ValueFunction) -> SoftTargets:
+    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         """One-hot targets, weighted by the standardised log probability of the true token."""
         probe = self.rule.probe(context)
         return self.rule.task(probe, standardised(probe.log_p))

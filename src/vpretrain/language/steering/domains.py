@@ -71,7 +71,7 @@ def _own(vector: Mapping[str, Any], domain: str) -> dict[str, Any]:
     }
 
 
-class Matched:
+class Matched(Learner[TokenBatch, Context, SoftTargets]):
     """A causal learner whose S is copied for every domain; all else is the learner's.
 
     Args:
@@ -97,13 +97,13 @@ class Matched:
         """As the learner: every document counts as it always did."""
         return self.learner.loss(context, task)
 
-    def stepped(self, fraction: float) -> None:
-        self.learner.stepped(fraction)
+    def after_step(self, progress: float) -> None:
+        self.learner.after_step(progress)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state)
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
@@ -155,7 +155,7 @@ class Matched:
         return {domain: where for domain, where in places.items() if len(where)}
 
 
-class MatchedFeedback:
+class MatchedFeedback(Feedback[Matched]):
     """What each domain's tasks say, as one vector over the copies of S.
 
     Args:
@@ -184,7 +184,7 @@ class MatchedFeedback:
     def state_dict(self) -> dict[str, Any]:
         return self.together.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.together.load_state_dict(state)
 
 

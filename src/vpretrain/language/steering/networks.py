@@ -10,10 +10,9 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
@@ -38,10 +37,9 @@ from vpretrain.language.steering.rules import (
     TokenRule,
     TokenWeights,
 )
-from vpretrain.method.collapse import Bounds
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
-from vpretrain.method.roles import ValueFunction, detached
+from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detached
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 from vpretrain.system.contexts import own_random_state
@@ -173,7 +171,7 @@ class CandidateScorer(nn.Module):
         return joint + bilinear
 
 
-class Scored(LearnedDesigner):
+class Scored(LearnedDesigner[Context, SoftTargets]):
     """A designer whose network scores candidates.
 
     Args:
@@ -197,7 +195,7 @@ class Scored(LearnedDesigner):
     def baseline_task(self, context: Context) -> SoftTargets:
         return self.rule.baseline_task(context)
 
-    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         raise NotImplementedError
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
@@ -206,6 +204,11 @@ class Scored(LearnedDesigner):
             Lesson.of(among.context, among.ids, among.log_p), self.embedding
         )
         return scores, gate
+
+    def predicted_values(self, context: Context) -> Tensor:
+        """``[N, K]`` scores of the candidates."""
+        with torch.no_grad():
+            return self.score(self.rule.probe(context))[0]
 
     def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
         """What targets made before this feedback are worth under it, over one-hot ones, and how
@@ -322,9 +325,9 @@ class CandidateDesigner(Scored):
         log_r, alpha = torch.log_softmax(scores, dim=1), self.gate_max * gate
         return mix(among.ids, log_r.exp(), alpha), log_r, alpha
 
-    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         among = self.rule.probe(context)
-        values = self.update(value_of.each(context, among))
+        values = self.control_gradient(value_of.each(context, among))
         unit = self.learning.reliability.factor * standardised(
             values
         )  # the step does not depend on the loss's scale
@@ -341,7 +344,7 @@ class CandidateDesigner(Scored):
             # every other candidate.
             entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
             self.descend(-distributed.mean(value - alpha * price + self.entropy_bonus * entropy))
-        return metrics
+        return Learned(metrics)
 
 
 @ARMS.declare(
@@ -394,7 +397,7 @@ class FieldDesigner(Scored):
         super().__init__(network, embedding, rule, learning)
         self.remembered: deque[Lesson] = deque(maxlen=replay - 1)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """That of the network, and what each process remembers of its part of the batches, by rank.
 
         Where something is remembered, all processes ask for it together.
@@ -405,7 +408,7 @@ class FieldDesigner(Scored):
             "remembered": distributed.all_gather_object(mine) if mine else [],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         held = state.get("remembered", [])
         mine = held[distributed.rank()] if len(held) == distributed.world() else []
@@ -417,12 +420,12 @@ class FieldDesigner(Scored):
         among = self.rule.probe(context)
         return self._shape(among, self.score(among)[0])
 
-    def learn(self, context: Context, value_of: ValueFunction) -> dict[str, float]:
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         """``updates`` regression steps on the exact values, of this batch first and of remembered
         ones after it.
         """
         among = self.rule.probe(context)
-        values = self.update(value_of.each(context, among))
+        values = self.control_gradient(value_of.each(context, among))
         predicted = self.score(among)[
             0
         ].detach()  # what the network says of a batch that it has not seen
@@ -442,7 +445,7 @@ class FieldDesigner(Scored):
                 )
             )
         self.remembered.append(lessons[0])
-        return metrics
+        return Learned(metrics)
 
     def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
         return self.rule.task(among, self.learning.reliability.factor * predicted)

@@ -21,8 +21,8 @@ from torch import Tensor
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, Site, TiltArm
-from vpretrain.method.collapse import Bounds
 from vpretrain.method.exact import ExactDesigner, Rule
+from vpretrain.method.roles import Bounds
 from vpretrain.method.rules import anchored, standardised, tilted
 from vpretrain.system import distributed
 
@@ -59,7 +59,7 @@ class Candidates(SoftTargets):
         return self.context.predictions.log_p(self.ids)
 
 
-class TokenRule(Rule):
+class TokenRule(Rule[Context, Candidates, SoftTargets]):
     """What the rules of language share; those here concern the true token alone, unless they say
     otherwise.
     """

@@ -10,7 +10,7 @@ and takes no skipping.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain.method import roles
 from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Order, fractions, lagging, seed_of
 from vpretrain.vision.data.images import (
@@ -97,7 +98,7 @@ class Source:
     weight: float = 1.0
 
 
-class Stream:
+class Stream(roles.Stream[ImageBatch]):
     """Endless weighted mixture of sources, shuffled with a seed, in batches of one size.
 
     The sequence of pictures is a function of seed and sources alone. The next picture comes from
@@ -162,9 +163,6 @@ class Stream:
             ],
         }
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        return self
-
     def __next__(self) -> ImageBatch:
         seed = seed_of(f"{self.seed}/batch/{sum(self._drawn)}")
         pictures: list[Picture] = []
@@ -190,7 +188,7 @@ class Stream:
         """
         return {"identity": self._identity, "drawn": list(self._drawn)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
         bit.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Objective
+from vpretrain.method.roles import Learner, Objective, Task
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Fault, user_error
@@ -40,7 +40,7 @@ class Crops(Protocol):
         ...
 
 
-class ViewTask(Protocol):
+class ViewTask(Task, Protocol):
     """A task as DINO takes it (see :mod:`vpretrain.vision.steering.views`)."""
 
     def views(self, plain: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class Context:
         return self.learner.suffix.enter(views.flatten(0, 1))
 
 
-class DinoLearner:
+class DinoLearner(Learner[Any, Context, ViewTask]):
     """Student and teacher behind the learner role.
 
     The teacher and its centre move in :meth:`stepped`, once after each optimizer step.
@@ -209,6 +209,8 @@ class DinoLearner:
         center: ``[P]`` float32 or wider, the running mean of the teacher's scores, on all
             processes.
     """
+
+    model: Student
 
     def __init__(
         self,
@@ -323,13 +325,13 @@ class DinoLearner:
         return teacher_targets(logits, self.center, temperature=self.settings.teacher_temperature)
 
     @torch.no_grad()
-    def stepped(self, fraction: float) -> None:
+    def after_step(self, progress: float) -> None:
         """Moves teacher and centre; to be called once after every optimizer step.
 
         Args:
-            fraction: of the budget that is used, in [0, 1]; the teacher's momentum depends on it.
+            progress: fraction of the budget that is used, in [0, 1]: sets the teacher's momentum.
         """
-        self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, fraction))
+        self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, progress))
         if self._batch_center is not None:
             self.center.lerp_(self._batch_center, 1 - self.settings.center_momentum)
             self._batch_center = None
@@ -337,7 +339,7 @@ class DinoLearner:
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": self.teacher.average, "center": self.center}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load(state["teacher"])
         self.center.copy_(state["center"])
 
@@ -401,6 +403,6 @@ def warm_up_head(
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            learner.stepped(0.0)
+            learner.after_step(0.0)
             losses.append(float(loss.detach()))
     return losses

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.method.roles import Score
-from vpretrain.studies.statistics import mean_stderr
+from vpretrain.run.scores import Score, mean_stderr
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.method.roles import Score
+from vpretrain.run.scores import Score
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading
 from vpretrain.vision.data.images import Pictures

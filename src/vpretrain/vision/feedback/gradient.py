@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Gradient
+from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.images import Picture
@@ -59,7 +59,7 @@ class HeadSettings:
     learning_rate: float = 5e-3
 
 
-class DenseFeedback:
+class DenseFeedback(Feedback[VisionLearner]):
     """``g_down = sg(grad_S sum_task w_task loss_task)`` through light heads (G.2, eq. 7 and 51).
 
     Before each meta step the heads take some updates on the *train* part, on features without a
@@ -181,7 +181,7 @@ class DenseFeedback:
             "drawn": drawn,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         for pool, drawn in zip(self._pools(), state["drawn"], strict=True):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Objective
+from vpretrain.method.roles import Learner, Objective
 from vpretrain.models.suffix import Suffix, choose_aligned, first_output
 from vpretrain.system.contexts import computing, evaluating
 from vpretrain.system.errors import user_error
@@ -150,7 +150,7 @@ def prediction_loss(
     return (weights * mistakes).mean()
 
 
-class IJepaLearner:
+class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
     """Context encoder, its moving average (the target encoder) and a predictor behind the learner
     role.
 
@@ -204,6 +204,8 @@ class IJepaLearner:
         self.target_encoder.requires_grad_(False).eval()
         self.target_parts = EncoderParts.of(self.target_encoder, autocast)
         self._check_layout()
+
+    model: nn.ModuleDict
 
     @property
     def encoder(self) -> Any:
@@ -295,14 +297,14 @@ class IJepaLearner:
         return Features(states.transpose(1, 2).unflatten(2, grid), states.mean(dim=1))
 
     @torch.no_grad()
-    def stepped(self, fraction: float) -> None:
+    def after_step(self, progress: float) -> None:
         """Moves the target encoder after a learner step: ``target <- m target + (1 - m) encoder``.
 
         Args:
-            fraction: of the budget used, in [0, 1]; sets m between the two momenta.
+            progress: fraction of the budget used, in [0, 1]; sets m between the two momenta.
         """
         start, end = self.momentum
-        momentum = start + (end - start) * fraction
+        momentum = start + (end - start) * progress
         for target, source in zip(
             self.target_encoder.parameters(), self.encoder.parameters(), strict=True
         ):
@@ -311,7 +313,7 @@ class IJepaLearner:
     def state_dict(self) -> dict[str, Any]:
         return {"target_encoder": self.target_encoder.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.target_encoder.load_state_dict(state["target_encoder"])
 
     def normalised(self, images: Tensor) -> Tensor:

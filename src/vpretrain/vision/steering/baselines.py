@@ -12,7 +12,6 @@ Shapes: G global views, B images, P prototypes, H x W pixels, N images that a ne
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.method.roles import ValueFunction
+from vpretrain.method.roles import ContextT, TaskT, ValueFunction
 from vpretrain.method.simple import BaselineDesigner
 from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
@@ -38,7 +37,7 @@ class PlainArm(VisionArm):
 
 
 @dataclass
-class ConstantMask(BaselineDesigner):
+class ConstantMask(BaselineDesigner[ContextT, TaskT]):
     """The same blur everywhere (a control: what is left of learned views without the learning).
 
     Args:
@@ -47,7 +46,7 @@ class ConstantMask(BaselineDesigner):
 
     keep_ratio: float
 
-    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+    def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         images = self.surface.inputs(context)
         return self.surface.task(
             context, images.new_full((len(images), 1, *images.shape[-2:]), self.keep_ratio)
@@ -65,7 +64,7 @@ class ConstantMaskArm(MaskArm):
 
 
 @dataclass
-class RandomMasks(BaselineDesigner):
+class RandomMasks(BaselineDesigner[ContextT, TaskT]):
     """Smooth random masks, fresh at every step (a control: blur of the same mean in places that
     mean nothing).
 
@@ -87,7 +86,7 @@ class RandomMasks(BaselineDesigner):
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def make_task(self, context: Any, value_of: ValueFunction) -> Any:
+    def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         images = self.surface.inputs(context)
         height, width = images.shape[-2:]
         # Drawn for the whole batch, so that a picture has the same mask whichever process has it.
@@ -112,7 +111,7 @@ class RandomMasks(BaselineDesigner):
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
 
 
@@ -128,7 +127,7 @@ class RandomMasksArm(MaskArm):
 
 
 @dataclass
-class UniformSmoothing(BaselineDesigner):
+class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
     """A constant share of the targets' mass, spread evenly over the candidates (a control of the
     paper's Table 5).
 
@@ -140,7 +139,9 @@ class UniformSmoothing(BaselineDesigner):
     candidates: int | None
     gate: float
 
-    def make_task(self, context: dino.Context, value_of: ValueFunction) -> LearnedTargets:
+    def make_task(
+        self, context: dino.Context, value_of: ValueFunction[dino.Context]
+    ) -> LearnedTargets:
         teacher = context.teacher_targets
         ids = teacher.topk(
             min(self.candidates or teacher.shape[-1], teacher.shape[-1]), dim=-1

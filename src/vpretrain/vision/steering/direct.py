@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -74,11 +73,11 @@ class DirectLearner:
     def objective(self, context: Any, task: Any) -> Objective:
         return self.learner.objective(context, task)
 
-    def stepped(self, fraction: float) -> None:
-        self.learner.stepped(fraction)
+    def after_step(self, progress: float) -> None:
+        self.learner.after_step(progress)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vpretrain.method.roles import Designer, Learner
+from vpretrain.method.roles import Designer, Learner, ValueFunction
 from vpretrain.vision.dino.learner import Context
 from vpretrain.vision.steering.surfaces import ViewMasks
 from vpretrain.vision.steering.views import LearnedViews
@@ -94,7 +94,7 @@ def draw(found: Shown, path: Path, *, title: str, count: int = 10) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=120, metadata={"Software": None})
 
 
-class _Silence:
+class _Silence(ValueFunction[Any]):
     """Feedback is not heard for a picture: designers of masks do not ask for it when they construct
     a task.
     """

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from vpretrain.method.collapse import Bounds
 from vpretrain.method.exact import ExactDesigner, Rule
+from vpretrain.method.roles import Bounds
 from vpretrain.method.rules import anchored, tilted
 from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
@@ -26,7 +26,7 @@ from vpretrain.vision.steering.arms import ARMS, DINO, IJEPA, CandidatesArm, Sit
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
 
 
-class DinoRule(Rule):
+class DinoRule(Rule[dino.Context, LearnedTargets, dino.ViewTask]):
     """What the rules of DINO share: their surface are the targets, and those of the probe are the
     teacher's own.
     """
@@ -147,7 +147,7 @@ class ViewWeightsArm(TiltArm):
 
 
 @dataclass(frozen=True)
-class PatchWeights(Rule):
+class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
     """I-JEPA's target patches, counting by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
     mean 1.
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.method.collapse import Bounds
+from vpretrain.method.network import Surface
+from vpretrain.method.roles import Bounds, ContextT, TaskT
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.ijepa import learner as ijepa
 from vpretrain.vision.ijepa.blocks import BlockMasks
@@ -24,18 +24,20 @@ from vpretrain.vision.steering import views
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, LearnedViews
 
 
-class Masks:
+class Masks(Surface[ContextT, TaskT]):
     """What both surfaces share."""
 
-    bounds: ClassVar[Bounds] = {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
-    """Masks that hide all or nothing, and masks that are even over their pictures, design nothing.
-    """
+    @property
+    def bounds(self) -> Bounds:
+        """Masks that hide all or nothing, and masks that are even over their pictures, design
+        nothing."""
+        return {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
         return mask_metrics(choice)
 
 
-class ViewMasks(Masks):
+class ViewMasks(Masks[dino.Context, dino.ViewTask]):
     """DINO's global views: kept where the mask is 1, blurred where it is 0 (eq. 49).
 
     Args:
@@ -78,7 +80,7 @@ class ViewMasks(Masks):
         return dino.Context(context.batch, context.global_views[:, :rows], local, context.learner)
 
 
-class ContextMasks(Masks):
+class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
     """I-JEPA's context: how much of each patch the encoder sees."""
 
     def baseline_task(self, context: ijepa.IJepaContext) -> IJepaTask:

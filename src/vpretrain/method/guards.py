@@ -1,4 +1,4 @@
-"""Designer collapse: signs, in what the meta steps of late have said, that a designer no longer
+"""What keeps steering from doing harm: a gate that closes, and signs that a designer no longer
 designs.
 """
 
@@ -8,8 +8,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from vpretrain.method.roles import Bounds, State
 from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
@@ -19,10 +19,35 @@ EDGE = 0.01
 one on one side alone.
 """
 
-Bounds = Mapping[str, tuple[float, float]]
-"""The lowest and the highest that figures of a designer can be, by name; infinite where being there
-is no sign of anything.
-"""
+
+class Guard:
+    """Do no harm: closes the gate while the mean gain over the last meta steps is negative.
+
+    Args:
+        window: how many meta steps the mean is over; 0 leaves the gate open whatever happens. Until
+            the window is full the gate is open.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.gains: deque[float] = deque(maxlen=window)
+
+    def update(self, gain: float) -> None:
+        """Takes the gain of one meta step."""
+        self.gains.append(gain)
+
+    @property
+    def open(self) -> bool:
+        """Whether the designer's task may be used."""
+        full = self.gains.maxlen and len(self.gains) == self.gains.maxlen
+        return not full or sum(self.gains) >= 0
+
+    def state_dict(self) -> State:
+        """The gains in the window."""
+        return {"gains": list(self.gains)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores :meth:`state_dict`."""
+        self.gains = deque(state["gains"], maxlen=self.gains.maxlen)
 
 
 class Collapse:
@@ -37,9 +62,9 @@ class Collapse:
         bounds: what the designer says of its own figures (``designer.bounds``); None: nothing.
     """
 
-    def __init__(self, window: int, bounds: Bounds | None = None) -> None:
+    def __init__(self, window: int, bounds: Bounds) -> None:
         self.seen: deque[dict[str, float]] = deque(maxlen=window)
-        self.bounds = dict(bounds or {})
+        self.bounds = dict(bounds)
         self.signs: list[str] = []
         self._said: set[str] = set()
 
@@ -82,10 +107,10 @@ class Collapse:
         figures = [seen[name] for seen in self.seen if name in seen]
         return sum(figures) / len(figures) if len(figures) == len(self.seen) else None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"seen": list(self.seen), "signs": self.signs}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.seen = deque(state["seen"], maxlen=self.seen.maxlen)
         self.signs = list(state["signs"])
 

@@ -1,0 +1,63 @@
+"""From a recipe and its parts to Algorithm 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.guards import Collapse, Guard
+from vpretrain.method.meta_step import MetaStep
+from vpretrain.method.step import SteeredStep
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.run.parts import AnyParts
+from vpretrain.system import sharding
+from vpretrain.system.errors import user_error
+from vpretrain.system.random_streams import seed_everything
+
+
+def seed_run(recipe: Recipe) -> None:
+    """Seeds everything random, and sets the number of CPU threads if the recipe gives one."""
+    seed_everything(recipe.seed)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+
+
+def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
+    """Algorithm 1 for these parts, with a fresh AdamW."""
+    learner, section, value = parts.learner, recipe.learner, recipe.value
+    if section.shard:
+        if learner.state_dict():
+            message = "a learner that keeps a moving average of its model cannot be sharded"
+            raise user_error("learner.shard", message, value=True, accepted="false")
+        sharding.shard_blocks(learner.model, learner.aligned)
+    optimizer = torch.optim.AdamW(
+        [p for p in learner.model.parameters() if p.requires_grad],
+        lr=section.learning_rate,
+        betas=section.betas,
+        weight_decay=section.weight_decay,
+        # One pass over all parameters takes a tenth of the time; its lists of tensors would have
+        # to be all shards or all whole.
+        fused=not section.shard,
+        foreach=False if section.shard else None,
+    )
+    meta = MetaStep(
+        learner,
+        parts.designer,
+        parts.feedback,
+        ValueEstimator(
+            learner, Alignment(value.alignment, value.smoothness), ESTIMATORS[value.estimator]
+        ),
+        optimizer,
+        period=value.meta_period,
+        start=value.start_step,
+        preconditioner_floor=value.preconditioner_floor,
+        guard=Guard(value.guard_window),
+        collapse=Collapse(value.guard_window, parts.designer.bounds),
+        revert=value.on_collapse == "revert",
+        batches=parts.meta_batches,
+    )
+    return SteeredStep(learner, meta, optimizer, clip_norm=section.clip_norm)

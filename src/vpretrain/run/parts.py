@@ -1,0 +1,124 @@
+"""A run taken apart, and the modality that builds its parts from a recipe."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.method.roles import BatchT, ContextT, Designer, Feedback, Learner, Stream, TaskT
+from vpretrain.run.budget import Spending
+from vpretrain.run.scores import Score
+from vpretrain.system.errors import Problem, user_error
+
+if TYPE_CHECKING:
+    from vpretrain.run.train import Result
+
+
+@dataclass(frozen=True)
+class Parts(Generic[BatchT, ContextT, TaskT]):
+    """What a modality builds from a recipe, and a run trains.
+
+    Args:
+        stream: endless unlabeled batches.
+        evaluate: scores the learner on held-out rows, by metric name (``test/nll``).
+        held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit
+            in memory: each is a scalar with its graph to the learner, and their sum is the loss (a
+            mean over all those rows).
+        save: writes the learner as an ordinary model folder.
+        meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
+            the learner's batch.
+        after: what comes after the stream, if anything: trains the learner on and adds the tokens
+            and FLOPs it used; its seconds are charged by the caller. The budget is that of the
+            stream.
+        on_stream: whether the learner trains on the stream at all.
+    """
+
+    learner: Learner[BatchT, ContextT, TaskT]
+    designer: Designer[ContextT, TaskT]
+    feedback: Feedback[Any]
+    stream: Stream[BatchT]
+    evaluate: Callable[[], dict[str, Score]]
+    held_out_loss: Callable[[], Iterator[Tensor]]
+    save: Callable[[Path], None]
+    meta_batches: Stream[BatchT] | None = None
+    after: Callable[[Spending], None] | None = None
+    on_stream: bool = True
+
+
+AnyParts = Parts[Any, Any, Any]
+"""Parts of some modality: what a run does with them does not depend on which."""
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+MaterialsT = TypeVar("MaterialsT")
+
+
+class Modality(ABC, Generic[RecipeT, MaterialsT]):
+    """Language, vision, or one from outside; made without arguments."""
+
+    schema: type[RecipeT]
+    """The class of its recipes."""
+    arms: Mapping[str, str]
+    """What each arm is, in a sentence; the first is the baseline, which uses no feedback."""
+    direct: Collection[str] = ()
+    """Arms that train on something else than the stream."""
+    demo: Sequence[str]
+    """Arms of ``vpretrain demo``, the baseline first and a control last."""
+    unit: str = "tokens"
+    """What a budget counts: ``tokens`` or ``images``."""
+
+    @abstractmethod
+    def load(self, recipe: RecipeT) -> MaterialsT:
+        """Reads data and finds the checkpoint: everything that does not depend on arm and seed.
+
+        Raises:
+            UserError: with what is wrong in recipe or data.
+        """
+
+    def check(self, recipe: RecipeT) -> list[Problem]:
+        """What is wrong with data and model; empty when a run can start."""
+        return []
+
+    def prepare(self, recipe: RecipeT, out: Path | None) -> Path:
+        """Makes the checkpoint that the recipe describes, in ``out`` or in the cache.
+
+        Raises:
+            UserError: no recipe of this modality describes one.
+        """
+        raise user_error("learner.prepare", "recipes of this modality prepare no checkpoint")
+
+    @abstractmethod
+    def build(self, recipe: RecipeT, materials: MaterialsT) -> AnyParts:
+        """Fresh parts for the recipe's arm and seed: the same, bit for bit, at every call."""
+
+    def data_hashes(self, materials: MaterialsT) -> dict[str, str]:
+        """SHA-256 of every set of data, by its name in the recipe."""
+        return {}
+
+    def card(self, recipe: RecipeT, materials: MaterialsT, result: Result, folder: Path) -> None:
+        """Writes the model card into the folder of the saved model, if there is one to write."""
+        return None
+
+    def picture(self, recipe: RecipeT, parts: AnyParts, path: Path) -> bool:
+        """Draws the next batch of the stream as the run's designer shapes it; False, and no file,
+        where there is nothing to see."""
+        return False
+
+    def explain(
+        self, recipe: RecipeT, folder: Path, *, documents: int, out: Path
+    ) -> dict[str, Any]:
+        """What a sample of a finished run's stream is worth: figures, and a page at ``out``.
+
+        Raises:
+            UserError: runs of this modality cannot be explained.
+        """
+        raise user_error(
+            "RUN",
+            "runs of this modality cannot be explained: it has no method `explain`",
+            value=recipe.modality,
+        )

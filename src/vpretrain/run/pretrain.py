@@ -1,0 +1,67 @@
+"""Plain self-supervised training: no designer, no feedback. What makes a checkpoint, warms a head
+up, and fills an optimizer's moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic
+
+import torch
+from torch import nn
+
+from vpretrain.method.roles import BatchT, ContextT, Learner, TaskT, detached
+from vpretrain.system.errors import Fault
+
+
+@dataclass(frozen=True)
+class Pretraining(Generic[BatchT, ContextT, TaskT]):
+    """How a learner is trained without steering.
+
+    Args:
+        learner: in the mode it is to train in.
+        baseline_task: its task without steering.
+        optimizer: over what trains; whatever else asks for gradients is left alone.
+        clip_norm: bound on the gradient's norm; ``inf`` for none.
+        learning_rate_key: the recipe's key, for the message where a loss is not finite.
+    """
+
+    learner: Learner[BatchT, ContextT, TaskT]
+    baseline_task: Callable[[ContextT], TaskT]
+    optimizer: torch.optim.Optimizer
+    clip_norm: float
+    learning_rate_key: str
+
+
+def pretrain(
+    how: Pretraining[BatchT, ContextT, TaskT],
+    batches: Iterator[BatchT],
+    schedule: Iterable[tuple[float, float]],
+) -> Iterator[float]:
+    """Trains one step an item of the schedule, and yields each step's loss once it was taken.
+
+    Args:
+        how: learner, task and optimizer.
+        batches: unlabeled.
+        schedule: ``(learning rate, progress in [0, 1])`` of every step.
+
+    Raises:
+        Fault: a loss is not finite.
+    """
+    learner, optimizer = how.learner, how.optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step, (rate, progress) in enumerate(schedule):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        context = learner.forward(next(batches))
+        loss = learner.loss(context, detached(how.baseline_task(context)))
+        figure = float(loss.detach())
+        if not math.isfinite(figure):
+            raise Fault(f"the loss is {figure} at step {step}; lower {how.learning_rate_key}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, how.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.after_step(progress)
+        yield figure

@@ -1,0 +1,253 @@
+"""A run in motion: what one turn of the loop in :mod:`vpretrain.run.train` is made of."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.method.accumulation import MicroBatches, next_batches
+from vpretrain.method.roles import Metrics
+from vpretrain.run.budget import Clock
+from vpretrain.run.build import new_step, seed_run
+from vpretrain.run.checkpoint import CheckpointManager, State, measured
+from vpretrain.run.flops import Cost
+from vpretrain.run.parts import AnyParts
+from vpretrain.run.prefetch import Prefetcher
+from vpretrain.run.schedule import learning_rate
+from vpretrain.run.scores import Score
+from vpretrain.run.state import RunState
+from vpretrain.system import distributed, sharding
+from vpretrain.system.errors import Fault, NonFinite, Stopped
+from vpretrain.system.signals import Interruption
+
+Record = dict[str, Any]
+"""One line of ``metrics.jsonl``."""
+Batches = MicroBatches[Any]
+
+
+class Run:
+    """One run.
+
+    Args:
+        recipe: every value of the run.
+        parts: freshly built from it.
+        step0: scores of the untouched checkpoint, if they were measured already.
+        cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None leaves FLOPs
+            uncounted (0).
+        on_record: is given every record and the fraction of the budget that is used.
+        checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
+        resume: a checkpoint's state to go on from; None starts.
+        stop: signals that were received; None heeds none.
+        keep_history: whether :attr:`history` is filled; a long run has it in its log.
+        prefetch: whether a thread draws the next batches while a step runs, which pays beside an
+            accelerator; the run is the same.
+
+    Attributes:
+        state: everything that moves.
+        history: the records, in memory.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: AnyParts,
+        *,
+        step0: dict[str, Score] | None = None,
+        cost: Cost | None = None,
+        on_record: Callable[[Record, float], None] = lambda record, fraction: None,
+        checkpoints: CheckpointManager | None = None,
+        resume: State | None = None,
+        stop: Interruption | None = None,
+        keep_history: bool = True,
+        prefetch: bool = False,
+    ) -> None:
+        if cost is None and recipe.budget.flops is not None:
+            raise ValueError(
+                "a budget in FLOPs needs the cost of a step: vpretrain.run.flops.count"
+            )
+        self.recipe, self.cost, self.stop = recipe, cost or {}, stop
+        self.checkpoints, self.resume, self.measured_step0 = checkpoints, resume, step0
+        self.on_record, self.keep_history = on_record, keep_history
+        self.history: list[Record] = []
+        # All start from the first process's state: kernels may round differently between ranks.
+        states = [parts.learner.state_dict(), parts.designer.state_dict()]
+        states.append(dict(parts.learner.model.state_dict()))
+        distributed.broadcast(list(distributed.tensors_in(states)))
+        self.waited_seconds = 0.0
+        self.batches: Iterator[Batches] | None = None
+        if prefetch:
+            self.batches = Prefetcher(parts.stream, recipe.learner.accumulate)
+            parts = replace(parts, stream=self.batches)
+        self.parts, self.step_once = parts, new_step(recipe, parts)
+        self.state = RunState(parts, self.step_once)
+        self.clock = Clock(self.state.spent)
+        self.skipped_in_a_row, self.rewound = 0, False
+
+    # ---- the beginning
+
+    def start(self) -> None:
+        """Goes on from a checkpoint; or evaluates step 0 and lets AdamW's moments settle.
+
+        Settling is ``value.settle_steps`` at learning rate 0: the learner stays where it is, bit
+        for bit, while the moments (which ``P`` reads), the designer and its reliability find their
+        level. Every arm does it, so that every arm starts from the same optimizer.
+        """
+        parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
+        if self.resume is not None:
+            seed_run(self.recipe)
+            self.state.load_state_dict(self.resume)
+            return
+        step0 = self.measured_step0
+        self.state.step0 = parts.evaluate() if step0 is None else step0
+        if self.checkpoints is not None and keep_best is not None and self.state.step0:
+            measured(keep_best, self.state.step0)  # now, and not hours later
+        seed_run(self.recipe)
+        for _ in range(self.recipe.value.settle_steps if parts.on_stream else 0):
+            batch = self.next_batch()
+            try:
+                self._step(batch, 0.0, 0.0)
+            except NonFinite as fault:
+                self.recover(batch, fault)
+        self.step_once.count = 0
+
+    # ---- one turn of the loop
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget is used up; the same on all processes, whose clocks differ."""
+        spent = self.state.spent
+        spent.seconds = distributed.broadcast_object(spent.seconds)
+        return not self.parts.on_stream or spent.exhausted(self.recipe.budget)
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the budget that is used, in [0, 1]."""
+        return self.state.spent.fraction(self.recipe.budget)
+
+    def next_batch(self) -> Batches:
+        """The next step's batches; the wait for them is charged."""
+        with self.clock:
+            started = time.perf_counter()
+            if self.batches is not None:
+                batch = next(self.batches)
+            else:
+                batch = next_batches(self.parts.stream, self.recipe.learner.accumulate)
+            self.waited_seconds = time.perf_counter() - started
+        return batch
+
+    def step(self, batch: Batches) -> Metrics:
+        """One learner step at the schedule's rate.
+
+        Raises:
+            NonFinite: it was not taken.
+        """
+        progress = self.progress
+        metrics = self._step(batch, learning_rate(self.recipe.learner, progress), progress)
+        self.skipped_in_a_row = 0
+        return metrics
+
+    def _step(self, batch: Batches, rate: float, progress: float) -> Metrics:
+        step = self.step_once
+        with self.clock:
+            started = time.perf_counter()
+            self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
+            metrics = {"seconds_data": self.waited_seconds} | step(batch, rate, progress)
+            seconds = self.waited_seconds + time.perf_counter() - started
+        return metrics | {"tokens_per_second": batch.tokens / seconds}
+
+    def recover(self, batch: Batches, fault: NonFinite) -> None:
+        """Leaves a batch out; after too many in a row goes back to the last checkpoint, once.
+
+        Raises:
+            Fault: there is no checkpoint to go back to, or the run went back already.
+        """
+        self.skipped_in_a_row += 1
+        spent = self.state.spent
+        self._log({"step": spent.steps, "skipped": str(fault), "batch": batch.digest()})
+        if self.skipped_in_a_row <= self.recipe.faults.max_skips:
+            return
+        checkpoints = None if self.rewound else self.checkpoints
+        earlier = None if checkpoints is None else checkpoints.newest()
+        if earlier is None:
+            raise Fault(f"{fault}; {self.skipped_in_a_row} batches in a row") from fault
+        self.state.rewind(earlier[1])
+        self.skipped_in_a_row, self.rewound = 0, True
+
+    def advance(self, batch: Batches) -> None:
+        """Counts a step that was taken."""
+        self.state.spent.add(steps=1, tokens=batch.tokens)
+        self.state.add_digest(batch.digest())
+
+    def evaluate_if_due(self) -> Metrics:
+        """Scores by name where an evaluation is due, and the best model so far kept."""
+        every, keep_best = self.recipe.evaluate.every, self.recipe.checkpoint.keep_best
+        if not every or self.state.spent.steps % every:
+            return {}
+        scores = self.parts.evaluate()
+        if self.checkpoints is not None and keep_best is not None:
+            with sharding.whole(self.parts.learner.model):
+                self.state.best = self.checkpoints.keep_best(
+                    keep_best, scores, self.state.best, self.parts.save
+                )
+        return {name: score.value for name, score in scores.items()}
+
+    def record(self, batch: Batches, metrics: Metrics) -> None:
+        """Logs a step. Equal steps of a seed show equal ``batch`` digests in every arm."""
+        spent = self.state.spent.state_dict()
+        record: Record = {"step": spent.pop("steps"), **spent, **metrics}
+        self._log(record | {"batch": batch.digest()})
+
+    def _log(self, record: Record) -> None:
+        self.state.records += 1
+        if self.keep_history:
+            self.history.append(record)
+        self.on_record(record, self.progress)
+
+    def checkpoint_if_due(self) -> None:
+        """Saves where it is time to, or a signal asks for it.
+
+        Raises:
+            Stopped: a signal asked for it, and there is something left to do.
+        """
+        checkpoints, steps = self.checkpoints, self.state.spent.steps
+        due = checkpoints is not None and distributed.rank() == 0 and checkpoints.due(steps)
+        asked = self.stop is not None and self.stop.by is not None
+        due, stopping = distributed.any_rank(due, asked)
+        if checkpoints is not None and (due or stopping):
+            checkpoints.save(steps, self.state.state_dict())
+        exhausted = self.state.spent.exhausted(self.recipe.budget)
+        if stopping and not distributed.broadcast_object(exhausted):
+            if checkpoints is not None:
+                checkpoints.wait()
+            by = (self.stop and self.stop.by) or "a signal to another process"
+            raise Stopped(f"{by} after step {steps}; the same command goes on from there")
+
+    # ---- the end
+
+    def finish(self) -> dict[str, Score]:
+        """Last checkpoint, whatever comes after the stream, and the final scores.
+
+        Raises:
+            Fault: a score is not finite.
+        """
+        spent, checkpoints = self.state.spent, self.checkpoints
+        if isinstance(self.batches, Prefetcher):
+            self.batches.close()
+        if checkpoints is not None and distributed.broadcast_object(
+            spent.steps not in checkpoints.steps()
+        ):
+            checkpoints.save(spent.steps, self.state.state_dict())
+        if self.parts.after is not None:
+            with self.clock:
+                self.parts.after(spent)
+        final = self.parts.evaluate()
+        if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:
+            names = ", ".join(broken)
+            raise Fault(
+                f"after {spent.steps} steps {names} is not finite; lower learner.learning_rate"
+            )
+        return final

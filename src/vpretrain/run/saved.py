@@ -1,0 +1,116 @@
+"""A finished run's folder, opened again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.config.recipe import Recipe, load
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.run.build import new_step
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.run.parts import AnyParts
+from vpretrain.run.pretrain import Pretraining, pretrain
+from vpretrain.system.errors import user_error
+
+MOMENT_STEPS = 16
+"""Steps at learning rate 0 that fill AdamW's moments; a run folder does not keep them."""
+
+
+def read_run(folder: Path) -> Recipe:
+    """The recipe of a finished run.
+
+    Raises:
+        UserError: the folder holds none, or it cannot be read.
+    """
+    accepted = "a folder that `vpretrain train` wrote and finished"
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        message = "this is no run folder: there is no recipe.yaml in it"
+        if (folder / "compare.json").is_file():
+            message = (
+                "this is a comparison, which keeps no models; train the arm you want to look at"
+            )
+        elif not folder.exists():
+            message = "there is no such folder"
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
+    missing = [] if (folder / "designer" / "state.pt").is_file() else ["designer/state.pt"]
+    if not any(
+        (folder / "model" / name).is_file() for name in ("config.json", "adapter_config.json")
+    ):
+        missing.insert(0, "model/config.json")
+    if missing:
+        message = (
+            f"{' and '.join(missing)} not there: the run did not finish; run the same train "
+            "command again"
+        )
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
+    return load(path, schemas=SCHEMAS)
+
+
+def restore_designer(parts: AnyParts, folder: Path) -> None:
+    """The designer as it was when the run ended.
+
+    Raises:
+        UserError: the state cannot be read, or is not this designer's.
+    """
+    path = folder / "designer" / "state.pt"
+    try:
+        parts.designer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # pickle, zip and torch each raise their own
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = (
+            f"the designer's state does not go with the recipe or is damaged ({said}); train again"
+        )
+        raise user_error(str(path), message, accepted="the file that the run wrote") from None
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """The last whole line of ``metrics.jsonl``; empty where there is none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def with_feedback(
+    recipe: Recipe, parts: AnyParts, stream: Iterator[Any]
+) -> ValueEstimator[Any, Any, Any]:
+    """A value estimator that has taken the feedback once, along the direction that training would
+    take now.
+
+    AdamW's moments are filled by steps at learning rate 0: neither learner nor designer moves.
+
+    Args:
+        recipe: of the run.
+        parts: built from it; in evaluation mode, so that dropout does not blur what is seen.
+        stream: gives the batches for the moments (used only where the alignment reads P).
+    """
+    step = new_step(recipe, parts)
+    meta = step.meta
+    if meta.value_estimator.alignment.preconditioned:
+        how = Pretraining(
+            parts.learner,
+            parts.designer.baseline_task,
+            step.optimizer,
+            recipe.learner.clip_norm,
+            "learner.learning_rate",
+        )
+        steps = max(MOMENT_STEPS, recipe.value.settle_steps)
+        for _ in pretrain(how, stream, [(0.0, 0.0)] * steps):
+            pass
+    downstream = parts.feedback.gradients(parts.learner)
+    meta.value_estimator.update(downstream, meta.preconditioner(), recipe.learner.learning_rate)
+    return meta.value_estimator

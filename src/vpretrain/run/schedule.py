@@ -1,0 +1,21 @@
+"""The learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+
+from vpretrain.config.recipe import LearnerBase
+
+
+def learning_rate(section: LearnerBase, progress: float) -> float:
+    """Linear warm-up, then a cosine to ``final_fraction`` of the peak.
+
+    Args:
+        section: of the recipe.
+        progress: fraction of the budget that is used, in [0, 1].
+    """
+    if progress < section.warmup_fraction:
+        return section.learning_rate * progress / section.warmup_fraction
+    rest = (progress - section.warmup_fraction) / max(1e-12, 1 - section.warmup_fraction)
+    low = section.final_fraction
+    return section.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * rest)) / 2)

@@ -1,0 +1,66 @@
+"""Scores on held-out rows, and their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric on held-out rows.
+
+    Args:
+        value: the figure.
+        stderr: its standard error over rows.
+        n: how many rows (or tokens, where the metric is a mean over tokens) it rests on.
+        higher_is_better: which way is up.
+        items: one figure a row, in the rows' order, whose mean is ``value``: what comparisons pair.
+    """
+
+    value: float
+    stderr: float
+    n: int
+    higher_is_better: bool
+    items: tuple[float, ...] = ()
+
+
+def score(items: Tensor, *, higher_is_better: bool) -> Score:
+    """The score whose value is the mean of one figure an item, ``[n]``."""
+    values = tuple(float(item) for item in items)
+    mean, stderr = sum(values) / len(values), mean_stderr(values) or 0.0
+    return Score(mean, stderr, len(values), higher_is_better, values)
+
+
+def mean_stderr(values: Sequence[float]) -> float | None:
+    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as :func:`summary`
+    does.
+    """
+    _, std = moments(values)
+    return None if std is None else std / math.sqrt(len(values))
+
+
+def proportion_stderr(successes: int, n: int) -> float:
+    """Standard error sqrt(p (1 - p) / n) of the share p = successes / n.
+
+    It is 0 where none or all succeeded, which is not to say that this is certain: after n trials
+    without success the share may still be 3 / n at 95%. Raises ValueError unless n >= 1 and 0 <=
+    successes <= n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
+    fraction = successes / n
+    return math.sqrt(fraction * (1 - fraction) / n)
+
+
+def moments(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1; None for one value)."""
+    if len(values) == 0 or not all(map(math.isfinite, values)):
+        raise ValueError(f"accepted: one or more finite values; got {list(values)}")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
