@@ -18,6 +18,8 @@ import torch
 from trainer import PERIOD, RATE, Shape, our_step
 from turns import parser, per_step, save
 
+from vpretrain.method.accumulation import next_batches
+
 BASE = Shape(vocabulary=32000, width=512, blocks=4, length=256, feedback_rows=8)
 AXES: dict[str, tuple[dict[str, int], ...]] = {
     "vocabulary": ({"vocabulary": 1000}, {"vocabulary": 8000}, {}, {"vocabulary": 151936}),
@@ -35,14 +37,10 @@ def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
     for turn in range(rounds + 1):
         for arm, (step, stream) in made.items():
             steps = []
-            for kind in (
-                ("meta", "plain", "plain")
-                if step.meta.designer.uses_feedback
-                else ("plain", "plain")
-            ):
-                step.count = 0 if kind == "meta" else 1
-                batch, began = next(stream), time.process_time()
-                step(batch, RATE)
+            steered = step.meta.designer.uses_feedback
+            for kind in ("meta", "plain", "plain") if steered else ("plain", "plain"):
+                batch, began = next_batches(stream, 1), time.process_time()
+                step.take(batch, RATE, 0.0, meta_due=kind == "meta")
                 steps.append({"kind": kind, "cpu": time.process_time() - began})
             seconds[arm] = per_step(steps, PERIOD)
             if turn and arm in found:

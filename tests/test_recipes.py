@@ -9,7 +9,8 @@ from tests.designers import of_every_kind
 from vpretrain.config import recipe as recipes
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 
 REPOSITORY = Path(__file__).parent.parent / "recipes"
 SMALL_MODEL = (
@@ -55,7 +56,7 @@ def language(sources):
 
 def two_steps(recipe):
     modality = MODALITIES[recipe.modality]()
-    result = run(recipe, modality.build(recipe, modality.load(recipe)))
+    result = train(Run(recipe, modality.build(recipe, modality.load(recipe))))
     assert result.spent.steps == 2
     assert result.final.keys() == result.step0.keys()
 

@@ -14,7 +14,8 @@ from tests.run.test_train import tiny_recipe
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
 
 STEPS = 20
@@ -107,7 +108,7 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
         ),
     )
     trainer.train()
-    result = run(recipe, parts, step0={})
+    result = train(Run(recipe, parts, step0={}))
     mine = torch.tensor([record["loss"] for record in result.history])
     same(torch.stack(trainer.losses).view(STEPS, accumulate).sum(dim=1), mine)
     assert float(mine[:3].mean() - mine[-3:].mean()) > 0.2  # it does train

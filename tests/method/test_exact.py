@@ -14,9 +14,9 @@ from torch import nn
 from vpretrain.method.accumulation import MicroBatches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner, Rule
-from vpretrain.method.network import Learning, NetworkDesigner
+from vpretrain.method.network import Learning, NetworkDesigner, Surface
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Estimate, Objective
+from vpretrain.method.roles import Estimate, Feedback, Learner, Objective
 from vpretrain.method.rules import tilted
 from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment
@@ -45,7 +45,7 @@ class Context:
     large: Any = None
 
 
-class Regression:
+class Regression(Learner):
     """Predicts y from x, pair by pair; its stream follows two laws, half of the pairs each."""
 
     def __init__(self):
@@ -66,11 +66,8 @@ class Regression:
 
         return Objective(task.controls(), loss)
 
-    def stepped(self, fraction):
-        pass
 
-
-class Truth:
+class Truth(Feedback):
     """Feedback: pairs of the one law that is wanted, two batches at a time."""
 
     def __init__(self, batches=2):
@@ -101,7 +98,7 @@ class PairWeights(Rule):
         return Weights(tilted(values, 1.0))
 
 
-class Gates:
+class Gates(Surface):
     """A gate in [0, 1] a pair."""
 
     def baseline_task(self, context):
@@ -217,8 +214,9 @@ def test_contradicting_feedback_gives_the_plain_task_bit_for_bit():
     context = Context(*pairs(torch.Generator().manual_seed(0)))
     signal = torch.randn(16, generator=torch.Generator().manual_seed(2))
     designer = exact()
-    assert designer.learn(context, Says(signal, -signal))["gate"] == 0
-    assert torch.equal(designer.make_task(context, None).each, torch.ones(16))
+    learned = designer.learn(context, Says(signal, -signal))
+    assert learned.metrics["gate"] == 0
+    assert torch.equal(learned.task.each, torch.ones(16))
 
 
 @pytest.mark.parametrize("steer", [True, False])

@@ -11,12 +11,12 @@ from vpretrain.method.feedback import (
     EMAFeedback,
     MultiTaskFeedback,
     RandomDirection,
-    feedback_metrics,
 )
+from vpretrain.method.roles import Feedback
 from vpretrain.system.errors import NonFinite
 
 
-class Said:
+class Said(Feedback):
     """Feedback that says the same vectors again and again, each time a step longer."""
 
     def __init__(self, *batches):
@@ -37,17 +37,11 @@ class Said:
         self.calls = state["calls"]
 
 
-class Silent:
+class Silent(Feedback):
     """The least that the role asks for."""
 
     def gradients(self, learner):
         return [{"w": torch.ones(2)}]
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 def pieces(gradients):
@@ -98,12 +92,12 @@ def test_conflict_and_the_tasks_own_figures_are_told():
         {"a": 1.0, "b": 1.0, "c": 1.0},
     )
     together.gradients(None)
-    told = feedback_metrics(EMAFeedback(RandomDirection(together, 0, fixed=False), 0.5))
+    told = EMAFeedback(RandomDirection(together, 0, fixed=False), 0.5).metrics()
     assert told["conflict/a~b"] == pytest.approx(-(0.5**0.5)) and told[
         "conflict/a~c"
     ] == pytest.approx(0.5**0.5)
     assert told["feedback/a/calls"] == told["feedback/b/calls"] == 1 and len(told) == 5
-    assert feedback_metrics(Silent()) == {}
+    assert Silent().metrics() == {}
 
 
 def test_resumed_feedback_goes_on_as_if_never_stopped():

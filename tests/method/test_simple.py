@@ -16,8 +16,8 @@ from vpretrain.method.simple import (
     ShuffledBatches,
     WholeLearner,
     halves,
-    score,
 )
+from vpretrain.run.scores import score
 from vpretrain.system.errors import UserError
 
 

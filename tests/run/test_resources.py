@@ -168,10 +168,10 @@ def test_memory_that_runs_out_names_the_keys_to_lower_and_the_run_goes_on_later(
     with monkeypatch.context() as patch:
         forward = SteeredStep.__call__
 
-        def fails_after_the_first(step, *arguments):
+        def fails_after_the_first(step, *arguments, **options):
             if (tmp_path / "checkpoints" / "step-0000001").is_dir():
                 raise error
-            return forward(step, *arguments)
+            return forward(step, *arguments, **options)
 
         patch.setattr(SteeredStep, "__call__", fails_after_the_first)
         with pytest.raises(Fault) as caught:
@@ -186,9 +186,7 @@ def test_memory_that_runs_out_names_the_keys_to_lower_and_the_run_goes_on_later(
     assert "learner.prepare" not in said
     heard = []
     assert (
-        train_one(recipe, tmp_path, lambda record, fraction: None, description=heard.append)[
-            "steps"
-        ]
+        train_one(recipe, tmp_path, lambda record, fraction: None, notify=heard.append)["steps"]
         == 3
     )
     assert heard == ["going on after step 1"]

@@ -13,9 +13,11 @@ from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.feedback import shuffled
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.method.step import Guard
+from vpretrain.method.guards import Guard
+from vpretrain.run.build import new_step
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.train import new_step, run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, UserError
 
 TINY = [
@@ -57,23 +59,23 @@ def weights_hash(parts):
     return digest.hexdigest()
 
 
-def train(materials, *overrides):
+def trained(materials, *overrides):
     recipe = tiny_recipe(*overrides)
     parts = Language().build(recipe, materials)
-    result = run(recipe, parts)
+    result = train(Run(recipe, parts))
     return weights_hash(parts), result
 
 
 @pytest.fixture(scope="module")
 def onehot(materials):
     """The plain run, that others are held against."""
-    return train(materials, "arm=onehot")
+    return trained(materials, "arm=onehot")
 
 
 @pytest.mark.parametrize("arm", arms_of(ARMS))
 def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, arm):
     before = weights_hash(Language().build(tiny_recipe(), materials))
-    after, result = train(materials, f"arm={arm}")
+    after, result = trained(materials, f"arm={arm}")
     assert after != before
     assert result.spent.steps == 4 and result.spent.tokens > 0
     assert set(result.step0) == set(result.final) == {"test/nll", "test/pass@1"}
@@ -84,21 +86,21 @@ def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, arm):
 
 @pytest.mark.parametrize("arm", ["field", "closed_form"])
 def test_same_seed_same_run_bit_for_bit(materials, arm):
-    first, again = train(materials, f"arm={arm}"), train(materials, f"arm={arm}")
+    first, again = trained(materials, f"arm={arm}"), trained(materials, f"arm={arm}")
     assert first[0] == again[0]
     strip = lambda h: [{k: v for k, v in r.items() if "second" not in k} for r in h]  # noqa: E731
     assert strip(first[1].history) == strip(again[1].history)
     assert first[1].final == again[1].final
-    assert train(materials, f"arm={arm}", "seed=1")[0] != first[0]
+    assert trained(materials, f"arm={arm}", "seed=1")[0] != first[0]
 
 
 @pytest.mark.parametrize("arm", ["ascent", "field", "closed_form"])
 def test_alpha_zero_is_the_onehot_run_bit_for_bit(materials, onehot, arm):
-    assert train(materials, f"arm={arm}", "designer.gate_max=0")[0] == onehot[0]
+    assert trained(materials, f"arm={arm}", "designer.gate_max=0")[0] == onehot[0]
 
 
 def test_tilt_zero_is_the_onehot_run_bit_for_bit(materials, onehot):
-    assert train(materials, "arm=token_weights", "designer.tilt=0")[0] == onehot[0]
+    assert trained(materials, "arm=token_weights", "designer.tilt=0")[0] == onehot[0]
 
 
 @pytest.mark.parametrize("arm", ["ascent", "field"])
@@ -118,9 +120,9 @@ def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
     mixed = dataclasses.replace(task, documents=shuffled(task.documents, seed=0))
     wrong = dataclasses.replace(materials, tasks={"feedback": mixed})
     assert wrong.feedback != materials.feedback
-    assert train(materials, *frozen)[0] == train(wrong, *frozen)[0]
+    assert trained(materials, *frozen)[0] == trained(wrong, *frozen)[0]
     assert (
-        train(materials, *hearing)[0] != train(wrong, *hearing)[0]
+        trained(materials, *hearing)[0] != trained(wrong, *hearing)[0]
     )  # else the test could not fail
 
 
@@ -135,7 +137,7 @@ def test_burn_in_moves_the_optimizer_and_not_the_learner(materials):
 
 
 def test_meta_period_sets_how_often_feedback_is_heard(materials):
-    _, result = train(materials, "arm=closed_form", "value.meta_period=3", "budget.steps=7")
+    _, result = trained(materials, "arm=closed_form", "value.meta_period=3", "budget.steps=7")
     assert [record["step"] for record in result.history if "gain" in record] == [1, 4, 7]
 
 
@@ -158,7 +160,7 @@ def test_several_batches_make_the_step_of_one_large_one(materials, arm):
     for overrides in (small, large):
         recipe = tiny_recipe(f"arm={arm}", *of_every_kind(ARMS, tilt=0), *overrides)
         parts = Language().build(recipe, materials)
-        result = run(recipe, parts, step0={})
+        result = train(Run(recipe, parts, step0={}))
         found.append(
             (result.spent.tokens, result.history[0], dict(parts.learner.model.named_parameters()))
         )
@@ -174,14 +176,14 @@ def test_direct_training_cuts_feedback_to_the_window():
     """Feedback rows may be longer than a window of the stream, which this arm packs them into."""
     recipe = tiny_recipe("arm=feedback_sft", "data.window_tokens=24")
     parts = Language().build(recipe, Language().load(recipe))
-    assert run(recipe, parts, step0={}).spent.steps == 4
+    assert train(Run(recipe, parts, step0={})).spent.steps == 4
 
 
 def test_budget_in_tokens_and_seconds(materials):
-    _, by_tokens = train(materials, "arm=onehot", "budget={tokens: 1000}", "budget.steps=null")
+    _, by_tokens = trained(materials, "arm=onehot", "budget={tokens: 1000}", "budget.steps=null")
     tokens = [record["tokens"] for record in by_tokens.history]
     assert tokens[-1] >= 1000 and all(t < 1000 for t in tokens[:-1])
-    _, by_seconds = train(materials, "arm=onehot", "budget={seconds: 0.3}", "budget.steps=null")
+    _, by_seconds = trained(materials, "arm=onehot", "budget={seconds: 0.3}", "budget.steps=null")
     assert by_seconds.history[-1]["seconds"] >= 0.3
 
 
@@ -223,8 +225,8 @@ def test_random_feedback_is_shrunk_away(materials):
         "designer.kind=closed_form",
         "designer.clip=100",
     ]
-    noise = train(materials, "arm=random_feedback", *overrides)[1].history[-1]["reliability"]
-    real = train(materials, "arm=closed_form", *overrides)[1].history[-1]["reliability"]
+    noise = trained(materials, "arm=random_feedback", *overrides)[1].history[-1]["reliability"]
+    real = trained(materials, "arm=closed_form", *overrides)[1].history[-1]["reliability"]
     assert noise < 0.5 * real
 
 

@@ -66,7 +66,7 @@ class Toy(nn.Module):
         self.hessian = hessian
         self.model, self.aligned = self, {"near": self.near}
 
-    def stepped(self, fraction):
+    def after_step(self, progress):
         pass
 
     def state_dict(self):

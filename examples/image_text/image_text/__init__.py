@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -21,10 +20,11 @@ from vpretrain.method.simple import (
     ShuffledBatches,
     WholeLearner,
     halves,
-    score,
 )
 from vpretrain.run.controls import controlled
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.run.parts import Modality, Parts
+from vpretrain.run.scores import Score, score
+from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.scenes import Scenes
 
 
@@ -94,8 +94,8 @@ class ImageTextRecipe(Recipe):
     designers: Annotated[Mapping[str, ImageTextArm], ARMS.by_name] = {}
 
 
-class ImageText:
-    """The modality behind the core's role (:class:`vpretrain.method.roles.Modality`)."""
+class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
+    """The modality (:class:`vpretrain.run.parts.Modality`)."""
 
     schema = ImageTextRecipe
     arms = ARMS.descriptions
@@ -116,12 +116,6 @@ class ImageText:
         except UserError as error:
             return list(error.problems)
         return []
-
-    def prepare(self, recipe: ImageTextRecipe, out: Path | None) -> Path:
-        """Weights are random, and nothing is prepared."""
-        raise user_error(
-            "prepare", "image-text starts from random weights; there is nothing to make"
-        )
 
     def build(self, recipe: ImageTextRecipe, materials: dict[str, Scenes]) -> Parts:
         """Fresh parts for the recipe's arm and seed."""

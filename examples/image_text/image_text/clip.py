@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from image_text.pairs import END, PROMPTS, SIZE, VOCABULARY, Pairs
+from vpretrain.method.network import Surface
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def zero_shot(model: Callable[..., Tensor], batch: Pairs) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Surface[Pairs, Task]):
     """Where a network's choice enters the task (see :class:`vpretrain.method.network.Surface`)."""
 
     what: Literal["mask", "words"]

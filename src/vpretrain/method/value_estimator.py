@@ -26,8 +26,10 @@ from vpretrain.method.value import Alignment
 from vpretrain.system import distributed
 
 
-class ValueEstimator(Generic[BatchT, ContextT, TaskT]):
-    """Holds the latest downstream gradients; :meth:`on_part` values tasks along them.
+class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
+    """Holds the latest downstream gradients, and values tasks along them.
+
+    Called itself it values a task on a whole batch, :meth:`on_part` on a part of one.
 
     Args:
         learner: gives S and the self-supervised objective.
@@ -71,6 +73,12 @@ class ValueEstimator(Generic[BatchT, ContextT, TaskT]):
         """Keeps the mean of the gradients alone: all that is needed until the next meta step."""
         self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
 
+    def __call__(self, context: ContextT, task: Task) -> Estimate:
+        return self.along_mean(context, task)
+
+    def each(self, context: ContextT, task: Task) -> list[Estimate]:
+        return self.along(context, task, self.feedback_gradients)
+
     def on_part(self, fraction: float = 1.0) -> ValueFunction[ContextT]:
         """Values tasks on a part of a batch.
 
@@ -79,6 +87,49 @@ class ValueEstimator(Generic[BatchT, ContextT, TaskT]):
                 that of the whole batch, its gradient that with respect to this part's controls.
         """
         return PartValue(self, fraction)
+
+    def along_mean(self, context: ContextT, task: Task, fraction: float = 1.0) -> Estimate:
+        """The value along the mean of the feedback gradients; see :meth:`on_part`."""
+        return self.along(context, task, [vectors.mean(self.feedback_gradients)], fraction)[0]
+
+    def along(
+        self,
+        context: ContextT,
+        task: Task,
+        gradients: Sequence[Gradient],
+        fraction: float = 1.0,
+    ) -> list[Estimate]:
+        """Values of one task along several downstream gradients; what does not depend on them is
+        computed once."""
+        learner, alignment = self.learner, self.alignment
+        controls = tuple(control.detach().requires_grad_() for control in task.controls())
+        # Whatever is valued is a task of this learner.
+        objective = learner.objective(context, cast(TaskT, task.with_controls(controls)))
+        inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
+
+        def loss(parameters: Mapping[str, Tensor]) -> Tensor:
+            # As views: a module that leaves enter cannot be counted in FLOPs.
+            views = tuple(tensor.view_as(tensor) for tensor in inputs)
+            return fraction * objective.loss(parameters, views)
+
+        def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
+            along = self.estimator(loss, point, direction, inputs)
+            # From the inputs back to the controls: a no-op where they are the same.
+            gradient = torch.autograd.grad(
+                objective.inputs, controls, along.gradient, retain_graph=True
+            )
+            return Estimate(distributed.total(along.value) if value is None else value, gradient)
+
+        # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
+        point = {name: vectors.wide(p.detach()) for name, p in learner.aligned.items()}
+        if alignment.linear:
+            return [estimate(gradient) for gradient in gradients]
+        pretraining_gradient = _gradient(loss, point)
+        distributed.all_reduce(list(pretraining_gradient.values()))
+        valued = [
+            alignment(gradient, pretraining_gradient, self.step_size) for gradient in gradients
+        ]
+        return [estimate(each.direction, each.value) for each in valued]
 
     def state_dict(self) -> State:
         """The gradients of the latest meta step: they are used until the next."""
@@ -98,52 +149,14 @@ class ValueEstimator(Generic[BatchT, ContextT, TaskT]):
 class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
     """See :meth:`ValueEstimator.on_part`."""
 
-    estimator: ValueEstimator[Any, ContextT, TaskT] = field(repr=False)
+    whole: ValueEstimator[Any, ContextT, TaskT] = field(repr=False)
     fraction: float
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        """Along the mean of the feedback gradients."""
-        return self._along(context, task, [vectors.mean(self.estimator.feedback_gradients)])[0]
+        return self.whole.along_mean(context, task, self.fraction)
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        """Along each of the feedback gradients, in their order."""
-        return self._along(context, task, self.estimator.feedback_gradients)
-
-    def _along(
-        self, context: ContextT, task: Task, gradients: Sequence[Gradient]
-    ) -> list[Estimate]:
-        """Values of one task along several downstream gradients; what does not depend on them is
-        computed once."""
-        learner, alignment = self.estimator.learner, self.estimator.alignment
-        controls = tuple(control.detach().requires_grad_() for control in task.controls())
-        # Whatever is valued is a task of this learner.
-        objective = learner.objective(context, cast(TaskT, task.with_controls(controls)))
-        inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
-
-        def loss(parameters: Mapping[str, Tensor]) -> Tensor:
-            # As views: a module that leaves enter cannot be counted in FLOPs.
-            views = tuple(tensor.view_as(tensor) for tensor in inputs)
-            return self.fraction * objective.loss(parameters, views)
-
-        def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
-            along = self.estimator.estimator(loss, point, direction, inputs)
-            # From the inputs back to the controls: a no-op where they are the same.
-            gradient = torch.autograd.grad(
-                objective.inputs, controls, along.gradient, retain_graph=True
-            )
-            return Estimate(distributed.total(along.value) if value is None else value, gradient)
-
-        # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
-        point = {name: vectors.wide(p.detach()) for name, p in learner.aligned.items()}
-        if alignment.linear:
-            return [estimate(gradient) for gradient in gradients]
-        pretraining_gradient = _gradient(loss, point)
-        distributed.all_reduce(list(pretraining_gradient.values()))
-        valued = [
-            alignment(gradient, pretraining_gradient, self.estimator.step_size)
-            for gradient in gradients
-        ]
-        return [estimate(each.direction, each.value) for each in valued]
+        return self.whole.along(context, task, self.whole.feedback_gradients, self.fraction)
 
 
 def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:

@@ -21,6 +21,7 @@ from vpretrain.language.steering.domains import Matched, matched
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.feedback import EMAFeedback, feedback_metrics
+from vpretrain.method.roles import Designer, Learned
 from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -135,16 +136,14 @@ def test_the_labels_reach_the_learner_through_the_designer_alone(
         tasks["earn"] |= {"checker": "share"}
     section = section_of({name: tasks[name]})
 
-    class Deaf:
+    class Deaf(Designer):
         uses_feedback = True
 
         def baseline_task(self, context):
             return one_hot(context.labels)
 
-        construct = lambda self, context, value_of: self.baseline_task(context)  # noqa: E731
-
         def learn(self, context, value_of):
-            return {"gain": float(value_of(context, self.baseline_task(context)).value)}
+            return Learned({"gain": float(value_of(context, self.baseline_task(context)).value)})
 
     def run(wrong_labels):
         learner = learner_for(tokenizer, monkeypatch)

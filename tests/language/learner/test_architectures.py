@@ -13,7 +13,8 @@ from vpretrain.language.data import word_problems
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
 
 SIZES = {
@@ -133,7 +134,7 @@ def test_two_steered_steps_saved_and_opened_again(kind, adapters, dtype, folder_
     model = parts.learner.model.eval()
     ids = torch.arange(3, 40)[None]
     before = model(input_ids=ids).logits.detach().float()
-    result = run(recipe, parts)
+    result = train(Run(recipe, parts))
     assert result.spent.steps == 2 and result.history[-1]["weight_spread"] > 0
     parts.save(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(

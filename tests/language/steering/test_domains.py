@@ -15,7 +15,7 @@ from vpretrain.method import vectors
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.feedback import MultiTaskFeedback
-from vpretrain.method.roles import detached
+from vpretrain.method.roles import Designer, Learned, detached
 from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
@@ -143,18 +143,16 @@ def test_without_sources_nothing_is_wrapped():
 def test_a_step_runs_under_every_alignment_and_with_domains_that_are_absent(alignment, names):
     """And moves the parameters as the plain step does: copies are for valuing alone."""
 
-    class Weigh:
+    class Weigh(Designer):
         uses_feedback = True
 
         def baseline_task(self, context):
             return SoftTargets(context.labels[:, None], torch.ones(len(context.labels), 1))
 
-        construct = lambda self, context, value_of: self.baseline_task(context)  # noqa: E731
-
         def learn(self, context, value_of):
             estimates = value_of.each(context, self.baseline_task(context))
             assert all(torch.isfinite(e.gradient[0]).all() for e in estimates)
-            return {"gain": float(sum(e.value for e in estimates))}
+            return Learned({"gain": float(sum(e.value for e in estimates))})
 
     def step(matching):
         learner = tiny_learner()

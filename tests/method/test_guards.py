@@ -10,7 +10,9 @@ from tests.designers import of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.run.train import new_step, run
+from vpretrain.run.build import new_step
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.vision import Vision
 
 HEALTHY = {
@@ -78,7 +80,7 @@ def test_a_sign_is_logged_once_and_is_gone_when_it_is_over(caplog):
 
 
 def test_no_window_looks_at_nothing():
-    collapse = Collapse(0)
+    collapse = Collapse(0, {})
     collapse.update(HEALTHY | {"gate": 0.0})
     assert collapse.signs == []
 
@@ -112,7 +114,7 @@ def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse
     parts.designer.learn = lambda context, value_of: (
         learn(context, value_of) | HEALTHY | {"agreement": next(agreements)}
     )
-    history = run(recipe, parts, step0={}).history
+    history = train(Run(recipe, parts, step0={})).history
     assert [record["steered"] for record in history] == steered
     assert [record["collapsed"] for record in history] == [0, 1, 1, 0, 0]
 
