@@ -4,12 +4,12 @@ import logging
 import math
 
 import pytest
-from vpretrain.method.collapse import Collapse
 
 from tests.designers import of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
+from vpretrain.method.guards import Collapse
 from vpretrain.run.build import new_step
 from vpretrain.run.run import Run
 from vpretrain.run.train import train

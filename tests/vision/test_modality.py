@@ -212,7 +212,7 @@ def test_heads_are_warmed_up_once_and_alike(kind, of_head):
 def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
     recipe = tiny_recipe("arm=plain", kind=kind)
     parts = Vision().build(recipe, materials[kind])
-    parts.learner.stepped(0.5)
+    parts.learner.after_step(0.5)
     with torch.no_grad():
         for parameter in parts.learner.model.parameters():
             parameter.add_(0.01)

@@ -13,7 +13,7 @@ from vpretrain.config.arms import Arms, DesignerSection
 from vpretrain.config.recipe import LearnerBase, Recipe, Section
 from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer, Parts, Score
+from vpretrain.method.roles import Designer
 from vpretrain.method.simple import (
     BaselineDesigner,
     LossFeedback,

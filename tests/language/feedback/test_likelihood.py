@@ -20,7 +20,7 @@ from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.steering.domains import Matched, matched
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
-from vpretrain.method.feedback import EMAFeedback, feedback_metrics
+from vpretrain.method.feedback import EMAFeedback
 from vpretrain.method.roles import Designer, Learned
 from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment
@@ -110,7 +110,7 @@ def test_three_kinds_of_signal_are_heard_together(tasks, tmp_path, tokenizer, mo
     assert len(found) == 2 and set(found[0]) == set(learner.aligned)
     assert all(torch.isfinite(piece).all() for gradient in found for piece in gradient.values())
     assert torch.equal(torch.get_rng_state(), before)
-    told = feedback_metrics(feedback)
+    told = feedback.metrics()
     assert {"conflict/solve~earn", "conflict/solve~prefer", "conflict/earn~prefer"} < set(told)
     assert {"feedback/earn/reward", "feedback/earn/informative", "feedback/prefer/preferred"} < set(
         told

@@ -285,7 +285,7 @@ def test_a_mask_of_ones_is_the_plain_run_bit_for_bit(teacher_views: Any) -> None
             LearnedViews(ones, blur(context.global_views, 2.0)) if learned else BaselineViews(),
         )
         loss.backward()
-        made.stepped(0.5)
+        made.after_step(0.5)
         gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
         assert len(gradients) > len(made.aligned)
         results.append([loss.detach(), *gradients, made.center, *made.teacher.model.parameters()])
@@ -483,7 +483,7 @@ def test_valuing_leaves_no_trace() -> None:
     assert all(p.grad is None and p.requires_grad for p in made.model.parameters())
     assert all(torch.equal(before[n], t) for n, t in made.model.state_dict().items())
     center = made.center.clone()
-    made.stepped(1.0)
+    made.after_step(1.0)
     assert torch.equal(made.center, center)
 
 
@@ -513,7 +513,7 @@ def test_teacher_and_centre_move_by_their_momenta_once_a_step() -> None:
     center, context = made.center.clone(), made.forward(0)
     made.loss(context, BaselineViews())
     assert torch.equal(made.center, center)
-    made.stepped(0.0)
+    made.after_step(0.0)
     for before, after, student in zip(
         teacher, made.teacher.model.parameters(), made.model.parameters(), strict=True
     ):
@@ -521,7 +521,7 @@ def test_teacher_and_centre_move_by_their_momenta_once_a_step() -> None:
     moved = 0.75 * center + 0.25 * context.teacher_logits.mean(dim=(0, 1))
     assert torch.allclose(made.center, moved)
     at_rest = made.teacher.model.head.prototypes.clone()
-    made.stepped(1.0)  # momentum 1, and no batch was seen since
+    made.after_step(1.0)  # momentum 1, and no batch was seen since
     assert torch.allclose(made.center, moved)
     assert torch.equal(made.teacher.model.head.prototypes, at_rest)
 
@@ -536,7 +536,7 @@ def test_a_teacher_that_equals_its_student_stays_bit_for_bit() -> None:
     made = learner(dtype=torch.bfloat16)
     made.teacher.load({n: vectors.wide(p.detach()) for n, p in made.model.named_parameters()})
     for _ in range(3):
-        made.stepped(0.0)
+        made.after_step(0.0)
     pairs = zip(made.model.parameters(), made.teacher.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -545,7 +545,7 @@ def test_a_bfloat16_teacher_does_not_stand_still() -> None:
     made = learner(dtype=torch.bfloat16)
     before = made.teacher.average["backbone.norm.weight"].clone()
     for _ in range(100):
-        made.stepped(0.0)
+        made.after_step(0.0)
     student = made.model.backbone.norm.weight.float()
     expected = student + 0.996**100 * (before - student)
     assert torch.allclose(made.teacher.average["backbone.norm.weight"], expected, atol=1e-5)
@@ -560,14 +560,14 @@ def test_state_comes_back() -> None:
     for parameter in first.model.parameters():
         parameter.data.add_(0.1)
     first.loss(first.forward(0), BaselineViews())
-    first.stepped(0.0)
+    first.after_step(0.0)
     second.model.load_state_dict(first.model.state_dict())
     second.load_state_dict({k: v for k, v in first.state_dict().items()})
     with torch.no_grad():
         assert torch.equal(
             *(made.loss(made.forward(1), BaselineViews()) for made in (first, second))
         )
-    first.stepped(0.0)
+    first.after_step(0.0)
     assert not torch.equal(first.center, second.center)  # the states are not the same tensors
 
 

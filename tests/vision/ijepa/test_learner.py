@@ -277,12 +277,12 @@ def test_the_target_encoder_is_a_moving_average_by_hand():
     with torch.no_grad():
         target.fill_(2.0)
         source.fill_(4.0)
-    learner.stepped(0.0)
+    learner.after_step(0.0)
     torch.testing.assert_close(target, torch.full_like(target, 0.9 * 2 + 0.1 * 4))
-    learner.stepped(0.5)  # momentum 0.95
+    learner.after_step(0.5)  # momentum 0.95
     torch.testing.assert_close(target, torch.full_like(target, 0.95 * 2.2 + 0.05 * 4))
     before = target.clone()
-    learner.stepped(1.0)
+    learner.after_step(1.0)
     assert torch.equal(target, before)
     assert (source == 4).all()
 
@@ -297,7 +297,7 @@ def test_a_bfloat16_encoder_still_moves_its_target():
         target.fill_(1.0)
         source.fill_(1.1)
     for _ in range(10):
-        learner.stepped(0.0)
+        learner.after_step(0.0)
     expected = 1 + (1 - 0.996**10) * (float(source.detach().flatten()[0]) - 1)
     assert float(target.mean()) == pytest.approx(expected, rel=1e-5)
 
@@ -317,7 +317,7 @@ def test_the_target_encoder_can_be_kept_and_restored():
     learner, other = tiny_learner(momentum=(0.5, 0.5)), tiny_learner()
     with torch.no_grad():
         next(learner.encoder.parameters()).add_(1)
-    learner.stepped(0.0)
+    learner.after_step(0.0)
     before = other.forward(Batch(images())).answers
     other.load_state_dict(learner.state_dict())
     answers = [each.forward(Batch(images())).answers for each in (learner, other)]
@@ -334,7 +334,7 @@ def test_plain_training_predicts_better():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        learner.stepped(step / 40)
+        learner.after_step(step / 40)
         losses.append(float(loss.detach()))
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
