@@ -11,7 +11,8 @@ from tests.run.test_train import tiny_recipe, weights_hash
 from vpretrain.integrations.steering import Steering
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.run.train import run
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_a_designer_is_one_file(below_mean):
     ):
         recipe = tiny_recipe("budget.steps=2", "value.shrink=false", *overrides)
         parts = Language().build(recipe, materials)
-        result = run(recipe, parts, step0={})
+        result = train(Run(recipe, parts, step0={}))
         assert result.spent.steps == 2
         found[" ".join(overrides)] = weights_hash(parts)
     assert len(set(found.values())) == 3
