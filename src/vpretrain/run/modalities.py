@@ -71,7 +71,7 @@ def _class_of(point: EntryPoint) -> type[Modality[Any, Any]]:
             "fix or remove it",
             value=point.name,
         ) from error
-    needed = ("schema", "arms", "load", "build")
+    needed = ("schema", "load", "build")
     if missing := [name for name in needed if not hasattr(found, name)]:
         raise user_error(
             "modality",
