@@ -9,7 +9,9 @@ from tests.designers import of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
+from vpretrain.method.accumulation import next_batches
 from vpretrain.method.guards import Collapse
+from vpretrain.method.roles import Learned
 from vpretrain.run.build import new_step
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
@@ -111,8 +113,8 @@ def test_the_task_is_the_plain_one_until_the_collapse_is_over(words, on_collapse
     )
     parts = build(recipe, words)
     agreements, learn = iter([-1.0, -1.0, 0.5, 1.0, 1.0]), parts.designer.learn
-    parts.designer.learn = lambda context, value_of: (
-        learn(context, value_of) | HEALTHY | {"agreement": next(agreements)}
+    parts.designer.learn = lambda context, value_of: Learned(
+        learn(context, value_of).metrics | HEALTHY | {"agreement": next(agreements)}
     )
     history = train(Run(recipe, parts, step0={})).history
     assert [record["steered"] for record in history] == steered
@@ -133,8 +135,8 @@ def test_bounds_are_those_of_the_designer(words, arm, bounds):
     small = of_every_kind(ARMS, gate_max=0.25, candidates=4)
     recipe = language_recipe(f"arm={arm}", *small)
     step = new_step(recipe, parts := build(recipe, words))
-    assert step.collapse.bounds == bounds
-    assert bounds.keys() <= step(next(parts.stream), 0.0).keys(), (
+    assert step.meta.collapse.bounds == bounds
+    assert bounds.keys() <= step(next_batches(parts.stream, 1), 0.0).keys(), (
         "figures that no meta step tells are never looked at"
     )
 
@@ -146,7 +148,7 @@ def test_masks_have_bounds_too():
     parts = build(recipe, Vision().load(recipe))
     step = new_step(recipe, parts)
     assert (
-        step.collapse.bounds.keys()
+        step.meta.collapse.bounds.keys()
         == {"mask_mean", "mask_std"}
-        <= step(next(parts.stream), 0.0).keys()
+        <= step(next_batches(parts.stream, 1), 0.0).keys()
     )

@@ -18,7 +18,7 @@ from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.predictions import WholeLogits
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.directional import estimator
 from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.meta_step import MetaStep
 from vpretrain.method.roles import Designer, Feedback, Metrics, State, detached
@@ -166,7 +166,7 @@ def hosted_step(
         learner,
         designer,
         feedback,
-        ValueEstimator(learner, alignment, ESTIMATORS[steering.estimator]),
+        ValueEstimator(learner, alignment, estimator(steering.estimator)),
         optimizer,
         period=steering.meta_period,
         preconditioner_floor=steering.preconditioner_floor,

@@ -26,8 +26,10 @@ central_difference  nothing                               two ordinary forwards 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -35,10 +37,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Estimate, Gradient
+from vpretrain.method.roles import Estimate, Gradient, Metrics, State
+from vpretrain.system import distributed
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
-Estimator = Callable[[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]], Estimate]
+
+
+log = logging.getLogger(__name__)
 
 
 class EstimatorUnsupported(RuntimeError):
@@ -110,21 +115,32 @@ def forward_mode(
 
 
 def central_difference(
-    loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
+    loss: Loss,
+    parameters: Mapping[str, Tensor],
+    direction: Gradient,
+    controls: Sequence[Tensor],
+    relative_step: float | None = None,
 ) -> Estimate:
     """``[L(S + eps u) - L(S - eps u)] / (2 eps)``: two ordinary forwards, any attention kernel,
     first-order memory.
 
-    ``eps`` is relative: the perturbation's norm is ``RELATIVE_STEP[dtype]`` times the norm of S.
     Run it in float32 or float64; in bfloat16 the rounding of the loss drowns the difference
     (learners cast their suffix up for this).
+
+    Args:
+        loss: of S, see the module.
+        parameters: the point S.
+        direction: u.
+        controls: what the loss closed over.
+        relative_step: norm of the perturbation over the norm of S; None: :data:`RELATIVE_STEP`,
+            which no model need suit. :class:`CentralDifference` measures one.
     """
     length, size = vectors.norm(direction), vectors.norm(parameters)
     if length == 0:
         return Estimate(
             length.new_zeros(()), tuple(torch.zeros_like(control) for control in controls)
         )
-    relative = RELATIVE_STEP[next(iter(parameters.values())).dtype]
+    relative = relative_step or RELATIVE_STEP[next(iter(parameters.values())).dtype]
     epsilon = float(
         relative * (size if size else 1.0) / length
     )  # LoRA's B is zero before the first step
@@ -146,12 +162,170 @@ def central_difference(
 
 
 RELATIVE_STEP = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Perturbation of S relative to its norm, by dtype: rounding below, curvature above
-(benchmarks/relative_step.py).
-"""
+"""Perturbation of S relative to its norm, by dtype, where none is measured."""
 
-ESTIMATORS: dict[str, Estimator] = {
+Function = Callable[[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]], Estimate]
+
+ESTIMATORS: dict[str, Function] = {
     "central_difference": central_difference,
     "forward_mode": forward_mode,
     "double_backward": double_backward,
 }
+
+
+class Estimator:
+    """An estimator in the course of a run; this one is exact, and has nothing to remember.
+
+    Args:
+        function: one of :data:`ESTIMATORS`.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    def __call__(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+    ) -> Estimate:
+        """See the module."""
+        return self.function(loss, parameters, direction, controls)
+
+    def metrics(self) -> Metrics:
+        """How exact it is."""
+        return {}
+
+    def state_dict(self) -> State:
+        """What the next estimates depend on."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores :meth:`state_dict`."""
+
+
+LADDER = {
+    torch.float32: (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6),
+    torch.float64: (1e-3, 1e-4, 1e-5, 1e-6),
+}
+"""Relative steps that are tried, by dtype of S."""
+CHECK_PERIOD = 400
+"""Estimates from one check of the step to the next: two passes more in 800, below 1%."""
+WARN_ABOVE, LEAVE_ABOVE = 0.01, 0.05
+
+
+class CentralDifference(Estimator):
+    """Central differences along a step that is measured, since no fixed one serves every model.
+
+    A direction that lies in a few coordinates of a pretrained model wants a step a hundred times
+    smaller than one that lies in all of them. At the first estimate the steps of :data:`LADDER` are
+    compared with their neighbours: too large a step differs by its curvature, too small a one by
+    rounding, and the step in between that differs least is kept. The difference is the estimate of
+    its error. It is measured again every :data:`CHECK_PERIOD` estimates.
+
+    Above an error of 1% the ladder is climbed again and a warning logged; above 5% the estimator in
+    ``otherwise`` takes over for the rest of the run.
+
+    Args:
+        otherwise: where no step is good enough; None: the best of them stays.
+    """
+
+    def __init__(self, otherwise: Function | None = forward_mode) -> None:
+        super().__init__(central_difference)
+        self.otherwise = otherwise
+        self.step, self.error, self.calls, self.left = 0.0, 0.0, 0, False
+
+    def __call__(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+    ) -> Estimate:
+        """See the module."""
+        if self.left and self.otherwise is not None:
+            return self.otherwise(loss, parameters, direction, controls)
+
+        def at(step: float) -> Estimate:
+            return central_difference(loss, parameters, direction, controls, step)
+
+        if self.calls % CHECK_PERIOD == 0 and not self._still_good(at):
+            ladder = LADDER[next(iter(parameters.values())).dtype]
+            self._climb(at, ladder)
+            if self.error > LEAVE_ABOVE and self._can_leave(loss, parameters, direction, controls):
+                return self(loss, parameters, direction, controls)
+        self.calls += 1
+        return at(self.step)
+
+    def _still_good(self, at: Callable[[float], Estimate]) -> bool:
+        """Checks the step in use against a smaller one; there is none at the beginning."""
+        if not self.step:
+            return False
+        self.error = _difference(at(self.step), at(self.step / 3))
+        return self.error <= WARN_ABOVE
+
+    def _climb(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
+        """Keeps the step that differs least from the next smaller one."""
+        estimates = [at(step) for step in ladder]
+        errors = [_difference(one, next_) for one, next_ in pairwise(estimates)]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        self.step, self.error = ladder[best], errors[best]
+        if self.error > WARN_ABOVE and distributed.rank() == 0:
+            log.warning(
+                "central differences are about %.1f%% off on this model, whatever the step; "
+                "`vpretrain doctor` says which estimator is exact on it",
+                100 * self.error,
+            )
+
+    def _can_leave(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+    ) -> bool:
+        """Whether the other estimator works on this model; it is used from now on if so."""
+        if self.otherwise is None:
+            return False
+        try:
+            self.otherwise(loss, parameters, direction, controls)
+        except EstimatorUnsupported:
+            return False
+        if distributed.rank() == 0:
+            log.warning("from here on values are taken by %s", self.otherwise.__name__)
+        self.left = True
+        return True
+
+    def metrics(self) -> Metrics:
+        """``estimator_error``, relative, of the latest check."""
+        return {"estimator_error": self.error} if self.step and not self.left else {}
+
+    def state_dict(self) -> State:
+        return {
+            "step": self.step,
+            "error": self.error,
+            "calls": self.calls,
+            "left": self.left,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.step, self.error = float(state["step"]), float(state["error"])
+        self.calls, self.left = int(state["calls"]), bool(state["left"])
+
+
+def _difference(a: Estimate, b: Estimate) -> float:
+    """Norm of the difference of two gradients over that of the second, on all processes."""
+    pairs = zip(a.gradient, b.gradient, strict=True)
+    squares = [((x - y).double().square().sum(), y.double().square().sum()) for x, y in pairs]
+    apart, size = distributed.total(
+        torch.stack([torch.stack(list(each)) for each in squares]).sum(0)
+    )
+    return float((apart / size).sqrt()) if size > 0 else 0.0
+
+
+def estimator(name: str) -> Estimator:
+    """A fresh estimator for one run, by the recipe's name of it."""
+    if name == "central_difference":
+        return CentralDifference()
+    return Estimator(ESTIMATORS[name])

@@ -118,7 +118,8 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
             self.guard.update(metrics["gain"])
         self.collapse.update(metrics)
         metrics["collapsed"] = float(bool(self.collapse.signs))
-        metrics |= self.feedback.metrics() | {"gradient_norm_downstream": size}
+        metrics |= self.feedback.metrics() | self.value_estimator.estimator.metrics()
+        metrics["gradient_norm_downstream"] = size
         return metrics, task
 
     def preconditioner(self) -> dict[str, torch.Tensor] | None:

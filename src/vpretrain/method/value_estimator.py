@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.method import vectors
-from vpretrain.method.directional import Estimator, Loss
+from vpretrain.method.directional import Estimator, Function, Loss
 from vpretrain.method.roles import (
     BatchT,
     ContextT,
@@ -34,7 +34,7 @@ class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
     Args:
         learner: gives S and the self-supervised objective.
         alignment: turns ``g_down`` (and, where it needs it, ``g_pre``) into a direction.
-        estimator: takes the directional derivative.
+        estimator: takes the directional derivative; a function is exact, or has a fixed step.
 
     Attributes:
         feedback_gradients: ``g_down`` over S, one a feedback batch, preconditioned where the
@@ -45,9 +45,10 @@ class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
         self,
         learner: Learner[BatchT, ContextT, TaskT],
         alignment: Alignment,
-        estimator: Estimator,
+        estimator: Estimator | Function,
     ) -> None:
-        self.learner, self.alignment, self.estimator = learner, alignment, estimator
+        self.learner, self.alignment = learner, alignment
+        self.estimator = estimator if isinstance(estimator, Estimator) else Estimator(estimator)
         self.feedback_gradients: list[Gradient] = []
         self.step_size = 0.0
 
@@ -133,7 +134,11 @@ class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
 
     def state_dict(self) -> State:
         """The gradients of the latest meta step: they are used until the next."""
-        return {"feedback_gradients": self.feedback_gradients, "step_size": self.step_size}
+        return {
+            "feedback_gradients": self.feedback_gradients,
+            "step_size": self.step_size,
+            "estimator": self.estimator.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Restores :meth:`state_dict`."""
@@ -143,6 +148,7 @@ class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
             for gradient in state["feedback_gradients"]
         ]
         self.step_size = state["step_size"]
+        self.estimator.load_state_dict(state["estimator"])
 
 
 @dataclass(frozen=True)

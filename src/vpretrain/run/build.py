@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vpretrain.config.recipe import Recipe
-from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.directional import estimator
 from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.meta_step import MetaStep
 from vpretrain.method.step import SteeredStep
@@ -49,7 +49,7 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         parts.designer,
         parts.feedback,
         ValueEstimator(
-            learner, Alignment(value.alignment, value.smoothness), ESTIMATORS[value.estimator]
+            learner, Alignment(value.alignment, value.smoothness), estimator(value.estimator)
         ),
         optimizer,
         period=value.meta_period,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported
+from vpretrain.method.directional import estimator as estimator_named
 from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -123,7 +124,7 @@ class _Bench:
     ) -> None:
         self.context = parts.learner.forward(batch)
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
-        estimated = ValueEstimator(parts.learner, alignment, ESTIMATORS[estimator])
+        estimated = ValueEstimator(parts.learner, alignment, estimator_named(estimator))
         estimated.update(down, None, recipe.learner.learning_rate)
         self.value_of_part = estimated.on_part()
         self.task = detached(parts.designer.make_task(self.context, _Nothing()))

@@ -1,0 +1,110 @@
+"""The central difference measures its step: on a learner whose curvature no fixed step suits, and
+where none is good enough."""
+
+import math
+
+import pytest
+import torch
+
+from vpretrain.method.directional import (
+    CentralDifference,
+    central_difference,
+    double_backward,
+    forward_mode,
+)
+
+SIZE = 64
+
+
+def curved(sharpness):
+    """``L = sum_i c_i exp(k_i s_i) / k_i`` at S = 1 / k: the first coordinate bends ``sharpness``
+    times as fast as its size suggests, as a few coordinates of pretrained models do."""
+    bend = torch.ones(SIZE)
+    bend[0] = sharpness
+    controls = torch.ones(SIZE).requires_grad_()
+
+    def loss(parameters):
+        return (controls * torch.exp(bend * parameters["w"]) / bend).double().sum()
+
+    parameters = {"w": torch.ones(SIZE) / bend}
+    return loss, parameters, controls
+
+
+def error(estimate, exact):
+    return float((estimate.gradient[0] - exact.gradient[0]).norm() / exact.gradient[0].norm())
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 30.0, 300.0])
+@pytest.mark.parametrize("spread", [False, True])
+def test_the_step_that_is_measured_suits_model_and_direction(sharpness, spread):
+    loss, parameters, controls = curved(sharpness)
+    direction = {"w": torch.ones(SIZE) if spread else torch.eye(SIZE)[0]}
+    exact = double_backward(loss, parameters, direction, [controls])
+    measured = CentralDifference()
+    found = measured(loss, parameters, direction, [controls])
+    assert error(found, exact) <= 1e-3 and not measured.left
+    assert float(found.value) == pytest.approx(float(exact.value), rel=1e-3)
+    assert error(found, exact) <= 3 * measured.error + 1e-4, "the error that it reports is honest"
+
+
+def test_one_fixed_step_does_not():
+    loss, parameters, controls = curved(1e3)
+    direction = {"w": torch.eye(SIZE)[0]}
+    exact = double_backward(loss, parameters, direction, [controls])
+    assert error(central_difference(loss, parameters, direction, [controls], 1e-3), exact) > 0.05
+
+
+def test_where_no_step_is_good_enough_another_estimator_takes_over(caplog):
+    """A loss whose rounding drowns every difference in float32."""
+    controls = torch.ones(4).requires_grad_()
+
+    def loss(parameters):
+        return 1e7 + (controls * parameters["w"].sin()).sum()
+
+    parameters, direction = {"w": torch.ones(4)}, {"w": torch.ones(4)}
+
+    def rough(parameters):
+        return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
+
+    estimator = CentralDifference()
+    found = estimator(rough, parameters, direction, [controls])
+    exact = forward_mode(rough, parameters, direction, [controls])
+    assert estimator.left and torch.equal(found.gradient[0], exact.gradient[0])
+    assert "forward_mode" in caplog.text and estimator.metrics() == {}
+    smooth = CentralDifference()
+    smooth(loss, parameters, direction, [controls])
+    assert not smooth.left, "the controls' gradient does not see a constant"
+
+
+def test_a_run_that_goes_on_keeps_its_step(monkeypatch):
+    loss, parameters, controls = curved(1e2)
+    direction = {"w": torch.eye(SIZE)[0]}
+    first, fresh = CentralDifference(), CentralDifference()
+    first(loss, parameters, direction, [controls])
+    fresh.load_state_dict(first.state_dict())
+    one, other = (each(loss, parameters, direction, [controls]) for each in (first, fresh))
+    assert torch.equal(one.gradient[0], other.gradient[0]) and fresh.step == first.step > 0
+
+
+def test_the_check_during_a_run_costs_two_passes_and_finds_a_model_that_has_changed(monkeypatch):
+    monkeypatch.setattr("vpretrain.method.directional.CHECK_PERIOD", 4)
+    passes = 0
+    loss, parameters, controls = curved(1.0)
+
+    def counted(point):
+        nonlocal passes
+        passes += 1
+        return loss(point)
+
+    direction = {"w": torch.eye(SIZE)[0]}
+    estimator = CentralDifference()
+    for _ in range(4):
+        estimator(counted, parameters, direction, [controls])
+    before, passes = estimator.step, 0
+    estimator(counted, parameters, direction, [controls])
+    assert passes == 6 and estimator.step == before, "the check's two steps, and the estimate"
+    for _ in range(3):
+        estimator(counted, parameters, direction, [controls])
+    loss, parameters, controls = curved(1e3)
+    estimator(counted, parameters, direction, [controls])
+    assert estimator.step < before and estimator.error < 0.01 and math.isfinite(estimator.error)
