@@ -13,6 +13,7 @@ from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.feedback import shuffled
 from vpretrain.language.steering.arms import ARMS
+from vpretrain.method.accumulation import next_batches
 from vpretrain.method.guards import Guard
 from vpretrain.run.build import new_step
 from vpretrain.run.modalities import SCHEMAS
@@ -131,7 +132,7 @@ def test_burn_in_moves_the_optimizer_and_not_the_learner(materials):
     parts = Language().build(recipe, materials)
     before, step = weights_hash(parts), new_step(recipe, parts)
     for _ in range(3):
-        step(next(parts.stream), 0.0)
+        step(next_batches(parts.stream, 1), 0.0)
     assert weights_hash(parts) == before
     assert all(state["step"] == 3 for state in step.optimizer.state.values())
 
@@ -195,7 +196,7 @@ def test_a_non_finite_loss_stops_before_the_step(materials):
         parts.learner.model.lm_head.weight[0, 0] = float("nan")
     before = weights_hash(parts)
     with pytest.raises(Fault, match="not taken"):
-        step(next(parts.stream), 1e-2)
+        step(next_batches(parts.stream, 1), 1e-2)
     assert weights_hash(parts) == before
 
 

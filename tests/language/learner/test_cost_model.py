@@ -19,6 +19,7 @@ from vpretrain.language.learner.cost_model import (
 )
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldArm
+from vpretrain.method.accumulation import next_batches
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.train import new_step
 from vpretrain.system.errors import UserError
@@ -45,7 +46,7 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     modality = MODALITIES["language"]()
     parts = modality.build(recipe, modality.load(recipe))
     step = new_step(recipe, parts)
-    step(next(parts.stream), 0.0)  # a meta step, so that there is a direction
+    step(next_batches(parts.stream, 1), 0.0)  # a meta step, so that there is a direction
     context = parts.learner.forward(next(parts.stream))
     with FlopCounterMode(display=False) as counter:
         step(context.batch, 0.0)
