@@ -21,7 +21,7 @@ from vpretrain.config.recipe import load
 from vpretrain.language import Language
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.studies.explain import restore_designer
+from vpretrain.run.saved import restore_designer
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 

@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vpretrain.studies.statistics import (
-    holm,
-    mean_stderr,
-    paired_difference,
-    paired_table,
-    proportion_stderr,
-    summary,
-    verdict,
-)
+from vpretrain.run.scores import mean_stderr, proportion_stderr
+from vpretrain.studies.statistics import holm, paired_difference, paired_table, summary, verdict
 
 
 def test_summary_by_hand() -> None:

@@ -20,7 +20,8 @@ from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.studies.explain import explain, listening, restore_designer
+from vpretrain.run.saved import restore_designer
+from vpretrain.studies.explain import explain
 from vpretrain.system.errors import UserError
 
 SOURCE = "<script>owned()</script>"
@@ -92,7 +93,7 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
     materials = Language().load(recipe)
     parts = Language().build(recipe, materials)
     parts.learner.model.eval()
-    value_estimator = listening(recipe, parts, parts.stream)
+    value_estimator = with_feedback(recipe, parts, parts.stream)
     context = parts.learner.forward(next(parts.stream))
     seen = token_values.look(
         context, ExactDesigner(Anchored(5), Reliability(False)), value_estimator, 5

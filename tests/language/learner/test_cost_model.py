@@ -20,8 +20,8 @@ from vpretrain.language.learner.cost_model import (
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldArm
 from vpretrain.method.accumulation import next_batches
+from vpretrain.run.build import new_step
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.train import new_step
 from vpretrain.system.errors import UserError
 
 LARGE = {
