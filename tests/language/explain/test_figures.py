@@ -20,7 +20,7 @@ from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.saved import restore_designer
+from vpretrain.run.saved import restore_designer, with_feedback
 from vpretrain.studies.explain import explain
 from vpretrain.system.errors import UserError
 
