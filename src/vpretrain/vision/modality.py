@@ -383,8 +383,10 @@ def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> d
                 accuracy="accuracy",
             )
     for name, sought in materials.sets.retrieval.items():
+        patches = section.retrieval[name].pooling == "patches"
         queries, database = (
-            pooled(encoder, pictures) for pictures in (sought.queries, sought.database)
+            pooled(encoder, pictures, patches=patches)
+            for pictures in (sought.queries, sought.database)
         )
         for metric, score in retrieval(queries, database, sought.relevance).items():
             scores[f"{split}/{name}_{metric}"] = score

@@ -150,14 +150,23 @@ def read_retrieval(
     )
 
 
-def pooled(encoder: Encoder, pictures: Pictures, *, batch_size: int = 32) -> Tensor:
-    """``[N, D]`` pooled features of pictures of one size, decoded some at a time; nothing else of
-    them is kept.
+def pooled(
+    encoder: Encoder, pictures: Pictures, *, patches: bool = True, batch_size: int = 32
+) -> Tensor:
+    """``[N, D]``: the mean over patches of pictures of one size, decoded some at a time; nothing
+    else of them is kept.
+
+    Args:
+        encoder: as it is.
+        pictures: N of them.
+        patches: False takes what the backbone pools (CLS, where there is one).
+        batch_size: pictures decoded at a time.
     """
     found = []
     for at in range(0, len(pictures), batch_size):
         some = [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))]
-        found.append(freeze(encoder, some).features.pooled)
+        features = freeze(encoder, some).features
+        found.append(features.patches.float().mean(dim=(2, 3)) if patches else features.pooled)
     return torch.cat(found)
 
 

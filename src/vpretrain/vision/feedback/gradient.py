@@ -19,9 +19,18 @@ from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.feedback.features import Encoder, Frozen, freeze, images_for
+from vpretrain.vision.data.kept import GIB
+from vpretrain.vision.feedback.features import (
+    Encoder,
+    Frozen,
+    freeze,
+    freeze_within,
+    images_for,
+)
 from vpretrain.vision.feedback.heads import DownstreamTask, Draws, mean_loss, target_problems
 
+WARM_UP_BYTES = 8 * GIB
+"""For the frozen features of one task's pictures while its heads are warmed up."""
 CHUNK_PICTURES = 16
 """Feedback pictures in one forward pass whose activations are kept."""
 
@@ -134,12 +143,11 @@ class DenseFeedback(Feedback[VisionLearner]):
                 )
 
     def warm_up(self, learner: VisionLearner, steps: int) -> None:
-        """Trains the heads on the train part's features, computed once, so that ``g_down`` is not
-        that of random heads.
-
-        The features of the whole train part are in memory meanwhile (pictures x h x w x D figures).
+        """Trains the heads on the train part's features, computed once where they fit in
+        ``WARM_UP_BYTES``, so that ``g_down`` is not that of random heads.
         """
-        known = [freeze(self.encoder(learner), pool.pictures) for pool in self.train]
+        encoder = self.encoder(learner)
+        known = [freeze_within(encoder, pool.pictures, WARM_UP_BYTES) for pool in self.train]
         for _ in range(steps):
             self._update(
                 [

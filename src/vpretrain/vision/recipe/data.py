@@ -79,6 +79,10 @@ class Data(Section):
     """
     batch_size: PositiveInt
     """Pictures in a batch of the stream."""
+    meta_batch_size: PositiveInt | None = None
+    """Pictures in a batch of the designer's own, unlabeled, from the same sources in another order
+    (G.2, the paper's meta SSL batch); null: the designer learns from the learner's batch.
+    """
     stream: list[Source] = Field(min_length=1)
     feedback: Feedback
     evaluation: dict[str, list[Pictures]]

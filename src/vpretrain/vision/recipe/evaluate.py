@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -49,6 +49,10 @@ class RetrievalSection(Section):
     """Folder of the ``.jpg`` images of database and queries, likewise."""
     size: Side
     """Height and width that every image is brought to, after a query has been cut out."""
+    pooling: Literal["patches", "backbone"] = "patches"
+    """What stands for an image: the mean over its patches (the paper's), or what the backbone pools
+    (its CLS token, where it has one).
+    """
 
 
 class VisionEvaluate(Evaluate):
@@ -72,6 +76,6 @@ class VisionEvaluate(Evaluate):
     neighbours: PositiveInt = 10
     """Of ``knn``."""
     retrieval: dict[str, RetrievalSection] = {}
-    """By name: sets that are searched by the cosine of pooled features; each gives NAME_map_easy,
+    """By name: sets that are searched by the cosine of their features; each gives NAME_map_easy,
     _medium and _hard.
     """
