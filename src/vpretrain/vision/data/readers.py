@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
+from vpretrain.system.phases import phase
 from vpretrain.vision.data.decoding import DEPTH_SUFFIXES, BadFile
 from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, LabelCode, Reading
 from vpretrain.vision.data.images import IGNORE, Pictures
@@ -203,7 +204,7 @@ def _read(
     good: list[Files] = []
     decoded = PictureStore(pictures.reading.memory_bytes)
     classes: set[int] = set()
-    for files in pictures.files:
+    for files in phase(f"reading {where}", pictures.files, len(pictures)):
         try:
             picture = files.read(pictures.reading)
         except BadFile as bad:

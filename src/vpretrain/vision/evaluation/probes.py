@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from vpretrain.run.scores import Score, mean_stderr
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE
 from vpretrain.vision.feedback.features import Frozen, FrozenFeatures
@@ -326,7 +327,7 @@ def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, se
     )
     draws = Draws(len(train.pictures), settings.batch_size, f"probe {seed}")
     warmup = settings.warmup_fraction * settings.steps
-    for step in range(settings.steps):
+    for step in phase(f"{task.name} probe, steps", range(settings.steps), settings.steps):
         rising = (step + 1) / (warmup + 1)
         falling = (1 + math.cos(math.pi * max(0.0, step - warmup) / (settings.steps - warmup))) / 2
         for group in optimizer.param_groups:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Backbone, Features
 from vpretrain.vision.data.images import Picture, normalised
 
@@ -168,7 +169,8 @@ def _in_batches(
     encoder: Encoder, pictures: Sequence[Picture], batch_size: int
 ) -> Iterator[Features]:
     with evaluating(encoder.model):
-        for at in range(0, len(pictures), batch_size):
+        starts = range(0, len(pictures), batch_size)
+        for at in phase("features, batches of pictures", starts, len(starts)):
             yield encoder.features(images_for(encoder, pictures[at : at + batch_size]))
 
 

@@ -18,6 +18,7 @@ from vpretrain.method import vectors
 from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.phases import phase
 from vpretrain.vision.data.images import Picture
 from vpretrain.vision.data.kept import GIB
 from vpretrain.vision.feedback.features import (
@@ -148,7 +149,7 @@ class DenseFeedback(Feedback[VisionLearner]):
         """
         encoder = self.encoder(learner)
         known = [freeze_within(encoder, pool.pictures, WARM_UP_BYTES) for pool in self.train]
-        for _ in range(steps):
+        for _ in phase("feedback heads, steps of their warm-up", range(steps), steps):
             self._update(
                 [
                     features.at(pool.draws.draw())

@@ -1,0 +1,37 @@
+"""What a person sees while a long part of a run goes on before its first step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from vpretrain.system import distributed
+
+FIRST_SECONDS, EVERY_SECONDS = 2.0, 10.0
+ItemT = TypeVar("ItemT")
+
+
+def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:
+    """The items, with lines like ``reading pictures: 120 of 500`` on standard error.
+
+    The first line comes after two seconds and the next every ten: a short phase is silent, and no
+    long one stays so. Only the main process writes.
+
+    Args:
+        name: of the phase.
+        items: whatever is worked through.
+        total: how many there are.
+    """
+    started = shown = time.monotonic()
+    wait = FIRST_SECONDS
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if (now - shown >= wait or (number == total and shown > started)) and total > 1:
+            shown, wait = now, EVERY_SECONDS
+            if distributed.is_main_process():
+                took = f" in {now - started:.0f} s" if number == total else ""
+                # Not by a rich console of its own: a bar that is on the screen keeps its place.
+                print(f"{name}: {number} of {total}{took}", file=sys.stderr, flush=True)
