@@ -33,7 +33,8 @@ from vpretrain.vision.data.images import Picture, normalised
 from vpretrain.vision.data.scenes import scenes
 from vpretrain.vision.evaluation.probes import segmentation_probe
 from vpretrain.vision.feedback.features import LastBlocks, freeze
-from vpretrain.vision.feedback.heads import Segmentation, SegmentationHead, balanced, mean_loss
+from vpretrain.vision.feedback.heads import SegmentationHead
+from vpretrain.vision.feedback.tasks import Segmentation, balanced, mean_loss
 from vpretrain.vision.loading import new_model
 
 SUPERVISED = {"steps": 600, "pictures": 2000, "batch_size": 32, "learning_rate": 2e-3}

@@ -34,8 +34,9 @@ from vpretrain.vision.evaluation.probes import (
 )
 from vpretrain.vision.evaluation.retrieval import pooled, retrieval
 from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
-from vpretrain.vision.feedback.gradient import DenseFeedback, shuffled
-from vpretrain.vision.feedback.heads import Classification, Segmentation
+from vpretrain.vision.feedback.gradient import DenseFeedback
+from vpretrain.vision.feedback.pools import shuffled
+from vpretrain.vision.feedback.tasks import Classification, Segmentation
 from vpretrain.vision.learners import (
     Learner,
     beside,

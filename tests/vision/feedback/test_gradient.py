@@ -15,8 +15,9 @@ from vpretrain.vision.backbone import Backbone, Features, aligned_parameters
 from vpretrain.vision.data.images import IGNORE, Picture, normalised
 from vpretrain.vision.feedback import gradient as module
 from vpretrain.vision.feedback.features import LastBlocks
-from vpretrain.vision.feedback.gradient import DenseFeedback, HeadSettings, shuffled
-from vpretrain.vision.feedback.heads import Classification, Depth, Segmentation
+from vpretrain.vision.feedback.gradient import DenseFeedback, HeadSettings
+from vpretrain.vision.feedback.pools import shuffled
+from vpretrain.vision.feedback.tasks import Classification, Depth, Segmentation
 from vpretrain.vision.loading import new_model
 
 CLASSES, WIDTH, SIDE = 3, 6, 8

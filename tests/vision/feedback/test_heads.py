@@ -7,14 +7,12 @@ import torch
 
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE, Picture
-from vpretrain.vision.feedback.heads import (
+from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, SegmentationHead
+from vpretrain.vision.feedback.pools import Draws
+from vpretrain.vision.feedback.tasks import (
     Classification,
-    ClassificationHead,
     Depth,
-    DepthHead,
-    Draws,
     Segmentation,
-    SegmentationHead,
     balanced,
     mean_loss,
     target_problems,

@@ -19,7 +19,7 @@ from vpretrain.vision.data.kept import GIB, PictureStore
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
-from vpretrain.vision.feedback.heads import (
+from vpretrain.vision.feedback.tasks import (
     Classification,
     Depth,
     DownstreamTask,

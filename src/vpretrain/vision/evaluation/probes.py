@@ -26,14 +26,13 @@ from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE
 from vpretrain.vision.feedback.features import Frozen, FrozenFeatures
-from vpretrain.vision.feedback.heads import (
+from vpretrain.vision.feedback.heads import Head, Size
+from vpretrain.vision.feedback.pools import Draws
+from vpretrain.vision.feedback.tasks import (
     Classification,
     Depth,
     DownstreamTask,
-    Draws,
-    Head,
     Segmentation,
-    Size,
     balanced,
     mean_loss,
     target_problems,

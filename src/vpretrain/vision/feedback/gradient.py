@@ -4,10 +4,9 @@ the heads.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from vpretrain.method import vectors
 from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import Problem, UserError, abbreviated
 from vpretrain.system.phases import phase
 from vpretrain.vision.data.images import Picture
 from vpretrain.vision.data.kept import GIB
@@ -28,16 +27,13 @@ from vpretrain.vision.feedback.features import (
     freeze_within,
     images_for,
 )
-from vpretrain.vision.feedback.heads import DownstreamTask, Draws, mean_loss, target_problems
+from vpretrain.vision.feedback.pools import Pool, Targeted, pooled
+from vpretrain.vision.feedback.tasks import DownstreamTask, mean_loss, target_problems
 
 WARM_UP_BYTES = 8 * GIB
 """For the frozen features of one task's pictures while its heads are warmed up."""
 CHUNK_PICTURES = 16
 """Feedback pictures in one forward pass whose activations are kept."""
-
-
-Targeted = tuple[list[Picture], Sequence[DownstreamTask]]
-"""Pictures, and the tasks that all of them have targets for."""
 
 
 class VisionLearner(Protocol):
@@ -73,7 +69,7 @@ class DenseFeedback(Feedback[VisionLearner]):
     """``g_down = sg(grad_S sum_task w_task loss_task)`` through light heads (G.2, eq. 7 and 51).
 
     Before each meta step the heads take some updates on the *train* part, on features without a
-    graph; the gradient is then taken on the *meta* part, with the heads held still. A head's batch
+    graph; the gradient is then taken on the *meta* part, with the heads frozen. A head's batch
     normalisation uses its running statistics there: it is then the head that an evaluation would
     use, a fixed affine map, so that the loss is a sum over pictures (pieces give the gradient of
     the whole) and one picture's gradient does not depend on which others are in its batch
@@ -90,8 +86,8 @@ class DenseFeedback(Feedback[VisionLearner]):
         width: D of the features.
         heads: see :class:`HeadSettings`.
         batch_size: pictures of each task in a meta batch.
-        batches: meta batches heard at a time, 2 or more, each from a share of the meta part of its
-            own: their agreement is never that of the same picture heard twice.
+        batches: meta batches used at a time, 2 or more, each from meta pictures of its
+            own: their agreement is never that of one picture used twice.
         seed: of heads and batches; the global RNG is never used.
         device: of the heads; the learner's.
         encoder: what the features come from, given the learner.
@@ -224,8 +220,8 @@ class DenseFeedback(Feedback[VisionLearner]):
                 parts = torch.autograd.grad(
                     piece, aligned, allow_unused=True, materialize_grads=True
                 )
-                for held, part in zip(total.values(), parts, strict=True):
-                    held += part
+                for summed, part in zip(total.values(), parts, strict=True):
+                    summed += part
         return total
 
     def _pieces(self, encoder: Encoder, batch: Sequence[Targeted]) -> Iterator[Tensor]:
@@ -252,63 +248,6 @@ class DenseFeedback(Feedback[VisionLearner]):
                         losses.append(total * (self.tasks[task] / count))
                     piece = torch.stack(losses).sum()
                 yield piece  # outside of the block: the caller sees the modes that it set
-
-
-class Pool:
-    """Endless batches of pictures that have targets for some tasks.
-
-    Args:
-        pictures: of one size.
-        tasks: all of which each of them has.
-        size: of a batch.
-        seed: of the order.
-    """
-
-    def __init__(
-        self, pictures: Sequence[Picture], tasks: Sequence[DownstreamTask], size: int, seed: str
-    ) -> None:
-        self.pictures, self.tasks, self.draws = pictures, tasks, Draws(len(pictures), size, seed)
-
-    def draw(self) -> list[Picture]:
-        """The next batch."""
-        return [self.pictures[place] for place in self.draws.draw()]
-
-
-def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list[Targeted]:
-    """Each task's pictures; tasks that have the same ones stand together, so that one forward pass
-    serves them all.
-    """
-    found: dict[tuple[int, ...], list[DownstreamTask]] = {}
-    for task in tasks:
-        found.setdefault(
-            tuple(at for at, picture in enumerate(pictures) if task.has(picture)), []
-        ).append(task)
-    return [
-        ([pictures[at] for at in places], together) for places, together in found.items() if places
-    ]
-
-
-def shuffled(pictures: Sequence[Picture], seed: int) -> list[Picture]:
-    """The same images with the labels, depth and category of others (a control: right format, wrong
-    labels).
-
-    Targets go once around a seeded circle of the pictures that are alike (one size, targets of the
-    same kinds): each gets those of another, but for a picture that has no like.
-    """
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for at, p in enumerate(pictures):
-        alike.setdefault(
-            (p.size, p.labels is None, p.depth is None, p.category is None), []
-        ).append(at)
-    result = list(pictures)
-    for places in alike.values():
-        order = random.Random(f"shuffled {seed}").sample(places, len(places))
-        for at, other in zip(order, order[1:] + order[:1], strict=True):
-            donor = pictures[other]
-            result[at] = replace(
-                pictures[at], labels=donor.labels, depth=donor.depth, category=donor.category
-            )
-    return result
 
 
 def _check(
@@ -372,30 +311,22 @@ def _overlap(train: Sequence[Picture], meta: Sequence[Picture], where: str) -> l
     """Pictures of both parts, by name and by pixels (a copy under another name is the same
     picture).
     """
-    names = {picture.name for picture in train}
-    copies = {_pixels_digest(picture): picture.name for picture in train}
+    names = {picture.name: picture.name for picture in train}
+    known = names | {picture.identity: picture.name for picture in train}
     shared = {
-        picture.name: picture.name if picture.name in names else copies[_pixels_digest(picture)]
+        picture.name: known[key]
         for picture in meta
-        if picture.name in names or _pixels_digest(picture) in copies
+        for key in (picture.identity, picture.name)
+        if key in known
     }
     if not shared:
         return []
-    shown = ", ".join(
-        name if name == other else f"{name} (is {other})"
-        for name, other in list(shared.items())[:5]
+    shown = abbreviated(
+        (name if name == other else f"{name} (is {other})" for name, other in shared.items()),
+        most=5,
     )
-    more = f", ... {len(shared)} in all" if len(shared) > 5 else ""
     message = (
         "pictures of the meta part are in the train part too, where the heads would know "
         "their labels; remove them"
     )
-    return [
-        Problem(f"{where}.meta", shown + more, "pictures that are not in the train part", message)
-    ]
-
-
-def _pixels_digest(picture: Picture) -> bytes:
-    return hashlib.sha256(
-        repr(picture.size).encode() + picture.pixels.contiguous().numpy().tobytes()
-    ).digest()
+    return [Problem(f"{where}.meta", shown, "pictures that are not in the train part", message)]
