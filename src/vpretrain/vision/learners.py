@@ -4,25 +4,29 @@ beside the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system.contexts import evaluating, frozen, own_random_state
-from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.errors import user_error
+from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Backbone, aligned_parameters
-from vpretrain.vision.data.stream import Stream
-from vpretrain.vision.dino.learner import DinoLearner, DinoSettings, warm_up_head
+from vpretrain.vision.data.stream import ImageBatch
+from vpretrain.vision.dino.learner import Context, DinoLearner, DinoSettings
 from vpretrain.vision.dino.loss import DinoHead
 from vpretrain.vision.feedback.features import Encoder, LastBlocks
 from vpretrain.vision.ijepa.learner import IJepaLearner, baseline_task
 from vpretrain.vision.ijepa.predictor import Predictor
 from vpretrain.vision.loading import load_model, new_model
 from vpretrain.vision.recipe import LearnerSection, VisionRecipe
+from vpretrain.vision.steering.views import BaselineViews
 
 Learner = DinoLearner | IJepaLearner
 
@@ -121,30 +125,44 @@ def width_of(encoder: Encoder) -> int:
     return encoder.blocks * encoder.backbone.width
 
 
-def warm_up(learner: Learner, recipe: VisionRecipe, stream: Stream) -> None:
-    """``learner.head_warmup_steps`` of a fresh DINO head or I-JEPA predictor, the backbone standing
-    still bit for bit.
+def warm_up(
+    learner: Learner, batches: Iterator[ImageBatch], *, steps: int, learning_rate: float
+) -> list[float]:
+    """Trains a fresh DINO head or I-JEPA predictor on frozen features; returns each step's loss.
+
+    They are not released with backbones, and the gradient of a random one tells the backbone
+    nothing.
+
+    Args:
+        learner: its backbone stays bit for bit.
+        batches: unlabeled, from the stream.
+        steps: how many, at least 0.
+        learning_rate: of an AdamW that is thrown away afterwards.
 
     Raises:
         Fault: a loss is not finite.
     """
-    steps, rate = recipe.learner.head_warmup_steps, recipe.learner.head_warmup_learning_rate
+    fresh: nn.Module
     if isinstance(learner, DinoLearner):
-        warm_up_head(learner, stream, steps=steps, learning_rate=rate)
-        return
-    optimizer = torch.optim.AdamW(learner.predictor.parameters(), lr=rate, weight_decay=0.0)
-    with evaluating(learner.encoder), frozen(learner.encoder.parameters()):
-        for _ in range(steps):
-            context = learner.forward(next(stream))
-            loss = learner.loss(context, baseline_task(context))
-            if not torch.isfinite(loss):
-                raise Fault(
-                    f"the predictor's loss is {loss.item()}; lower "
-                    "learner.head_warmup_learning_rate"
-                )
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        fresh, pretrained = learner.model.head, learner.backbone.model
+    else:
+        fresh, pretrained = learner.predictor, learner.encoder
+    optimizer = torch.optim.AdamW(fresh.parameters(), lr=learning_rate, weight_decay=0.0)
+    how: Pretraining[Any, Any, Any] = Pretraining(
+        learner, baseline_of(learner), optimizer, math.inf, "learner.head_warmup_learning_rate"
+    )
+    with evaluating(pretrained), frozen(pretrained.parameters()):
+        losses = pretrain(how, batches, [(learning_rate, 0.0)] * steps)
+        return list(phase("head warm-up on frozen features, steps", losses, steps))
+
+
+def baseline_of(learner: Learner) -> Callable[[Any], Any]:
+    """The task of a context without steering."""
+    return _baseline_views if isinstance(learner, DinoLearner) else baseline_task
+
+
+def _baseline_views(context: Context) -> BaselineViews:
+    return BaselineViews()
 
 
 def save(learner: Learner, folder: Path) -> None:

@@ -162,24 +162,27 @@ class Vision(Modality[VisionRecipe, Materials]):
                 materials,
                 ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
                 make=partial(
-                    warm_up, learner, recipe, _stream(recipe, materials, f"warm-up {recipe.seed}")
+                    warm_up,
+                    learner,
+                    _stream(recipe, materials, f"warm-up {recipe.seed}"),
+                    steps=recipe.learner.head_warmup_steps,
+                    learning_rate=recipe.learner.head_warmup_learning_rate,
                 ),
                 get=partial(beside, learner),
                 put=partial(put_beside, learner),
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
-        held_out = _HeldOut(recipe, materials, learner)
+        part = {"rank": distributed.rank(), "world": distributed.world()}
         return Parts(
             learner=ARMS.section_of(recipe).trained(learner, feedback),
             designer=designer,
             feedback=controlled(feedback, control, memory=recipe.value.memory, seed=recipe.seed),
-            stream=_stream(
-                recipe, materials, recipe.seed, rank=distributed.rank(), world=distributed.world()
-            ),
+            stream=_stream(recipe, materials, recipe.seed, **part),
+            meta_batches=_meta_batches(recipe, materials, **part),
             evaluate=partial(
                 _evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)
             ),
-            held_out_loss=held_out,
+            held_out_loss=_HeldOut(recipe, materials, learner),
             save=partial(save, learner),
         )
 
@@ -253,6 +256,17 @@ def _stream(
         rank=rank,
         world=world,
     )
+
+
+def _meta_batches(
+    recipe: VisionRecipe, materials: Materials, *, rank: int, world: int
+) -> Stream | None:
+    """Unlabeled batches of the designer's own, from the stream's sources in another order."""
+    if recipe.data.meta_batch_size is None:
+        return None
+    data = recipe.data.model_copy(update={"batch_size": recipe.data.meta_batch_size})
+    sized = recipe.model_copy(update={"data": data})
+    return _stream(sized, materials, f"meta {recipe.seed}", rank=rank, world=world)
 
 
 def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:

@@ -5,24 +5,21 @@ where none is at hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from vpretrain.method.roles import detached
 from vpretrain.models import prepared
 from vpretrain.models.loading import named
-from vpretrain.system.errors import Fault
+from vpretrain.run.pretrain import Pretraining, pretrain
+from vpretrain.system.phases import phase
 from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.data.stream import Stream, fingerprint
-from vpretrain.vision.dino.learner import DinoLearner
-from vpretrain.vision.ijepa import learner as ijepa
-from vpretrain.vision.learners import Learner, assembled, device, save
+from vpretrain.vision.learners import Learner, assembled, baseline_of, device, save
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.recipe import Prepare, VisionRecipe
-from vpretrain.vision.steering.views import BaselineViews
 
 _OF_LEARNER = (
     "kind",
@@ -84,9 +81,7 @@ def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
 
 
 def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learner:
-    """A learner after plain self-supervised learning: AdamW, linear warm-up, a cosine to a
-    hundredth.
-    """
+    """A learner after plain self-supervised learning with AdamW."""
     made = recipe.learner.model_copy(
         update={"teacher_momentum": section.teacher_momentum, "aligned_blocks": 1}
     )
@@ -104,31 +99,18 @@ def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learn
     )
     parameters = [p for p in learner.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=section.weight_decay)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("making the learner (once)", total=section.steps)
-        for step in range(section.steps):
-            rising = min(1.0, (step + 1) / (section.warmup_steps + 1))
-            falling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / section.steps)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = section.learning_rate * rising * falling
-            loss = _plain_loss(learner, next(stream))
-            if not torch.isfinite(loss):
-                raise Fault(
-                    f"the loss is {float(loss.detach())} at step {step}; lower "
-                    "learner.prepare.learning_rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            learner.after_step(step / section.steps)
-            description = f"making the learner (once): loss {float(loss.detach()):.3f}"
-            progress.update(task, advance=1, description=description)
+    how: Pretraining[Any, Any, Any] = Pretraining(
+        learner, baseline_of(learner), optimizer, 1.0, "learner.prepare.learning_rate"
+    )
+    losses = pretrain(how, stream, _schedule(section))
+    for _ in phase("making the learner (once), steps", losses, section.steps):
+        pass
     return learner
 
 
-def _plain_loss(learner: Learner, batch: object) -> torch.Tensor:
-    if isinstance(learner, DinoLearner):
-        return learner.loss(learner.forward(batch), BaselineViews())
-    context = learner.forward(batch)  # type: ignore[arg-type]
-    return learner.loss(context, detached(ijepa.baseline_task(context)))
+def _schedule(section: Prepare) -> Iterator[tuple[float, float]]:
+    """Learning rate and progress of each step: linear warm-up, a cosine to a hundredth."""
+    for step in range(section.steps):
+        rising = min(1.0, (step + 1) / (section.warmup_steps + 1))
+        falling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / section.steps)) / 2
+        yield section.learning_rate * rising * falling, step / section.steps

@@ -20,9 +20,9 @@ from vpretrain.vision.dino.learner import (
     DinoLearner,
     DinoSettings,
     teacher_momentum,
-    warm_up_head,
 )
 from vpretrain.vision.dino.loss import DinoHead, balanced_targets, dino_loss, teacher_targets
+from vpretrain.vision.learners import warm_up
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, LearnedViews, blur
 
@@ -581,7 +581,7 @@ def test_head_warm_up_trains_the_head_alone_and_lowers_the_loss() -> None:
         while True:
             yield 0
 
-    losses = warm_up_head(made, batches(), steps=8, learning_rate=0.02)
+    losses = warm_up(made, batches(), steps=8, learning_rate=0.02)
     assert len(losses) == 8 and losses[-1] < losses[0]
     assert {n for n, p in made.model.named_parameters() if not torch.equal(p, before[n])} == {
         n for n in before if n.startswith("head.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from vpretrain.method import vectors
 from vpretrain.method.roles import Learner, Objective, Task
-from vpretrain.system import distributed
-from vpretrain.system.contexts import evaluating, frozen
-from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.errors import user_error
 from vpretrain.vision.backbone import Backbone, EncoderSuffix, Entry
-from vpretrain.vision.dino.loss import DinoHead, balanced_targets, dino_loss, teacher_targets
-from vpretrain.vision.steering.views import BaselineViews
+from vpretrain.vision.dino.loss import (
+    DinoHead,
+    RunningCenter,
+    balanced_targets,
+    dino_loss,
+    teacher_targets,
+)
+from vpretrain.vision.steering.views import blur
 
 
 class Crops(Protocol):
@@ -151,12 +155,14 @@ class Context:
         global_views: ``[G, B, 3, H, W]``, plain.
         local_views: ``[L, B, 3, h, w]``, or None where there are none.
         learner: whose context it is.
+        blurs: what :meth:`blurred` has computed.
     """
 
     batch: Any
     global_views: Tensor
     local_views: Tensor | None
     learner: DinoLearner = field(repr=False)
+    blurs: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def teacher_logits(self) -> Tensor:
@@ -183,6 +189,12 @@ class Context:
     def local_entry(self) -> Entry | None:
         """The same of the local views."""
         return None if self.local_views is None else self._enter(self.local_views)
+
+    def blurred(self, sigma: float) -> Tensor:
+        """The plain global views under a Gaussian blur of ``sigma`` pixels, computed once."""
+        if sigma not in self.blurs:
+            self.blurs[sigma] = blur(self.global_views, sigma)
+        return self.blurs[sigma]
 
     @torch.no_grad()
     def _enter(self, views: Tensor) -> Entry:
@@ -230,7 +242,7 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
         self.suffix = EncoderSuffix(backbone, aligned)
         self.teacher = Teacher(self.model, backbone.autocast)
         self.center = torch.zeros_like(vectors.wide(head.prototypes.detach()[:, 0]))
-        self._batch_center: Tensor | None = None
+        self.running_center = RunningCenter(self.center, settings.center_momentum)
 
     @property
     def device(self) -> torch.device:
@@ -265,9 +277,7 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
         """
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
-        self._batch_center = (
-            distributed.total(vectors.wide(scores).mean(dim=(0, 1))) / distributed.world()
-        )
+        self.running_center.observe(scores)
         student = [self._student_logits(views)]
         if context.local_views is not None:
             student.append(self._student_logits(context.local_views))
@@ -332,9 +342,7 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
             progress: fraction of the budget that is used, in [0, 1]: sets the teacher's momentum.
         """
         self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, progress))
-        if self._batch_center is not None:
-            self.center.lerp_(self._batch_center, 1 - self.settings.center_momentum)
-            self._batch_center = None
+        self.running_center.move()
 
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": self.teacher.average, "center": self.center}
@@ -366,43 +374,3 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
 def teacher_momentum(start: float, fraction: float) -> float:
     """Rises from ``start`` to 1 along a half cosine as ``fraction`` goes from 0 to 1."""
     return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2
-
-
-def warm_up_head(
-    learner: DinoLearner, batches: Iterator[Any], *, steps: int, learning_rate: float
-) -> list[float]:
-    """Trains the fresh head on frozen features, before the backbone moves; the teacher's head and
-    the centre follow.
-
-    No heads are released with the backbones, and the gradient of a random head says nothing to the
-    backbone.
-
-    Args:
-        learner: its backbones stay bit for bit.
-        batches: unlabeled, from the stream.
-        steps: how many, at least 0.
-        learning_rate: of an AdamW that is thrown away afterwards.
-
-    Returns:
-        The loss at each step.
-
-    Raises:
-        Fault: a loss is not finite.
-    """
-    head = learner.model.head
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    plain, losses = BaselineViews(), []
-    with evaluating(learner.backbone.model), frozen(learner.backbone.model.parameters()):
-        for _ in range(steps):
-            loss = learner.loss(learner.forward(next(batches)), plain)
-            if not torch.isfinite(loss):
-                raise Fault(
-                    f"the head's loss is {float(loss.detach())} in warm-up; lower the "
-                    "warm-up's learning rate"
-                )
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            learner.after_step(0.0)
-            losses.append(float(loss.detach()))
-    return losses

@@ -59,6 +59,35 @@ class DinoHead(nn.Module):
         return functional.linear(point, functional.normalize(self.prototypes, dim=-1))
 
 
+class RunningCenter:
+    """The running mean of the teacher's scores, which takes each learner step's scores in once the
+    step has been taken.
+
+    Args:
+        mean: ``[P]`` float32 or wider; changed in place.
+        momentum: share of the old mean that stays at each step, in [0, 1].
+    """
+
+    def __init__(self, mean: Tensor, momentum: float) -> None:
+        self.mean, self.momentum = mean, momentum
+        self.of_step: Tensor | None = None
+
+    @torch.no_grad()
+    def observe(self, scores: Tensor) -> None:
+        """Scores ``[G, B, P]`` of the batch whose loss is taken, the last of a step counting; over
+        all processes.
+        """
+        batch = vectors.wide(scores).mean(dim=(0, 1))
+        self.of_step = distributed.total(batch) / distributed.world()
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """After the optimizer's step; a step without scores moves nothing."""
+        if self.of_step is not None:
+            self.mean.lerp_(self.of_step, 1 - self.momentum)
+            self.of_step = None
+
+
 def dino_loss(
     student: Tensor, targets: Tensor, *, temperature: float = 0.1, pairs: int | None = None
 ) -> Tensor:

@@ -259,8 +259,10 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
         return prediction_loss(predictions, context.answers, task.weights, self.error)
 
     def objective(self, context: IJepaContext, task: IJepaTask) -> Objective:
-        """The loss as a function of S alone, dropout off; its inputs are the weights and what
-        enters the first aligned block.
+        """The loss as a function of S alone, dropout off.
+
+        Its inputs are the weights, and what enters the first aligned block: whichever of them
+        hangs on a control that requires a gradient.
         """
         suffix, blocks = self.suffix, context.blocks
         with evaluating(self.model), torch.enable_grad():
@@ -270,8 +272,15 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
             for layer in self.parts.layers[: suffix.first]:
                 hidden = first_output(suffix.call(layer, {}, hidden.dtype, (hidden,), {}))
 
+        states_in = vectors.wide(hidden)
+        steers_weights, steers_context = (
+            task.weights.requires_grad,
+            task.context_mask.requires_grad,
+        )
+
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            weights, states = inputs
+            weights = inputs[0] if steers_weights else task.weights
+            states = inputs[-1] if steers_context else states_in
             places = (blocks.context, blocks.targets, context.grid[1])
             with evaluating(self.model):
                 states = suffix.run(states, [((), {})] * len(suffix.modules), parameters)
@@ -280,7 +289,8 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
                 )
             return prediction_loss(predictions, context.answers, weights, self.error)
 
-        return Objective((task.weights, vectors.wide(hidden)), loss)
+        inputs = (task.weights,) * steers_weights + (states_in,) * steers_context
+        return Objective(inputs, loss)
 
     def features(self, images: Tensor) -> Features:
         """The context encoder's patches and their mean, in its dtype; gradients flow to it.

@@ -1,4 +1,4 @@
-"""What the method forbids, as a reference: a learner that hears the labels themselves."""
+"""What the method forbids, as a reference: a learner that trains on the labels themselves."""
 
 from __future__ import annotations
 
@@ -35,16 +35,33 @@ class DirectArm(VisionArm):
         return DirectLearner(learner, feedback, self.direct_weight)
 
 
+class WithGradient(torch.autograd.Function):
+    """A loss whose gradient has other terms on top: the figure is the loss alone."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, terms: list[Tensor], *parameters: Tensor) -> Tensor:
+        """``terms``: one a parameter, of its shape."""
+        ctx.terms = [
+            term.to(parameter.dtype) for term, parameter in zip(terms, parameters, strict=True)
+        ]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        return gradient, None, *(gradient.to(term.dtype) * term for term in ctx.terms)
+
+
 @dataclass
 class DirectLearner:
-    """A learner whose loss has the gradient of the feedback loss on top.
+    """A learner whose loss has the gradient of the feedback loss on top of its own.
 
     The figure of the loss is the self-supervised one; its gradient on S has ``weight * g_down``
     added.
 
     Args:
         learner: the real one.
-        feedback: heard at every step.
+        feedback: whose gradient is taken at every step.
         weight: of g_down, > 0.
     """
 
@@ -66,9 +83,11 @@ class DirectLearner:
     def loss(self, context: Any, task: Any) -> Tensor:
         """The self-supervised loss, with ``weight * g_down`` added to its gradient on S."""
         down = vectors.mean(self.feedback.gradients(self.learner))
-        pushes = [(down[name].detach() * p).sum() for name, p in self.aligned.items()]
-        push = self.weight * torch.stack([each.to(torch.float32) for each in pushes]).sum()
-        return self.learner.loss(context, task) + (push - push.detach())
+        terms = [self.weight * down[name].detach() for name in self.aligned]
+        loss: Tensor = WithGradient.apply(
+            self.learner.loss(context, task), terms, *self.aligned.values()
+        )
+        return loss
 
     def objective(self, context: Any, task: Any) -> Objective:
         return self.learner.objective(context, task)

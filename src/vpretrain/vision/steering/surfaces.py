@@ -8,7 +8,6 @@ surface's inputs. Shapes: G global views, B images, H x W pixels, N images that 
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,7 +46,6 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
 
     def __init__(self, sigma: float, *, local_views_in_value: bool) -> None:
         self.sigma, self.local_views_in_value = sigma, local_views_in_value
-        self._blurred: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     def baseline_task(self, context: dino.Context) -> BaselineViews:
         return BaselineViews()
@@ -68,12 +66,8 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
         return context.global_views.flatten(0, 1)
 
     def task(self, context: dino.Context, choice: Tensor) -> LearnedViews:
-        plain = context.global_views
-        if (
-            self._blurred is None or self._blurred[0]() is not plain
-        ):  # once a batch, not once a task
-            self._blurred = weakref.ref(plain), views.blur(plain, self.sigma)
-        return LearnedViews(choice.unflatten(0, plain.shape[:2]), self._blurred[1])
+        masks = choice.unflatten(0, context.global_views.shape[:2])
+        return LearnedViews(masks, context.blurred(self.sigma))
 
     def part(self, context: dino.Context, rows: int) -> dino.Context:
         local = None if context.local_views is None else context.local_views[:, :rows]
@@ -115,9 +109,7 @@ class MaskedContext(IJepaTask):
 
     def with_controls(self, controls: tuple[Tensor, ...]) -> MaskedContext:
         (mask,) = controls
-        # The learner takes the weights for a control too: nothing of them reaches the mask, but
-        # there is a way to it.
-        return MaskedContext(self.weights.detach() + 0 * mask.sum(), mask)
+        return MaskedContext(self.weights, mask)
 
 
 @dataclass(frozen=True)
