@@ -234,8 +234,8 @@ def test_at_mask_zero_the_encoder_cannot_tell_context_patches_apart():
     other = learner.forward(Batch(swapped))
 
     def entering(context, mu):
-        mask = torch.full((1, 16), mu, dtype=torch.float64)
-        return learner.objective(context, IJepaTask(baseline_task(context).weights, mask)).inputs[1]
+        mask = torch.full((1, 16), mu, dtype=torch.float64, requires_grad=True)
+        return learner.objective(context, IJepaTask(baseline_task(context).weights, mask)).inputs[0]
 
     torch.testing.assert_close(entering(context, 0.0), entering(other, 0.0), rtol=1e-12, atol=1e-12)
     assert (entering(context, 1.0) - entering(other, 1.0)).abs().max() > 0.1
