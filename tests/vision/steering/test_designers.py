@@ -16,6 +16,7 @@ from vpretrain.method.roles import Estimate
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.vision import Vision
+from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.steering.baselines import ConstantMask, RandomMasks, UniformSmoothing
 from vpretrain.vision.steering.rules import AnchoredTargets, ViewWeights
 from vpretrain.vision.steering.surfaces import ContextMasks, MaskPrice, ViewMasks, mask_metrics
@@ -62,7 +63,8 @@ class Ones(ViewMasks):
 
 def views_context(images=3, side=8):
     generator = torch.Generator().manual_seed(0)
-    return SimpleNamespace(global_views=torch.randn(2, images, 3, side, side, generator=generator))
+    views = torch.randn(2, images, 3, side, side, generator=generator)
+    return dino.Context(None, views, None, None)
 
 
 def targets_context(teacher):
@@ -139,7 +141,7 @@ def test_keeping_everything_leaves_views_bit_for_bit(designer):
 def test_ascent_keeps_what_is_worth_keeping():
     network, context, good = Flat(), views_context(), left_is_good()
     designer = ascent(network)
-    metrics = [designer.learn(context, Says(good, good)) for _ in range(20)]
+    metrics = [designer.learn(context, Says(good, good)).metrics for _ in range(20)]
     mask = designer.make_task(context, Says()).mask
     assert (mask[..., :4] > 0.8).all() and (mask[..., 4:] < 0.2).all() and not mask.requires_grad
     assert metrics[0]["mask_std"] == pytest.approx(0, abs=1e-6) and metrics[-1]["mask_std"] > 0.25
@@ -244,10 +246,13 @@ def test_a_part_of_the_batch_is_valued_as_the_batch_that_it_is(kind, materials):
     )  # the loss is a mean over images
     designer = (
         Vision()
-        .build(tiny_recipe("arm=ascent", "designer.meta_images=2", kind=kind), materials[kind])
+        .build(
+            tiny_recipe("arm=ascent", "designer.kind=ascent", "designer.meta_images=2", kind=kind),
+            materials[kind],
+        )
         .designer
     )
-    assert {"gain", "mask_std"} <= designer.learn(context, value_estimator).keys()
+    assert {"gain", "mask_std"} <= designer.learn(context, value_estimator).metrics.keys()
 
 
 def _halves(surface, context):
@@ -335,10 +340,9 @@ def test_gain_is_cross_fitted():
     gradient = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
     context = targets_context(teacher)
 
-    def gain(*heard, shrink):
-        return ExactDesigner(AnchoredTargets(), Reliability(shrink=shrink)).learn(
-            context, Says(*heard)
-        )
+    def gain(*gradients, shrink):
+        designer = ExactDesigner(AnchoredTargets(), Reliability(shrink=shrink))
+        return designer.learn(context, Says(*gradients)).metrics
 
     assert gain(gradient, gradient, shrink=False)["gain"] > 0
     assert gain(gradient, -gradient, shrink=False)["gain"] < 0
@@ -351,8 +355,8 @@ def test_gain_is_cross_fitted():
 
 
 def test_exact_values_each_batch_once():
-    """At a meta step construct takes the values that were heard; afterwards it asks for those of
-    the new batch.
+    """At a meta step the task comes with the update; afterwards values are those of the new
+    batch.
     """
     teacher = torch.full((2, 4, 6), 1 / 6)
     asked = []
@@ -365,11 +369,10 @@ def test_exact_values_each_batch_once():
     description = Counting(*torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(1)))
     designer = ExactDesigner(ViewWeights(), Reliability(shrink=False))
     first, second = targets_context(teacher), targets_context(teacher)
-    designer.learn(first, description)
-    heard = designer.make_task(first, description)
+    made = designer.learn(first, description).task
     assert not asked
     later = designer.make_task(second, description)
-    assert asked == [second] and torch.equal(later.mass, heard.mass)
+    assert asked == [second] and torch.equal(later.mass, made.mass)
 
 
 def test_uniform_smoothing():
