@@ -11,20 +11,19 @@ Shapes: G global views, B images, P prototypes, H x W pixels, N images that a ne
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torch.nn import functional
 
 from vpretrain.method.roles import ContextT, TaskT, ValueFunction
 from vpretrain.method.simple import BaselineDesigner
-from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.steering.arms import ARMS, CandidatesArm, MaskArm, Site, VisionArm
+from vpretrain.vision.steering.noise import smooth_ranks
 from vpretrain.vision.steering.views import LearnedTargets
 
 
@@ -88,25 +87,12 @@ class RandomMasks(BaselineDesigner[ContextT, TaskT]):
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         images = self.surface.inputs(context)
-        height, width = images.shape[-2:]
-        # Drawn for the whole batch, so that a picture has the same mask whichever process has it.
-        masks = self.masks(len(images) * distributed.world(), (height, width))[
-            distributed.rank() :: distributed.world()
-        ]
-        return self.surface.task(context, masks.to(images))
+        return self.surface.task(context, self.masks(len(images), images.shape[-2:]).to(images))
 
-    def masks(self, count: int, size: tuple[int, int]) -> Tensor:
+    def masks(self, count: int, size: Sequence[int]) -> Tensor:
         """``[count, 1, H, W]`` float32 in [0, 1], on the CPU."""
-        grid = [max(2, math.ceil(side / self.grain)) for side in size]
-        noise = torch.randn(count, 1, *grid, generator=self.generator)
-        smooth = functional.interpolate(noise, size, mode="bilinear", align_corners=False).flatten(
-            1
-        )
-        # Where the coarse grid ends the noise is constant: the order of equals is drawn too, not
-        # read off their places.
-        smooth = smooth + 1e-4 * torch.rand(smooth.shape, generator=self.generator)
-        ranks = (smooth.argsort(dim=1).argsort(dim=1) + 0.5) / smooth.shape[1]
-        return (ranks ** (1 / self.keep_ratio - 1)).view(count, 1, *size)
+        ranks = smooth_ranks(count, size, self.grain, self.generator)
+        return (((ranks + 0.5) / ranks.shape[1]) ** (1 / self.keep_ratio - 1)).view(count, 1, *size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

@@ -1,0 +1,153 @@
+"""Controls of learned masks: their own values in random places, and masks that learn from other
+pictures' values. What a learned view gains beyond these is steering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from vpretrain.method.network import NetworkDesigner
+from vpretrain.method.roles import (
+    Bounds,
+    ContextT,
+    Designer,
+    Estimate,
+    Learned,
+    State,
+    Task,
+    TaskT,
+    ValueFunction,
+)
+from vpretrain.vision.steering.arms import ARMS, Site
+from vpretrain.vision.steering.masks import AscentArm
+from vpretrain.vision.steering.noise import smooth_ranks
+
+
+class AfterLearned(Designer[ContextT, TaskT]):
+    """A control around the designer of learned masks.
+
+    Args:
+        learned: that designer, which learns as it would by itself.
+    """
+
+    uses_feedback = True
+
+    def __init__(self, learned: NetworkDesigner[ContextT, TaskT]) -> None:
+        self.learned = learned
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.learned.bounds
+
+    def baseline_task(self, context: ContextT) -> TaskT:
+        return self.learned.baseline_task(context)
+
+    def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
+        return self.learned.make_task(context, value_of)
+
+    def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
+        return self.learned.learn(context, value_of)
+
+    def state_dict(self) -> State:
+        return {"learned": self.learned.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.learned.load_state_dict(state["learned"])
+
+
+class UnevenMasks(AfterLearned[ContextT, TaskT]):
+    """Random smooth masks with the values of the learned ones: in each picture the same mean, the
+    same unevenness and the same histogram, at every step, in places that mean nothing.
+
+    The network learns beside them from the feedback as ever; only which values there are reaches
+    the learner.
+
+    Args:
+        learned: whose values are scattered.
+        grain: side in pixels of the grid that the noise is drawn on; bilinear in between.
+        seed: of the noise, which has a generator of its own.
+    """
+
+    def __init__(self, learned: NetworkDesigner[ContextT, TaskT], grain: int, seed: int) -> None:
+        super().__init__(learned)
+        self.grain = grain
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
+        surface = self.learned.surface
+        with torch.no_grad():
+            masks = self.learned.network(surface.inputs(context))
+        return surface.task(context, self.scattered(masks))
+
+    def scattered(self, masks: Tensor) -> Tensor:
+        """The values of masks ``[N, 1, H, W]``, each picture's among its own pixels."""
+        ranks = smooth_ranks(len(masks), masks.shape[-2:], self.grain, self.generator)
+        values = masks.flatten(1).sort(dim=1).values
+        return values.gather(1, ranks.to(values.device)).view_as(masks)
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.generator.set_state(state["generator"])
+
+
+@dataclass
+class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
+    """Values whose gradient at each picture's mask is that of the next picture of the batch.
+
+    Args:
+        value_of: the real ones, of two pictures or more.
+    """
+
+    value_of: ValueFunction[ContextT]
+
+    def __call__(self, context: ContextT, task: Task) -> Estimate:
+        return _moved_on(self.value_of(context, task))
+
+    def each(self, context: ContextT, task: Task) -> list[Estimate]:
+        return [_moved_on(estimate) for estimate in self.value_of.each(context, task)]
+
+
+def _moved_on(estimate: Estimate) -> Estimate:
+    # Masks of views are [G, B, 1, H, W], masks of I-JEPA's context [B, L].
+    gradients = (
+        gradient.roll(1, dims=1 if gradient.ndim == 5 else 0) for gradient in estimate.gradient
+    )
+    return Estimate(estimate.value, tuple(gradients))
+
+
+class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
+    """Masks that are learned as ever, but for the picture: each follows the direction of another
+    one's value, so that a network can learn what holds for all pictures, and nothing of this one.
+    """
+
+    def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
+        return self.learned.learn(context, OtherPictures(value_of))
+
+
+@ARMS.declare(
+    "uneven_masks",
+    "control: smooth random masks with the mean and the unevenness of the learned ones",
+)
+class UnevenMasksArm(AscentArm):
+    grain: PositiveInt = 16
+    """Side in pixels of the grid that their places are drawn on."""
+
+    def build(self, site: Site) -> UnevenMasks[Any, Any]:  # type: ignore[override]
+        return UnevenMasks(super().build(site), self.grain, site.seed)
+
+
+@ARMS.declare(
+    "other_pictures",
+    "control: masks that are learned from the values of another picture of the batch",
+)
+class OtherPicturesArm(AscentArm):
+    def build(self, site: Site) -> OtherPicturesMasks[Any, Any]:  # type: ignore[override]
+        return OtherPicturesMasks(super().build(site))
