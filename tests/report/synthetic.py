@@ -115,6 +115,7 @@ def comparison(
     description: str | None = None,
     gains: Mapping[str, float] = GAINS,
     changes: Mapping[str, Any] | None = None,
+    unit: str = "tokens",
 ) -> Path:
     """A finished comparison; `changes` go into the recipe."""
     made = recipe(**(changes or {}))
@@ -151,7 +152,7 @@ def comparison(
             write(folder / "runs" / f"{stem}.items.json", {name: [0.0, 1.0] for name in metrics})
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / "runs" / f"{stem}.metrics.jsonl").write_text(text, encoding="utf-8")
-    write(folder / "runs" / "step0.json", {"step0": step0, "metrics": meaning})
+    write(folder / "runs" / "step0.json", {"unit": unit, "step0": step0, "metrics": meaning})
     summary, paired = paired_table(runs, meaning, arms[0])
     for found in [found for by_metric in paired.values() for found in by_metric.values()]:
         found["items"] = {
@@ -165,6 +166,7 @@ def comparison(
             "modality": made["modality"],
             "match": "steps",
             "budget": steps,
+            "unit": unit,
             "metrics": meaning,
             "step0": step0,
             "runs": runs,
@@ -197,6 +199,7 @@ def run_folder(
             {
                 "run_dir": str(folder),
                 "arm": arm,
+                "unit": "tokens",
                 "steps": 60,
                 "tokens_or_images": int(last["tokens"]),
                 "seconds": last["seconds"],

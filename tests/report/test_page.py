@@ -217,7 +217,7 @@ def test_runs_without_any_metrics_have_tables_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_plots")
 def test_images_are_called_images(tmp_path: Path) -> None:
-    folder = comparison(tmp_path / "c", metrics={"test/miou": True}, changes={"modality": "vision"})
+    folder = comparison(tmp_path / "c", metrics={"test/miou": True}, unit="images")
     page = write_report([folder], tmp_path / "report.html").read_text()
     assert "Images until the baseline" in page and ">images<" in page
 

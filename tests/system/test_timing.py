@@ -4,7 +4,7 @@ from threading import Thread
 
 import pytest
 
-from vpretrain.system.timing import Clock, clocked, current_clock, section, timed
+from vpretrain.system.timing import Clock, Pace, clocked, current_clock, section, timed
 
 
 class Hand:
@@ -62,3 +62,13 @@ def test_sections_count_where_somebody_asks_and_in_this_thread_alone() -> None:
         thread.join()
     assert clock.seconds == {"loss": 2.0}
     assert current_clock() is None
+
+
+def test_a_word_is_due_at_once_and_then_every_so_often() -> None:
+    now = Hand()
+    pace = Pace(30.0, now)
+    assert pace.due() and not pace.due()
+    now.time += 29.0
+    assert not pace.due()
+    now.time += 2.0
+    assert pace.due() and not pace.due()

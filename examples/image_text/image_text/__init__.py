@@ -98,6 +98,7 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
     """The modality (:class:`vpretrain.run.parts.Modality`)."""
 
     schema = ImageTextRecipe
+    unit = "images"
     arms = ARMS.descriptions
     direct = ARMS.direct
     demo = ("plain", "words", "masks", "fixed_random_direction")

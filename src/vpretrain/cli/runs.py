@@ -18,6 +18,7 @@ from vpretrain.cli.shell import (
     Out,
     Overrides,
     RecipeName,
+    ShownProgress,
     console_for_people,
     emit,
     progress_bar,
@@ -252,14 +253,7 @@ def _compare(
         f"{jobs} at a time",
         highlight=False,
     )
-    with progress_bar(console) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-            if not console.is_terminal:
-                console.print(f"{done} of {total}: {what}", highlight=False)
-
+    with ShownProgress(console) as progress:
         table = comparison.compare(
             resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +23,7 @@ from rich.progress import (
 
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.system.errors import user_error
+from vpretrain.system.timing import Pace
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML path or a packaged name (see `recipes`).")
@@ -68,10 +71,8 @@ def stem(recipe: str) -> str:
 def console_for_people(as_json: bool) -> Console:
     """Where text for people goes: standard error when standard output is for a program."""
     console = Console(stderr=as_json)
-    if not console.is_terminal:
-        console.width = max(
-            console.width, 140
-        )  # a pipe has no width; tables should not be squeezed into 80
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 140  # a pipe has no width; tables should not be squeezed into 80
     return console
 
 
@@ -87,6 +88,47 @@ def progress_bar(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+class ShownProgress:
+    """How many parts are done, what was last done, and how long the rest will take: on a terminal a
+    bar, elsewhere a line every 30 seconds; and a line for each part that ends.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._bar = console, progress_bar(console)
+        self._task = self._bar.add_task("starting", total=None)
+        self._pace, self._started = Pace(30.0), time.monotonic()
+        self._before: int | None = None  # what was done when this began
+        self._done = -1
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int, what: str, underway: float) -> None:
+        if self._before is None:
+            self._before = done
+        reached = done + underway
+        self._bar.update(self._task, completed=reached, total=total, description=what)
+        ended, self._done = done > self._done, done
+        due = self._pace.due()
+        if ended or (due and not self._console.is_terminal):
+            taken = time.monotonic() - self._started
+            left = _time_left(taken, reached - self._before, total - reached)
+            line = escape(f"{done} of {total}: {what}{left}")
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def _time_left(seconds: float, done: float, rest: float) -> str:
+    """At the speed so far; empty before there is any."""
+    if done <= 0 or rest <= 0:
+        return ""
+    left = seconds * rest / done
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
 
 
 def results_folder(path: Path) -> Path:

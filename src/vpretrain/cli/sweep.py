@@ -13,9 +13,9 @@ from vpretrain.cli.shell import (
     Out,
     Overrides,
     RecipeName,
+    ShownProgress,
     console_for_people,
     emit,
-    progress_bar,
     results_folder,
     stem,
 )
@@ -45,13 +45,7 @@ def sweep(
     console = console_for_people(as_json)
     plan = Plan.read(recipe, overrides or [])
     folder = results_folder(out or Path("runs") / f"sweep-{stem(recipe)}")
-    with progress_bar(console) as bar:
-        task = bar.add_task("starting", total=trials)
-
-        def progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-            console.print(escape(f"{done} of {total}: {what}"), highlight=False, soft_wrap=True)
-
+    with ShownProgress(console) as progress:
         found = search(plan, trials=trials, out=folder, jobs=jobs, progress=progress)
     before = ", ".join(f"{name} {value:.4g}" for name, value in found["step0"].items())
     console.print(f"step 0: {before}", highlight=False)

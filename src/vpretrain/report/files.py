@@ -15,6 +15,10 @@ from vpretrain.system.errors import UserError, user_error
 T = TypeVar("T")
 
 
+EITHER = "tokens or images"
+"""The unit of results that do not name theirs: of unfinished runs, and of earlier versions."""
+
+
 class Measured(BaseModel):
     """A score of the untouched checkpoint."""
 
@@ -75,6 +79,7 @@ class Comparison(BaseModel):
     modality: str
     match: str
     budget: float
+    unit: str = EITHER
     metrics: dict[str, Meaning]
     step0: dict[str, Measured]
     runs: list[Entry] = Field(min_length=1)
@@ -86,6 +91,7 @@ class Comparison(BaseModel):
 class Step0File(BaseModel):
     """``runs/step0.json``."""
 
+    unit: str = EITHER
     step0: dict[str, Measured]
     metrics: dict[str, Meaning]
 
@@ -93,6 +99,7 @@ class Step0File(BaseModel):
 class RunFile(BaseModel):
     """``result.json``."""
 
+    unit: str = EITHER
     arm: str
     steps: int
     tokens_or_images: int

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpretrain.report.files import (
+    EITHER,
     Comparison,
     Entry,
     Measured,
@@ -63,6 +64,7 @@ class Section:
         step0: the untouched checkpoint's scores.
         summaries, paired: as in compare.json; empty where nothing is to be said.
         match, budget: the measure that arms have the same of, and how much; None for run folders.
+        unit: what the stream is counted in, in the plural.
         environment: versions, hardware, commit, command.
         notes: what a reader should know about gaps in the data.
     """
@@ -79,6 +81,7 @@ class Section:
     paired: dict[str, dict[str, Paired]] = field(default_factory=dict)
     match: str | None = None
     budget: float | None = None
+    unit: str = EITHER
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -96,11 +99,6 @@ class Section:
     def lead(self) -> str | None:
         """The metric that the verdict is about: the first."""
         return next(iter(self.metrics), None)
-
-    @property
-    def unit(self) -> str:
-        """What the stream is counted in."""
-        return "images" if self.modality == "vision" else "tokens"
 
     def of(self, arm: str) -> list[Run]:
         """The arm's runs."""
@@ -168,6 +166,7 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         table.paired,
         table.match,
         table.budget,
+        table.unit,
         table.environment,
         notes,
     )
@@ -212,6 +211,7 @@ def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         step0.step0 if step0 else {},
         match=match,
         budget=budget.get(match),
+        unit=step0.unit if step0 else EITHER,
         notes=notes,
     )
     section.summaries = _summaries(section)
@@ -279,6 +279,7 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         metrics,
         [Run(entry, records, step0, result is not None)],
         {name: Measured(value=value) for name, value in step0.items()},
+        unit=result.unit if result else EITHER,
         environment=environment,
         notes=notes,
     )

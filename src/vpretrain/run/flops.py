@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,32 +12,39 @@ from vpretrain.method.accumulation import next_batches
 from vpretrain.method.step import SteeredStep
 from vpretrain.run.parts import AnyParts
 
-BATCHES = 3
-
 Cost = Mapping[bool, float]
 """FLOPs of one step, without (False) and with (True) a meta step."""
 
 
 def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Cost:
-    """Mean FLOPs of both kinds of step over a few of each (``torch.utils.flop_counter``: products
-    and attention).
+    """FLOPs of each kind of step (``torch.utils.flop_counter``: products and attention), counted
+    while one of each is taken on one batch, at learning rate 0.
 
-    Counting takes other kernels than running does, so that a counted step is not bit for bit the
-    step it counts: the parts given here are used up, and a run needs fresh ones. Batches have a
-    fixed shape; what varies between steps of a kind is the number of predicted tokens alone.
+    The parts are as before afterwards, so that a run can begin with them; ``step`` is used up.
+    Batches have a fixed shape: what varies between steps of a kind is the number of predicted
+    tokens alone.
 
     Args:
-        step: of the run.
+        step: fresh, or about to take a meta step.
         parts: of the run.
         accumulate: batches a step.
     """
-    counted: dict[bool, list[int]] = {False: [], True: []}
+    movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
+    movable += [] if parts.meta_batches is None else [parts.meta_batches]
+    before = [copy.deepcopy(part.state_dict()) for part in movable]
+    buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
+    counted: dict[bool, float] = {}
     step.count = step.meta.start  # before it tasks are the baseline's
     if parts.designer.uses_feedback:  # the first measures the central difference's step, once a run
         step.take(next_batches(parts.stream, accumulate), 0.0, 0.0, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
-        for _ in range(BATCHES):
-            with FlopCounterMode(display=False) as counter:
-                step.take(next_batches(parts.stream, accumulate), 0.0, 0.0, meta_due=meta)
-            counted[meta].append(counter.get_total_flops())
-    return {meta: sum(flops) / len(flops) for meta, flops in counted.items() if flops}
+        with FlopCounterMode(display=False) as counter:
+            step.take(next_batches(parts.stream, 1), 0.0, 0.0, meta_due=meta)
+        counted[meta] = float(counter.get_total_flops())
+    for part, state in zip(movable, before, strict=True):
+        part.load_state_dict(state)
+    for name, buffer in parts.learner.model.named_buffers():
+        buffer.copy_(buffers[name])
+    # The designer looks at the first batch; each of the others adds a step without a meta step.
+    rest = (accumulate - 1) * counted[False]
+    return {meta: flops + rest for meta, flops in counted.items()}

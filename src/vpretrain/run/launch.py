@@ -93,15 +93,15 @@ def _train_one(
     modality = MODALITIES[recipe.modality]()
     materials = distributed.in_turn(lambda: modality.load(recipe))
     try:
-        counted = modality.build(recipe, materials)
+        parts = modality.build(recipe, materials)
         if not checkpoints.steps() and (
-            problems := disk_shortage(counted.learner.model, section, folder)
+            problems := disk_shortage(parts.learner.model, section, folder)
         ):
             raise UserError(*problems)
-        flops = count(new_step(recipe, counted), counted, recipe.learner.accumulate)
+        flops = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
         cost = {meta: distributed.summed(each) for meta, each in flops.items()}  # of all processes
-        del counted
-        parts = modality.build(recipe, materials)
+        if recipe.learner.shard:  # blocks are shared out once, and counting did it
+            parts = modality.build(recipe, materials)
         step, state = checkpoints.newest() or (0, None)
         if state is not None:
             notify(f"going on after step {step}")
@@ -155,6 +155,7 @@ def _train_one(
     found = {
         "run_dir": str(folder),
         "arm": result.arm,
+        "unit": modality.unit,
         "steps": result.spent.steps,
         "tokens_or_images": result.spent.tokens,
         "seconds": result.spent.seconds,

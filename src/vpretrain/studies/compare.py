@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,15 @@ from vpretrain.run.build import new_step
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.parts import Parts
-from vpretrain.run.run import Run
+from vpretrain.run.parts import AnyParts
+from vpretrain.run.run import Record, Run
 from vpretrain.run.train import Result, train
 from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import Fault, UserError, user_error
-from vpretrain.system.files import write_json
+from vpretrain.system.files import write_json, write_text
 from vpretrain.system.processes import in_processes
+from vpretrain.system.timing import Pace
 
 PICTURES = "pictures"
 """Folder, beside the results, of what the first seed's designers make of a batch, one file an arm
@@ -42,15 +45,21 @@ def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
     return recipe.model_copy(update={"budget": Budget(**limit)})
 
 
+Progress = Callable[[int, int, str, float], None]
+"""Told how many runs are done, how many there are, what was last done, and how much of a run those
+that are on their way have done together.
+"""
+
+
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
     """Refuses arms that the modality does not have, and arms given twice."""
     known = MODALITIES[recipe.modality]().arms
     for arm in arms:
         if arm not in known or arms.count(arm) > 1:
-            said = "is given twice" if arm in known else f"is not an arm of {recipe.modality}"
+            problem = "is given twice" if arm in known else f"is not an arm of {recipe.modality}"
             raise user_error(
                 "--arms",
-                f"{arm} {said}",
+                f"{arm} {problem}",
                 value=",".join(arms),
                 accepted="distinct ones of " + ", ".join(known),
             )
@@ -64,7 +73,7 @@ def compare(
     match: Measure,
     out: Path,
     jobs: int = 1,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
     """Runs every arm with every seed and writes ``compare.json``; finished runs in ``out`` are not
     run again.
@@ -77,7 +86,7 @@ def compare(
         match: the measure of the budget (what every arm has the same of).
         out: folder for ``compare.json`` and ``runs/``.
         jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
-        progress: told (runs done, runs in all, what was last done).
+        progress: see :data:`Progress`; step 0 counts as a run.
 
     Returns:
         ``compare.json`` as a dictionary (docs: outputs).
@@ -102,28 +111,44 @@ def compare(
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
     finished = {pair: _read(path) for pair in plan if (path := _path(out, *pair)).is_file()}
     missing = [pair for pair in plan if pair not in finished]
-    progress(len(finished), total, "reading data")
-    step0, meaning = _step0(recipe, arms[0], out)
+    progress(len(finished), total, "reading data", 0.0)
+    worker = _Worker(recipe, out)
+    step0 = worker.step0(arms[0])
     # Not before data and model were found to be in order.
-    (out / "recipe.yaml").write_text(recipes.dump(resolved), encoding="utf-8")
-    progress(len(finished) + 1, total, "step 0")
-    for result in _run_all(recipe, missing, out, jobs):
-        finished[(result["arm"], result["seed"])] = result
-        progress(len(finished) + 1, total, f"{result['arm']}, seed {result['seed']}")
+    write_text(out / "recipe.yaml", recipes.dump(resolved))
+    progress(len(finished) + 1, total, "step 0", 0.0)
+    make: Callable[[], _Worker] = partial(_quiet_worker, recipe, out)
+    if jobs == 1 or len(missing) < 2:
+        make = partial(lambda same: same, worker)  # it has read the data
+    else:
+        del worker
+    underway = dict.fromkeys(missing, 0.0)
+
+    def tell(pair: tuple[str, int], message: tuple[float, str]) -> None:
+        underway[pair], line = message
+        what = f"{pair[0]}, seed {pair[1]}: {line}"
+        progress(len(finished) + 1, total, what, sum(underway.values()))
+
+    for result in in_processes(make, missing, jobs, tell):
+        pair = (result["arm"], result["seed"])
+        finished[pair], underway[pair] = result, 0.0
+        what = f"{pair[0]}, seed {pair[1]}"
+        progress(len(finished) + 1, total, what, sum(underway.values()))
 
     runs = [finished[pair] for pair in plan]
     _check_streams(
         [entry for entry in runs if entry["arm"] not in MODALITIES[recipe.modality]().direct], match
     )
-    summary, paired = paired_table(runs, meaning, arms[0])
+    summary, paired = paired_table(runs, step0["metrics"], arms[0])
     _add_items(paired, out, arms[0], sorted({entry["seed"] for entry in runs}))
     table = {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "match": match,
         "budget": getattr(recipe.budget, match),
-        "metrics": meaning,
-        "step0": step0,
+        "unit": step0["unit"],
+        "metrics": step0["metrics"],
+        "step0": step0["step0"],
         "runs": runs,
         "summary": summary,
         "paired": paired,
@@ -156,19 +181,26 @@ def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence
                 found["verdict"] = "undecided"
 
 
-def _step0(recipe: Recipe, arm: str, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = out / "runs" / "step0.json"
-    if not path.is_file():
-        modality = MODALITIES[recipe.modality]()
-        baseline = recipe.model_copy(update={"arm": arm})
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        parts: Parts = modality.build(baseline, modality.load(baseline))
-        scores = parts.evaluate()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path,
-            {
+class _Worker:
+    """Runs arms of one recipe; the data is read once, and one model is held at a time."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self.modality = MODALITIES[recipe.modality]()
+        self.unit = self.modality.unit
+        self.costs: dict[str, Cost] = {}  # by arm: what a step costs does not depend on the seed
+
+    @cached_property
+    def materials(self) -> Any:
+        return self.modality.load(self.recipe)
+
+    def step0(self, arm: str) -> dict[str, Any]:
+        """Scores of the untouched checkpoint, measured once a comparison, and what they mean."""
+        path = self.out / "runs" / "step0.json"
+        if not path.is_file():
+            scores = self._build(self.recipe.model_copy(update={"arm": arm})).evaluate()
+            found = {
+                "unit": self.unit,
                 "step0": {
                     name: {"value": s.value, "stderr": s.stderr, "n": s.n}
                     for name, s in scores.items()
@@ -176,71 +208,60 @@ def _step0(recipe: Recipe, arm: str, out: Path) -> tuple[dict[str, Any], dict[st
                 "metrics": {
                     name: {"higher_is_better": s.higher_is_better} for name, s in scores.items()
                 },
-            },
-        )
-    found = _read(path)
-    return found["step0"], found["metrics"]
+            }
+            write_json(path, found)
+        return {"unit": self.unit} | _read(path)
 
-
-def _run_all(recipe: Recipe, plan: Sequence[tuple[str, int]], out: Path, jobs: int) -> Any:
-    if jobs == 1 or len(plan) < 2:
-        worker = _Worker(recipe, out)
-        for arm, seed in plan:
-            yield worker(arm, seed)
-        return
-    yield from in_processes(_run_one, plan, jobs, set_up=_set_up, given=(recipe, out))
-
-
-class _Worker:
-    """Runs arms of one recipe; the data is read once."""
-
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
-        self.modality = MODALITIES[recipe.modality]()
-        self.materials = self.modality.load(recipe)
-        self.costs: dict[str, Cost] = {}  # by arm: what a step costs does not depend on the seed
-
-    def __call__(self, arm: str, seed: int) -> dict[str, Any]:
+    def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
         recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed})
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
+        if arm not in self.costs and seed != self.recipe.seed:
+            # Counted on the first seed's batches, whichever seed this process runs first.
+            self._count(self.recipe.model_copy(update={"arm": arm}))
+        parts = self._build(recipe)
         if arm not in self.costs:
-            first = self.recipe.model_copy(
-                update={"arm": arm}
-            )  # whichever seed this process runs first
-            counted = self.modality.build(first, self.materials)
-            self.costs[arm] = count(new_step(first, counted), counted, first.learner.accumulate)
-        # Step 0 is the same in every arm and measured once, apart.
-        parts = self.modality.build(recipe, self.materials)
+            self._count(recipe, parts)
+        pace = Pace(1.0)
+
+        def on_record(record: Record, fraction: float) -> None:
+            if pace.due() and "tokens_per_second" in record:
+                rate = f"{record['tokens_per_second']:,.0f} {self.unit}/s"
+                tell((fraction, f"step {record['step']:,}, {rate}"))
+
         try:
-            result = train(Run(recipe, parts, step0={}, cost=self.costs[arm]))
+            # Step 0 is the same in every arm and measured once, apart.
+            cost = self.costs[arm]
+            result = train(Run(recipe, parts, step0={}, cost=cost, on_record=on_record))
         except Fault as fault:
             raise Fault(f"{arm}, seed {seed}: {fault}; runs that were finished are kept") from fault
         if seed == self.recipe.seed:
             self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
+        return self._written(result)
+
+    def _build(self, recipe: Recipe) -> AnyParts:
+        gc.collect()  # an earlier run's model may be held by a cycle of references
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        return self.modality.build(recipe, self.materials)
+
+    def _count(self, recipe: Recipe, parts: AnyParts | None = None) -> None:
+        parts = parts or self._build(recipe)
+        self.costs[recipe.arm] = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+
+    def _written(self, result: Result) -> dict[str, Any]:
         found = as_json(result)
-        with (self.out / "runs" / f"{arm}-{seed}.metrics.jsonl").open(
-            "w", encoding="utf-8"
-        ) as lines:
-            lines.writelines(json.dumps(record) + "\n" for record in result.history)
+        path = _path(self.out, result.arm, result.seed)
+        lines = "".join(json.dumps(record) + "\n" for record in result.history)
+        write_text(path.with_suffix(".metrics.jsonl"), lines)
         items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
-        write_json(_path(self.out, arm, seed).with_suffix(".items.json"), items)
-        write_json(_path(self.out, arm, seed), found)
+        write_json(path.with_suffix(".items.json"), items)
+        write_json(path, found)
         return found
 
 
-_WORKER: list[_Worker] = []  # one a process of the pool, set up once
-
-
-def _set_up(recipe: Recipe, out: Path) -> None:
-    logging.getLogger("vpretrain").setLevel(
-        logging.ERROR
-    )  # what there is to say of the data was said by the parent
-    _WORKER.append(_Worker(recipe, out))
-
-
-def _run_one(arm: str, seed: int) -> dict[str, Any]:
-    return _WORKER[0](arm, seed)
+def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:
+    """In a process of its own: what there is to say of the data was said by the first."""
+    logging.getLogger("vpretrain").setLevel(logging.ERROR)
+    return _Worker(recipe, out)
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -2,103 +2,180 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported
 from vpretrain.method.directional import estimator as estimator_named
 from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, detached
-from vpretrain.method.value import Alignment
+from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import Modality, Parts
 from vpretrain.system.errors import user_error
 
+SectionT = TypeVar("SectionT", bound=BaseModel)
+FIGURES = ("cosine", "relative_error", "seconds", "peak_bytes")
 REPEATS = 7
+REPEAT_SECONDS = 10.0
+"""For all repeats together, about."""
+ROWS = 2
+"""Rows of a batch, at most: a few tokens tell how exact an estimator is."""
+MOMENT_STEPS = 2
+"""Batches from which AdamW's second moments are estimated where the direction reads them."""
 
 
 def doctor(recipe: Recipe) -> dict[str, Any]:
-    """Tries every estimator on one batch of the recipe, under the task that its arm makes before
-    anything was heard.
+    """Tries every estimator on a small batch of the recipe, under the task that its arm makes
+    before any feedback.
 
-    ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer hears, against
-    double backward in float64, at the recipe's alignment. ``seconds`` is the median of interleaved
-    repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An arm that hears
-    nothing gives way to the modality's first that does.
+    ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer is given, along
+    the recipe's own direction, against double backward in float64. ``seconds`` is the median of
+    interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
+    arm that uses no feedback gives way to the modality's first that does. The learner and its
+    float64 copy are never held at the same time.
 
     Returns:
         ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error,
         seconds, peak_bytes}]}``.
 
     Raises:
-        UserError: no arm of the modality hears feedback.
+        UserError: no arm of the modality uses feedback.
     """
     modality = MODALITIES[recipe.modality]()
-    section = recipe.learner
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    data = {name: _few_rows(section) for name, section in recipe if name == "data"}
+    recipe = recipe.model_copy(update=data)
     materials = modality.load(recipe)
-    recipe, narrow = _listening(recipe, modality, materials)
-    wide_recipe = recipe.model_copy(
-        update={"learner": section.model_copy(update={"dtype": "float64", "attention": "eager"})}
-    )
-    wide = modality.build(wide_recipe, materials)
-    batch = next(narrow.stream)
-    down = wide.feedback.gradients(wide.learner)[:1]
-    reference = _Bench(recipe, wide, "double_backward", down, batch).gradient()
-    rows: dict[str, dict[str, Any]] = {}
-    benches: dict[str, _Bench] = {}
-    for name in ESTIMATORS:
-        bench = _Bench(recipe, narrow, name, [{n: g.float() for n, g in down[0].items()}], batch)
-        row = {
-            "name": name,
-            "supported": True,
-            "reason": "",
-            "cosine": None,
-            "relative_error": None,
-            "seconds": None,
-            "peak_bytes": None,
-        }
-        try:
-            gradient = bench.gradient()
-            row["cosine"] = float(torch.nn.functional.cosine_similarity(gradient, reference, dim=0))
-            row["relative_error"] = float((gradient - reference).norm() / reference.norm())
-            row["peak_bytes"] = peak_bytes(bench.value_of)
-            benches[name] = bench
-        except EstimatorUnsupported as error:
-            row |= {"supported": False, "reason": str(error)}
-        rows[name] = row
-    seconds: dict[str, list[float]] = {name: [] for name in benches}
-    for _ in range(REPEATS):
-        for name, bench in benches.items():  # A B C A B C: the machine's drift falls on all alike
-            started = time.perf_counter()
-            bench.value_of()
-            seconds[name].append(time.perf_counter() - started)
-    for name, taken in seconds.items():
-        rows[name]["seconds"] = statistics.median(taken)
+    recipe, parts = _with_feedback(recipe, modality, materials)
+    batch = next(parts.stream)
+    direction = _direction(recipe, parts)
+    rows, gradients = _tried(recipe, parts, direction, batch)
+    device = next(parts.learner.model.parameters()).device
+    section = recipe.learner
+    del parts
+    gc.collect()
+    reference = _reference(recipe, modality, materials, direction, batch)
+    for name, gradient in gradients.items():
+        cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
+        rows[name]["cosine"] = float(cosine)
+        rows[name]["relative_error"] = float((gradient - reference).norm() / reference.norm())
     return {
-        "device": str(next(narrow.learner.model.parameters()).device),
+        "device": str(device),
         "dtype": section.dtype,
         "attention": section.attention,
         "estimators": list(rows.values()),
     }
 
 
-def _listening(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, Parts]:
-    """The recipe with an arm that hears feedback, its own if that does, and its parts."""
+def _few_rows(section: SectionT) -> SectionT:
+    """A section of a recipe whose batches, and those of the sections in it, have few rows."""
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        if name == "batch_size" and isinstance(value, int):
+            changed[name] = min(value, ROWS)
+        elif isinstance(value, BaseModel):
+            changed[name] = _few_rows(value)
+    return section.model_copy(update=changed)
+
+
+def _direction(recipe: Recipe, parts: Parts) -> Gradient:
+    """The recipe's own: the feedback's gradient over S, preconditioned where its alignment is."""
+    value, aligned = recipe.value, parts.learner.aligned
+    preconditioner = None
+    if Alignment(value.alignment, value.smoothness).preconditioned:
+        section = recipe.learner
+        # Over S alone: the moments of all parameters would be twice the model.
+        optimizer = torch.optim.AdamW(aligned.values(), lr=0.0, betas=section.betas)
+        for _ in range(MOMENT_STEPS):
+            context = parts.learner.forward(next(parts.stream))
+            task = detached(parts.designer.baseline_task(context))
+            loss = parts.learner.loss(context, task)
+            for parameter, gradient in zip(
+                aligned.values(),
+                torch.autograd.grad(loss, list(aligned.values()), allow_unused=True),
+                strict=True,
+            ):
+                parameter.grad = gradient
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        preconditioner = adam_preconditioner(optimizer, aligned, value.preconditioner_floor)
+    down = parts.feedback.gradients(parts.learner)[0]
+    return {
+        name: g.double() * (1 if preconditioner is None else preconditioner[name].double())
+        for name, g in down.items()
+    }
+
+
+def _tried(
+    recipe: Recipe, parts: Parts, direction: Gradient, batch: Any
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """The rows of the table, without what the reference is needed for, and each estimator's
+    gradient.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    benches: dict[str, _Bench] = {}
+    gradients: dict[str, Tensor] = {}
+    down = [{name: piece.float() for name, piece in direction.items()}]
+    context = _context(parts, batch)
+    for name in ESTIMATORS:
+        bench = _Bench(recipe, parts, name, down, context)
+        row = rows[name] = dict.fromkeys(("name", "supported", "reason", *FIGURES))
+        row |= {"name": name, "supported": True, "reason": ""}
+        try:
+            started = time.perf_counter()
+            gradients[name] = bench.gradient()
+            row["seconds"] = time.perf_counter() - started
+            row["peak_bytes"] = peak_bytes(bench.value_of)
+            benches[name] = bench
+        except EstimatorUnsupported as error:
+            row |= {"supported": False, "reason": str(error)}
+    seconds: dict[str, list[float]] = {name: [] for name in benches}
+    round_seconds = sum(rows[name]["seconds"] for name in benches) or 1.0
+    for _ in range(min(REPEATS, int(REPEAT_SECONDS / round_seconds))):
+        for name, bench in benches.items():  # A B C A B C: the machine's drift falls on all alike
+            started = time.perf_counter()
+            bench.value_of()
+            seconds[name].append(time.perf_counter() - started)
+    for name, taken in seconds.items():
+        if taken:  # the first call counts where it was too slow to be repeated
+            rows[name]["seconds"] = statistics.median(taken)
+    return rows, gradients
+
+
+def _reference(
+    recipe: Recipe, modality: Modality, materials: Any, direction: Gradient, batch: Any
+) -> Tensor:
+    """The gradient by double backward, everything in float64."""
+    section = recipe.learner.model_copy(update={"dtype": "float64", "attention": "eager"})
+    wide = modality.build(recipe.model_copy(update={"learner": section}), materials)
+    context = _context(wide, batch)
+    return _Bench(recipe, wide, "double_backward", [direction], context).gradient()
+
+
+def _context(parts: Parts, batch: Any) -> Any:
+    with torch.no_grad():  # values need no graph to the parameters below S
+        return parts.learner.forward(batch)
+
+
+def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, Parts]:
+    """The recipe with an arm that uses feedback, its own if that does, and its parts."""
     for arm in (recipe.arm, *modality.arms):
         found = recipe.model_copy(update={"arm": arm})
         parts = modality.build(found, materials)
         if parts.designer.uses_feedback:
             return found, parts
     raise user_error(
-        "modality", "none of its arms hears feedback, so nothing is valued", value=recipe.modality
+        "modality", "none of its arms uses feedback, so nothing is valued", value=recipe.modality
     )
 
 
@@ -120,9 +197,9 @@ class _Bench:
     """One estimator on one context: ``dV/d controls`` of the task."""
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, estimator: str, down: list[Gradient], batch: Any
+        self, recipe: Recipe, parts: Parts, estimator: str, down: list[Gradient], context: Any
     ) -> None:
-        self.context = parts.learner.forward(batch)
+        self.context = context
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
         estimated = ValueEstimator(parts.learner, alignment, estimator_named(estimator))
         estimated.update(down, None, recipe.learner.learning_rate)

@@ -170,7 +170,8 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         pipe.recv()
         # Last: counting takes other kernels and other memory than running does.
         cost = count(step, parts, recipe.learner.accumulate)
-        pipe.send((cost[False] * (period - 1) + cost.get(True, cost[False])) / period)
+        meta = cost.get(True, cost.get(False, 0.0))
+        pipe.send((cost.get(False, 0.0) * (period - 1) + meta) / period)
         pipe.recv()
     except EOFError:
         return

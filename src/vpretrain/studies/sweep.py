@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from vpretrain.config.recipe import Recipe, dump, load
 from vpretrain.config.sweep import Choice, Range, Sweep
 from vpretrain.config.yaml_places import written
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.run import Run
+from vpretrain.run.run import Record, Run
 from vpretrain.run.train import train
+from vpretrain.studies.compare import Progress
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
 from vpretrain.system.files import write_json
 from vpretrain.system.processes import in_processes
+from vpretrain.system.timing import Pace
 
 try:
     import optuna
@@ -37,8 +40,6 @@ try:
 except ImportError as error:
     message = f"this needs Optuna ({error}); install the extra"
     raise user_error("sweep", message, accepted="pip install 'vpretrain[sweep]'") from None
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class _Swept(Mapping[str, Callable[[], type[Recipe]]]):
 
 
 def _without_sweep(swept: Recipe) -> Recipe:
-    schema: type[Recipe] = type(swept).__mro__[1]
-    return schema.model_validate_json(swept.model_dump_json(exclude={"sweep"}))
+    return SCHEMAS[swept.modality]().model_validate_json(swept.model_dump_json(exclude={"sweep"}))
 
 
 def sweep(
@@ -122,7 +122,7 @@ def sweep(
     trials: int,
     out: Path,
     jobs: int = 1,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
     """Runs trials until there are so many, and writes ``sweep.json``, ``best.yaml`` and, of several
     objectives, ``front/``.
@@ -135,7 +135,7 @@ def sweep(
         trials: in all, those that are finished in ``out`` among them; pruned and failed ones count.
         out: folder of the study.
         jobs: trials at a time, in processes of their own.
-        progress: told (trials done, trials in all, what was last done).
+        progress: see :data:`vpretrain.studies.compare.Progress`.
 
     Returns:
         ``{best: {number, values, parameters, recipe}, front: [...], trials, pruned, failed,
@@ -147,30 +147,40 @@ def sweep(
         Fault: no trial came to an end.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with _locked(out):
         step0 = _opened(plan, out)
         study = _study(out)
         for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.enqueue_trial(stale.params)  # its process is gone: once more
             study.tell(stale.number, state=TrialState.FAIL)
         done = len(_finished(study))
-        progress(done, trials, "step 0")
-        for said in _run_all(plan, out, trials - done, jobs):
+        progress(done, trials, "step 0", 0.0)
+
+        def tell(call: tuple[Any, ...], message: tuple[float, str]) -> None:
+            underway[call[0]], line = message
+            progress(done, trials, line, sum(underway.values()))
+
+        underway: dict[int, float] = {}
+        places = [(place,) for place in range(trials - done)]
+        for place, line in in_processes(partial(Trials, plan, out), places, jobs, tell):
             done += 1
-            progress(done, trials, said)
+            underway[place] = 0.0
+            progress(done, trials, line, sum(underway.values()))
         return _written(plan, out, study, step0)
 
 
-def _run_all(plan: Plan, out: Path, missing: int, jobs: int) -> Iterator[str]:
-    if jobs == 1 or missing < 2:
-        for _ in range(missing):
-            yield run_trial(plan, out)
-        return
-    yield from in_processes(run_trial, [(plan, out)] * missing, jobs)
+class Trials:
+    """Takes trials of the study in ``out``, one a call."""
+
+    def __init__(self, plan: Plan, out: Path) -> None:
+        self.plan, self.out = plan, out
+
+    def __call__(self, place: int, *, tell: Callable[[Any], None]) -> tuple[int, str]:
+        """The place of the call again, and what became of the trial in a few words."""
+        return place, _run_trial(self.plan, self.out, tell)
 
 
-def run_trial(plan: Plan, out: Path) -> str:
-    """One trial of the study in ``out``, and what became of it in a few words."""
+def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
     study = _study(out)
     trial = study.ask()
     given_up = sum(
@@ -186,15 +196,19 @@ def run_trial(plan: Plan, out: Path) -> str:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         modality = MODALITIES[recipe.modality]()
+        pace = Pace(1.0)
 
-        def each_step(record: dict[str, Any], fraction: float) -> None:
+        def on_record(record: Record, fraction: float) -> None:
+            if pace.due() and "tokens_per_second" in record:
+                rate = f"{record['tokens_per_second']:,.0f} {modality.unit}/s"
+                tell((fraction, f"trial {trial.number}: step {record['step']:,}, {rate}"))
             if plan.sweep.prune and metrics[0] in record:
                 trial.report(record[metrics[0]], record["step"])
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
         parts = modality.build(recipe, modality.load(recipe))
-        result = train(Run(recipe, parts, step0={}, on_record=each_step, keep_history=False))
+        result = train(Run(recipe, parts, step0={}, on_record=on_record, keep_history=False))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"
@@ -205,10 +219,13 @@ def run_trial(plan: Plan, out: Path) -> str:
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)
         return f"trial {trial.number}: failed: {str(error).splitlines()[0]}"
-    found = [result.final[metric].value for metric in metrics]
-    study.tell(trial, found)
-    said = ", ".join(f"{name} {value:.4g}" for name, value in zip(metrics, found, strict=True))
-    return f"trial {trial.number}: {said}"
+    scores = {metric: result.final[metric].value for metric in metrics}
+    study.tell(trial, [*scores.values()])
+    return f"trial {trial.number}: {_listed(scores)}"
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
 def _suggested(trial: optuna.Trial, key: str, space: Range | Choice) -> Any:
@@ -287,7 +304,7 @@ def _opened(plan: Plan, out: Path) -> dict[str, float]:
 
 def _written(plan: Plan, out: Path, study: optuna.Study, step0: dict[str, float]) -> dict[str, Any]:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        failed = [said for trial in _finished(study) if (said := _failed(trial))]
+        failed = [reason for trial in _finished(study) if (reason := _failed(trial))]
         raise Fault("no trial came to an end" + (f"; the last one: {failed[-1]}" if failed else ""))
     several = len(plan.sweep.objectives) > 1
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
@@ -327,11 +344,8 @@ def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
         for key, value in trial.params.items()
     }
     scores = dict(zip(plan.sweep.objectives, trial.values, strict=True))
-    said = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-    head = (
-        f"# vpretrain train {path}\n#\n# Trial {trial.number} of a sweep of {plan.source}: "
-        f"{said}.\n"
-    )
+    trained = f"# Trial {trial.number} of a sweep of {plan.source}: {_listed(scores)}."
+    head = f"# vpretrain train {path}\n#\n{trained}\n"
     path.write_text(head + dump(plan.at(values, own_budget=True)), encoding="utf-8")
     return {"number": trial.number, "values": scores, "parameters": values, "recipe": str(path)}
 
@@ -356,7 +370,7 @@ def _draw(
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """One command a folder: trials of another that still runs would be taken for those of a process
     that is gone.
     """
@@ -365,8 +379,7 @@ def _alone(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             message = (
-                "another command searches in this folder just now; give it more --jobs, or "
-                "wait for it"
+                "another command is searching in this folder; give it more --jobs, or wait for it"
             )
             raise user_error("--out", message, value=str(out)) from None
         yield

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-
 
 @contextmanager
 def timed(
@@ -40,7 +38,7 @@ class Clock:
         self, *, synchronize: bool = False, now: Callable[[], float] = time.perf_counter
     ) -> None:
         self.seconds: dict[str, float] = {}
-        self._synchronize, self._now = synchronize and torch.cuda.is_available(), now
+        self._synchronize, self._now = synchronize, now
         self._open: list[str] = []
         self._last = 0.0
 
@@ -57,12 +55,35 @@ class Clock:
     def _charge(self) -> None:
         """Charges what passed since the last change to the innermost section."""
         if self._synchronize:
-            torch.cuda.synchronize()
+            _synchronize()
         now = self._now()
         if self._open:
             innermost = self._open[-1]
             self.seconds[innermost] = self.seconds.get(innermost, 0.0) + now - self._last
         self._last = now
+
+
+def _synchronize() -> None:
+    import torch  # not above: the command line reads a clock before it needs torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Pace:
+    """Says when the next word is due: at once, and then every so many seconds."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._now = seconds, now
+        self._next = now()
+
+    def due(self) -> bool:
+        """Whether it is time; if so, the next time is ``seconds`` from now."""
+        now = self._now()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
 
 
 _CLOCK: ContextVar[Clock | None] = ContextVar("clock", default=None)

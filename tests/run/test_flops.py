@@ -1,0 +1,68 @@
+"""Counting what a step costs leaves the run that follows as it would have been, bit for bit."""
+
+import math
+
+import pytest
+import torch
+
+from tests.test_recipes import shrunken
+from tests.vision.test_recipes import shrunken as shrunken_pictures
+from vpretrain.run.build import new_step
+from vpretrain.run.flops import count
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
+
+ARMS = {
+    "demo-language": (
+        "onehot",
+        "ascent",
+        "field",
+        "closed_form",
+        "token_weights",
+        "random_feedback",
+        "feedback_sft",
+    ),
+    "demo-vision": ("plain", "ascent", "closed_form", "random_masks", "direct"),
+}
+CASES = [(recipe, arm) for recipe, arms in ARMS.items() for arm in arms]
+
+
+@pytest.mark.parametrize(("name", "arm"), CASES)
+def test_a_run_is_the_same_whether_its_steps_were_counted_or_not(name, arm):
+    shrink = shrunken if name == "demo-language" else shrunken_pictures
+    recipe = shrink(name, f"arm={arm}", "value.meta_period=2", "budget.steps=3")
+    modality = MODALITIES[recipe.modality]()
+    materials = modality.load(recipe)
+
+    def history(counted):
+        parts = modality.build(recipe, materials)
+        if counted:
+            cost = count(new_step(recipe, parts), parts)
+            assert set(cost) == ({False, True} if parts.designer.uses_feedback else {False})
+            assert cost.get(True, math.inf) > cost[False] > 0
+        records = train(Run(recipe, parts, step0={})).history
+        last = [p.detach().clone() for p in parts.learner.model.parameters()]
+        return [(r["loss"], r["batch"], r["gradient_norm"]) for r in records], last
+
+    before, after = history(False), history(True)
+    assert before[0] == after[0]
+    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+
+
+def test_a_step_of_several_batches_costs_as_many_batches():
+    recipe = shrunken("demo-language", "arm=closed_form", "value.meta_period=2")
+    modality = MODALITIES[recipe.modality]()
+    materials = modality.load(recipe)
+
+    def cost(accumulate, period):
+        changed = recipe.model_copy(
+            update={"value": recipe.value.model_copy(update={"meta_period": period})}
+        )
+        parts = modality.build(changed, materials)
+        return count(new_step(changed, parts), parts, accumulate)
+
+    one, three = cost(1, 2), cost(3, 2)
+    assert three[False] == pytest.approx(3 * one[False])
+    assert three[True] - one[True] == pytest.approx(2 * one[False])
+    assert cost(3, 1) == three  # a period of one changes no step
