@@ -9,7 +9,7 @@ import pytest
 from tests.report.synthetic import comparison, run_folder
 from vpretrain.report.files import Items, Paired
 from vpretrain.report.folders import Section, read
-from vpretrain.report.verdict import against_step0, verdict
+from vpretrain.report.verdict import against_step0, headline, verdict
 
 
 def said(markup: object) -> str:
@@ -90,3 +90,39 @@ def test_step_0_is_named_where_an_arm_falls_behind_it(section: Section) -> None:
     assert "closed_form and random_feedback ended ahead of it and onehot ended behind it" in text
     section.step0.clear()
     assert against_step0(section) is None
+
+
+def with_scores(section: Section, found: str, p: float = 0.01) -> None:
+    for metric, values in {"test/pass@1": (0.61, 0.76), "test/nll": (0.8031, 0.7104)}.items():
+        for arm, mean in zip(("onehot", "closed_form"), values, strict=True):
+            section.summaries[arm][metric].mean = mean
+        section.paired["closed_form"][metric].verdict = found  # type: ignore[assignment]
+    section.step0["test/pass@1"].value, section.step0["test/nll"].value = 0.52, 0.9512
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [
+        ("better", "Your examples helped: "),
+        ("worse", "Your examples did harm: "),
+        ("undecided", "Whether your examples helped is not decided: "),
+    ],
+)
+def test_the_first_sentence_is_what_people_ask(section: Section, found: str, outcome: str) -> None:
+    with_scores(section, found)
+    assert said(headline(section)) == (
+        f"{outcome}76% of held-out problems solved, 61% without them, 52% before. "
+        "Held-out loss: 0.710 nats per token, 0.803 without them, 0.951 before. "
+    )
+
+
+def test_shares_that_round_alike_get_a_decimal(section: Section) -> None:
+    with_scores(section, "better")
+    section.summaries["onehot"]["test/pass@1"].mean = 0.758
+    assert "76.0% of held-out problems solved, 75.8% without them" in said(headline(section))
+
+
+def test_a_control_is_not_called_the_examples(tmp_path: Path) -> None:
+    folder = comparison(tmp_path / "c", arms=["onehot", "random_feedback"])
+    assert said(headline(read([folder])[0])) == ""
+    assert said(headline(read([run_folder(tmp_path / "run")])[0])) == ""

@@ -13,6 +13,7 @@ from rich.markup import escape
 from vpretrain.cli.shell import Json, console_for_people, emit
 from vpretrain.config.recipe import load
 from vpretrain.system.errors import renamed, user_error
+from vpretrain.system.files import write_text
 
 app = typer.Typer()
 
@@ -57,7 +58,7 @@ def init(
     if out.exists():
         raise user_error("--out", "there is something already; name another file", value=str(out))
     model = model or _asked(
-        "--model", "Model (folder, hub id, or word-problems-majority, which comes with this)"
+        "--model", "Model (folder, hub id, or one that comes with this)", "word-problems-majority"
     )
     stream = stream or _asked(
         "--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)"
@@ -72,8 +73,7 @@ def init(
             text = _of_pictures(model, stream, feedback, evaluation, columns, out)
         else:
             text = _of_text(model, stream, feedback, evaluation, columns, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     problems = check(str(out), [])
     console = console_for_people(as_json)
     console.print(escape(f"recipe: {out}"), highlight=False, soft_wrap=True)
@@ -82,7 +82,7 @@ def init(
     console.print(
         "no problem found; next: " + escape(text.splitlines()[0].removeprefix("# "))
         if not problems
-        else f"{len(problems)} problem(s); mend them in the recipe",
+        else f"{len(problems)} problem(s); fix them in the recipe",
         highlight=False,
         soft_wrap=True,
     )
@@ -91,15 +91,15 @@ def init(
         raise typer.Exit(2)
 
 
-def _asked(flag: str, question: str) -> str:
-    """What a person types; who cannot be asked is told the flag."""
+def _asked(flag: str, question: str, default: str | None = None) -> str:
+    """What a person types, Enter for the default; who cannot be asked is told the flag."""
     if not sys.stdin.isatty():
         raise user_error(
             flag,
-            "this is not said, and there is no terminal to ask on; give the flag",
-            accepted=question,
+            "this is missing, and there is no terminal to ask on; give the flag",
+            accepted=question if default is None else f"{question}: {default}, say",
         )
-    return str(typer.prompt(question, err=True))
+    return str(typer.prompt(question, default=default, err=True))
 
 
 def _names(columns: str | None) -> tuple[str, ...]:

@@ -180,15 +180,27 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The HTML file; default report.html in the first DIR."),
+        typer.Option(
+            "--out", help="The HTML file; default report.html in DIR, or beside several of them."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside
     it.
     """
-    page = write_page(folders, out or folders[0] / "report.html", console_for_people(as_json))
+    page = write_page(folders, out or _report_place(folders), console_for_people(as_json))
     emit({"page": str(page)}, as_json)
+
+
+def _report_place(folders: list[Path]) -> Path:
+    """In the folder itself, or beside several: none of them loses the page that it has."""
+    first, *others = folders
+    if not others:
+        return first / "report.html"
+    names = [folder.resolve().name for folder in folders]
+    more = [*names[:2], f"{len(names) - 2}-more"] if len(names) > 3 else names
+    return first.resolve().parent / f"report-{'-'.join(more)}.html"
 
 
 def _default_arms(resolved: Recipe) -> list[str]:

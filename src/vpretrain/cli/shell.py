@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -95,10 +96,10 @@ class ShownProgress:
     bar, elsewhere a line every 30 seconds; and a line for each part that ends.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._bar = console, progress_bar(console)
         self._task = self._bar.add_task("starting", total=None)
-        self._pace, self._started = Pace(30.0), time.monotonic()
+        self._now, self._pace, self._started = now, Pace(30.0, now), now()
         self._before: int | None = None  # what was done when this began
         self._done = -1
 
@@ -117,7 +118,7 @@ class ShownProgress:
         ended, self._done = done > self._done, done
         due = self._pace.due()
         if ended or (due and not self._console.is_terminal):
-            taken = time.monotonic() - self._started
+            taken = self._now() - self._started
             left = _time_left(taken, reached - self._before, total - reached)
             line = escape(f"{done} of {total}: {what}{left}")
             self._console.print(line, highlight=False, soft_wrap=True)

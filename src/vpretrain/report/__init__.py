@@ -16,7 +16,8 @@ __all__ = ["write_report"]
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Writes the page, and its plots as SVG and PNG to ``plots/`` beside it.
+    """Writes the page, and beside it its plots as SVG and PNG, to ``plots/`` (``NAME-plots/`` for a
+    page of another name than ``report.html``).
 
     The same results give the same page, byte for byte.
 
@@ -50,6 +51,6 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     write_plots(
         [each for group in found for kind in group.values() for each in kind],
         sections,
-        out.parent / "plots",
+        out.parent / ("plots" if out.stem == "report" else f"{out.stem}-plots"),
     )
     return out

@@ -80,6 +80,8 @@ STEERING = {
     ),
     "learning_rate": ("learning rate", "Of the learner."),
 }
+LIMITS = ("gain_bound", "regret")
+"""Of :data:`STEERING`, what is under a fold: few ask for it, and the words need their sentence."""
 UNITS = {
     "nll": "nats per token",
     "pass@1": "share solved",
@@ -90,12 +92,13 @@ UNITS = {
 
 
 def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
-    """The section's figures under ``curves``, ``steering``, ``cost`` and ``tradeoffs``; each name
-    starts with ``prefix``.
+    """The section's figures under ``curves``, ``steering``, ``limits`` (how far steering is from
+    the best targets), ``cost`` and ``tradeoffs``; each name starts with ``prefix``.
     """
     return {
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
-        "steering": list(_steering(section, prefix)),
+        "steering": list(_steering(section, f"{prefix}steering", limits=False)),
+        "limits": list(_steering(section, f"{prefix}limits", limits=True)),
         "cost": [*_bought(section, prefix), *_throughput(section, prefix)],
         "tradeoffs": list(_tradeoffs(section, prefix)),
     }
@@ -159,13 +162,13 @@ def _loss(section: Section, prefix: str) -> Iterator[Figure]:
     )
 
 
-def _steering(section: Section, prefix: str) -> Iterator[Figure]:
-    held = dict.fromkeys(name for run in section.runs for record in run.records for name in record)
-    known = [name for name in STEERING if name in held]
+def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure]:
+    logs = dict.fromkeys(name for run in section.runs for record in run.records for name in record)
+    known = [name for name in STEERING if name in logs]
     apart = {"step", "tokens", "flops", "seconds", "tokens_per_second", "loss", *section.metrics}
     others = [
         name
-        for name in held
+        for name in logs
         if name not in STEERING
         and name not in apart
         and "/" not in name
@@ -174,7 +177,7 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
     panels: list[Panel] = []
     arms: dict[str, None] = {}
     sizes = []
-    for name in known + others:
+    for name in [name for name in known + others if (name in LIMITS) == limits]:
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
         rounding = (
             name == "weight_spread" and by_arm and _most(by_arm, name) < 1e-5
@@ -195,7 +198,7 @@ def _steering(section: Section, prefix: str) -> Iterator[Figure]:
             + " What a designer is asked only at meta steps has points at those alone."
         )
         present = {arm: styles(section)[arm] for arm in section.arms if arm in arms}
-        yield Figure(f"{prefix}steering", "", caption, panels, list(present.items()))
+        yield Figure(figure, "", caption, panels, list(present.items()))
 
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:

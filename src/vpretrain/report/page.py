@@ -10,7 +10,7 @@ from vpretrain.report import tables
 from vpretrain.report.chart import COLOURS, Figure, Panel
 from vpretrain.report.drawing import panel, swatch
 from vpretrain.report.folders import Section
-from vpretrain.report.verdict import against_step0, verdict
+from vpretrain.report.verdict import against_step0, headline, verdict
 from vpretrain.system.html import Markup, document, joined, name, tag
 
 _DARK = ("#a3abb8", "#62b3f5", "#ff9457", "#3ecf9f", "#e28fc8", "#e3b341", "#a9d3f7")
@@ -51,7 +51,11 @@ def _section(
             (f"{section.unit.capitalize()} until the baseline's score", tables.efficiency(section))
         )
     if figures["steering"]:
-        parts.append(("Steering over time", joined(*map(_figure, figures["steering"]))))
+        drawn = [*map(_figure, figures["steering"])]
+        if figures["limits"]:
+            summary = tag("summary", "Bound and regret: how much more targets could have gained")
+            drawn.append(tag("details", summary, *map(_figure, figures["limits"])))
+        parts.append(("Steering over time", joined(*drawn)))
     if (cost := tables.costs(section)) is not None:
         parts.append(("Cost", joined(cost, *map(_figure, figures["cost"]))))
     if figures["tradeoffs"]:
@@ -73,7 +77,7 @@ def _section(
         "article",
         tag("h2", str(section.folders[0]), class_="folder") if several else "",
         tag("p", _facts(section), class_="facts-line"),
-        tag("p", verdict(section), class_="verdict"),
+        tag("p", headline(section), verdict(section), class_="verdict"),
         tag("p", beside, class_="beside") if beside else "",
         tag("ul", *(tag("li", note) for note in section.notes), class_="notes")
         if section.notes

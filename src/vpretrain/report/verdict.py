@@ -11,6 +11,66 @@ from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, p_phrase, signed
 from vpretrain.system.html import Markup, joined, name, tag
 
+# Arms that hold something against steering, and are not steered by the examples.
+_CONTROLS = {
+    "random_feedback",
+    "fixed_random_direction",
+    "shuffled_feedback",
+    "uniform_smoothing",
+    "self_distillation",
+    "random_masks",
+    "constant_mask",
+}
+_SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
+_OUTCOME = {
+    "better": "Your examples helped: ",
+    "worse": "Your examples did harm: ",
+    "undecided": "Whether your examples helped is not decided: ",
+}
+
+
+def headline(section: Section) -> Markup:
+    """What people ask first, in the metric that they care about, then the loss; empty where no arm
+    was steered by examples or nothing is paired.
+
+    The steered arm is the first after the baseline, unless that is a control.
+    """
+    steered = section.arms[1] if len(section.arms) > 1 else ""
+    pairs = section.paired.get(steered, {})
+    if section.kind != "comparison" or steered in _CONTROLS or not pairs:
+        return joined()
+    kinds = {metric: metric.rpartition("/")[2] for metric in section.metrics if metric in pairs}
+    first = next((metric for metric in kinds if kinds[metric] in _SOLVED), None)
+    first = first or next(iter(kinds), None)
+    if first is None:
+        return joined()
+    outcome = _OUTCOME[pairs[first].verdict]
+    loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
+    text = joined(outcome, _three(section, first, steered), ". ")
+    if loss is not None:
+        text = joined(text, "Held-out loss: ", _three(section, loss, steered), ". ")
+    return text
+
+
+def _three(section: Section, metric: str, steered: str) -> Markup:
+    """The metric with the examples, without them, and before."""
+    means = [section.summaries[arm][metric].mean for arm in (steered, section.arms[0])]
+    before = section.step0.get(metric)
+    values = [*means, *([before.value] if before else [])]
+    solved = _SOLVED.get(metric.rpartition("/")[2])
+    if solved is None:
+        shown = [fixed(value, decimals_for([max(map(abs, values)) / 100])) for value in values]
+        what = "" if metric.endswith("nll") else joined(" in ", name(metric))
+        unit = " nats per token" if metric.endswith("nll") else ""
+    else:
+        whole = [f"{100 * value:.0f}%" for value in values]
+        distinct = len(set(whole)) == len(set(values))
+        shown = whole if distinct else [f"{100 * value:.1f}%" for value in values]
+        what, unit = f" of {solved}", ""
+    ends = ["", " without them", " before"]
+    parts = [f"{value}{end}" for value, end in zip(shown, ends[: len(shown)], strict=True)]
+    return joined(parts[0], unit, what, ", ", ", ".join(parts[1:]))
+
 
 def verdict(section: Section) -> Markup:
     """One sentence; "better" and "worse" only of arms that compare.json calls so."""

@@ -91,7 +91,14 @@ class View:
             ),
             self.legend(),
             section("Value by source", self.sources()),
-            section("How close the designer comes to the best targets", self.regret()),
+            tag(
+                "section",
+                tag(
+                    "details",
+                    tag("summary", "How close the designer comes to the best targets"),
+                    self.regret(),
+                ),
+            ),
             section("Most valuable documents", *map(self.piece, most)),
             section("Least valuable documents", *map(self.piece, reversed(least))) if least else "",
             tag("section", others) if others else "",

@@ -1,0 +1,45 @@
+"""How the command line speaks where nobody watches, and what it asks."""
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vpretrain.cli import init, runs, shell
+
+
+def test_a_redirected_table_is_as_wide_as_columns_says(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert shell.console_for_people(False).width == 140
+    monkeypatch.setenv("COLUMNS", "72")
+    assert shell.console_for_people(False).width == 72
+
+
+def test_progress_within_a_run_is_told_every_30_seconds_and_with_the_time_left():
+    now = [1000.0]
+    console = Console(file=io.StringIO(), width=140)
+    with shell.ShownProgress(console, lambda: now[0]) as progress:
+        progress(0, 4, "reading data", 0.0)
+        for second in range(100):
+            now[0] += 1
+            progress(1, 4, f"field, seed 0: step {second}, 312 tokens/s", second / 100)
+        progress(2, 4, "field, seed 0", 0.0)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "0 of 4: reading data"
+    assert lines[-1] == "2 of 4: field, seed 0, about 2 min left"
+    assert 4 <= len(lines) <= 6 and all("left" in line for line in lines[1:])
+    assert "312 tokens/s" in lines[2]
+
+
+def test_enter_takes_the_model_that_is_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert init._asked("--model", "Model", "word-problems-majority") == "word-problems-majority"
+
+
+def test_a_report_of_several_folders_leaves_their_own_alone():
+    assert runs._report_place([Path("/r/a")]) == Path("/r/a/report.html")
+    assert runs._report_place([Path("/r/a"), Path("/r/b")]) == Path("/r/report-a-b.html")
+    many = [Path(f"/r/{name}") for name in "abcde"]
+    assert runs._report_place(many) == Path("/r/report-a-b-3-more.html")
