@@ -106,6 +106,7 @@ def test_train(call, here):
     assert list(found) == [
         "run_dir",
         "arm",
+        "unit",
         "steps",
         "tokens_or_images",
         "seconds",

@@ -50,7 +50,6 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler speaks of itself otherwise
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         app(standalone_mode=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -213,6 +215,19 @@ class _Bench:
         return torch.cat([piece.double().flatten() for piece in self.value_of()])
 
 
+@contextmanager
+def _without_standard_error() -> Iterator[None]:
+    """The profiler writes there from C++, whatever Python's ``sys.stderr`` is."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def peak_bytes(call: Callable[[], Any]) -> int:
     """The most bytes that ``call`` holds at a time, on top of what was held before it."""
     if torch.cuda.is_available():
@@ -220,9 +235,11 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        _without_standard_error(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profiler,
+    ):
         call()
     held = most = 0
     for event in profiler.profiler.kineto_results.events():
