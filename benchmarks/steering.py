@@ -29,9 +29,9 @@ from vpretrain.config import recipe as recipes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
-from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.files import write_json
 

@@ -19,10 +19,10 @@ from vpretrain.run.build import new_step
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.run import Record, Run
 from vpretrain.run.train import Result, train
-from vpretrain.studies.paired_tests import paired_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import Fault, UserError, user_error
 from vpretrain.system.files import write_json, write_text

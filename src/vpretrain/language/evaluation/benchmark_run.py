@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vpretrain.language.data.rows import SEPARATOR
-from vpretrain.studies.paired_tests import paired_items
+from vpretrain.run.paired_tests import paired_items
 from vpretrain.system.errors import UserError, user_error
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def evaluate(
     Returns:
         ``{task: {metric: {value, stderr, n, higher_is_better, version, prompt, cut_prompts}}}``;
         with ``against`` also ``against`` (its value), ``difference``, ``ci95`` and ``p`` of
-        :func:`vpretrain.studies.paired_tests.paired_items`.
+        :func:`vpretrain.run.paired_tests.paired_items`.
 
     Raises:
         UserError: as :func:`open_model` and

@@ -3,8 +3,8 @@
 import numpy
 import pytest
 
-from vpretrain.studies import paired_tests
-from vpretrain.studies.paired_tests import mcnemar, paired_items
+from vpretrain.run import paired_tests
+from vpretrain.run.paired_tests import mcnemar, paired_items
 
 
 def test_mcnemar_by_hand():
