@@ -37,7 +37,6 @@ learner:
   config: {model_type: llama, vocab_size: 96, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
     num_attention_heads: 2, num_key_value_heads: 2}
   aligned_blocks: 1
-designer: {candidates: 4}
 value: {settle_steps: 1, meta_period: 2}
 evaluate: {every: 1, split: dev, also: [test], answer: null}
 """

@@ -89,8 +89,8 @@ def explain(
     console = console_for_people(as_json)
     found = examine(run, documents=documents, out=out)
     if "value" in found:
-        said = "  ".join(f"{task} {worth:.4g}" for task, worth in found["value"].items())
-        console.print(f"value: {said}  (regret {found['regret']:.4g})", highlight=False)
+        values = "  ".join(f"{task} {value:.4g}" for task, value in found["value"].items())
+        console.print(f"value: {values}  (regret {found['regret']:.4g})", highlight=False)
     for source, mean in found.get("sources", {}).items():
         console.print(escape(f"source {source}: {mean:+.4g} a token"), highlight=False)
     console.print(escape(f"page: {found['page']}"), highlight=False, soft_wrap=True)

@@ -311,14 +311,14 @@ def recipe_of(
 # docs/guide.md says what matters most.
 modality: language
 description: {_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}")}
-arm: token_weights  # one-hot targets, tokens weighted by what they are worth to the feedback; others: README, Arms
+arm: token_weights  # tokens weighted by their value to the feedback; others: README, Arms
 budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
 data:
   window_tokens: {window}  # length of a row of the stream; documents are packed into it
   batch_size: {found.batch_size}  # {found.description}
   stream:  # what the learner trains on; several sources are mixed by their `weight`
     - {{name: {_text(_name(stream.path))}, rows: {_flow(sections[0])}}}
-  feedback:  # what steers: its gradient is heard every value.meta_period steps, and it is never trained on
+  feedback:  # steers by its gradient, every value.meta_period steps; never trained on
     rows: {_flow(sections[1])}
     batch_size: {heard}
     batches: 2  # their agreement says how far the feedback can be trusted
@@ -333,12 +333,17 @@ learner:
   # lora: {{r: 8, alpha: 16}}  # adapters alone train
 designer:
   kind: token_weights
-  tilt: 0.4  # weight per standard deviation of a token's value; up to 1.5 where much of the stream is wrong
+  tilt: 0.4  # weight per deviation of a token's value; up to 1.5 on a stream full of errors
 designers:  # keys of other arms, for `compare --arms`
   closed_form: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
   ascent: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
   field: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
-value: {{alignment: optimizer_aware, estimator: central_difference, meta_period: 8, memory: 0.9, settle_steps: 16}}
+value:
+  alignment: optimizer_aware
+  estimator: central_difference
+  meta_period: 8
+  memory: 0.9
+  settle_steps: 16
 evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
 checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, p_phrase, signed
 from vpretrain.system.html import Markup, joined, name, tag
@@ -74,6 +75,44 @@ def _three(section: Section, metric: str, steered: str) -> Markup:
 
 def verdict(section: Section) -> Markup:
     """One sentence; "better" and "worse" only of arms that compare.json calls so."""
+    if (reason := _without_pairs(section)) is not None:
+        return reason
+    arms, lead, baseline = section.arms, section.lead or "", section.arms[0]
+    judged = {arm: section.paired[arm][lead] for arm in arms if lead in section.paired.get(arm, {})}
+    groups = {
+        kind: [arm for arm in judged if judged[arm].verdict == kind]
+        for kind in ("better", "worse", "undecided")
+    }
+    clauses = [
+        joined(
+            _names(groups[kind]),
+            _is(groups[kind]),
+            tag("em", f"{kind} than"),
+            " ",
+            name(baseline),
+            _how(section, groups[kind]),
+        )
+        for kind in ("better", "worse")
+        if groups[kind]
+    ]
+    where = joined("In ", name(lead), f" over {_many(len(section.seeds), 'seed')}, ")
+    if not clauses:
+        return joined(where, _undecided(judged, baseline))
+    if groups["undecided"]:
+        clauses.append(
+            joined(
+                _names(groups["undecided"]),
+                _is(groups["undecided"]),
+                "not told apart from ",
+                name(baseline),
+            )
+        )
+    ends = listed([str(clause) for clause in clauses], last="while")
+    return joined(where, *(part for pair in zip(clauses, ends, strict=True) for part in pair), ".")
+
+
+def _without_pairs(section: Section) -> Markup | None:
+    """Why nothing is judged; None where it is."""
     arms, lead, baseline = section.arms, section.lead, section.arms[0]
     if section.kind == "unfinished":
         seeds = len(section.seeds)
@@ -101,59 +140,33 @@ def verdict(section: Section) -> Markup:
             name(lead),
             "; compare again with --seeds 3 or more.",
         )
-    judged = {arm: section.paired[arm][lead] for arm in arms if lead in section.paired.get(arm, {})}
-    groups = {
-        kind: [arm for arm in judged if judged[arm].verdict == kind]
-        for kind in ("better", "worse", "undecided")
-    }
-    clauses = [
-        joined(
-            _names(groups[kind]),
-            _is(groups[kind]),
-            tag("em", f"{kind} than"),
-            " ",
-            name(baseline),
-            _how(section, groups[kind]),
-        )
-        for kind in ("better", "worse")
-        if groups[kind]
-    ]
-    where = joined("In ", name(lead), f" over {_many(len(section.seeds), 'seed')}, ")
-    neither = "these seeds show neither a gain nor that there is none"
-    if not clauses:
-        least = min(
-            (found.p_holm for found in judged.values() if found.p_holm is not None), default=None
-        )
-        smallest = (
-            ""
-            if least is None
-            else f" ({'' if len(judged) == 1 else 'smallest '}{p_phrase(least)}, Holm)"
-        )
-        who = _names(list(judged)) if len(judged) == 1 else "no arm"
-        whom = joined(
-            who, " is", " not" if len(judged) == 1 else "", " told apart from ", name(baseline)
-        )
-        torn = any(
-            found.items and found.p_holm is not None and found.p_holm < 0.05
-            for found in judged.values()
-        )
-        why = (
-            "seeds differ by more than chance, held-out items do not bear it out"
-            if torn
-            else neither
-        )
-        return joined(where, whom, smallest, f": {why}.")
-    if groups["undecided"]:
-        clauses.append(
-            joined(
-                _names(groups["undecided"]),
-                _is(groups["undecided"]),
-                "not told apart from ",
-                name(baseline),
-            )
-        )
-    ends = listed([str(clause) for clause in clauses], last="while")
-    return joined(where, *(part for pair in zip(clauses, ends, strict=True) for part in pair), ".")
+    return None
+
+
+def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
+    """No arm is better or worse: how close they came, and what that means."""
+    least = min(
+        (found.p_holm for found in judged.values() if found.p_holm is not None), default=None
+    )
+    smallest = (
+        ""
+        if least is None
+        else f" ({'' if len(judged) == 1 else 'smallest '}{p_phrase(least)}, Holm)"
+    )
+    who = _names(list(judged)) if len(judged) == 1 else "no arm"
+    whom = joined(
+        who, " is", " not" if len(judged) == 1 else "", " told apart from ", name(baseline)
+    )
+    torn = any(
+        found.items and found.p_holm is not None and found.p_holm < 0.05
+        for found in judged.values()
+    )
+    why = (
+        "seeds differ by more than chance, held-out items do not bear it out"
+        if torn
+        else "these seeds show neither a gain nor that there is none"
+    )
+    return joined(whom, smallest, f": {why}.")
 
 
 def against_step0(section: Section) -> Markup | None:

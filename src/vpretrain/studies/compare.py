@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ Progress = Callable[[int, int, str, float], None]
 """Told how many runs are done, how many there are, what was last done, and how much of a run those
 that are on their way have done together.
 """
+
+
+Pair = tuple[str, int]
+"""Arm and seed."""
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
@@ -122,19 +126,7 @@ def compare(
         make = partial(lambda same: same, worker)  # it has read the data
     else:
         del worker
-    underway = dict.fromkeys(missing, 0.0)
-
-    def tell(pair: tuple[str, int], message: tuple[float, str]) -> None:
-        underway[pair], line = message
-        what = f"{pair[0]}, seed {pair[1]}: {line}"
-        progress(len(finished) + 1, total, what, sum(underway.values()))
-
-    for result in in_processes(make, missing, jobs, tell):
-        pair = (result["arm"], result["seed"])
-        finished[pair], underway[pair] = result, 0.0
-        what = f"{pair[0]}, seed {pair[1]}"
-        progress(len(finished) + 1, total, what, sum(underway.values()))
-
+    _run_missing(make, missing, jobs, finished, partial(_told, progress, total))
     runs = [finished[pair] for pair in plan]
     _check_streams(
         [entry for entry in runs if entry["arm"] not in MODALITIES[recipe.modality]().direct], match
@@ -156,6 +148,32 @@ def compare(
     }
     write_json(out / "compare.json", table)
     return table
+
+
+def _told(
+    progress: Progress, total: int, finished: int, underway: Mapping[Pair, float], what: str
+) -> None:
+    progress(finished + 1, total, what, sum(underway.values()))  # step 0 counts as a run
+
+
+def _run_missing(
+    make: Callable[[], _Worker],
+    missing: Sequence[Pair],
+    jobs: int,
+    finished: dict[Pair, dict[str, Any]],
+    report: Callable[[int, Mapping[Pair, float], str], None],
+) -> None:
+    """Adds the missing runs to the finished ones."""
+    underway = dict.fromkeys(missing, 0.0)
+
+    def tell(pair: Pair, message: tuple[float, str]) -> None:
+        underway[pair], line = message
+        report(len(finished), underway, f"{pair[0]}, seed {pair[1]}: {line}")
+
+    for result in in_processes(make, missing, jobs, tell):
+        pair = (result["arm"], result["seed"])
+        finished[pair], underway[pair] = result, 0.0
+        report(len(finished), underway, f"{pair[0]}, seed {pair[1]}")
 
 
 def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
