@@ -165,7 +165,7 @@ def test_rows_that_sum_to_one_but_for_rounding_carry_no_weights(monkeypatch):
     made = HeadPass(hidden, Head(weight), labels)
     targets = SoftTargets(made.candidates(64), mass)
     loss = made.loss(targets)
-    monkeypatch.setattr(HeadPass, "_sweep", None)
+    monkeypatch.setattr(HeadPass, "_chunks", None)
     expected = gradients(soft_target_loss(hidden @ weight.t(), targets), (hidden, weight))
     same(gradients(loss, (hidden, weight)), expected, 1e-5)
 
@@ -260,7 +260,7 @@ def test_gradient_of_the_weight_is_not_copied():
     hidden, weight, _, labels = next_batches(5, 50)
     made = HeadPass(hidden, Head(weight), labels)
     loss = made.loss(one_hot(labels, dtype=WIDE))
-    place = made._dense.weight.data_ptr()
+    place = made._pass.dense.weight.data_ptr()
     loss.backward()
     assert weight.grad.data_ptr() == place
 

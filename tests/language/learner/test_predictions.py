@@ -272,7 +272,7 @@ def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind,
         torch.testing.assert_close(weight.grad, 2 * found)
         again = learner.forward(batch)
         loss = learner.loss(again, one_hot(again.labels))
-        place, weight.grad = again.predictions._dense.weight.data_ptr(), None
+        place, weight.grad = again.predictions._pass.dense.weight.data_ptr(), None
         loss.backward()
         assert weight.grad.data_ptr() == place  # rows were added to it where it is
         losses, _ = learner.token_losses(batch)

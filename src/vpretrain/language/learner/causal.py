@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from vpretrain.language.data.stream import TokenBatch
 from vpretrain.language.learner.head import HeadPass
-from vpretrain.language.learner.head_tied import TiedGradient, tied, tied_lookup
+from vpretrain.language.learner.head_tied import tied, tied_lookup
 from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.learner.router import RouterLoss
@@ -228,16 +228,17 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             chunked_head(self.anatomy, len(labels), temperature),
             self.model.get_input_embeddings(),
         )
-        shared = TiedGradient() if head is not None and tied(table, head.weight) else None
+        shares = head is not None and tied(table, head.weight)
         with self.computing():
-            with nullcontext() if shared is None else tied_lookup(table, shared):
+            with tied_lookup(table) if shares else nullcontext() as shared:
                 out = self._backbone(batch)
             hidden, routed = out.last_hidden_state, None
             if self.router_loss is not None:
                 routed = self.router_loss(out.router_logits, batch.document >= 0)
             states = hidden[row, at - 1]
             if head is not None:
-                return hidden, HeadPass(states, head, labels, tied=shared), routed
+                weight = None if shared is None else shared.weight
+                return hidden, HeadPass(states, head, labels, weight=weight), routed
             logits = self.anatomy.finished(self.anatomy.head(states))
             scores = logits if temperature == 1 else logits / temperature
             return hidden, WholeLogits(scores, labels), routed

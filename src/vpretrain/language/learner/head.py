@@ -1,38 +1,30 @@
 """One pass over the head: loss, candidates and gradients without ever holding logits of more than a
 chunk of positions.
 
-The loss of token n is linear in its targets: with logits ``z = finish(h W^T + b)``, their
-log-sum-exp ``lse``, candidates ``c``, mass ``m`` on them and ``w = sum_k m_k`` (the token's
-weight), label ``y = c_0``,
+At a vocabulary of 152k the logits of a batch are by far its largest tensor, and a softmax, a
+gradient and a copy of them come on top. The loss of token n is linear in its targets: with logits
+``z = finish(h W^T + b)``, their log-sum-exp ``lse``, candidates ``c``, mass ``m`` on them and
+``w = sum_k m_k`` (the token's weight), label ``y = c_0``,
 
     loss_n   = w lse - sum_k m_k z[c_k]
     dloss/dz = w p' - sum_k (m_k - w p_y [k = 0]) onehot(c_k),    p = softmax(z), p' = p with 0 at y
 
 The first part, *dense*, needs the label and the token's weight and no target. The second, *sparse*,
 is K rows of W a token, one for one-hot targets. So what a designer makes of the candidates need not
-be known when the vocabulary is passed over. In matrix products of ``2 N V D`` operations (the plain
-loss takes 3: logits, gradient to h, gradient to W):
+be known when the vocabulary is passed over: logits of a chunk are made, its best tokens looked up,
+its dense gradient added, and they are gone. The sparse part, ``2 N K D`` operations, follows when
+the targets are there. In matrix products of ``2 N V D`` operations, where the plain loss takes 3
+(logits, gradient to h, gradient to W):
 
-=========================================  ========================================================
-======== targets                                    what is done
-products =========================================
-========================================================  ======== one-hot (K = 1), soft targets (w
-= 1)      logits, lse, top-K and dense gradient of a chunk          3
-                                           together; the sparse part, ``2 N K D``, when the targets
-                                           are there
-weights w, known before the first pass     the same, a row of softmax times its weight
-3 weights w, known after it; W does not      the same: a row of the gradient to h is scaled
-2 train
-weights w, known after it; W trains        lse, top-K and gradient to h first; logits again with
-4
-                                           the gradient to W, since ``sum_n w_n softmax_n h_n^T``
-                                           cannot be had from its terms' sum
-no gradient (evaluating)                   logits, lse and top-K
-1 what targets are worth                     ``(W[c_k] - sum_v p_v W_v) . dh`` along a change of the
-0
-                                           hidden states: the dense gradient is there already
-=========================================  ========================================================
-========
+* 3 for one-hot and for soft targets (w = 1), and for weights that are known before the pass (a row
+  of the softmax times its weight);
+* 2 for weights that come later (a value needs a look at the batch first) while W does not train: a
+  row of the gradient to h is scaled;
+* 4 for weights that come later while W trains: the gradient to W, ``sum_n w_n softmax_n h_n^T``,
+  cannot be had from the sum of its terms, so that the logits are made again with it;
+* 1 without a gradient (evaluation);
+* 0 for values, ``(W[c_k] - sum_v p_v W_v) . dh`` along a change of the hidden states: the mean row
+  is in the dense gradient.
 
 Nobody has to be trusted with the choice: weights that the gradient to W was made without are seen,
 and it is made again. The label is in the sparse part, in float32 throughout, since ``p_y - m_0`` of
@@ -46,7 +38,8 @@ Sums run in float32 or wider; products in the dtype of the hidden states, or in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +48,6 @@ from torch.autograd.function import once_differentiable
 
 from vpretrain.language.learner.head_candidates import best, candidate_scores
 from vpretrain.language.learner.head_gradients import Gradients, alike
-from vpretrain.language.learner.head_tied import TiedGradient
 from vpretrain.language.learner.targets import SoftTargets, check_count, nothing_to_predict
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
@@ -114,8 +106,8 @@ class HeadPass:
         head: the output layer.
         labels: ``[N]`` int64, the true tokens.
         rows: M, positions of a chunk; at most N are taken. The default follows ``CHUNK_LOGITS``.
-        tied: where the gradient to the weight is left for the lookup that reads the same matrix;
-            None: there is none.
+        weight: an alias of the head's weight that takes its gradient, where a lookup reads the
+            same matrix (:mod:`vpretrain.language.learner.head_tied`); None: its own.
     """
 
     def __init__(
@@ -125,9 +117,10 @@ class HeadPass:
         labels: Tensor,
         *,
         rows: int | None = None,
-        tied: TiedGradient | None = None,
+        weight: Tensor | None = None,
     ) -> None:
-        self.hidden, self.head, self.labels, self.tied = hidden, head, labels, tied
+        self.hidden, self.head, self.labels = hidden, head, labels
+        self.weight = head.weight if weight is None else weight
         self.vocabulary = len(head.weight)
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
@@ -138,10 +131,7 @@ class HeadPass:
         self.wanted = tuple(
             tracked and t is not None and t.requires_grad for t in (hidden, head.weight, head.bias)
         )
-        self._first: _First | None = None
-        self._dense = Gradients()
-        self._weights: Tensor | None = None
-        self._mean: Tensor | None = None
+        self._pass: _Pass | None = None  # made by whichever method is called first
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
         """The true token and the ``count - 1`` most probable others (eq. 14, 39).
@@ -168,8 +158,7 @@ class HeadPass:
         """The learner's log probabilities of ``ids`` ``[N, K]``, in float32 or wider; no gradient
         flows.
         """
-        first = self._passed(1, _HIDDEN)
-        return self._logits(ids) - first.log_z[:, None]
+        return self._logits(ids) - self._passed(1, _HIDDEN).log_z[:, None]
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
         """``-sum_k mass[n, k] log p(ids[n, k])``, ``[N]`` in float32 or wider.
@@ -185,8 +174,10 @@ class HeadPass:
         """
         self._passed(1, self.wanted)
         logits = self._logits(targets.ids)
-        hidden, weight, bias = self.hidden, self.head.weight, self.head.bias
-        return _TokenLosses.apply(hidden, weight, bias, targets.mass, self, targets.ids, logits)
+        bias = self.head.bias
+        return _TokenLosses.apply(
+            self.hidden, self.weight, bias, targets.mass, self, targets.ids, logits
+        )
 
     def loss(self, targets: SoftTargets) -> Tensor:
         """The mean of :meth:`token_losses` over the N positions (eq. 37); a scalar."""
@@ -212,7 +203,7 @@ class HeadPass:
         rise = candidate_scores(change, self.head.weight.detach(), targets.ids)
         if self.head.cap is not None:
             rise = rise * self._slope(self._logits(targets.ids))
-        log_p = log_p + rise - (change * self._mean_row()).sum(dim=1, keepdim=True)
+        log_p = log_p + rise - (change * self._mean_row).sum(dim=1, keepdim=True)
         return -(targets.mass * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1).mean()
 
     def logits(self) -> Tensor:
@@ -220,15 +211,15 @@ class HeadPass:
         every token.
         """
         head = self.head
-        scores = (self.hidden * head.scale).to(self.dtype) @ head.weight.to(self.dtype).t()
+        scores = (self.hidden * head.scale).to(self.dtype) @ self.weight.to(self.dtype).t()
         return self._finish(scores if head.bias is None else scores + head.bias.to(self.dtype))
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Of the pass itself where it has them, from the rows of W otherwise; ``[N, K]``."""
-        first = self._passed(1, _HIDDEN)
+        made = self._passed(1, _HIDDEN)
         count = ids.shape[1]
-        if torch.equal(ids, first.ids[:, :count]):
-            return first.logits[:, :count]
+        if torch.equal(ids, made.ids[:, :count]):
+            return made.logits[:, :count]
         if (ids.sort(dim=1).values.diff(dim=1) == 0).any() or not torch.equal(
             ids[:, 0], self.labels
         ):
@@ -242,27 +233,23 @@ class HeadPass:
             scores = wide(candidate_scores(states, weight, ids))
             return self._finish(scores if self.head.bias is None else scores + self.head.bias[ids])
 
+    @cached_property
     @torch.no_grad()
     def _mean_row(self) -> Tensor:
-        """``sum_v p_v W_v`` of every position, ``[N, D]``, times the slope of a soft bound; from
-        the dense gradient.
+        """``sum_v p_v W_v`` of every position, ``[N, D]``, times the slope of a soft bound.
+
+        It is the dense gradient to the hidden states and the label's row, which that is without.
         """
-        if self._mean is None:
-            first = self._passed(1, _HIDDEN)
-            dense = self._dense.hidden if self._weights is None else None
-            if dense is None:
-                found = self._empty(_HIDDEN)
-                for _ in self._sweep(min(2, self.vocabulary), found, None):
-                    pass
-                dense = found.hidden
-                assert dense is not None
-            label = (first.logits[:, 0] - first.log_z).exp()
-            if self.head.cap is not None:
-                label = label * self._slope(first.logits[:, 0])
-            self._mean = dense + label[:, None] * self.head.weight.detach()[self.labels].to(
-                dense.dtype
-            )
-        return self._mean
+        made = self._passed(1, _HIDDEN)
+        dense = made.dense.hidden
+        if dense is None or made.weights is not None:  # handed to autograd, or with weights in it
+            dense = self._dense_gradients(_HIDDEN, None).hidden
+            assert dense is not None
+        label = (made.logits[:, 0] - made.log_z).exp()
+        if self.head.cap is not None:
+            label = label * self._slope(made.logits[:, 0])
+        rows = self.head.weight.detach()[self.labels].to(dense.dtype)
+        return dense + label[:, None] * rows
 
     def _empty(self, wanted: tuple[bool, ...]) -> Gradients:
         parts = (self.hidden, self.head.weight, self.head.bias)
@@ -289,10 +276,9 @@ class HeadPass:
             self.dtype
         ), self.head.weight.detach().to(self.dtype)
 
-    def _passed(
-        self, count: int, wanted: tuple[bool, ...], weights: Tensor | None = None
-    ) -> _First:
-        """The first pass, or another one where it did not look for as many candidates.
+    def _passed(self, count: int, wanted: tuple[bool, ...], weights: Tensor | None = None) -> _Pass:
+        """The pass over the vocabulary; where it did not look for as many candidates, another one
+        that makes no gradients.
 
         Args:
             count: K.
@@ -302,30 +288,34 @@ class HeadPass:
         """
         if len(self.labels) == 0:
             raise nothing_to_predict()
-        if self._first is None or self._first.ids.shape[1] < count:
-            begin = self._first is None
-            dense = (
-                self._empty(tuple(a and b for a, b in zip(wanted, self.wanted, strict=True)))
-                if begin
-                else Gradients()
+        if self._pass is None:
+            known = None if weights is None or alike(weights) else weights
+            wanted = tuple(a and b for a, b in zip(wanted, self.wanted, strict=True))
+            self._pass = self._first_pass(count, self._empty(wanted), known)
+        elif self._pass.ids.shape[1] < count:
+            again = self._first_pass(count, Gradients(), None)
+            self._pass = replace(self._pass, ids=again.ids, logits=again.logits, log_z=again.log_z)
+        return self._pass
+
+    def _first_pass(self, count: int, dense: Gradients, weights: Tensor | None) -> _Pass:
+        # The best other token tells the largest logit, which costs no more than to look for that
+        # alone.
+        count = max(count, min(2, self.vocabulary))
+        with section("loss"):
+            ids, logits, log_z = (
+                torch.cat(part) for part in zip(*self._chunks(count, dense, weights), strict=True)
             )
-            if begin and weights is not None and not alike(weights):
-                self._weights = weights
-            # The best other token tells the largest logit, which costs no more than to look for
-            # that alone.
-            with section("loss"):
-                found = [
-                    *self._sweep(
-                        max(count, min(2, self.vocabulary)), dense, self._weights if begin else None
-                    )
-                ]
-            self._first = _First(*(torch.cat(part) for part in zip(*found, strict=True)))
-            if begin:
-                self._dense = dense
-        return self._first
+        return _Pass(ids, logits, log_z, dense, weights)
+
+    def _dense_gradients(self, wanted: tuple[bool, ...], weights: Tensor | None) -> Gradients:
+        """The dense part alone, under weights ``[N]``."""
+        dense = self._empty(wanted)
+        for _ in self._chunks(min(2, self.vocabulary), dense, weights):
+            pass
+        return dense
 
     @torch.no_grad()
-    def _sweep(
+    def _chunks(
         self, count: int, dense: Gradients, weights: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Passes over the vocabulary, a chunk of positions at a time, and adds to ``dense``.
@@ -395,26 +385,21 @@ class HeadPass:
         """The dense part under weights ``[N]``: what was made along the way where it is a multiple
         of it, the rest anew.
         """
-        dense, self._dense = (
-            self._dense,
-            Gradients(),
-        )  # handed over once: autograd keeps it without a copy
-        made = (
-            torch.ones_like(weights) if self._weights is None else self._weights.to(weights.dtype)
-        )
-        counted = made != 0
+        made = self._passed(1, self.wanted)
+        # Autograd keeps what it is given without a copy, which at [V, D] would be the largest
+        # tensor of the step: from here on the pass has its gradients no longer.
+        dense = made.dense.handed_over()
+        of = torch.ones_like(weights) if made.weights is None else made.weights.to(weights.dtype)
+        counted = of != 0
         if (weights[~counted] != 0).any():
             dense = Gradients()
-        ratios = weights[counted] / made[counted]
+        ratios = weights[counted] / of[counted]
         if not alike(ratios):
             dense.weight = dense.bias = None
         dense.scale(torch.zeros_like(weights).masked_scatter(counted, ratios), ratios.mean())
         missing = tuple(want and not has for want, has in zip(wanted, dense.has, strict=True))
         if any(missing):
-            anew = self._empty(missing)
-            for _ in self._sweep(min(2, self.vocabulary), anew, weights):
-                pass
-            dense.take(anew)
+            dense.take(self._dense_gradients(missing, weights))
         return dense
 
 
@@ -423,14 +408,22 @@ _HIDDEN = (True, False, False)
 
 
 @dataclass(frozen=True)
-class _First:
-    """Of the first pass: candidates ``[N, K]``, their logits, and the log-sum-exp of every position
-    ``[N]``.
+class _Pass:
+    """What a pass over the vocabulary found.
+
+    Args:
+        ids: ``[N, K]``, candidates.
+        logits: ``[N, K]``, theirs.
+        log_z: ``[N]``, the log-sum-exp of every position.
+        dense: the dense gradients made along the way, until autograd has them.
+        weights: ``[N]`` of the tokens that are in them; None: 1.
     """
 
     ids: Tensor
     logits: Tensor
     log_z: Tensor
+    dense: Gradients
+    weights: Tensor | None
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -468,14 +461,9 @@ class _TokenLosses(torch.autograd.Function):
             found = ctx.of.gradients(
                 ctx.ids, mass, ctx.logits, log_p, upstream, (to_hidden, to_weight, to_bias)
             )
-        to_rows = found.weight.to(weight.dtype) if to_weight else None
-        found.weight = None
-        if to_rows is not None and ctx.of.tied is not None:
-            ctx.of.tied.leave(to_rows)
-            to_rows = None
         return (
             (found.hidden * ctx.of.head.scale).to(hidden.dtype) if to_hidden else None,
-            to_rows,
+            found.weight.to(weight.dtype) if to_weight else None,
             found.bias.to(bias.dtype) if to_bias else None,
             slopes,
             None,

@@ -32,6 +32,12 @@ class Gradients:
     def __bool__(self) -> bool:
         return any(self.has)
 
+    def handed_over(self) -> Gradients:
+        """These gradients for a new owner; here there are none any more."""
+        given = Gradients(self.hidden, self.weight, self.bias)
+        self.hidden = self.weight = self.bias = None
+        return given
+
     def take(self, other: Gradients) -> None:
         """What the other has."""
         self.hidden = self.hidden if other.hidden is None else other.hidden

@@ -2,14 +2,16 @@
 
 Autograd makes a table ``[V, D]`` for the lookup's few rows and adds it to the head's: at a
 vocabulary of 152k that is the largest tensor of a step beside the head's own gradient, zeroed and
-read for nothing. Here the head leaves its part where the lookup, whose turn comes later in every
-backward pass, adds its rows.
+read for nothing. Here one node of the graph has both uses as its outputs. Autograd runs a node once
+the gradients of all of its outputs are there, so that the rows are added to the head's gradient
+where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,31 +19,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-class TiedGradient:
-    """What the head has left of one forward pass, for the backward pass that is under way alone.
-
-    A backward pass that does not reach the lookup (for the parameters of S, say) leaves something
-    behind; the next one drops it.
+@dataclass
+class TiedWeight:
+    """The matrix ``[V, D]`` as the head of one forward pass reads it: an alias, once the lookup has
+    run; its gradient, dense and owned by nobody else, is added to in place.
     """
 
-    def __init__(self) -> None:
-        self.held: Tensor | None = None
-        self.left_in = -1
-
-    def leave(self, part: Tensor) -> None:
-        """Adds a part ``[V, D]``, which is the caller's no longer."""
-        held = self.take()
-        self.held, self.left_in = part if held is None else held.add_(part), _backward_pass()
-
-    def take(self) -> Tensor | None:
-        """The sum, and nothing is held any more."""
-        held, self.held = self.held, None
-        return held if self.left_in == _backward_pass() else None
-
-
-def _backward_pass() -> int:
-    """Its number; every pass has another one."""
-    return torch._C._current_graph_task_id()
+    weight: Tensor
 
 
 def tied(table: nn.Module, weight: Tensor) -> bool:
@@ -56,49 +40,43 @@ def tied(table: nn.Module, weight: Tensor) -> bool:
 
 
 @contextmanager
-def tied_lookup(table: nn.Module, gradient: TiedGradient) -> Iterator[None]:
-    """Within this block what ``table`` looks up sends its rows to what the head has left in
-    ``gradient``.
-    """
+def tied_lookup(table: nn.Embedding) -> Iterator[TiedWeight]:
+    """Within this block, what ``table`` looks up and what it gives for the head share a node."""
+    shared = TiedWeight(table.weight)
 
-    def looked_up(module: nn.Module, args: tuple[Tensor, ...], found: Tensor) -> Tensor:
-        assert isinstance(module, nn.Embedding)
-        return _Lookup.apply(found.detach(), module.weight, args[0], module.padding_idx, gradient)
+    def looked_up(module: nn.Module, args: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        shared.weight, rows = _Tied.apply(table.weight, rows.detach(), args[0], table.padding_idx)
+        return rows
 
     hook = table.register_forward_hook(looked_up)
     try:
-        yield
+        yield shared
     finally:
         hook.remove()
 
 
-class _Lookup(torch.autograd.Function):
+class _Tied(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        found: Tensor,
-        weight: Tensor,
-        ids: Tensor,
-        padding: int | None,
-        gradient: TiedGradient,
-    ) -> Tensor:
+        ctx: Any, weight: Tensor, rows: Tensor, ids: Tensor, padding: int | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # no table of zeros for a use that has no gradient
         ctx.save_for_backward(ids)
-        ctx.like, ctx.padding, ctx.gradient = (
-            (weight.shape, weight.dtype, weight.device),
-            padding,
-            gradient,
-        )
-        return found.view_as(found)
+        ctx.like, ctx.padding = (weight.shape, weight.dtype, weight.device), padding
+        return weight.view_as(weight), rows.view_as(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, to_head: Tensor | None, to_rows: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         (ids,) = ctx.saved_tensors
+        if to_rows is None:
+            return to_head, None, None, None
         shape, dtype, device = ctx.like
-        part = ctx.gradient.take()
-        if part is None:  # a loss that did not go through the head's pass
-            part = torch.zeros(shape, dtype=dtype, device=device)
+        if to_head is None:  # a loss that did not go through the head
+            to_head = torch.zeros(shape, dtype=dtype, device=device)
         if ctx.padding is not None:
-            upstream = upstream.masked_fill((ids == ctx.padding)[..., None], 0)
-        part.index_add_(0, ids.flatten(), upstream.flatten(0, -2).to(dtype))
-        return None, part, None, None, None
+            to_rows = to_rows.masked_fill((ids == ctx.padding)[..., None], 0)
+        to_head.index_add_(0, ids.flatten(), to_rows.flatten(0, -2).to(dtype))
+        return to_head, None, None, None
