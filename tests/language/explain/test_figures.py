@@ -96,7 +96,7 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
     value_estimator = with_feedback(recipe, parts, parts.stream)
     context = parts.learner.forward(next(parts.stream))
     seen = token_values.look(
-        context, ExactDesigner(Anchored(5), Reliability(False)), value_estimator, 5
+        context, ExactDesigner(Anchored(5), Reliability(False)), value_estimator.on_part(), 5
     )
     plain, names = one_hot(context.labels), list(parts.learner.aligned)
     pre = torch.autograd.grad(

@@ -74,6 +74,7 @@ def explain_language(
         batch_size=data.batch_size,
         window_tokens=data.window_tokens,
         seed=recipe.seed + SEED_OFFSET,
+        packing=data.packing,
         pad_id=materials.pad_id,
     )
     value_of = with_feedback(recipe, parts, stream).on_part()
