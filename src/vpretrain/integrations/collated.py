@@ -65,16 +65,16 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
 
 
 def _rows(inputs: Mapping[str, Any], name: str, like: torch.Size | None = None) -> Tensor:
-    found = inputs.get(name)
+    value = inputs.get(name)
     shape = tuple(like) if like is not None else "[rows, tokens]"
-    if isinstance(found, Tensor) and found.dim() == 2 and (like is None or found.shape == like):
-        return found
+    if isinstance(value, Tensor) and value.dim() == 2 and (like is None or value.shape == like):
+        return value
     raise user_error(
         f"data_collator: {name}",
         "a steered step needs this in every batch; let the collator make it",
-        value=f"a tensor of shape {tuple(found.shape)}"
-        if isinstance(found, Tensor)
-        else type(found).__name__,
+        value=f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else type(value).__name__,
         accepted=f"a tensor of shape {shape}"
         + (", -100 where nothing is predicted" if name == "labels" else ""),
     )

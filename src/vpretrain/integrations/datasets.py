@@ -96,17 +96,17 @@ def check_apart(
     seen = {
         key: document.origin for document in reversed(feedback) for key in _keys(document, special)
     }
-    found = {
+    shared = {
         seen[key]: document.origin
         for document in train
         for key in _keys(document, special)
         if key in seen
     }
-    if found:
-        pairs = [f"{row} = {other}" for row, other in found.items()]
+    if shared:
+        pairs = [f"{row} = {other}" for row, other in shared.items()]
         raise user_error(
             where,
-            f"{len(found)} of {len(feedback)} rows are also in train_dataset; take them out "
+            f"{len(shared)} of {len(feedback)} rows are also in train_dataset; take them out "
             "of one of the two",
             value=", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else ""),
             accepted="rows that are not trained on",

@@ -97,6 +97,20 @@ def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
     )
 
 
+def left_padded(
+    prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Prompts to generate from side by side, all of them ending in the last column.
+
+    Returns:
+        Token ids and attention mask, ``[prompts, longest]`` int64; the mask is 0 on padding.
+    """
+    width = max(map(len, prompts))
+    ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
 def laid_out(
     rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool
 ) -> TokenBatch:

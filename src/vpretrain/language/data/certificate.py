@@ -72,8 +72,8 @@ def read(stream: Path) -> Certificate | None:
     now.
     """
     try:
-        found = Certificate(**json.loads(path_of(stream).read_text(encoding="utf-8")))
-        return found if stream.stat().st_size == found.out_bytes else None
+        certificate = Certificate(**json.loads(path_of(stream).read_text(encoding="utf-8")))
+        return certificate if stream.stat().st_size == certificate.out_bytes else None
     except (OSError, ValueError, TypeError):
         return None
 
@@ -90,10 +90,10 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
         True if all rows are covered, False if not; None if the stream was never checked, or changed
         since.
     """
-    found = read(stream)
-    if found is None:
+    certificate = read(stream)
+    if certificate is None:
         return None
-    texts, digests = set(found.texts), set(found.against.values())
+    texts, digests = set(certificate.texts), set(certificate.against.values())
     files: dict[str, bool] = {}
     for row in rows:
         name = _file_of(row)
@@ -125,9 +125,9 @@ def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[
         covered = checked_against(path, rows)
         if not rows or covered:
             continue
-        said = "was never searched for" if covered is None else "was not searched for all"
+        state = "was never searched for" if covered is None else "was not searched for all"
         message = (
-            f"{path} {said} near-duplicates of the feedback and evaluation rows, which would "
+            f"{path} {state} near-duplicates of the feedback and evaluation rows, which would "
             "flatter the results; "
             f"`vpretrain decontaminate {path} --against FILE... --out CLEAN` writes a file "
             "without them"

@@ -176,7 +176,9 @@ def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
     if not cell.strip():
         message = f"column {column!r}, the {role}, is empty: fill it, or take the row out"
         return Problem(origin, repr(cell), "text that is not only white space", message)
-    message = f"column {column!r} holds half of a surrogate pair, which is no character: mend it"
+    message = (
+        f"column {column!r} holds half of a surrogate pair, which is no character: correct the row"
+    )
     return Problem(origin, shortened(ascii(cell)), "Unicode text", message)
 
 

@@ -296,10 +296,10 @@ def _screened(
             raise
 
 
-def _usable(found: Matches | list[Problem]) -> Matches:
-    if isinstance(found, list):
-        raise UserError(*found)
-    return found
+def _usable(result: Matches | list[Problem]) -> Matches:
+    if isinstance(result, list):
+        raise UserError(*result)
+    return result
 
 
 def _screen(piece: _Piece, protected: Protected) -> Matches | list[Problem]:

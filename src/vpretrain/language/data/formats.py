@@ -226,7 +226,7 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
         messages: should be a list of objects with ``role`` and ``content``.
         origin: see :class:`Row`.
         source: see :class:`Row`.
-        tools: what the chat template is told of tools, if anything.
+        tools: descriptions of tools for the chat template, if there are any.
     """
     shape = 'a list of {"role": "user", "content": "text"}, the last the assistant\'s'
     if not isinstance(messages, list | tuple) or not all(
@@ -252,9 +252,9 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
         message = "the assistant's answer is empty, or not text: fill it, or take the row out"
         return Problem(origin, shortened(repr(answer)), "text", message)
     before = [str(turn.get("content", "")) for turn in turns[:-1]]
-    asked = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
-    told = {"messages": turns} | ({} if tools is None else {"tools": tools})
-    return Row("\n".join(before), answer, origin, source, "\n".join(asked), told)
+    questions = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
+    chat = {"messages": turns} | ({} if tools is None else {"tools": tools})
+    return Row("\n".join(before), answer, origin, source, "\n".join(questions), chat)
 
 
 def _plain(value: object) -> object:

@@ -106,11 +106,11 @@ class Layout:
         begun = [(text if text[-1:].isspace() else f"{text} ", chat) for text, chat in asked]
         one = self._tokens([(f"{text}a", chat) for text, chat in begun])
         if self.tokenizer.is_fast:
-            found = [
+            cuts = [
                 encoding.char_to_token(len(text))
                 for (text, _), (_, encoding) in zip(begun, one, strict=True)
             ]
-            prompts = [ids[:at] for (ids, _), at in zip(one, found, strict=True)]
+            prompts = [ids[:at] for (ids, _), at in zip(one, cuts, strict=True)]
         else:
             # Without offsets, what two different words have in common before them is the prompt.
             other = self._tokens([(f"{text}I", chat) for text, chat in begun])

@@ -9,13 +9,14 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from pyarrow import parquet
 
-from vpretrain.language.data.columns import shortened
+from vpretrain.language.data.columns import kind_of, shortened
 from vpretrain.system.errors import Problem, UserError, user_error
 
 _TEXT = (".txt", ".text", ".md")
@@ -32,7 +33,7 @@ def files(patterns: Sequence[str], where: str) -> list[Path]:
     Raises:
         UserError: with all names that stand for no file.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     problems: list[Problem] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -42,14 +43,14 @@ def files(patterns: Sequence[str], where: str) -> list[Path]:
                 Problem(where, pattern, f"a file, or say '{path / '*.jsonl'}'", message)
             )
         elif path.exists():
-            found[path] = None
+            paths[path] = None
         else:
             globbed = [
                 Path(name)
                 for name in sorted(glob.glob(str(path), recursive=True))
                 if Path(name).is_file()
             ]
-            found |= dict.fromkeys(globbed)
+            paths |= dict.fromkeys(globbed)
             if not globbed:
                 message = f"no such file, and no file matches (paths start at {Path.cwd()})"
                 problems.append(
@@ -62,7 +63,16 @@ def files(patterns: Sequence[str], where: str) -> list[Path]:
                 )
     if problems:
         raise UserError(*problems)
-    return list(found)
+    return list(paths)
+
+
+def opened(path: Path) -> gzip.GzipFile | BufferedReader:
+    """A file, decompressed where its name ends in ``.gz``."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+BROKEN = (OSError, EOFError, zlib.error)
+"""What reading a file, compressed or not, raises where it is not whole."""
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -77,15 +87,18 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
             return
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(file, 1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if not line.strip():
                     continue
                 if name.endswith(_TEXT):
-                    line = _as_json({"text": _decoded(line, f"{path}:{number}").rstrip("\r\n")})
+                    try:
+                        line = _as_json({"text": line.decode("utf-8").rstrip("\r\n")})
+                    except UnicodeDecodeError as error:
+                        raise UserError(not_utf8(f"{path}:{number}", error)) from None
                 yield number, line if line.endswith(b"\n") else line + b"\n"
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (*BROKEN, UnicodeDecodeError, pyarrow.ArrowException) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise user_error(
             str(path), f"this file cannot be read: {why}", accepted="a readable, whole file"
@@ -105,51 +118,41 @@ def _as_json(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
 
 
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        message = (
-            f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
-        )
-        raise user_error(
-            where, message, value=f"0x{line[error.start]:02x}", accepted="UTF-8"
-        ) from None
-
-
-def parsed(line: bytes, where: str) -> dict[str, Any] | Problem:
+def parsed(line: bytes, origin: str) -> dict[str, Any] | Problem:
     """The row of a line, or what is wrong with it."""
-    shown = shortened(line.decode("utf-8", "replace").strip())
     try:
-        row = json.loads(_decoded(line, where))
-    except UserError as error:
-        return error.problems[0]
-    except json.JSONDecodeError as error:
-        return Problem(
-            where, shown, "one JSON object a line", f"not JSON: {error.msg} at column {error.colno}"
-        )
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return not_utf8(origin, error)
     except (ValueError, RecursionError) as error:
-        return Problem(
-            where, shown, "one JSON object a line", f"not JSON that can be read: {error}"
-        )
+        why = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg} at column {error.colno}"  # its line is the file's, not 1
+        shown = shortened(line.decode("utf-8").strip())
+        return Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
     if isinstance(row, dict):
         return row
-    return Problem(
-        where, shown, '{"column": "text", ...}', "this row is not an object: name its columns"
-    )
+    message = f"this row is {kind_of(row)}, not an object: name its columns"
+    return Problem(origin, shortened(json.dumps(row)), '{"column": "text", ...}', message)
+
+
+def not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
+    """The problem of a line that is not UTF-8."""
+    message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
+    return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
 
 
 def text_of(value: Any) -> str:
     """All text in a cell or row: strings, in lists and objects too (messages of a conversation,
     choices).
     """
-    found, waiting = [], [value]
-    while waiting:
-        some = waiting.pop()
-        if isinstance(some, str):
-            found.append(some)
-        elif isinstance(some, dict):
-            waiting.extend(reversed(some.values()))
-        elif isinstance(some, list):
-            waiting.extend(reversed(some))
-    return "\n".join(found)
+    texts, pending = [], [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict):
+            pending.extend(reversed(part.values()))
+        elif isinstance(part, list):
+            pending.extend(reversed(part))
+    return "\n".join(texts)

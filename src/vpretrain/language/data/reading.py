@@ -96,15 +96,15 @@ class Reader:
         skip, most = (0, None) if isinstance(spec, _GENERATED) else (spec.skip_rows, spec.rows)
         bad: list[Problem] = []
         good = unseen = 0
-        for found in self._found(spec, name, where):
-            if isinstance(found, Row):
+        for row in self._rows(spec, name, where):
+            if isinstance(row, Row):
                 good += 1
                 if good > skip:
-                    yield found
+                    yield row
                 if most is not None and good == skip + most:
                     break
             elif len(bad) < _PROBLEMS_SHOWN:
-                bad.append(found)
+                bad.append(row)
             else:
                 unseen += 1
         if unseen:
@@ -114,7 +114,7 @@ class Reader:
         self.skipped += bad
         if not good:
             message = "there are no rows: fill the file, or name another"
-            raise user_error(where, message, value=_says(spec), accepted="at least one row")
+            raise user_error(where, message, value=_name_of(spec), accepted="at least one row")
         if good <= skip:
             message = "no row is left; skip fewer"
             raise user_error(
@@ -124,7 +124,7 @@ class Reader:
                 accepted=f"0 to {good - 1}: there are {good} rows",
             )
 
-    def _found(self, spec: Rows, name: str, where: str) -> sources.Found:
+    def _rows(self, spec: Rows, name: str, where: str) -> sources.Found:
         if isinstance(spec, HeldOut):
             return iter(self._away(spec, where))
         if isinstance(spec, _GENERATED):
@@ -228,5 +228,5 @@ def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:
     )
 
 
-def _says(spec: Rows) -> str:
+def _name_of(spec: Rows) -> str:
     return str(spec.path) if isinstance(spec, JsonLines | Parquet | TextFiles | Hub) else spec.kind

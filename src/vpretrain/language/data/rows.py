@@ -39,8 +39,8 @@ class Row:
         origin: where it came from (``stream.jsonl:12``, ``word_problems:12``), for messages and for
             ``explain``.
         source: name of the source that it belongs to.
-        question: the prompt before a template or a format was put around it, by which rows are
-            told to be the same; empty where that is the prompt.
+        question: the prompt before a template or a format was put around it, by which the
+            same rows are recognised; empty where that is the prompt.
         conversation: ``messages`` (the last the assistant's, which is ``text``), and ``tools`` if
             there are any, for the tokenizer's chat template; None for text.
     """
@@ -107,7 +107,7 @@ class Encoded:
         Args:
             max_tokens: as it was given to :func:`encode`.
         """
-        said = {
+        counts = {
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
             f"cut at {max_tokens} tokens, their end with it": self.truncated,
@@ -115,7 +115,7 @@ class Encoded:
             "not read: there are documents enough": self.capped,
             "begin inside the last token of their prompt (see data.separator)": self.merged,
         }
-        return [f"{count} of {self.rows} rows {what}" for what, count in said.items() if count]
+        return [f"{count} of {self.rows} rows {what}" for what, count in counts.items() if count]
 
 
 def encode(
@@ -199,9 +199,8 @@ def encode_into(
             if len(pieces[-1]) < min(shortest_chunk_tokens, limit):
                 count["tails"] += 1
                 del pieces[-1]
-            if max_documents is not None:
-                del pieces[max_documents - count["documents"] :]
-        for piece in pieces:
+        left = None if max_documents is None else max_documents - count["documents"]
+        for piece in pieces[:left]:
             keep(piece, given, row)
             count["documents"] += 1
             count["tokens"] += len(piece)

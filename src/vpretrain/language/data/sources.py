@@ -7,13 +7,13 @@ is held.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from vpretrain.language.data.columns import Columns, kind_of, shortened
+from vpretrain.language.data.columns import Columns
+from vpretrain.language.data.raw_rows import BROKEN, not_utf8, opened, parsed
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError, user_error
 
@@ -24,8 +24,8 @@ Found = Iterator[Row | Problem]
 
 
 def jsonl(path: Path, columns: Columns) -> Found:
-    """The rows of a JSONL file (UTF-8, one object a line; blank lines, a byte order mark and CRLF
-    are fine).
+    """The rows of a JSONL file (UTF-8, one object a line, gzip where it ends in ``.gz``; blank
+    lines, a byte order mark and CRLF are fine).
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -34,27 +34,11 @@ def jsonl(path: Path, columns: Columns) -> Found:
         if not line.strip():
             continue
         origin = f"{path}:{number}"
-        try:
-            row: Any = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield _not_utf8(origin, error)
-        except (ValueError, RecursionError) as error:
-            why = str(error)
-            if isinstance(
-                error, json.JSONDecodeError
-            ):  # its own line number would contradict the file's
-                why = f"{error.msg} at column {error.colno}"
-            shown = shortened(line.decode("utf-8").strip())
-            yield Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
-        else:
-            if isinstance(row, dict):
-                if columns.keeps(row):
-                    yield columns.row(row, origin)
-            else:
-                message = f"this row is {kind_of(row)}, not an object: name its columns"
-                yield Problem(
-                    origin, shortened(json.dumps(row)), '{"column": "text", ...}', message
-                )
+        row = parsed(line, origin)
+        if isinstance(row, Problem):
+            yield row
+        elif columns.keeps(row):
+            yield columns.row(row, origin)
 
 
 def text(
@@ -76,28 +60,28 @@ def text(
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
-    held: list[str] = []
+    lines: list[str] = []
     flaw: Problem | None = None
     start = 1
 
     def finished() -> Found:
         if flaw is not None:
             yield flaw
-        elif whole := "\n".join(held).rstrip():
+        elif whole := "\n".join(lines).rstrip():
             yield Row("", whole, f"{path}:{start}", source)
 
     for number, line in _lines(path, where):
         if document == "line" or (document == "paragraph" and not line.strip()):
             yield from finished()
-            held.clear()
+            lines.clear()
             flaw = None
-        if not held and flaw is None:
+        if not lines and flaw is None:
             start = number
         try:
-            if held or line.strip():
-                held.append(line.decode("utf-8"))
+            if lines or line.strip():
+                lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            flaw = flaw or _not_utf8(f"{path}:{number}", error)
+            flaw = flaw or not_utf8(f"{path}:{number}", error)
     yield from finished()
 
 
@@ -217,12 +201,12 @@ def _lines(path: Path, where: str) -> Iterator[tuple[int, bytes]]:
     """The lines, numbered from 1, without their ends and the byte order mark of the first."""
     try:
         _check_file(path, where)
-        with path.open("rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 yield number, line.rstrip(b"\r\n")
-    except OSError as error:
-        message = f"the file cannot be read: {error.strerror}"
+    except BROKEN as error:
+        message = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
         raise user_error(
             f"{where}.path", message, value=str(path), accepted="a readable file"
         ) from error
@@ -266,7 +250,7 @@ def _check_file(path: Path, where: str) -> None:
         accepted = _there(path, path.suffix or ".jsonl")
     elif path.is_symlink():
         message = (
-            "this is a link that leads nowhere, or in a circle: mend it, or name the file itself"
+            "this is a link that leads nowhere, or in a circle: correct it, or name the file itself"
         )
         accepted = _there(folder, path.suffix)
     elif path.exists():
@@ -296,11 +280,6 @@ def _there(folder: Path, ending: str) -> str:
         )
     more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
     return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
-
-
-def _not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
-    message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
-    return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
 
 
 def _brief(error: Exception) -> str:

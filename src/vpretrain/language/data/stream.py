@@ -301,7 +301,7 @@ def _check_document(where: str, document: Document) -> None:
     if not any(document.predicted[1:]):
         message = (
             f"{document.origin} has no token to predict after its first: take it out, or "
-            "mend its mask"
+            "correct its mask"
         )
         raise user_error(
             where, message, value=f"{tokens} tokens", accepted="at least one predicted token"

@@ -139,14 +139,14 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
             any other name.
         data: the recipe's section.
     """
-    said = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
+    lines = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
     if texts.skipped:
-        said.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
-        said += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
+        lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
+        lines += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
     for name, count in counts.items():
         limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
-        said += [f"{name}: {loss}" for loss in count.losses(limit)]
-    return said
+        lines += [f"{name}: {loss}" for loss in count.losses(limit)]
+    return lines
 
 
 def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:

@@ -248,7 +248,7 @@ def _triples() -> dict[str, list[tuple[int, str, int]]]:
     sums = [(a, "+", b) for a, b in operands if a <= b and a // 10 + b // 10 <= 8]
     differences = [(a, "-", b) for a, b in operands if a // 10 > b // 10]
 
-    found: dict[str, list[tuple[int, str, int]]] = {split: [] for split in SPLITS}
+    triples: dict[str, list[tuple[int, str, int]]] = {split: [] for split in SPLITS}
     for needs_carry in (
         True,
         False,
@@ -258,10 +258,10 @@ def _triples() -> dict[str, list[tuple[int, str, int]]]:
         cuts = [len(group) * percent // 100 for percent in accumulate(SPLITS.values(), initial=0)]
         for split, (start, stop) in zip(SPLITS, pairwise(cuts), strict=True):
             for a, op, b in group[start:stop]:
-                found[split].append((a, op, b))
+                triples[split].append((a, op, b))
                 if op == "+" and a != b:
-                    found[split].append((b, op, a))
-    return found
+                    triples[split].append((b, op, a))
+    return triples
 
 
 def _row(

@@ -169,9 +169,9 @@ def evaluate(
 
     base = None if against is None else scored(against, "--against", out / "against")
     table = tabulate(tasks, scored(model, "MODEL", out), base)
-    said = {"model": model, "against": against, "dtype": dtype, **vars(sampling), "tasks": table}
+    record = {"model": model, "against": against, "dtype": dtype, **vars(sampling), "tasks": table}
     (out / "evaluation.json").write_text(
-        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return table
 
@@ -183,19 +183,19 @@ def tabulate(
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for name, outcome in outcomes.items():
         task = tasks[name][0]
-        for metric, found in outcome.scores.items():
+        for metric, score in outcome.scores.items():
             row: dict[str, Any] = {
-                "value": found.value,
-                "stderr": found.stderr if found.stderr == found.stderr else None,
-                "n": found.n,
-                "higher_is_better": found.higher_is_better,
+                "value": score.value,
+                "stderr": score.stderr if score.stderr == score.stderr else None,
+                "n": score.n,
+                "higher_is_better": score.higher_is_better,
                 "version": task.version,
                 "prompt": task.prompt,
                 "cut_prompts": outcome.cut_prompts,
             }
             if base is not None:
                 other = base[name].scores[metric]
-                paired = paired_items([found.items], [other.items])
+                paired = paired_items([score.items], [other.items])
                 row |= {
                     "against": other.value,
                     "difference": paired.difference,

@@ -15,7 +15,6 @@ from typing import Any
 from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation import extraction, sandbox
 from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity
-from vpretrain.language.evaluation.held_out import extract
 
 Extract = Callable[[str], str | None]
 Judge = Callable[[str, str], bool]
@@ -63,7 +62,7 @@ class Benchmark:
         expected: row -> the answer (:attr:`Item.expected`).
         extract: how the answer is found in a completion, by name (``strict``, ``flexible``); empty
             for multiple choice.
-        judge: ``(expected, found) -> right``.
+        judge: ``(expected, answer) -> right``.
         choices: continuations of every prompt, of which the likeliest is the answer.
         stop: a completion ends before the first of these.
         new_tokens: longest completion.
@@ -261,7 +260,9 @@ def own(
         separator: what stands between prompt and solution.
     """
     marked: Extract = (
-        extraction.final_answer if answer is None else partial(extract, pattern=answer)
+        extraction.final_answer
+        if answer is None
+        else partial(extraction.plain_match, pattern=answer)
     )
 
     def strict(text: str) -> str | None:
@@ -271,12 +272,12 @@ def own(
         return marked(text) or extraction.any_answer(text) or extraction.as_written(text)
 
     def expected(row: Mapping[str, Any]) -> str:
-        found = strict(_text(row, solution))
-        if found is None:
+        solved = strict(_text(row, solution))
+        if solved is None:
             raise ValueError(
                 f"the answer's expression {answer!r} matches nothing in column {solution!r}"
             )
-        return found
+        return solved
 
     return Benchmark(
         name=name,

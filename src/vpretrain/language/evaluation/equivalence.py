@@ -25,30 +25,30 @@ _NUMBER = re.compile(NUMBER)
 _PLAIN = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?")
 
 
-def same_text(expected: str, found: str) -> bool:
+def same_text(expected: str, candidate: str) -> bool:
     """Equal but for case, white space and what :func:`trimmed` takes off."""
-    return _folded(expected) == _folded(found)
+    return _folded(expected) == _folded(candidate)
 
 
-def same_quantity(expected: str, found: str) -> bool:
+def same_quantity(expected: str, candidate: str) -> bool:
     """Equal as text, or the same number: ``1,234`` is ``1234.0``, ``$18`` is ``18``, ``50%`` is
     ``50``, ``1/2`` is ``0.5``.
     """
-    a, b = quantity(expected), quantity(found)
-    return a == b if a is not None and b is not None else same_text(expected, found)
+    a, b = quantity(expected), quantity(candidate)
+    return a == b if a is not None and b is not None else same_text(expected, candidate)
 
 
-def same_mathematics(expected: str, found: str) -> bool:
+def same_mathematics(expected: str, candidate: str) -> bool:
     r"""Equal as text or plain number, or equivalent to math-verify (``\frac{1}{2}`` is ``0.5``);
     too slow is not equal.
     """
-    if same_text(expected, found):
+    if same_text(expected, candidate):
         return True
-    if all(_PLAIN.fullmatch(text.strip()) for text in (expected, found)) and same_quantity(
-        expected, found
+    if all(_PLAIN.fullmatch(text.strip()) for text in (expected, candidate)) and same_quantity(
+        expected, candidate
     ):
         return True
-    return _judge().equivalent(expected, found)
+    return _judge().equivalent(expected, candidate)
 
 
 def quantity(text: str) -> Fraction | None:
@@ -78,7 +78,7 @@ class Judge:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def equivalent(self, expected: str, found: str) -> bool:
+    def equivalent(self, expected: str, candidate: str) -> bool:
         """Whether both are the same mathematics; False where the question fails or takes
         too long.
         """
@@ -86,7 +86,7 @@ class Judge:
             process = self._running()
             try:
                 assert process.stdin is not None
-                process.stdin.write(json.dumps([expected, found]) + "\n")
+                process.stdin.write(json.dumps([expected, candidate]) + "\n")
                 process.stdin.flush()
                 answer = self._line(process, self.seconds)
             except BrokenPipeError:

@@ -27,24 +27,36 @@ _CODE_STARTS = re.compile(
 )
 
 
+def last_match(text: str, pattern: str | re.Pattern[str]) -> str | None:
+    """The group of the pattern's last match, without white space at its ends."""
+    matches = re.findall(pattern, text)
+    return matches[-1].strip() if matches else None
+
+
+def plain_match(text: str, pattern: str) -> str | None:
+    """The same without any spaces, thousands separators and a final point."""
+    match = last_match(text, pattern)
+    return None if match is None else re.sub(r"[\s,]", "", match).rstrip(".")
+
+
 def after_hashes(text: str) -> str | None:
     """What follows the first ``####`` on its line: the mark closes an answer, so that a later one
     belongs to another.
     """
-    found = _HASHES.search(text)
-    return (trimmed(found[1]) or None) if found else None
+    match = _HASHES.search(text)
+    return (trimmed(match[1]) or None) if match else None
 
 
 def number_after_hashes(text: str) -> str | None:
     """The first number on the line of the first ``####``."""
     answer = after_hashes(text)
-    found = _NUMBER.search(answer) if answer is not None else None
-    return found[0].strip() if found else None
+    match = _NUMBER.search(answer) if answer is not None else None
+    return match[0].strip() if match else None
 
 
 def boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}`` whose braces close; nested braces belong to it."""
-    for start in reversed([found.end() for found in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
+    for start in reversed([match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
         depth = 1
         for at in range(start, len(text)):
             if text[at] in "{}" and text[at - 1] != "\\":
@@ -58,14 +70,13 @@ def stated(text: str) -> str | None:
     """What the last "the answer is ..." (or "answer: ...") of the text says, to the end of its
     sentence.
     """
-    found = _STATED.findall(text)
-    return (trimmed(found[-1]) or None) if found else None
+    match = last_match(text, _STATED)
+    return None if match is None else trimmed(match) or None
 
 
 def last_number(text: str) -> str | None:
     """The last number of the text."""
-    found = _NUMBER.findall(text)
-    return found[-1].strip() if found else None
+    return last_match(text, _NUMBER)
 
 
 def final_answer(text: str) -> str | None:
@@ -106,10 +117,10 @@ def code(text: str) -> str | None:
     elif fence and (fenced := _FENCE.search(text)):
         return textwrap.dedent(fenced[1]).strip("\r\n") or None
     text = textwrap.dedent(text.expandtabs(4)).replace("```", "")
-    found = _CODE_STARTS.search(text)
-    if found is None:
+    match = _CODE_STARTS.search(text)
+    if match is None:
         return None
-    lines = text[found.start() :].rstrip().split("\n")
+    lines = text[match.start() :].rstrip().split("\n")
     for end in range(len(lines), 0, -1):
         if (statements := _statements("\n".join(lines[:end]))) is None:
             continue

@@ -4,16 +4,16 @@ answer (Pass@1).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vpretrain.language.data.batch import left_padded, padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Row
-from vpretrain.language.data.stream import padded
+from vpretrain.language.evaluation.extraction import plain_match
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.run.scores import Score, proportion_stderr
 from vpretrain.system.contexts import evaluating
@@ -71,8 +71,9 @@ def greedy_exact_match(
     new_tokens: int,
     batch_size: int,
 ) -> Score:
-    """Share of rows whose greedy answer equals the solution's, after normalisation (see
-    :func:`extract`); prompts end as they do in training.
+    """Share of rows whose greedy answer equals the solution's (see
+    :func:`~vpretrain.language.evaluation.extraction.plain_match`);
+    prompts end as they do in training.
     """
     tokenizer = layout.tokenizer
     right = [0.0] * len(rows)
@@ -80,41 +81,23 @@ def greedy_exact_match(
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size):
             prompts = layout.prompts([rows[at] for at in chunk])
-            width = max(map(len, prompts))
-            pad = (
-                tokenizer.pad_token_id
-                if tokenizer.pad_token_id is not None
-                else tokenizer.eos_token_id
-            )
-            ids = torch.tensor(
-                [[pad] * (width - len(p)) + p for p in prompts], device=learner.device
-            )
-            mask = torch.tensor(
-                [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=learner.device
-            )
+            pad = layout.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            ids, mask = left_padded(prompts, pad_id=pad, device=learner.device)
             out = learner.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=new_tokens,
                 pad_token_id=pad,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=layout.end,
             )
-            texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for at, text in zip(chunk, texts, strict=True):
-                expected = extract(rows[at].text, pattern)
-                right[at] = float(expected is not None and extract(text, pattern) == expected)
+                expected = plain_match(rows[at].text, pattern)
+                right[at] = float(expected is not None and plain_match(text, pattern) == expected)
     fraction = sum(right) / len(rows)
     stderr = proportion_stderr(int(sum(right)), len(rows))
     return Score(fraction, stderr, len(rows), higher_is_better=True, items=tuple(right))
-
-
-def extract(text: str, pattern: str) -> str | None:
-    """The last match of the pattern's group, without spaces, thousands separators and a final
-    point; None without one.
-    """
-    found = re.findall(pattern, text)
-    return re.sub(r"[\s,]", "", found[-1]).rstrip(".") if found else None
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,19 +1,17 @@
-"""A benchmark's rows: from a local JSONL or parquet file, or from the hub; what is wrong with them
-is said in words.
-"""
+"""A benchmark's rows: from a local JSONL or parquet file, or from the hub."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vpretrain.config.problems import nearest
+from vpretrain.language.data.raw_rows import lines, parsed
 from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import Problem, UserError, user_error
 
 ENDINGS = (".jsonl", ".parquet")
 
@@ -52,13 +50,7 @@ def read_file(task: Benchmark, path: Path, limit: int | None) -> list[Item]:
             "this is a folder; name a file in it" if path.is_dir() else "there is no such file"
         )
         raise user_error("--tasks", message, value=str(path), accepted=_shape(task))
-    try:
-        rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
-        return _items(task, islice(rows, limit), str(path))
-    except OSError as error:  # pyarrow's errors on a broken file are among them
-        raise user_error(
-            str(path), f"the file cannot be read: {error}", accepted=_shape(task)
-        ) from error
+    return _items(task, islice(_rows(path), limit), str(path))
 
 
 def chosen(
@@ -91,17 +83,17 @@ def chosen(
         raise user_error(
             "--tasks", "name each task once, with commas between", value=tasks, accepted=accepted
         )
-    found: dict[str, tuple[Benchmark, list[Item]]] = {}
+    tasks_by_name: dict[str, tuple[Benchmark, list[Item]]] = {}
     for name in names:
         if name in BENCHMARKS:
-            found[name] = BENCHMARKS[name], read(BENCHMARKS[name], root, limit)
+            tasks_by_name[name] = BENCHMARKS[name], read(BENCHMARKS[name], root, limit)
         elif Path(name).suffix in ENDINGS or Path(name).exists():
             task = own(name, prompt=prompt, solution=solution, answer=answer, separator=separator)
-            found[name] = task, read_file(task, Path(name).expanduser(), limit)
+            tasks_by_name[name] = task, read_file(task, Path(name).expanduser(), limit)
         else:
             message = f"there is no such task{nearest(name, BENCHMARKS)}"
             raise user_error("--tasks", message, value=name, accepted=accepted)
-    return found
+    return tasks_by_name
 
 
 def _items(
@@ -132,39 +124,12 @@ def _items(
     return items
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are among them
-                raise user_error(
-                    f"{path}:{number}", f"not a line of JSON in UTF-8: {error}"
-                ) from error
-            if not isinstance(row, dict):
-                raise user_error(
-                    f"{path}:{number}",
-                    "this row is not an object",
-                    accepted='{"column": value, ...}',
-                )
-            yield f"{path}:{number}", row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
-    except pyarrow.ArrowInvalid as error:
-        raise user_error(str(path), f"not a parquet file: {error}") from error
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in lines(path):
+        row = parsed(line, origin := f"{path}:{number}")
+        if isinstance(row, Problem):
+            raise UserError(row)
+        yield origin, row
 
 
 def _from_hub(task: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -182,10 +147,8 @@ def _from_hub(task: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except (
         Exception
     ) as error:  # no network, no such data set, a cache that is broken: each has its own
-        said = " ".join(str(error).split())[:200]
-        message = (
-            f"{task.name} could not be had from the hub ({said}); give a folder by --data-root"
-        )
+        why = " ".join(str(error).split())[:200]
+        message = f"{task.name} could not be had from the hub ({why}); give a folder by --data-root"
         raise user_error("--tasks", message, value=task.hub.path, accepted=_shape(task)) from error
     for number, row in enumerate(rows, 1):
         yield f"{task.hub.path}:{number}", row

@@ -75,10 +75,10 @@ def passes(program: str, limits: Limits = Limits()) -> bool:
                 process.wait()
         os.set_blocking(reading, False)
         try:
-            said = os.read(reading, 1024)
+            answer = os.read(reading, 1024)
         except BlockingIOError:
-            said = b""
-        return said == nonce.encode()
+            answer = b""
+        return answer == nonce.encode()
     finally:
         os.close(reading)
         os.close(writing)

@@ -28,6 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import GenerationConfig
 
+from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
@@ -111,10 +112,7 @@ class Wrapped(HFLM):
         ids = self.prompts(strings)
         if left_truncate_len:
             ids = [each[-left_truncate_len:] for each in ids]
-        batch = self.tokenizer.pad(
-            {"input_ids": ids}, padding_side=padding_side, return_tensors="pt"
-        )
-        return batch["input_ids"], batch["attention_mask"]
+        return left_padded(ids, pad_id=self.tokenizer.pad_token_id)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As lm-eval's: left-padded batches, longest first."""
@@ -205,22 +203,22 @@ class BenchmarkTask(Task):
         if doc["choices"]:
             likeliest = max(range(len(results)), key=lambda at: results[at][0])
             return {"accuracy": float(doc["choices"][likeliest].strip() == doc["expected"])}
-        (found,) = results
-        right = sum(self.right(doc, found))
-        return {f"pass@{k}": pass_at_k(len(found), right, k) for k in self.ks}
+        (answers,) = results
+        right = sum(self.right(doc, answers))
+        return {f"pass@{k}": pass_at_k(len(answers), right, k) for k in self.ks}
 
-    def right(self, doc: dict[str, Any], found: Sequence[str | None]) -> list[bool]:
+    def right(self, doc: dict[str, Any], answers: Sequence[str | None]) -> list[bool]:
         """Which of a problem's answers are right; the same answer is judged once."""
         new = {
             answer
-            for answer in found
+            for answer in answers
             if answer is not None and (doc["id"], answer) not in self.judged
         }
         judge = partial(self.benchmark.judge, doc["expected"])
         with ThreadPoolExecutor(max_workers=4) as pool:  # judges wait for processes of their own
             for answer, verdict in zip(new, pool.map(judge, new), strict=True):
                 self.judged[doc["id"], answer] = verdict
-        return [answer is not None and self.judged[doc["id"], answer] for answer in found]
+        return [answer is not None and self.judged[doc["id"], answer] for answer in answers]
 
     def aggregation(self) -> dict[str, Any]:
         return dict.fromkeys(("accuracy", *(f"pass@{k}" for k in self.ks)), mean)
@@ -257,9 +255,9 @@ def score(lm: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
             name: BenchmarkTask(name, task, items, sampling)
             for name, (task, items) in tasks.items()
         }
-        found: Any = run_tasks(lm, {"tasks": wrapped, "groups": {}, "group_map": {}})
+        results: Any = run_tasks(lm, {"tasks": wrapped, "groups": {}, "group_map": {}})
     return {
-        name: Outcome(_scores(found, name), list(_generations(task, found["samples"][name])))
+        name: Outcome(_scores(results, name), list(_generations(task, results["samples"][name])))
         for name, task in wrapped.items()
     }
 
@@ -320,9 +318,9 @@ def score_learner(
     with learner.computing():
         outcomes = score_model(learner.model, tokenizer, tasks, sampling)
     return {
-        f"{name}/{metric}": found
+        f"{name}/{metric}": measured
         for name, each in outcomes.items()
-        for metric, found in each.scores.items()
+        for metric, measured in each.scores.items()
     }
 
 
@@ -359,23 +357,23 @@ def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
     for document in documents:
         given = len(document.ids) - sum(document.predicted)
         requests.append((("", ""), document.ids[:given], document.ids[given:]))
-    found = lm._loglikelihood_tokens(requests, disable_tqdm=not sys.stderr.isatty())
-    totals = torch.tensor([-likelihood for likelihood, _ in found], dtype=torch.float64)
+    likelihoods = lm._loglikelihood_tokens(requests, disable_tqdm=not sys.stderr.isatty())
+    totals = torch.tensor([-likelihood for likelihood, _ in likelihoods], dtype=torch.float64)
     return mean_over_tokens(
         totals, torch.tensor([float(len(ids)) for _, _, ids in requests], dtype=torch.float64)
     )
 
 
-def _scores(found: Any, name: str) -> dict[str, Score]:
+def _scores(results: Any, name: str) -> dict[str, Score]:
     """lm-eval's ``metric,filter`` with its standard error, and the figure of every problem."""
     scores: dict[str, Score] = {}
-    for key, value in found["results"][name].items():
+    for key, value in results["results"][name].items():
         metric, comma, way = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        stderr = found["results"][name][f"{metric}_stderr,{way}"]
+        stderr = results["results"][name][f"{metric}_stderr,{way}"]
         items = tuple(
-            sample[metric] for sample in found["samples"][name] if sample["filter"] == way
+            sample[metric] for sample in results["samples"][name] if sample["filter"] == way
         )
         shown = metric if way == "none" else f"{way}/{metric}"
         scores[shown] = Score(

@@ -8,25 +8,17 @@ name. In Python, put a factory of your own under a new name before the recipe is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vpretrain.language.data.rows import Row
+from vpretrain.language.evaluation.extraction import last_match
 
 Checker = Callable[[Row, str], float]
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 """A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions.
 """
-
-
-def last_match(text: str, pattern: str) -> str | None:
-    """The group of the pattern's last match, without white space at its ends; None without
-    a match.
-    """
-    found = re.findall(pattern, text)
-    return found[-1].strip() if found else None
 
 
 @dataclass(frozen=True)
@@ -41,9 +33,9 @@ class ExactAnswer:
 
     def __call__(self, row: Row, completion: str) -> float:
         """The reward, 0 or 1."""
-        expected, found = (last_match(text, self.pattern) for text in (row.text, completion))
+        expected, answer = (last_match(text, self.pattern) for text in (row.text, completion))
         return float(
-            None not in (expected, found) and _folded(str(expected)) == _folded(str(found))
+            None not in (expected, answer) and _folded(str(expected)) == _folded(str(answer))
         )
 
 
@@ -60,11 +52,11 @@ class EqualNumber:
 
     def __call__(self, row: Row, completion: str) -> float:
         """The reward, 0 or 1."""
-        expected, found = (self.number(text) for text in (row.text, completion))
+        expected, answer = (self.number(text) for text in (row.text, completion))
         return float(
             expected is not None
-            and found is not None
-            and abs(expected - found) <= 1e-6 * abs(expected)
+            and answer is not None
+            and abs(expected - answer) <= 1e-6 * abs(expected)
         )
 
     def number(self, text: str) -> float | None:

@@ -26,12 +26,12 @@ ItemT = TypeVar("ItemT")
 
 
 class Sampled(Feedback[CausalLearner]):
-    """Feedback on batches of rows; a kind of signal says what the gradient of one batch is.
+    """Feedback on batches of rows; each kind of signal defines the gradient of one batch.
 
     Args:
-        samplers: one batch of each is heard at a time; their gradients are returned one by one.
+        samplers: one batch of each is used at a time; their gradients are returned one by one.
             They share no rows (see :func:`vpretrain.language.feedback.parted`), so that their
-            agreement is never that of the same rows heard twice.
+            agreement is never that of the same rows used twice.
     """
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
@@ -74,8 +74,8 @@ def summed_gradient(learner: CausalLearner, pieces: Iterable[Tensor]) -> Gradien
     with torch.enable_grad(), evaluating(learner.model), frozen(others):
         for piece in pieces:
             parts = torch.autograd.grad(piece, list(learner.aligned.values()))
-            for held, part in zip(total.values(), parts, strict=True):
-                held += part
+            for running, part in zip(total.values(), parts, strict=True):
+                running += part
     return total
 
 

@@ -51,7 +51,7 @@ class Preferences(Sampled):
         if len(self.rejected) < len(pairs):
             raise ValueError("two pairs have the same origin, by which rejected answers are found")
         self.reference: dict[str, float] = {}
-        self.heard: list[Tensor] = []
+        self.margins: list[Tensor] = []
 
     def refer(self, learner: CausalLearner) -> None:
         """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
@@ -71,7 +71,7 @@ class Preferences(Sampled):
         """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched
         yet, as the reference.
         """
-        self.heard = []
+        self.margins = []
         if not self.reference:
             self.refer(learner)
         return super().gradients(learner)
@@ -84,7 +84,7 @@ class Preferences(Sampled):
             for some in chunks(documents, CHUNK_ROWS // 2):
                 now = self._margins(learner, some, pad_id)
                 before = now.new_tensor([self.reference[document.origin] for document in some])
-                self.heard.append((now - before).detach())
+                self.margins.append((now - before).detach())
                 yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
 
         return summed_gradient(learner, pieces())
@@ -98,9 +98,9 @@ class Preferences(Sampled):
         """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it
         is above 0.
         """
-        if not self.heard:
+        if not self.margins:
             return {}
-        margins = torch.cat(self.heard)
+        margins = torch.cat(self.margins)
         return {"margin": float(margins.mean()), "preferred": float((margins > 0).double().mean())}
 
     def state_dict(self) -> dict[str, Any]:

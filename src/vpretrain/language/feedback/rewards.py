@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.checkers import Checker
@@ -41,7 +42,7 @@ class Sampling:
     """How answers are drawn.
 
     Args:
-        answers: k, 2 or more: what one answer earns is held against the others.
+        answers: k, 2 or more: what one answer earns is compared with the others.
         temperature: > 0; the policy is ``softmax(logits / temperature)``, nothing cut off.
         new_tokens: the longest answer, its end token included.
     """
@@ -108,7 +109,7 @@ class Rewards(Sampled):
         tokenizer: of the learner, with an end token.
         checker: what an answer earns; any finite number.
         sampling: how answers are drawn.
-        baseline: what rewards are held against, one of ``BASELINES``.
+        baseline: what rewards are compared with, one of ``BASELINES``.
         seed: of the draws. They have a generator of their own; the global RNG is left alone.
         where: dotted recipe key, for messages.
     """
@@ -134,10 +135,10 @@ class Rewards(Sampled):
             where,
         )
         self.draws = 0
-        self.heard: list[Tensor] = []
+        self.earned_rewards: list[Tensor] = []
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        self.heard = []
+        self.earned_rewards = []
         return super().gradients(learner)
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
@@ -149,7 +150,7 @@ class Rewards(Sampled):
         asked = [self.rows[document.origin] for document in documents for _ in range(k)]
         earned = [self._earned(row, text) for row, text in zip(asked, texts, strict=True)]
         rewards = torch.tensor(earned, dtype=torch.float64).view(-1, k)
-        self.heard.append(rewards)
+        self.earned_rewards.append(rewards)
         drawn = [
             (_answered(row, prompt, answer), advantage)
             for row, prompt, answer, advantage in zip(
@@ -180,7 +181,7 @@ class Rewards(Sampled):
         )
         self.draws += 1
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        found: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         for some in chunks(order, SAMPLED_ROWS):
             drawn = sample(
                 learner,
@@ -192,13 +193,13 @@ class Rewards(Sampled):
                 pad_id=pad_id,
             )
             for at, answer in zip(some, drawn, strict=True):
-                found[at] = answer
-        return found
+                answers[at] = answer
+        return answers
 
     def _earned(self, row: Row, text: str) -> float:
         reward = float(self.checker(row, text))
         if not math.isfinite(reward):
-            message = f"the checker gave {row.origin} no finite reward; mend the checker"
+            message = f"the checker gave {row.origin} no finite reward; correct the checker"
             raise user_error(
                 f"{self.where}.checker", message, value=reward, accepted="a finite number"
             )
@@ -208,9 +209,9 @@ class Rewards(Sampled):
         """Mean ``reward`` of the answers, and ``informative``: the share of prompts whose answers
         earn different rewards.
         """
-        if not self.heard:
+        if not self.earned_rewards:
             return {}
-        rewards = torch.cat(self.heard)
+        rewards = torch.cat(self.earned_rewards)
         differ = rewards.amax(dim=1) > rewards.amin(dim=1)
         return {"reward": float(rewards.mean()), "informative": float(differ.double().mean())}
 
@@ -252,16 +253,9 @@ def sample(
     Returns:
         Token ids of each answer, with its end token where it came to one.
     """
-    width = max(map(len, prompts))
-    device = learner.device
-    ids = torch.tensor(
-        [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
+    ids, mask = left_padded(prompts, pad_id=pad_id, device=learner.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=learner.device)
     drawn: list[Tensor] = []
     past: Any = None
     with evaluating(learner.model), learner.computing():

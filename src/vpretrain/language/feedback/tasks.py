@@ -80,7 +80,7 @@ def read_tasks(
         rejected = {}
         if isinstance(task, PreferenceTask) and rows:
             other = task.rows.model_copy(update={"solution": task.rejected})
-            # What is wrong with a column is told as "set <this>.solution to one that is there".
+            # A problem with a column reads "set <this>.solution to one that is there".
             rejected = {
                 row.origin: row
                 for row in read(other, name, f"{where}.rejected, which takes the place of rows")
@@ -92,10 +92,10 @@ def read_tasks(
 
 
 def _misfits(
-    section: FeedbackSet, name: str, found: TaskRows, stream: Sequence[str]
+    section: FeedbackSet, name: str, task_rows: TaskRows, stream: Sequence[str]
 ) -> Iterator[Problem]:
     """Rows that are good in themselves, but not for what their task does with them."""
-    task, where, rows = section.named()[name], section.where(name), found.rows
+    task, where, rows = section.named()[name], section.where(name), task_rows.rows
     needed, batches = section.batch_of(name), section.batches
     if rows and len(rows) // batches < needed:
         message = (
@@ -120,11 +120,11 @@ def _misfits(
     same = [
         row
         for row in rows
-        if row.origin in found.rejected and row.text == found.rejected[row.origin].text
+        if row.origin in task_rows.rejected and row.text == task_rows.rejected[row.origin].text
     ]
     message = (
-        "the chosen and the rejected answer are the same, which prefers nothing; mend the "
-        "row, or take it out"
+        "the chosen and the rejected answer are the same, which prefers nothing; correct "
+        "the row, or take it out"
     )
     yield from _some(same, "two different answers", message, where)
 
@@ -141,7 +141,7 @@ def _unanswered(task: RewardTask, where: str, rows: Sequence[Row]) -> Iterator[P
         checker = checker_named(task.checker, task.answer)
         bad = [row for row in rows if not checker(row, row.text)]
         message = (
-            f"the checker {task.checker} finds no answer in this solution; mend the row, or "
+            f"the checker {task.checker} finds no answer in this solution; correct the row, or "
             f"set {where}.answer"
         )
         yield from _some(
@@ -175,7 +175,7 @@ def encode_tasks(
     Raises:
         UserError: too few rows of a task are left for its batches.
     """
-    found: dict[str, TaskDocuments] = {}
+    encoded: dict[str, TaskDocuments] = {}
     counts: dict[str, Encoded] = {}
     problems = []
     for name, task in tasks.items():
@@ -206,7 +206,7 @@ def encode_tasks(
             )
             documents = pairs
         counts[name] = count
-        found[name] = TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected)
+        encoded[name] = TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected)
         if len(documents) // section.batches < (needed := section.batch_of(name)):
             message = (
                 f"of {count.rows} rows {count.dropped + count.empty} do not fit "
@@ -220,7 +220,7 @@ def encode_tasks(
             )
     if problems:
         raise UserError(*problems)
-    return found, counts
+    return encoded, counts
 
 
 def feedback_from(
@@ -243,16 +243,16 @@ def feedback_from(
         seed: of batches and draws.
         wrong_labels: for a control: solutions and reference answers of other rows, preferences by
             the toss of a coin.
-        around: is given each task's name and feedback, and returns what is heard in its place (a
+        around: is given each task's name and feedback, and returns what takes its place (a
             memory, a control).
     """
     if wrong_labels:
-        tasks = {name: _mislabelled(found, seed) for name, found in tasks.items()}
+        tasks = {name: _mislabelled(documents, seed) for name, documents in tasks.items()}
     settings = section.named()
-    heard: dict[str, Feedback] = {}
-    for name, found in tasks.items():
+    signals: dict[str, Feedback] = {}
+    for name, documents in tasks.items():
         samplers = parted(
-            found.documents,
+            documents.documents,
             section.batches,
             batch_size=section.batch_of(name),
             seed=seed,
@@ -260,18 +260,18 @@ def feedback_from(
             where=section.where(name),
         )
         signal = _signal(
-            settings[name], found, samplers, tokenizer, seed=seed, where=section.where(name)
+            settings[name], documents, samplers, tokenizer, seed=seed, where=section.where(name)
         )
-        heard[name] = around(name, signal)
+        signals[name] = around(name, signal)
     weights = {name: task.weight for name, task in settings.items()}
     return MultiTaskFeedback(
-        heard, weights, resolve=RESOLVE[section.conflict], unit=section.scale == "unit"
+        signals, weights, resolve=RESOLVE[section.conflict], unit=section.scale == "unit"
     )
 
 
 def _signal(
     task: LikelihoodTask | RewardTask | PreferenceTask,
-    found: TaskDocuments,
+    documents: TaskDocuments,
     samplers: Sequence[Sampler],
     tokenizer: Any,
     *,
@@ -287,7 +287,7 @@ def _signal(
         sampling = Sampling(task.samples, task.temperature, task.new_tokens)
         return Rewards(
             samplers,
-            found.rows,
+            documents.rows,
             tokenizer,
             checker_named(task.checker, task.answer),
             sampling=sampling,
@@ -296,30 +296,32 @@ def _signal(
             where=where,
         )
     if isinstance(task, PreferenceTask):
-        pairs = [(document, found.rejected[document.origin]) for document in found.documents]
+        pairs = [
+            (document, documents.rejected[document.origin]) for document in documents.documents
+        ]
         return Preferences(samplers, pairs, beta=task.beta)
     return Likelihood(samplers)
 
 
-def _mislabelled(found: TaskDocuments, seed: int) -> TaskDocuments:
+def _mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
     """Right format, wrong labels."""
-    if found.rejected:
+    if task.rejected:
         coin = random.Random(f"shuffled {seed}")
-        swapped = {document.origin for document in found.documents if coin.random() < 0.5}
+        swapped = {document.origin for document in task.documents if coin.random() < 0.5}
         both = {
-            document.origin: (document, found.rejected[document.origin])
-            for document in found.documents
+            document.origin: (document, task.rejected[document.origin])
+            for document in task.documents
         }
         both = {origin: pair[::-1] if origin in swapped else pair for origin, pair in both.items()}
         return replace(
-            found,
+            task,
             documents=[chosen for chosen, _ in both.values()],
             rejected={origin: rejected for origin, (_, rejected) in both.items()},
         )
-    answers = [row.text for row in found.rows.values()]
+    answers = [row.text for row in task.rows.values()]
     random.Random(f"shuffled {seed}").shuffle(answers)
     rows = {
         origin: replace(row, text=text)
-        for (origin, row), text in zip(found.rows.items(), answers, strict=True)
+        for (origin, row), text in zip(task.rows.items(), answers, strict=True)
     }
-    return replace(found, documents=shuffled(found.documents, seed), rows=rows)
+    return replace(task, documents=shuffled(task.documents, seed), rows=rows)

@@ -47,7 +47,7 @@ class RewardTask(Task):
     answer: Answer | None = None
     """Null takes the checker's own."""
     samples: Annotated[int, Field(ge=2)] = 8
-    """Answers drawn to each prompt; what one earns is held against the others."""
+    """Answers drawn to each prompt; what one earns is compared with the others."""
     temperature: PositiveFloat = 1.0
     """Of the draws; the gradient is that of the policy at this temperature."""
     new_tokens: PositiveInt = 256
@@ -67,7 +67,7 @@ class PreferenceTask(Task):
     rejected: str
     """Column of the rejected answer; ``rows.solution`` is that of the chosen one."""
     beta: PositiveFloat = 0.1
-    """How firmly the learner is held to the checkpoint that it came from."""
+    """How strongly the learner is kept near the checkpoint that it came from."""
 
     @model_validator(mode="after")
     def _is_a_table(self) -> Self:
@@ -97,8 +97,8 @@ class FeedbackSet(Section):
     batch_size: PositiveInt = 32
     """Rows in one feedback batch; with ``value.memory`` no more are needed."""
     batches: PositiveInt = 2
-    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust
-    it.
+    """Batches whose gradients are taken at a meta step; g_down is their mean, and the less they
+    agree the less it counts.
     """
     max_tokens: PositiveInt = 512
     """Longer feedback and evaluation rows are cut there, and counted."""
