@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,21 @@ from vpretrain.language.data.word_problems import (
     chatter,
     mistaken,
     problems,
-    read_solution,
     tokenizer,
     vocabulary,
 )
 
 CLEAN = ("feedback", "dev", "test")
 Solution = tuple[int, str, int, int]
+
+
+def read_solution(text: str) -> Solution | None:
+    """``(a, op, b, stated result)`` of ``4 7 + 2 5 = 7 2 .``; None for any other shape."""
+    match = re.fullmatch(r"(\d \d) ([+-]) (\d \d) = (\d \d) \.", text.strip())
+    if match is None:
+        return None
+    a, op, b, result = (part.replace(" ", "") for part in match.groups())
+    return int(a), op, int(b), int(result)
 
 
 def solutions(rows: list[dict[str, str]]) -> list[Solution]:

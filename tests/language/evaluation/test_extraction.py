@@ -68,7 +68,7 @@ def test_strict_and_flexible_differ_where_the_format_is_not_kept(marks):
 def test_rows_of_ones_own(solution, completion, strict, flexible):
     task = own("mine", prompt="q", solution="a", answer=None)
     item = task.item({"q": "What?", "a": solution}, "mine:1")
-    assert (item.prompt, item.text) == ("What? ", solution)
+    assert (item.prompt, item.text) == ("What?\n", solution)
     found = [find(completion) for find in (task.extract["strict"], task.extract["flexible"])]
     assert [task.judge(item.expected, answer) for answer in found] == [strict, flexible]
 

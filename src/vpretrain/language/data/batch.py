@@ -133,6 +133,8 @@ def laid_out(
         ids.extend(array("i", [pad_id]) * rest)
         mask += bytes(rest)
         segments.append((-1, rest))
+    # Rows are written one behind the other into flat buffers, and the segments' lengths then tell
+    # every position its document and its place in it: no loop over tokens in Python.
     index, lengths = torch.tensor(segments, dtype=torch.int64).unbind(1)
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).view(len(rows), width)
     document_of = index.repeat_interleave(lengths).view(len(rows), width)
@@ -143,6 +145,9 @@ def laid_out(
         raise ValueError(
             f"nothing to predict in this batch: {', '.join(d.origin for d in documents[:5])}"
         )
+    # A model starts a document wherever positions do not go up by one. Packed padding at 0
+    # throughout is many documents of one token, which cost attention nothing; a padded row's runs
+    # on, so that the row is one document.
     on_padding = torch.zeros_like(flat) if padding_apart else flat % width
     return TokenBatch(
         torch.frombuffer(ids, dtype=torch.int32).long().view(len(rows), width),

@@ -107,69 +107,16 @@ def decontaminate(
         UserError: a file is missing, unreadable or in two roles, a row is not a JSON object, a
             column is missing, or nothing is left to protect.
     """
-    report = report or out.with_name(
-        out.name + ".removed.ndjson"
-    )  # an ending that the stream's *.jsonl does not find
+    # an ending that the stream's *.jsonl does not find
+    report = report or out.with_name(out.name + ".removed.ndjson")
     sources, shields = files(stream, "STREAM"), files(against, "--against")
-    if both := {path.resolve() for path in sources} & {path.resolve() for path in shields}:
-        message = (
-            "the stream holds this file too, and all of it would be removed: take it out of "
-            "one of the two"
-        )
-        raise user_error(
-            "--against",
-            message,
-            value=_shown(sorted(both)),
-            accepted="files that are not in the stream",
-        )
+    _check_apart(sources, shields)
     _writable(out, report, sources + shields)
     texts = list(_protected_texts(shields, columns))
-    protected = Protected([text.text for text in texts], ngram=ngram, threshold=threshold)
-    if not len(protected):
-        message = (
-            "there is nothing to look for: every text is too short, or shares all its words "
-            "with the others"
-        )
-        accepted = f"texts of {ngram + 2} different words or more"
-        raise user_error("--against", message, value=f"{len(texts)} texts", accepted=accepted)
-    rows = removed = 0
-    with (
-        replacing(out) as scratch,
-        replacing(report) as scratch_report,
-        scratch.open("wb") as kept,
-        scratch_report.open("wb") as left_out,
-    ):
-        for piece, matches in _screened(_pieces(sources), protected, jobs):
-            for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
-                if at not in matches:
-                    kept.write(line)
-                    continue
-                text, match = matches[at]
-                like = texts[match.text]
-                record = {
-                    "file": str(piece.file),
-                    "line": number,
-                    "similarity": round(match.similarity, 4),
-                    "matched": like.origin,
-                    "column": like.column,
-                    "text": text,
-                    "protected": like.text,
-                }
-                left_out.write(
-                    json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-                )
-            rows += len(piece.lines)
-            removed += len(matches)
-            progress(rows)
-        if not rows:
-            raise user_error(
-                "STREAM",
-                "it holds no rows",
-                value=_shown(sources),
-                accepted="files with a row or more",
-            )
-        # An earlier certificate must never vouch for this file.
-        certificate.path_of(out).unlink(missing_ok=True)
+    protected = _protected(texts, ngram, threshold)
+    rows, removed = _sorted_out(
+        sources, _screened(_pieces(sources), protected, jobs), texts, out, report, progress
+    )
     beside = certificate.Certificate(
         stream=[str(path) for path in sources],
         against={str(path): certificate.digest(path) for path in shields},
@@ -181,19 +128,83 @@ def decontaminate(
         out_bytes=out.stat().st_size,
         texts=sorted({certificate.fingerprint(text.text) for text in texts}),
     ).write(out)
-    return Summary(
-        rows,
-        removed,
-        str(report),
-        str(out),
-        str(beside),
-        len(protected),
-        len(protected.unprotected),
-    )
+    paths = (str(report), str(out), str(beside))
+    return Summary(rows, removed, *paths, len(protected), len(protected.unprotected))
+
+
+def _protected(texts: Sequence[_Text], ngram: int, threshold: float) -> Protected:
+    protected = Protected([text.text for text in texts], ngram=ngram, threshold=threshold)
+    if not len(protected):
+        message = (
+            "there is nothing to look for: every text is too short, or shares all its words "
+            "with the others"
+        )
+        accepted = f"texts of {ngram + 2} different words or more"
+        raise user_error("--against", message, value=f"{len(texts)} texts", accepted=accepted)
+    return protected
+
+
+def _sorted_out(
+    sources: Sequence[Path],
+    screened: Iterable[tuple[_Piece, Matches]],
+    texts: Sequence[_Text],
+    out: Path,
+    report: Path,
+    progress: Callable[[int], None],
+) -> tuple[int, int]:
+    """Writes each row to one of the two files; returns how many there are and are removed.
+
+    Raises:
+        UserError: there is no row.
+    """
+    rows = removed = 0
+    with (
+        replacing(out) as scratch,
+        replacing(report) as scratch_report,
+        scratch.open("wb") as kept,
+        scratch_report.open("wb") as left_out,
+    ):
+        for piece, matches in screened:
+            for at, (number, line) in enumerate(zip(piece.numbers, piece.lines, strict=True)):
+                if at not in matches:
+                    kept.write(line)
+                    continue
+                text, match = matches[at]
+                record = {
+                    "file": str(piece.file),
+                    "line": number,
+                    "similarity": round(match.similarity, 4),
+                    "matched": texts[match.text].origin,
+                    "column": texts[match.text].column,
+                    "text": text,
+                    "protected": texts[match.text].text,
+                }
+                left_out.write(
+                    json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+                )
+            rows += len(piece.lines)
+            removed += len(matches)
+            progress(rows)
+        if not rows:
+            message, accepted = "it holds no rows", "files with a row or more"
+            raise user_error("STREAM", message, value=_shown(sources), accepted=accepted)
+        # An earlier certificate must never vouch for this file.
+        certificate.path_of(out).unlink(missing_ok=True)
+    return rows, removed
 
 
 # --- files
 # -------------------------------------------------------------------------------------------------
+
+
+def _check_apart(sources: Sequence[Path], shields: Sequence[Path]) -> None:
+    if both := {path.resolve() for path in sources} & {path.resolve() for path in shields}:
+        message = (
+            "the stream holds this file too, and all of it would be removed: take it out of "
+            "one of the two"
+        )
+        accepted = "files that are not in the stream"
+        raise user_error("--against", message, value=_shown(sorted(both)), accepted=accepted)
 
 
 def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:

@@ -158,10 +158,9 @@ def encode_into(
             predict after its first.
         rows: the rows; those without a prompt are raw text.
         layout: how they are written in tokens; the end token follows, predicted.
-        max_tokens: the longest document, at least 2 (None: no bound). A longer raw text is cut into
-            chunks, each with the tokenizer's beginning, which end with the end token only at the
-            end of the text. A longer solution is cut at the right; where the prompt alone is as
-            long, the row is left out.
+        max_tokens: the longest document, at least 2 (None: no bound). Longer raw text is cut into
+            chunks, each begun as the text is, the last with the end token; a longer solution is
+            cut at the right, and a row left out whose prompt alone is as long.
         shortest_chunk_tokens: the rest of a chunked text is left out if it is shorter, end token
             included.
         max_documents: how many are kept at most, the first ones (None: all); rows after them are
@@ -172,20 +171,15 @@ def encode_into(
         ValueError: ``max_tokens`` is below 2.
     """
     if max_tokens is not None and max_tokens < 2:
-        raise ValueError(
-            f"max_tokens must be at least 2 (one token predicts the next), got {max_tokens}"
-        )
+        raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
     count: Counter[str] = Counter()
     for row, ids, given, natural in layout.documents(rows):
         if count["documents"] == max_documents:
             break
         count["rows"] += 1
         limit = len(ids) + 1 if max_tokens is None else max_tokens
-        if len(ids) == given:
-            count["empty"] += 1
-            continue
-        if given >= limit:
-            count["dropped"] += 1
+        if (unusable := len(ids) == given) or given >= limit:
+            count["empty" if unusable else "dropped"] += 1
             continue
         count["merged"] += not natural
         ids.append(layout.end)

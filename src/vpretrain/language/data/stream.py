@@ -118,6 +118,8 @@ class Stream(roles.Stream[TokenBatch]):
         self._pending: list[
             tuple[int, int, int]
         ] = []  # source, how many it had given before, which one that is
+        # Names, weights and lengths stand for the content: hashing every document would read a
+        # stream of millions from disk at each start.
         self._identity = {
             "seed": seed,
             "sources": [
@@ -127,7 +129,10 @@ class Stream(roles.Stream[TokenBatch]):
         }
 
     def __next__(self) -> TokenBatch:
+        # Every rank draws all windows and lays out its own: the position is the same on all of
+        # them, and drawing is a matter of a few integers.
         windows = [self._window() for _ in range(self.batch_size)]
+        # Over all windows, not its own: unpacked rows have one width on every rank.
         longest = max(self._lengths[source][place] for (source, _, place), *_ in windows)
         return laid_out(
             [
@@ -157,6 +162,8 @@ class Stream(roles.Stream[TokenBatch]):
             UserError: the state is of another seed, or of other sources, weights or documents.
         """
         _check_identity("data.stream", state["identity"], self._identity)
+        # A pending document is known by its place in its source's order; which one that is follows
+        # from the seed, so that a checkpoint holds no text.
         self._drawn = [int(drawn) for drawn in state["drawn"]]
         pending = [(int(source), int(number)) for source, number in state["pending"]]
         self._pending = [
@@ -178,8 +185,8 @@ class Stream(roles.Stream[TokenBatch]):
             source, _, place = self._pending[at]
             length = self._lengths[source][place]
             if length <= room:
-                # Those passed over did not fit a larger room: go on from here, where the next moves
-                # up to.
+                # Room only shrinks, so that what was passed over cannot fit any more: go on from
+                # here, where the next document moves up to.
                 room -= length
                 chosen.append(self._pending.pop(at))
             else:
@@ -251,6 +258,7 @@ class Sampler:
     def draw(self) -> list[Document]:
         """The documents of the next batch, before they are laid out."""
         count = len(self._documents)
+        # A batch never reaches over the end of a pass, where a document could come twice in it.
         epoch, at = divmod(self._batch, count // self.batch_size)
         start = epoch * count + at * self.batch_size
         self._batch += 1

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -102,17 +101,6 @@ def mistaken(a: int, op: str, b: int) -> int:
     return abs(a_tens - b_tens) * 10 + abs(a_units - b_units)
 
 
-def read_solution(text: str) -> tuple[int, str, int, int] | None:
-    """``(a, op, b, stated result)`` of a text such as ``4 7 + 2 5 = 7 2 .``; None for any other
-    shape.
-    """
-    match = re.fullmatch(r"(\d \d) ([+-]) (\d \d) = (\d \d) \.", text.strip())
-    if match is None:
-        return None
-    a, op, b, result = match.groups()
-    return _number(a), op, _number(b), _number(result)
-
-
 def problems(
     split: str,
     count: int,
@@ -151,22 +139,9 @@ def problems(
         ValueError: an unknown split, no form or operation, a share outside [0, 1] or asked of a
             clean split, a negative ``count``, or more distinct rows than the split has.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
-    if count < 0:
-        raise ValueError(f"count: got {count}, accepted: 0 or more")
-    for key, fraction in (("noise_share", noise_share), ("random_share", random_share)):
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"{key}: got {fraction}, accepted: 0 to 1")
-        if fraction and split != "stream":
-            raise ValueError(
-                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are "
-                "always clean"
-            )
-
+    _check_request(split, count, {"noise_share": noise_share, "random_share": random_share})
     if not forms or not operations:
         raise ValueError("forms and operations: got an empty list, accepted: at least one of each")
-
     rng = random.Random(f"word problems/{split}/{seed}")
     triples = [triple for triple in _triples()[split] if triple[1] in operations]
     if split == "stream":
@@ -238,6 +213,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def _check_request(split: str, count: int, shares: Mapping[str, float]) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
+    if count < 0:
+        raise ValueError(f"count: got {count}, accepted: 0 or more")
+    for key, fraction in shares.items():
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"{key}: got {fraction}, accepted: 0 to 1")
+        if fraction and split != "stream":
+            raise ValueError(
+                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are "
+                "always clean"
+            )
+
+
 @cache
 def _triples() -> dict[str, list[tuple[int, str, int]]]:
     """The triples of every split, in a fixed order."""
@@ -292,7 +282,3 @@ def _fill(template: str, rng: random.Random, **numbers: str) -> str:
 
 def _digits(number: int) -> str:
     return " ".join(f"{number:02d}")
-
-
-def _number(digits: str) -> int:
-    return int(digits.replace(" ", ""))

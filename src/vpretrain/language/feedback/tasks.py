@@ -178,41 +178,29 @@ def encode_tasks(
     encoded: dict[str, TaskDocuments] = {}
     counts: dict[str, Encoded] = {}
     problems = []
-    for name, task in tasks.items():
-        documents, count = encode(
-            task.rows,
+
+    def documents_of(rows: Sequence[Row]) -> tuple[list[Document], Encoded]:
+        return encode(
+            rows,
             tokenizer,
             max_tokens=section.max_tokens,
             parse_special_tokens=parse_special_tokens,
         )
+
+    for name, task in tasks.items():
+        documents, count = documents_of(task.rows)
         rejected: dict[str, Document] = {}
         if task.rejected:
-            others, _ = encode(
-                [task.rejected[row.origin] for row in task.rows],
-                tokenizer,
-                max_tokens=section.max_tokens,
-                parse_special_tokens=parse_special_tokens,
-            )
+            others, _ = documents_of([task.rejected[row.origin] for row in task.rows])
             rejected = {document.origin: document for document in others}
-            pairs = [
-                d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids
-            ]
-            lost = len(documents) - len(pairs)
-            count = replace(
-                count,
-                documents=len(pairs),
-                dropped=count.dropped + lost,
-                tokens=sum(len(d.ids) for d in pairs),
-            )
-            documents = pairs
+            documents, count = _paired(documents, rejected, count)
         counts[name] = count
         encoded[name] = TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected)
         if len(documents) // section.batches < (needed := section.batch_of(name)):
             message = (
                 f"of {count.rows} rows {count.dropped + count.empty} do not fit "
-                "data.feedback.max_tokens "
-                f"({section.max_tokens}), and too few are left for {section.batches} batches; "
-                "raise it, or lower this"
+                f"data.feedback.max_tokens ({section.max_tokens}), and too few are left for "
+                f"{section.batches} batches; raise it, or lower this"
             )
             accepted = f"1 to {len(documents) // section.batches}"
             problems.append(
@@ -221,6 +209,19 @@ def encode_tasks(
     if problems:
         raise UserError(*problems)
     return encoded, counts
+
+
+def _paired(
+    documents: Sequence[Document], rejected: Mapping[str, Document], count: Encoded
+) -> tuple[list[Document], Encoded]:
+    """The chosen answers that have a rejected one which differs, and what became of the rows."""
+    pairs = [d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids]
+    return pairs, replace(
+        count,
+        documents=len(pairs),
+        dropped=count.dropped + len(documents) - len(pairs),
+        tokens=sum(len(d.ids) for d in pairs),
+    )
 
 
 def feedback_from(
