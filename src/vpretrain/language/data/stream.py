@@ -10,7 +10,7 @@ and each lays out its own.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,6 +251,9 @@ class Sampler:
             "batch_size": batch_size,
             "documents": [len(documents), sum(len(document.ids) for document in documents)],
         }
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
 
     def __next__(self) -> TokenBatch:
         return padded(self.draw(), pad_id=self.pad_id)
