@@ -45,7 +45,7 @@ class Certificate:
     texts: list[str]
 
     def write(self, stream: Path) -> Path:
-        """Puts it beside the stream, and says where."""
+        """Writes it beside the stream, and returns its path."""
         path = path_of(stream)
         write_json(path, asdict(self))
         return path
@@ -105,7 +105,7 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
 
 
 def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[Problem]:
-    """What a person should hear before training on files that may hold near-duplicates of verified
+    """Warnings before training on files that may hold near-duplicates of verified
     or held-out rows.
 
     Args:

@@ -86,7 +86,7 @@ class Encoded:
         truncated: solutions cut at the right, their end token with it.
         chunked: raw texts cut into several documents.
         tails: chunked raw texts whose rest was shorter than the shortest allowed and left out.
-        capped: rows that were not looked at, because there were documents enough.
+        capped: rows that were not read, because there were documents enough.
         merged: rows whose text begins inside the last token of their prompt, which is predicted.
     """
 

@@ -153,9 +153,11 @@ def hub(
     ) as error:  # datasets, huggingface_hub and the network have exceptions of their own
         offline = os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0")
         hint = (
-            " (HF_HUB_OFFLINE is set, so only what was cached before can be had)" if offline else ""
+            " (HF_HUB_OFFLINE is set, so only what was cached before is available)"
+            if offline
+            else ""
         )
-        message = f"this data set cannot be had from the hub{hint}: {_brief(error)}"
+        message = f"this data set cannot be read from the hub{hint}: {_brief(error)}"
         accepted = (
             "id, configuration, split and revision of a data set that can be reached, or "
             "was cached before"
@@ -225,7 +227,7 @@ def files(pattern: Path, where: str) -> list[Path]:
         UserError: nothing matches.
     """
     if pattern.exists() or not any(sign in str(pattern) for sign in "*?["):
-        return [pattern]  # reading it says what is wrong with it
+        return [pattern]  # reading it reports what is wrong with it
     fixed = next(
         folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?[")
     )

@@ -138,7 +138,7 @@ def evaluate(
     """Scores a model on tasks, and another on the same items if one is named.
 
     Writes ``generations-TASK.jsonl`` (every completion) and ``evaluation.json`` into the folder; of
-    the model held against, into ``against/``.
+    the other model, into ``against/``.
 
     Args:
         model: see :func:`open_model`.

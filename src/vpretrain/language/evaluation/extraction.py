@@ -67,7 +67,7 @@ def boxed(text: str) -> str | None:
 
 
 def stated(text: str) -> str | None:
-    """What the last "the answer is ..." (or "answer: ...") of the text says, to the end of its
+    """What the last "the answer is ..." (or "answer: ...") of the text states, to the end of its
     sentence.
     """
     match = last_match(text, _STATED)

@@ -148,7 +148,9 @@ def _from_hub(task: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
         Exception
     ) as error:  # no network, no such data set, a cache that is broken: each has its own
         why = " ".join(str(error).split())[:200]
-        message = f"{task.name} could not be had from the hub ({why}); give a folder by --data-root"
+        message = (
+            f"{task.name} could not be read from the hub ({why}); give a folder by --data-root"
+        )
         raise user_error("--tasks", message, value=task.hub.path, accepted=_shape(task)) from error
     for number, row in enumerate(rows, 1):
         yield f"{task.hub.path}:{number}", row

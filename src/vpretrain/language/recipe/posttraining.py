@@ -47,7 +47,7 @@ class Grpo(Section):
     prompts: PositiveInt = 8
     """Prompts a step."""
     samples: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt; what one earns is held against the others."""
+    """Answers to each prompt; what one earns is compared with the others."""
     learning_rate: PositiveFloat = 1e-6
     new_tokens: PositiveInt = 256
     """The longest answer."""
