@@ -369,7 +369,7 @@ def test_a_data_set_without_the_column_or_split(hub_folder: Path, streaming: boo
         with pytest.raises(UserError) as caught:
             hub(str(hub_folder), text="txt")
         assert caught.value.problems[0].accepted == "'question', 'answer'"
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be read from the hub"):
         hub(str(hub_folder), split="tset", streaming=streaming, text="answer")
 
 
