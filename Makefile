@@ -13,7 +13,7 @@ demo: setup
 
 # One thread a worker: the tests are small, and two workers with all threads each fight over the same cores.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: setup
 	@$(BIN)/ruff format --quiet --check --output-format concise . || { echo 'Some files are not in the agreed format; mend: $(BIN)/ruff format'; exit 1; }

@@ -9,6 +9,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
 import json
+import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ import torch
 from vpretrain import cli, report
 
 torch.set_num_threads(1)
+# several lines for every tensor of a checkpoint, which pytest would keep for a test that fails
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.INFO)
 
 
 def find_shared_data() -> Path:
@@ -58,15 +62,20 @@ class Called:
 
 
 @pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of tables and text alone: drawing takes most of the time, and tests/report does it."""
+    monkeypatch.setattr(report, "write_plots", lambda *given: [])
+    monkeypatch.setattr(sys.modules["vpretrain.report.page"], "panel", lambda chart, large: "")
+
+
+@pytest.fixture
 def command(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> Callable[..., Called]:
     """``vpretrain ARGUMENTS`` in this process, which has imported torch and transformers already.
 
-    Both outputs hold also what C++ wrote to them. Reports come without their plots as files, which
-    take most of the time: tests/report has those.
+    Both outputs hold also what C++ wrote to them. Reports come without their plots.
     """
-    monkeypatch.setattr(report, "write_plots", lambda *given: [])
 
     def call(*arguments: object) -> Called:
         monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])

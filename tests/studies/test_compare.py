@@ -22,9 +22,9 @@ def without_times(table):
 
 
 def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path):
-    first = compared(tmp_path / "a")
-    assert without_times(first) == without_times(compared(tmp_path / "b"))
-    assert without_times(first) == without_times(compared(tmp_path / "c", jobs=2))
+    first = compared(tmp_path / "a", amount=3)
+    assert without_times(first) == without_times(compared(tmp_path / "b", amount=3))
+    assert without_times(first) == without_times(compared(tmp_path / "c", amount=3, jobs=2))
 
 
 def test_equal_steps_draw_equal_batches(tmp_path):

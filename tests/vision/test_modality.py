@@ -264,7 +264,8 @@ def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypat
 
 def test_compare_writes_the_table(tmp_path):
     arms = ["plain", "ascent", "direct"]
-    compare(tiny_recipe(), arms=arms, seeds=2, match="steps", out=tmp_path)
+    small = tiny_recipe("evaluate.probe={steps: 1, batch_size: 4, train_size: [4, 4]}")
+    compare(small, arms=arms, seeds=2, match="steps", out=tmp_path)
     table = json.loads((tmp_path / "compare.json").read_text())
     assert table["modality"] == "vision" and table["metrics"]["test/depth_rmse"] == {
         "higher_is_better": False
