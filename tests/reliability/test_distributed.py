@@ -117,7 +117,7 @@ VISION = [
     ("dino", "view_weights", ["learner.centering=sinkhorn"]),
     ("dino", "random_masks", []),
     ("ijepa", "patch_weights", ["designer.kind=patch_weights"]),
-    ("ijepa", "ascent", ["designer.meta_images=2"]),
+    ("ijepa", "ascent", ["designers.ascent.meta_images=2"]),
 ]
 
 
