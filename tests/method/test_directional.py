@@ -108,3 +108,15 @@ def test_the_check_during_a_run_costs_two_passes_and_finds_a_model_that_has_chan
     loss, parameters, controls = curved(1e3)
     estimator(counted, parameters, direction, [controls])
     assert estimator.step < before and estimator.error < 0.01 and math.isfinite(estimator.error)
+
+
+def test_central_difference_where_the_parameters_are_zero():
+    """LoRA's B before its first step."""
+    control = torch.tensor([2.0], requires_grad=True)
+
+    def loss(parameters):
+        return (control * parameters["b"]).sum() + parameters["b"].square().sum()
+
+    found = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
+    assert float(found.value) == pytest.approx(6.0, rel=1e-5)
+    assert found.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)

@@ -10,7 +10,7 @@ from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.guards import Collapse
+from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.roles import Learned
 from vpretrain.run.build import new_step
 from vpretrain.run.run import Run
@@ -152,3 +152,18 @@ def test_masks_have_bounds_too():
         == {"mask_mean", "mask_std"}
         <= step(next_batches(parts.stream, 1), 0.0).keys()
     )
+
+
+def test_guard_closes_on_a_negative_window_and_opens_again():
+    guard = Guard(3)
+    for gain in (-1.0, -1.0):
+        guard.update(gain)
+    assert guard.open
+    guard.update(-1.0)
+    assert not guard.open
+    for gain in (2.0, 2.0):
+        guard.update(gain)
+    assert guard.open
+    off = Guard(0)
+    off.update(-1.0)
+    assert off.open

@@ -3,7 +3,6 @@ leaves the learner alone.
 """
 
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from vpretrain import ESTIMATORS, Alignment, ValueEstimator
 from vpretrain.method.simple import (
     BaselineDesigner,
     LossFeedback,
-    ShuffledBatches,
     WholeLearner,
     halves,
 )
@@ -84,23 +82,6 @@ def test_a_learner_in_a_narrow_dtype_is_valued_in_float32(learner):
 def test_a_pattern_that_fits_nothing_is_refused(learner):
     with pytest.raises(UserError, match=r"head\.\*"):
         WholeLearner(learner.model, weighted, aligned=["3.*", "head.*"])
-
-
-def test_batches_go_on_where_they_were_and_give_every_item_once_a_pass():
-    drawn = ShuffledBatches(6, 4, "key", list)
-    first = [next(drawn) for _ in range(3)]
-    assert sorted(chain(*first)) == sorted([*range(6), *range(6)])
-    state, then = drawn.state_dict(), [next(drawn) for _ in range(5)]
-    again = ShuffledBatches(6, 4, "key", list)
-    again.load_state_dict(state)
-    assert [next(again) for _ in range(5)] == then
-    assert [next(ShuffledBatches(6, 4, "other", list)) for _ in range(1)] != first[:1]
-
-
-@pytest.mark.parametrize("count", [7, 8])
-def test_halves_share_no_item_and_leave_none_out(count):
-    seen = [set(chain(*(next(half) for _ in range(8)))) for half in halves(count, 2, "key", list)]
-    assert not seen[0] & seen[1] and seen[0] | seen[1] == set(range(count))
 
 
 def test_feedback_touches_neither_gradients_nor_random_numbers(learner):

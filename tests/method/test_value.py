@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from vpretrain.method import vectors
-from vpretrain.method.directional import central_difference
 from vpretrain.method.value import Alignment, adam_preconditioner
 
 
@@ -80,39 +78,6 @@ def test_floor_bounds_rows_of_rare_tokens():
     preconditioner = adam_preconditioner(optimizer, {"w": weight}, floor=0.1)["w"]
     assert float(preconditioner.max()) == pytest.approx(10, rel=1e-5)
     assert float(preconditioner[1]) == pytest.approx(1, rel=0.1)
-
-
-def test_vectors():
-    a, b = random_vector(0), random_vector(1)
-    flat = lambda v: torch.cat([v["a"].flatten(), v["b"]])  # noqa: E731
-    assert float(vectors.inner(a, b)) == pytest.approx(float(flat(a) @ flat(b)))
-    assert float(vectors.norm(a)) == pytest.approx(float(flat(a).norm()))
-    torch.testing.assert_close(flat(vectors.combine((2.0, a), (-1.0, b))), 2 * flat(a) - flat(b))
-    torch.testing.assert_close(flat(vectors.mean([a, b])), (flat(a) + flat(b)) / 2)
-
-
-@pytest.mark.parametrize("silent", ["down", "pre"])
-def test_cosine_with_nothing_is_nothing(silent):
-    """Rewards that are all equal, or a batch that teaches nothing, point nowhere."""
-    sides = {
-        "down": {"w": torch.ones(3)},
-        "pre": {"w": torch.ones(3)},
-        silent: {"w": torch.zeros(3)},
-    }
-    value, direction = Alignment("cosine")(sides["down"], sides["pre"], 0.1)
-    assert float(value) == 0 and direction["w"].tolist() == [0, 0, 0]
-
-
-def test_central_difference_where_the_parameters_are_zero():
-    """LoRA's B before its first step."""
-    control = torch.tensor([2.0], requires_grad=True)
-
-    def loss(parameters):
-        return (control * parameters["b"]).sum() + parameters["b"].square().sum()
-
-    found = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
-    assert float(found.value) == pytest.approx(6.0, rel=1e-5)
-    assert found.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)
 
 
 def test_a_parameter_without_moments_leaves_the_others_preconditioned():

@@ -5,8 +5,7 @@ number of them.
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, vision_recipe
@@ -17,8 +16,8 @@ from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
-from vpretrain.system import distributed, sharding
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.system import distributed
+from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 from vpretrain.vision.modality import _stream
 
@@ -218,22 +217,6 @@ def in_a_process(recipe, folder):
     }
 
 
-def test_clipping_over_shards_is_clipping():
-    gradients = [[3.0, 4.0], [12.0, 0.0]]
-    assert together(2, clipped, gradients, 6.5) == [(13.0, [[1.5, 2.0], [6.0, 0.0]])] * 2
-
-
-def clipped(gradients, bound):
-    mesh = DeviceMesh("cpu", torch.arange(distributed.world()))
-    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in gradients]
-    parameters[0] = torch.nn.Parameter(distribute_tensor(parameters[0], mesh, [Shard(0)]))
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = sharding.laid_out(torch.tensor(gradient), parameter)
-    norm = sharding.clip(parameters, bound)
-    held = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
-    return round(norm, 6), [[round(float(x), 5) for x in tensor] for tensor in held]
-
-
 def gone_on_with(recipe, materials, folder):
     checkpoints = CheckpointManager(folder, keep_last=9)
     _, state = checkpoints.newest()
@@ -288,65 +271,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(words):
         together(3, ran, words_recipe("arm=onehot"), words)
 
 
-def statistics(parts):
-    """Of this process's part; what a gradient is with respect to it."""
-    values = parts[distributed.rank()].clone().requires_grad_()
-    (distributed.mean(values) - 3).square().backward()
-    gradient, values = values.grad.tolist(), values.detach()
-    rows = distributed.logsumexp(parts[distributed.rank()][:, None])
-    return [float(distributed.mean(values)), float(distributed.std(values)), float(rows), gradient]
-
-
-def test_statistics_are_those_of_all_parts_however_uneven():
-    values = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole = statistics([values])
-    parts = together(2, statistics, [values[:2], values[2:]])
-    for at in range(3):
-        assert parts[0][at] == parts[1][at] == pytest.approx(whole[at], rel=1e-12)
-    assert parts[0][3] + parts[1][3] == pytest.approx(whole[3], rel=1e-12)
-
-
-def summed(gradients):
-    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
-    for parameter, gradient in zip(parameters, gradients[distributed.rank()], strict=True):
-        parameter.grad = None if gradient is None else torch.tensor(gradient)
-    distributed.all_reduce_gradients(parameters)
-    return [None if p.grad is None else p.grad.tolist() for p in parameters]
-
-
-def test_a_gradient_that_only_one_process_has_counts(monkeypatch):
-    monkeypatch.setattr(distributed, "BUCKET_BYTES", 1)  # every tensor in a bucket of its own
-    some = [[[1.0, 2, 3], None, None], [[1.0, 1, 1], [5.0, 6, 7], None]]
-    assert together(2, summed, some) == [[[2.0, 3, 4], [5.0, 6, 7], None]] * 2
-
-
-def wrote(path):
-    def make():
-        found = path.read_text() if path.exists() else ""
-        path.write_text(found + str(distributed.world()))
-        return found
-
-    return distributed.in_turn(make)
-
-
-def test_the_first_makes_what_the_others_find(tmp_path):
-    assert together(2, wrote, tmp_path / "made") == ["", "1"]  # each alone in its turn
-
-
-def refused():
-    def make():
-        raise user_error("data.stream", "it is not there")
-
-    try:
-        distributed.in_turn(make)
-    except UserError as error:
-        return str(error)
-
-
-def test_what_the_first_finds_wrong_is_told_to_all():
-    assert together(2, refused) == ["data.stream: it is not there"] * 2
-
-
 def found_by(folder):
     try:
         return CheckpointManager(folder / str(distributed.rank())).newest()[0]
@@ -362,19 +286,6 @@ def test_a_run_folder_that_not_all_see_is_named(tmp_path):
         and "process 1 on" in found[1]
         and str(tmp_path / "1" / "step-0000003") in found[1]
     )
-
-
-def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MASTER_PORT", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="MASTER_PORT"), distributed.process_group():
-        pass
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match="nproc-per-node"), distributed.process_group():
-        pass
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import threading
 
 import pytest
 import torch
@@ -16,11 +15,10 @@ from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
 from vpretrain.models.trained import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
-from vpretrain.run.launch import changes, train_one
+from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, Stopped, UserError
-from vpretrain.system.signals import Interruption
 from vpretrain.vision import Vision
 from vpretrain.vision.steering.arms import ARMS as VISION_ARMS
 
@@ -184,17 +182,6 @@ def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
     assert again == first and said == ["this run is finished; nothing was done"] and not steps
 
 
-def test_a_key_that_is_newer_than_the_folder_counts_with_its_default(words, tmp_path):
-    recipe = language_recipe("arm=onehot", "budget.steps=2")
-    train_one(recipe, tmp_path, lambda record, fraction: None)
-    path = tmp_path / "recipe.yaml"
-    lines = [line for line in path.read_text().splitlines() if line.strip() != "on_collapse: log"]
-    path.write_text("\n".join(lines))
-    assert "on_collapse" not in path.read_text() and changes(tmp_path, recipe) == []
-    steered = language_recipe("arm=onehot", "budget.steps=2", "value.on_collapse=revert")
-    assert [problem.where for problem in changes(tmp_path, steered)] == ["value.on_collapse"]
-
-
 def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tmp_path):
     train_one(
         language_recipe("arm=onehot", "budget.steps=2"), tmp_path, lambda record, fraction: None
@@ -322,23 +309,3 @@ def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
             "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1"
         )
         train(Run(bad, build(bad, words), step0={}, checkpoints=checkpoints))
-
-
-def test_signals_are_heard_only_inside_and_never_outside_of_the_main_thread():
-    before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as asked:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert asked.by == "SIGUSR1"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before
-    names = []
-
-    def elsewhere():
-        with Interruption() as heard:
-            names.append(heard.by)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert names == [None]

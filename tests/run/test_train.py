@@ -13,13 +13,10 @@ from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.feedback import shuffled
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.method.accumulation import next_batches
-from vpretrain.method.guards import Guard
-from vpretrain.run.build import new_step
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
-from vpretrain.system.errors import Fault, UserError
+from vpretrain.system.errors import UserError
 
 TINY = [
     "learner.model=null",
@@ -127,52 +124,6 @@ def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
     )  # else the test could not fail
 
 
-def test_burn_in_moves_the_optimizer_and_not_the_learner(materials):
-    recipe = tiny_recipe("arm=closed_form", "learner.weight_decay=0.1")
-    parts = Language().build(recipe, materials)
-    before, step = weights_hash(parts), new_step(recipe, parts)
-    for _ in range(3):
-        step(next_batches(parts.stream, 1), 0.0)
-    assert weights_hash(parts) == before
-    assert all(state["step"] == 3 for state in step.optimizer.state.values())
-
-
-def test_meta_period_sets_how_often_feedback_is_heard(materials):
-    _, result = trained(materials, "arm=closed_form", "value.meta_period=3", "budget.steps=7")
-    assert [record["step"] for record in result.history if "gain" in record] == [1, 4, 7]
-
-
-@pytest.mark.parametrize("arm", ["onehot", "token_weights"])
-def test_several_batches_make_the_step_of_one_large_one(materials, arm):
-    """Two of two windows against one of four: the same documents, the same step, in whatever order
-    they are added up.
-    """
-    small = (
-        "data.batch_size=2",
-        "learner.accumulate=2",
-        "value.meta_period=9",
-        "value.settle_steps=0",
-        "budget.steps=1",
-    )
-    large = ("data.batch_size=4", "value.meta_period=9", "value.settle_steps=0", "budget.steps=1")
-    # Closed gate: what a designer makes of values in standard deviations over the batch does depend
-    # on the batch.
-    found = []
-    for overrides in (small, large):
-        recipe = tiny_recipe(f"arm={arm}", *of_every_kind(ARMS, tilt=0), *overrides)
-        parts = Language().build(recipe, materials)
-        result = train(Run(recipe, parts, step0={}))
-        found.append(
-            (result.spent.tokens, result.history[0], dict(parts.learner.model.named_parameters()))
-        )
-    (tokens, record, weights), (tokens_of_one, record_of_one, weights_of_one) = found
-    assert tokens == tokens_of_one
-    for key in ("loss", "gradient_norm"):
-        assert record[key] == pytest.approx(record_of_one[key], rel=1e-5)
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, weights_of_one[name], rtol=1e-3, atol=2e-5)
-
-
 def test_direct_training_cuts_feedback_to_the_window():
     """Feedback rows may be longer than a window of the stream, which this arm packs them into."""
     recipe = tiny_recipe("arm=feedback_sft", "data.window_tokens=24")
@@ -186,33 +137,6 @@ def test_budget_in_tokens_and_seconds(materials):
     assert tokens[-1] >= 1000 and all(t < 1000 for t in tokens[:-1])
     _, by_seconds = trained(materials, "arm=onehot", "budget={seconds: 1}", "budget.steps=null")
     assert by_seconds.history[-1]["seconds"] >= 1
-
-
-def test_a_non_finite_loss_stops_before_the_step(materials):
-    recipe = tiny_recipe("arm=onehot")
-    parts = Language().build(recipe, materials)
-    step = new_step(recipe, parts)
-    with torch.no_grad():
-        parts.learner.model.lm_head.weight[0, 0] = float("nan")
-    before = weights_hash(parts)
-    with pytest.raises(Fault, match="not taken"):
-        step(next_batches(parts.stream, 1), 1e-2)
-    assert weights_hash(parts) == before
-
-
-def test_guard_closes_on_a_negative_window_and_opens_again():
-    guard = Guard(3)
-    for gain in (-1.0, -1.0):
-        guard.update(gain)
-    assert guard.open
-    guard.update(-1.0)
-    assert not guard.open
-    for gain in (2.0, 2.0):
-        guard.update(gain)
-    assert guard.open
-    off = Guard(0)
-    off.update(-1.0)
-    assert off.open
 
 
 def test_random_feedback_is_shrunk_away(materials):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vpretrain.run.scores import mean_stderr, proportion_stderr
 from vpretrain.studies.statistics import holm, paired_difference, paired_table, summary, verdict
 
 
@@ -17,16 +16,6 @@ def test_summary_by_hand() -> None:
     for broken in ([], [1.0, math.nan], [math.inf]):
         with pytest.raises(ValueError, match="finite"):
             summary(broken)
-
-
-def test_standard_errors_by_hand() -> None:
-    assert mean_stderr([2.0, 4.0, 6.0]) == pytest.approx(2.0 / math.sqrt(3))
-    assert mean_stderr([1.0]) is None
-    assert proportion_stderr(25, 100) == pytest.approx(math.sqrt(0.25 * 0.75 / 100))
-    assert proportion_stderr(0, 10) == 0.0
-    for successes, n in ((11, 10), (-1, 10), (0, 0)):
-        with pytest.raises(ValueError, match="successes"):
-            proportion_stderr(successes, n)
 
 
 def test_paired_t_by_hand() -> None:

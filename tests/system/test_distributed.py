@@ -1,0 +1,80 @@
+"""Collectives over processes, and what a launcher left out."""
+
+import pytest
+import torch
+
+from tests.reliability.processes import together
+from vpretrain.system import distributed
+from vpretrain.system.errors import UserError, user_error
+
+
+def statistics(parts):
+    """Of this process's part; what a gradient is with respect to it."""
+    values = parts[distributed.rank()].clone().requires_grad_()
+    (distributed.mean(values) - 3).square().backward()
+    gradient, values = values.grad.tolist(), values.detach()
+    rows = distributed.logsumexp(parts[distributed.rank()][:, None])
+    return [float(distributed.mean(values)), float(distributed.std(values)), float(rows), gradient]
+
+
+def test_statistics_are_those_of_all_parts_however_uneven():
+    values = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = statistics([values])
+    parts = together(2, statistics, [values[:2], values[2:]])
+    for at in range(3):
+        assert parts[0][at] == parts[1][at] == pytest.approx(whole[at], rel=1e-12)
+    assert parts[0][3] + parts[1][3] == pytest.approx(whole[3], rel=1e-12)
+
+
+def summed(gradients):
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    for parameter, gradient in zip(parameters, gradients[distributed.rank()], strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    distributed.all_reduce_gradients(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+
+def test_a_gradient_that_only_one_process_has_counts(monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 1)  # every tensor in a bucket of its own
+    some = [[[1.0, 2, 3], None, None], [[1.0, 1, 1], [5.0, 6, 7], None]]
+    assert together(2, summed, some) == [[[2.0, 3, 4], [5.0, 6, 7], None]] * 2
+
+
+def wrote(path):
+    def make():
+        found = path.read_text() if path.exists() else ""
+        path.write_text(found + str(distributed.world()))
+        return found
+
+    return distributed.in_turn(make)
+
+
+def test_the_first_makes_what_the_others_find(tmp_path):
+    assert together(2, wrote, tmp_path / "made") == ["", "1"]  # each alone in its turn
+
+
+def refused():
+    def make():
+        raise user_error("data.stream", "it is not there")
+
+    try:
+        distributed.in_turn(make)
+    except UserError as error:
+        return str(error)
+
+
+def test_what_the_first_finds_wrong_is_told_to_all():
+    assert together(2, refused) == ["data.stream: it is not there"] * 2
+
+
+def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="MASTER_PORT"), distributed.process_group():
+        pass
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="nproc-per-node"), distributed.process_group():
+        pass
