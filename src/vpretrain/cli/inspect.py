@@ -100,16 +100,32 @@ def explain(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
+    from vpretrain.run.resources import readable_size
     from vpretrain.studies.check import check as examine
+    from vpretrain.studies.check import needs
 
     problems = examine(recipe, overrides or [])
     console = console_for_people(as_json)
     for problem in problems:
         console.print(escape(str(problem)), highlight=False, soft_wrap=True)
     console.print("no problem found" if not problems else f"{len(problems)} problem(s)")
+    if not problems and (need := needs(resolved_recipe(recipe, overrides))) is not None:
+        memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
+        hours = "" if need.seconds is None else f", {_duration(need.seconds)} of training"
+        console.print(
+            f"a run takes about {memory} of memory, {disk} of disk{hours}; designer, feedback and "
+            f"evaluation come on top (one forward pass took {need.forward_seconds:.2g} s)",
+            highlight=False,
+        )
     emit({"problems": [vars(problem) for problem in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 @app.command()

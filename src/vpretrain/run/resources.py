@@ -57,13 +57,7 @@ def memory_shortage(
             hold a process has its part. Without a launcher nobody knows how small that will be, and
             it counts for nothing. Before, the weights are there whole.
     """
-    every, trained = _bytes(model), _bytes(model, trained=True)
-    needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens) // processes()
-    held = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
-    needed = max(every, needed - held + (held // processes() if launched() else 0))
-    if checkpoint.asynchronous and not torch.cuda.is_available():
-        # The copy that one process writes while the run goes on; it is in the machine's memory.
-        needed += (every * followers + 3 * trained) // processes()
+    needed = memory_needed(model, checkpoint, tokens=tokens, followers=followers, shared=shared)
     available = available_memory_bytes()
     if available is None or needed <= available:
         return []
@@ -72,13 +66,32 @@ def memory_shortage(
     return [
         Problem(
             "memory",
-            f"{_size(available)} available{each}",
-            f"{_size(needed)} or more",
+            f"{readable_size(available)} available{each}",
+            f"{readable_size(needed)} or more",
             f"weights, gradient and Adam's moments of {count:,} parameters, with the hidden "
             "states of a batch, do not fit; "
             "take a smaller batch, a smaller model, or a larger machine",
         )
     ]
+
+
+def memory_needed(
+    model: nn.Module,
+    checkpoint: Checkpoint = _PLAIN,
+    *,
+    tokens: int = 0,
+    followers: int = 0,
+    shared: Iterable[nn.Module] = (),
+) -> int:
+    """The bytes that :func:`memory_shortage` counts, with its arguments."""
+    every, trained = _bytes(model), _bytes(model, trained=True)
+    needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens) // processes()
+    held = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
+    needed = max(every, needed - held + (held // processes() if launched() else 0))
+    if checkpoint.asynchronous and not torch.cuda.is_available():
+        # The copy that one process writes while the run goes on; it is in the machine's memory.
+        needed += (every * followers + 3 * trained) // processes()
+    return needed
 
 
 def disk_shortage(
@@ -96,9 +109,7 @@ def disk_shortage(
         folder: on the disk that results are written to; it need not be there yet.
         followers: as in :func:`memory_shortage`.
     """
-    every, trained = _bytes(model), _bytes(model, trained=True)
-    models = 1 + 2 * (checkpoint.keep_best is not None)
-    needed = models * every + (checkpoint.keep_last + 1) * (every * followers + 3 * trained)
+    needed = disk_needed(model, checkpoint, followers=followers)
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if needed <= free:
@@ -106,13 +117,20 @@ def disk_shortage(
     return [
         Problem(
             "disk",
-            f"{_size(free)} free in {there.resolve()}",
-            f"{_size(needed)} or more",
+            f"{readable_size(free)} free in {there.resolve()}",
+            f"{readable_size(needed)} or more",
             "the model and its checkpoints do not fit on this disk; make room, run from a "
             "folder on another, or lower "
             f"checkpoint.keep_last (now {checkpoint.keep_last})",
         )
     ]
+
+
+def disk_needed(model: nn.Module, checkpoint: Checkpoint = _PLAIN, *, followers: int = 0) -> int:
+    """The bytes that :func:`disk_shortage` counts, with its arguments."""
+    every, trained = _bytes(model), _bytes(model, trained=True)
+    models = 1 + 2 * (checkpoint.keep_best is not None)
+    return models * every + (checkpoint.keep_last + 1) * (every * followers + 3 * trained)
 
 
 def _bytes(model: nn.Module, *, trained: bool = False) -> int:
@@ -182,5 +200,6 @@ def smaller(recipe: Recipe) -> str:
     return f"lower {', '.join(found)}, or take a smaller learner"
 
 
-def _size(count: int) -> str:
+def readable_size(count: int) -> str:
+    """``1.5 GiB``, ``20.0 MiB``."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

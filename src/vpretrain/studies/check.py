@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from vpretrain.config.recipe import load
+import torch
+
+from vpretrain.config.recipe import Recipe, load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.resources import smaller
+from vpretrain.run.resources import disk_needed, memory_needed, smaller
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.memory import out_of_memory
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one run takes, about.
+
+    Args:
+        memory_bytes: at least; what designer, feedback and blocks hold comes on top.
+        disk_bytes: of the run folder at most.
+        seconds: of training, without designer and evaluation; None where the budget does not say.
+        forward_seconds: what one forward pass took here.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float | None
+    forward_seconds: float
+
+
+def needs(recipe: Recipe) -> Needs | None:
+    """Measured by one forward pass of the learner on a batch; None where its checkpoint would have
+    to be made first.
+    """
+    learner: Any = recipe.learner
+    if getattr(learner, "prepare", None) is not None and learner.model is None:
+        return None
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    batch = next(parts.stream)
+    started = time.perf_counter()
+    with torch.no_grad():
+        parts.learner.forward(batch)
+    forward = time.perf_counter() - started
+    budget, accumulate = recipe.budget, learner.accumulate
+    limits = []
+    if budget.seconds is not None:
+        limits.append(budget.seconds)
+    steps = [] if budget.steps is None else [float(budget.steps)]
+    steps += [] if budget.tokens is None else [budget.tokens / (batch.tokens * accumulate)]
+    # Backward costs twice the forward pass.
+    limits += [3 * forward * accumulate * count for count in steps]
+    model = parts.learner.model
+    return Needs(
+        memory_needed(model, recipe.checkpoint, tokens=batch.tokens),
+        disk_needed(model, recipe.checkpoint),
+        min(limits) if limits else None,
+        forward,
+    )
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:

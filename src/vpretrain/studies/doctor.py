@@ -21,7 +21,7 @@ from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, deta
 from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.parts import Modality, Parts
+from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.system.errors import user_error
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -59,6 +59,7 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     recipe = recipe.model_copy(update=data)
     materials = modality.load(recipe)
     recipe, parts = _with_feedback(recipe, modality, materials)
+    _freeze_below(parts)
     batch = next(parts.stream)
     direction = _direction(recipe, parts)
     rows, gradients = _tried(recipe, parts, direction, batch)
@@ -90,7 +91,14 @@ def _few_rows(section: SectionT) -> SectionT:
     return section.model_copy(update=changed)
 
 
-def _direction(recipe: Recipe, parts: Parts) -> Gradient:
+def _freeze_below(parts: AnyParts) -> None:
+    """Keeps no graph to what is not aligned; these parts train nothing."""
+    aligned = {id(parameter) for parameter in parts.learner.aligned.values()}
+    for parameter in parts.learner.model.parameters():
+        parameter.requires_grad_(id(parameter) in aligned)
+
+
+def _direction(recipe: Recipe, parts: AnyParts) -> Gradient:
     """The recipe's own: the feedback's gradient over S, preconditioned where its alignment is."""
     value, aligned = recipe.value, parts.learner.aligned
     preconditioner = None
@@ -119,7 +127,7 @@ def _direction(recipe: Recipe, parts: Parts) -> Gradient:
 
 
 def _tried(
-    recipe: Recipe, parts: Parts, direction: Gradient, batch: Any
+    recipe: Recipe, parts: AnyParts, direction: Gradient, batch: Any
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """The rows of the table, without what the reference is needed for, and each estimator's
     gradient.
@@ -164,12 +172,12 @@ def _reference(
     return _Bench(recipe, wide, "double_backward", [direction], context).gradient()
 
 
-def _context(parts: Parts, batch: Any) -> Any:
+def _context(parts: AnyParts, batch: Any) -> Any:
     with torch.no_grad():  # values need no graph to the parameters below S
         return parts.learner.forward(batch)
 
 
-def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, Parts]:
+def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, AnyParts]:
     """The recipe with an arm that uses feedback, its own if that does, and its parts."""
     for arm in (recipe.arm, *modality.arms):
         found = recipe.model_copy(update={"arm": arm})
@@ -199,7 +207,7 @@ class _Bench:
     """One estimator on one context: ``dV/d controls`` of the task."""
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, estimator: str, down: list[Gradient], context: Any
+        self, recipe: Recipe, parts: AnyParts, estimator: str, down: list[Gradient], context: Any
     ) -> None:
         self.context = context
         alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
