@@ -114,14 +114,14 @@ def test_a_result_that_is_not_whole_is_named(tmp_path):
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
-    healthy = comparison.run
+    healthy = comparison.train
 
-    def run(recipe, parts, **options):
-        if recipe.arm == "closed_form":
+    def train(run):
+        if run.recipe.arm == "closed_form":
             raise Fault("loss nan")
-        return healthy(recipe, parts, **options)
+        return healthy(run)
 
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(comparison, "train", train)
     with pytest.raises(Fault, match="closed_form, seed 0: loss nan"):
         compared(tmp_path, seeds=1, amount=1)
     assert (tmp_path / "runs" / "onehot-0.json").is_file()
