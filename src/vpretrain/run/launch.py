@@ -5,7 +5,9 @@ it ended.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,18 @@ import torch
 from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.checkpoint import CheckpointManager
-from vpretrain.run.flops import count
+from vpretrain.run.checkpoint import CheckpointManager, State
+from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import RunFolder
 from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.run import Record, Run
-from vpretrain.run.train import train
+from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError
 from vpretrain.system.files import write_json
+from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
@@ -46,7 +50,7 @@ def train_one(
         recipe: every value of the run.
         folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
             ``model/`` with its card, ``designer/`` and ``result.json``.
-        on_record: is given every step's record and the share of the budget that is used.
+        on_record: is given every step's record and the fraction of the budget that is used.
         accept_changes: go on although the recipe is not the one that the folder was begun with.
         notify: is told, in a sentence, when a run goes on or is found finished.
 
@@ -57,72 +61,82 @@ def train_one(
     Raises:
         UserError: data or model are not in order, the disk is too small, or the folder holds a run
             of another recipe.
-        Fault, Stopped: see :func:`vpretrain.run.train.run`.
+        Fault, Stopped: see :func:`vpretrain.run.train.train`.
     """
     with distributed.process_group():
-        return _train_one(recipe, folder, on_record, accept_changes=accept_changes, notify=notify)
-
-
-def _train_one(
-    recipe: Recipe,
-    folder: Path,
-    on_record: Callable[[Record, float], None],
-    *,
-    accept_changes: bool,
-    notify: Callable[[str], None],
-) -> dict[str, Any]:
-    first = distributed.rank() == 0
-    changed, finished = distributed.broadcast_object(
-        (changed_keys(folder, recipe), (folder / "result.json").is_file())
-    )
-    if changed and not accept_changes:
-        raise UserError(*changed)
-    if finished and not changed:
-        notify("this run is finished; nothing was done")
-        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return found
-    section = recipe.checkpoint
-    checkpoints = CheckpointManager(
-        folder / "checkpoints",
-        every=section.every,
-        seconds=section.seconds,
-        keep_last=section.keep_last,
-        asynchronous=section.asynchronous,
-    )
-    seed_run(recipe)
-    modality = MODALITIES[recipe.modality]()
-    materials = distributed.in_turn(lambda: modality.load(recipe))
-    try:
-        parts = modality.build(recipe, materials)
-        if not checkpoints.steps() and (
-            problems := disk_shortage(parts.learner.model, section, folder)
-        ):
-            raise UserError(*problems)
-        flops = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
-        cost = {meta: distributed.summed(each) for meta, each in flops.items()}  # of all processes
-        if recipe.learner.shard:  # blocks are shared out once, and counting did it
-            parts = modality.build(recipe, materials)
-        step, state = checkpoints.newest() or (0, None)
-        if state is not None:
-            notify(f"going on after step {step}")
-        out = None
-        if first:
-            hashes = modality.data_hashes(materials)
-            out = RunFolder(
-                folder, recipe, records=state["records"] if state else 0, data_hashes=hashes
-            )
-            (folder / "result.json").unlink(missing_ok=True)
-
-        def log(record: Record, fraction: float) -> None:
-            if out is not None:
-                out.log(record)
-                on_record(record, fraction)
-
+        changed, finished = distributed.broadcast_object(
+            (changed_keys(folder, recipe), (folder / "result.json").is_file())
+        )
+        if changed and not accept_changes:
+            raise UserError(*changed)
+        if finished and not changed:
+            notify("this run is finished; nothing was done")
+            result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+            return result
+        seed_run(recipe)
+        modality = MODALITIES[recipe.modality]()
+        materials = distributed.in_turn(lambda: modality.load(recipe))
+        launch = Launch(recipe, folder, modality, materials, on_record, notify)
         try:
-            with Interruption() as stop:
-                result = train(
-                    Run(
-                        recipe,
+            result = launch.train(accept_changes=accept_changes)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise Fault(f"memory ran out: {smaller(recipe)}") from error
+            raise
+        distributed.barrier()  # who leaves early would be missed, and all would be restarted
+        return result
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run about to begin, with everything that was found in order.
+
+    Args:
+        recipe: every value of the run.
+        folder: its results.
+        modality: of the recipe.
+        materials: what the modality loaded.
+        on_record: see :func:`train_one`.
+        notify: likewise.
+    """
+
+    recipe: Recipe
+    folder: Path
+    modality: Modality[Any, Any]
+    materials: Any
+    on_record: Callable[[Record, float], None]
+    notify: Callable[[str], None]
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return distributed.rank() == 0
+
+    def train(self, *, accept_changes: bool) -> dict[str, Any]:
+        """The run, its folder and its result."""
+        section = self.recipe.checkpoint
+        checkpoints = CheckpointManager(
+            self.folder / "checkpoints",
+            every=section.every,
+            seconds=section.seconds,
+            keep_last=section.keep_last,
+            asynchronous=section.asynchronous,
+        )
+        parts = self.modality.build(self.recipe, self.materials)
+        cost = self.cost(parts, checkpoints)
+        if self.recipe.learner.shard:  # blocks are shared out once, and counting did it
+            parts = self.modality.build(self.recipe, self.materials)
+        with writing(self.folder) if self.first else nullcontext():
+            step, state = checkpoints.newest() or (0, None)
+            hashes = self.modality.data_hashes(self.materials) if self.first else {}
+            if state is not None:
+                self.notify(f"going on after step {step}")
+                if self.first and not accept_changes:
+                    refuse_changed_data(self.folder, hashes)
+            with self.records(state, hashes) as log, Interruption() as stop:
+                try:
+                    run = Run(
+                        self.recipe,
                         parts,
                         cost=cost,
                         on_record=log,
@@ -132,40 +146,91 @@ def _train_one(
                         keep_history=False,
                         prefetch=torch.cuda.is_available(),
                     )
-                )
+                    result = train(run)
+                finally:
+                    checkpoints.wait()
+            return self.save(parts, result)
+
+    def cost(self, parts: AnyParts, checkpoints: CheckpointManager) -> Cost:
+        """FLOPs of both kinds of step, over all processes.
+
+        Raises:
+            UserError: the disk is too small for what the run will write.
+        """
+        recipe = self.recipe
+        if not checkpoints.steps():
+            model = parts.learner.model
+            if problems := disk_shortage(model, recipe.checkpoint, self.folder):
+                raise UserError(*problems)
+        flops = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+        return {meta: distributed.summed(each) for meta, each in flops.items()}
+
+    @contextmanager
+    def records(
+        self, state: State | None, hashes: dict[str, str]
+    ) -> Iterator[Callable[[Record, float], None]]:
+        """Where records go: into the folder, from the first process alone."""
+        if not self.first:
+            yield lambda record, fraction: None
+            return
+        kept = state["records"] if state else 0
+        out = RunFolder(self.folder, self.recipe, records=kept, data_hashes=hashes)
+        (self.folder / "result.json").unlink(missing_ok=True)
+
+        def log(record: Record, fraction: float) -> None:
+            out.log(record)
+            self.on_record(record, fraction)
+
+        try:
+            yield log
         finally:
-            if out is not None:
-                out.close()
-            checkpoints.wait()
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise Fault(f"memory ran out: {smaller(recipe)}") from error
-        raise
-    with sharding.whole(parts.learner.model):
-        if first:
-            with distributed.alone():
-                parts.save(folder / "model")
-                modality.card(recipe, materials, result, folder / "model")
-    designer = (
-        parts.designer.state_dict()
-    )  # what it remembers of its batches is asked of all processes
-    if first:
-        (folder / "designer").mkdir(exist_ok=True)
-        torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
-    found = {
-        "run_dir": str(folder),
-        "arm": result.arm,
-        "unit": modality.unit,
-        "steps": result.spent.steps,
-        "tokens_or_images": result.spent.tokens,
-        "seconds": result.spent.seconds,
-        "step0": {name: score.value for name, score in result.step0.items()},
-        "final": {name: score.value for name, score in result.final.items()},
-    }
-    if first:
-        write_json(folder / "result.json", found)
-    distributed.barrier()  # who leaves early would be missed, and all would be restarted
-    return found
+            out.close()
+
+    def save(self, parts: AnyParts, result: Result) -> dict[str, Any]:
+        """Model, card, designer and ``result.json``."""
+        folder = self.folder
+        with sharding.whole(parts.learner.model):
+            if self.first:
+                with distributed.alone():
+                    parts.save(folder / "model")
+                    self.modality.card(self.recipe, self.materials, result, folder / "model")
+        designer = parts.designer.state_dict()  # all processes are asked what they remember
+        summary = {
+            "run_dir": str(folder),
+            "arm": result.arm,
+            "steps": result.spent.steps,
+            "tokens_or_images": result.spent.tokens,
+            "seconds": result.spent.seconds,
+            "unit": self.modality.unit,
+            "step0": {name: score.value for name, score in result.step0.items()},
+            "final": {name: score.value for name, score in result.final.items()},
+        }
+        if self.first:
+            (folder / "designer").mkdir(exist_ok=True)
+            torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
+            write_json(folder / "result.json", summary)
+        return summary
+
+
+def refuse_changed_data(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raises UserError where data are not what the folder's run began with."""
+    try:
+        before = json.loads((folder / "environment.json").read_text("utf-8"))["data_hashes"]
+    except (OSError, ValueError, KeyError):
+        return  # records are worth less than the run
+    problems = [
+        Problem(
+            f"data of {name}",
+            f"{hashes.get(name, 'none')[:16]} now",
+            f"{digest[:16]}, which the run began with",
+            "these data have changed: put them back, name another folder with --out, or go on "
+            "with --accept-changes",
+        )
+        for name, digest in before.items()
+        if hashes.get(name) != digest
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:

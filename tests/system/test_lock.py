@@ -1,0 +1,47 @@
+"""One writer a folder: the second is refused by name and number, and a dead one holds nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vpretrain.system.errors import UserError
+from vpretrain.system.lock import writing
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from vpretrain.system.lock import writing
+with writing(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_writer_is_refused_by_number_and_a_killed_one_leaves_no_lock(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid}.*writing"), writing(folder):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with writing(folder):
+                break
+        except UserError:
+            assert time.monotonic() < deadline, "a dead process holds the folder"
+
+
+def test_the_folder_is_free_after_a_fault(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing(tmp_path):
+        1 / 0
+    with writing(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
