@@ -196,7 +196,7 @@ add(
     *BEFORE,
 )
 
-A = "arm=ascent value.memory=0.0 designer.updates=1"
+A = "arm=hidden_ascent value.memory=0.0 designer.updates=1"
 add(
     "dev-ascent",
     "the paper's designer at its best",

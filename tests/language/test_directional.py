@@ -5,8 +5,9 @@ import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.language.steering.networks import CandidateDesigner, CandidateScorer
+from vpretrain.language.steering.ascent import CandidateDesigner
 from vpretrain.language.steering.rules import Anchored
+from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported, double_backward
 from vpretrain.method.network import Learning
 from vpretrain.method.reliability import Reliability

@@ -174,12 +174,12 @@ def exact(shrink=True):
     return ExactDesigner(PairWeights(), Reliability(shrink=shrink))
 
 
-def ascent(rate=0.02, **options):
+def ascent(rate=0.02, unit="standardised", **options):
     return NetworkDesigner(
         Gate(),
         Gates(),
         lambda choice: 0 * choice.sum(),
-        Learning(rate, Reliability(True), 2),
+        Learning(rate, Reliability(True, unit=unit), 2),
         **options,
     )
 
@@ -259,7 +259,7 @@ def test_ascent_follows_the_tangent_of_the_value_at_its_own_choice():
     """`raw`: one step moves the network along -(dV/d control) d control/d phi, here by hand for a
     linear gate.
     """
-    designer = ascent(raw=True)
+    designer = ascent(unit="raw")
     context = Context(*pairs(torch.Generator().manual_seed(0)))
     worth = torch.randn(16, generator=torch.Generator().manual_seed(3))
     inputs = designer.surface.inputs(context)

@@ -43,7 +43,7 @@ PAPER = {  # Appendix G: the same in every run
     "learner.local_views_in_value": True,
     "learner.aligned_patterns": [],
     "designer.kind": "ascent",
-    "designer.value_unit": "raw",
+    "value.unit": "raw",
     "designer.updates": 1,
     "designer.meta_images": None,
     "value.alignment": "dot",

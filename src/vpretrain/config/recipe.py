@@ -83,6 +83,10 @@ class Value(Section):
     """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` says which of them work
     here.
     """
+    unit: Literal["standardised", "raw"] = "standardised"
+    """What designers are given values in: standard deviations over the batch (ours), or ``raw``, as
+    eq. 9 has them. The paper's V is raw, with ``memory: 0``, ``shrink: false``,
+    ``guard_window: 0``."""
     meta_period: PositiveInt = 8
     """Learner steps from one meta step to the next."""
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.9

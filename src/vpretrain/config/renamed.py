@@ -9,6 +9,7 @@ from vpretrain.system.errors import Problem
 
 RENAMED = {
     "says": "description",
+    "designer.value_unit": "value.unit",
     "designer.carried_from": "designer.init_from",
     "learner.warmup_share": "learner.warmup_fraction",
     "learner.final_share": "learner.final_fraction",

@@ -120,7 +120,7 @@ class Steering(Value):
         Raises:
             UserError: what the designer asks for does not fit the learner.
         """
-        site = Site(learner, seed, Reliability(shrink=self.shrink))
+        site = Site(learner, seed, Reliability(shrink=self.shrink, unit=self.unit))
         section = LearnerSection(model=str(learner.model.config.name_or_path))
         with said_of_steering():
             return designer_for(self.designer, site, section, tokenizer)

@@ -18,7 +18,7 @@ from vpretrain.config.yaml_places import written
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.networks import NetworkArm
+from vpretrain.language.steering.networks import HiddenArm
 from vpretrain.run.folder import environment
 from vpretrain.run.train import Result
 
@@ -129,7 +129,7 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
         f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
     ]
     designer = ARMS.section_of(recipe)
-    if isinstance(designer, NetworkArm) and designer.init_from is not None:
+    if isinstance(designer, HiddenArm) and designer.init_from is not None:
         how = "as it was" if designer.frozen else "and went on learning"
         told.append(f"Designer: carried from {escaped(str(designer.init_from))}, {how}")
     return told

@@ -187,7 +187,11 @@ class Language(Modality[LanguageRecipe, Materials]):
             learner=steered,
             designer=designer_for(
                 ARMS.section_of(recipe),
-                Site(learner, recipe.seed, Reliability(shrink=recipe.value.shrink)),
+                Site(
+                    learner,
+                    recipe.seed,
+                    Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
+                ),
                 recipe.learner,
                 materials.tokenizer,
             ),

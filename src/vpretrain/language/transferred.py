@@ -17,7 +17,7 @@ from vpretrain.language.learner.loading import load_model
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
-from vpretrain.language.steering.networks import NetworkArm, Scored
+from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner
 from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
 from vpretrain.run.saved import read_run
 from vpretrain.system.errors import UserError, user_error
@@ -35,7 +35,9 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
             the learner's own.
     """
 
-    def __init__(self, designer: Scored, *, frozen: bool, companion: CausalLearner | None) -> None:
+    def __init__(
+        self, designer: HiddenDesigner, *, frozen: bool, companion: CausalLearner | None
+    ) -> None:
         self.designer, self.companion = designer, companion
         self.uses_feedback = not frozen
 
@@ -93,7 +95,7 @@ def designer_for(
             shape, or was trained on another tokenizer; the learner is of another width and there is
             no companion.
     """
-    if not isinstance(section, NetworkArm) or section.init_from is None:
+    if not isinstance(section, HiddenArm) or section.init_from is None:
         return designer_of(section, site)
     folder = section.init_from.expanduser()
     _check_likeness(section, _saved(folder), folder)
@@ -126,8 +128,8 @@ def _saved(folder: Path) -> LanguageArm:
     return ARMS.section_of(saved)
 
 
-def _check_likeness(section: NetworkArm, saved: LanguageArm, folder: Path) -> None:
-    if section.kind != saved.kind or not isinstance(saved, NetworkArm):
+def _check_likeness(section: HiddenArm, saved: LanguageArm, folder: Path) -> None:
+    if section.kind != saved.kind or not isinstance(saved, HiddenArm):
         message = f"the designer of {folder} is of another kind: choose its arm"
         raise user_error("arm", message, value=section.kind, accepted=saved.kind)
     for key in ("hidden", "layers", "heads"):
@@ -166,7 +168,7 @@ def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> Cau
     return CausalLearner(model, dict(model.named_parameters()), autocast=site.learner.autocast)
 
 
-def _restore(designer: Scored, folder: Path) -> None:
+def _restore(designer: HiddenDesigner, folder: Path) -> None:
     path = folder / "designer" / "state.pt"
     width = designer.embedding.shape[1]
     try:

@@ -23,7 +23,6 @@ from vpretrain.method.roles import (
     TaskT,
     ValueFunction,
 )
-from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 
 ProbeT = TypeVar("ProbeT", bound=Task)
@@ -52,8 +51,9 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
 
     @abstractmethod
     def task(self, probe: ProbeT, values: Tensor) -> TaskT:
-        """The task for :meth:`values`, given in standard deviations over the batch and shrunk by
-        their reliability. Zeros give the baseline task bit for bit."""
+        """The task for :meth:`values`, given in the unit of
+        :class:`vpretrain.method.reliability.Reliability` and shrunk by it. Zeros give the baseline
+        task bit for bit."""
 
     @property
     def bounds(self) -> Bounds:
@@ -102,7 +102,7 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     def shape(self, probe: ProbeT, gradient: Tensor) -> TaskT:
         """The task that ``dV/d control`` asks for."""
         values = self.rule.values(probe, gradient)
-        return self.rule.task(probe, self.reliability.factor * standardised(values))
+        return self.rule.task(probe, self.reliability.shrunk(values))
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
         """Updates the reliability. The values of this batch are known with it, and so its task."""

@@ -157,11 +157,9 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
     Args:
         network: ``phi``: from the surface's inputs to a choice.
         surface: where choices enter.
-        price: what a choice costs, a scalar; gradients flow.
+        price: what a choice costs, a scalar in the unit of the value; gradients flow.
         learning: see :class:`Learning`. Values shrink by how far feedback batches agree on the
             cotangent: noise leaves the price alone.
-        raw: whether the price is in the units of the value (the paper's), or in standard deviations
-            of the cotangent (ours: the scales of loss and direction drop out).
         meta_rows: rows of the batch that are valued, at least 1; None: all. Where a choice is worth
             what it does to its own row, a part of a large batch says enough.
     """
@@ -173,11 +171,10 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
         price: Callable[[Tensor], Tensor],
         learning: Learning,
         *,
-        raw: bool = False,
         meta_rows: int | None = None,
     ) -> None:
         super().__init__(network, learning)
-        self.surface, self.price, self.raw, self.meta_rows = surface, price, raw, meta_rows
+        self.surface, self.price, self.meta_rows = surface, price, meta_rows
 
     @property
     def bounds(self) -> Bounds:
@@ -215,7 +212,7 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
 
     def _tangent(self, gradient: Tensor, control: Tensor) -> Tensor:
         """The value's tangent at the control that was valued, up to a constant."""
-        if self.raw:
+        if self.learning.reliability.unit == "raw":
             return distributed.total((gradient * control).sum())
         return distributed.mean(standardised(gradient) * control)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vpretrain.method.roles import State
+from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
+
+ValueUnit = Literal["standardised", "raw"]
+"""Standard deviations over the batch (ours: the scales of loss and direction drop out), or the
+value's own (eq. 9, the paper's)."""
 
 
 @dataclass
@@ -23,11 +29,13 @@ class Reliability:
     Args:
         shrink: if False values are taken as they are (reliability 1); agreement is still reported.
         memory: weight of the past in the running mean of r, in [0, 1).
+        unit: what values are given in.
     """
 
     shrink: bool
     memory: float = 0.7
     agreement: float | None = None
+    unit: ValueUnit = "standardised"
 
     def update(self, values: Sequence[Tensor]) -> None:
         """Takes the values ``[N, K]`` of the same choices under each feedback batch (one batch
@@ -48,6 +56,14 @@ class Reliability:
             return 1.0
         r = max(0.0, self.agreement or 0.0)
         return 2 * r / (1 + r)
+
+    def in_unit(self, values: Tensor) -> Tensor:
+        """Values in :attr:`unit`."""
+        return standardised(values) if self.unit == "standardised" else values
+
+    def shrunk(self, values: Tensor) -> Tensor:
+        """Values in :attr:`unit`, shrunk by :attr:`factor`."""
+        return self.factor * self.in_unit(values)
 
     def metrics(self) -> dict[str, float]:
         """``agreement`` (running) and ``reliability`` once two feedback batches were heard."""

@@ -288,7 +288,7 @@ def _designer(recipe: VisionRecipe) -> Designer:
     """
     section, learner = ARMS.section_of(recipe), recipe.learner
     check_kind(section, learner.kind, recipe.arm)
-    reliability = Reliability(shrink=recipe.value.shrink)
+    reliability = Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit)
     site = Site(learner.kind, learner.local_views_in_value, device(), recipe.seed, reliability)
     return section.build(site)
 

@@ -7,14 +7,16 @@ from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler, padded
 from vpretrain.language.feedback import Likelihood, parted
+from vpretrain.language.steering.ascent import CandidateDesigner
 from vpretrain.language.steering.baselines import (
     LossWeights,
     OneHot,
     SelfDistillation,
     UniformSmoothing,
 )
-from vpretrain.language.steering.networks import CandidateDesigner, CandidateScorer, FieldDesigner
+from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.feedback import EMAFeedback

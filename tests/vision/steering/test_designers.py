@@ -77,15 +77,13 @@ def ascent(
     keep_ratio=0.5,
     sparsity=0.0,
     smooth=0.0,
-    raw=False,
+    unit="standardised",
     shrink=True,
     rate=0.1,
     updates=1,
 ):
-    learning = Learning(rate, Reliability(shrink=shrink), updates)
-    return NetworkDesigner(
-        network, Ones(), MaskPrice(keep_ratio, sparsity, smooth), learning, raw=raw
-    )
+    learning = Learning(rate, Reliability(shrink=shrink, unit=unit), updates)
+    return NetworkDesigner(network, Ones(), MaskPrice(keep_ratio, sparsity, smooth), learning)
 
 
 def left_is_good(side=8):
@@ -179,17 +177,17 @@ def test_the_price_of_roughness_evens_the_mask_out():
 
 def test_prices_in_standard_deviations_do_not_depend_on_the_losses_scale():
     after = {}
-    for raw in (False, True):
+    for unit in ("standardised", "raw"):
         for scale in (1.0, 1e-6):
             network = Flat()
-            designer = ascent(network, sparsity=0.1, keep_ratio=0.9, raw=raw)
+            designer = ascent(network, sparsity=0.1, keep_ratio=0.9, unit=unit)
             for _ in range(5):
                 designer.learn(
                     views_context(), Says(scale * left_is_good(), scale * left_is_good())
                 )
-            after[raw, scale] = network.logits.detach().clone()
-    assert torch.allclose(after[False, 1.0], after[False, 1e-6], atol=1e-5)
-    assert not torch.allclose(after[True, 1.0], after[True, 1e-6], atol=1e-2)
+            after[unit, scale] = network.logits.detach().clone()
+    assert torch.allclose(after["standardised", 1.0], after["standardised", 1e-6], atol=1e-5)
+    assert not torch.allclose(after["raw", 1.0], after["raw", 1e-6], atol=1e-2)
 
 
 def test_a_frozen_network_stays_and_state_comes_back():

@@ -167,7 +167,10 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
     """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the
     same batches.
     """
-    section, reliability = ARMS.keys_of(recipe, ClosedFormArm), Reliability(recipe.value.shrink)
+    section, reliability = (
+        ARMS.keys_of(recipe, ClosedFormArm),
+        Reliability(recipe.value.shrink, unit=recipe.value.unit),
+    )
     for seen in looks:
         reliability.update(list(seen.each))
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)

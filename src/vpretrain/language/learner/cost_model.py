@@ -48,7 +48,7 @@ from vpretrain.language.learner.head import CHUNK_LOGITS
 from vpretrain.language.learner.predictions import WHOLE_LOGITS
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS, Cost
-from vpretrain.language.steering.networks import AscentArm
+from vpretrain.language.steering.ascent import HiddenAscentArm
 from vpretrain.system.errors import user_error
 
 
@@ -143,7 +143,7 @@ class Setting:
         """From a recipe; all tokens are taken for predicted ones, and a feedback row for
         64 tokens.
         """
-        data, section = recipe.data, ARMS.keys_of(recipe, AscentArm)
+        data, section = recipe.data, ARMS.keys_of(recipe, HiddenAscentArm)
         aligned = (
             shape.blocks
             if recipe.learner.aligned_blocks == "all"

@@ -202,10 +202,7 @@ class AscentArm(MaskArm):
     sparsity: NonNegativeFloat = 0.131
     """l_spars of eq. 54: price of the squared distance of the mask's mean from the keep ratio."""
     total_variation: NonNegativeFloat = 0.144
-    """l_tv of eq. 54: price of a rough mask."""
-    value_unit: Literal["standard_deviation", "raw"] = "standard_deviation"
-    """What those prices are in: standard deviations of dV/dmu over pixels (ours: the scale of the
-    losses drops out), or the value itself (the paper's)."""
+    """l_tv of eq. 54: price of a rough mask; both prices are in ``value.unit``."""
     learning_rate: NonNegativeFloat = 1.54e-4
     """Of Adam on the mask network."""
     updates: PositiveInt = 1
@@ -228,7 +225,6 @@ class AscentArm(MaskArm):
             site.surface(self.blur_sigma),
             MaskPrice(self.keep_ratio, self.sparsity, self.total_variation),
             Learning(self.learning_rate, site.reliability, self.updates),
-            raw=self.value_unit == "raw",
             meta_rows=self.meta_images,
         )
 

@@ -1,0 +1,158 @@
+"""Designers whose network emits targets and a gate, and climbs their value: what they share, and
+the one that reads the learner's final hidden states (ours). The paper's own network is in
+:mod:`vpretrain.language.steering.topk_augmentor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.targets import SoftTargets, mix
+from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, Site
+from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, NetworkArm, Scored
+from vpretrain.language.steering.rules import Anchored, Candidates
+from vpretrain.language.steering.scorer import CandidateScorer
+from vpretrain.method.network import Learning
+from vpretrain.method.roles import Learned, ValueFunction
+from vpretrain.system import distributed
+
+
+@dataclass(frozen=True)
+class Prices:
+    """``lambda R(phi)`` of eq. 26: what targets cost, in the unit of the value (``value.unit``).
+
+    Args:
+        entropy_bonus: >= 0, for the entropy of the targets, per nat.
+        anchor: >= 0, price of ``gate * KL(r || p)`` per nat (ours; the temperature of the closed
+            form is the same price).
+        gate: >= 0, price of the mean gate: it keeps the task close to the baseline's.
+    """
+
+    entropy_bonus: float = 0.0
+    anchor: float = 0.0
+    gate: float = 0.0
+
+
+class Climbing(Scored):
+    """A designer whose ``r`` and gate come from the network, which ascends the value (eq. 26, 42).
+
+    The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``: s carries everything the learner has to
+    say, so there is no graph through the learner. The value is linear in the targets, unlike that
+    of :class:`vpretrain.method.network.NetworkDesigner`: what the candidates are worth values any
+    targets over them, plain ones too.
+
+    Attributes:
+        gate_max: alpha_max.
+        prices: what targets cost.
+    """
+
+    gate_max: float
+    prices: Prices
+
+    def propose(self, context: Context) -> SoftTargets:
+        """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
+        return self._targets(self.rule.probe(context))[0]
+
+    def _targets(self, among: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
+        scores, gate = self.score(among)
+        log_r, alpha = torch.log_softmax(scores, dim=1), self.gate_max * gate
+        return mix(among.ids, log_r.exp(), alpha), log_r, alpha
+
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
+        among = self.rule.probe(context)
+        values = self.control_gradient(value_of.each(context, among))
+        unit, prices = self._per_token(values), self.prices
+        log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
+        metrics: dict[str, float] = {}
+        for _ in range(self.learning.updates):
+            targets, log_r, alpha = self._targets(among)
+            metrics = metrics or self.gain(
+                among, targets, values
+            )  # before the first update: a batch that it has not seen
+            value = (targets.mass * unit).sum(dim=1)
+            price = prices.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + prices.gate
+            # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts
+            # every other candidate.
+            entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
+            self.descend(-distributed.mean(value - alpha * price + prices.entropy_bonus * entropy))
+        return Learned(metrics)
+
+    def _per_token(self, values: Tensor) -> Tensor:
+        """Values ``[N, K]`` whose mean over tokens is what is climbed: V itself (which is a sum
+        over tokens) where it is raw, and otherwise its mean in standard deviations."""
+        reliability = self.learning.reliability
+        if reliability.unit == "raw":
+            values = values * distributed.total(values.new_tensor(float(len(values))))
+        return reliability.shrunk(values)
+
+
+class CandidateDesigner(Climbing, HiddenDesigner):
+    """Ours: the network reads the learner's final hidden states, and knows of the true token that
+    it is one of the candidates.
+
+    Args:
+        network: as :class:`HiddenDesigner`, with one extra output, the gate.
+        embedding: as :class:`HiddenDesigner`.
+        targets: the rule whose place it takes, over the same candidates and under the same bound of
+            the gate.
+        learning: as :class:`Scored`.
+        entropy_bonus, anchor, gate_price: see :class:`Prices`.
+    """
+
+    def __init__(
+        self,
+        network: CandidateScorer,
+        embedding: Tensor,
+        targets: Anchored,
+        learning: Learning,
+        *,
+        entropy_bonus: float,
+        anchor: float = 0.0,
+        gate_price: float = 0.0,
+    ) -> None:
+        super().__init__(network, embedding, targets, learning)
+        self.gate_max, self.prices = targets.gate_max, Prices(entropy_bonus, anchor, gate_price)
+
+
+class ClimbingArm(NetworkArm, CandidatesArm):
+    """Of designers that climb the value."""
+
+    gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """alpha_max: the most mass that may leave the true token (eq. 15)."""
+    entropy_bonus: NonNegativeFloat = 0.0
+    """Bonus for the entropy of the targets, in the unit of the value, a nat."""
+    anchor: NonNegativeFloat = 0.0
+    """Price of a nat of KL from the targets to the learner, in the unit of the value."""
+    gate_price: NonNegativeFloat = 0.0
+    """Price of an open gate, in the unit of the value: lambda of eq. 26, which keeps the task close
+    to the baseline's."""
+
+    @property
+    def targets(self) -> Anchored:
+        return Anchored(self.candidates, gate_max=self.gate_max)
+
+
+@ARMS.declare(
+    "hidden_ascent",
+    "a network over the learner's hidden states emits targets and gate, and climbs the value "
+    "(ours)",
+)
+class HiddenAscentArm(HiddenArm, ClimbingArm):
+    cost = Cost(candidates=True, network=True)
+
+    def build(self, site: Site) -> CandidateDesigner:
+        return CandidateDesigner(
+            self.network(site, gated=True),
+            site.embedding,
+            self.targets,
+            self.learning(site),
+            entropy_bonus=self.entropy_bonus,
+            anchor=self.anchor,
+            gate_price=self.gate_price,
+        )

@@ -1,0 +1,134 @@
+"""The paper's designer ("TopKAugmentor", v1 A.1): a small causal transformer of its own, which
+knows the true next token.
+
+Shapes: B rows, T tokens, N predicted tokens, K candidates, V vocabulary, H hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaModel
+
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.steering.arms import ARMS, Site
+from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices
+from vpretrain.language.steering.rules import Anchored, Candidates
+from vpretrain.language.steering.scorer import rows_at_a_time
+from vpretrain.method.network import Learning
+from vpretrain.system.contexts import own_random_state
+
+
+class TopKAugmentor(nn.Module):
+    """A decoder-only transformer (LLaMA's blocks) over the batch's tokens, that scores K candidates
+    of every predicted token given the token itself.
+
+    Its weights are float32 whatever the learner's are. How context and true token are joined the
+    paper does not give: here a small network of both is added to the state of the context.
+    Candidates are scored by their rows of the input embedding, so that no product with the
+    vocabulary is taken.
+
+    Args:
+        vocabulary: V, the learner's: ids are the same.
+        hidden: H.
+        layers, heads: of the transformer.
+    """
+
+    def __init__(self, vocabulary: int, *, hidden: int, layers: int, heads: int) -> None:
+        super().__init__()
+        # LLaMA's ratio of the inner width, a multiple of 8.
+        inner = 8 * -(-8 * hidden // 24)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            use_cache=False,
+            pad_token_id=None,
+            dtype=torch.float32,
+        )
+        self.context = LlamaModel(config)
+        self.joint = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU())
+        self.joined = nn.Linear(hidden, hidden, bias=False)
+        self.norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.query = nn.Linear(hidden, hidden, bias=False)
+        self.gate = nn.Linear(hidden, 1)
+        # 0.12 of its bound to begin with (ours; the paper gives none): near one-hot, but with a
+        # slope to learn from.
+        nn.init.constant_(self.gate.bias, -2.0)
+
+    def forward(
+        self, batch: TokenBatch, where: tuple[Tensor, Tensor], ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``[N, K]`` and the gate in [0, 1], ``[N]``.
+
+        Args:
+            batch: its tokens; each document is a context of its own.
+            where: ``(row, position)``, each ``[N]`` int64: the last token that stands before the
+                predicted one.
+            ids: ``[N, K]`` candidates, the true next token first.
+        """
+        states = self.context(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state[where]
+        table = self.context.embed_tokens.weight
+        truth = nn.functional.embedding(ids[:, 0], table)
+        states = states + self.joined(self.joint(torch.cat([states, truth], dim=1)))
+        states = self.norm(states)
+        gate = torch.sigmoid(self.gate(states).squeeze(1))
+        query = self.query(states)
+        rows = rows_at_a_time(query.device, ids.shape[1] * query.shape[1])
+        scored = [
+            # Made again for the gradient: [N, K, H] is never held.
+            checkpoint(_scores, *part, table, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(query.split(rows), ids.split(rows), strict=True)
+        ]
+        return torch.cat(scored), gate
+
+
+def _scores(query: Tensor, ids: Tensor, table: Tensor) -> Tensor:
+    """``query[m] . table[ids[m, k]]``, ``[M, K]``."""
+    return torch.einsum("mh,mkh->mk", query, nn.functional.embedding(ids, table))
+
+
+class TopKDesigner(Climbing):
+    """The paper's designer: :class:`TopKAugmentor` climbs the value of its targets.
+
+    Args:
+        network: ``phi``.
+        targets: gives candidates (eq. 14) and the bound of the gate.
+        learning: see :class:`vpretrain.method.network.Learning`.
+        prices: what targets cost.
+    """
+
+    def __init__(
+        self, network: TopKAugmentor, targets: Anchored, learning: Learning, prices: Prices
+    ) -> None:
+        super().__init__(network, targets, learning)
+        self.gate_max, self.prices = targets.gate_max, prices
+
+    def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
+        scores, gate = self.network(among.context.batch, among.context.where, among.ids)
+        return scores, gate
+
+
+@ARMS.declare(
+    "ascent",
+    "the paper's designer: a small transformer that knows the next token emits targets and gate, "
+    "and climbs the value",
+)
+class AscentArm(ClimbingArm):
+    def build(self, site: Site) -> TopKDesigner:
+        with own_random_state(site.seed):  # the learner's random numbers are the same in every arm
+            network = TopKAugmentor(
+                len(site.embedding), hidden=self.hidden, layers=self.layers, heads=self.heads
+            )
+        return TopKDesigner(
+            network.to(site.learner.device),
+            self.targets,
+            self.learning(site),
+            Prices(self.entropy_bonus, self.anchor, self.gate_price),
+        )
