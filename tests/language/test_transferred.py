@@ -127,7 +127,9 @@ def test_a_designer_of_another_kind_is_refused(folder, materials, overrides, whe
 
 
 def test_a_designer_without_a_network_has_nothing_to_start_from(folder):
-    with pytest.raises(UserError, match=r"init_from: this is a key of the kind hidden_ascent or field"):
+    with pytest.raises(
+        UserError, match=r"init_from: this is a key of the kind field or weight_field"
+    ):
         carried(folder, "arm=token_weights", f"designer.init_from={folder}")
 
 

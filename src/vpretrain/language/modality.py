@@ -16,7 +16,7 @@ from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
-from vpretrain.language.data.stream import Source, Stream, padded
+from vpretrain.language.data.stream import CutDocuments, Source, Stream, padded
 from vpretrain.language.data.texts import documents_of, notices, read
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
@@ -159,17 +159,10 @@ class Language(Modality[LanguageRecipe, Materials]):
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
         learner, adapted = _learner(recipe, materials)
         data, arm, control = recipe.data, ARMS.named(recipe.arm), ARMS.control_of(recipe)
-        direct = [Source("feedback", _cut(materials.feedback, data.window_tokens), 1.0)]
-        stream = Stream(
-            materials.sources if arm.trains_on == "stream" else direct,
-            batch_size=data.batch_size,
-            window_tokens=data.window_tokens,
-            seed=recipe.seed,
-            pad_id=materials.pad_id,
-            packing=data.packing,
-            rank=distributed.rank(),
-            world=distributed.world(),
-        )
+        sources = materials.sources
+        if arm.trains_on == "feedback":
+            cut = CutDocuments(materials.feedback, data.window_tokens)
+            sources = [Source("feedback", cut, 1.0)]
         domains = {name: task.sources for name, task in data.feedback.named().items()}
         feedback = feedback_from(
             data.feedback,
@@ -196,7 +189,8 @@ class Language(Modality[LanguageRecipe, Materials]):
                 materials.tokenizer,
             ),
             feedback=heard,
-            stream=stream,
+            stream=_stream(recipe, materials, sources),
+            meta_batches=_meta_batches(recipe, materials),
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
@@ -284,12 +278,45 @@ def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
         }
 
 
-def _cut(documents: Sequence[Document], most: int) -> list[Document]:
-    """The documents as far as a window of the stream goes; those of which nothing is left to
-    predict are left out.
-    """
-    cut = [Document(d.ids[:most], d.predicted[:most], d.origin, d.source) for d in documents]
-    return [document for document in cut if any(document.predicted[1:])]
+def _stream(recipe: LanguageRecipe, materials: Materials, sources: Sequence[Source]) -> Stream:
+    """What the learner trains on."""
+    return Stream(
+        sources,
+        batch_size=recipe.data.batch_size,
+        window_tokens=recipe.data.window_tokens,
+        seed=recipe.seed,
+        pad_id=materials.pad_id,
+        packing=recipe.data.packing,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        loss_mean=recipe.learner.loss_mean,
+    )
+
+
+def _meta_batches(recipe: LanguageRecipe, materials: Materials) -> Stream | None:
+    """What the designer learns from, where it has unlabeled batches of its own."""
+    section = recipe.value.meta_batch
+    if section is None:
+        return None
+    with renamed({"data.batch_size": "value.meta_batch.batch_size"}):
+        return Stream(
+            [
+                Source(
+                    source.name,
+                    CutDocuments(source.documents, section.window_tokens),
+                    source.weight,
+                )
+                for source in materials.sources
+            ],
+            batch_size=section.batch_size,
+            window_tokens=section.window_tokens,
+            seed=f"{recipe.seed}/meta/{section.seed}",
+            pad_id=materials.pad_id,
+            packing=recipe.data.packing,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            loss_mean=recipe.learner.loss_mean,
+        )
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ from typing import Any, Generic
 import torch
 
 from vpretrain.method import vectors
+from vpretrain.method.accumulation import MicroBatches
 from vpretrain.method.feedback import finite_norm
 from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.roles import (
@@ -109,9 +110,11 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
             learned = self.designer.learn(context, value_of)  # eq. 26, 42: phi moves, theta not
             task = learned.task
         else:
+            [part] = MicroBatches((next(self.batches),)).weighted()
             with torch.no_grad():
-                own = self.learner.forward(next(self.batches))
-            learned, task = self.designer.learn(own, self.value_estimator.on_part()), None
+                own = self.learner.forward(part.batch)
+            value_of = self.value_estimator.on_part(part.fraction_of_batch)
+            learned, task = self.designer.learn(own, value_of), None
         self.value_estimator.keep_mean()
         metrics = distributed.averaged(learned.metrics)
         if "gain" in metrics:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vpretrain.language.data.rows import Document
+
+LossMean = Literal["token", "example"]
+"""What a loss is a mean over: the predicted tokens of a batch, or its examples, each with the mean
+over its own (eq. 37, 38)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,7 @@ class TokenBatch:
             running on in a padded one (see :func:`padded`).
         document: [B, T] int64 index into ``documents``; -1 on padding.
         documents: the documents, in the order of rows and within them.
+        loss_mean: what the learner's loss on it is a mean over.
     """
 
     input_ids: Tensor
@@ -41,11 +47,14 @@ class TokenBatch:
     position_ids: Tensor
     document: Tensor
     documents: tuple[Document, ...]
+    loss_mean: LossMean = "token"
 
     @property
     def weight(self) -> int:
-        """What the loss is a mean over: see :attr:`predicted_tokens`."""
-        return self.predicted_tokens
+        """How many things the loss is a mean over: predicted tokens, or examples."""
+        if self.loss_mean == "token":
+            return self.predicted_tokens
+        return len(self.document[self.predicted].unique())
 
     @property
     def predicted_tokens(self) -> int:
@@ -58,12 +67,12 @@ class TokenBatch:
         return int((self.document >= 0).sum())
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(
-            self.input_ids.to(device),
-            self.predicted.to(device),
-            self.position_ids.to(device),
-            self.document.to(device),
-            self.documents,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            predicted=self.predicted.to(device),
+            position_ids=self.position_ids.to(device),
+            document=self.document.to(device),
         )
 
     def digest(self) -> str:
@@ -112,7 +121,12 @@ def left_padded(
 
 
 def laid_out(
-    rows: Sequence[Sequence[Document]], *, width: int, pad_id: int, padding_apart: bool
+    rows: Sequence[Sequence[Document]],
+    *,
+    width: int,
+    pad_id: int,
+    padding_apart: bool,
+    loss_mean: LossMean = "token",
 ) -> TokenBatch:
     """Rows of documents as tensors; ``padding_apart`` makes each token of padding a document of its
     own.
@@ -155,4 +169,5 @@ def laid_out(
         torch.where(document_of < 0, on_padding, positions),
         document_of,
         tuple(documents),
+        loss_mean,
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
-from vpretrain.language.data.batch import TokenBatch, laid_out, padded
+from vpretrain.language.data.batch import LossMean, TokenBatch, laid_out, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.method import roles
@@ -45,6 +45,35 @@ class Source:
     weight: float
 
 
+class CutDocuments(Sequence[Document]):
+    """The documents as far as a window goes, cut when they are read; those of which nothing is left
+    to predict are left out.
+
+    Args:
+        documents: of a source.
+        most: tokens of a window.
+    """
+
+    def __init__(self, documents: Sequence[Document], most: int) -> None:
+        self._documents, self._most = documents, most
+        self._kept = array(
+            "q", (at for at, document in enumerate(documents) if any(document.predicted[1:most]))
+        )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, at: int) -> Document: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Document]: ...
+    def __getitem__(self, at: int | slice) -> Document | list[Document]:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        document, most = self._documents[self._kept[at]], self._most
+        return replace(document, ids=document.ids[:most], predicted=document.predicted[:most])
+
+
 class Stream(roles.Stream[TokenBatch]):
     """Endless weighted mixture of sources, shuffled with a seed and packed into [batch_size,
     window_tokens].
@@ -73,6 +102,7 @@ class Stream(roles.Stream[TokenBatch]):
         packing: whether a window may hold several documents.
         rank: which part of every batch this is, from 0.
         world: how many parts there are.
+        loss_mean: of its batches.
 
     Raises:
         UserError: no source, one without documents or with a weight that cannot be, no weight above
@@ -86,11 +116,12 @@ class Stream(roles.Stream[TokenBatch]):
         *,
         batch_size: int,
         window_tokens: int,
-        seed: int,
+        seed: int | str,
         pad_id: int,
         packing: bool = True,
         rank: int = 0,
         world: int = 1,
+        loss_mean: LossMean = "token",
     ) -> None:
         if batch_size < 1 or window_tokens < 2:
             raise ValueError(
@@ -110,6 +141,7 @@ class Stream(roles.Stream[TokenBatch]):
         self.window_tokens = window_tokens
         self.pad_id = pad_id
         self.packing = packing
+        self.loss_mean = loss_mean
         self.rank = rank
         self.world = world
         self._sources = list(sources)
@@ -142,6 +174,7 @@ class Stream(roles.Stream[TokenBatch]):
             width=self.window_tokens if self.packing else longest,
             pad_id=self.pad_id,
             padding_apart=self.packing,
+            loss_mean=self.loss_mean,
         )
 
     def state_dict(self) -> dict[str, Any]:

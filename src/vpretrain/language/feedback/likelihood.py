@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from vpretrain.language.data.batch import padded
+from vpretrain.language.data.batch import LossMean, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split, summed_gradient
@@ -17,19 +17,33 @@ from vpretrain.method.roles import Gradient
 
 
 class Likelihood(Sampled):
-    """Mean NLL of the verified solutions' tokens (eq. 38)."""
+    """NLL of the verified solutions' tokens.
+
+    Args:
+        samplers: as :class:`Sampled`.
+        loss_mean: ``example`` is eq. 38, the mean over rows of means over the tokens of their
+            solutions; ``token`` the mean over all solution tokens, in which a long solution counts
+            more.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler], loss_mean: LossMean = "token") -> None:
+        super().__init__(samplers)
+        self.loss_mean = loss_mean
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """Row chunks of a length, one after the other: little padding, little memory, the same mean
-        over tokens.
+        """Row chunks of a length, one after the other: little padding, little memory, the same
+        mean.
         """
         documents = sorted(documents, key=lambda document: len(document.ids))
         tokens = sum(sum(document.predicted) for document in documents)
 
         def pieces() -> Iterator[Tensor]:
             for chunk in chunks(documents, CHUNK_ROWS):
-                losses, _ = learner.token_losses(padded(chunk, pad_id=pad_id))
-                yield losses.sum() / tokens
+                losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
+                if self.loss_mean == "token":
+                    yield losses.sum() / tokens
+                else:
+                    yield (losses / (row.bincount()[row] * len(documents))).sum()
 
         return summed_gradient(learner, pieces())
 

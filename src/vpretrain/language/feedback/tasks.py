@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vpretrain.language.data.batch import LossMean
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
 from vpretrain.language.data.stream import Sampler
@@ -261,7 +262,13 @@ def feedback_from(
             where=section.where(name),
         )
         signal = _signal(
-            settings[name], documents, samplers, tokenizer, seed=seed, where=section.where(name)
+            settings[name],
+            documents,
+            samplers,
+            tokenizer,
+            seed=seed,
+            where=section.where(name),
+            loss_mean=section.loss_mean,
         )
         signals[name] = around(name, signal)
     weights = {name: task.weight for name, task in settings.items()}
@@ -278,6 +285,7 @@ def _signal(
     *,
     seed: int,
     where: str,
+    loss_mean: LossMean,
 ) -> Feedback:
     if isinstance(task, RewardTask):
         if task.checker not in CHECKERS:
@@ -301,7 +309,7 @@ def _signal(
             (document, documents.rejected[document.origin]) for document in documents.documents
         ]
         return Preferences(samplers, pairs, beta=task.beta)
-    return Likelihood(samplers)
+    return Likelihood(samplers, loss_mean)
 
 
 def _mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:

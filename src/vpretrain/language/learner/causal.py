@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,12 +118,20 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return Context(batch, where, labels, hidden, predictions, trace, router_loss)
 
     def loss(self, context: Context, task: SoftTargets) -> Tensor:
-        """Mean soft-target cross-entropy over the batch's predicted tokens (eq. 37), and the router
-        loss of a mixture of experts that asks for it; a float32 scalar.
+        """Soft-target cross-entropy, and the router loss of a mixture of experts that asks for it;
+        a float32 scalar.
+
+        ``batch.loss_mean: example`` is eq. 37, a mean over documents of means over their predicted
+        tokens; ``token`` is the mean over all predicted tokens, in which a long document counts
+        more. The slow definition of eq. 37::
+
+            for document in documents:
+                for n in tokens_of[document]:
+                    loss -= (mass[n] * log_p[n]).sum() / len(tokens_of[document]) / len(documents)
 
         No task changes the router loss, so that what is valued (:meth:`objective`) is without it.
         """
-        loss = context.predictions.loss(task)
+        loss = context.predictions.loss(_averaged(context, task))
         return loss if context.router_loss is None else loss + context.router_loss
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
@@ -140,7 +148,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         )
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            shaped = task.with_controls(inputs)
+            shaped = _averaged(context, task.with_controls(inputs))
             with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
                 if tangent is not None:
@@ -242,6 +250,17 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             logits = self.anatomy.finished(self.anatomy.head(states))
             scores = logits if temperature == 1 else logits / temperature
             return hidden, WholeLogits(scores, labels), routed
+
+
+def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
+    """The task whose mean over tokens is the loss: under ``loss_mean: example`` its tokens are
+    weighted, the mean weight being 1, so that the head is passed over as ever."""
+    if context.batch.loss_mean == "token":
+        return task
+    document = context.document
+    counts = document.bincount(minlength=len(context.batch.documents))
+    weight = len(document) / ((counts > 0).sum() * counts[document])
+    return replace(task, mass=task.mass * weight.to(task.mass.dtype)[:, None])
 
 
 def _tracked(parameters: Mapping[str, Tensor]) -> bool:

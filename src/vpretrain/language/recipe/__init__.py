@@ -16,6 +16,7 @@ from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
 from vpretrain.language.recipe.posttraining import Posttraining
 from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
+from vpretrain.language.recipe.value import LanguageValue, MetaBatch
 from vpretrain.language.steering.arms import ARMS, LanguageArm
 from vpretrain.language.steering.rules import TokenWeightsArm
 
@@ -26,7 +27,9 @@ __all__ = [
     "JsonLines",
     "LanguageEvaluate",
     "LanguageRecipe",
+    "LanguageValue",
     "LearnerSection",
+    "MetaBatch",
     "Phase",
     "Posttraining",
     "Prepare",
@@ -43,6 +46,7 @@ class LanguageRecipe(Recipe):
     arms = ARMS
     data: Data
     learner: LearnerSection
+    value: LanguageValue = LanguageValue()
     designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
     """What steers; arms that only replace the feedback steer with it."""
     designers: Annotated[Mapping[str, LanguageArm], ARMS.by_name] = {}

@@ -102,6 +102,9 @@ class FeedbackSet(Section):
     """
     max_tokens: PositiveInt = 512
     """Longer feedback and evaluation rows are cut there, and counted."""
+    loss_mean: Literal["token", "example"] = "token"
+    """What the NLL of verified solutions is a mean over: all their tokens, or solutions, each with
+    the mean over its tokens (eq. 38)."""
     conflict: Literal["sum", "project"] = "sum"
     """What becomes of tasks whose gradients point against each other: ``sum`` lets the weights
     decide, ``project`` first takes from each gradient what would harm another task."""

@@ -74,6 +74,9 @@ class LearnerSection(LearnerBase):
     prepare: Prepare | None = None
     tokenizer: str | None = None
     """A folder or hub id, where it is not the model's own."""
+    loss_mean: Literal["token", "example"] = "token"
+    """What the loss is a mean over: all predicted tokens of a step, as trainers have it, or
+    documents, each with the mean over its tokens (eq. 37)."""
     aligned_blocks: PositiveInt | Literal["all"] = 2
     """S: the last so many blocks, and with them what the next two keys say. The paper's S is the
     "last two layers": 2, without final norm and head."""

@@ -110,19 +110,14 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         """The loss as a function of all copies of S, each document's tokens under the copy of its
         domain.
         """
-        count = len(context.labels)
+        whole = self._weight(context)
         places = self._places(context)
         parts = []
         for domain, where in places.items():
             row, at = context.where
             own = replace(context, where=(row[where], at[where]), labels=context.labels[where])
-            parts.append(
-                (
-                    domain,
-                    where,
-                    self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where])),
-                )
-            )
+            objective = self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where]))
+            parts.append((domain, where, self._weight(own) / whole, objective))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             # Copies that no document of the batch uses have the gradient zero, which is not the
@@ -133,14 +128,19 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
             total = sum(
                 (0.0 * piece.flatten()[0] for piece in unused), start=inputs[0].new_zeros(())
             )
-            for domain, where, objective in parts:
-                fraction = len(where) / count
+            for domain, where, fraction, objective in parts:
                 total = total + fraction * objective.loss(
                     _own(parameters, domain), (inputs[0][where],)
                 )
             return total
 
         return Objective(task.controls(), loss)
+
+    def _weight(self, context: Context) -> int:
+        """How many things the loss of a context is a mean over."""
+        if context.batch.loss_mean == "token":
+            return len(context.labels)
+        return len(context.document.unique())
 
     def _places(self, context: Context) -> dict[str, Tensor]:
         """Which of the N predicted tokens stand in documents of each domain, for the domains that
