@@ -29,8 +29,7 @@ def learned_masks():
         network,
         ViewMasks(1.0, local_views_in_value=False),
         MaskPrice(0.5, 0.0, 0.0),
-        Learning(0.1, Reliability(shrink=False)),
-        raw=True,
+        Learning(0.1, Reliability(shrink=False, unit="raw")),
     )
 
 
