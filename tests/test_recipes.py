@@ -91,6 +91,7 @@ COLUMNS = (
     "response",
     "text",
     "content",
+    "generated_solution",
 )
 
 
@@ -104,10 +105,11 @@ def local(rows, folder, name):
     ]
     for line in lines:
         line["answer"] += " #### 7"
+        line["solution"] += r" \boxed{7}"
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     kept = {
         key: rows[key]
-        for key in ("text", "prompt", "template", "solution", "format")
+        for key in ("text", "prompt", "template", "solution", "format", "columns")
         if rows.get(key)
     }
     return {"kind": "jsonl", "path": f"{name}.jsonl", "rows": 40, **kept}
@@ -145,7 +147,7 @@ def test_the_papers_recipes(path, tmp_path):
         },
     }
     found["designer"] |= {"hidden": 16, "layers": 1, "heads": 2, "candidates": 8}
-    found["evaluate"] |= {"new_tokens": 4, "every": 0}
+    found["evaluate"] |= {"new_tokens": 4, "every": 2}
     found |= {"budget": {"steps": 2}, "threads": 1}
     data["batch_size"], data["root"] = 2, str(tmp_path)
     (tmp_path / "small.yaml").write_text(json.dumps(found), encoding="utf-8")
