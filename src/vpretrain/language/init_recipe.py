@@ -311,7 +311,7 @@ def recipe_of(
 # docs/guide.md says what matters most.
 modality: language
 description: {_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}")}
-arm: token_weights  # tokens weighted by their value to the feedback; others: README, Arms
+arm: token_weights  # tokens weighted by their value to the feedback; others: docs/choosing.md
 budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
 data:
   window_tokens: {window}  # length of a row of the stream; documents are packed into it
