@@ -24,8 +24,8 @@ def evaluate(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Of gsm8k, math500, mmlu, mbpp, omega, and JSONL or parquet files, with commas "
-            "between."
+            help="Of gsm8k, math500, math, mmlu, mbpp, omega, and JSONL or parquet files, with "
+            "commas between."
         ),
     ],
     data_root: Annotated[

@@ -9,7 +9,11 @@ ROWS = {
         for a in range(1, 5)
     ],
     "math500": [{"problem": f"Halve {a}.", "answer": rf"\frac{{{a}}}{{2}}"} for a in (1, 3)],
-    "omega": [{"problem": f"Double {a}.", "answer": str(2 * a)} for a in (1, 3)],
+    "math": [{"problem": f"Twice {a}.", "solution": rf"It is \boxed{{{2 * a}}}."} for a in (1, 3)],
+    "omega": [
+        {"messages": [{"role": "user", "content": f"Double {a}."}], "ground_truth": str(2 * a)}
+        for a in (1, 3)
+    ],
     "mmlu": [
         {
             "question": f"Which is {a}?",
@@ -32,7 +36,8 @@ ROWS = {
 GOLD = {
     "gsm8k": lambda row: f" so\n{row['answer']}",
     "math500": lambda row: rf" \boxed{{{row['answer']}}}.",
-    "omega": lambda row: rf" \boxed{{{row['answer']}.0}}",
+    "omega": lambda row: rf" \boxed{{{row['ground_truth']}.0}}",
+    "math": lambda row: " " + row["solution"],
     "mbpp": lambda row: f"def f(x):\n    return x + {row['text'][4:-1]}\n",
     "mmlu": lambda row: " " + "ABCD"[row["answer"]],
 }

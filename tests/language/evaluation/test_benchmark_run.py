@@ -189,7 +189,7 @@ def test_code_is_run_only_by_leave(call):
         (
             "model",
             ["--tasks", "omega"],
-            ["data/omega.jsonl", "data/omega/test.parquet", "'problem'", "'answer'"],
+            ["data/omega.jsonl", "data/omega/test.parquet", "'messages'", "'ground_truth'"],
         ),
         ("model", ["--tasks", "nope.jsonl"], ["nope.jsonl", "no such file", "'prompt'"]),
         ("model", ["--tasks", "data/empty.jsonl"], ["data/empty.jsonl", "no rows"]),

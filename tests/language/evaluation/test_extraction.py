@@ -17,6 +17,7 @@ from vpretrain.language.evaluation.equivalence import (
     same_mathematics,
     same_quantity,
     same_text,
+    same_within,
 )
 
 GOLDEN = [
@@ -136,3 +137,19 @@ def test_a_question_that_takes_for_ever_is_no_and_the_next_one_is_answered():
         assert answers == [True], "asked outside of the main thread, after the process was killed"
     finally:
         judge.close()
+
+
+def test_omega_is_judged_as_the_paper_has_it():
+    """v1 A.4: exact without wrappers and white space; numbers and fractions within 1e-3, relative
+    where they are large.
+    """
+    same = [("12", " 12. "), (r"\text{odd}", "odd"), ("(1, 2)", "(1,2)"), ("0.5", r"\frac{1}{2}")]
+    same += [("0.333", "1/3"), ("3141.59", "3142"), (r"\dfrac{7}{8}", "7/8"), ("1,000", "1000")]
+    for expected, candidate in same:
+        assert same_within(expected, candidate), (expected, candidate)
+    for expected, candidate in [("12", "13"), ("0.5", "0.502"), ("odd", "even"), ("x+1", "1+x")]:
+        assert not same_within(expected, candidate), (expected, candidate)
+    task = BENCHMARKS["omega"]
+    row = {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "ground_truth": 4}
+    item = task.item(row, "x:1")
+    assert item.prompt.endswith("What is 2 + 2?\n\nAnswer:") and item.expected == "4"

@@ -14,7 +14,7 @@ from typing import Any
 
 from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation import extraction, sandbox
-from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity
+from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity, same_within
 
 Extract = Callable[[str], str | None]
 Judge = Callable[[str, str], bool]
@@ -155,6 +155,20 @@ def _program_passes(tests: str, program: str) -> bool:
     return sandbox.passes(f"{program}\n\n{tests}\n")
 
 
+def _boxed_answer(row: Mapping[str, Any]) -> str:
+    answer = extraction.boxed(_text(row, "solution"))
+    if answer is None:
+        raise ValueError("column 'solution' has no \\boxed{} that closes")
+    return answer
+
+
+def _omega_fields(row: Mapping[str, Any]) -> Mapping[str, str]:
+    asked = [turn["content"].strip() for turn in row["messages"] if turn["role"] == "user"]
+    if not any(asked):
+        raise ValueError("column 'messages' has no turn of the user")
+    return {"messages": "\n\n".join(asked)}
+
+
 _MATH_PROMPT = (
     "Problem: {problem}\n"
     "Solve it step by step, and end with the final answer in \\boxed{{}}.\n"
@@ -191,15 +205,31 @@ MATH500 = Benchmark(
     files=("math500/test", "math500"),
     hub=Hub("HuggingFaceH4/MATH-500", None, "test"),
 )
-OMEGA = Benchmark(
-    name="omega",
+MATH = Benchmark(
+    name="math",
     version=1,
     prompt=_MATH_PROMPT,
-    columns={"problem": "the problem", "answer": "the final answer, in LaTeX"},
+    columns={"problem": "the problem", "solution": "the solution, its answer in a box"},
     fields=_same("problem"),
-    expected=lambda row: _text(row, "answer"),
+    expected=_boxed_answer,
     extract=_MATH_WAYS,
     stop=("\nProblem:",),
+    new_tokens=1024,
+    files=("math/test", "math"),
+)
+OMEGA = Benchmark(  # v1 A.4, found as `flexible` does; a file for every configuration and split
+    name="omega",
+    version=2,
+    prompt="Solve the problem step by step, and give nothing as the final answer but one "
+    "\\boxed{{answer}}.\n\n{messages}\n\nAnswer:",
+    columns={
+        "messages": "a list of turns, each with `role` and `content`",
+        "ground_truth": "the final answer",
+    },
+    fields=_omega_fields,
+    expected=lambda row: str(row["ground_truth"]).strip(),
+    extract={"strict": extraction.first_box, "flexible": extraction.first_box_or_end},
+    judge=same_within,
     files=("omega/test", "omega"),
 )
 MMLU = Benchmark(
@@ -238,7 +268,7 @@ MBPP = Benchmark(
 )
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    each.name: each for each in (GSM8K, MATH500, MMLU, MBPP, OMEGA)
+    each.name: each for each in (GSM8K, MATH500, MATH, MMLU, MBPP, OMEGA)
 }
 
 

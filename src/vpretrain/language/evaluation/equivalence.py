@@ -51,6 +51,19 @@ def same_mathematics(expected: str, candidate: str) -> bool:
     return _judge().equivalent(expected, candidate)
 
 
+def same_within(expected: str, candidate: str, tolerance: float = 1e-3) -> bool:
+    r"""Equal without LaTeX's wrappers and white space, or decimals and fractions (``\frac{1}{2}``
+    too) that differ by ``tolerance * max(1, |expected|)`` or less (v1 A.4).
+    """
+    a, b = _unwrapped(expected), _unwrapped(candidate)
+    if a == b:
+        return True
+    one, other = quantity(a), quantity(b)
+    if one is None or other is None:
+        return False
+    return abs(one - other) <= Fraction(tolerance) * max(Fraction(1), abs(one))
+
+
 def quantity(text: str) -> Fraction | None:
     """The number that a text consists of; None if it is no number."""
     if not _NUMBER.fullmatch(text := trimmed(text)):
@@ -135,6 +148,16 @@ def _judge() -> Judge:
     judge = Judge()
     atexit.register(judge.close)
     return judge
+
+
+_WRAPPERS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|boxed|left|right)\b|\\[,;!: ]")
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+
+
+def _unwrapped(text: str) -> str:
+    """Without LaTeX's wrappers around an answer, and without white space; fractions by a slash."""
+    text = _FRACTION.sub(r"\1/\2", _WRAPPERS.sub("", trimmed(text)))
+    return "".join(trimmed(text.replace("{", "").replace("}", "")).split())
 
 
 def _folded(text: str) -> str:

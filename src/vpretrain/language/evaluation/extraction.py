@@ -54,9 +54,11 @@ def number_after_hashes(text: str) -> str | None:
     return match[0].strip() if match else None
 
 
-def boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` whose braces close; nested braces belong to it."""
-    for start in reversed([match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
+def boxed(text: str, *, first: bool = False) -> str | None:
+    r"""The content of the last ``\boxed{...}`` whose braces close (or of the first); nested braces
+    belong to it."""
+    starts = [match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]
+    for start in starts if first else reversed(starts):
         depth = 1
         for at in range(start, len(text)):
             if text[at] in "{}" and text[at - 1] != "\\":
@@ -95,6 +97,22 @@ def any_number(text: str) -> str | None:
 def any_answer(text: str) -> str | None:
     """What the text marks as its answer, else its last number."""
     return final_answer(text) or last_number(text)
+
+
+def first_box(text: str) -> str | None:
+    """The content of the first box."""
+    return boxed(text, first=True)
+
+
+def first_box_or_end(text: str) -> str | None:
+    """The first box; without one what follows the last ``Answer:``; without that the last line that
+    is not empty (v1 A.4).
+    """
+    if (answer := first_box(text)) is not None:
+        return answer
+    _, _, after = text.rpartition("Answer:")
+    lines = after.split("\n") if "Answer:" in text else text.split("\n")[::-1]
+    return next((trimmed(line) or None for line in lines if line.strip()), None)
 
 
 def as_written(text: str) -> str | None:

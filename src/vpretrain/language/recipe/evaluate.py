@@ -25,7 +25,7 @@ class LanguageEvaluate(Evaluate):
     new_tokens: PositiveInt = 64
     """Longest generated solution."""
 
-    tasks: list[Literal["gsm8k", "math500", "mmlu", "omega"]] = []
+    tasks: list[Literal["gsm8k", "math500", "math", "mmlu", "omega"]] = []
     """Benchmarks that are scored beside it (the extra `eval`), read from ``data.root``. MBPP runs
     what the model wrote and is left to `vpretrain evaluate`."""
     task_rows: PositiveInt | None = None
