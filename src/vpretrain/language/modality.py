@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
-from vpretrain.language.data.stream import CutDocuments, Source, Stream, padded
+from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream, padded
 from vpretrain.language.data.texts import documents_of, notices, read
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
@@ -35,7 +36,7 @@ from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.steering.arms import ARMS, DEMO, Site
-from vpretrain.language.steering.domains import matched
+from vpretrain.language.steering.domains import ALL, domains_of, matched
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
@@ -175,7 +176,8 @@ class Language(Modality[LanguageRecipe, Materials]):
                 feedback, control, memory=recipe.value.memory, seed=recipe.seed
             ),
         )
-        steered, heard = matched(learner, feedback, domains)
+        meta_domains = _by_domain(recipe, materials)
+        steered, heard = matched(learner, feedback, domains, equal=bool(meta_domains))
         return Parts(
             learner=steered,
             designer=designer_for(
@@ -190,7 +192,8 @@ class Language(Modality[LanguageRecipe, Materials]):
             ),
             feedback=heard,
             stream=_stream(recipe, materials, sources),
-            meta_batches=_meta_batches(recipe, materials),
+            meta_batches=_meta_batches(recipe, materials, meta_domains),
+            alignment_groups=tuple(f"{domain}/" for domain in meta_domains),
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
@@ -293,20 +296,32 @@ def _stream(recipe: LanguageRecipe, materials: Materials, sources: Sequence[Sour
     )
 
 
-def _meta_batches(recipe: LanguageRecipe, materials: Materials) -> Stream | None:
+def _by_domain(recipe: LanguageRecipe, materials: Materials) -> dict[str, list[Source]]:
+    """The stream's sources by the domain that the feedback's tasks make of them; empty where the
+    designer has no batch of each."""
+    section, tasks = recipe.value.meta_batch, recipe.data.feedback.named()
+    if section is None or not section.per_domain:
+        return {}
+    _, of_source = domains_of({name: task.sources for name, task in tasks.items()}, list(tasks))
+    domains: dict[str, list[Source]] = {}
+    for source in materials.sources:
+        domains.setdefault(of_source.get(source.name, ALL), []).append(source)
+    return domains
+
+
+def _meta_batches(
+    recipe: LanguageRecipe, materials: Materials, domains: Mapping[str, list[Source]]
+) -> Stream | JoinedStreams | None:
     """What the designer learns from, where it has unlabeled batches of its own."""
     section = recipe.value.meta_batch
     if section is None:
         return None
-    with renamed({"data.batch_size": "value.meta_batch.batch_size"}):
+
+    def stream(sources: Sequence[Source]) -> Stream:
         return Stream(
             [
-                Source(
-                    source.name,
-                    CutDocuments(source.documents, section.window_tokens),
-                    source.weight,
-                )
-                for source in materials.sources
+                replace(each, documents=CutDocuments(each.documents, section.window_tokens))
+                for each in sources
             ],
             batch_size=section.batch_size,
             window_tokens=section.window_tokens,
@@ -317,6 +332,11 @@ def _meta_batches(recipe: LanguageRecipe, materials: Materials) -> Stream | None
             world=distributed.world(),
             loss_mean=recipe.learner.loss_mean,
         )
+
+    with renamed({"data.batch_size": "value.meta_batch.batch_size"}):
+        if domains:
+            return JoinedStreams({name: stream(sources) for name, sources in domains.items()})
+        return stream(materials.sources)
 
 
 def _evaluate(

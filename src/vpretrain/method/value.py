@@ -19,7 +19,7 @@ lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -48,10 +48,13 @@ class Alignment:
         name: which one.
         smoothness: ``L`` of Prop. 2.1, the curvature of the feedback loss along a step;
             ``lower_bound`` only.
+        groups: prefixes of names (``code/``): the pieces of the gradients under each are aligned by
+            themselves, and the value is the mean over groups (eq. 46); none: all pieces together.
     """
 
     name: AlignmentName
     smoothness: float = 1.0
+    groups: tuple[str, ...] = ()
 
     @property
     def linear(self) -> bool:
@@ -75,6 +78,8 @@ class Alignment:
             pre: ``g_pre`` over S at the present task.
             step_size: ``eta``, the learner's learning rate; ``lower_bound`` only.
         """
+        if self.groups:
+            return self._mean_over_groups(down, pre, step_size)
         product = vectors.inner(down, pre)
         if self.name == "cosine":
             down_norm, pre_norm = vectors.norm(down), vectors.norm(pre)
@@ -92,6 +97,18 @@ class Alignment:
             value = product - curvature / 2 * vectors.inner(pre, pre)
             return Valued(value, vectors.combine((1.0, down), (-curvature, pre)))
         return Valued(product, down)
+
+    def _mean_over_groups(self, down: Gradient, pre: Gradient, step_size: float) -> Valued:
+        alone, count = replace(self, groups=()), len(self.groups)
+        value, direction = torch.zeros(()), vectors.combine((0.0, down))
+        for group in self.groups:
+            own = [name for name in down if name.startswith(group)]
+            of_group = alone(
+                {name: down[name] for name in own}, {name: pre[name] for name in own}, step_size
+            )
+            value = value.to(of_group.value) + of_group.value / count
+            direction |= vectors.combine((1 / count, of_group.direction))
+        return Valued(value, direction)
 
 
 def adam_preconditioner(

@@ -49,7 +49,9 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         parts.designer,
         parts.feedback,
         ValueEstimator(
-            learner, Alignment(value.alignment, value.smoothness), estimator(value.estimator)
+            learner,
+            Alignment(value.alignment, value.smoothness, parts.alignment_groups),
+            estimator(value.estimator),
         ),
         optimizer,
         period=value.meta_period,

@@ -33,6 +33,7 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
         save: writes the learner as an ordinary model folder.
         meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
             the learner's batch.
+        alignment_groups: see :class:`vpretrain.method.value.Alignment`.
         after: what comes after the stream, if anything: trains the learner on and adds the tokens
             and FLOPs it used; its seconds are charged by the caller. The budget is that of the
             stream.
@@ -47,6 +48,7 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
     held_out_loss: Callable[[], Iterator[Tensor]]
     save: Callable[[Path], None]
     meta_batches: Stream[BatchT] | None = None
+    alignment_groups: tuple[str, ...] = ()
     after: Callable[[Spending], None] | None = None
     on_stream: bool = True
 

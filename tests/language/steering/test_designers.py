@@ -108,7 +108,7 @@ def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kin
     count, rule = RULES[kind]
     signal = values_like(context, count, 1)
     agreed, contradicted = (ExactDesigner(rule, Reliability(shrink=True)) for _ in range(2))
-    metrics = agreed.learn(context, Dictated(signal, signal))
+    metrics = agreed.learn(context, Dictated(signal, signal)).metrics
     contradicted.learn(context, Dictated(signal, -signal))
     assert metrics["agreement"] == pytest.approx(1) and metrics["gain"] > 0
     plain = agreed.baseline_task(context).mass[:, 0]
@@ -140,9 +140,9 @@ def test_field_learns_the_values_it_is_shown():
         def each(self, context, task):
             return [Estimate(torch.zeros(()), (target[task.ids],))] * 2
 
-    first = designer.learn(context, ByToken())["correlation"]
+    first = designer.learn(context, ByToken()).metrics["correlation"]
     for _ in range(60):
-        last = designer.learn(context, ByToken())
+        last = designer.learn(context, ByToken()).metrics
     assert last["correlation"] > max(0.9, first) and last["gain"] > 0
 
 
@@ -151,7 +151,7 @@ def test_ascent_climbs_the_value():
     designer = learned(CandidateDesigner, learner, entropy_bonus=0.0)
     context = learner.forward(tiny_batch(rows=6))
     value_of = Dictated(*[values_like(context, 6, 3)] * 2)
-    gains = [designer.learn(context, value_of)["gain"] for _ in range(60)]
+    gains = [designer.learn(context, value_of).metrics["gain"] for _ in range(60)]
     assert gains[-1] > 3 * abs(gains[0]) and gains[-1] > 0
 
 
@@ -300,6 +300,6 @@ def test_an_anchored_ascent_comes_to_the_closed_form():
     values = values_like(context, 6, 3)
     designer = learned(CandidateDesigner, learner, entropy_bonus=0.0, anchor=1.0, updates=400)
     designer.learn(context, Dictated(values, values))
-    gain = designer.learn(context, Dictated(values, values))["gain"]
+    gain = designer.learn(context, Dictated(values, values)).metrics["gain"]
     rule = ExactDesigner(Anchored(6, clip=float("inf")), Reliability(shrink=True))
-    assert gain > 0.3 * rule.learn(context, Dictated(values, values))["gain"]
+    assert gain > 0.3 * rule.learn(context, Dictated(values, values)).metrics["gain"]

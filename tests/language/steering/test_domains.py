@@ -7,7 +7,7 @@ import torch
 
 from tests.language.conftest import tiny_learner
 from vpretrain.language.data.rows import Document
-from vpretrain.language.data.stream import Source, Stream
+from vpretrain.language.data.stream import JoinedStreams, Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learner.targets import SoftTargets, candidates
 from vpretrain.language.steering.domains import ALL, Matched, MatchedFeedback, domains_of, matched
@@ -188,3 +188,65 @@ def test_what_the_learner_is_asked_for_stays_unlabeled():
     context = view.forward(next(packed()))
     task = detached(task_on(context))
     assert torch.equal(view.loss(context, task), learner.loss(context, task))
+
+
+@pytest.mark.parametrize("alignment", ["dot", "cosine"])
+def test_a_batch_of_each_domain_is_the_mean_of_its_alignments(alignment):
+    """Eq. 46 by hand: one Align a domain over its own stream batch and feedback batch, then the
+    mean; a joint direction over a mixed batch is another value.
+    """
+    learner = tiny_learner(dtype=torch.float64)
+    sources = {"sums": ["math"], "code": ["code"]}
+    streams = {
+        name: Stream(
+            [Source(source, documents(source, 9, at), 1.0)],
+            batch_size=2 + at,
+            window_tokens=24,
+            seed=0,
+            pad_id=0,
+        )
+        for at, (name, (source,)) in enumerate(sources.items())
+    }
+    batch = next(JoinedStreams(streams))
+    assert batch.input_ids.shape == (5, 24)
+    together = tasks({"sums": 1.0, "code": 3.0})
+    view, feedback = matched(learner, together, sources, equal=True)
+    (down, _) = feedback.gradients(view)
+    context = view.forward(batch)
+    task = task_on(context)
+    groups = ("sums/", "code/")
+
+    log_p = torch.log_softmax(context.logits, dim=1).gather(1, task.ids)
+    losses = -(task.mass * log_p).sum(dim=1)
+    expected = 0.0
+    for name, (source,) in sources.items():
+        own = torch.tensor([context.batch.documents[d].source == source for d in context.document])
+        pre = torch.autograd.grad(
+            losses[own].mean(), list(learner.aligned.values()), retain_graph=True
+        )
+        pre = dict(zip(learner.aligned, pre, strict=True))
+        said = {key: down[f"{name}/{key}"] for key in pre}
+        value = vectors.inner(said, pre)
+        if alignment == "cosine":
+            value = value / (vectors.norm(said) * vectors.norm(pre))
+        expected += float(value.detach()) / 2
+
+    def valued(groups):
+        value_of = ValueEstimator(
+            view, Alignment(alignment, groups=groups), ESTIMATORS["double_backward"]
+        )
+        value_of.update([down], None, 0.0)
+        return value_of(context, task)
+
+    found = valued(groups)
+    assert float(found.value) == pytest.approx(expected, rel=1e-6)
+    if alignment == "cosine":
+        assert abs(float(valued(()).value) - expected) > 1e-3 * abs(expected)
+        nudge = task.mass + 1e-5 * found.gradient[0] / found.gradient[0].norm()
+        rise = ValueEstimator(
+            view, Alignment(alignment, groups=groups), ESTIMATORS["double_backward"]
+        )
+        rise.update([down], None, 0.0)
+        higher = rise(context, task.with_controls((nudge,))).value
+        slope = float((higher - found.value) / 1e-5)
+        assert slope == pytest.approx(float(found.gradient[0].norm()), rel=1e-2)

@@ -120,6 +120,22 @@ def left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def joined(batches: Sequence[TokenBatch], *, pad_id: int, padding_apart: bool) -> TokenBatch:
+    """The rows of all batches as one, as long as the longest; see :func:`laid_out`."""
+    rows = [
+        [batch.documents[at] for at in row.unique().tolist() if at >= 0]
+        for batch in batches
+        for row in batch.document
+    ]
+    return laid_out(
+        rows,
+        width=max(batch.input_ids.shape[1] for batch in batches),
+        pad_id=pad_id,
+        padding_apart=padding_apart,
+        loss_mean=batches[0].loss_mean,
+    )
+
+
 def laid_out(
     rows: Sequence[Sequence[Document]],
     *,

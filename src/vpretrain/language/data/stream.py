@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
-from vpretrain.language.data.batch import LossMean, TokenBatch, laid_out, padded
+from vpretrain.language.data.batch import LossMean, TokenBatch, joined, laid_out, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.method import roles
@@ -233,6 +233,29 @@ class Stream(roles.Stream[TokenBatch]):
         number = self._drawn[source]
         self._drawn[source] += 1
         return source, number, self._orders[source][number]
+
+
+class JoinedStreams(roles.Stream[TokenBatch]):
+    """A batch of each stream, one below the other.
+
+    Args:
+        streams: by name, at least one; of one packing and padding.
+    """
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        self.streams = dict(streams)
+
+    def __next__(self) -> TokenBatch:
+        first = next(iter(self.streams.values()))
+        batches = [next(stream) for stream in self.streams.values()]
+        return joined(batches, pad_id=first.pad_id, padding_apart=first.packing)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: stream.state_dict() for name, stream in self.streams.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state[name])
 
 
 class Sampler:

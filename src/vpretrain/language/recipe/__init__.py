@@ -72,6 +72,23 @@ class LanguageRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _has_domains(self) -> Self:
+        section = self.value.meta_batch
+        if section is None or not section.per_domain:
+            return self
+        if not any(task.sources for task in self.data.feedback.named().values()):
+            raise ValueError(
+                "value.meta_batch.per_domain is true, and no task names sources of the stream: "
+                "give data.feedback.tasks their sources"
+            )
+        if self.value.alignment == "lower_bound":
+            raise ValueError(
+                "value.alignment: lower_bound has no mean over domains: choose another, or set "
+                "value.meta_batch.per_domain to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _documents_stay_apart(self) -> Self:
         if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
             raise ValueError(

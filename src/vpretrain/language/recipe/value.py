@@ -16,6 +16,10 @@ class MetaBatch(Section):
     """Rows, over all ranks."""
     window_tokens: PositiveInt
     """Length of a row; documents that are longer are cut there."""
+    per_domain: bool = False
+    """Whether there are so many rows of every domain that ``sources`` of the feedback's tasks name:
+    the value is then the mean of one alignment a domain, stream batch with feedback batch (eq.
+    44-46). Otherwise a domain counts by its share of a mixed batch, and a cosine is that of all."""
     seed: NonNegativeInt = 0
     """Of its order, beside the run's seed."""
 

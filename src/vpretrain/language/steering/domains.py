@@ -8,9 +8,10 @@ of the ``g_pre^d``, and ``g_down`` the list of the ``g_down^d``. So a learner wi
 (:class:`Matched`), and feedback that speaks of them (:class:`MatchedFeedback`), are all it takes:
 alignment, estimator, preconditioner, reliability and designer are what they always are.
 
-Eq. 46 averages over domains, each with a batch of its own. Here a batch is a mixture, and a domain
-counts by its share of the predicted tokens, as it does in the step that is valued. ``cosine`` and
-``lower_bound`` are those of all copies together.
+Eq. 46 averages over domains, each with a batch of its own: a learner that is :attr:`Matched.equal`,
+batches of so many rows a domain, and an alignment in groups, one a domain. Otherwise a batch is a
+mixture, a domain counts by its share of the predicted tokens, as it does in the step that is
+valued, and ``cosine`` and ``lower_bound`` are those of all copies together.
 
 A run of the suffix costs as many as there are domains in the batch; the head runs once for each
 token as before.
@@ -79,12 +80,20 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         domains: names, distinct, without a slash; :data:`ALL` among them.
         of_source: the domain of a source of the stream; sources that are not named are of the
             domain :data:`ALL`.
+        equal: whether the domains of a batch count alike where it is valued (eq. 46), or each by
+            its share of the loss.
     """
 
     def __init__(
-        self, learner: CausalLearner, domains: Collection[str], of_source: Mapping[str, str]
+        self,
+        learner: CausalLearner,
+        domains: Collection[str],
+        of_source: Mapping[str, str],
+        *,
+        equal: bool = False,
     ) -> None:
         self.learner, self.domains, self.of_source = learner, list(domains), of_source
+        self.equal = equal
         self.model = learner.model
         self.aligned = {
             f"{domain}/{name}": p for domain in domains for name, p in learner.aligned.items()
@@ -117,7 +126,8 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
             row, at = context.where
             own = replace(context, where=(row[where], at[where]), labels=context.labels[where])
             objective = self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where]))
-            parts.append((domain, where, self._weight(own) / whole, objective))
+            fraction = 1 / len(places) if self.equal else self._weight(own) / whole
+            parts.append((domain, where, fraction, objective))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             # Copies that no document of the batch uses have the gradient zero, which is not the
@@ -189,7 +199,11 @@ class MatchedFeedback(Feedback[Matched]):
 
 
 def matched(
-    learner: CausalLearner, feedback: MultiTaskFeedback, sources: Mapping[str, Sequence[str]]
+    learner: CausalLearner,
+    feedback: MultiTaskFeedback,
+    sources: Mapping[str, Sequence[str]],
+    *,
+    equal: bool = False,
 ) -> tuple[Learner, Feedback]:
     """Learner and feedback as they are, or matched by domain where a task names sources of the
     stream.
@@ -198,8 +212,9 @@ def matched(
         learner: of the run.
         feedback: its tasks.
         sources: by task, the sources of the stream that are of its domain.
+        equal: see :class:`Matched`.
     """
     if not any(sources.values()):
         return learner, feedback
     domains, of_source = domains_of(sources, list(feedback.tasks))
-    return Matched(learner, domains, of_source), MatchedFeedback(feedback, domains)
+    return Matched(learner, domains, of_source, equal=equal), MatchedFeedback(feedback, domains)
