@@ -4,15 +4,19 @@ The guide has a test of its own, tests/test_guide.py. Commands that need other m
 blocks marked `text`.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from tests.reliability.processes import FORK
+from tests.run.test_train import tiny_recipe
 from vpretrain.cli import app
+from vpretrain.language import Language
 from vpretrain.studies import profile
 
 ROOT = Path(__file__).parent.parent
@@ -100,3 +104,18 @@ def test_blocks_run(name, block, command, tmp_path, monkeypatch):
         assert program == "vpretrain", f"{name}: {line}"
         called = command(verb, *words, *SHORTER.get(verb, "").split())
         assert called.code == 0, f"{name}: {line}\n{called.out[-1000:]}\n{called.err[-1500:]}"
+
+
+def test_one_step_without_a_recipe():
+    """The block of docs/your-own.md, for the parts of a small run and two batches."""
+    section = TEXTS["your-own.md"].split("## One step without a recipe")[1]
+    parts = Language().build(tiny_recipe(), Language().load(tiny_recipe()))
+    names = {
+        "learner": parts.learner,
+        "designer": parts.designer,
+        "feedback": parts.feedback,
+        "optimizer": torch.optim.AdamW(parts.learner.model.parameters()),
+        "stream": itertools.islice(parts.stream, 2),
+    }
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1), names)
+    assert names["step"].count == 2 and names["metrics"]["loss"] > 0
