@@ -40,7 +40,11 @@ learner:
     num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 128, tie_word_embeddings: false}
   aligned_blocks: 1
   learning_rate: 1e-3
-designer: {candidates: 4, hidden: 8, layers: 1, heads: 2}
+designer: {kind: token_weights}
+designers:
+  closed_form: {candidates: 4}
+  ascent: {candidates: 4, hidden: 8, layers: 1, heads: 2}
+  field: {candidates: 4, hidden: 8, layers: 1, heads: 2}
 value: {meta_period: 2, settle_steps: 1}
 evaluate: {split: test, answer: '= ([\d ]+)', new_tokens: 2}
 """

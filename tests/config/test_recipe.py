@@ -40,6 +40,7 @@ class Learner(Section):
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     model: int | str | None = None
+    shard: bool = False
 
 
 class FieldDesigner(Section):

@@ -130,7 +130,7 @@ def test_a_run_from_outside_goes_on_where_it_stopped(site, tmp_path):
 def assert_explained_by_its_own(run):
     from vpretrain.studies.explain import explain
 
-    with pytest.raises(UserError, match=r"(?s)bring a method `explain\(.*got +image-text"):
+    with pytest.raises(UserError, match=r"(?s)no method `explain`.*got +image-text"):
         explain(run, documents=2)
 
     class Explained(MODALITIES["image-text"]().__class__):
@@ -157,7 +157,7 @@ def test_it_is_listed_and_what_comes_with_the_package_comes_first(site):
     ("value", "said"),
     [
         ("other = nowhere_to_be_found:Modality", ["somebody", "nowhere_to_be_found"]),
-        ("other = image_text:ImageTextRecipe", ["somebody", "no modality", "arms"]),
+        ("other = image_text:ImageTextRecipe", ["somebody", "no modality", "load"]),
     ],
 )
 def test_a_modality_that_cannot_be_had_names_its_package(value, said, site, tmp_path):

@@ -17,6 +17,12 @@ from tests.reliability.processes import together
 from vpretrain.run import checkpoint
 from vpretrain.system import distributed
 
+NETWORKS = {
+    "field": {"replay": 2, "updates": 2, "learning_rate": 1e-3},
+    "ascent": {"updates": 2, "learning_rate": 1e-3},
+}
+"""Keys of the arms that have a network."""
+
 
 def trained(arm, folder, feedback, stream, empty=()):
     """Losses, weights and metrics; the rows of ``empty`` have no label, and with two processes fall
@@ -33,7 +39,7 @@ def trained(arm, folder, feedback, stream, empty=()):
         folder,
         feedback,
         rows,
-        steering={"arm": arm, "replay": 2, "updates": 2, "learning_rate": 1e-3},
+        steering={"arm": arm, **NETWORKS.get(arm, {})},
         max_steps=5,
         per_device_train_batch_size=4 // distributed.world(),
         train_sampling_strategy="sequential",

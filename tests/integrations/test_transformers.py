@@ -14,6 +14,7 @@ from tests.run.test_train import tiny_recipe
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language import Language
 from vpretrain.language.steering.arms import ARMS
+from vpretrain.method.roles import Learned
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
@@ -241,8 +242,8 @@ def test_a_designer_that_collapsed_is_set_aside_where_that_is_asked_for(
         logging_steps=1,
     )
     learn = trainer.designer.learn
-    trainer.designer.learn = lambda context, value_of: (
-        learn(context, value_of) | {"agreement": -1.0, "gain": 1.0}
+    trainer.designer.learn = lambda context, value_of: Learned(
+        learn(context, value_of).metrics | {"agreement": -1.0, "gain": 1.0}
     )
     trainer.train()
     told = [

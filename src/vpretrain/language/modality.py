@@ -20,6 +20,7 @@ from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash,
 from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream, padded
 from vpretrain.language.data.texts import documents_of, notices, read
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
+from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
@@ -215,6 +216,11 @@ class Language(Modality[LanguageRecipe, Materials]):
             f"evaluation/{name}": own for name, own in materials.also.items()
         }
         return {name: documents_hash(documents) for name, documents in sets.items()}
+
+    def explain(
+        self, recipe: LanguageRecipe, folder: Path, *, documents: int, out: Path
+    ) -> dict[str, Any]:
+        return explain_language(self, recipe, folder, documents=documents, out=out)
 
     def card(
         self, recipe: LanguageRecipe, materials: Materials, result: Result, folder: Path

@@ -198,10 +198,10 @@ class Launch:
         summary = {
             "run_dir": str(folder),
             "arm": result.arm,
+            "unit": self.modality.unit,
             "steps": result.spent.steps,
             "tokens_or_images": result.spent.tokens,
             "seconds": result.spent.seconds,
-            "unit": self.modality.unit,
             "step0": {name: score.value for name, score in result.step0.items()},
             "final": {name: score.value for name, score in result.final.items()},
         }

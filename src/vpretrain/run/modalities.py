@@ -39,18 +39,23 @@ class Installed(Mapping[str, Callable[[], T]]):
         points = [*entry_points(group=GROUP, name=name)]
         if not points:
             raise KeyError(name)
-        own = [point for point in points if point.dist is not None and point.dist.name == OWN]
-        point = (own or points)[0]
+        point = min(points, key=lambda point: not _is_own(point))
         return lambda: self.take(_class_of(point))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and bool(entry_points(group=GROUP, name=name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(point.name for point in entry_points(group=GROUP)))
+        # Those of this package come first, as they win.
+        points = sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point))
+        return iter(dict.fromkeys(point.name for point in points))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+def _is_own(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == OWN
 
 
 def _class_of(point: EntryPoint) -> type[Modality[Any, Any]]:

@@ -69,12 +69,17 @@ def test_a_step_of_every_arm(arm, family, monkeypatch):
         value_estimator.update([downstream(learner), downstream(learner, seed=8)], None, 0.0)
         context = learner.forward(tiny_batch())
         assert isinstance(context.predictions, kind)
-        heard = designer.learn(context, value_estimator)
+        learned = designer.learn(context, value_estimator)
         task = designer.make_task(context, value_estimator)
         loss = learner.loss(context, task)
         loss.backward()
         pieces = [p.grad.flatten() for p in learner.model.parameters()]
-        return [loss.detach(), torch.cat(pieces), task.mass, torch.tensor(list(heard.values()))]
+        return [
+            loss.detach(),
+            torch.cat(pieces),
+            task.mass,
+            torch.tensor(list(learned.metrics.values())),
+        ]
 
     for whole, passed in zip(*both(monkeypatch, run), strict=True):
         torch.testing.assert_close(passed, whole, rtol=1e-5, atol=1e-8)
