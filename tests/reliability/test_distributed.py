@@ -100,7 +100,14 @@ LANGUAGE = {
     "document_weights": [],
     "source_weights": [],
     "closed_form": [],
-    "ascent": ["designer.updates=2"],
+    "ascent": [
+        "designer.updates=2",
+        "value.unit=raw",
+        "value.meta_batch={batch_size: 4, window_tokens: 48}",
+        "learner.loss_mean=example",
+        "data.feedback.loss_mean=example",
+    ],
+    "hidden_ascent": ["designer.updates=2"],
     "field": ["designer.replay=2", "designer.updates=2"],
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
 }
