@@ -230,12 +230,6 @@ class Language(Modality[LanguageRecipe, Materials]):
             folder, recipe, result, location=materials.location, feedback=materials.texts.feedback
         )
 
-    def explain(
-        self, recipe: LanguageRecipe, folder: Path, *, documents: int, out: Path
-    ) -> dict[str, Any]:
-        """The value of every token of a sample of the run's stream."""
-        return explain_language(self, recipe, folder, documents=documents, out=out)
-
 
 @cache
 def _say(line: str) -> None:
