@@ -38,9 +38,11 @@ from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
+from vpretrain.language.steering.ascent import CandidateDesigner
 from vpretrain.language.steering.baselines import OneHot
-from vpretrain.language.steering.networks import CandidateScorer, FieldDesigner, NetworkDesigner
+from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
+from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner
@@ -55,7 +57,7 @@ ARMS = (
     "HF Trainer",
     "TRL SFTTrainer",
     "onehot",
-    "ascent",
+    "hidden_ascent",
     "field",
     "closed_form",
     "token_weights",
@@ -182,7 +184,7 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
         "token_weights": lambda: ExactDesigner(TokenWeights(), reliability),
         "document_weights": lambda: ExactDesigner(GroupWeights(by="document"), reliability),
         "field": lambda: FieldDesigner(network(gated=False), head, targets, learning),
-        "ascent": lambda: NetworkDesigner(
+        "hidden_ascent": lambda: CandidateDesigner(
             network(gated=True), head, targets, learning, entropy_bonus=0.01
         ),
     }
