@@ -56,8 +56,7 @@ def write_card(
     parts = [
         "# " + escaped(recipe.description),
         f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was "
-        "shaped by what a feedback set "
-        "thinks of each step (V-pretraining, [arXiv "
+        "shaped by the gradient of a feedback set (V-pretraining, [arXiv "
         "2601.22108](https://arxiv.org/abs/2601.22108)).",
         "## What steered it",
         _bullets(_method(recipe, feedback)),
