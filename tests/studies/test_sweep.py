@@ -82,7 +82,7 @@ def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
 
 def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypatch):
     sweeps.sweep(plan(), trials=4, out=here / "whole")
-    ours = sweeps.run
+    ours = sweeps.train
     calls = []
 
     def once_killed(*given, **named):
@@ -91,7 +91,7 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
             raise KeyboardInterrupt
         return ours(*given, **named)
 
-    monkeypatch.setattr(sweeps, "run", once_killed)
+    monkeypatch.setattr(sweeps, "train", once_killed)
     with pytest.raises(KeyboardInterrupt):
         sweeps.sweep(plan(), trials=4, out=here / "stopped")
     found = sweeps.sweep(plan(), trials=4, out=here / "stopped")
