@@ -149,9 +149,7 @@ def test_a_signal_saves_stops_and_the_same_command_goes_on(words, tmp_path):
     with pytest.raises(Stopped, match="SIGTERM after step 3"):
         train_one(recipe, tmp_path / "a", interrupt)
     said = []
-    resumed = train_one(
-        recipe, tmp_path / "a", lambda record, fraction: None, description=said.append
-    )
+    resumed = train_one(recipe, tmp_path / "a", lambda record, fraction: None, notify=said.append)
     assert said == ["going on after step 3"]
     whole = train_one(recipe, tmp_path / "b", lambda record, fraction: None)
     assert resumed["final"] == whole["final"] and resumed["step0"] == whole["step0"]
@@ -177,7 +175,7 @@ def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
     first = train_one(recipe, tmp_path, lambda record, fraction: None)
     said, steps = [], []
     again = train_one(
-        recipe, tmp_path, lambda record, fraction: steps.append(record), description=said.append
+        recipe, tmp_path, lambda record, fraction: steps.append(record), notify=said.append
     )
     assert again == first and said == ["this run is finished; nothing was done"] and not steps
 
@@ -209,7 +207,7 @@ def test_what_is_not_trained_may_change(words, tmp_path):
     other = language_recipe(
         "arm=onehot", "budget.steps=2", "checkpoint.keep_last=5", "learner.shard=true"
     )
-    train_one(other, tmp_path, lambda record, fraction: None, description=said.append)
+    train_one(other, tmp_path, lambda record, fraction: None, notify=said.append)
     assert said == ["this run is finished; nothing was done"]
 
 
