@@ -177,7 +177,7 @@ def test_several_folders_have_a_section_each(tmp_path: Path) -> None:
     a, b, r = (
         comparison(tmp_path / "a", arms=["onehot", "field"], every=0),
         comparison(tmp_path / "b", arms=["onehot", "field"], every=0),
-        run_folder(tmp_path / "r"),
+        run_folder(tmp_path / "r", every=0),
     )
     page = write_report([a, b, r], tmp_path / "report.html").read_text()
     assert page.count("<article>") == 3

@@ -21,6 +21,7 @@ from tests.vision.conftest import (
 )
 from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
+from vpretrain.method.accumulation import next_batches
 from vpretrain.run.build import new_step
 from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare
@@ -98,7 +99,7 @@ def test_small_steps_are_not_lost_in_bfloat16(kind, materials):
         recipe = tiny_recipe("arm=plain", f"learner.dtype={dtype}", kind=kind)
         parts = Vision().build(recipe, materials[kind])
         before = {name: p.detach().clone() for name, p in parts.learner.aligned.items()}
-        losses[dtype] = new_step(recipe, parts)(next(parts.stream), 4e-6)["loss"]
+        losses[dtype] = new_step(recipe, parts)(next_batches(parts.stream, 1), 4e-6)["loss"]
         after = parts.learner.aligned
         assert all(p.dtype == torch.float32 for p in after.values())
         assert (
@@ -133,8 +134,8 @@ def test_labels_reach_the_learner_through_the_designer_alone(kind, materials):
         ("dino", "closed_form", "designer.gate_max=0"),
         ("dino", "view_weights", "designer.tilt=0"),
         ("dino", "uniform_smoothing", "designer.control_gate=0"),
-        ("ijepa", "constant_mask", "designer.keep_ratio=1"),
-        ("ijepa", "random_masks", "designer.keep_ratio=1"),
+        ("ijepa", "constant_mask", "designers.constant_mask.keep_ratio=1"),
+        ("ijepa", "random_masks", "designers.random_masks.keep_ratio=1"),
         ("ijepa", "patch_weights", "designer.tilt=0"),
     ],
 )
