@@ -175,9 +175,9 @@ def test_a_pareto_front_only_for_several_tasks(tmp_path: Path, made: Path) -> No
 
 def test_several_folders_have_a_section_each(tmp_path: Path) -> None:
     a, b, r = (
-        comparison(tmp_path / "a", arms=["onehot", "field"], every=0),
-        comparison(tmp_path / "b", arms=["onehot", "field"], every=0),
-        run_folder(tmp_path / "r", every=0),
+        comparison(tmp_path / "a"),
+        comparison(tmp_path / "b", arms=["onehot", "field"]),
+        run_folder(tmp_path / "r"),
     )
     page = write_report([a, b, r], tmp_path / "report.html").read_text()
     assert page.count("<article>") == 3

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from vpretrain.cli import app
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
+from vpretrain.method.accumulation import MicroBatches
+from vpretrain.method.roles import Designer
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.parts import Parts
 from vpretrain.studies.probe import IN_NATS, REALISED, Bench, Snapshot, pearson, probe, slope
@@ -93,10 +95,8 @@ class Toy(nn.Module):
         return [{"near": torch.ones_like(self.near)}]
 
 
-class BaselineDesigner:
+class BaselineDesigner(Designer):
     """A designer with nothing to choose."""
-
-    uses_feedback = False
 
     def controls(self):
         return ()
@@ -105,9 +105,6 @@ class BaselineDesigner:
         return self
 
     def baseline_task(self, context):
-        return self
-
-    def make_task(self, context, value_of):
         return self
 
 
@@ -329,7 +326,7 @@ def test_the_step_sees_the_dropout_of_its_gradient(language_bench):
     with bench.still():
         batch, pre = bench._next(3)
         bench._seed(3)
-        bench.step(batch, 1e-3)
+        bench.step(MicroBatches((batch,)), 1e-3)
         norm = math.sqrt(sum(float(g.square().sum()) for g in pre.values()))
         clip = min(1.0, bench.recipe.learner.clip_norm / norm)
         for name, parameter in bench.parameters.items():
