@@ -36,7 +36,7 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
     counted: dict[bool, float] = {}
     step.count = step.meta.start  # before it tasks are the baseline's
     if parts.designer.uses_feedback:  # the first measures the central difference's step, once a run
-        step.take(next_batches(parts.stream, accumulate), 0.0, 0.0, meta_due=True)
+        step.take(next_batches(parts.stream, 1), 0.0, 0.0, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         with FlopCounterMode(display=False) as counter:
             step.take(next_batches(parts.stream, 1), 0.0, 0.0, meta_due=meta)
