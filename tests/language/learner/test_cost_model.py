@@ -19,7 +19,7 @@ from vpretrain.language.learner.cost_model import (
 )
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldArm
-from vpretrain.method.accumulation import next_batches
+from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.run.build import new_step
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.system.errors import UserError
@@ -49,7 +49,7 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     step(next_batches(parts.stream, 1), 0.0)  # a meta step, so that there is a direction
     context = parts.learner.forward(next(parts.stream))
     with FlopCounterMode(display=False) as counter:
-        step(context.batch, 0.0)
+        step(MicroBatches((context.batch,)), 0.0)
     shape = Shape.of(parts.learner.model.config.to_dict())
     designer = ARMS.keys_of(recipe, FieldArm)
     at = Setting(  # a window of 0: the counter leaves attention out on a CPU
