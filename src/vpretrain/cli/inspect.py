@@ -81,7 +81,7 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What each token is worth to the feedback set, and how close the designer comes to the best
+    """The value of each token to the feedback set, and how close the designer comes to the best
     targets: one page.
     """
     from vpretrain.studies.explain import explain as examine

@@ -39,7 +39,7 @@ from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
 
 Control = Literal["none", "random", "fixed_direction", "shuffled"]
-"""What the designer hears in the place of the feedback set: itself, a fresh random direction at
+"""What the designer is given in the place of the feedback set: itself, a fresh random direction at
 every batch, one random direction for the whole run, or the right inputs with the wrong labels."""
 TrainsOn = Literal["stream", "feedback"]
 
@@ -56,7 +56,7 @@ class DesignerSection(Section):
 
 
 class FeedbackControl(Section):
-    """The section ``feedback``: what the designer hears of the feedback set."""
+    """The section ``feedback``: what the designer is given of the feedback set."""
 
     control: Control = "none"
     """``random``, ``fixed_direction`` and ``shuffled`` put noise in its place: what steering is
@@ -84,15 +84,15 @@ class Arm:
 
 CONTROLS: Mapping[str, Arm] = {
     "random_feedback": Arm(
-        "control: the recipe's designer hears a fresh random direction at every feedback batch",
+        "control: the recipe's designer is given a fresh random direction at every feedback batch",
         control="random",
     ),
     "fixed_random_direction": Arm(
-        "control: the recipe's designer hears one random direction for the whole run",
+        "control: the recipe's designer is given one random direction for the whole run",
         control="fixed_direction",
     ),
     "shuffled_feedback": Arm(
-        "control: the recipe's designer hears the feedback set with the labels of other items",
+        "control: the recipe's designer is given the feedback set with the labels of other items",
         control="shuffled",
     ),
 }

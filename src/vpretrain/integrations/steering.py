@@ -69,7 +69,7 @@ class Steering(Value):
     feedback_batch_size: PositiveInt = 32
     """Rows in one feedback batch."""
     feedback_batches: PositiveInt = 2
-    """Batches heard at a meta step; g_down is their mean, and their agreement says how far to trust
+    """Batches used at a meta step; g_down is their mean, and their agreement says how far to trust
     it.
     """
     feedback_max_tokens: PositiveInt = 512
@@ -128,7 +128,7 @@ class Steering(Value):
     def new_feedback(
         self, learner: CausalLearner, documents: Sequence[Document], *, pad_id: int, seed: int
     ) -> Feedback:
-        """What the arm's designer hears of verified rows.
+        """What the arm's designer is given of verified rows.
 
         Args:
             learner: what is steered.

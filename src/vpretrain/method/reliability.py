@@ -66,7 +66,7 @@ class Reliability:
         return self.factor * self.in_unit(values)
 
     def metrics(self) -> dict[str, float]:
-        """``agreement`` (running) and ``reliability`` once two feedback batches were heard."""
+        """``agreement`` (running) and ``reliability`` once there were two feedback batches."""
         return (
             {}
             if self.agreement is None

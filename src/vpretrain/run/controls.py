@@ -8,7 +8,7 @@ from vpretrain.method.roles import Feedback
 
 
 def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int) -> Feedback:
-    """What the designer hears of a feedback set.
+    """What the designer is given of a feedback set.
 
     ``shuffled`` is a matter of labels, which whoever makes the feedback mixes
     (:func:`shuffles_labels`).

@@ -337,7 +337,7 @@ class _HeldOut:
 
     @cached_property
     def feedback(self) -> DenseFeedback:
-        """Not made before it is asked for: few runs do. Labels are true, whatever the arm hears."""
+        """Made when it is asked for. Labels are true, whatever the arm is given."""
         return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
     def __call__(self) -> Iterator[Tensor]:

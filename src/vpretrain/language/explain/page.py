@@ -143,7 +143,7 @@ class View:
         notes = []
         if ARMS.control_of(self.recipe) != "none":
             said = (
-                "This arm is a control, and the colours show what it heard, which is not what "
+                "This arm is a control, and the colours show what it was given, which is not what "
                 "the feedback set wants: "
             )
             notes.append(said + ARMS.all[self.recipe.arm].description + ".")
@@ -349,7 +349,7 @@ class View:
             ("arm", joined(recipe.arm, ": ", ARMS.all[recipe.arm].description)),
             (
                 "direction",
-                f"{recipe.value.alignment}, heard once from {recipe.data.feedback.batches} "
+                f"{recipe.value.alignment}, taken once from {recipe.data.feedback.batches} "
                 "feedback batches of "
                 f"{recipe.data.feedback.batch_size}, AdamW's moments refilled at learning rate 0",
             ),

@@ -60,7 +60,7 @@ class Feedback(Section):
     batch_size: PositiveInt = 16
     """Pictures of each task in one meta batch."""
     batches: Annotated[int, Field(ge=2)] = 2
-    """Meta batches heard at a meta step; g_down is their mean, and their agreement says how far to
+    """Meta batches used at a meta step; g_down is their mean, and their agreement says how far to
     trust it.
     """
     head: FeedbackHead = FeedbackHead()
