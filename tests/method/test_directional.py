@@ -120,3 +120,14 @@ def test_central_difference_where_the_parameters_are_zero():
     found = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
     assert float(found.value) == pytest.approx(6.0, rel=1e-5)
     assert found.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("useless", [0.0, math.nan])
+def test_a_direction_that_says_nothing_settles_no_step(useless):
+    loss, parameters, controls = curved(300.0)
+    estimator = CentralDifference()
+    estimator(loss, parameters, {"w": torch.full((SIZE,), useless)}, [controls])
+    assert not estimator.step
+    direction = {"w": torch.eye(SIZE)[0]}
+    exact = double_backward(loss, parameters, direction, [controls])
+    assert error(estimator(loss, parameters, direction, [controls]), exact) <= 1e-3

@@ -27,6 +27,7 @@ central_difference  nothing                               two ordinary forwards 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -250,7 +251,10 @@ class CentralDifference(Estimator):
         def at(step: float) -> Estimate:
             return central_difference(loss, parameters, direction, controls, step)
 
-        if self.calls % CHECK_PERIOD == 0 and not self._still_good(at):
+        if not float(vectors.norm(direction)):  # no step can be measured along nothing
+            return central_difference(loss, parameters, direction, controls)
+        due = not self.step or self.calls % CHECK_PERIOD == 0
+        if due and not self._still_good(at):
             ladder = LADDER[next(iter(parameters.values())).dtype]
             self._climb(at, ladder)
             if self.error > LEAVE_ABOVE and self._can_leave(loss, parameters, direction, controls):
@@ -271,6 +275,9 @@ class CentralDifference(Estimator):
         errors = [_difference(one, next_) for one, next_ in pairwise(estimates)]
         best = min(range(len(errors)), key=errors.__getitem__)
         self.step, self.error = ladder[best], errors[best]
+        if not math.isfinite(self.error):  # a broken batch says nothing: measure on the next
+            self.step = 0.0
+            return
         if self.error > WARN_ABOVE and distributed.rank() == 0:
             log.warning(
                 "central differences are about %.1f%% off on this model, whatever the step; "
@@ -321,7 +328,7 @@ def _difference(a: Estimate, b: Estimate) -> float:
     apart, size = distributed.total(
         torch.stack([torch.stack(list(each)) for each in squares]).sum(0)
     )
-    return float((apart / size).sqrt()) if size > 0 else 0.0
+    return 0.0 if size == 0 else float((apart / size).sqrt())
 
 
 def estimator(name: str) -> Estimator:
