@@ -539,3 +539,49 @@ add(
         "direct",
     ),
 )
+
+# The paper's designer as the paper has it (v1 A.1, A.2; v2 F.2), see docs/results.md.
+PAPER_VALUE = (
+    "value.unit=raw value.alignment=dot value.memory=0 value.shrink=false value.guard_window=0 "
+    "value.settle_steps=0 data.feedback.batches=1 learner.aligned_norm=false "
+    "learner.aligned_head=false"
+)
+PAPER_NETWORK = (
+    "designer.candidates=64 designer.gate_max=0.5 designer.hidden=256 designer.layers=6 "
+    "designer.heads=4 designer.learning_rate=1e-4 designer.updates=1"
+)
+PAPER = f"arm=ascent {PAPER_NETWORK} {PAPER_VALUE}"
+PAPER_SCHEDULE = (
+    "learner.final_fraction=0.0",
+    "learner.loss_mean=example",
+    "data.feedback.loss_mean=example",
+)
+OURS_HIDDEN = f"arm=hidden_ascent {PAPER_NETWORK} {PAPER_VALUE}"
+add(
+    "dev-paper-designer",
+    "from the paper's settings of its designer, one change at a time",
+    "demo-language",
+    DEV,
+    {
+        "onehot": "arm=onehot",
+        "ascent": PAPER,
+        "ascent, random feedback": f"{PAPER} feedback.control=random",
+        "ascent, starts at the learner": f"{PAPER} designer.start=learner",
+        "ascent, rate 1e-3": f"{PAPER} designer.learning_rate=1e-3",
+        "ascent, gate 0.1": f"{PAPER} designer.gate_max=0.1",
+        "ascent, 8 updates": f"{PAPER} designer.updates=8",
+        "ascent, starts at the learner, rate 1e-3": f"{PAPER} designer.start=learner "
+        "designer.learning_rate=1e-3",
+        "ascent, cosine": f"{PAPER} value.alignment=cosine",
+        "ascent, optimizer-aware": f"{PAPER} value.alignment=optimizer_aware",
+        "ascent, head and norm in S": f"{PAPER} learner.aligned_norm=true "
+        "learner.aligned_head=true",
+        "ascent, period 1": f"{PAPER} value.meta_period=1",
+        "reads hidden states": OURS_HIDDEN,
+        "regression": f"arm=field {PAPER_NETWORK} {PAPER_VALUE} value.unit=standardised",
+        "closed_form": "arm=closed_form",
+        "document_weights": "arm=document_weights",
+    },
+    "evaluate.split=dev",
+    *PAPER_SCHEDULE,
+)

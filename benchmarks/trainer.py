@@ -38,7 +38,7 @@ from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.language.steering.ascent import CandidateDesigner
+from vpretrain.language.steering.ascent import CandidateDesigner, Prices
 from vpretrain.language.steering.baselines import OneHot
 from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
@@ -185,7 +185,7 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
         "document_weights": lambda: ExactDesigner(GroupWeights(by="document"), reliability),
         "field": lambda: FieldDesigner(network(gated=False), head, targets, learning),
         "hidden_ascent": lambda: CandidateDesigner(
-            network(gated=True), head, targets, learning, entropy_bonus=0.01
+            network(gated=True), head, targets, learning, Prices(entropy_bonus=0.01)
         ),
     }
     optimizer = torch.optim.AdamW(

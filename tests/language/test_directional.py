@@ -5,7 +5,7 @@ import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.language.steering.ascent import CandidateDesigner
+from vpretrain.language.steering.ascent import CandidateDesigner, Prices
 from vpretrain.language.steering.rules import Anchored
 from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported, double_backward
@@ -25,7 +25,7 @@ def designer_gradient(learner, alignment, estimator, down=None):
     network = CandidateScorer(width, hidden=16, layers=1, heads=2, gated=True).double()
     learning = Learning(0.0, Reliability(shrink=False))
     designer = CandidateDesigner(
-        network, learner.anatomy.head.weight, Anchored(6, gate_max=0.5), learning, entropy_bonus=0.0
+        network, learner.anatomy.head.weight, Anchored(6, gate_max=0.5), learning, Prices()
     )
     value_estimator = ValueEstimator(
         learner, Alignment(alignment, smoothness=2.0), ESTIMATORS[estimator]

@@ -7,7 +7,7 @@ from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler, padded
 from vpretrain.language.feedback import Likelihood, parted
-from vpretrain.language.steering.ascent import CandidateDesigner
+from vpretrain.language.steering.ascent import CandidateDesigner, Prices
 from vpretrain.language.steering.baselines import (
     LossWeights,
     OneHot,
@@ -148,7 +148,7 @@ def test_field_learns_the_values_it_is_shown():
 
 def test_ascent_climbs_the_value():
     learner = tiny_learner()
-    designer = learned(CandidateDesigner, learner, entropy_bonus=0.0)
+    designer = learned(CandidateDesigner, learner, prices=Prices())
     context = learner.forward(tiny_batch(rows=6))
     value_of = Dictated(*[values_like(context, 6, 3)] * 2)
     gains = [designer.learn(context, value_of).metrics["gain"] for _ in range(60)]
@@ -166,7 +166,7 @@ def test_learning_leaves_every_learner_gradient_and_the_rng_alone():
     for designer in (
         ExactDesigner(Anchored(6), Reliability(True)),
         learned(FieldDesigner, learner),
-        learned(CandidateDesigner, learner, entropy_bonus=0.1),
+        learned(CandidateDesigner, learner, prices=Prices(entropy_bonus=0.1)),
     ):
         torch.set_rng_state(state)
         grad = marker.grad
@@ -183,7 +183,7 @@ def test_state_round_trips():
     learner = tiny_learner()
     context = learner.forward(tiny_batch())
     value_of = Dictated(values_like(context, 6, 1), values_like(context, 6, 2))
-    for kind, options in ((FieldDesigner, {}), (CandidateDesigner, {"entropy_bonus": 0.0})):
+    for kind, options in ((FieldDesigner, {}), (CandidateDesigner, {"prices": Prices()})):
         one, other = (learned(kind, learner, **options) for _ in range(2))
         one.learn(context, value_of)
         other.load_state_dict(one.state_dict())
@@ -298,7 +298,7 @@ def test_an_anchored_ascent_comes_to_the_closed_form():
     learner = tiny_learner()
     context = learner.forward(tiny_batch(rows=4))
     values = values_like(context, 6, 3)
-    designer = learned(CandidateDesigner, learner, entropy_bonus=0.0, anchor=1.0, updates=400)
+    designer = learned(CandidateDesigner, learner, prices=Prices(anchor=1.0), updates=400)
     designer.learn(context, Dictated(values, values))
     gain = designer.learn(context, Dictated(values, values)).metrics["gain"]
     rule = ExactDesigner(Anchored(6, clip=float("inf")), Reliability(shrink=True))

@@ -7,6 +7,7 @@ from tests.language.conftest import tiny_batch, tiny_learner
 from vpretrain.language.data.batch import laid_out
 from vpretrain.language.data.rows import Document
 from vpretrain.language.steering.arms import Site
+from vpretrain.language.steering.ascent import HiddenAscentArm
 from vpretrain.language.steering.topk_augmentor import AscentArm, TopKAugmentor
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Estimate
@@ -141,3 +142,21 @@ def test_its_weights_are_float32_under_a_narrow_learner():
     task = one.make_task(learner.forward(tiny_batch()), None)
     assert task.mass.dtype == torch.float32
     torch.testing.assert_close(task.mass.sum(dim=1), torch.ones(len(task.mass)))
+
+
+@pytest.mark.parametrize("arm", [AscentArm, HiddenAscentArm])
+def test_targets_begin_even_or_at_the_learners_own_probabilities(arm):
+    """A network whose scores are zero: r is what the recipe's start says."""
+    learner = tiny_learner()
+    context = learner.forward(tiny_batch())
+    for start in ("uniform", "learner"):
+        section = arm(candidates=K, gate_max=1.0, hidden=16, layers=1, heads=2, start=start)
+        designer = section.build(Site(learner, 0, Reliability(shrink=False)))
+        designer.score = lambda among: (
+            torch.zeros_like(among.log_p),
+            among.log_p.new_ones(len(among.log_p)),
+        )
+        task = designer.make_task(context, None)
+        log_p = context.predictions.log_p(task.ids)
+        expected = torch.softmax(log_p, 1) if start == "learner" else torch.full_like(log_p, 1 / K)
+        assert torch.allclose(task.mass, expected, atol=1e-6)

@@ -6,7 +6,7 @@ the one that reads the learner's final hidden states (ours). The paper's own net
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -21,6 +21,8 @@ from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.network import Learning
 from vpretrain.method.roles import Learned, ValueFunction
 from vpretrain.system import distributed
+
+Start = Literal["uniform", "learner"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class Climbing(Scored):
     Attributes:
         gate_max: alpha_max.
         prices: what targets cost.
+        start: what ``r`` is before the network has learned: ``uniform`` over the candidates, or
+            the ``learner``'s own probabilities of them.
     """
 
     gate_max: float
     prices: Prices
+    start: Start = "uniform"
 
     def propose(self, context: Context) -> SoftTargets:
         """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
@@ -61,6 +66,8 @@ class Climbing(Scored):
 
     def _targets(self, among: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
         scores, gate = self.score(among)
+        if self.start == "learner":
+            scores = scores + among.log_p
         log_r, alpha = torch.log_softmax(scores, dim=1), self.gate_max * gate
         return mix(among.ids, log_r.exp(), alpha), log_r, alpha
 
@@ -102,7 +109,7 @@ class CandidateDesigner(Climbing, HiddenDesigner):
         targets: the rule whose place it takes, over the same candidates and under the same bound of
             the gate.
         learning: as :class:`Scored`.
-        entropy_bonus, anchor, gate_price: see :class:`Prices`.
+        prices, start: as :class:`Climbing`.
     """
 
     def __init__(
@@ -111,13 +118,11 @@ class CandidateDesigner(Climbing, HiddenDesigner):
         embedding: Tensor,
         targets: Anchored,
         learning: Learning,
-        *,
-        entropy_bonus: float,
-        anchor: float = 0.0,
-        gate_price: float = 0.0,
+        prices: Prices,
+        start: Start = "uniform",
     ) -> None:
         super().__init__(network, embedding, targets, learning)
-        self.gate_max, self.prices = targets.gate_max, Prices(entropy_bonus, anchor, gate_price)
+        self.gate_max, self.prices, self.start = targets.gate_max, prices, start
 
 
 class ClimbingArm(NetworkArm, CandidatesArm):
@@ -132,10 +137,18 @@ class ClimbingArm(NetworkArm, CandidatesArm):
     gate_price: NonNegativeFloat = 0.0
     """Price of an open gate, in the unit of the value: lambda of eq. 26, which keeps the task close
     to the baseline's."""
+    start: Start = "uniform"
+    """Where the targets begin: even over the candidates (as the paper's, whose softmax starts near
+    zero), or the learner's own probabilities of them (ours), to which the network adds its scores.
+    """
 
     @property
     def targets(self) -> Anchored:
         return Anchored(self.candidates, gate_max=self.gate_max)
+
+    @property
+    def prices(self) -> Prices:
+        return Prices(self.entropy_bonus, self.anchor, self.gate_price)
 
 
 @ARMS.declare(
@@ -152,7 +165,6 @@ class HiddenAscentArm(HiddenArm, ClimbingArm):
             site.embedding,
             self.targets,
             self.learning(site),
-            entropy_bonus=self.entropy_bonus,
-            anchor=self.anchor,
-            gate_price=self.gate_price,
+            self.prices,
+            self.start,
         )

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.steering.arms import ARMS, Site
-from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices
+from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices, Start
 from vpretrain.language.steering.rules import Anchored, Candidates
 from vpretrain.language.steering.scorer import rows_at_a_time
 from vpretrain.method.network import Learning
@@ -101,14 +101,19 @@ class TopKDesigner(Climbing):
         network: ``phi``.
         targets: gives candidates (eq. 14) and the bound of the gate.
         learning: see :class:`vpretrain.method.network.Learning`.
-        prices: what targets cost.
+        prices, start: as :class:`Climbing`.
     """
 
     def __init__(
-        self, network: TopKAugmentor, targets: Anchored, learning: Learning, prices: Prices
+        self,
+        network: TopKAugmentor,
+        targets: Anchored,
+        learning: Learning,
+        prices: Prices,
+        start: Start = "uniform",
     ) -> None:
         super().__init__(network, targets, learning)
-        self.gate_max, self.prices = targets.gate_max, prices
+        self.gate_max, self.prices, self.start = targets.gate_max, prices, start
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         scores, gate = self.network(among.context.batch, among.context.where, among.ids)
@@ -130,5 +135,6 @@ class AscentArm(ClimbingArm):
             network.to(site.learner.device),
             self.targets,
             self.learning(site),
-            Prices(self.entropy_bonus, self.anchor, self.gate_price),
+            self.prices,
+            self.start,
         )
