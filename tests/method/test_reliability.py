@@ -1,0 +1,52 @@
+"""How far halves of the feedback agree, and what values are shrunk by."""
+
+import pytest
+import torch
+
+from vpretrain.method.reliability import Reliability, correlation
+
+
+def test_correlation_by_hand():
+    a = torch.tensor([1.0, 2.0, 3.0])
+    assert correlation(a, 5 + 2 * a) == pytest.approx(1.0)
+    assert correlation(a, -a) == pytest.approx(-1.0)
+    assert correlation(a, torch.tensor([1.0, 0.0, 1.0])) == pytest.approx(0.0)
+    assert correlation(a, torch.ones(3)) == 0.0  # what does not vary agrees with nothing
+
+
+def test_halves_that_agree_by_r_give_2r_over_1_plus_r():
+    reliability = Reliability(shrink=True, memory=0.0)
+    one, other = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])
+    reliability.update([one, other])
+    assert reliability.agreement == pytest.approx(0.5)
+    assert reliability.factor == pytest.approx(2 * 0.5 / 1.5)
+    assert Reliability(shrink=False, agreement=0.5).factor == 1.0
+
+
+def test_contradiction_and_a_single_batch_are_worth_nothing():
+    reliability, values = Reliability(shrink=True, memory=0.0), torch.arange(3.0)
+    reliability.update([values])
+    assert reliability.agreement is None and reliability.factor == 0.0
+    reliability.update([values, -values])
+    assert reliability.agreement == pytest.approx(-1.0) and reliability.factor == 0.0
+
+
+def test_the_past_counts_by_the_memory():
+    reliability, values = Reliability(shrink=True, memory=0.75), torch.arange(3.0)
+    reliability.update([values, values])
+    reliability.update([values, -values])
+    assert reliability.agreement == pytest.approx(0.75 - 0.25)
+
+
+def test_batches_are_split_in_two_by_turns():
+    reliability, values = Reliability(shrink=True, memory=0.0), torch.arange(3.0)
+    # Even ones average to the values, odd ones to twice them: they agree.
+    reliability.update([values, 2 * values, values, 2 * values])
+    assert reliability.agreement == pytest.approx(1.0)
+
+
+def test_raw_values_keep_their_unit():
+    values = torch.tensor([1.0, -3.0, 2.0])
+    assert torch.equal(Reliability(shrink=False, unit="raw").shrunk(values), values)
+    shrunk = Reliability(shrink=False).shrunk(values)
+    assert shrunk.std(unbiased=False) == pytest.approx(1.0)
