@@ -1,6 +1,5 @@
 """The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document
-and nothing else.
-"""
+and nothing else."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ def _options(
 
 def main() -> None:
     """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4
-    fault, 1 a bug).
-    """
+    fault, 1 a bug)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
@@ -82,9 +80,8 @@ _DISK_FULL = "the disk is full; make room and run the same command again", Fault
 
 
 def _machine_says(error: Exception) -> tuple[str, int] | None:
-    """What to do about a limit of this machine, and the exit code; None for what can only
-    be a bug.
-    """
+    """What to do about a limit of this machine, and the exit code; None for what can only be a
+    bug."""
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _DISK_FULL

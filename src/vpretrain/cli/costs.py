@@ -35,8 +35,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time
-    goes, what it should be.
-    """
+    goes, what it should be."""
     from vpretrain.cli.tables import profile_table
     from vpretrain.run.modalities import MODALITIES
     from vpretrain.studies.profile import profile as measure
@@ -58,8 +57,7 @@ def profile(
 
 def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
     """By size, the recipe's own shape first where its configuration says it; empty for what there
-    is no model of.
-    """
+    is no model of."""
     from vpretrain.language.learner import cost_model
     from vpretrain.language.recipe import LanguageRecipe
 

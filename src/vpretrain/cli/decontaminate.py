@@ -18,14 +18,12 @@ app = typer.Typer()
 
 _SUSPICIOUS = 0.01
 """Share of removed rows from which on the report deserves a look: a column of the protected rows
-may be no question.
-"""
+may be no question."""
 
 
 class _Lists(TyperCommand):
     """Gives ``--against a b`` the meaning of ``--against a --against b``: a shell's glob makes the
-    former.
-    """
+    former."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         spread: list[str] = []
@@ -72,8 +70,7 @@ def decontaminate(
     as_json: Json = False,
 ) -> None:
     """Writes a stream without near-duplicates of protected rows, the removed pairs, and a
-    certificate for training.
-    """
+    certificate for training."""
     from vpretrain.language.data.decontaminate import decontaminate as clean
 
     if not 0 < threshold <= 1:

@@ -63,8 +63,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Benchmarks with pinned prompts: Pass@k (strict and flexible answers), accuracy, NLL, with
-    standard errors.
-    """
+    standard errors."""
     from vpretrain.language.evaluation.benchmark_run import allow, require
 
     console = console_for_people(as_json)

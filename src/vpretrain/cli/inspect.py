@@ -1,6 +1,5 @@
 """Commands that look: at a model's estimators, a step's value, a run, a recipe and its data; and
-the one that prepares.
-"""
+the one that prepares."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ app = typer.Typer()
 @app.command()
 def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Which estimator works on this model, kernel, dtype and device; how exact it is; what it
-    costs.
-    """
+    costs."""
     from vpretrain.cli.tables import doctor_table
     from vpretrain.studies.doctor import doctor as examine
 
@@ -51,8 +49,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Does a step's value predict what the step does? Predicted against realised drop of the
-    held-out feedback loss.
-    """
+    held-out feedback loss."""
     from vpretrain.cli.tables import probe_table
     from vpretrain.studies.probe import probe as examine
 
@@ -82,8 +79,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """The value of each token to the feedback set, and how close the designer comes to the best
-    targets: one page.
-    """
+    targets: one page."""
     from vpretrain.studies.explain import explain as examine
 
     console = console_for_people(as_json)
@@ -133,8 +129,7 @@ def prepare(
     recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Makes the checkpoint that a recipe's `learner.prepare` describes (tokenizer and model, from
-    its stream).
-    """
+    its stream)."""
     from vpretrain.run.modalities import MODALITIES
 
     console = console_for_people(as_json)

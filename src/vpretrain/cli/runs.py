@@ -1,6 +1,5 @@
 """Commands that train: one run, arms side by side, and the demo; and the page of what they
-wrote.
-"""
+wrote."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """One run: metrics, the model folder, and a table that opens with step 0. The same command
-    again goes on with it.
-    """
+    again goes on with it."""
     from vpretrain.run.launch import train_one
     from vpretrain.system import distributed
 
@@ -152,8 +150,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out
-    data.
-    """
+    data."""
     if f"demo-{modality}" not in packaged():
         accepted = ", ".join(
             name.removeprefix("demo-") for name in packaged() if name.startswith("demo-")
@@ -187,8 +184,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside
-    it.
-    """
+    it."""
     page = write_page(folders, out or _report_place(folders), console_for_people(as_json))
     emit({"page": str(page)}, as_json)
 

@@ -93,8 +93,7 @@ def progress_bar(console: Console) -> Progress:
 
 class ShownProgress:
     """How many parts are done, what was last done, and how long the rest will take: on a terminal a
-    bar, elsewhere a line every 30 seconds; and a line for each part that ends.
-    """
+    bar, elsewhere a line every 30 seconds; and a line for each part that ends."""
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._bar = console, progress_bar(console)

@@ -37,8 +37,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is
-    written as a recipe.
-    """
+    written as a recipe."""
     from vpretrain.studies.sweep import Plan
     from vpretrain.studies.sweep import sweep as search
 

@@ -21,8 +21,7 @@ def run_table(result: dict[str, Any]) -> Table:
 
 SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
 """Characters that a score and its difference need, wrapped at spaces and never inside a figure, and
-what a column adds.
-"""
+what a column adds."""
 ONE_LINE = 48
 """The same where both stand in one line."""
 
@@ -73,8 +72,7 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
 
 def verdicts(table: dict[str, Any]) -> Iterator[str]:
     """One sentence an arm on the first metric, which leads; "better" only where the corrected
-    interval is clear of zero.
-    """
+    interval is clear of zero."""
     metric = next(iter(table["metrics"]))
     baseline = table["runs"][0]["arm"]
     for arm, metrics in table["paired"].items():
@@ -109,9 +107,8 @@ def doctor_table(found: dict[str, Any]) -> Table:
 
 
 def profile_table(found: dict[str, Any]) -> Table:
-    """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's
-    time goes.
-    """
+    """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's time
+    goes."""
     parts = list(next(iter(found["shares"].values())))
     table = Table(title=f"medians of {found['rounds']} interleaved rounds; ratios to the first arm")
     table.add_column("arm")

@@ -267,8 +267,7 @@ class Arms(Generic[SectionT]):
 
     def complete(self, data: dict[str, Any]) -> None:
         """Names the kind in ``designer`` (where it is missing: the arm's, or the default), and
-        moves there what ``designers`` has of that kind.
-        """
+        moves there what ``designers`` has of that kind."""
         section, others = data.setdefault("designer", {}), data.get("designers")
         if not isinstance(section, dict):
             return

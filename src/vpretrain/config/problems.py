@@ -1,6 +1,5 @@
 """What is wrong with a recipe, in words: where it stands, what was found, what the key accepts,
-what mends it.
-"""
+what mends it."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ _OUT_OF_RANGE = (
 
 class _Accepted:
     """What a recipe class accepts, asked of its JSON schema: sections, unions and bounds look alike
-    there.
-    """
+    there."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self.root = schema
@@ -81,8 +79,7 @@ class _Accepted:
 
     def variant(self, node: dict[str, Any], tag: str | int) -> dict[str, Any] | None:
         """The section of a union that ``tag`` selects (its ``kind``), None where there is no such
-        choice.
-        """
+        choice."""
         options = self.options(node)
         for option in options if len(options) > 1 else []:
             if any(tag in _choices(item) for item in option.get("properties", {}).values()):
@@ -254,9 +251,8 @@ def _choices(node: dict[str, Any]) -> list[Any]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint to put behind a message: ``; did you mean NAME?``, or nothing where no name
-    is close.
-    """
+    """A hint to put behind a message: ``; did you mean NAME?``, or nothing where no name is
+    close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -268,8 +264,7 @@ def dotted(key: Key) -> str:
 
 def place_of(key: Key, marks: Marks) -> str:
     """``demo.yaml:12 value.meta_period``; a key that was not given is shown at the section that
-    lacks it.
-    """
+    lacks it."""
     near = next(
         (marks[key[:size]] for size in range(len(key), -1, -1) if key[:size] in marks), "recipe"
     )

@@ -3,8 +3,7 @@ resolved.
 
 A modality subclasses :class:`Recipe` (and any section); this module knows none of them. Everything
 that a person got wrong is reported together, each problem with the ``file:line`` of its key and
-what that accepts.
-"""
+what that accepts."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ class Budget(Section):
     """Tokens (vision: images) of the stream, over all ranks."""
     flops: PositiveFloat | None = None
     """Floating-point operations, designer and meta steps charged (see
-    :func:`vpretrain.run.flops.count`).
-    """
+    :func:`vpretrain.run.flops.count`)."""
     seconds: PositiveFloat | None = None
     """Seconds of training; evaluation is not charged."""
 
@@ -75,14 +73,12 @@ class Value(Section):
 
     alignment: Literal["dot", "cosine", "lower_bound", "optimizer_aware"] = "optimizer_aware"
     """What compares g_pre and g_down; ``optimizer_aware``: u = P g_down, P of the learner's AdamW,
-    eq. 35.
-    """
+    eq. 35."""
     estimator: Literal["central_difference", "forward_mode", "double_backward"] = (
         "central_difference"
     )
     """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` says which of them work
-    here.
-    """
+    here."""
     unit: Literal["standardised", "raw"] = "standardised"
     """What designers are given values in: standard deviations over the batch (ours), or ``raw``, as
     eq. 9 has them. The paper's V is raw, with ``memory: 0``, ``shrink: false``,
@@ -92,8 +88,7 @@ class Value(Section):
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in a running average of g_down over meta steps: 0.9 is like ten times the
     feedback rows, a little out of date. It helped weights on dev and cost the closed form
-    (docs/results.md).
-    """
+    (docs/results.md)."""
     start_step: NonNegativeInt = 0
     """The paper's burn-in: the learner step at which the designer's updates begin; until then the
     learner trains on the baseline's task (v1 4.2: delayed against an early dip)."""
@@ -106,8 +101,7 @@ class Value(Section):
     tokens (embeddings, head) have a tiny v_hat; without a floor they dominate u = P g_down."""
     smoothness: NonNegativeFloat = 1.0
     """L of Prop. 2.1 (bounds the feedback loss's curvature); only ``alignment: lower_bound`` reads
-    it.
-    """
+    it."""
     guard_window: NonNegativeInt = 16
     """Meta steps over which a mean gain below zero closes the gate, and over which the designer is
     watched for collapse; 0 switches both off."""
@@ -121,8 +115,7 @@ class Value(Section):
 
 class Checkpoint(Section):
     """When the whole state of the run is saved, so that the same command goes on from there. At the
-    end it always is.
-    """
+    end it always is."""
 
     every: NonNegativeInt = 0
     """Learner steps between two checkpoints; 0: by time alone."""
@@ -153,9 +146,8 @@ class Evaluate(Section):
 
 
 class LearnerBase(Section):
-    """Numerics and optimizer of the learner (AdamW); a modality's section adds what the
-    model is.
-    """
+    """Numerics and optimizer of the learner (AdamW); a modality's section adds what the model
+    is."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32, since a step of
@@ -167,8 +159,7 @@ class LearnerBase(Section):
     shard: bool = False
     """Whether the processes of ``torchrun`` share out the blocks below S (FSDP2), each with a part
     of their weights, gradients and moments: for models that do not fit one accelerator. Learners
-    with a moving average of their model are held whole.
-    """
+    with a moving average of their model are held whole."""
     learning_rate: PositiveFloat = 1.5e-5
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
@@ -185,8 +176,7 @@ class LearnerBase(Section):
 
 class Recipe(Section):
     """What every recipe holds; a modality adds data, learner and designer, and may subclass the
-    sections.
-    """
+    sections."""
 
     arms: ClassVar[Arms[Any] | None] = None
     """The modality's; None where its recipes have no designers by kind."""
@@ -314,8 +304,7 @@ def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
 
 def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
     """What overrides say of arm and kind of designer: they are read first, since the keys of
-    ``designer`` depend on them.
-    """
+    ``designer`` depend on them."""
     given = dict(override.partition("=")[::2] for override in overrides)
     layer: dict[str, Any] = {}
     if "arm" in given:
@@ -327,15 +316,13 @@ def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
 
 def dump(recipe: Recipe) -> str:
     """YAML of every resolved value, defaults included; :func:`load` reads it back to an equal
-    recipe.
-    """
+    recipe."""
     return written(recipe.model_dump(mode="json"))
 
 
 def packaged() -> dict[str, Path]:
     """The recipes that come with the package, by name (the file's name without ``.yaml``),
-    sorted.
-    """
+    sorted."""
     return {
         path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
     }
@@ -346,8 +333,7 @@ def listing(folder: Path | None = None) -> list[dict[str, str]]:
     takes names.
 
     A file without ``modality`` or ``description`` is there to be extended and is left out. One that
-    cannot be read is listed and says why (its modality is empty), so that it hides no other.
-    """
+    cannot be read is listed and says why (its modality is empty), so that it hides no other."""
     found = list(packaged().items())
     found += [(str(path), path) for path in sorted(folder.rglob("*.yaml"))] if folder else []
     rows = []
@@ -406,8 +392,7 @@ def _compose(
     path: Path, problems: list[Problem], switch: Switch, above: tuple[Path, ...] = ()
 ) -> tuple[dict[str, Any], Marks]:
     """The file's mapping merged over what it extends; twice-given keys are added to
-    ``problems``.
-    """
+    ``problems``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -12,8 +12,7 @@ class Section(BaseModel):
     """A group of keys: unknown keys are refused, values are never coerced, numbers are finite.
 
     A whole number is a number. Python code that builds a section gives the exact types (a tuple, no
-    list; a Path, no text); :func:`load` reads lists as tuples and text as paths.
-    """
+    list; a Path, no text); :func:`load` reads lists as tuples and text as paths."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -30,8 +29,7 @@ class Section(BaseModel):
 
 def look_up(path: Path) -> None:
     """Raises ValueError where the system refuses a path as such: a name of 300 letters, a home of
-    nobody, a zero byte.
-    """
+    nobody, a zero byte."""
     try:
         path.expanduser().exists()
         if "\0" in str(path):

@@ -42,8 +42,7 @@ class Sweep(Section):
     objectives: Annotated[list[str], Field(min_length=1)]
     """Metrics at the end of a trial (``dev/nll``; which way is up they know themselves). Of several
     the Pareto front is kept. What is chosen by them cannot be reported by them: choose on dev,
-    report on test.
-    """
+    report on test."""
     budget: Budget | None = None
     """Of every trial; null takes the recipe's."""
     prune: bool = False

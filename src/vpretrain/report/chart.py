@@ -1,6 +1,5 @@
 """What a chart shows, before anything draws it: the page's SVG and the plot files are two drawings
-of one of these.
-"""
+of one of these."""
 
 from __future__ import annotations
 

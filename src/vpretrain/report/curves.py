@@ -1,6 +1,5 @@
 """From runs to curves and figures of merit: means over seeds, tokens until a score, and where the
-seconds went.
-"""
+seconds went."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
 
 def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
     """Step 0, the evaluations during the run, and the one at its end, by step; empty without any
-    during the run.
-    """
+    during the run."""
     found = logged(run, metric)
     if not found:
         return {}
@@ -79,8 +77,7 @@ def mean_points(
 
 def width(longest: int) -> int:
     """How many neighbours become one point, so that a line of so many has no more than
-    :data:`MOST_POINTS`.
-    """
+    :data:`MOST_POINTS`."""
     return math.ceil(longest / MOST_POINTS) or 1
 
 
@@ -109,8 +106,7 @@ class Reach:
 
 def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | str:
     """The baseline's mean final score and when each arm came to it; or a sentence why there is no
-    such thing.
-    """
+    such thing."""
     higher = section.metrics.get(metric)
     baseline = section.arms[0]
     if higher is None or metric not in section.summaries.get(baseline, {}):

@@ -1,6 +1,5 @@
 """Charts drawn once, with matplotlib: as SVG inside the page, and as SVG and PNG files for papers
-and slides.
-"""
+and slides."""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ def interval(
     label: str,
 ) -> Markup:
     """A difference and its interval beside zero, on the scale ``[low, high]`` that a table's rows
-    share.
-    """
+    share."""
     with _canvas(160, 22) as canvas:
         axes = canvas.add_axes((6 / 160, 0, 148 / 160, 1))
         axes.set_axis_off()
@@ -251,8 +249,7 @@ def _spread(axes: Axes, line: Line) -> None:
 
 def _name_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]]) -> None:
     """A name beside each point, where it hides no marker and no other name if there is such a
-    place.
-    """
+    place."""
     places = [(label, at, axes.transData.transform(at)) for label, at in points]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for _, _, (x, y) in places]
     edges = axes.bbox.x0, axes.bbox.x1
@@ -338,8 +335,7 @@ def _look(style: Style | None) -> dict[str, Any]:
 
 def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
     """The drawing as an element of the page: no identifier, no reference, no font or colour of its
-    own.
-    """
+    own."""
     canvas.patch.set_visible(False)
     for axes in canvas.axes:
         axes.patch.set_visible(False)

@@ -1,6 +1,5 @@
 """Which charts a section has: curves of scores and loss, the steering over time, and trade-offs
-between tasks.
-"""
+between tasks."""
 
 from __future__ import annotations
 
@@ -93,8 +92,7 @@ UNITS = {
 
 def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
     """The section's figures under ``curves``, ``steering``, ``limits`` (how far steering is from
-    the best targets), ``cost`` and ``tradeoffs``; each name starts with ``prefix``.
-    """
+    the best targets), ``cost`` and ``tradeoffs``; each name starts with ``prefix``."""
     return {
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
         "steering": list(_steering(section, f"{prefix}steering", limits=False)),
@@ -203,8 +201,7 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:
     """The leading score against all that was used for it: post-training comes on top of the budget,
-    and shows here.
-    """
+    and shows here."""
     metric = section.lead
     found = {arm: scores[metric] for arm, scores in section.summaries.items() if metric in scores}
     if metric is None or len(found) < 2:

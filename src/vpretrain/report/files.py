@@ -251,8 +251,7 @@ def _numbers(record: Any) -> dict[str, float]:
 
 def _line_of(text: str, key: tuple[str | int, ...]) -> int:
     """Line of a key, or of the innermost one above it that is there; JSON is YAML, whose marks name
-    lines.
-    """
+    lines."""
     try:
         _, marks, _ = parse(text, str)
     except UserError:

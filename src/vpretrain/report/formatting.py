@@ -74,7 +74,6 @@ def p_phrase(p: float) -> str:
 
 def listed(names: Iterable[str], last: str = "and") -> list[str]:
     """The separators that follow each name of a list: ``a, b and c`` has ``[", ", " and ",
-    ""]``.
-    """
+    ""]``."""
     count = len(list(names))
     return [", "] * (count - 2) + [f" {last} "] * (count > 1) + [""] * (count > 0)

@@ -1,6 +1,5 @@
 """The page: what was found first, what it rests on after it. One file, no script, nothing from the
-network.
-"""
+network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """The page's tables: results with step 0 first, what arms used, tokens until a score, cost, and
-provenance.
-"""
+provenance."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ DASH = "–"
 
 def results(section: Section) -> Markup:
     """One table a metric: step 0, then each arm's mean, deviation, and paired difference to the
-    first arm.
-    """
+    first arm."""
     return joined(*(_result(section, metric) for metric in section.metrics))
 
 
@@ -173,9 +171,8 @@ def runs(section: Section) -> Markup:
 
 
 def efficiency(section: Section) -> Markup:
-    """Tokens until the baseline's final score, for each metric that was evaluated during
-    the runs.
-    """
+    """Tokens until the baseline's final score, for each metric that was evaluated during the
+    runs."""
     baseline = name(section.arms[0])
     if not any(evaluated(run, metric) for run in section.runs for metric in section.metrics):
         hint = tag("code", "evaluate.every=N")
@@ -275,8 +272,7 @@ def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
 
 def provenance(section: Section) -> Markup:
     """Command, versions, hardware, commit and whatever else the environment holds, then the
-    stream's digests.
-    """
+    stream's digests."""
     known = dict(section.environment)
     command = known.pop("command", None)
     parts: list[Markup] = []

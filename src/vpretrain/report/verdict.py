@@ -1,6 +1,5 @@
-"""The verdict in one sentence: what the paired statistics say of the leading metric, and
-no more.
-"""
+"""The verdict in one sentence: what the paired statistics say of the leading metric, and no
+more."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ def headline(section: Section) -> Markup:
     """What people ask first, in the metric that they care about, then the loss; empty where no arm
     was steered by examples or nothing is paired.
 
-    The steered arm is the first after the baseline, unless that is a control.
-    """
+    The steered arm is the first after the baseline, unless that is a control."""
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
     if section.kind != "comparison" or steered in _CONTROLS or not pairs:
@@ -171,8 +169,7 @@ def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
 
 def against_step0(section: Section) -> Markup | None:
     """Where each arm's mean of the leading metric ended beside the untouched checkpoint; None if
-    that is not known.
-    """
+    that is not known."""
     lead = section.lead
     if lead is None or lead not in section.step0 or section.kind == "runs":
         return None

@@ -1,6 +1,5 @@
 """What a run has used, against what it may use: it drives the end of the run, schedules and
-progress bars.
-"""
+progress bars."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ class Spending:
         self, *, steps: int = 0, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0
     ) -> None:
         """Add to what was used; raises ValueError, adding nothing, for a negative or non-finite
-        figure.
-        """
+        figure."""
         self._refuse_negative(steps=steps, tokens=tokens, flops=flops, seconds=seconds)
         self.steps += steps
         self.tokens += tokens
@@ -50,8 +48,7 @@ class Spending:
 
     def fraction(self, budget: Budget) -> float:
         """The share of the budget that is used, in [0, 1]: the largest over the limits that are
-        given.
-        """
+        given."""
         limits = {name: getattr(budget, name) for name in asdict(self)}
         return min(
             1.0,

@@ -1,6 +1,5 @@
 """What a run leaves behind: its resolved recipe, its metrics line by line, and the environment that
-made them.
-"""
+made them."""
 
 from __future__ import annotations
 
@@ -66,8 +65,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
-        TensorBoard.
-        """
+        TensorBoard."""
         self._metrics.write(json.dumps(record).encode() + b"\n")
         self._metrics.flush()
         for name, value in record.items():

@@ -1,6 +1,5 @@
-"""``train``: one run and the folder it leaves; the same command again goes on from where
-it ended.
-"""
+"""``train``: one run and the folder it leaves; the same command again goes on from where it
+ended."""
 
 from __future__ import annotations
 
@@ -235,8 +234,7 @@ def refuse_changed_data(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:
     """The keys in which a recipe is not the one that the folder was begun with; none where nothing
-    could be gone on with.
-    """
+    could be gone on with."""
     if not ((folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))):
         return []
     fix = (

@@ -2,8 +2,7 @@
 test set?
 
 Seeds show how much training varies; items show how much the test set does. A difference that is
-called anything has to be clear of both.
-"""
+called anything has to be clear of both."""
 
 from __future__ import annotations
 
@@ -65,6 +64,5 @@ def paired_items(
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided McNemar test: are items gained and lost as often as each other? 1 where none
-    changed.
-    """
+    changed."""
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

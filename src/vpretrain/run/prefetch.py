@@ -50,8 +50,7 @@ class Prefetcher(Stream[MicroBatches[BatchT]], Generic[BatchT]):
         self.stream.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the thread, and leaves the stream where the step that was handed out last
-        left it.
-        """
+        """Ends the thread, and leaves the stream where the step that was handed out last left
+        it."""
         self.load_state_dict(self.state_dict())
         self._thread.shutdown()

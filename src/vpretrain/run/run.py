@@ -94,8 +94,7 @@ class Run:
 
         Settling is ``value.settle_steps`` at learning rate 0: the learner stays where it is, bit
         for bit, while the moments (which ``P`` reads), the designer and its reliability find their
-        level. Every arm does it, so that every arm starts from the same optimizer.
-        """
+        level. Every arm does it, so that every arm starts from the same optimizer."""
         parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
         if self.resume is not None:
             seed_run(self.recipe)

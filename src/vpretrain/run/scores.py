@@ -37,8 +37,7 @@ def score(items: Tensor, *, higher_is_better: bool) -> Score:
 
 def mean_stderr(values: Sequence[float]) -> float | None:
     """Standard error of the mean, std / sqrt(n); None for a single value. Raises as :func:`summary`
-    does.
-    """
+    does."""
     _, std = moments(values)
     return None if std is None else std / math.sqrt(len(values))
 
@@ -48,8 +47,7 @@ def proportion_stderr(successes: int, n: int) -> float:
 
     It is 0 where none or all succeeded, which is not to say that this is certain: after n trials
     without success the share may still be 3 / n at 95%. Raises ValueError unless n >= 1 and 0 <=
-    successes <= n.
-    """
+    successes <= n."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
     fraction = successes / n

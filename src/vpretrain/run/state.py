@@ -47,8 +47,7 @@ class RunState:
         """Everything, as references: copy it or write it before the next step.
 
         All processes ask for it together, and any one's is enough to go on from, on any number of
-        them.
-        """
+        them."""
         parts, meta = self.parts, self.parts.meta_batches
         return {
             "model": trained_state(parts.learner.model),

@@ -35,8 +35,7 @@ class Needs:
 
 def needs(recipe: Recipe) -> Needs | None:
     """Measured by one forward pass of the learner on a batch; None where its checkpoint would have
-    to be made first.
-    """
+    to be made first."""
     learner: Any = recipe.learner
     if getattr(learner, "prepare", None) is not None and learner.model is None:
         return None

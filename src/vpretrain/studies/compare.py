@@ -31,8 +31,7 @@ from vpretrain.system.timing import Pace
 
 PICTURES = "pictures"
 """Folder, beside the results, of what the first seed's designers make of a batch, one file an arm
-that can be drawn.
-"""
+that can be drawn."""
 
 
 def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
@@ -47,8 +46,7 @@ def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
 
 Progress = Callable[[int, int, str, float], None]
 """Told how many runs are done, how many there are, what was last done, and how much of a run those
-that are on their way have done together.
-"""
+that are on their way have done together."""
 
 
 Pair = tuple[str, int]
@@ -178,8 +176,7 @@ def _run_missing(
 
 def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
     """Adds each difference's interval over held-out items; one that is not clear of zero there
-    decides nothing.
-    """
+    decides nothing."""
 
     def items(arm: str) -> list[dict[str, list[float]]]:
         paths = [_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]

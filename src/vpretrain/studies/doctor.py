@@ -130,8 +130,7 @@ def _tried(
     recipe: Recipe, parts: AnyParts, direction: Gradient, batch: Any
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """The rows of the table, without what the reference is needed for, and each estimator's
-    gradient.
-    """
+    gradient."""
     rows: dict[str, dict[str, Any]] = {}
     benches: dict[str, _Bench] = {}
     gradients: dict[str, Tensor] = {}
@@ -191,8 +190,7 @@ def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[
 
 class _Nothing(ValueFunction[Any]):
     """Values every choice at nothing: what is proposed then does not depend on the estimator that
-    is tried.
-    """
+    is tried."""
 
     def __call__(self, context: Any, task: Task) -> Estimate:
         return Estimate(

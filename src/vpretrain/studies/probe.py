@@ -69,8 +69,7 @@ from vpretrain.system.files import write_json
 STEP_SHARE = 1e-3
 """Mean norm of the SGD step on S over the norm of S. On ``demo-language`` (60 draws) r of
 ``sgd_aligned`` is 0.99999, 0.9993, 0.994 and 0.93 at 1e-4, 1e-3, 3e-3 and 1e-2: the loss is still
-linear here, and the drop far above rounding.
-"""
+linear here, and the drop far above rounding."""
 PILOTS = 8
 """Batches before the draws that set the SGD rate and measure L."""
 BURN_IN_STEPS = 16
@@ -246,8 +245,7 @@ class Bench:
 
     def draw(self, index: int) -> Point:
         """Predictions and realised drops on the stream's next batch; ``index`` seeds the draw's
-        dropout.
-        """
+        dropout."""
         with self.still():
             batch, pre = self._next(index)
             pre_on_aligned = self._on_aligned(pre)
@@ -295,8 +293,7 @@ class Bench:
         on S over the pilots' steps.
 
         This quotient bounds the curvature along the step from above, which is all that Prop. 2.1
-        needs of L.
-        """
+        needs of L."""
         gradients = []
         for index in range(PILOTS):
             with self.still():
@@ -429,8 +426,7 @@ def scatter(
     least-squares line.
 
     The dotted line is AdamW's step without a gradient, which the least-squares line should meet
-    where the value is 0.
-    """
+    where the value is 0."""
     import matplotlib
     from matplotlib.figure import Figure
 

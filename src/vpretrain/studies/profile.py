@@ -1,8 +1,7 @@
 """What steering costs: arms in turn, each in a process of its own, against the first.
 
 A round is as many steps as from one meta step to the next, so that every part has its share; the
-arms' rounds are interleaved (A B A B), so that what else the machine does meets them alike.
-"""
+arms' rounds are interleaved (A B A B), so that what else the machine does meets them alike."""
 
 from __future__ import annotations
 
@@ -206,8 +205,7 @@ def _timed(part: Any, **sections: str | None) -> Any:
 
 class _Within:
     """A part whose calls of some methods are within a section, or clocked by nobody (the meta step
-    has a time of its own).
-    """
+    has a time of its own)."""
 
     def __init__(self, part: Any, **sections_of: str | None) -> None:
         self._part, self._sections = part, sections_of

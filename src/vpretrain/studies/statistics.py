@@ -1,6 +1,5 @@
 """Arms against a baseline, paired over seeds: intervals, Holm's correction, and when "better" may
-be said.
-"""
+be said."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ class Summary(TypedDict):
 
 class Paired(TypedDict):
     """One arm and metric against the baseline; interval and p-value are None where seeds tell
-    nothing.
-    """
+    nothing."""
 
     difference: float
     ci95: tuple[float, float] | None
@@ -54,8 +52,7 @@ class Difference:
 
 def summary(values: Sequence[float]) -> Summary:
     """Mean, standard deviation and number of ``values``, which are one or more and finite, or
-    ValueError.
-    """
+    ValueError."""
     mean, std = moments(values)
     return {"mean": mean, "std": std, "n": len(values)}
 
@@ -109,8 +106,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     The k-th smallest of m (k from 1) becomes (m - k + 1) p, no less than the smaller ones became,
     at most 1. Those below 0.05 then hold a false finding with a chance of at most 5%, however the
-    questions depend on each other. Raises ValueError for a p-value outside [0, 1].
-    """
+    questions depend on each other. Raises ValueError for a p-value outside [0, 1]."""
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"the p-value of {name} is {p}; accepted: 0 to 1")
@@ -130,8 +126,7 @@ def verdict(
     higher_is_better: bool,
 ) -> Verdict:
     """``better`` or ``worse`` if the 95% interval is clear of zero and p_holm < 0.05, else
-    ``undecided``.
-    """
+    ``undecided``."""
     if ci95 is None or p_holm is None or p_holm >= LEVEL or ci95[0] <= 0 <= ci95[1]:
         return "undecided"
     return "better" if (difference > 0) == higher_is_better else "worse"

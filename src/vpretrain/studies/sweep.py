@@ -3,8 +3,7 @@ file.
 
 The study is in ``sweep.db`` of the results folder: the same command goes on where it stopped.
 Trials are chosen by TPE, whose seed is that of the recipe and the trial's number, so that with one
-process a search that was stopped finds what it would have.
-"""
+process a search that was stopped finds what it would have."""
 
 from __future__ import annotations
 
@@ -264,8 +263,7 @@ def _failed(trial: FrozenTrial) -> str:
 
 def _opened(plan: Plan, out: Path) -> dict[str, float]:
     """Makes the study, or finds it to be of the same search; returns the scores of the untouched
-    checkpoint.
-    """
+    checkpoint."""
     path = out / "recipe.yaml"
     description = dump(plan.recipe) + written(
         {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
@@ -372,8 +370,7 @@ def _draw(
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """One command a folder: trials of another that still runs would be taken for those of a process
-    that is gone.
-    """
+    that is gone."""
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,8 +18,7 @@ def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 @contextmanager
 def own_random_state(seed: int) -> Iterator[None]:
     """Inside the block the CPU's generator runs from ``seed``; afterwards it is where it was. Other
-    devices' are left alone.
-    """
+    devices' are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(
             seed
@@ -30,8 +29,7 @@ def own_random_state(seed: int) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module gets back the mode it had. Feedback must not
-    touch the RNG.
-    """
+    touch the RNG."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -44,8 +42,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside the block these parameters ask for no gradients, so that no activations are kept for
-    them.
-    """
+    them."""
     asking = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

@@ -9,8 +9,7 @@ the batch, and N processes take the step that one would take with all of the bat
 
 There is no wrapper around the model: the learner's forward passes enter it at several places and
 run several times between two steps, and the sum of gradients after the last of them is the same and
-is sent once a step, however many batches it is of.
-"""
+is sent once a step, however many batches it is of."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ BUCKET_BYTES = 64 * 2**20
 """What is sent at a time: large enough to fill a network, small enough to be copied."""
 PATIENCE = timedelta(hours=1)
 """How long processes wait for each other: the first may make a checkpoint or read data before the
-rest go on.
-"""
+rest go on."""
 
 
 @contextmanager
@@ -78,8 +76,7 @@ def process_group() -> Iterator[None]:
 
 def processes() -> int:
     """How many a launcher started, also outside of :func:`process_group` and :func:`alone`; 1
-    without one.
-    """
+    without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -90,16 +87,14 @@ def launched() -> bool:
 
 def is_main_process() -> bool:
     """Whether this process is the one that prints and writes, also outside of
-    :func:`process_group`.
-    """
+    :func:`process_group`."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Within this block the process speaks to no other: what is a sum over all processes is its
-    own.
-    """
+    own."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -131,8 +126,7 @@ def in_turn(make: Callable[[], T]) -> T:
     by the rest.
 
     So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A
-    UserError of one is raised on all, so that nobody waits for a process that is gone.
-    """
+    UserError of one is raised on all, so that nobody waits for a process that is gone."""
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     found: list[T] = []
     for now in range(3 if world() > 1 else 1):
@@ -150,8 +144,7 @@ def in_turn(make: Callable[[], T]) -> T:
 
 def on_first_rank(make: Callable[[], None]) -> None:
     """Calls ``make`` on the first process, :func:`alone`; what the system refuses it (OSError) is
-    raised on all.
-    """
+    raised on all."""
     failed = None
     if rank() == 0:
         try:
@@ -197,8 +190,7 @@ def all_gather_object(value: T) -> list[T]:
 
 class _Total(torch.autograd.Function):
     """The sum over processes; the gradient with respect to a summand is that of the sum, with no
-    message sent.
-    """
+    message sent."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -213,8 +205,7 @@ class _Total(torch.autograd.Function):
 
 def total(value: Tensor) -> Tensor:
     """The sum over processes of a tensor of one shape, the same on all of them; gradients flow to
-    this one's part.
-    """
+    this one's part."""
     return value if world() == 1 else _Total.apply(value)
 
 
@@ -234,8 +225,7 @@ def mean(values: Tensor) -> Tensor:
 
 def std(values: Tensor) -> Tensor:
     """The standard deviation (of all, not of a sample) over all entries on all processes; a scalar,
-    no gradient.
-    """
+    no gradient."""
     if world() == 1:
         return values.std(correction=0)
     values = values.detach()
@@ -254,8 +244,7 @@ def logsumexp(values: Tensor) -> Tensor:
 
 def averaged(figures: dict[str, float]) -> dict[str, float]:
     """Each figure's mean over processes; figures that were the same stay so. All have the same
-    names in the same order.
-    """
+    names in the same order."""
     if world() == 1 or not figures:
         return figures
     found = total(torch.tensor(list(figures.values()), dtype=torch.float64)) / world()
@@ -268,8 +257,7 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 
     A parameter that no process has a gradient for keeps None; one that some have it for counts as
     zero on the others. Shards (:mod:`vpretrain.system.sharding`) are left alone: theirs were added
-    up in the backward pass.
-    """
+    up in the backward pass."""
     if world() == 1:
         return
     parameters = [p for p in parameters if not isinstance(p, DTensor)]
@@ -319,8 +307,7 @@ def _in_buckets(tensors: Sequence[Tensor], send: Callable[[Tensor], Any]) -> Non
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in order, in groups of one dtype and device that are not much larger than
-    :data:`BUCKET_BYTES`.
-    """
+    :data:`BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         like = not bucket or (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
@@ -336,8 +323,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _store(world: int, number: int) -> dist.Store:
     """Where processes find each other. Each attempt of a restarted run has names of its own: it
-    finds no stale addresses.
-    """
+    finds no stale addresses."""
     if "MASTER_PORT" not in os.environ:
         message = (
             f"RANK and WORLD_SIZE say that this is one of {world} processes, and nothing "

@@ -35,8 +35,7 @@ class Problem:
 
 class UserError(Exception):
     """The user's input is wrong (exit code 2). Carries every problem that was found, not the first
-    alone.
-    """
+    alone."""
 
     exit_code = 2
 
@@ -47,8 +46,7 @@ class UserError(Exception):
 
 def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
     """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as
-    it is).
-    """
+    it is)."""
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
 
@@ -62,9 +60,8 @@ def abbreviated(names: Iterable[str], most: int = 12) -> str:
 
 @contextmanager
 def renamed(places: Mapping[str, str]) -> Iterator[None]:
-    """Within it, errors of a shared part speak of the caller's own keys:
-    ``{"--data-root": "data.root"}``.
-    """
+    """Within it, errors of a shared part speak of the caller's own keys: ``{"--data-root":
+    "data.root"}``."""
     try:
         yield
     except UserError as error:
@@ -77,21 +74,18 @@ def renamed(places: Mapping[str, str]) -> Iterator[None]:
 
 class Fault(Exception):
     """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is
-    kept.
-    """
+    kept."""
 
     exit_code = 4
 
 
 class NonFinite(Fault):
     """A loss, a gradient or a value is not finite, and nothing was changed by it: the batch can be
-    left out.
-    """
+    left out."""
 
 
 class Stopped(Exception):
     """A signal or a limit of time ended the run early; the same command goes on from here: exit
-    code 3.
-    """
+    code 3."""
 
     exit_code = 3

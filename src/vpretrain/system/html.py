@@ -1,6 +1,5 @@
 """HTML and SVG as text. Whatever is not :class:`Markup` already is escaped, so that data cannot
-become a tag.
-"""
+become a tag."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 def name(text: object, **attributes: object) -> Markup:
     """A name from the data: set apart from the text around it, and free to break after an
-    underscore or a slash.
-    """
+    underscore or a slash."""
     pieces = re.split(r"(?<=[_/\-])", printable(text))
     inner = Markup("<wbr>".join(map(escaped, pieces)))
     return tag("bdi", inner, class_="name", **attributes)

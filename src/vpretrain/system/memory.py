@@ -7,8 +7,7 @@ import torch
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
-    accelerator.
-    """
+    accelerator."""
     return isinstance(
         error, (MemoryError, torch.OutOfMemoryError)
     ) or "can't allocate memory" in str(error)

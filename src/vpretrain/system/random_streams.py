@@ -15,8 +15,7 @@ def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch.
 
     Each process has a seed of its own (dropout is drawn from it); the first has the one of a
-    process that is alone.
-    """
+    process that is alone."""
     seed += distributed.rank() * 2**16
     random.seed(seed)
     numpy.random.seed(seed)
@@ -35,9 +34,8 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores :func:`random_state`; the accelerators' as far as there are as many as
-    there were.
-    """
+    """Restores :func:`random_state`; the accelerators' as far as there are as many as there
+    were."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype(numpy.uint32), *rest))

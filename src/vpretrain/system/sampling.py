@@ -1,6 +1,5 @@
 """Endless orders of finite sets of items, and which set is next, with positions that are integers:
-what exact resume rests on.
-"""
+what exact resume rests on."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ class Order:
 
 def seed_of(key: str) -> int:
     """A seed in [0, 2^63) for what the key names: different keys give seeds that have nothing to do
-    with each other.
-    """
+    with each other."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 

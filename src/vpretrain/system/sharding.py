@@ -4,8 +4,7 @@
 S itself stays whole on every process, and so does what runs above it. The meta step asks for
 derivatives along a direction over S and for nothing below, so that every alignment, estimator and
 designer is the same code on the same tensors, shards or not; what is large, the blocks below with
-their gradients and Adam's moments, is held once among all processes.
-"""
+their gradients and Adam's moments, is held once among all processes."""
 
 from __future__ import annotations
 
@@ -105,8 +104,7 @@ def shard_blocks(model: nn.Module, aligned: Mapping[str, nn.Parameter]) -> None:
 
 def laid_out(whole: Tensor, like: Tensor) -> Tensor:
     """A tensor as another one lies: this process's shard of it where that is sharded, otherwise
-    itself.
-    """
+    itself."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
     return distribute_tensor(
@@ -141,8 +139,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     """Inside the block every parameter of the model is whole (and does not train), so that it can
     be saved.
 
-    All processes come here together; what the first one does inside needs none of the others.
-    """
+    All processes come here together; what the first one does inside needs none of the others."""
     shards = [
         (module, name, parameter)
         for module in model.modules()

@@ -14,8 +14,7 @@ def timed(
 ) -> Iterator[None]:
     """Calls ``charge`` with the block's seconds when it ends, also by an exception.
 
-    Work queued on an accelerator counts only where the block waits for it.
-    """
+    Work queued on an accelerator counts only where the block waits for it."""
     started = now()
     try:
         yield
