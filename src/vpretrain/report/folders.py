@@ -293,8 +293,7 @@ def _merged(sections: list[Section]) -> Section:
         key = (section.runs[0].arm, section.runs[0].entry.seed)
         if key in places:
             message = (
-                f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, "
-                "seed "
+                f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, seed "
                 f"{key[1]}; name one"
             )
             raise user_error("report", message)

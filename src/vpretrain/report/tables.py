@@ -216,8 +216,7 @@ def efficiency(section: Section) -> Markup:
         parts.append(_table(caption, head, rows))
     crossed = (
         "First crossing of the mean curve, between evaluations by a straight line. It has no "
-        "interval: rare evaluations or "
-        "few seeds make it coarse, and a noisy curve crosses early."
+        "interval: rare evaluations or few seeds make it coarse, and a noisy curve crosses early."
     )
     if reached:
         parts.append(tag("p", crossed, class_="note"))
@@ -249,11 +248,9 @@ def costs(section: Section) -> Markup | None:
             cells.append(DASH if each.peak_bytes is None else f"{each.peak_bytes / 2**30:.2f} GiB")
         rows.append(_row(arm, cells, styles(section)[arm]))
     caption = joined(
-        f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and "
-        "shares of the training seconds, mean "
-        "over runs, after each run's first step. “rest” is what was not measured apart. "
-        "“first step” is the "
-        "time until its end, burn-in and warm-up included.",
+        f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and shares "
+        "of the training seconds, mean over runs, after each run's first step. “rest” is what was "
+        "not measured apart. “first step” is the time until its end, burn-in and warm-up included.",
     )
     return _table(caption, head, rows, "cost")
 

@@ -302,9 +302,8 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         message = (
-            f"this result is not whole ({error}); remove the file, and the same command "
-            "runs "
-            "what is missing"
+            f"this result is not whole ({error}); remove the file, and the same command runs what "
+            "is missing"
         )
         raise user_error(str(path), message) from None
 
