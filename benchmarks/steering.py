@@ -2,11 +2,12 @@
 paired.
 
     python benchmarks/steering.py STUDY [STUDY ...] --work DIR [--jobs 2] [--data ../shared/data]
+        [--models DIR]
 
 Studies are declared in `benchmarks/studies.py`. One run is one JSON file below DIR/STUDY, finished
 ones are not run again; what a study came to is written to `results/STUDY.json`.
 `python benchmarks/pages.py` makes tables and plots of it. Warm checkpoints (a start) are made on
-first use and cached, see `vpretrain.language.prepare`.
+first use and cached, see `vpretrain.language.prepare`; real ones stand below `--models`.
 """
 
 from __future__ import annotations
@@ -94,24 +95,24 @@ def materials(recipe: Recipe) -> Any:
     return _HELD[key]
 
 
-def resolved(study: Study, start: Start, row: str, seed: int, root: str) -> Recipe:
+def resolved(study: Study, start: Start, row: str, seed: int, root: str, models: Path) -> Recipe:
     """The recipe of a job."""
     source = str(ROOT / study.recipe) if study.recipe.endswith(".yaml") else study.recipe
     rooted = [f"data.root={root}"] if study.recipe.endswith(".yaml") else []
     overrides = [
         *rooted,
         *study.overrides,
-        *start.overrides(ROOT, rooted),
+        *start.overrides(ROOT, rooted, models),
         *study.rows.get(row, ()),
         f"seed={seed}",
     ]
     return recipes.load(source, overrides, schemas=SCHEMAS)
 
 
-def work_off(job: Job, work: Path, root: str) -> None:
+def work_off(job: Job, work: Path, root: str, models: Path) -> None:
     """Trains and scores one job, and writes its file."""
     study = STUDIES[job.study]
-    recipe = resolved(study, job.start, job.row, job.seed, root)
+    recipe = resolved(study, job.start, job.row, job.seed, root, models)
     parts = MODALITIES[recipe.modality]().build(recipe, materials(recipe))
     job.path(work).parent.mkdir(parents=True, exist_ok=True)
     if not job.row:
@@ -221,20 +222,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=str(ROOT / ".." / "shared" / "data"))
+    parser.add_argument("--models", type=Path, default=ROOT / ".." / "shared" / "models")
     options = parser.parse_args()
     for name in options.studies:
         study = STUDIES[name]
         missing = [job for job in plan(study) if not job.path(options.work).is_file()]
         print(f"{name}: {len(missing)} of {len(list(plan(study)))} runs to do", flush=True)
         for start in study.starts:
-            start.overrides(
-                ROOT, [f"data.root={options.data}"]
-            )  # made here once, not by two processes at a time
+            # Made here once, not by two processes at a time.
+            start.overrides(ROOT, [f"data.root={options.data}"], options.models)
         if missing:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(options.jobs, context) as pool:
                 waiting = {
-                    pool.submit(work_off, job, options.work, options.data): job for job in missing
+                    pool.submit(work_off, job, options.work, options.data, options.models): job
+                    for job in missing
                 }
                 for future in as_completed(waiting):
                     future.result()

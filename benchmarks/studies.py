@@ -20,6 +20,8 @@ class Start:
         prepare_seed: of its weights and of the order of its text; None: the checkpoint that the
             recipe names.
         seeds: of the runs.
+        folder: of a checkpoint that is at hand, below `--models`; then nothing is made.
+        command: what made that folder.
     """
 
     name: str
@@ -27,13 +29,19 @@ class Start:
     prepare_seed: int | None
     seeds: tuple[int, ...]
     prepared_with: tuple[str, ...] = ()
+    folder: str = ""
+    command: str = ""
 
-    def overrides(self, root: Path, rooted: list[str]) -> list[str]:
+    def overrides(self, root: Path, rooted: list[str], models: Path) -> list[str]:
         """What a recipe needs so that it starts here."""
+        if self.folder:
+            return [f"learner.model={models / self.folder}"]
         return [f"learner.model={_location(self, str(root), tuple(rooted))}"]
 
     def description(self) -> str:
         """The command that makes it."""
+        if self.folder:
+            return self.command
         if self.prepare_seed is None:
             return f"the checkpoint of {self.recipe}"
         words = [f"learner.prepare.seed={self.prepare_seed}", *self.prepared_with]
@@ -584,4 +592,39 @@ add(
     },
     "evaluate.split=dev",
     *PAPER_SCHEDULE,
+)
+
+SMOL = "recipes/language/gsm8k-smollm2.yaml"
+RELEASED = Start(
+    "released",
+    SMOL,
+    None,
+    (0, 1, 2),
+    folder="smollm2",
+    command="../shared/models/fetch smollm2-135m MODELS/smollm2",
+)
+ADAPTED = replace(
+    RELEASED,
+    name="adapted",
+    folder="smollm2-adapted/model",
+    command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 "
+    "learner.model=MODELS/smollm2 --out MODELS/smollm2-adapted",
+)
+ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
+add(
+    "smollm2-noisy",
+    "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
+    SMOL,
+    (ADAPTED,),
+    {
+        "onehot": f"arm=onehot {ERRORS}",
+        "document_weights": f"arm=document_weights {ERRORS} designers.document_weights.tilt=0.4",
+        "oracle: onehot, clean stream": "arm=onehot",
+        "fixed random direction": "arm=document_weights feedback.control=fixed_direction "
+        f"{ERRORS} designers.document_weights.tilt=0.4",
+        "token_weights": f"arm=token_weights {ERRORS}",
+        "ascent": f"{PAPER} {ERRORS}",
+        "feedback_sft": f"arm=feedback_sft {ERRORS}",
+    },
+    "data.evaluation.test.rows=100",
 )
