@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vpretrain.language.data.rows import SEPARATOR
+from vpretrain.language.evaluation import sandbox
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.system.errors import UserError, user_error
 
@@ -43,7 +44,8 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
     """What tasks and sampling ask for, against what was allowed.
 
     Raises:
-        UserError: several greedy samples, or a task that runs what the model wrote without leave.
+        UserError: several greedy samples, or a task that runs what the model wrote without leave or
+            where it cannot be confined.
     """
     if sampling.samples > 1 and sampling.temperature == 0:
         raise user_error(
@@ -57,10 +59,12 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
             "--tasks",
             f"{', '.join(running)} runs programs that the model writes (in a process of its "
             "own, with limits): "
-            "say --allow-code if that is fine here, best in a container",
+            "say --allow-code if that is fine here, best with bubblewrap installed",
             value=", ".join(running),
             accepted="--allow-code, or other tasks",
         )
+    if any(task.runs_code for task, _ in tasks.values()):
+        sandbox.require()
 
 
 def separator_of(name: str) -> str:

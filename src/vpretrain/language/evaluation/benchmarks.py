@@ -152,7 +152,7 @@ def _mbpp_tests(row: Mapping[str, Any]) -> str:
 
 
 def _program_passes(tests: str, program: str) -> bool:
-    return sandbox.passes(f"{program}\n\n{tests}\n")
+    return sandbox.passes(program, tests=tests)
 
 
 def _boxed_answer(row: Mapping[str, Any]) -> str:

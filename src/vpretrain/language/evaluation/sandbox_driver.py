@@ -1,58 +1,232 @@
-"""The process behind :func:`vpretrain.language.evaluation.sandbox.passes`; imports nothing of
+"""The two processes behind :func:`vpretrain.language.evaluation.sandbox.passes`; imports nothing of
 vpretrain, to start soon.
+
+The program's process answers ``[operation, object, arguments]``, a line of JSON each; the tests'
+process asks. Whatever the program makes of its own process, data is all that it can send.
 """
 
+from __future__ import annotations
+
+import ast
+import builtins
+import collections
+import contextlib
 import ctypes
+import importlib
 import json
 import math
 import os
 import resource
 import signal
+import socket
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+Packed = Any
+"""What JSON holds."""
+
+PASSED, FAILED, REFUSED = 0, 1, 78
+"""Exit statuses."""
 
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-_PARENT_DEATH_SIGNAL = 1
+_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38
 _NOBODY = 65534
 
 
 def main() -> None:
-    """Reads ``job.json`` in the working folder, takes what is not needed away, and runs the
-    program.
-    """
-    with open("job.json") as file:
-        job = json.load(file)
-    os.unlink("job.json")  # it holds the number that only a finished program may send
-    _apart()
+    """Reads the job from standard input, takes away what is not needed, and does it."""
+    job = json.load(sys.stdin)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _drop_rights(boxed=job["boxed"])
     _limit(job)
-    program, nonce, pipe = job.pop("program"), job.pop("nonce"), job.pop("pipe")
-    send, leave = os.write, os._exit
-    names = {
-        "__name__": "program",
-        "__builtins__": __builtins__,
-    }  # not __main__: demonstrations are not run
+    line = socket.socket(fileno=job["line"]).makefile("rw", encoding="utf-8", newline="\n")
     try:
-        exec(compile(program, "program.py", "exec"), names)
+        if job["role"] == "program":
+            _Program(line).run(job["source"])
+        else:
+            _judge(line, job["source"])
     except BaseException:  # SystemExit among them: whoever leaves early has not passed
-        leave(1)
-    send(pipe, nonce.encode())
-    leave(0)
+        os._exit(FAILED)
+    os._exit(PASSED)
 
 
-def _apart() -> None:
-    """Namespaces of its own and another user, as far as the system lets us; the program then runs
-    in a child.
+class _Program:
+    """The model's program, and the objects of it that its tests hold by number."""
+
+    def __init__(self, line: TextIO) -> None:
+        self.line = line
+        self.held: list[object] = []
+
+    def run(self, source: str) -> None:
+        # Not __main__: demonstrations are not run.
+        names: dict[str, Any] = {"__name__": "program", "__builtins__": builtins}
+        exec(compile(source, "program.py", "exec"), names)
+        self._send({name: self._packed(value) for name, value in names.items()})
+        for request in self.line:
+            operation, target, arguments = json.loads(request)
+            try:
+                answer = self._done(operation, _unpacked(target, self._object), *arguments)
+                reply = ["returned", self._packed(answer)]
+            except BaseException as error:
+                reply = ["raised", type(error).__name__]
+            self._send(reply)
+
+    def _done(self, operation: str, target: Any, *arguments: Packed) -> object:
+        values = [_unpacked(argument, self._object) for argument in arguments]
+        if operation == "call":
+            return target(*values[0], **values[1])
+        if operation == "list":
+            return list(target)
+        if operation == "get":
+            return getattr(target, *values)
+        setattr(target, *values)
+        return None
+
+    def _object(self, number: int) -> object:
+        return self.held[number]
+
+    def _packed(self, value: object) -> Packed:
+        def hold(value: object) -> Packed:
+            self.held.append(value)
+            return ["object", len(self.held) - 1]
+
+        return _packed(value, hold)
+
+    def _send(self, message: Packed) -> None:
+        self.line.write(json.dumps(message) + "\n")
+        self.line.flush()
+
+
+def _judge(line: TextIO, tests: str) -> None:
+    """Runs the tests to their end; raises where they do."""
+
+    def ask(operation: str, target: _Remote, *arguments: object) -> Any:
+        message = [operation, pack(target), [pack(each) for each in arguments]]
+        line.write(json.dumps(message) + "\n")
+        line.flush()
+        kind, value = json.loads(line.readline())
+        if kind == "returned":
+            return _unpacked(value, remote)
+        error = getattr(builtins, value, None)
+        if isinstance(error, type) and issubclass(error, Exception):
+            raise error("raised by the program")
+        raise RuntimeError(value)
+
+    def remote(number: int) -> _Remote:
+        return _Remote(ask, number)
+
+    def pack(value: object) -> Packed:
+        return _packed(value, _number)
+
+    defined = json.loads(line.readline())
+    scope: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    asked, modules = _names(tests)
+    scope.update({name: importlib.import_module(name) for name in modules})
+    scope.update({name: _unpacked(defined[name], remote) for name in asked & defined.keys()})
+    exec(compile(tests, "tests.py", "exec"), scope)
+
+
+def _names(tests: str) -> tuple[set[str], set[str]]:
+    """The names in tests that the program answers for, and those of modules: a program that defines
+    ``set`` must not decide what ``set(f(x))`` is, though ``sum(1, 2)`` may be asked of it.
+    """
+    nodes = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]
+    stored = {node.id for node in nodes if not isinstance(node.ctx, ast.Load)}
+    read = {node.id for node in nodes} - stored
+    modules = read & sys.stdlib_module_names
+    own = {name for name in read - modules if not hasattr(builtins, name)}
+    return (own, modules) if own else (read, set())
+
+
+class _Remote:
+    """An object of the program's process, or what it is called there."""
+
+    def __init__(self, ask: Callable[..., Any], number: int) -> None:
+        vars(self).update(_ask=ask, _number=number)
+
+    def __call__(self, *arguments: object, **named: object) -> Any:
+        return self._ask("call", self, list(arguments), named)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._ask("get", self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._ask("set", self, name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._ask("list", self))
+
+
+def _number(value: object) -> Packed:
+    if not isinstance(value, _Remote):
+        raise TypeError(f"a {type(value).__name__} cannot be given to the program")
+    return ["object", vars(value)["_number"]]
+
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+}
+_SERIES: dict[str, Any] = {
+    each.__name__: each for each in (list, tuple, set, frozenset, collections.deque)
+}
+
+
+def _packed(value: Any, other: Callable[[object], Packed]) -> Packed:
+    """JSON of plain data, subclasses as what they are built on; ``other`` packs the rest."""
+    if value is None or type(value) is bool:
+        return value
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
+    if isinstance(value, dict):
+        items = dict.items(value)
+        return ["dict", [[_packed(each, other) for each in item] for item in items]]
+    for name, kind in _SERIES.items():
+        if isinstance(value, kind):
+            return [name, [_packed(item, other) for item in kind.__iter__(value)]]
+    return other(value)
+
+
+def _unpacked(value: Packed, other: Callable[[int], object]) -> Any:
+    """What :func:`_packed` was given; ``other`` makes an object of a number."""
+    if not isinstance(value, list):
+        return value
+    kind, *rest = value
+    if kind == "object":
+        return other(*rest)
+    if kind == "complex":
+        return complex(*rest)
+    if kind == "bytes":
+        return bytes.fromhex(*rest)
+    if kind == "dict":
+        return {_unpacked(key, other): _unpacked(item, other) for key, item in rest[0]}
+    return _SERIES[kind](_unpacked(item, other) for item in rest[0])
+
+
+def _drop_rights(*, boxed: bool) -> None:
+    """Another user for a superuser, and without a box namespaces as far as the system lets us; ends
+    this process where it would keep a superuser's rights.
     """
     superuser = os.geteuid() == 0
-    apart = superuser and _unshare(_NEW_PIDS | _NEW_NETWORK)
-    if superuser and not _become_nobody():
-        _unshare_user(0)  # the files stay the superuser's own, but other rights are gone
-    if not (apart or _unshare_user(_NEW_PIDS | _NEW_NETWORK)):
+    apart = boxed
+    if superuser:
+        apart = boxed or _unshare(_NEW_PIDS | _NEW_NETWORK)
+        os.chmod(".", 0o777)
+        _become_nobody()
+    ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    if boxed or not (apart or _unshare_user()):
         return
-    if (
-        child := os.fork()
-    ):  # the child is the first process of its namespace: when it ends, so do all others there
+    # The child is the first process of its namespace: when it ends, so do all others there.
+    if child := os.fork():
         _, status = os.waitpid(child, 0)
-        os._exit(0 if status == 0 else 1)
+        os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else FAILED)
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -63,39 +237,47 @@ def _unshare(flags: int) -> bool:
         return False
 
 
-def _unshare_user(flags: int) -> bool:
+def _unshare_user() -> bool:
     user = os.geteuid()
-    if not _unshare(_NEW_USER | flags):
+    if not _unshare(_NEW_USER | _NEW_PIDS | _NEW_NETWORK):
         return False
-    try:
-        with open("/proc/self/uid_map", "w") as file:
-            file.write(
-                f"{_NOBODY} {user} 1"
-            )  # without a user of that namespace no file could be made
-    except OSError:
-        pass
+    # Without a user of that namespace no file could be made.
+    with contextlib.suppress(OSError), open("/proc/self/uid_map", "w") as file:
+        file.write(f"{_NOBODY} {user} 1")
     return True
 
 
-def _become_nobody() -> bool:
-    """Gives up the superuser's rights for good, if Python's own files can be read without them;
-    whether it did.
+def _become_nobody() -> None:
+    """Gives up the superuser's rights for good; ends the process where Python's own files could not
+    be read without them, or where the system does not take them away.
     """
-    os.setegid(_NOBODY)
-    os.seteuid(_NOBODY)
-    readable = all(
-        os.access(path, os.R_OK, effective_ids=True) for path in (os.__file__, json.__file__, ".")
-    )
-    os.seteuid(0)
-    os.setegid(0)
-    if readable:
+    try:
         os.setgroups([])
-        os.setgid(_NOBODY)
-        os.setuid(_NOBODY)
-    return readable
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        for path in (os.__file__, json.__file__, "."):
+            os.stat(path)
+            if not os.access(path, os.R_OK):
+                raise PermissionError(path)
+    except OSError:
+        os._exit(REFUSED)
+    if set(os.getresuid()) != {_NOBODY} or _capabilities():
+        os._exit(REFUSED)
 
 
-def _limit(job: dict) -> None:
+def _capabilities() -> int:
+    """What the process may do beyond its user, as bits; 0 where the system has none."""
+    try:
+        with open("/proc/self/status") as file:
+            given = [
+                int(row.split()[1], 16) for row in file if row.startswith(("CapPrm", "CapEff"))
+            ]
+    except OSError:
+        return 0
+    return max(given, default=0)
+
+
+def _limit(job: dict[str, Any]) -> None:
     cpu_seconds = math.ceil(job["seconds"]) + 1
     for what, most in (
         (resource.RLIMIT_CPU, cpu_seconds),
