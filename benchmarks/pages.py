@@ -91,8 +91,8 @@ PROBES = {
     "adamw_preconditioned_full": "optimizer-aware value on all parameters, the real AdamW step",
     "adamw_update": "g_down against the update itself: what first order can reach",
     "sgd_lower_bound": "lower bound of Prop. 2.1, SGD step on S",
-    "sgd_heard": "plain value from fresh feedback rows, SGD step on S",
-    "adamw_heard": "optimizer-aware value from fresh feedback rows, the real AdamW step",
+    "sgd_fresh_feedback": "plain value from fresh feedback rows, SGD step on S",
+    "adamw_fresh_feedback": "optimizer-aware value from fresh feedback rows, the real AdamW step",
 }
 
 

@@ -25,6 +25,10 @@ def test_data_that_changed_under_a_run_are_refused_with_both_hashes(tmp_path):
     message = str(caught.value)
     assert name in message and mine[:16] in message and "0" * 16 in message
     assert "--accept-changes" in message and not (tmp_path / "model").exists()
-    train_one(recipe, tmp_path, lambda record, fraction: None, accept_changes=True)
+    result = train_one(recipe, tmp_path, lambda record, fraction: None, accept_changes=True)
+    assert result["changes"] == [
+        {"what": f"data of {name}", "before": "0" * 16, "now": mine[:16]}
+    ], "what was accepted is named in the result"
+    assert json.loads((tmp_path / "result.json").read_text())["changes"] == result["changes"]
     assert (tmp_path / "model" / "config.json").is_file()
     assert json.loads(environment.read_text())["data_hashes"][name] == mine

@@ -103,6 +103,31 @@ def test_what_was_begun_is_gone_on_with_under_a_newer_version_and_not_under_anot
     assert {problem.where for problem in refused.value.problems} == {"arm", "budget.steps"}
 
 
+def test_data_that_changed_between_two_commands_are_refused_with_both_hashes(tmp_path):
+    """Arms that were scored on different sets must not stand in one table."""
+    compared(tmp_path, arms=("onehot",), seeds=1, amount=1)
+    environment = tmp_path / "environment.json"
+    written = json.loads(environment.read_text())
+    mine, written["data_hashes"]["evaluation"] = written["data_hashes"]["evaluation"], "0" * 64
+    environment.write_text(json.dumps(written))
+    with pytest.raises(UserError) as refused:
+        compared(tmp_path, seeds=1, amount=1)
+    message = str(refused.value)
+    assert "data of evaluation" in message and mine[:16] in message and "0" * 16 in message
+    assert "--accept-changes" in message
+    assert not (tmp_path / "runs" / "closed_form-0.json").exists(), "nothing was run"
+    change = {"what": "data of evaluation", "before": "0" * 16, "now": mine[:16]}
+    assert compared(tmp_path, seeds=1, amount=1, accept_changes=True)["changes"] == [change]
+    again = compared(tmp_path, seeds=1, amount=1)  # the table still holds what was mixed
+    assert again["changes"] == [change] == json.loads(environment.read_text())["changes"]
+
+
+def test_a_recipe_that_changed_is_accepted_by_name(tmp_path):
+    compared(tmp_path, arms=("onehot",), seeds=1, amount=1)
+    table = compared(tmp_path, arms=("onehot",), seeds=1, amount=2, accept_changes=True)
+    assert table["changes"] == [{"what": "budget.steps", "before": "1", "now": "2"}]
+
+
 def test_a_result_that_is_not_whole_is_named(tmp_path):
     compared(tmp_path)
     whole = tmp_path / "runs" / "onehot-1.json"

@@ -20,9 +20,11 @@ from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.method.accumulation import MicroBatches
 from vpretrain.method.roles import Designer
+from vpretrain.method.snapshot import Snapshot
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.parts import Parts
-from vpretrain.studies.probe import IN_NATS, REALISED, Bench, Snapshot, pearson, probe, slope
+from vpretrain.studies.correlation import pearson, slope
+from vpretrain.studies.probe import IN_NATS, REALISED, Bench, probe
 from vpretrain.system.errors import Fault, UserError
 
 TINY = [
@@ -177,7 +179,7 @@ def test_adamw_by_hand():
     """
     bench = toy_bench(None, "learner.learning_rate=1e-3", "learner.clip_norm=1.5")
     down = torch.linspace(-1, 2, 16, dtype=torch.float64)
-    states = bench.still.moments
+    states = bench.unchanged.moments
     m, v = (
         torch.cat([states[p][key] for p in (bench.learner.near, bench.learner.far)])
         for key in ("exp_avg", "exp_avg_sq")
@@ -292,17 +294,17 @@ class Followed:
         self.teacher.copy_(state["teacher"])
 
 
-def test_still_keeps_buffers_modes_and_generators_and_what_follows_the_model():
+def test_a_snapshot_keeps_buffers_modes_and_generators_and_what_follows_the_model():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     model(torch.randn(8, 4)).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
     learner = Followed(model)
-    still = Snapshot(learner, optimizer)
+    unchanged = Snapshot(learner, optimizer)
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generators = torch.get_rng_state(), random.getstate()
-    with pytest.raises(ZeroDivisionError), still():
+    with pytest.raises(ZeroDivisionError), unchanged():
         model.eval()
         model.train()
         model[2].eval()
@@ -323,14 +325,14 @@ def test_still_keeps_buffers_modes_and_generators_and_what_follows_the_model():
 
 def test_the_step_sees_the_dropout_of_its_gradient(language_bench):
     bench = language_bench
-    with bench.still():
-        batch, pre = bench._next(3)
-        bench._seed(3)
+    with bench.unchanged():
+        batch, pre = bench.next(3)
+        bench.seed(3)
         bench.step(MicroBatches((batch,)), 1e-3)
         norm = math.sqrt(sum(float(g.square().sum()) for g in pre.values()))
         clip = min(1.0, bench.recipe.learner.clip_norm / norm)
         for name, parameter in bench.parameters.items():
-            expected = 0.9 * bench.still.moments[parameter]["exp_avg"] + 0.1 * clip * pre[name]
+            expected = 0.9 * bench.unchanged.moments[parameter]["exp_avg"] + 0.1 * clip * pre[name]
             torch.testing.assert_close(
                 bench.step.optimizer.state[parameter]["exp_avg"], expected, rtol=1e-4, atol=1e-7
             )
@@ -338,11 +340,11 @@ def test_the_step_sees_the_dropout_of_its_gradient(language_bench):
 
 def test_dropout_differs_from_draw_to_draw(language_bench):
     bench = language_bench
-    with bench.still():
+    with bench.unchanged():
         batch = next(bench.parts.stream)
         losses = []
         for index in (0, 0, 1):
-            bench._seed(index)
+            bench.seed(index)
             context = bench.learner.forward(batch)
             losses.append(
                 float(

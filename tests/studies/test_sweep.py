@@ -104,6 +104,20 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
     )  # nothing was run
 
 
+def test_data_that_changed_under_a_search_are_refused_and_named_where_they_are_accepted(here):
+    out = here / "out"
+    sweeps.sweep(plan(), trials=1, out=out)
+    environment = json.loads((out / "environment.json").read_text())
+    mine = environment["data_hashes"]["stream/problems"]
+    environment["data_hashes"]["stream/problems"] = "0" * 64
+    (out / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(UserError, match=f"(?s)data of stream/problems.*{mine[:16]}.*{'0' * 16}"):
+        sweeps.sweep(plan(), trials=1, out=out)
+    found = sweeps.sweep(plan(), trials=1, out=out, accept_changes=True)
+    change = {"what": "data of stream/problems", "before": "0" * 16, "now": mine[:16]}
+    assert found["changes"] == [change]
+
+
 def test_several_objectives_leave_a_front(here):
     found = sweeps.sweep(
         plan(SPACE.replace("[dev/nll]", "[dev/nll, test/nll]"), "evaluate.every=0"),

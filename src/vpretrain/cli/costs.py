@@ -6,14 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vpretrain.cli.shell import (
-    Json,
-    Overrides,
-    RecipeName,
-    console_for_people,
-    emit,
-    resolved_recipe,
-)
+from vpretrain.cli import shell
+from vpretrain.cli.shell import Json, Overrides, RecipeName
 
 app = typer.Typer()
 
@@ -40,19 +34,17 @@ def profile(
     from vpretrain.run.modalities import MODALITIES
     from vpretrain.studies.profile import profile as measure
 
-    resolved = resolved_recipe(recipe, overrides)
-    chosen = (
-        [MODALITIES[resolved.modality]().demo[0], resolved.arm] if arms is None else arms.split(",")
-    )
+    resolved = shell.resolved_recipe(recipe, overrides)
+    baseline = MODALITIES[resolved.modality]().demo[0]
+    chosen = [baseline, resolved.arm] if arms is None else shell.names(arms)
     chosen = list(dict.fromkeys(chosen))
-    found = measure(resolved, arms=chosen, rounds=rounds, warm_up=warm_up)
-    console = console_for_people(as_json)
-    console.print(profile_table(found))
-    predictions = _predictions(resolved, chosen)
-    if predictions:
-        found["predicted"] = predictions
+    result = measure(resolved, arms=chosen, rounds=rounds, warm_up=warm_up)
+    console = shell.console_for_people(as_json)
+    console.print(profile_table(result))
+    if predictions := _predictions(resolved, chosen):
+        result["predicted"] = predictions
         console.print(_predicted_table(predictions, chosen))
-    emit(found, as_json)
+    shell.emit(result, as_json)
 
 
 def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
@@ -85,10 +77,8 @@ def _predicted_table(predictions: dict[str, Any], arms: list[str]) -> Any:
     for arm in arms[1:]:
         table.add_column(f"{arm}: FLOPs", justify="right")
         table.add_column("bytes", justify="right")
-    for name, found in predictions.items():
-        first = found["totals"][arms[0]]
-        ratios = [
-            f"{found['ratios'][arm][what]:.3f}" for arm in arms[1:] for what in ("flops", "bytes")
-        ]
+    for name, predicted in predictions.items():
+        first, to_first = predicted["totals"][arms[0]], predicted["ratios"]
+        ratios = [f"{to_first[arm][what]:.3f}" for arm in arms[1:] for what in ("flops", "bytes")]
         table.add_row(name, f"{first['flops'] / 1e9:.0f}", f"{first['bytes'] / 2**30:.1f}", *ratios)
     return table

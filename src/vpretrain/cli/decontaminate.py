@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.console import Console
 from typer.core import TyperCommand
 
-from vpretrain.cli.shell import Json, console_for_people, emit, progress_bar
+from vpretrain.cli import shell
+from vpretrain.cli.shell import File, Json, say
 from vpretrain.system.errors import user_error
 
 app = typer.Typer()
@@ -47,9 +48,7 @@ def decontaminate(
         list[str],
         typer.Option("--against", metavar="FILE...", help="Feedback and evaluation rows."),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The JSON Lines file to write.")
-    ],
+    out: Annotated[Path, shell.out_option("The JSON Lines file to write.", "FILE")],
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,10 +61,7 @@ def decontaminate(
     ] = 0.5,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE", help="The removed rows; default OUT.removed.ndjson."
-        ),
+        File, typer.Option(metavar="FILE", help="The removed rows; default OUT.removed.ndjson.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,16 +70,12 @@ def decontaminate(
     from vpretrain.language.data.decontaminate import decontaminate as clean
 
     if not 0 < threshold <= 1:
-        raise user_error(
-            "--threshold",
-            "this is a share",
-            value=threshold,
-            accepted="above 0, at most 1; usually 0.5",
-        )
-    console = console_for_people(as_json)
-    with progress_bar(console) as bar:
+        accepted = "above 0, at most 1; usually 0.5"
+        raise user_error("--threshold", "this is a share", value=threshold, accepted=accepted)
+    console = shell.console_for_people(as_json)
+    with shell.progress_bar(console) as bar:
         task = bar.add_task("rows", total=None)
-        found = clean(
+        summary = clean(
             stream,
             against,
             out,
@@ -94,23 +86,25 @@ def decontaminate(
             report=report,
             progress=lambda rows: bar.update(task, completed=rows),
         )
-    fraction = found.removed / found.rows
-    console.print(
-        f"{found.rows:,} rows, {found.removed:,} removed ({fraction:.3%}), against "
-        f"{found.protected:,} texts",
-        highlight=False,
-    )
-    if found.unprotected:
-        console.print(
-            f"{found.unprotected:,} protected texts are too short or too common to look for "
+    _say_summary(console, summary)
+    shell.emit(asdict(summary), as_json)
+
+
+def _say_summary(console: Console, summary: Any) -> None:
+    fraction = summary.removed / summary.rows
+    removed = f"{summary.removed:,} removed ({fraction:.3%})"
+    say(console, f"{summary.rows:,} rows, {removed}, against {summary.protected:,} texts")
+    if summary.unprotected:
+        say(
+            console,
+            f"{summary.unprotected:,} protected texts are too short or too common to look for "
             "near-duplicates of",
-            highlight=False,
         )
     if fraction > _SUSPICIOUS:
-        console.print(
+        say(
+            console,
             "more than one row in a hundred: read the report; --columns says which columns "
-            "are protected"
+            "are protected",
         )
     for name in ("out", "report", "certificate"):
-        console.print(escape(f"{name}: {getattr(found, name)}"), highlight=False, soft_wrap=True)
-    emit(asdict(found), as_json)
+        say(console, f"{name}: {getattr(summary, name)}")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from vpretrain.cli.shell import Json, console_for_people, emit
+from vpretrain.cli import shell
+from vpretrain.cli.shell import Json, say
 from vpretrain.config.recipe import load
 from vpretrain.system.errors import renamed, user_error
 from vpretrain.system.files import write_text
@@ -46,9 +46,7 @@ def init(
     stream_columns: Columns = None,
     feedback_columns: Columns = None,
     evaluation_columns: Columns = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path(
-        "steer.yaml"
-    ),
+    out: Annotated[Path, shell.out_option("The recipe to write.", "FILE")] = Path("steer.yaml"),
     as_json: Json = False,
 ) -> None:
     """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
@@ -64,29 +62,21 @@ def init(
         "--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)"
     )
     feedback = feedback or _asked("--feedback", f"Verified rows that steer ({_LABELLED})")
-    columns = [
-        _names(each)
-        for each in (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
-    ]
+    given = (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
+    columns = [tuple(shell.names(each or "")) for each in given]
+    write = _of_pictures if holds_pictures(stream) else _of_text
     with renamed({"learner.model": "--model"}):
-        if holds_pictures(stream):
-            text = _of_pictures(model, stream, feedback, evaluation, columns, out)
-        else:
-            text = _of_text(model, stream, feedback, evaluation, columns, out)
+        text = write(model, stream, feedback, evaluation, columns, out)
     write_text(out, text)
     problems = check(str(out), [])
-    console = console_for_people(as_json)
-    console.print(escape(f"recipe: {out}"), highlight=False, soft_wrap=True)
+    console = shell.console_for_people(as_json)
+    say(console, f"recipe: {out}")
     for problem in problems:
-        console.print(escape(str(problem)), highlight=False, soft_wrap=True)
-    console.print(
-        "no problem found; next: " + escape(text.splitlines()[0].removeprefix("# "))
-        if not problems
-        else f"{len(problems)} problem(s); fix them in the recipe",
-        highlight=False,
-        soft_wrap=True,
-    )
-    emit({"recipe": str(out), "problems": [vars(problem) for problem in problems]}, as_json)
+        say(console, str(problem))
+    command = text.splitlines()[0].removeprefix("# ")
+    fix = f"{len(problems)} problem(s); fix them in the recipe"
+    say(console, fix if problems else f"no problem found; next: {command}")
+    shell.emit({"recipe": str(out), "problems": [vars(each) for each in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
 
@@ -100,10 +90,6 @@ def _asked(flag: str, question: str, default: str | None = None) -> str:
             accepted=question if default is None else f"{question}: {default}, say",
         )
     return str(typer.prompt(question, default=default, err=True))
-
-
-def _names(columns: str | None) -> tuple[str, ...]:
-    return tuple(name for part in (columns or "").split(",") if (name := part.strip()))
 
 
 def _of_pictures(

@@ -3,24 +3,15 @@ the one that prepares."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from vpretrain.cli.shell import (
-    Json,
-    Out,
-    Overrides,
-    RecipeName,
-    console_for_people,
-    emit,
-    progress_bar,
-    resolved_recipe,
-    results_folder,
-    stem,
-)
+from vpretrain.cli import shell
+from vpretrain.cli.shell import File, Json, Out, Overrides, RecipeName, say
 from vpretrain.config.recipe import listing
 
 app = typer.Typer()
@@ -33,64 +24,71 @@ def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fals
     from vpretrain.cli.tables import doctor_table
     from vpretrain.studies.doctor import doctor as examine
 
-    console = console_for_people(as_json)
-    found = examine(resolved_recipe(recipe, overrides))
-    console.print(f"{found['device']}, {found['dtype']}, attention {found['attention']}")
-    console.print(doctor_table(found))
-    emit(found, as_json)
+    console = shell.console_for_people(as_json)
+    result = examine(shell.resolved_recipe(recipe, overrides))
+    console.print(f"{result['device']}, {result['dtype']}, attention {result['attention']}")
+    console.print(doctor_table(result))
+    shell.emit(result, as_json)
 
 
 @app.command()
 def probe(
     recipe: RecipeName,
     overrides: Overrides = None,
-    draws: Annotated[int, typer.Option(min=4, help="Fresh batches.")] = 200,
+    draws: Annotated[
+        int | None, typer.Option(min=4, help="Fresh batches; default 200, 50 at a point.")
+    ] = None,
+    along: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="At N points of a run of the recipe's arm instead."),
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Does a step's value predict what the step does? Predicted against realised drop of the
-    held-out feedback loss."""
-    from vpretrain.cli.tables import probe_table
-    from vpretrain.studies.probe import probe as examine
+    held-out feedback loss. With --along as the paper has it: a fresh held-out batch a draw."""
+    from vpretrain.cli.tables import along_table, probe_table
+    from vpretrain.studies.probe import probe as at_the_start
+    from vpretrain.studies.probe_along import probe_along
 
-    console = console_for_people(as_json)
-    resolved = resolved_recipe(recipe, overrides)
-    folder = results_folder(out or Path("runs") / f"probe-{stem(recipe)}")
-    with progress_bar(console) as bar:
-        task = bar.add_task("burn-in", total=None)
+    console = shell.console_for_people(as_json)
+    resolved = shell.resolved_recipe(recipe, overrides)
+    folder = shell.results_folder(out or Path("runs") / f"probe-{shell.stem(recipe)}")
+    examine = partial(at_the_start, draws=draws or 200)
+    if along is not None:
+        examine = partial(probe_along, points=along, draws=draws or 50)
+    with shell.progress_bar(console) as bar:
+        task = bar.add_task("settling" if along is None else "training", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, description="draws")
 
-        found = examine(resolved, draws=draws, out=folder, progress=progress)
-    console.print(probe_table(found))
-    console.print(escape(f"scatter: {folder / 'scatter.png'}"), highlight=False, soft_wrap=True)
-    emit(found, as_json)
+        result = examine(resolved, out=folder, progress=progress)
+    console.print(probe_table(result) if along is None else along_table(result))
+    say(console, f"scatter: {folder / 'scatter.png'}")
+    shell.emit(result, as_json)
 
 
 @app.command()
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")],
     documents: Annotated[int, typer.Option(min=1, help="Documents of the stream to look at.")] = 24,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The HTML file; default explain.html in the run folder."),
-    ] = None,
+    out: Annotated[File, shell.out_option("The HTML file; default RUN/explain.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """The value of each token to the feedback set, and how close the designer comes to the best
     targets: one page."""
     from vpretrain.studies.explain import explain as examine
 
-    console = console_for_people(as_json)
-    found = examine(run, documents=documents, out=out)
-    if "value" in found:
-        values = "  ".join(f"{task} {value:.4g}" for task, value in found["value"].items())
-        console.print(f"value: {values}  (regret {found['regret']:.4g})", highlight=False)
-    for source, mean in found.get("sources", {}).items():
-        console.print(escape(f"source {source}: {mean:+.4g} a token"), highlight=False)
-    console.print(escape(f"page: {found['page']}"), highlight=False, soft_wrap=True)
-    emit(found, as_json)
+    console = shell.console_for_people(as_json)
+    result = examine(run, documents=documents, out=out)
+    if "value" in result:
+        values = "  ".join(f"{task} {value:.4g}" for task, value in result["value"].items())
+        say(console, f"value: {values}  (regret {result['regret']:.4g})")
+    for source, mean in result.get("sources", {}).items():
+        say(console, f"source {source}: {mean:+.4g} a token")
+    say(console, f"page: {result['page']}")
+    shell.emit(result, as_json)
 
 
 @app.command()
@@ -101,19 +99,19 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     from vpretrain.studies.check import needs
 
     problems = examine(recipe, overrides or [])
-    console = console_for_people(as_json)
+    console = shell.console_for_people(as_json)
     for problem in problems:
-        console.print(escape(str(problem)), highlight=False, soft_wrap=True)
+        say(console, str(problem))
     console.print("no problem found" if not problems else f"{len(problems)} problem(s)")
-    if not problems and (need := needs(resolved_recipe(recipe, overrides))) is not None:
+    if not problems and (need := needs(shell.resolved_recipe(recipe, overrides))) is not None:
         memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
         hours = "" if need.seconds is None else f", {_duration(need.seconds)} of training"
-        console.print(
+        say(
+            console,
             f"a run takes about {memory} of memory, {disk} of disk{hours}; designer, feedback and "
             f"evaluation come on top (one forward pass took {need.forward_seconds:.2g} s)",
-            highlight=False,
         )
-    emit({"problems": [vars(problem) for problem in problems]}, as_json)
+    shell.emit({"problems": [vars(problem) for problem in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
 
@@ -132,11 +130,11 @@ def prepare(
     its stream)."""
     from vpretrain.run.modalities import MODALITIES
 
-    console = console_for_people(as_json)
-    resolved = resolved_recipe(recipe, overrides)
-    folder = MODALITIES[resolved.modality]().prepare(resolved, out and results_folder(out))
-    console.print(escape(f"learner: {folder}"), highlight=False, soft_wrap=True)
-    emit({"model": str(folder)}, as_json)
+    resolved = shell.resolved_recipe(recipe, overrides)
+    modality = MODALITIES[resolved.modality]()
+    folder = modality.prepare(resolved, out and shell.results_folder(out))
+    say(shell.console_for_people(as_json), f"learner: {folder}")
+    shell.emit({"model": str(folder)}, as_json)
 
 
 @app.command()
@@ -144,11 +142,8 @@ def recipes(as_json: Json = False) -> None:
     """Lists the packaged recipes, and those under ./recipes."""
     folder = Path("recipes")
     rows = listing(folder if folder.is_dir() else None)
-    console = console_for_people(as_json)
+    console = shell.console_for_people(as_json)
     for row in rows:
-        console.print(
-            f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})\n"
-            f"    {escape(row['description'])}",
-            highlight=False,
-        )
-    emit(rows, as_json)
+        title = f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})"
+        console.print(f"{title}\n    {escape(row['description'])}", highlight=False)
+    shell.emit(rows, as_json)

@@ -6,25 +6,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from vpretrain.cli.shell import (
-    Json,
-    Out,
-    Overrides,
-    RecipeName,
-    ShownProgress,
-    console_for_people,
-    emit,
-    progress_bar,
-    resolved_recipe,
-    results_folder,
-    stem,
-)
+from vpretrain.cli import shell
+from vpretrain.cli.shell import AcceptChanges, File, Json, Out, Overrides, RecipeName, say
 from vpretrain.config.recipe import Measure, Recipe, packaged
 from vpretrain.system.errors import user_error
 
@@ -36,55 +24,34 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Out = None,
-    accept_changes: Annotated[
-        bool,
-        typer.Option("--accept-changes", help="Go on with a run although its recipe was changed."),
-    ] = False,
+    accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
     """One run: metrics, the model folder, and a table that opens with step 0. The same command
     again goes on with it."""
+    from vpretrain.cli.tables import run_table
     from vpretrain.run.launch import train_one
     from vpretrain.system import distributed
 
-    console = console_for_people(as_json)
+    console = shell.console_for_people(as_json)
     console.quiet = not distributed.is_main_process()
-    resolved = resolved_recipe(recipe, overrides)
-    folder = results_folder(out or Path("runs") / f"{stem(recipe)}-{resolved.arm}-{resolved.seed}")
-    with progress_bar(console) as bar:
-        task = bar.add_task("reading data", total=1.0)
-
-        said = 0.0
-
-        def each_step(record: dict[str, Any], fraction: float) -> None:
-            nonlocal said
-            if "skipped" in record:
-                console.print(
-                    escape(f"after step {record['step']} a batch was left out: {record['skipped']}")
-                )
-                return
-            line = (
-                f"step {record['step']}  loss {record['loss']:.3f}  "
-                f"{record['tokens_per_second']:.0f} tokens/s"
-            )
-            bar.update(task, completed=fraction, description=line)
-            if not console.is_terminal and fraction >= said:
-                console.print(f"{fraction:4.0%}  {line}", highlight=False)
-                said = fraction + 0.1
-
-        def notify(line: str) -> None:
-            console.print(escape(f"{folder}: {line}"), highlight=False, soft_wrap=True)
-
+    resolved = shell.resolved_recipe(recipe, overrides)
+    name = f"{shell.stem(recipe)}-{resolved.arm}-{resolved.seed}"
+    folder = shell.results_folder(out or Path("runs") / name)
+    with shell.ShownSteps(console) as shown:
         result = train_one(
-            resolved, folder, each_step, accept_changes=accept_changes, notify=notify
+            resolved,
+            folder,
+            shown,
+            accept_changes=accept_changes,
+            notify=lambda line: say(console, f"{folder}: {line}"),
         )
     if not distributed.is_main_process():
         return
-    from vpretrain.cli.tables import run_table
-
     console.print(run_table(result))
-    console.print(escape(f"run folder: {folder}"), highlight=False, soft_wrap=True)
-    emit(result, as_json)
+    shell.say_changes(console, result)
+    say(console, f"run folder: {folder}")
+    shell.emit(result, as_json)
     write_page([folder], folder / "report.html", console)
 
 
@@ -116,28 +83,21 @@ def compare(
     require_interval: Annotated[
         bool, typer.Option(help="Refuse what can give no interval (a single seed).")
     ] = False,
+    accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
     """Arms side by side, from the same checkpoint on the same stream, paired over seeds."""
-    resolved = resolved_recipe(recipe, overrides)
+    resolved = shell.resolved_recipe(recipe, overrides)
     if require_interval and seeds < 2:
         message = (
             "one seed gives no interval over seeds, and --require-interval asks for one; "
             "give more seeds"
         )
         raise user_error("--seeds", message, value=seeds, accepted="2 or more")
-    _compare(
-        resolved,
-        _default_arms(resolved)
-        if arms is None
-        else [name for arm in arms.split(",") if (name := arm.strip())],
-        seeds,
-        match,
-        budget,
-        out or Path("runs") / f"compare-{stem(recipe)}",
-        jobs,
-        as_json,
-    )
+    chosen = _default_arms(resolved) if arms is None else shell.names(arms)
+    resolved = _with_budget(resolved, match, budget)
+    folder = out or Path("runs") / f"compare-{shell.stem(recipe)}"
+    _compare(resolved, chosen, seeds, match, folder, as_json, jobs, accept_changes)
 
 
 @app.command()
@@ -151,23 +111,14 @@ def demo(
 ) -> None:
     """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out
     data."""
-    if f"demo-{modality}" not in packaged():
-        accepted = ", ".join(
-            name.removeprefix("demo-") for name in packaged() if name.startswith("demo-")
-        )
-        raise user_error("demo", "there is no demo of this", value=modality, accepted=accepted)
-    resolved = resolved_recipe(f"demo-{modality}", None)
-    arms = _default_arms(resolved)
-    _compare(
-        resolved,
-        arms,
-        seeds,
-        "steps",
-        None,
-        out or Path("runs") / f"demo-{modality}",
-        None,
-        as_json,
-    )
+    demos = [name.removeprefix("demo-") for name in packaged() if name.startswith("demo-")]
+    if modality not in demos:
+        message = "there is no demo of this"
+        raise user_error("demo", message, value=modality, accepted=", ".join(demos))
+    resolved = shell.resolved_recipe(f"demo-{modality}", None)
+    resolved = _with_budget(resolved, "steps", None)
+    folder = out or Path("runs") / f"demo-{modality}"
+    _compare(resolved, _default_arms(resolved), seeds, "steps", folder, as_json)
 
 
 @app.command()
@@ -176,17 +127,15 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="The HTML file; default report.html in DIR, or beside several of them."
-        ),
+        File,
+        shell.out_option("The HTML file; default report.html in DIR, or beside several of them."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """One HTML page of saved results, that opens from disk, and its plots as files in plots/ beside
     it."""
-    page = write_page(folders, out or _report_place(folders), console_for_people(as_json))
-    emit({"page": str(page)}, as_json)
+    page = write_page(folders, out or _report_place(folders), shell.console_for_people(as_json))
+    shell.emit({"page": str(page)}, as_json)
 
 
 def _report_place(folders: list[Path]) -> Path:
@@ -207,9 +156,19 @@ def _default_arms(resolved: Recipe) -> list[str]:
     return list(dict.fromkeys([baseline, resolved.arm, *rest]))
 
 
-def _at_a_time(resolved: Recipe) -> int:
-    cores = os.cpu_count() or 1
-    return max(1, cores // (resolved.threads or cores))
+def _with_budget(resolved: Recipe, match: Measure, budget: float | None) -> Recipe:
+    """The recipe with one limit: the flag's, or its own."""
+    from vpretrain.studies.compare import with_budget
+
+    accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
+    amount = budget if budget is not None else getattr(resolved.budget, match)
+    if amount is None:
+        message = f"the recipe has no budget.{match} to match by; say how much"
+        raise user_error("--budget", message, accepted=accepted)
+    if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
+        message = f"a run cannot use up so many {match}"
+        raise user_error("--budget", message, value=amount, accepted=accepted)
+    return with_budget(resolved, match, amount)
 
 
 def _compare(
@@ -217,10 +176,10 @@ def _compare(
     arms: list[str],
     seeds: int,
     match: Measure,
-    budget: float | None,
     out: Path,
-    jobs: int | None,
     as_json: bool,
+    jobs: int | None = None,
+    accept_changes: bool = False,
 ) -> None:
     import torch
 
@@ -234,44 +193,35 @@ def _compare(
             "for several processes"
         )
         raise user_error("torchrun", message, accepted="this command without torchrun")
-    if not arms:
-        raise user_error(
-            "--arms",
-            "a comparison needs arms",
-            accepted="names with commas between them; the first is the baseline",
-        )
-    accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
-    amount = budget if budget is not None else getattr(resolved.budget, match)
-    if amount is None:
-        raise user_error(
-            "--budget",
-            f"the recipe has no budget.{match} to match by; say how much",
-            accepted=accepted,
-        )
-    if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
-        raise user_error(
-            "--budget", f"a run cannot use up so many {match}", value=amount, accepted=accepted
-        )
-    results_folder(out)
-    resolved = comparison.with_budget(resolved, match, amount)
-    console = console_for_people(as_json)
-    jobs = jobs or (1 if match == "seconds" or torch.cuda.is_available() else _at_a_time(resolved))
-    console.print(
-        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, {amount:g} {match} a run, "
-        f"{jobs} at a time",
-        highlight=False,
+    shell.results_folder(out)
+    console = shell.console_for_people(as_json)
+    cores = os.cpu_count() or 1
+    one_by_one = match == "seconds" or torch.cuda.is_available()
+    jobs = jobs or (1 if one_by_one else max(1, cores // (resolved.threads or cores)))
+    say(
+        console,
+        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, "
+        f"{getattr(resolved.budget, match):g} {match} a run, {jobs} at a time",
     )
-    with ShownProgress(console) as progress:
+    with shell.ShownProgress(console) as progress:
         table = comparison.compare(
-            resolved, arms=arms, seeds=seeds, match=match, out=out, jobs=jobs, progress=progress
+            resolved,
+            arms=arms,
+            seeds=seeds,
+            match=match,
+            out=out,
+            jobs=jobs,
+            accept_changes=accept_changes,
+            progress=progress,
         )
     console.print(comparison_table(table, console.width))
     for line in verdicts(table):
-        console.print(line, highlight=False)
+        say(console, line)
     for picture in sorted((out / comparison.PICTURES).glob("*.png")):
-        console.print(escape(f"picture: {picture}"), highlight=False, soft_wrap=True)
-    console.print(escape(f"results: {out / 'compare.json'}"), highlight=False, soft_wrap=True)
-    emit(table, as_json)
+        say(console, f"picture: {picture}")
+    shell.say_changes(console, table)
+    say(console, f"results: {out / 'compare.json'}")
+    shell.emit(table, as_json)
     write_page([out], out / "report.html", console)
 
 
@@ -280,5 +230,5 @@ def write_page(folders: list[Path], out: Path, console: Console) -> Path:
     from vpretrain.report import write_report
 
     page = write_report(folders, out)
-    console.print(escape(f"report: {page}"), highlight=False, soft_wrap=True)
+    say(console, f"report: {page}")
     return page

@@ -33,9 +33,26 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override dotted recipe keys.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="Folder for the results; default runs/NAME.")
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Go on although recipe or data were changed."),
 ]
+File = Path | None
+
+
+def _out(text: str | Path) -> Path:
+    if not str(text).strip():
+        message = "this is empty, as of a variable that is not set; name a place, or leave it out"
+        raise user_error("--out", message, value=repr(text))
+    return Path(text)
+
+
+def out_option(meaning: str, metavar: str = "PATH") -> Any:
+    """The flag ``--out``."""
+    return typer.Option("--out", parser=_out, metavar=metavar, help=meaning)
+
+
+Out = Annotated[File, out_option("Folder for the results; default runs/NAME.")]
 
 
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
@@ -64,6 +81,11 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
     )
 
 
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 def stem(recipe: str) -> str:
     """What the results of a recipe are named after."""
     return Path(recipe).stem
@@ -75,6 +97,17 @@ def console_for_people(as_json: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 140  # a pipe has no width; tables should not be squeezed into 80
     return console
+
+
+def say(console: Console, text: str) -> None:
+    """A line for people, as it is: no markup, no colours, no breaks but the terminal's own."""
+    console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def say_changes(console: Console, result: dict[str, Any]) -> None:
+    """What was accepted although it is not what the results began with."""
+    for change in result.get("changes", []):
+        say(console, f"changed: {change['what']}, from {change['before']} to {change['now']}")
 
 
 def progress_bar(console: Console) -> Progress:
@@ -119,8 +152,35 @@ class ShownProgress:
         if ended or (due and not self._console.is_terminal):
             taken = self._now() - self._started
             left = _time_left(taken, reached - self._before, total - reached)
-            line = escape(f"{done} of {total}: {what}{left}")
-            self._console.print(line, highlight=False, soft_wrap=True)
+            say(self._console, f"{done} of {total}: {what}{left}")
+
+
+class ShownSteps:
+    """The steps of one run: on a terminal a bar, elsewhere a line at every tenth of the budget."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._bar = console, progress_bar(console)
+        self._task = self._bar.add_task("reading data", total=1.0)
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, record: dict[str, Any], fraction: float) -> None:
+        if "skipped" in record:
+            skipped = f"after step {record['step']} a batch was left out: {record['skipped']}"
+            say(self._console, skipped)
+            return
+        rate = f"{record['tokens_per_second']:.0f} tokens/s"
+        line = f"step {record['step']}  loss {record['loss']:.3f}  {rate}"
+        self._bar.update(self._task, completed=fraction, description=line)
+        if not self._console.is_terminal and fraction >= self._next:
+            say(self._console, f"{fraction:4.0%}  {line}")
+            self._next = fraction + 0.1
 
 
 def _time_left(seconds: float, done: float, rest: float) -> str:

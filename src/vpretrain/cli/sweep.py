@@ -6,19 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from vpretrain.cli.shell import (
-    Json,
-    Out,
-    Overrides,
-    RecipeName,
-    ShownProgress,
-    console_for_people,
-    emit,
-    results_folder,
-    stem,
-)
+from vpretrain.cli import shell
+from vpretrain.cli.shell import AcceptChanges, Json, Out, Overrides, RecipeName, say
 
 app = typer.Typer()
 
@@ -34,6 +24,7 @@ def sweep(
         int, typer.Option(min=1, help="Trials at a time, in processes of their own.")
     ] = 1,
     out: Out = None,
+    accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
     """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is
@@ -41,20 +32,28 @@ def sweep(
     from vpretrain.studies.sweep import Plan
     from vpretrain.studies.sweep import sweep as search
 
-    console = console_for_people(as_json)
+    console = shell.console_for_people(as_json)
     plan = Plan.read(recipe, overrides or [])
-    folder = results_folder(out or Path("runs") / f"sweep-{stem(recipe)}")
-    with ShownProgress(console) as progress:
-        found = search(plan, trials=trials, out=folder, jobs=jobs, progress=progress)
-    before = ", ".join(f"{name} {value:.4g}" for name, value in found["step0"].items())
-    console.print(f"step 0: {before}", highlight=False)
-    for entry in found["front"] or [found["best"]]:
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in entry["values"].items())
-        values = ", ".join(f"{key}={value}" for key, value in entry["parameters"].items())
-        console.print(
-            escape(f"trial {entry['number']}: {scores}; {values}"), highlight=False, soft_wrap=True
+    folder = shell.results_folder(out or Path("runs") / f"sweep-{shell.stem(recipe)}")
+    with shell.ShownProgress(console) as progress:
+        result = search(
+            plan,
+            trials=trials,
+            out=folder,
+            jobs=jobs,
+            accept_changes=accept_changes,
+            progress=progress,
         )
-        console.print(escape(f"    recipe: {entry['recipe']}"), highlight=False, soft_wrap=True)
-    if found["pruned"] or found["failed"]:
-        console.print(f"{found['pruned']} trials pruned, {found['failed']} failed", highlight=False)
-    emit(found, as_json)
+    say(console, f"step 0: {_listed(result['step0'])}")
+    for entry in result["front"] or [result["best"]]:
+        values = ", ".join(f"{key}={value}" for key, value in entry["parameters"].items())
+        say(console, f"trial {entry['number']}: {_listed(entry['values'])}; {values}")
+        say(console, f"    recipe: {entry['recipe']}")
+    if result["pruned"] or result["failed"]:
+        say(console, f"{result['pruned']} trials pruned, {result['failed']} failed")
+    shell.say_changes(console, result)
+    shell.emit(result, as_json)
+
+
+def _listed(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

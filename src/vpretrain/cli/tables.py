@@ -147,10 +147,33 @@ def probe_table(found: dict[str, Any]) -> Table:
     for name in ("r", "95%", "realised / predicted"):
         table.add_column(name, justify="right")
     for name, r in found["pearson"].items():
-        interval, slope = found["ci95"][name], found["slope"].get(name)
-        shown = ("–", "") if r is None else (f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]")
-        table.add_row(name, *shown, "" if slope is None else f"{slope:.3f}")
+        slope = found["slope"].get(name)
+        cells = _correlation(r, found["ci95"][name])
+        table.add_row(name, *cells, "" if slope is None else f"{slope:.3f}")
     return table
+
+
+def along_table(result: dict[str, Any]) -> Table:
+    """Points of a run, and how well the value predicted a step there; all of them in the last
+    row."""
+    table = Table(
+        title=f"{result['arm']}: {result['draws']} draws at each of {result['points']} points; "
+        "Pearson's r of predicted and realised drop of a fresh held-out batch"
+    )
+    for name in ("step", "held-out loss", "r, SGD on S", "95%", "r, SGD on all", "95%"):
+        table.add_column(name, justify="right")
+    for row in (*result["along"], {"step": "all", **result}):
+        cells = [str(row["step"]), f"{row['held_out_loss']:.4f}"]
+        for name in ("sgd_aligned", "sgd_full"):
+            cells += _correlation(row["pearson"][name], row["ci95"][name])
+        table.add_row(*cells, end_section=row is result["along"][-1])
+    return table
+
+
+def _correlation(r: float | None, interval: list[float] | None) -> tuple[str, str]:
+    if r is None or interval is None:
+        return "–", ""
+    return f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _difference(found: dict[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from vpretrain.config.recipe import Recipe, dump
+from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.files import write_json, write_text
+
+Change = dict[str, str]
 
 _PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 class RunFolder:
-    """A folder that holds one run.
+    """A folder that holds one run: its records go there.
 
     Args:
         path: created if missing; an earlier run's files in it are replaced.
@@ -32,6 +35,7 @@ class RunFolder:
         records: lines of ``metrics.jsonl`` that a resumed run keeps; what comes after them is cut
             off.
         data_hashes: of the data, by name; written into ``environment.json``.
+        changes: see :func:`accepted_changes`; likewise.
     """
 
     def __init__(
@@ -41,13 +45,12 @@ class RunFolder:
         *,
         records: int = 0,
         data_hashes: Mapping[str, str] | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "recipe.yaml", dump(recipe))
-        write_json(
-            path / "environment.json", environment() | {"data_hashes": dict(data_hashes or {})}
-        )
+        write_environment(path, data_hashes or {}, changes)
         if records:
             step = self._cut(records)
         else:
@@ -75,6 +78,56 @@ class RunFolder:
     def close(self) -> None:
         self._metrics.close()
         self._board.close()
+
+
+def write_environment(
+    folder: Path, data_hashes: Mapping[str, str], changes: Sequence[Change]
+) -> None:
+    """Writes ``environment.json``."""
+    noted = {"changes": list(changes)} if changes else {}
+    write_json(
+        folder / "environment.json", environment() | {"data_hashes": dict(data_hashes)} | noted
+    )
+
+
+def changed_data(folder: Path, data_hashes: Mapping[str, str]) -> list[Problem]:
+    """One problem for every set of data that is not what the folder was begun with."""
+    fix = (
+        "these data have changed: put them back, name another folder with --out, or go on "
+        "with --accept-changes"
+    )
+    before = _written_environment(folder).get("data_hashes", {})
+    return [
+        Problem(f"data of {name}", data_hashes.get(name, "none")[:16], digest[:16], fix)
+        for name, digest in before.items()
+        if data_hashes.get(name) != digest
+    ]
+
+
+def accepted_changes(folder: Path, problems: Sequence[Problem], *, accept: bool) -> list[Change]:
+    """What is not as it was when a folder was begun, since then: ``{what, before, now}`` each.
+
+    Args:
+        folder: of a run, a comparison or a search.
+        problems: keys of the recipe and data that have changed now.
+        accept: whether to go on all the same.
+
+    Raises:
+        UserError: something has changed, and it is not accepted.
+    """
+    if problems and not accept:
+        raise UserError(*problems)
+    now = [{"what": p.where, "before": p.accepted, "now": p.value} for p in problems]
+    return [*_written_environment(folder).get("changes", []), *now]
+
+
+def _written_environment(folder: Path) -> dict[str, Any]:
+    """Empty where there is none, or none that can be read: records are worth less than the run."""
+    try:
+        written = json.loads((folder / "environment.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) else {}
 
 
 def environment() -> dict[str, Any]:

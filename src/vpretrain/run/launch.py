@@ -4,7 +4,7 @@ ended."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State
 from vpretrain.run.flops import Cost, count
-from vpretrain.run.folder import RunFolder
+from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
@@ -50,7 +50,8 @@ def train_one(
         folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
             ``model/`` with its card, ``designer/`` and ``result.json``.
         on_record: is given every step's record and the fraction of the budget that is used.
-        accept_changes: go on although the recipe is not the one that the folder was begun with.
+        accept_changes: go on although recipe or data are not those that the folder was begun with;
+            the result has them as ``changes: [{what, before, now}]``.
         notify: is told, in a sentence, when a run goes on or is found finished.
 
     Returns:
@@ -59,7 +60,7 @@ def train_one(
 
     Raises:
         UserError: data or model are not in order, the disk is too small, or the folder holds a run
-            of another recipe.
+            of another recipe or of other data.
         Fault, Stopped: see :func:`vpretrain.run.train.train`.
     """
     with distributed.process_group():
@@ -67,7 +68,7 @@ def train_one(
             (changed_keys(folder, recipe), (folder / "result.json").is_file())
         )
         if changed and not accept_changes:
-            raise UserError(*changed)
+            raise UserError(*changed)  # before anything is read
         if finished and not changed:
             notify("this run is finished; nothing was done")
             result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
@@ -77,7 +78,7 @@ def train_one(
         materials = distributed.in_turn(lambda: modality.load(recipe))
         launch = Launch(recipe, folder, modality, materials, on_record, notify)
         try:
-            result = launch.train(accept_changes=accept_changes)
+            result = launch.train(changed, accept_changes=accept_changes)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 raise Fault(f"memory ran out: {smaller(recipe)}") from error
@@ -111,8 +112,13 @@ class Launch:
         """Whether this process is the one that writes."""
         return distributed.rank() == 0
 
-    def train(self, *, accept_changes: bool) -> dict[str, Any]:
-        """The run, its folder and its result."""
+    def train(self, changed: Sequence[Problem], *, accept_changes: bool) -> dict[str, Any]:
+        """The run, its folder and its result.
+
+        Args:
+            changed: keys of the recipe that are not as the folder was begun with.
+            accept_changes: go on although keys or data are not.
+        """
         section = self.recipe.checkpoint
         checkpoints = CheckpointManager(
             self.folder / "checkpoints",
@@ -128,11 +134,13 @@ class Launch:
         with writing(self.folder) if self.first else nullcontext():
             step, state = checkpoints.newest() or (0, None)
             hashes = self.modality.data_hashes(self.materials) if self.first else {}
+            changes: list[Change] = []
             if state is not None:
                 self.notify(f"going on after step {step}")
-                if self.first and not accept_changes:
-                    refuse_changed_data(self.folder, hashes)
-            with self.records(state, hashes) as log, Interruption() as stop:
+                problems = [*changed, *changed_data(self.folder, hashes)]
+                problems = distributed.broadcast_object(problems)
+                changes = accepted_changes(self.folder, problems, accept=accept_changes)
+            with self.records(state, hashes, changes) as log, Interruption() as stop:
                 try:
                     run = Run(
                         self.recipe,
@@ -148,7 +156,7 @@ class Launch:
                     result = train(run)
                 finally:
                     checkpoints.wait()
-            return self.save(parts, result)
+            return self.save(parts, result, changes)
 
     def cost(self, parts: AnyParts, checkpoints: CheckpointManager) -> Cost:
         """FLOPs of both kinds of step, over all processes.
@@ -166,14 +174,19 @@ class Launch:
 
     @contextmanager
     def records(
-        self, state: State | None, hashes: dict[str, str]
+        self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
     ) -> Iterator[Callable[[Record, float], None]]:
         """Where records go: into the folder, from the first process alone."""
         if not self.first:
             yield lambda record, fraction: None
             return
-        kept = state["records"] if state else 0
-        out = RunFolder(self.folder, self.recipe, records=kept, data_hashes=hashes)
+        out = RunFolder(
+            self.folder,
+            self.recipe,
+            records=state["records"] if state else 0,
+            data_hashes=hashes,
+            changes=changes,
+        )
         (self.folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, fraction: float) -> None:
@@ -185,7 +198,7 @@ class Launch:
         finally:
             out.close()
 
-    def save(self, parts: AnyParts, result: Result) -> dict[str, Any]:
+    def save(self, parts: AnyParts, result: Result, changes: Sequence[Change]) -> dict[str, Any]:
         """Model, card, designer and ``result.json``."""
         folder = self.folder
         with sharding.whole(parts.learner.model):
@@ -203,33 +216,12 @@ class Launch:
             "seconds": result.spent.seconds,
             "step0": {name: score.value for name, score in result.step0.items()},
             "final": {name: score.value for name, score in result.final.items()},
-        }
+        } | ({"changes": list(changes)} if changes else {})
         if self.first:
             (folder / "designer").mkdir(exist_ok=True)
             torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
             write_json(folder / "result.json", summary)
         return summary
-
-
-def refuse_changed_data(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Raises UserError where data are not what the folder's run began with."""
-    try:
-        before = json.loads((folder / "environment.json").read_text("utf-8"))["data_hashes"]
-    except (OSError, ValueError, KeyError):
-        return  # records are worth less than the run
-    problems = [
-        Problem(
-            f"data of {name}",
-            f"{hashes.get(name, 'none')[:16]} now",
-            f"{digest[:16]}, which the run began with",
-            "these data have changed: put them back, name another folder with --out, or go on "
-            "with --accept-changes",
-        )
-        for name, digest in before.items()
-        if hashes.get(name) != digest
-    ]
-    if problems:
-        raise UserError(*problems)
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:

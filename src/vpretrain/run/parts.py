@@ -30,6 +30,8 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
         held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit
             in memory: each is a scalar with its graph to the learner, and their sum is the loss (a
             mean over all those rows).
+        held_out_batch: the same of the n-th held-out batch, of as many rows as a feedback batch;
+            None: ``vpretrain probe --along`` is refused.
         save: writes the learner as an ordinary model folder.
         meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
             the learner's batch.
@@ -47,6 +49,7 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
     evaluate: Callable[[], dict[str, Score]]
     held_out_loss: Callable[[], Iterator[Tensor]]
     save: Callable[[Path], None]
+    held_out_batch: Callable[[int], Iterator[Tensor]] | None = None
     meta_batches: Stream[BatchT] | None = None
     alignment_groups: tuple[str, ...] = ()
     after: Callable[[Spending], None] | None = None

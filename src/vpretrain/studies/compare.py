@@ -17,14 +17,19 @@ from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Budget, Measure, Recipe
 from vpretrain.run.build import new_step
 from vpretrain.run.flops import Cost, count
-from vpretrain.run.folder import environment
+from vpretrain.run.folder import (
+    accepted_changes,
+    changed_data,
+    environment,
+    write_environment,
+)
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.run import Record, Run
 from vpretrain.run.train import Result, train
 from vpretrain.studies.statistics import paired_table
-from vpretrain.system.errors import Fault, UserError, user_error
+from vpretrain.system.errors import Fault, user_error
 from vpretrain.system.files import write_json, write_text
 from vpretrain.system.processes import in_processes
 from vpretrain.system.timing import Pace
@@ -54,17 +59,17 @@ Pair = tuple[str, int]
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
-    """Refuses arms that the modality does not have, and arms given twice."""
+    """Refuses no arms, arms that the modality does not have, and arms given twice."""
     known = MODALITIES[recipe.modality]().arms
+    accepted = "distinct ones of " + ", ".join(known)
+    if not arms:
+        message = "name arms, with commas between them; the others are held against the first"
+        raise user_error("--arms", message, accepted=accepted)
     for arm in arms:
         if arm not in known or arms.count(arm) > 1:
             problem = "is given twice" if arm in known else f"is not an arm of {recipe.modality}"
-            raise user_error(
-                "--arms",
-                f"{arm} {problem}",
-                value=",".join(arms),
-                accepted="distinct ones of " + ", ".join(known),
-            )
+            message = f"{arm} {problem}"
+            raise user_error("--arms", message, value=",".join(arms), accepted=accepted)
 
 
 def compare(
@@ -75,6 +80,7 @@ def compare(
     match: Measure,
     out: Path,
     jobs: int = 1,
+    accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
     """Runs every arm with every seed and writes ``compare.json``; finished runs in ``out`` are not
@@ -88,50 +94,54 @@ def compare(
         match: the measure of the budget (what every arm has the same of).
         out: folder for ``compare.json`` and ``runs/``.
         jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
+        accept_changes: go on although recipe or data are not those of ``out``; they are named in
+            ``changes: [{what, before, now}]``.
         progress: see :data:`Progress`; step 0 counts as a run.
 
     Returns:
         ``compare.json`` as a dictionary (docs: outputs).
 
     Raises:
-        UserError: bad arms or numbers, or ``out`` holds runs of another recipe.
+        UserError: bad arms or numbers, or ``out`` holds runs of another recipe or other data.
     """
     check_arms(recipe, arms)
     if seeds < 1:
-        raise user_error(
-            "--seeds",
-            "a comparison needs seeds",
-            value=seeds,
-            accepted="1 or more; 3 give an interval",
-        )
+        accepted = "1 or more; 3 give an interval"
+        raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted=accepted)
     resolved = recipe.model_copy(update={"arm": arms[0]})
-    if changed := changes(out, resolved, "give it back, or name another folder with --out"):
-        raise UserError(*changed)
-
-    total = len(arms) * seeds + 1
+    changed = changes(
+        out, resolved, "give it back, name another folder with --out, or --accept-changes"
+    )
+    accepted_changes(out, changed, accept=accept_changes)  # refused before anything is read
     # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
     finished = {pair: _read(path) for pair in plan if (path := _path(out, *pair)).is_file()}
-    missing = [pair for pair in plan if pair not in finished]
+    total = len(plan) + 1
     progress(len(finished), total, "reading data", 0.0)
     worker = _Worker(recipe, out)
+    hashes = worker.modality.data_hashes(worker.materials)
+    changed += changed_data(out, hashes)
+    noted = accepted_changes(out, changed, accept=accept_changes)
     step0 = worker.step0(arms[0])
     # Not before data and model were found to be in order.
     write_text(out / "recipe.yaml", recipes.dump(resolved))
+    write_environment(out, hashes, noted)
     progress(len(finished) + 1, total, "step 0", 0.0)
-    make: Callable[[], _Worker] = partial(_quiet_worker, recipe, out)
-    if jobs == 1 or len(missing) < 2:
-        make = partial(lambda same: same, worker)  # it has read the data
-    else:
-        del worker
-    _run_missing(make, missing, jobs, finished, partial(_told, progress, total))
-    runs = [finished[pair] for pair in plan]
-    _check_streams(
-        [entry for entry in runs if entry["arm"] not in MODALITIES[recipe.modality]().direct], match
-    )
-    summary, paired = paired_table(runs, step0["metrics"], arms[0])
-    _add_items(paired, out, arms[0], sorted({entry["seed"] for entry in runs}))
-    table = {
+    _run_missing(worker, plan, jobs, finished, partial(_report, progress, total))
+    table = _table(recipe, match, step0, [finished[pair] for pair in plan], out)
+    table |= {"changes": noted} if noted else {}
+    write_json(out / "compare.json", table)
+    return table
+
+
+def _table(
+    recipe: Recipe, match: Measure, step0: dict[str, Any], runs: list[dict[str, Any]], out: Path
+) -> dict[str, Any]:
+    direct, baseline = MODALITIES[recipe.modality]().direct, runs[0]["arm"]
+    _check_streams([entry for entry in runs if entry["arm"] not in direct], match)
+    summary, paired = paired_table(runs, step0["metrics"], baseline)
+    _add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
+    return {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "match": match,
@@ -144,25 +154,28 @@ def compare(
         "paired": paired,
         "environment": environment(),
     }
-    write_json(out / "compare.json", table)
-    return table
 
 
-def _told(
+def _report(
     progress: Progress, total: int, finished: int, underway: Mapping[Pair, float], what: str
 ) -> None:
     progress(finished + 1, total, what, sum(underway.values()))  # step 0 counts as a run
 
 
 def _run_missing(
-    make: Callable[[], _Worker],
-    missing: Sequence[Pair],
+    worker: _Worker,
+    plan: Sequence[Pair],
     jobs: int,
     finished: dict[Pair, dict[str, Any]],
     report: Callable[[int, Mapping[Pair, float], str], None],
 ) -> None:
     """Adds the missing runs to the finished ones."""
+    missing = [pair for pair in plan if pair not in finished]
     underway = dict.fromkeys(missing, 0.0)
+    make: Callable[[], _Worker] = partial(lambda same: same, worker)  # it has read the data
+    if jobs > 1 and len(missing) > 1:
+        make = partial(_quiet_worker, worker.recipe, worker.out)
+        del worker.materials  # the others read their own
 
     def tell(pair: Pair, message: tuple[float, str]) -> None:
         underway[pair], line = message

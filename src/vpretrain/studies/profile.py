@@ -28,7 +28,7 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import Parts
 from vpretrain.studies.compare import check_arms
 from vpretrain.system import timing
-from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.errors import Fault
 
 PARTS = ("data", "meta", "designer", "candidates", "loss", "learner")
 """Of a step: ``designer`` is what makes the task, ``candidates`` the search for them, ``loss`` the
@@ -60,10 +60,6 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         UserError: arms that there are not, or fewer than one.
         Fault: a process ended.
     """
-    if not arms:
-        raise user_error(
-            "--arms", "a profile needs arms", accepted="names with commas between them"
-        )
     check_arms(recipe, arms)
     context = multiprocessing.get_context("spawn")
     children: dict[str, tuple[Any, Connection]] = {}

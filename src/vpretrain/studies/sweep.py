@@ -24,6 +24,7 @@ from pydantic import create_model
 from vpretrain.config.recipe import Recipe, dump, load
 from vpretrain.config.sweep import Choice, Range, Sweep
 from vpretrain.config.yaml_places import written
+from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.run import Record, Run
 from vpretrain.run.train import train
@@ -121,6 +122,7 @@ def sweep(
     trials: int,
     out: Path,
     jobs: int = 1,
+    accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
     """Runs trials until there are so many, and writes ``sweep.json``, ``best.yaml`` and, of several
@@ -134,6 +136,8 @@ def sweep(
         trials: in all, those that are finished in ``out`` among them; pruned and failed ones count.
         out: folder of the study.
         jobs: trials at a time, in processes of their own.
+        accept_changes: go on although data are not those of ``out``; they are named in ``changes:
+            [{what, before, now}]``.
         progress: see :data:`vpretrain.studies.compare.Progress`.
 
     Returns:
@@ -141,13 +145,13 @@ def sweep(
         step0}``.
 
     Raises:
-        UserError: the objectives are not measured, or ``out`` holds another search or is searched
-            just now.
+        UserError: the objectives are not measured, or ``out`` holds another search or one on other
+            data, or is searched just now.
         Fault: no trial came to an end.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        step0 = _opened(plan, out)
+        step0, accepted = _opened(plan, out, accept_changes)
         study = _study(out)
         for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.enqueue_trial(stale.params)  # its process is gone: once more
@@ -165,7 +169,7 @@ def sweep(
             done += 1
             underway[place] = 0.0
             progress(done, trials, line, sum(underway.values()))
-        return _written(plan, out, study, step0)
+        return _written(plan, out, study, step0, accepted)
 
 
 class Trials:
@@ -211,10 +215,8 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"
-    except (
-        UserError,
-        Fault,
-    ) as error:  # values that do not go together, or a rate too high: there are other trials
+    except (UserError, Fault) as error:
+        # Values that do not go together, or a rate too high: there are other trials.
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)
         return f"trial {trial.number}: failed: {str(error).splitlines()[0]}"
@@ -261,9 +263,9 @@ def _failed(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get("failed", ""))
 
 
-def _opened(plan: Plan, out: Path) -> dict[str, float]:
+def _opened(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list[Change]]:
     """Makes the study, or finds it to be of the same search; returns the scores of the untouched
-    checkpoint."""
+    checkpoint, and what has changed since."""
     path = out / "recipe.yaml"
     description = dump(plan.recipe) + written(
         {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
@@ -277,9 +279,12 @@ def _opened(plan: Plan, out: Path) -> dict[str, float]:
             accepted="a new folder, or the same recipe and overrides",
         )
     modality = MODALITIES[plan.recipe.modality]()
+    materials = modality.load(plan.recipe)
+    hashes = modality.data_hashes(materials)
+    accepted = accepted_changes(out, changed_data(out, hashes), accept=accept)
     scores_path = out / "step0.json"
     if not scores_path.is_file():
-        scores = modality.build(plan.recipe, modality.load(plan.recipe)).evaluate()
+        scores = modality.build(plan.recipe, materials).evaluate()
         for metric in plan.sweep.objectives:
             if metric not in scores:
                 message = "this is not measured"
@@ -296,41 +301,37 @@ def _opened(plan: Plan, out: Path) -> dict[str, float]:
         )
         path.write_text(description, encoding="utf-8")
         write_json(scores_path, {name: score.value for name, score in scores.items()})
-    found: dict[str, float] = json.loads(scores_path.read_text(encoding="utf-8"))
-    return found
+    write_environment(out, hashes, accepted)
+    return json.loads(scores_path.read_text(encoding="utf-8")), accepted
 
 
-def _written(plan: Plan, out: Path, study: optuna.Study, step0: dict[str, float]) -> dict[str, Any]:
+def _written(
+    plan: Plan, out: Path, study: optuna.Study, step0: dict[str, float], accepted: list[Change]
+) -> dict[str, Any]:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         failed = [reason for trial in _finished(study) if (reason := _failed(trial))]
         raise Fault("no trial came to an end" + (f"; the last one: {failed[-1]}" if failed else ""))
-    several = len(plan.sweep.objectives) > 1
+    objectives, states = plan.sweep.objectives, [trial.state for trial in _finished(study)]
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
     front = sorted(study.best_trials, key=lambda trial: (sign * trial.values[0], trial.number))
-    front = front if several else front[:1]
-    if several:
-        (out / "front").mkdir(exist_ok=True)
-        for old in (out / "front").glob("*.yaml"):
-            old.unlink()
-    found = [
-        _entry(
-            plan, trial, out / "front" / f"{trial.number}.yaml" if several else out / "best.yaml"
-        )
-        for trial in front
-    ]
-    if several:
-        _entry(plan, front[0], out / "best.yaml")
-    if len(plan.sweep.objectives) == 2:
-        _draw(plan.sweep.objectives, study, step0, out / "front.png")
-    states = [trial.state for trial in _finished(study)]
-    table = {
-        "best": found[0] | {"recipe": str(out / "best.yaml")},
-        "front": found if several else [],
+    best = _entry(plan, front[0], out / "best.yaml")
+    table: dict[str, Any] = {
+        "best": best,
+        "front": [],
         "trials": len(states),
         "pruned": states.count(TrialState.PRUNED),
         "failed": states.count(TrialState.FAIL),
-        "step0": {name: step0[name] for name in plan.sweep.objectives},
+        "step0": {name: step0[name] for name in objectives},
     }
+    if len(objectives) > 1:
+        (out / "front").mkdir(exist_ok=True)
+        for old in (out / "front").glob("*.yaml"):
+            old.unlink()
+        places = [(trial, out / "front" / f"{trial.number}.yaml") for trial in front]
+        table["front"] = [_entry(plan, trial, place) for trial, place in places]
+    if len(objectives) == 2:
+        _draw(objectives, study, step0, out / "front.png")
+    table |= {"changes": accepted} if accepted else {}
     write_json(out / "sweep.json", table)
     return table
 

@@ -1,0 +1,209 @@
+"""The paper's probe (v2 C.1): along a run, the step of the recipe's own arm, and a fresh held-out
+batch at every draw.
+
+:mod:`vpretrain.studies.probe` asks how well a value can predict at all: one point, one held-out
+set, one-hot targets. This one asks how well it predicts what a run meets: the designer as it is by
+then, and a held-out loss as noisy as a batch. The learner takes an SGD step on ``g_pre`` of the
+designer's task; ``eta <g_down, g_pre>`` is held against what the held-out batch's loss lost. The
+run goes on afterwards as if nobody had looked, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vpretrain.config.recipe import Recipe
+from vpretrain.method import vectors
+from vpretrain.method.roles import Task
+from vpretrain.run.build import new_step, seed_run
+from vpretrain.run.flops import count
+from vpretrain.run.folder import environment
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.parts import AnyParts
+from vpretrain.run.run import Run
+from vpretrain.studies.correlation import pearson, scatter, slope
+from vpretrain.studies.one_step import STEP_SHARE, OneStep, loss_of
+from vpretrain.system.errors import NonFinite, user_error
+from vpretrain.system.files import write_json
+
+STEPS = {"sgd_aligned": "SGD on S", "sgd_full": "SGD on all parameters"}
+"""What moves in the step, and in the prediction."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Predicted and realised drop of a held-out batch's loss, in nats, by step."""
+
+    predicted: dict[str, float]
+    realised: dict[str, float]
+    held_out_loss: float
+    batch: str
+
+
+def probe_along(
+    recipe: Recipe,
+    *,
+    points: int,
+    draws: int,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Trains once, and probes at equal parts of the budget, the last at its end.
+
+    Writes ``probe.json`` (what is returned), ``points.json`` (every draw) and ``scatter.png``,
+    ``scatter.svg`` to ``out``.
+
+    Args:
+        recipe: of the run.
+        points: how often, at least once.
+        draws: unlabeled and held-out batches at each point, at least 4.
+        out: created if missing.
+        progress: is given draws done and draws in all.
+
+    Returns:
+        ``{arm, points, draws, pearson: {sgd_aligned, sgd_full}, ci95, slope, along: [{step,
+        tokens, steered, held_out_loss, sgd_rate, pearson, ci95, slope}], ...}``: the outer figures
+        are over the draws of all points.
+
+    Raises:
+        UserError: the arm does not train on the stream, or the modality has no held-out batches.
+        Fault: a loss or gradient is not finite.
+    """
+    started = time.perf_counter()
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    if not parts.on_stream:
+        raise user_error("arm", "this arm does not train on the stream", value=recipe.arm)
+    if parts.held_out_batch is None:
+        message = "this modality's parts have no `held_out_batch`, which --along draws"
+        raise user_error("modality", message, value=recipe.modality)
+    along: list[dict[str, Any]] = []
+    every: list[Draw] = []
+    for point in _points(recipe, parts, points):
+        sample = []
+        for index in range(draws):
+            sample.append(point.draw(index, partial(parts.held_out_batch, len(every) + index)))
+            progress(len(every) + index + 1, points * draws)
+        every += sample
+        along.append(point.place() | _figures(sample))
+    result = {
+        "recipe": recipe.description,
+        "modality": recipe.modality,
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "points": len(along),
+        "draws": draws,
+        **_figures(every),
+        "along": along,
+        "sgd_step_share": STEP_SHARE,
+        "seconds": round(time.perf_counter() - started, 1),
+        "environment": environment(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "probe.json", result)
+    write_json(out / "points.json", [vars(draw) for draw in every])
+    panels = {title: _pair(every, name) for name, title in STEPS.items()}
+    scatter(panels, [*panels], {}, out)
+    return result
+
+
+def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
+    """A run that stops at equal parts of its budget and goes on when it is asked for the next."""
+    cost = None
+    if recipe.budget.flops is not None:
+        cost = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+    seed_run(recipe)
+    run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
+    run.start()
+    done = 0
+    while not run.exhausted:
+        batch = run.next_batch()
+        try:
+            run.step(batch)
+        except NonFinite as fault:
+            run.recover(batch, fault)
+            continue
+        run.advance(batch)
+        if run.progress >= (done + 1) / points:
+            done = int(run.progress * points)  # one long step may pass several
+            point = RunPoint(run)
+            yield point
+            point.leave()
+
+
+class RunPoint(OneStep):
+    """A run between two steps.
+
+    Args:
+        run: under way.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.recipe, run.parts, run.step_once)
+        self.run = run
+        movable = (run.parts.stream, run.parts.designer, run.step_once.meta)
+        self.before = [(part, copy.deepcopy(part.state_dict())) for part in movable]
+        self.pilots()
+
+    def leave(self) -> None:
+        """Stream and designer go back to where the run left them; the learner never moved."""
+        for part, state in self.before:
+            part.load_state_dict(state)
+
+    def place(self) -> dict[str, Any]:
+        """Where in the run this is."""
+        spent, step = self.run.state.spent, self.step
+        return {
+            "step": spent.steps,
+            "tokens": spent.tokens,
+            "steered": step.meta.designer.uses_feedback and step.meta.steers(step.count),
+            "sgd_rate": self.rate,
+        }
+
+    def task(self, context: Any) -> Task:
+        """The task that the run's next step would be given."""
+        meta = self.step.meta
+        task: Task = meta.task(context, meta.value_estimator.on_part(1.0), self.step.count)
+        return task
+
+    def draw(self, index: int, held_out: Callable[[], Iterator[Tensor]]) -> Draw:
+        """One step of each kind on the stream's next batch.
+
+        Args:
+            index: seeds dropout.
+            held_out: the loss of the draw's held-out batch, in pieces.
+        """
+        with self.unchanged():
+            batch, pre = self.next(index)
+            down, loss = self.gradient(held_out()), loss_of(held_out())
+            directions = {"sgd_aligned": self.on_aligned(pre), "sgd_full": pre}
+            predicted, realised = {}, {}
+            for name, gradient in directions.items():
+                restricted = {key: down[key] for key in gradient}
+                predicted[name] = float(self.rate * vectors.inner(restricted, gradient))
+                with self.unchanged():
+                    self.descend(gradient)
+                    realised[name] = loss - loss_of(held_out())
+        return Draw(predicted, realised, loss, batch.digest())
+
+
+def _pair(draws: list[Draw], name: str) -> tuple[list[float], list[float]]:
+    return [draw.predicted[name] for draw in draws], [draw.realised[name] for draw in draws]
+
+
+def _figures(draws: list[Draw]) -> dict[str, Any]:
+    correlations = {name: pearson(*_pair(draws, name)) for name in STEPS}
+    return {
+        "pearson": {name: r for name, (r, _) in correlations.items()},
+        "ci95": {name: interval for name, (_, interval) in correlations.items()},
+        "slope": {name: slope(*_pair(draws, name)) for name in STEPS},
+        "held_out_loss": sum(draw.held_out_loss for draw in draws) / len(draws),
+    }
