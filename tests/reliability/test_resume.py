@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from tests.designers import arms_of, of_every_kind
 from tests.reliability.runs import build, language_recipe, vision_recipe, weights_hash
 from vpretrain.language import Language
+from vpretrain.language.feedback.checkers import CHECKERS
 from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
 from vpretrain.models.trained import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
@@ -291,6 +293,33 @@ def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, t
         )
     with pytest.raises(Fault, match="2 batches in a row"):
         train(Run(recipe, poisoned(recipe, words, {2, 3}), step0={}))
+
+
+def test_a_checker_that_fails_costs_one_batch_and_too_many_end_the_run(monkeypatch):
+    failing, calls = [20], 0
+
+    def checker(row, completion):
+        nonlocal calls
+        calls += 1
+        return sys.exit(0) if calls in failing else len(completion) % 3
+
+    monkeypatch.setitem(CHECKERS, "flaky", lambda pattern: checker)
+    earn = "{kind: reward, rows: {kind: word_problems, split: feedback, rows: 16}, checker: flaky, batch_size: 2, "
+    recipe = language_recipe(
+        f"data.feedback={{tasks: {{earn: {earn} samples: 4, new_tokens: 2}}}}}}",
+        "value.settle_steps=0",
+        "value.meta_period=1",
+        "faults.max_skips=1",
+        "budget.steps=4",
+    )
+    materials = Language().load(recipe)
+    parts = build(recipe, materials)
+    history = train(Run(recipe, parts, step0={})).history
+    (skipped,) = [record["skipped"] for record in history if "skipped" in record]
+    assert "earn.checker" in skipped and "SystemExit(0)" in skipped and "earn:" in skipped
+    failing += range(999)
+    with pytest.raises(Fault, match="2 batches in a row"):
+        train(Run(recipe, build(recipe, materials), step0={}))
 
 
 def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):

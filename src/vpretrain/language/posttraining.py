@@ -26,7 +26,7 @@ from vpretrain.config.arms import Arm
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Row, encode
-from vpretrain.language.feedback.checkers import CHECKERS, checker_named
+from vpretrain.language.feedback.checkers import CHECKERS, checker_named, reward_of
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
 from vpretrain.language.steering import arms as steering
@@ -229,7 +229,8 @@ def _grpo(
         nonlocal generated
         generated += sum(len(ids) for ids in completion_ids)
         return [
-            checker(rows[at], completion) for at, completion in zip(row, completions, strict=True)
+            reward_of(checker, rows[at], completion, where="posttraining.grpo.checker")
+            for at, completion in zip(row, completions, strict=True)
         ]
 
     tokens = _trained(

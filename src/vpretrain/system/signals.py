@@ -1,11 +1,14 @@
 """Signals that ask a run to stop: it finishes its step, saves, and ends so that the same command
-goes on from there.
+goes on from there. And the one that ends what takes too long.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -45,3 +48,35 @@ class Interruption:
         if self.by is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.by = signal.Signals(number).name
+
+
+class TimeUp(BaseException):
+    """What ran within :func:`time_limit` took longer; no ``except Exception`` in it stops this."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Ends a block of Python code that takes longer, in the main thread; elsewhere nothing does.
+
+    A call into C is ended when it comes back to Python, or waits.
+
+    Raises:
+        TimeUp: the time was up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeUp(f"longer than {seconds:g} seconds")
+
+    began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
+    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if outer:
+            left = max(outer - (time.monotonic() - began), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)

@@ -4,6 +4,7 @@ drawn apart from all else.
 
 import copy
 import itertools
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vpretrain.language.feedback import Rewards, Sampling, parted
 from vpretrain.language.feedback.checkers import (
     CHECKERS,
     DEFAULT_PATTERNS,
+    CheckerFault,
     Contains,
     EqualNumber,
     ExactAnswer,
@@ -222,6 +224,28 @@ def test_draws_are_a_function_of_the_seed_and_go_on_after_a_resume():
 def test_a_reward_that_is_no_number_is_refused():
     with pytest.raises(UserError, match=r"data\.feedback\.checker.*r:0"):
         feedback_on(prompts(1), lambda row, text: float("nan")).gradients(toy())
+
+
+def endless(row, text):
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("checker", "said"),
+    [
+        (endless, r"longer than 0\.2 seconds on r:0"),
+        (lambda row, text: 1 / 0, r"ZeroDivisionError.* on r:0"),
+        (lambda row, text: sys.exit(0), r"SystemExit\(0\) on r:0"),
+        (lambda row, text: "much", r"ValueError.* on r:0"),
+    ],
+    ids=["never returns", "raises", "leaves", "no number"],
+)
+def test_a_checker_that_fails_names_the_row(checker, said):
+    feedback = feedback_on(prompts(1), checker)
+    feedback.checker_seconds = 0.2
+    with pytest.raises(CheckerFault, match=rf"data\.feedback\.checker: .*{said}"):
+        feedback.gradients(toy())
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 from vpretrain.language.data.rows import Row
 from vpretrain.language.evaluation.extraction import last_match
+from vpretrain.system.errors import NonFinite, user_error
+from vpretrain.system.signals import TimeUp, time_limit
 
 Checker = Callable[[Row, str], float]
+
+CHECKER_SECONDS = 10.0
+"""What one call of a checker may take, where a recipe says nothing else."""
+
+
+class CheckerFault(NonFinite):
+    """A checker came to no reward; the batch can be left out."""
+
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 """A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions.
@@ -103,3 +114,42 @@ def checker_named(name: str, pattern: str | None) -> Checker:
     checker's own.
     """
     return CHECKERS[name](pattern or DEFAULT_PATTERNS.get(name, ""))
+
+
+def reward_of(
+    checker: Checker,
+    row: Row,
+    completion: str,
+    *,
+    seconds: float = CHECKER_SECONDS,
+    where: str,
+) -> float:
+    """What a completion earns.
+
+    Args:
+        checker: what says so; anything can become of a call of it.
+        row: that it was asked about.
+        completion: the learner's own.
+        seconds: for the call; see :func:`vpretrain.system.signals.time_limit`.
+        where: dotted recipe key, for messages.
+
+    Raises:
+        CheckerFault: it raised, left (``sys.exit``), or took longer.
+        UserError: the reward is not finite.
+    """
+    try:
+        with time_limit(seconds):
+            reward = float(checker(row, completion))
+    except KeyboardInterrupt:
+        raise
+    except TimeUp as error:
+        message = f"the checker took {error} on {row.origin}; make it quicker or allow it more time"
+        raise CheckerFault(f"{where}: {message}") from None
+    except BaseException as error:  # whatever somebody else's code raises, SystemExit too
+        raise CheckerFault(
+            f"{where}: the checker raised {error!r} on {row.origin}; correct it"
+        ) from error
+    if not isfinite(reward):
+        message = f"the checker gave {row.origin} no finite reward; correct the checker"
+        raise user_error(where, message, value=reward, accepted="a finite number")
+    return reward

@@ -7,7 +7,6 @@ Shapes: P prompts, k answers to each.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,12 @@ from torch import Tensor
 from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.checkers import Checker
+from vpretrain.language.feedback.checkers import (
+    CHECKER_SECONDS,
+    Checker,
+    CheckerFault,
+    reward_of,
+)
 from vpretrain.language.feedback.gradient import (
     CHUNK_ROWS,
     Sampled,
@@ -30,8 +34,8 @@ from vpretrain.language.feedback.gradient import (
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method import vectors
 from vpretrain.method.roles import Gradient
+from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
-from vpretrain.system.errors import user_error
 
 SAMPLED_ROWS = 64
 """Answers that are generated side by side."""
@@ -112,6 +116,7 @@ class Rewards(Sampled):
         baseline: what rewards are compared with, one of ``BASELINES``.
         seed: of the draws. They have a generator of their own; the global RNG is left alone.
         where: dotted recipe key, for messages.
+        checker_seconds: for a call of the checker; after that the batch is left out.
     """
 
     def __init__(
@@ -125,8 +130,10 @@ class Rewards(Sampled):
         baseline: Baseline,
         seed: int,
         where: str = "data.feedback",
+        checker_seconds: float = CHECKER_SECONDS,
     ) -> None:
         super().__init__(samplers)
+        self.checker_seconds = checker_seconds
         self.rows, self.tokenizer, self.checker = rows, tokenizer, checker
         self.sampling, self.baseline, self.seed, self.where = (
             sampling,
@@ -148,8 +155,7 @@ class Rewards(Sampled):
         answers = self._answers(learner, prompts, pad_id)
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         asked = [self.rows[document.origin] for document in documents for _ in range(k)]
-        earned = [self._earned(row, text) for row, text in zip(asked, texts, strict=True)]
-        rewards = torch.tensor(earned, dtype=torch.float64).view(-1, k)
+        rewards = torch.tensor(self._earned(asked, texts), dtype=torch.float64).view(-1, k)
         self.earned_rewards.append(rewards)
         drawn = [
             (_answered(row, prompt, answer), advantage)
@@ -196,14 +202,21 @@ class Rewards(Sampled):
                 answers[at] = answer
         return answers
 
-    def _earned(self, row: Row, text: str) -> float:
-        reward = float(self.checker(row, text))
-        if not math.isfinite(reward):
-            message = f"the checker gave {row.origin} no finite reward; correct the checker"
-            raise user_error(
-                f"{self.where}.checker", message, value=reward, accepted="a finite number"
-            )
-        return reward
+    def _earned(self, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+        """What each answer earns; a call that fails on one process fails on all."""
+        fault: CheckerFault | None = None
+        earned: list[float] = []
+        try:
+            for row, text in zip(rows, texts, strict=True):
+                where = f"{self.where}.checker"
+                earned.append(
+                    reward_of(self.checker, row, text, seconds=self.checker_seconds, where=where)
+                )
+        except CheckerFault as error:
+            fault = error
+        if any(distributed.any_rank(fault is not None)):
+            raise fault or CheckerFault("a checker failed on another process")
+        return earned
 
     def metrics(self) -> dict[str, float]:
         """Mean ``reward`` of the answers, and ``informative``: the share of prompts whose answers

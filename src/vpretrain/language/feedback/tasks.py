@@ -303,6 +303,7 @@ def _signal(
             baseline=task.baseline,
             seed=seed,
             where=where,
+            checker_seconds=task.checker_seconds,
         )
     if isinstance(task, PreferenceTask):
         pairs = [

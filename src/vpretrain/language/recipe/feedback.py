@@ -46,6 +46,8 @@ class RewardTask(Task):
     """
     answer: Answer | None = None
     """Null takes the checker's own."""
+    checker_seconds: PositiveFloat = 10.0
+    """What one call of it may take; a batch on which it takes longer, or raises, is left out."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Answers drawn to each prompt; what one earns is compared with the others."""
     temperature: PositiveFloat = 1.0
