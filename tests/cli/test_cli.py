@@ -347,6 +347,10 @@ REFUSED = {
         ["data.feedback.batch_size=25"],
         ["data.feedback.batch_size", "25", "1 to 12"],
     ),
+    "one row of feedback": (
+        ["data.feedback.rows.rows=1"],
+        ["data.feedback.batch_size", "none yet: 2 batches need 2 rows or more"],
+    ),
     "K above the vocabulary": (
         ["arm=closed_form", "designer.candidates=97"],
         ["designer.candidates", "97", "1 to 96"],
@@ -464,6 +468,7 @@ def test_something_else_than_a_recipe(call, here, recipe, expected):
         (["--seeds", 1, "--require-interval"], ["--seeds", "--require-interval", "2 or more"]),
         (["--out", "tiny.yaml"], ["--out", "tiny.yaml is a file"]),
         (["--out", "tiny.yaml/deeper"], ["--out", "is a file"]),
+        (["--out", ""], ["--out", "empty", "name a place"]),
     ],
 )
 def test_options_of_compare(call, here, options, expected):
@@ -473,6 +478,14 @@ def test_options_of_compare(call, here, options, expected):
     assert called.out == ""
     assert all(words in called.err for words in expected)
     assert files_in(here) == before and not (here / "runs").exists()
+
+
+def test_a_key_of_ten_megabytes_is_not_printed_back(call, here):
+    long = "k" * 10_000_000
+    (here / "long.yaml").write_text(TINY + f"? {long}\n: 1\n")
+    called = call("train", "long.yaml", "--out", "run")
+    assert called.code == 2 and "long.yaml" in called.err and "there is no such key" in called.err
+    assert len(called.err) < 5000
 
 
 def test_check_tells_every_problem_at_once(call, here, monkeypatch):

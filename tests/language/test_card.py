@@ -44,6 +44,7 @@ def test_nothing_of_the_data_is_markup(tmp_path):
     before_recipe = text.split("## Recipe")[0]
     assert "<script" not in before_recipe and "javascript:" in before_recipe
     assert not re.search(r"(?<!\\)\]\(javascript|(?<!\\)!\[|\n# title", before_recipe)
+    assert "<script" not in text, "nor raw in the recipe, for whoever does not know code blocks"
     assert text.count("\n````yaml\n") == 1 and text.rstrip().endswith(
         "````"
     )  # a fence longer than the text's own

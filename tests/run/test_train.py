@@ -139,6 +139,14 @@ def test_budget_in_tokens_and_seconds(materials):
     assert by_seconds.history[-1]["seconds"] >= 1
 
 
+def test_a_budget_that_settling_uses_up_is_no_run_of_no_steps(materials):
+    """Step 0 would stand as the final score, and nothing would say so."""
+    overrides = ("arm=onehot", "budget={seconds: 0.05}", "budget.steps=null")
+    with pytest.raises(UserError, match=r"budget\.seconds(.|\n)*value\.settle_steps") as refused:
+        trained(materials, *overrides, "value.settle_steps=1000")
+    assert "of 1000 steps" in str(refused.value)
+
+
 def test_random_feedback_is_shrunk_away(materials):
     """Two fresh random directions do not agree, so the targets stay next to one-hot; the real ones
     do not.

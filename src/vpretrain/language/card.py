@@ -53,6 +53,7 @@ def write_card(
     }
     if location is not None and not Path(location).exists():
         header["base_model"] = location
+    description = html.escape(recipe.description, quote=False)
     parts = [
         "# " + escaped(recipe.description),
         f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was "
@@ -72,7 +73,7 @@ def write_card(
             [f"{escaped(name)} {escaped(version or 'unknown')}" for name, version in _versions()]
         ),
         "## Recipe",
-        fenced(dump(recipe)),
+        fenced(dump(recipe.model_copy(update={"description": description}))),
     ]
     text = f"---\n{written(header)}---\n\n" + "\n\n".join(parts) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ from vpretrain.run.schedule import learning_rate
 from vpretrain.run.scores import Score
 from vpretrain.run.state import RunState
 from vpretrain.system import distributed, sharding
-from vpretrain.system.errors import Fault, NonFinite, Stopped
+from vpretrain.system.errors import Fault, NonFinite, Stopped, UserError, user_error
 from vpretrain.system.signals import Interruption
 
 Record = dict[str, Any]
@@ -105,13 +105,30 @@ class Run:
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         seed_run(self.recipe)
-        for _ in range(self.recipe.value.settle_steps if parts.on_stream else 0):
+        for settled in range(self.recipe.value.settle_steps if parts.on_stream else 0):
+            if self.exhausted:
+                raise self._too_little_to_settle(settled)
             batch = self.next_batch()
             try:
                 self._step(batch, 0.0, 0.0)
             except NonFinite as fault:
                 self.recover(batch, fault)
         self.step_once.count = 0
+        if parts.on_stream and self.exhausted:
+            raise self._too_little_to_settle(self.recipe.value.settle_steps)
+
+    def _too_little_to_settle(self, settled: int) -> UserError:
+        """Not a run of 0 steps that looks like any other."""
+        budget, used = self.recipe.budget, self.state.spent.state_dict()
+        limits = {name: limit for name, limit in budget if limit is not None}
+        name, limit = next((n, limit) for n, limit in limits.items() if used[n] >= limit)
+        message = (
+            f"settling used it up before the first step, at {settled} of "
+            f"{self.recipe.value.settle_steps} steps of value.settle_steps; give more, or settle "
+            "for fewer steps"
+        )
+        accepted = "more than settling takes"
+        return user_error(f"budget.{name}", message, value=limit, accepted=accepted)
 
     # ---- one turn of the loop
 

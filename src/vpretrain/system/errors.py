@@ -16,12 +16,21 @@ class Problem:
         value: what was found there (its ``repr`` is shown; empty when nothing was).
         accepted: what would have been accepted, in words.
         message: one sentence: what is wrong and the edit or command that mends it.
+
+    Each is cut in its middle where it is longer than anybody reads: a key may have 10 MB.
     """
 
     where: str
     value: str
     accepted: str
     message: str
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            most = 400 if name in ("where", "value") else 4000
+            if len(text) > most:
+                cut = f"{text[: most // 2]} ... {text[-most // 4 :]}"
+                object.__setattr__(self, name, cut)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.message}"]

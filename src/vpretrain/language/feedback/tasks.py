@@ -103,7 +103,9 @@ def _misfits(
             f"the feedback set is smaller than {batches} batches without a row in common; "
             "lower this or add rows"
         )
-        accepted = f"1 to {len(rows) // batches}: there are {len(rows)} rows"
+        accepted = f"none yet: {batches} batches need {batches} rows or more"
+        if most := len(rows) // batches:
+            accepted = f"1 to {most}: there are {len(rows)} rows"
         yield Problem(f"{where}.batch_size", str(needed), accepted, message)
     if raw := next((row for row in rows if not row.prompt), None):
         message = (
@@ -203,7 +205,8 @@ def encode_tasks(
                 f"data.feedback.max_tokens ({section.max_tokens}), and too few are left for "
                 f"{section.batches} batches; raise it, or lower this"
             )
-            accepted = f"1 to {len(documents) // section.batches}"
+            most = len(documents) // section.batches
+            accepted = f"1 to {most}" if most else "none: there are more batches than rows left"
             problems.append(
                 Problem(f"{section.where(name)}.batch_size", str(needed), accepted, message)
             )
