@@ -32,7 +32,8 @@ from pathlib import Path
 
 import torch
 
-from vpretrain.language.learner.head import Head, HeadPass
+from vpretrain.language.learner.head import HeadPass
+from vpretrain.language.learner.head_chunks import Head
 from vpretrain.language.learner.targets import SoftTargets, candidates, one_hot, soft_target_loss
 from vpretrain.run.folder import environment
 from vpretrain.system.files import write_json

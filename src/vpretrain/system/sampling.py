@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -48,18 +49,52 @@ def seed_of(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
-def fractions(sources: Sequence[tuple[str, int, float]], items: str, fix: str) -> list[float]:
-    """The share of each source of a stream, from its name, how many items it holds, and its weight.
+class Mixture:
+    """Which item comes next of a weighted mixture of sources, without end.
+
+    It comes from the source that lags most behind its share (the first of equals), so that shares
+    hold in every stretch and not only on average. Within a source, every item comes once before any
+    comes again. The position is one integer a source.
 
     Args:
-        sources: ``(name, count, weight)`` of each.
-        items: what they hold, in messages: ``documents``.
+        sources: ``(name, count, weight)`` of each: how many items it holds, and its weight beside
+            the others'.
+        seed: of the orders, together with a source's name.
+        items: what the sources hold, in messages: ``documents``.
         fix: what to do about a source that holds none.
+
+    Attributes:
+        drawn: how many items each source has given.
+        orders: of each source's items.
 
     Raises:
         UserError: no source, two of one name, one without items or with a weight that cannot be, or
             no weight above zero.
     """
+
+    def __init__(
+        self, sources: Sequence[tuple[str, int, float]], *, seed: int | str, items: str, fix: str
+    ) -> None:
+        _check_sources(sources, items, fix)
+        total = math.fsum(weight for _, _, weight in sources)
+        self._fractions = [weight / total for _, _, weight in sources]
+        self.orders = [Order(count, f"{seed}/{name}") for name, count, _ in sources]
+        self.drawn = [0] * len(sources)
+
+    def draw(self) -> tuple[int, int, int]:
+        """The source of the next item, how many it had given before, and which of its items."""
+        count = sum(self.drawn) + 1
+        lags = [
+            (fraction * count - given if fraction else -math.inf)
+            for fraction, given in zip(self._fractions, self.drawn, strict=True)
+        ]
+        source = lags.index(max(lags))
+        number = self.drawn[source]
+        self.drawn[source] += 1
+        return source, number, self.orders[source][number]
+
+
+def _check_sources(sources: Sequence[tuple[str, int, float]], items: str, fix: str) -> None:
     where = "data.stream"
     if not sources:
         raise user_error(
@@ -80,26 +115,25 @@ def fractions(sources: Sequence[tuple[str, int, float]], items: str, fix: str) -
         if not (math.isfinite(weight) and weight >= 0):
             message = f"the weight of source {name!r} is no share"
             raise user_error(where, message, value=weight, accepted="a finite number, at least 0")
-    total = math.fsum(weight for _, _, weight in sources)
-    if not total:
+    if not math.fsum(weight for _, _, weight in sources):
         message = "all weights are zero, so that nothing would be drawn: give one source a weight"
         weights = {name: weight for name, _, weight in sources}
         raise user_error(where, message, value=weights, accepted="at least one weight above 0")
-    return [weight / total for _, _, weight in sources]
 
 
-def lagging(fractions: Sequence[float], drawn: Sequence[int]) -> int:
-    """Which source gives the next item: the one that lags most behind its share (the first of
-    equals).
+def check_parts(batch_size: int, rank: int, world: int) -> None:
+    """Refuses a batch that ``world`` ranks cannot share evenly."""
+    if not 0 <= rank < world:
+        raise ValueError(f"there is no rank {rank} of {world}")
+    if batch_size % world:
+        message = f"{world} ranks cannot share a batch evenly: change it, or their number"
+        accepted = f"a multiple of {world}"
+        raise user_error("data.batch_size", message, value=batch_size, accepted=accepted)
 
-    So shares hold in every stretch of the stream.
 
-    Args:
-        fractions: of each source, summing to 1.
-        drawn: how many items each has given.
-    """
-    count = sum(drawn) + 1
-    lags = [fraction * count - given for fraction, given in zip(fractions, drawn, strict=True)]
-    return max(
-        (source for source, fraction in enumerate(fractions) if fraction > 0), key=lags.__getitem__
-    )
+def check_identity(where: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuses a position in other data than these."""
+    for key, value in here.items():
+        if saved.get(key) != value:
+            message = f"{key}: not as in the checkpoint; resume with the recipe and data of its run"
+            raise user_error(where, message, value=value, accepted=repr(saved.get(key)))

@@ -1,12 +1,17 @@
 """Costs counted from shapes, held against what is counted while a step runs."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from tests.designers import of_every_kind
 from tests.language.conftest import CONFIGS
 from tests.run.test_train import tiny_recipe
+from vpretrain.language.data.batch import padded
+from vpretrain.language.data.rows import Document
 from vpretrain.language.learner import predictions
 from vpretrain.language.learner.cost_model import (
     KINDS,
@@ -19,6 +24,8 @@ from vpretrain.language.learner.cost_model import (
 )
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldArm
+from vpretrain.language.steering.scorer import CandidateScorer, Lesson, scorer_cost
+from vpretrain.language.steering.topk_augmentor import AscentArm, TopKAugmentor, augmentor_cost
 from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.run.build import new_step
 from vpretrain.run.modalities import MODALITIES
@@ -37,7 +44,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("arm", ["onehot", "closed_form", "token_weights", "field"])
+@pytest.mark.parametrize("arm", ["onehot", "closed_form", "token_weights", "field", "ascent"])
 def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
     recipe = tiny_recipe("value.meta_period=1000", *of_every_kind(ARMS, candidates=8), f"arm={arm}")
@@ -51,7 +58,7 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     with FlopCounterMode(display=False) as counter:
         step(MicroBatches((context.batch,)), 0.0)
     shape = Shape.of(parts.learner.model.config.to_dict())
-    designer = ARMS.keys_of(recipe, FieldArm)
+    designer = ARMS.keys_of(recipe, AscentArm if arm == "ascent" else FieldArm)
     at = Setting(  # a window of 0: the counter leaves attention out on a CPU
         tokens=context.batch.input_ids.numel(),
         predicted=len(context.labels),
@@ -64,6 +71,58 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
     )
     found = flops(shape, at, KINDS[arm])
     assert sum(found.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_flops_of_a_designers_network_are_those_that_are_counted(network):
+    """A forward pass, and one with its gradient, in which the scores are made twice."""
+    made, cost = network
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        made()
+    assert cost.forward == pytest.approx(counter.get_total_flops(), rel=0.1)
+    with FlopCounterMode(display=False) as counter:
+        scores, gate = made()
+        (scores.sum() + gate.sum()).backward()
+    assert cost.update == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@pytest.fixture(params=["of tokens", "of hidden states"])
+def network(request):
+    torch.manual_seed(0)
+    rows, window, k, vocabulary, width, hidden, layers = 4, 16, 24, 500, 40, 64, 2
+    shape = replace(SIZES["0.5B"], vocabulary=vocabulary, width=width)
+    generator = torch.Generator().manual_seed(1)
+    documents = [
+        Document(
+            torch.randint(vocabulary, (window,), generator=generator).tolist(),
+            [True] * 16,
+            f"d:{row}",
+            "s",
+        )
+        for row in range(rows)
+    ]
+    batch = padded(documents, pad_id=0)
+    row, at = batch.predicted.nonzero(as_tuple=True)
+    ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:k] for _ in row])
+    # A window of 0: the counter leaves attention out on a CPU.
+    setting = Setting(
+        tokens=rows * window,
+        predicted=len(row),
+        window=0,
+        candidates=k,
+        hidden=hidden,
+        layers=layers,
+    )
+    if request.param == "of tokens":
+        augmentor = TopKAugmentor(vocabulary, hidden=hidden, layers=layers, heads=4)
+        cost = augmentor_cost(shape, setting)
+        assert cost.parameters == pytest.approx(
+            sum(p.numel() for p in augmentor.parameters()), rel=0.1
+        )
+        return lambda: augmentor(batch, (row, at - 1), ids), cost
+    scorer = CandidateScorer(width, hidden=hidden, layers=layers, heads=4, gated=True)
+    lesson = Lesson(torch.randn(rows, window, width), (row, at - 1), ids, torch.randn(ids.shape))
+    embedding = torch.randn(vocabulary, width)
+    return lambda: scorer(lesson, embedding), scorer_cost(shape, setting)
 
 
 def test_steering_costs_less_where_the_learner_is_larger():

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from vpretrain.language.learner.head import Head, HeadPass
+from vpretrain.language.learner.head import HeadPass
 from vpretrain.language.learner.head_candidates import candidate_scores, top
+from vpretrain.language.learner.head_chunks import Chunks, Head
 from vpretrain.language.learner.targets import SoftTargets, candidates, one_hot, soft_target_loss
 from vpretrain.system.errors import UserError
 
@@ -165,7 +166,7 @@ def test_rows_that_sum_to_one_but_for_rounding_carry_no_weights(monkeypatch):
     made = HeadPass(hidden, Head(weight), labels)
     targets = SoftTargets(made.candidates(64), mass)
     loss = made.loss(targets)
-    monkeypatch.setattr(HeadPass, "_chunks", None)
+    monkeypatch.setattr(Chunks, "passed", None)
     expected = gradients(soft_target_loss(hidden @ weight.t(), targets), (hidden, weight))
     same(gradients(loss, (hidden, weight)), expected, 1e-5)
 
@@ -251,7 +252,7 @@ def test_autocast_multiplies_narrow_and_returns_the_weights_dtype():
             SoftTargets(made.candidates(5), mass_of(16, 5, weighted=False, dtype=torch.float32))
         )
         expected = soft_target_loss(torch.nn.functional.linear(hidden, weight), one_hot(labels))
-    assert made.dtype == torch.bfloat16 and expected.dtype == loss.dtype == torch.float32
+    assert made.chunks.dtype == torch.bfloat16 and expected.dtype == loss.dtype == torch.float32
     assert [g.dtype for g in gradients(loss, (hidden, weight))] == [torch.float32] * 2
 
 

@@ -67,18 +67,11 @@ class TokenBatch:
         return int((self.document >= 0).sum())
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            predicted=self.predicted.to(device),
-            position_ids=self.position_ids.to(device),
-            document=self.document.to(device),
-        )
+        names = ("input_ids", "predicted", "position_ids", "document")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits (SHA-256 of shape, ids, mask): proof that arms saw the same
-        batch.
-        """
+        """Sixteen hexadecimal digits (SHA-256 of shape, ids, mask): proof of the same batch."""
         sha = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
         for tensor in (self.input_ids, self.predicted):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -90,30 +83,18 @@ def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
 
     Positions run on through the padding, unlike a packed window's: a model then takes each row for
     one document and needs no mask but the causal one, which already keeps padding from being seen.
-
-    Args:
-        documents: at least one, in the order of the rows.
-        pad_id: token id that fills rows up; it is never predicted.
-
-    Raises:
-        ValueError: there is no document, or nothing to predict in any of them.
     """
     if not documents:
         raise ValueError("a batch needs at least one document")
-    width = max(len(document.ids) for document in documents)
-    return laid_out(
-        [[document] for document in documents], width=width, pad_id=pad_id, padding_apart=False
-    )
+    width, rows = max(len(document.ids) for document in documents), [[each] for each in documents]
+    return laid_out(rows, width=width, pad_id=pad_id, padding_apart=False)
 
 
 def left_padded(
     prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Prompts to generate from side by side, all of them ending in the last column.
-
-    Returns:
-        Token ids and attention mask, ``[prompts, longest]`` int64; the mask is 0 on padding.
-    """
+    """Token ids and attention mask (0 on padding) of prompts that all end in the last column,
+    ``[prompts, longest]`` int64."""
     width = max(map(len, prompts))
     ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -144,14 +125,11 @@ def laid_out(
     padding_apart: bool,
     loss_mean: LossMean = "token",
 ) -> TokenBatch:
-    """Rows of documents as tensors; ``padding_apart`` makes each token of padding a document of its
-    own.
-    """
+    """Rows of documents as tensors; if ``padding_apart``, each token of padding is a document."""
     ids = array("i")
     mask = bytearray()
-    segments: list[
-        tuple[int, int]
-    ] = []  # index and length: documents, and after each row its padding
+    # Index and length: documents, and after each row its padding.
+    segments: list[tuple[int, int]] = []
     documents: list[Document] = []
     for number, row in enumerate(rows, start=1):
         for document in row:
@@ -172,9 +150,8 @@ def laid_out(
     positions = flat - starts
     predicted = torch.frombuffer(mask, dtype=torch.bool).view(len(rows), width) & (positions > 0)
     if not predicted.any():
-        raise ValueError(
-            f"nothing to predict in this batch: {', '.join(d.origin for d in documents[:5])}"
-        )
+        origins = ", ".join(document.origin for document in documents[:5])
+        raise ValueError(f"nothing to predict in this batch: {origins}")
     # A model starts a document wherever positions do not go up by one. Packed padding at 0
     # throughout is many documents of one token, which cost attention nothing; a padded row's runs
     # on, so that the row is one document.

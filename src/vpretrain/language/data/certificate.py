@@ -1,6 +1,4 @@
-"""What a decontaminated stream was checked against, kept beside it, and whether that covers what a
-run uses.
-"""
+"""What a decontaminated stream was checked against, and whether that covers what a run uses."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ class Certificate:
         threshold: least similarity that was removed.
         rows: rows read.
         removed: rows taken out.
-        out_bytes: size of what was written: a file of another size is not the one that was checked.
+        out_bytes: size of what was written, by which a changed file is told.
         texts: fingerprints of the protected texts, sorted.
     """
 
@@ -68,9 +66,7 @@ def digest(path: Path) -> str:
 
 
 def read(stream: Path) -> Certificate | None:
-    """The certificate of a stream; None where there is none, or it is not one of this file as it is
-    now.
-    """
+    """The certificate of a stream; None where there is none of this file as it is now."""
     try:
         certificate = Certificate(**json.loads(path_of(stream).read_text(encoding="utf-8")))
         return certificate if stream.stat().st_size == certificate.out_bytes else None
@@ -86,9 +82,7 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
     read from anywhere (its text, where it has no prompt): a question with another solution is the
     same leak.
 
-    Returns:
-        True if all rows are covered, False if not; None if the stream was never checked, or changed
-        since.
+    None if the stream was never checked, or changed since.
     """
     certificate = read(stream)
     if certificate is None:
@@ -105,17 +99,11 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
 
 
 def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[Problem]:
-    """Warnings before training on files that may hold near-duplicates of verified
-    or held-out rows.
+    """A warning for each file that was not checked against all verified and held-out rows.
 
     Args:
         streams: the files of the stream, each with the dotted recipe key that names it.
-        rows: those of the feedback and evaluation sets. Rows from no file (generated ones) are left
-            out.
-
-    Returns:
-        A warning for every file that was not checked against all of the rows; nothing where there
-        are no rows.
+        rows: those of the feedback and evaluation sets; generated ones are left out.
     """
     rows = list(rows)
     files = {name for name in {_file_of(row) for row in rows} if Path(name).is_file()}
@@ -126,15 +114,11 @@ def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[
         if not rows or covered:
             continue
         state = "was never searched for" if covered is None else "was not searched for all"
-        message = (
-            f"{path} {state} near-duplicates of the feedback and evaluation rows, which would "
-            "flatter the results; "
-            f"`vpretrain decontaminate {path} --against FILE... --out CLEAN` writes a file "
-            "without them"
-        )
-        doubts.append(
-            Problem(where, str(path), f"a file with its certificate, *{SUFFIX}, beside it", message)
-        )
+        command = f"`vpretrain decontaminate {path} --against FILE... --out CLEAN`"
+        message = f"{path} {state} near-duplicates of the feedback and evaluation rows, which "
+        message += f"would flatter the results; {command} writes a file without them"
+        accepted = f"a file with its certificate, *{SUFFIX}, beside it"
+        doubts.append(Problem(where, str(path), accepted, message))
     return doubts
 
 

@@ -1,6 +1,4 @@
-"""From the named columns of a table to a row of text: which they are, and what is wrong with what
-they hold.
-"""
+"""From the named columns of a table to a row of text, and what is wrong with what they hold."""
 
 from __future__ import annotations
 
@@ -31,16 +29,21 @@ def template_pieces(template: str) -> list[tuple[str, str | None]]:
     pieces: list[tuple[str, str | None]] = []
     for literal, field, form, conversion in string.Formatter().parse(template):
         if field == "" or form or conversion:
-            raise ValueError(
-                f"between braces stands the name of a column and nothing else: {template!r}"
-            )
+            message = "between braces stands the name of a column and nothing else"
+            raise ValueError(f"{message}: {template!r}")
         pieces.append((literal, field))
     if not any(field for _, field in pieces):
-        raise ValueError(
-            f"the template {template!r} names no column; write, say, 'Question: "
-            f"{{question}}\\nAnswer:'"
-        )
+        example = "'Question: {question}\\nAnswer:'"
+        raise ValueError(f"the template {template!r} names no column; write, say, {example}")
     return pieces
+
+
+def _fields(pieces: list[tuple[str, str | None]]) -> list[str]:
+    return [field for _, field in pieces if field is not None]
+
+
+def _filled(pieces: list[tuple[str, str | None]], texts: Mapping[str, str]) -> str:
+    return "".join(literal + ("" if field is None else texts[field]) for literal, field in pieces)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Columns:
     def named(self) -> dict[str, str]:
         """The columns that make a row, each with the recipe key that names it."""
         roles = {"text": self.text, "prompt": self.prompt, "solution": self.solution}
-        fields = {field: "template" for _, field in self._pieces if field is not None}
+        fields = dict.fromkeys(_fields(self._pieces), "template")
         return fields | {column: role for role, column in roles.items() if column is not None}
 
     @cached_property
@@ -117,16 +120,10 @@ class Columns:
             return None
         near = difflib.get_close_matches(column, there, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        message = (
-            f"there is no column {column!r}{hint}: set {self.where}.{self.read[column]} to "
-            "one that is there"
-        )
-        return Problem(
-            origin,
-            repr(column),
-            ", ".join(map(repr, there)) or "none: the row has no columns",
-            message,
-        )
+        key = f"{self.where}.{self.read[column]}"
+        message = f"there is no column {column!r}{hint}: set {key} to one that is there"
+        accepted = ", ".join(map(repr, there)) or "none: the row has no columns"
+        return Problem(origin, repr(column), accepted, message)
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
         """The row that the cells make, or the first thing that is wrong with them."""
@@ -135,7 +132,7 @@ class Columns:
         texts: dict[str, str] = {}
         for column, role in self.named.items():
             cell = cells.get(column)
-            if type(cell) is not str or not _sound(cell, blank=role == "template"):
+            if type(cell) is not str or not _usable(cell, blank=role == "template"):
                 return self.missing(cells, origin) or _flaw(cell, column, role, origin)
             texts[column] = cell
         if self.text is not None:
@@ -144,13 +141,9 @@ class Columns:
         if self.prompt is not None:
             question = prompt = texts[self.prompt]
         else:
-            prompt = "".join(
-                literal + ("" if field is None else texts[field]) for literal, field in self._pieces
-            )
-            question = " ".join(texts[field] for _, field in self._pieces if field is not None)
-        prompt = "".join(
-            literal + ("" if field is None else prompt) for literal, field in self._around
-        )
+            prompt = _filled(self._pieces, texts)
+            question = " ".join(texts[field] for field in _fields(self._pieces))
+        prompt = _filled(self._around, dict.fromkeys(_fields(self._around), prompt))
         return solved(question, prompt + self.separator, texts[self.solution], origin, self.source)
 
 
@@ -160,11 +153,10 @@ def solved(question: str, prompt: str, solution: str, origin: str, source: str) 
     return Row(prompt, solution, origin, source, "" if alone else question)
 
 
-def _sound(cell: str, *, blank: bool) -> bool:
-    """Whether a tokenizer can do something with it."""
-    return (blank or not (cell == "" or cell.isspace())) and (
-        cell.isascii() or not _HALF_PAIR.search(cell)
-    )
+def _usable(cell: str, *, blank: bool) -> bool:
+    if not blank and (cell == "" or cell.isspace()):
+        return False
+    return cell.isascii() or not _HALF_PAIR.search(cell)
 
 
 def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
@@ -176,9 +168,7 @@ def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
     if not cell.strip():
         message = f"column {column!r}, the {role}, is empty: fill it, or take the row out"
         return Problem(origin, repr(cell), "text that is not only white space", message)
-    message = (
-        f"column {column!r} holds half of a surrogate pair, which is no character: correct the row"
-    )
+    message = f"column {column!r} holds half of a surrogate pair, no character: correct the row"
     return Problem(origin, shortened(ascii(cell)), "Unicode text", message)
 
 
@@ -188,15 +178,9 @@ def kind_of(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, float) and math.isnan(value):
         return "no number (NaN)"
-    names: dict[type, str] = {
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-        int: "a number",
-        float: "a number",
-        bytes: "bytes",
-    }
-    return names.get(type(value), f"of type {type(value).__name__}")
+    kind = type(value)
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(kind) or ("a number" if kind in (int, float) else f"of type {kind.__name__}")
 
 
 def shortened(text: str) -> str:

@@ -1,5 +1,4 @@
-"""Takes near-duplicates of protected rows out of a stream: files in, one JSON Lines file out, and
-the pairs for review.
+"""Takes near-duplicates of protected rows out of a stream, and keeps the pairs for review.
 
 The stream is read once and never held: rows go in pieces to worker processes and come back in
 order, so that the output is the same for any number of them. Beside it stand the removed rows with
@@ -23,10 +22,7 @@ from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protecte
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.system.files import replacing
 
-_PIECE_ROWS, _PIECE_BYTES = (
-    1_000,
-    4_000_000,
-)  # one of them fills a piece: what a worker gets at once
+_PIECE_ROWS, _PIECE_BYTES = 1_000, 4_000_000  # whichever fills a piece first
 _PROBLEMS_SHOWN = 5
 
 
@@ -65,8 +61,6 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Text:
-    """One column of one protected row."""
-
     origin: str
     column: str
     text: str
@@ -87,25 +81,21 @@ def decontaminate(
     """Writes a stream without the rows that are near-duplicates of protected rows, or contain one.
 
     All text of a stream row counts, in whatever column. Files are JSON Lines (also ``.gz``),
-    parquet, or plain text with a row a line; kept lines of JSON Lines are written byte for byte,
-    other rows as JSON objects.
+    parquet, or plain text with a row a line; kept lines of JSON Lines are written byte for byte.
 
     Args:
         stream: files or globs, in the order of the output.
         against: files or globs with the protected rows: feedback and evaluation sets.
         out: the JSON Lines file to write. It appears when all is done, or not at all.
-        columns: columns of the protected rows, each looked for by itself; empty for all that hold
-            text.
+        columns: of the protected rows, each looked for by itself; empty: all that hold text.
         ngram: words in an n-gram.
-        threshold: least similarity to be removed, in (0, 1]
-            (:mod:`vpretrain.language.data.similarity`).
+        threshold: least similarity to be removed, in (0, 1].
         jobs: processes.
         report: where the removed rows go; None puts them beside ``out``.
         progress: called with the rows done so far.
 
     Raises:
-        UserError: a file is missing, unreadable or in two roles, a row is not a JSON object, a
-            column is missing, or nothing is left to protect.
+        UserError: a file, row or column cannot be used, or nothing is left to protect.
     """
     # an ending that the stream's *.jsonl does not find
     report = report or out.with_name(out.name + ".removed.ndjson")
@@ -135,10 +125,7 @@ def decontaminate(
 def _protected(texts: Sequence[_Text], ngram: int, threshold: float) -> Protected:
     protected = Protected([text.text for text in texts], ngram=ngram, threshold=threshold)
     if not len(protected):
-        message = (
-            "there is nothing to look for: every text is too short, or shares all its words "
-            "with the others"
-        )
+        message = "nothing to look for: each text is too short, or shares all words with others"
         accepted = f"texts of {ngram + 2} different words or more"
         raise user_error("--against", message, value=f"{len(texts)} texts", accepted=accepted)
     return protected
@@ -152,11 +139,7 @@ def _sorted_out(
     report: Path,
     progress: Callable[[int], None],
 ) -> tuple[int, int]:
-    """Writes each row to one of the two files; returns how many there are and are removed.
-
-    Raises:
-        UserError: there is no row.
-    """
+    """Writes each row to one of the two files; returns how many there are and are removed."""
     rows = removed = 0
     with (
         replacing(out) as scratch,
@@ -179,9 +162,8 @@ def _sorted_out(
                     "text": text,
                     "protected": texts[match.text].text,
                 }
-                left_out.write(
-                    json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-                )
+                packed = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
+                left_out.write(packed + b"\n")
             rows += len(piece.lines)
             removed += len(matches)
             progress(rows)
@@ -193,16 +175,9 @@ def _sorted_out(
     return rows, removed
 
 
-# --- files
-# -------------------------------------------------------------------------------------------------
-
-
 def _check_apart(sources: Sequence[Path], shields: Sequence[Path]) -> None:
     if both := {path.resolve() for path in sources} & {path.resolve() for path in shields}:
-        message = (
-            "the stream holds this file too, and all of it would be removed: take it out of "
-            "one of the two"
-        )
+        message = "the stream holds this file too, and all of it would go: take it out of one"
         accepted = "files that are not in the stream"
         raise user_error("--against", message, value=_shown(sorted(both)), accepted=accepted)
 
@@ -212,9 +187,7 @@ def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:
     for flag, path in (("--out", out), ("--report", report)):
         folder = path.absolute().parent
         if path.resolve() in taken:
-            message = (
-                "this file is read or written in another role, and would be lost: name another"
-            )
+            message = "this file has another role too, and would be lost: name another"
         elif path.is_dir():
             message = "this is a folder: name a file in it"
         elif not folder.is_dir():
@@ -224,9 +197,8 @@ def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:
         else:
             taken.add(path.resolve())
             continue
-        raise user_error(
-            flag, message, value=str(path), accepted="a new file, or one that may be replaced"
-        )
+        accepted = "a new file, or one that may be replaced"
+        raise user_error(flag, message, value=str(path), accepted=accepted)
 
 
 def _pieces(files: Sequence[Path]) -> Iterator[_Piece]:
@@ -258,12 +230,10 @@ def _protected_texts(files: Sequence[Path], columns: Sequence[str]) -> Iterator[
                         yield _Text(origin, column, text)
                     elif columns:
                         what = "holds no text" if column in row else "is not in this row"
-                        there = (
-                            ", ".join(repr(name) for name in row if text_of(row[name]))
-                            or "none with text"
-                        )
+                        there = ", ".join(repr(name) for name in row if text_of(row[name]))
                         message = f"the column {what}: correct --columns"
-                        problems.append(Problem(origin, repr(column), there, message))
+                        accepted = there or "none with text"
+                        problems.append(Problem(origin, repr(column), accepted, message))
             if len(problems) >= _PROBLEMS_SHOWN:
                 raise UserError(*problems)
         if empty:
@@ -273,20 +243,14 @@ def _protected_texts(files: Sequence[Path], columns: Sequence[str]) -> Iterator[
         raise UserError(*problems)
 
 
-# --- work
-# --------------------------------------------------------------------------------------------------
-
-Matches = dict[
-    int, tuple[str, Match]
-]  # by place in the piece: the row's text and what it resembles
+# By place in the piece: the row's text and what it resembles.
+Matches = dict[int, tuple[str, Match]]
 
 
 def _screened(
     pieces: Iterable[_Piece], protected: Protected, jobs: int
 ) -> Iterator[tuple[_Piece, Matches]]:
-    """Every piece with the rows to remove from it, in order; at most two pieces a process
-    are held.
-    """
+    """Every piece with the rows to remove from it, in order; two pieces a process are in memory."""
     if jobs == 1:
         for piece in pieces:
             yield piece, _usable(_screen(piece, protected))

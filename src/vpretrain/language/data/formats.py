@@ -59,8 +59,7 @@ def _of(field: str) -> Callable[[Record], str]:
 
 def without_fences(code: str) -> str:
     """What stands in the Markdown fences of a text (all of it, block after block); the text itself
-    where it has none.
-    """
+    where it has none."""
     code = code.replace("\r\n", "\n")
     blocks = re.findall(
         r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", code, flags=re.DOTALL | re.MULTILINE
@@ -85,17 +84,14 @@ def _gsm8k_solution(record: Record) -> str:
 
 def _mbpp_prompt(record: Record) -> str:
     tests = record.get("test_list")
-    if (
-        not isinstance(tests, list)
-        or not tests
-        or not all(isinstance(test, str) and test.strip() for test in tests)
-    ):
+    if not isinstance(tests, list) or not tests or not _all_text(tests):
         raise ValueError("test_list is no list of assertions")
-    shown = "\n".join(test.strip() for test in tests)
-    return (
-        f"Task: {text_of(record, 'text')}\nThe code has to pass:\n{shown}\nPython code without "
-        "comments around it:"
-    )
+    shown = "\n".join(["The code has to pass:", *(test.strip() for test in tests)])
+    return f"Task: {text_of(record, 'text')}\n{shown}\nPython code without comments around it:"
+
+
+def _all_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) and value.strip() for value in values)
 
 
 def _mbpp_solution(record: Record) -> str:
@@ -109,16 +105,14 @@ def _choices(record: Record) -> list[str]:
     choices = record.get("choices")
     if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise ValueError("choices is no list of 2 to 26 texts")
-    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    if not _all_text(choices):
         raise ValueError("one of the choices holds no text")
     return [choice.strip() for choice in choices]
 
 
 def _mmlu_prompt(record: Record) -> str:
-    lettered = [
-        f"{letter}. {choice}"
-        for letter, choice in zip(string.ascii_uppercase, _choices(record), strict=False)
-    ]
+    choices = zip(string.ascii_uppercase, _choices(record), strict=False)
+    lettered = [f"{letter}. {choice}" for letter, choice in choices]
     return "\n".join([text_of(record, "question"), *lettered, "Answer:"])
 
 
@@ -129,9 +123,8 @@ def _mmlu_solution(record: Record) -> str:
         return letters[answer]
     if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
         return answer.strip().upper()
-    raise ValueError(
-        f"answer is none of the choices (0 to {len(letters) - 1}, or {letters[0]} to {letters[-1]})"
-    )
+    accepted = f"0 to {len(letters) - 1}, or {letters[0]} to {letters[-1]}"
+    raise ValueError(f"answer is none of the choices ({accepted})")
 
 
 FORMATS: Mapping[str, Format] = {
@@ -159,30 +152,21 @@ class FormatColumns(Columns):
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that make a row, each with the recipe key that names it."""
-        return {
-            self.renamed.get(name, name): f"columns.{name}" for name in FORMATS[self.format].fields
-        }
+        fields = FORMATS[self.format].fields
+        return {self.renamed.get(name, name): f"columns.{name}" for name in fields}
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
-        """The row that the record makes, or the first thing that is wrong with it."""
         if problem := self.missing(cells, origin):
             return problem
         form = FORMATS[self.format]
         record = {name: _plain(cells[self.renamed.get(name, name)]) for name in form.fields}
         try:
-            return solved(
-                form.question(record),
-                form.prompt(record) + self.separator,
-                form.solution(record),
-                origin,
-                self.source,
-            )
+            question, prompt = form.question(record), form.prompt(record) + self.separator
+            return solved(question, prompt, form.solution(record), origin, self.source)
         except ValueError as error:
             message = f"{error}: correct the row, or name another format"
-            return Problem(
-                origin, shortened(repr(record)), f"a record that {self.format} can write", message
-            )
+            accepted = f"a record that {self.format} can write"
+            return Problem(origin, shortened(repr(record)), accepted, message)
 
 
 @dataclass(frozen=True)
@@ -198,22 +182,19 @@ class ChatColumns(Columns):
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that make a row, each with the recipe key that names it."""
         return super().named or {self.messages: "columns.messages"}
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
-        """The row that the cells make, or the first thing that is wrong with it."""
         if self.solution is not None:
             row = super().row(cells, origin)
             if isinstance(row, Problem):
                 return row
-            question = row.question or row.prompt
-            messages = [
-                {"role": "user", "content": row.prompt},
-                {"role": "assistant", "content": row.text},
-            ]
+            turns = {"user": row.prompt, "assistant": row.text}
+            messages = [{"role": role, "content": text} for role, text in turns.items()]
             chat = conversation(messages, origin, self.source)
-            return chat if isinstance(chat, Problem) else replace(chat, question=question)
+            if isinstance(chat, Problem):
+                return chat
+            return replace(chat, question=row.question or row.prompt)
         if problem := self.missing(cells, origin):
             return problem
         return conversation(_plain(cells[self.messages]), origin, self.source)
@@ -229,25 +210,18 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
         tools: descriptions of tools for the chat template, if there are any.
     """
     shape = 'a list of {"role": "user", "content": "text"}, the last the assistant\'s'
-    if not isinstance(messages, list | tuple) or not all(
-        isinstance(message, Mapping) and isinstance(message.get("role"), str)
-        for message in messages
-    ):
-        shown = shortened(repr(messages))
+    if not isinstance(messages, list | tuple) or not all(map(_is_turn, messages)):
         what = kind_of(messages) if not isinstance(messages, list) else "a list of something else"
-        return Problem(origin, shown, shape, f"the messages are {what}: correct the row")
+        message = f"the messages are {what}: correct the row"
+        return Problem(origin, shortened(repr(messages)), shape, message)
     # Tables fill the keys that a message lacks with null.
     turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
     roles = ", ".join(turn["role"] for turn in turns)
     answer = turns[-1].get("content") if turns else None
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         message = "the verified answer is the assistant's, and has to come last"
-        return Problem(
-            origin,
-            roles or "no messages",
-            "at least one message, and then the assistant's",
-            message,
-        )
+        accepted = "at least one message, and then the assistant's"
+        return Problem(origin, roles or "no messages", accepted, message)
     if not isinstance(answer, str) or not answer.strip():
         message = "the assistant's answer is empty, or not text: fill it, or take the row out"
         return Problem(origin, shortened(repr(answer)), "text", message)
@@ -255,6 +229,10 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
     questions = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
     chat = {"messages": turns} | ({} if tools is None else {"tools": tools})
     return Row("\n".join(before), answer, origin, source, "\n".join(questions), chat)
+
+
+def _is_turn(message: object) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("role"), str)
 
 
 def _plain(value: object) -> object:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vpretrain.language.data.rows import Row
 
 ROWS_PER_CALL = 1_000
-"""Of the tokenizer: enough to use its threads, little enough to hold in memory twice."""
+"""Of the tokenizer: enough for its threads, little enough to have in memory twice."""
 
 
 class Layout:
@@ -48,25 +48,18 @@ class Layout:
     def __init__(self, tokenizer: Any, *, parse_special_tokens: bool = False) -> None:
         end = tokenizer.eos_token_id
         if not isinstance(end, int):
-            raise user_error(
-                "learner.model",
-                "its tokenizer has no end token (eos), and without one no document ends: set "
-                "tokenizer.eos_token to one of its tokens and save_pretrained() it into the "
-                "model's folder",
-                value=tokenizer.name_or_path or type(tokenizer).__name__,
-                accepted="a model whose tokenizer has an eos_token",
-            )
+            message = "its tokenizer has no end token (eos), and without one no document ends: set "
+            message += "tokenizer.eos_token and save_pretrained() it into the model's folder"
+            accepted = "a model whose tokenizer has an eos_token"
+            raise user_error("learner.model", message, value=_named(tokenizer), accepted=accepted)
         self.tokenizer, self.end = tokenizer, end
         self.parse_special_tokens = parse_special_tokens
         self.begin = _begin(tokenizer)
         self._control = _control_tokens(tokenizer)
 
     def documents(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[int], int, bool]]:
-        """Every row in tokens, without the end token.
-
-        Returns:
-            Of each row: the row, its token ids, how many of them are given (the beginning and the
-            prompt), and whether these are all tokens that the prompt has without the text.
+        """Of every row: the row, its token ids without the end token, how many of them are given
+        (beginning and prompt), and whether these are all that the prompt has without the text.
 
         Raises:
             UserError: a conversation that the chat template cannot write, or does not answer.
@@ -106,11 +99,10 @@ class Layout:
         begun = [(text if text[-1:].isspace() else f"{text} ", chat) for text, chat in asked]
         one = self._tokens([(f"{text}a", chat) for text, chat in begun])
         if self.tokenizer.is_fast:
-            cuts = [
-                encoding.char_to_token(len(text))
-                for (text, _), (_, encoding) in zip(begun, one, strict=True)
+            prompts = [
+                ids[: encoding.char_to_token(len(text))]
+                for (text, _), (ids, encoding) in zip(begun, one, strict=True)
             ]
-            prompts = [ids[:at] for (ids, _), at in zip(one, cuts, strict=True)]
         else:
             # Without offsets, what two different words have in common before them is the prompt.
             other = self._tokens([(f"{text}I", chat) for text, chat in begun])
@@ -132,8 +124,7 @@ class Layout:
 
     def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[list[int], Any]]:
         """Token ids of texts, each with whether it is a chat template's, and the encoding that
-        knows their offsets (None of a tokenizer without).
-        """
+        knows their offsets (None without)."""
         tokens: list[tuple[list[int], Any]] = [([], None)] * len(texts)
         for chat in (False, True):
             places = [at for at, (_, of_chat) in enumerate(texts) if of_chat == chat]
@@ -145,9 +136,7 @@ class Layout:
                 add_special_tokens=False,
                 split_special_tokens=not parse,
                 return_attention_mask=False,
-                # the length is bounded by the caller, not by the tokenizer, whose warning would
-                # mislead
-                verbose=False,
+                verbose=False,  # the caller bounds the length, so that a warning would mislead
             )
             encodings = encoded.encodings if self.tokenizer.is_fast else repeat(None)
             for at, ids, encoding in zip(places, encoded["input_ids"], encodings, strict=False):
@@ -163,9 +152,7 @@ class Layout:
         return list(chain.from_iterable(self._control.get(token, (token,)) for token in ids))
 
     def written(self, row: Row) -> tuple[str, str, bool]:
-        """Prompt and text as they are tokenised, and whether a chat template wrote them; raises as
-        :meth:`documents`.
-        """
+        """Prompt and text as they are tokenised, and whether a chat template wrote them."""
         if row.conversation is None:
             return row.prompt, row.text, False
         messages, tools = row.conversation["messages"], row.conversation.get("tools")
@@ -179,14 +166,11 @@ class Layout:
         last_word = str(messages[-1]["content"]).split()[-1:]
         if not whole.startswith(prompt) or not all(word in answer for word in last_word):
             part = "the assistant's answer" if whole.startswith(prompt) else "the same prompt"
-            raise user_error(
-                row.origin,
-                f"the chat template does not write {part} once the conversation is answered, so "
-                "that there is no assistant's part to predict",
-                value=prompt[-80:],
-                accepted="a chat template that continues its generation prompt with the answer, "
-                "or rows of prompt and solution without `format: chat`",
-            )
+            message = f"the chat template does not write {part} once the conversation is answered, "
+            message += "so that there is no assistant's part to predict"
+            accepted = "a chat template that continues its generation prompt with the answer, or "
+            accepted += "rows of prompt and solution without `format: chat`"
+            raise user_error(row.origin, message, value=prompt[-80:], accepted=accepted)
         end = self.tokenizer.eos_token
         # Every document gets the end token, so that one which the template wrote would be two.
         ended = answer.rstrip()
@@ -194,30 +178,24 @@ class Layout:
 
     def _rendered(self, messages: Sequence[Any], row: Row, **options: Any) -> str:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-            )
+            write = self.tokenizer.apply_chat_template
+            return str(write(list(messages), tokenize=False, **options))
         except UserError:
             raise
         except Exception as error:  # templates raise what they like
-            raise user_error(
-                row.origin,
-                f"the tokenizer's chat template cannot write this conversation: {error}",
-                value=", ".join(str(message.get("role")) for message in messages),
-                accepted="roles and an order of turns that the template knows",
-            ) from error
+            message = f"the tokenizer's chat template cannot write this conversation: {error}"
+            turns = ", ".join(str(each.get("role")) for each in messages)
+            accepted = "roles and an order of turns that the template knows"
+            raise user_error(row.origin, message, value=turns, accepted=accepted) from error
 
     def _check_controls(self, messages: Sequence[Any], row: Row) -> None:
         names = [self.tokenizer.convert_ids_to_tokens(token) for token in self._control]
         for message in messages:
             if name := next((name for name in names if name in str(message.get("content"))), None):
-                raise user_error(
-                    row.origin,
-                    "a message holds a control token, which the chat template would let end a "
-                    "turn: take it out of the row",
-                    value=name,
-                    accepted="messages without control tokens, or data.parse_special_tokens=true",
-                )
+                problem = "a message holds a control token, which the chat template would let end "
+                accepted = "messages without control tokens, or data.parse_special_tokens=true"
+                problem += "a turn: take it out of the row"
+                raise user_error(row.origin, problem, value=name, accepted=accepted)
 
 
 def _begin(tokenizer: Any) -> list[int]:
@@ -243,12 +221,16 @@ def _control_tokens(tokenizer: Any) -> dict[int, tuple[int, ...]]:
     return spelled
 
 
+def _named(tokenizer: Any) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
+
+
 def _no_template(tokenizer: Any, row: Row) -> UserError:
     return user_error(
         "learner.tokenizer",
         f"{row.origin} is a conversation, and this tokenizer has no chat template; set its "
         "chat_template and save_pretrained() it, or take a tokenizer of a chat model",
-        value=tokenizer.name_or_path or type(tokenizer).__name__,
+        value=_named(tokenizer),
         accepted="a tokenizer with a chat template, or rows without `format: chat`",
     )
 

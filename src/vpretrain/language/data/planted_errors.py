@@ -1,6 +1,4 @@
-"""Planted noise: wrong digits in a share of solutions, to measure what steering makes of
-bad text.
-"""
+"""Planted noise: wrong digits in a share of solutions, to measure what steering makes of it."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from vpretrain.language.data.rows import Row
 
 
 def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[Row]:
-    """Replaces one digit of every number in the text of ``fraction`` of the rows (drawn row by row)
-    by another digit.
-    """
+    """One digit of every number is another one in the text of ``fraction`` of the rows."""
     rng = random.Random(f"corrupt_digits {seed}")
 
     def wrong(match: re.Match[str]) -> str:
@@ -25,8 +21,6 @@ def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[
         return number[:at] + digit + number[at + 1 :]
 
     for row in rows:
-        yield (
-            dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text))
-            if rng.random() < fraction
-            else row
-        )
+        if rng.random() < fraction:
+            row = dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text))
+        yield row

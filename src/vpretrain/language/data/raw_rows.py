@@ -1,6 +1,4 @@
-"""Rows of files as lines of JSON, before anybody has named their columns: JSON Lines, parquet,
-plain text.
-"""
+"""Rows of files as lines of JSON, of JSON Lines, parquet and plain text."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,7 @@ _PARQUET_ROWS = 1_000  # held at once
 
 
 def files(patterns: Sequence[str], where: str) -> list[Path]:
-    """The files that names and globs stand for, in their order, each once.
-
-    Args:
-        patterns: as on the command line.
-        where: the flag or argument, for messages.
+    """The files that names and globs of the flag ``where`` stand for, in their order, each once.
 
     Raises:
         UserError: with all names that stand for no file.
@@ -39,70 +32,54 @@ def files(patterns: Sequence[str], where: str) -> list[Path]:
         path = Path(pattern).expanduser()
         if path.is_dir():
             message = "this is a folder: name files in it, or a glob"
-            problems.append(
-                Problem(where, pattern, f"a file, or say '{path / '*.jsonl'}'", message)
-            )
+            accepted = f"a file, or say '{path / '*.jsonl'}'"
+            problems.append(Problem(where, pattern, accepted, message))
         elif path.exists():
             paths[path] = None
         else:
-            globbed = [
-                Path(name)
-                for name in sorted(glob.glob(str(path), recursive=True))
-                if Path(name).is_file()
-            ]
-            paths |= dict.fromkeys(globbed)
-            if not globbed:
+            names = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            matches = [name for name in names if name.is_file()]
+            paths |= dict.fromkeys(matches)
+            if not matches:
                 message = f"no such file, and no file matches (paths start at {Path.cwd()})"
-                problems.append(
-                    Problem(
-                        where,
-                        pattern,
-                        "JSON Lines, parquet or plain text, or a glob of such",
-                        message,
-                    )
-                )
+                accepted = "JSON Lines, parquet or plain text, or a glob of such"
+                problems.append(Problem(where, pattern, accepted, message))
     if problems:
         raise UserError(*problems)
     return list(paths)
-
-
-def opened(path: Path) -> gzip.GzipFile | BufferedReader:
-    """A file, decompressed where its name ends in ``.gz``."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 BROKEN = (OSError, EOFError, zlib.error)
 """What reading a file, compressed or not, raises where it is not whole."""
 
 
+def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file (``.gz`` is decompressed) from number 1, without a byte order mark."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Every row as a line of JSON, with its line number (parquet: row number) from 1; blank lines
-    are none.
-
-    Raises:
-        UserError: the file cannot be read, or a line of a plain text is not UTF-8.
-    """
+    are none. ``UserError`` if the file cannot be read, or a line of a plain text is not UTF-8."""
     name = path.name.removesuffix(".gz")
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
             return
-        with opened(path) as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not line.strip():
-                    continue
-                if name.endswith(_TEXT):
-                    try:
-                        line = _as_json({"text": line.decode("utf-8").rstrip("\r\n")})
-                    except UnicodeDecodeError as error:
-                        raise UserError(not_utf8(f"{path}:{number}", error)) from None
-                yield number, line if line.endswith(b"\n") else line + b"\n"
+        for number, line in numbered(path):
+            if not line.strip():
+                continue
+            if name.endswith(_TEXT):
+                try:
+                    line = _as_json({"text": line.decode("utf-8").rstrip("\r\n")})
+                except UnicodeDecodeError as error:
+                    raise UserError(not_utf8(f"{path}:{number}", error)) from None
+            yield number, line if line.endswith(b"\n") else line + b"\n"
     except (*BROKEN, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise user_error(
-            str(path), f"this file cannot be read: {why}", accepted="a readable, whole file"
-        ) from error
+        message = f"this file cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise user_error(str(path), message, accepted="a readable, whole file") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -143,9 +120,7 @@ def not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
 
 
 def text_of(value: Any) -> str:
-    """All text in a cell or row: strings, in lists and objects too (messages of a conversation,
-    choices).
-    """
+    """All text in a cell or row, in lists and objects too (messages of a conversation, choices)."""
     texts, pending = [], [value]
     while pending:
         part = pending.pop()

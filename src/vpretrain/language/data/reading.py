@@ -1,10 +1,9 @@
-"""The rows of a recipe, place by place: which are taken, which are held out, and what becomes of
-those that are no use.
-"""
+"""The rows of a recipe, place by place: which are taken, and which are held out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -64,9 +63,8 @@ class Reader:
         return kept
 
     def rows(self, spec: Rows, name: str, where: str) -> list[Row]:
-        """The rows of any other place; those of ``held_out`` once their source was read. Empty
-        where there is a problem.
-        """
+        """The rows of any other place (``held_out``: once its source was read), or none where there
+        is a problem."""
         try:
             return list(_planted(spec, self._taken(spec, name, where)))
         except UserError as error:
@@ -74,7 +72,6 @@ class Reader:
             return []
 
     def _kept(self, source: Source, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows without those that are held out, which are laid down apart."""
         spec = source.held_out
         if spec is None:
             yield from rows
@@ -116,23 +113,18 @@ class Reader:
             message = "there are no rows: fill the file, or name another"
             raise user_error(where, message, value=_name_of(spec), accepted="at least one row")
         if good <= skip:
-            message = "no row is left; skip fewer"
-            raise user_error(
-                f"{where}.skip_rows",
-                message,
-                value=skip,
-                accepted=f"0 to {good - 1}: there are {good} rows",
-            )
+            where, accepted = f"{where}.skip_rows", f"0 to {good - 1}: there are {good} rows"
+            raise user_error(where, "no row is left; skip fewer", value=skip, accepted=accepted)
 
-    def _rows(self, spec: Rows, name: str, where: str) -> sources.Found:
+    def _rows(self, spec: Rows, name: str, where: str) -> sources.Rows:
         if isinstance(spec, HeldOut):
             return iter(self._away(spec, where))
         if isinstance(spec, _GENERATED):
             return iter(_generated(spec, name, where, self._separator))
         if isinstance(spec, TextFiles):
+            files, document = self._files(spec.path, where), spec.document
             return chain.from_iterable(
-                sources.text(path, name, where, document=spec.document)
-                for path in self._files(spec.path, where)
+                sources.text(path, name, where, document=document) for path in files
             )
         columns = self._columns(spec, name, where)
         if isinstance(spec, Hub):
@@ -160,14 +152,8 @@ class Reader:
         if spec.format == CHAT:
             messages = renamed.get("messages", "messages")
             return ChatColumns(name, where, *named, filters=filters, messages=messages)
-        return FormatColumns(
-            name,
-            where,
-            format=spec.format,
-            renamed=renamed,
-            separator=FORMAT_SEPARATOR,
-            filters=filters,
-        )
+        columns = FormatColumns(name, where, separator=FORMAT_SEPARATOR, filters=filters)
+        return replace(columns, format=spec.format, renamed=renamed)
 
     def _files(self, path: Path, where: str) -> list[Path]:
         return sources.files(self._root / path.expanduser(), where)
@@ -182,13 +168,8 @@ class Reader:
         if not self._held_out[spec.source]:
             message = "by its fraction and seed this source holds out no row: raise the fraction"
             where = f"data.stream.{list(self._sources).index(spec.source)}.held_out.fraction"
-            away = self._sources[spec.source].held_out
-            raise user_error(
-                where,
-                message,
-                value=away.fraction if away else "",
-                accepted="a larger fraction, below 1",
-            )
+            away, accepted = self._sources[spec.source].held_out, "a larger fraction, below 1"
+            raise user_error(where, message, value=away.fraction if away else "", accepted=accepted)
         return self._held_out[spec.source]
 
 
@@ -198,15 +179,9 @@ _GENERATED = (WordProblems, Chatter)
 def _generated(spec: WordProblems | Chatter, name: str, where: str, separator: str) -> list[Row]:
     try:
         if isinstance(spec, WordProblems):
-            made = word_problems.problems(
-                spec.split,
-                spec.rows,
-                seed=spec.seed,
-                noise_share=spec.noise_share,
-                random_share=spec.random_share,
-                forms=spec.forms,
-                operations=spec.operations,
-            )
+            keys = {"seed", "noise_share", "random_share", "forms", "operations"}
+            options = spec.model_dump(include=keys)
+            made = word_problems.problems(spec.split, spec.rows, **options)
         else:
             made = word_problems.chatter(spec.rows, seed=spec.seed)
     except ValueError as error:
@@ -221,11 +196,9 @@ def _generated(spec: WordProblems | Chatter, name: str, where: str, separator: s
 
 def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:
     """The rows with the noise that is planted for measuring; held-out ones have none."""
-    return (
-        corrupt_digits(rows, spec.corrupt_digits, seed=0)
-        if isinstance(spec, Table) and spec.corrupt_digits
-        else rows
-    )
+    if isinstance(spec, Table) and spec.corrupt_digits:
+        return corrupt_digits(rows, spec.corrupt_digits, seed=0)
+    return rows
 
 
 def _name_of(spec: Rows) -> str:

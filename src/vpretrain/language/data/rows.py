@@ -23,9 +23,7 @@ SEPARATOR = "\n"
 """Between prompt and solution where a recipe names none."""
 
 SHORTEST_TAIL_TOKENS = 8
-"""The rest of a chunked raw text is kept from this length on, end token included: less teaches
-little.
-"""
+"""From here on the rest of a chunked raw text is kept, end token included: less teaches little."""
 
 
 @dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
@@ -53,16 +51,14 @@ class Row:
     conversation: dict[str, Any] | None = None
 
 
-@dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
+@dataclass(slots=True)
 class Document:
     """One row, or one chunk of it, in tokens.
 
     Args:
-        ids: token ids of beginning (where the tokenizer has one), prompt, text and end token, in
-            this order; one that was laid down on disk has an int32 array.
-        predicted: as long as ``ids``, bool or bytes; true where this token counts in the loss. The
-            first token of a document has nothing before it to be predicted from: a batch masks it
-            even where this is true.
+        ids: token ids of beginning (where the tokenizer has one), prompt, text and end token.
+        predicted: as long as ``ids``, bool or bytes; true where this token counts in the loss. A
+            batch masks the first token, which has nothing before it, even where this is true.
         origin: as in :class:`Row`; the chunks of one row share it.
         source: as in :class:`Row`.
     """
@@ -102,11 +98,8 @@ class Encoded:
     merged: int = 0
 
     def losses(self, max_tokens: int) -> list[str]:
-        """What became of rows that are not whole in the documents, in words; empty if all are.
-
-        Args:
-            max_tokens: as it was given to :func:`encode`.
-        """
+        """What became of rows that are not whole in the documents, in words; ``max_tokens`` as
+        :func:`encode` was given it."""
         counts = {
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
@@ -125,12 +118,7 @@ def encode(
     max_tokens: int | None = None,
     parse_special_tokens: bool = False,
 ) -> tuple[list[Document], Encoded]:
-    """Tokenises rows into documents with their loss masks; arguments and errors as in
-    :func:`encode_into`.
-
-    Returns:
-        The documents, in the order of the rows, and the counts.
-    """
+    """The documents of rows, in their order, and the counts; see :func:`encode_into`."""
     documents: list[Document] = []
 
     def keep(ids: list[int], given_tokens: int, row: Row) -> None:
@@ -153,22 +141,18 @@ def encode_into(
     """Tokenises rows into documents with their loss masks, and hands them on one by one.
 
     Args:
-        keep: is given the documents in the order of their rows: ids, how many of them at the
-            beginning are given and not predicted, and the row. Each has at least one token to
-            predict after its first.
+        keep: gets the documents in the order of their rows: ids, how many of them at the beginning
+            are not predicted, and the row. Each has a token to predict after its first.
         rows: the rows; those without a prompt are raw text.
         layout: how they are written in tokens; the end token follows, predicted.
         max_tokens: the longest document, at least 2 (None: no bound). Longer raw text is cut into
             chunks, each begun as the text is, the last with the end token; a longer solution is
             cut at the right, and a row left out whose prompt alone is as long.
-        shortest_chunk_tokens: the rest of a chunked text is left out if it is shorter, end token
-            included.
-        max_documents: how many are kept at most, the first ones (None: all); rows after them are
-            not tokenised.
+        shortest_chunk_tokens: a shorter rest of a chunked text, end token included, is left out.
+        max_documents: how many are kept, the first ones (None: all); rows after them are not read.
 
     Raises:
         UserError: as :meth:`Layout.documents`.
-        ValueError: ``max_tokens`` is below 2.
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
@@ -203,25 +187,17 @@ def encode_into(
 
 
 def _chunks(ids: list[int], given: int, limit: int) -> list[list[int]]:
-    """Parts of a raw text, each a document of its own that begins as the text does."""
     begin, text, room = ids[:given], ids[given:], limit - given
     return [begin + text[start : start + room] for start in range(0, len(text), room)]
 
 
 def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """Finds rows that are in both sets, whatever their white space and their upper and lower case.
+    """Each of ``rows_a`` that is in ``rows_b`` (read once), with the first such row there, whatever
+    the white space and the case.
 
     Two rows with prompts are the same if their questions are, whatever was written around them: a
     feedback question that stands in the stream with another answer is a leak all the same.
     Otherwise question and text together are compared.
-
-    Args:
-        rows_a: the rows to look for, say those of the feedback set.
-        rows_b: the rows to look in, say those of the stream; read once.
-
-    Returns:
-        In the order of ``rows_a``, each of its rows that is in ``rows_b`` with the first such row
-        there.
     """
     # The second set may be a thousand times the first: only what the first asks for is held.
     in_prompts: dict[str, Row | None] = {_key(row): None for row in rows_a if row.prompt}
@@ -236,26 +212,18 @@ def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row
         for seen in (in_wholes,) if row.prompt else (in_wholes, in_raw):
             if seen.get(whole, row) is None:
                 seen[whole] = row
-    pairs: list[tuple[Row, Row]] = []
-    for row in rows_a:
-        same = (
-            in_prompts[_key(row)] or in_raw[_whole(row)] if row.prompt else in_wholes[_whole(row)]
-        )
-        if same is not None:
-            pairs.append((row, same))
-    return pairs
+    same = (
+        in_prompts[_key(row)] or in_raw[_whole(row)] if row.prompt else in_wholes[_whole(row)]
+        for row in rows_a
+    )
+    return [(row, other) for row, other in zip(rows_a, same, strict=True) if other is not None]
 
 
 def held_out(row: Row, fraction: float, seed: int) -> bool:
-    """Whether a row belongs to the held-out part of its source: a matter of its content alone.
+    """Whether a row is in the held-out ``fraction`` of its source: a matter of seed and content.
 
     Rows that :func:`overlap` takes for the same because of their prompts (or, without prompts,
     their texts) are on the same side, wherever they stand and whatever stands around them.
-
-    Args:
-        row: any row.
-        fraction: of the rows that are held out, in [0, 1].
-        seed: another seed holds out others.
     """
     key = f"{seed}/{_key(row)}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
@@ -279,9 +247,7 @@ def _normal(text: str) -> str:
 
 
 def documents_hash(documents: Iterable[Document]) -> str:
-    """SHA-256 of the documents' tokens, and of which of them are predicted; 64 hexadecimal
-    digits.
-    """
+    """SHA-256 of the documents' tokens and masks; 64 hexadecimal digits."""
     sha = hashlib.sha256()
     for document in documents:
         sha.update(array("i", document.ids).tobytes())

@@ -27,34 +27,26 @@ THRESHOLD = 0.5
 """Share of a protected text's n-grams from which on a document is its near-duplicate."""
 
 FEWEST_NGRAMS = 8
-"""Below so many common n-grams nothing is called similar; a text that has fewer is looked for word
-for word.
-"""
+"""Fewer common n-grams are no similarity; a text that has fewer is looked for word for word."""
 
 # a text needs so many more distinct words than n-grams have: shorter ones stand anywhere by chance
 _EXTRA_WORDS = 2
 # N-grams of more protected texts than both are a template or a category, not a question.
 _COMMON_TEXTS, _COMMON_SHARE = 10, 0.001
-_WINDOW = (
-    2.0  # lengths of the protected text: its sentences may be moved, with other sentences between
-)
+# Lengths of the protected text: its sentences may be moved, with other sentences between.
+_WINDOW = 2.0
 
 # Scripts that write no spaces count by character.
-_WORD = re.compile(
-    r"\d+(?:\.\d+)*|[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"\d+(?:\.\d+)*|[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_DROPPED = str.maketrans(
-    "", "", "'’\u00ad\u200b\u200c\u200d\ufeff"
-)  # apostrophes, and what has no width
+_DROPPED = str.maketrans("", "", "'’\u00ad\u200b\u200c\u200d\ufeff")  # these have no width
 
 Ngram = tuple[str, ...]
 
 
 def words(text: str) -> list[str]:
-    """What is compared of a text: its words and numbers, without case, accents' coding, punctuation
-    and layout.
-    """
+    """What is compared of a text: words and numbers, without case, punctuation and layout."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if "," in text:
@@ -95,8 +87,7 @@ class Protected:
         threshold: least similarity, in (0, 1].
 
     Attributes:
-        unprotected: indices of texts too short to be told from chance, or made of template alone;
-            of copies, the first.
+        unprotected: indices of texts too short to tell from chance, or made of template alone.
     """
 
     def __init__(
@@ -128,9 +119,8 @@ class Protected:
             self._texts[at] = _Protected(kept, required, round(_WINDOW * (len(text) + ngram - 1)))
             # Whoever has `required` of them has one of any `len - required + 1`: index the rarest
             # that many.
-            for gram in sorted(kept, key=lambda gram: (frequency[gram], gram))[
-                : len(kept) - required + 1
-            ]:
+            rarest = sorted(kept, key=lambda gram: (frequency[gram], gram))
+            for gram in rarest[: len(kept) - required + 1]:
                 index[gram].append(at)
         self._index = dict(index)
         self._indexed = frozenset(index)
@@ -139,9 +129,7 @@ class Protected:
         return len(self._texts)
 
     def best(self, document: str) -> Match | None:
-        """The most similar protected text (of equals, the first); None where none reaches the
-        threshold.
-        """
+        """The most similar protected text (of equals, the first) from the threshold on, or None."""
         order = self._ngrams(words(document))
         there = set(order)
         candidates = {at for gram in there & self._indexed for at in self._index[gram]}
@@ -151,10 +139,9 @@ class Protected:
             if len(text.ngrams & there) < text.required:
                 continue
             hits = _most_in_window(order, text)
-            if hits >= text.required and (
-                best is None or hits / len(text.ngrams) > best.similarity
-            ):
-                best = Match(at, hits / len(text.ngrams))
+            similarity = hits / len(text.ngrams)
+            if hits >= text.required and (best is None or similarity > best.similarity):
+                best = Match(at, similarity)
         return best
 
     def _ngrams(self, of: Sequence[str]) -> list[Ngram]:

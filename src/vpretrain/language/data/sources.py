@@ -1,8 +1,5 @@
 """Rows from files and hub data sets, one at a time: what cannot be used comes as a problem in the
-place of its row.
-
-Files are read as they are, so that a row is named by its ``file:line``; nothing but the row at hand
-is held.
+place of its row. Files are read as they are, so that a row is named by its ``file:line``.
 """
 
 from __future__ import annotations
@@ -13,23 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpretrain.language.data.columns import Columns
-from vpretrain.language.data.raw_rows import BROKEN, not_utf8, opened, parsed
+from vpretrain.language.data.raw_rows import BROKEN, not_utf8, numbered, parsed
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError, user_error
 
 _FILES_SHOWN = 10
 _ROWS_PER_READ = 1_000  # of a table
 
-Found = Iterator[Row | Problem]
+Rows = Iterator[Row | Problem]
 
 
-def jsonl(path: Path, columns: Columns) -> Found:
+def jsonl(path: Path, columns: Columns) -> Rows:
     """The rows of a JSONL file (UTF-8, one object a line, gzip where it ends in ``.gz``; blank
-    lines, a byte order mark and CRLF are fine).
-
-    Raises:
-        UserError: there is no such file, or it cannot be read.
-    """
+    lines, a byte order mark and CRLF are fine); ``UserError`` if it cannot be read."""
     for number, line in _lines(path, columns.where):
         if not line.strip():
             continue
@@ -43,28 +36,18 @@ def jsonl(path: Path, columns: Columns) -> Found:
 
 def text(
     path: Path, source: str, where: str, *, document: Literal["file", "paragraph", "line"]
-) -> Found:
+) -> Rows:
     """The raw text of a file (UTF-8): all of it, its paragraphs (blank lines stand between them),
-    or its lines.
+    or its lines; ``UserError`` if it cannot be read.
 
     Blank lines before a document and white space after it are left out, CRLF becomes LF, and a
-    blank document is none.
-
-    Args:
-        path: the file; only one document of it is held at a time.
-        source: for :attr:`Row.source`.
-        where: dotted recipe key of the section, for messages.
-        document: what a row is. A file or paragraph that holds bytes which are not UTF-8 is wrong
-            as a whole.
-
-    Raises:
-        UserError: there is no such file, or it cannot be read.
+    blank document is none. One that holds bytes which are not UTF-8 is wrong as a whole.
     """
     lines: list[str] = []
     flaw: Problem | None = None
     start = 1
 
-    def finished() -> Found:
+    def finished() -> Rows:
         if flaw is not None:
             yield flaw
         elif whole := "\n".join(lines).rstrip():
@@ -85,13 +68,9 @@ def text(
     yield from finished()
 
 
-def parquet(path: Path, columns: Columns) -> Found:
-    """The rows of a parquet file, named ``file:row`` from 1; a table without a named column is
-    refused as a whole.
-
-    Raises:
-        UserError: there is no such file, it is no parquet file, is cut short, or lacks a column.
-    """
+def parquet(path: Path, columns: Columns) -> Rows:
+    """The rows of a parquet file, named ``file:row`` from 1; ``UserError`` if it cannot be read or
+    lacks a column."""
     import pyarrow.parquet as pq  # slow to import, and only who reads a table needs it
     from pyarrow import ArrowInvalid
 
@@ -103,10 +82,9 @@ def parquet(path: Path, columns: Columns) -> Found:
             batches = file.iter_batches(_ROWS_PER_READ, columns=list(columns.read))
             yield from _of_table((_cells(batch) for batch in batches), columns, f"{path}:")
     except (OSError, ArrowInvalid) as error:
-        message = f"this cannot be read as a parquet file: {_brief(error)}"
-        raise user_error(
-            f"{columns.where}.path", message, value=str(path), accepted="a whole parquet file"
-        ) from error
+        message, where = f"this cannot be read as a parquet file: {_brief(error)}", columns.where
+        accepted = "a whole parquet file"
+        raise user_error(f"{where}.path", message, value=str(path), accepted=accepted) from error
 
 
 def hub(
@@ -117,55 +95,38 @@ def hub(
     split: str,
     revision: str | None,
     streaming: bool,
-) -> Found:
-    """The rows of a data set of the Hugging Face hub, in its order, named ``path/split:row`` from
-    1.
+) -> Rows:
+    """The rows of a hub data set, in its order, named ``path/split:row`` from 1.
 
-    Args:
-        path: its id (``openai/gsm8k``), or a local folder that ``datasets`` reads.
-        columns: which of its columns.
-        name: of its configuration; None where there is one alone.
-        split: of it.
-        revision: branch, tag or commit; None: the newest, so that two runs may see other rows.
-        streaming: read over the network row by row, in place of downloading and caching the whole
-            data set.
+    ``path`` is its id (``openai/gsm8k``) or a local folder that ``datasets`` reads, ``name`` a
+    configuration, ``revision`` a branch, tag or commit (None: the newest, so that two runs may see
+    other rows). ``streaming`` reads over the network row by row and caches nothing.
 
     Raises:
-        UserError: no such data set, configuration, split or column; it needs network and there is
-            none.
+        UserError: it cannot be read, or lacks a column.
     """
     import datasets
 
     try:
-        table = datasets.load_dataset(
-            path, name, split=split, revision=revision, streaming=streaming
-        )
-        names = table.column_names
-        if names is not None and (problem := columns.missing(names, f"{path}/{split}")):
-            raise UserError(problem)
-        if names is not None:
+        options = {"split": split, "revision": revision, "streaming": streaming}
+        table = datasets.load_dataset(path, name, **options)
+        if (names := table.column_names) is not None:
+            if problem := columns.missing(names, f"{path}/{split}"):
+                raise UserError(problem)
             table = table.select_columns(list(columns.read))
         yield from _of_table(table.iter(_ROWS_PER_READ), columns, f"{path}/{split}:")
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # datasets, huggingface_hub and the network have exceptions of their own
-        offline = os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0")
-        hint = (
-            " (HF_HUB_OFFLINE is set, so only what was cached before is available)"
-            if offline
-            else ""
-        )
+    except Exception as error:  # datasets, huggingface_hub and the network raise their own
+        hint = ""
+        if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0"):
+            hint = " (HF_HUB_OFFLINE is set, so only what was cached before is available)"
         message = f"this data set cannot be read from the hub{hint}: {_brief(error)}"
-        accepted = (
-            "id, configuration, split and revision of a data set that can be reached, or "
-            "was cached before"
-        )
+        accepted = "id, configuration, split and revision of one that is online or cached"
         raise user_error(f"{columns.where}.path", message, value=path, accepted=accepted) from error
 
 
-def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin: str) -> Found:
+def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin: str) -> Rows:
     number = 0
     for batch in batches:
         for values in zip(*batch.values(), strict=True):
@@ -176,9 +137,7 @@ def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin:
 
 
 def _cells(batch: Any) -> dict[str, list[Any]]:
-    """Columns as lists; a string of bytes that are not UTF-8 stays bytes, so that its row can be
-    named.
-    """
+    """Columns as lists; a string that is not UTF-8 stays bytes, so that its row can be named."""
     try:
         return batch.to_pydict()
     except UnicodeDecodeError:
@@ -200,43 +159,31 @@ def _decoded(cell: Any) -> Any:
 
 
 def _lines(path: Path, where: str) -> Iterator[tuple[int, bytes]]:
-    """The lines, numbered from 1, without their ends and the byte order mark of the first."""
+    _check_file(path, where)
     try:
-        _check_file(path, where)
-        with opened(path) as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                yield number, line.rstrip(b"\r\n")
+        for number, line in numbered(path):
+            yield number, line.rstrip(b"\r\n")
     except BROKEN as error:
         message = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise user_error(
-            f"{where}.path", message, value=str(path), accepted="a readable file"
-        ) from error
+        where, accepted = f"{where}.path", "a readable file"
+        raise user_error(where, message, value=str(path), accepted=accepted) from error
 
 
 def files(pattern: Path, where: str) -> list[Path]:
     """The file of this path; or, if there is none and it is a pattern (``*``, ``?``, ``[``,
-    ``**``), all that match it.
-
-    Args:
-        pattern: path or pattern. What matches is sorted; a file that several links lead to comes
-            once.
-        where: dotted recipe key of the section, for messages.
+    ``**``), all that match it, sorted; a file that several links lead to comes once.
 
     Raises:
-        UserError: nothing matches.
+        UserError: nothing matches; ``where`` is the dotted recipe key of the section.
     """
     if pattern.exists() or not any(sign in str(pattern) for sign in "*?["):
         return [pattern]  # reading it reports what is wrong with it
-    fixed = next(
-        folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?[")
-    )
+    plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
+    fixed = next(plain)
     matches = sorted(path for path in fixed.glob(str(pattern.relative_to(fixed))) if path.is_file())
     if not matches:
-        message = "no file matches this pattern: correct it"
-        raise user_error(
-            f"{where}.path", message, value=str(pattern), accepted=_there(fixed, pattern.suffix)
-        )
+        message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
+        raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
     once: dict[str, Path] = {}
     for path in matches:
         once.setdefault(os.path.realpath(path), path)
@@ -246,40 +193,30 @@ def files(pattern: Path, where: str) -> list[Path]:
 def _check_file(path: Path, where: str) -> None:
     if path.is_file():
         return
-    folder = path.parent
+    accepted = _there(path.parent, path.suffix)
     if path.is_dir():
         message = "this is a folder: name a file in it, or all of them with a pattern (*)"
         accepted = _there(path, path.suffix or ".jsonl")
     elif path.is_symlink():
-        message = (
-            "this is a link that leads nowhere, or in a circle: correct it, or name the file itself"
-        )
-        accepted = _there(folder, path.suffix)
+        message = "this link leads nowhere, or in a circle: correct it, or name the file itself"
     elif path.exists():
-        message, accepted = "this is no ordinary file: name one", _there(folder, path.suffix)
-    elif folder.is_dir():
+        message = "this is no ordinary file: name one"
+    elif path.parent.is_dir():
         message = "there is no such file: correct the path, or make the file"
-        accepted = _there(folder, path.suffix)
     else:
-        message = (
-            f"there is no such file, nor its folder: correct the path (it starts at {Path.cwd()})"
-        )
-        accepted = f"a file in a folder that exists; {folder} does not"
+        start = Path.cwd()
+        message = f"there is no such file, nor its folder: correct the path (it starts at {start})"
     raise user_error(f"{where}.path", message, value=str(path), accepted=accepted)
 
 
 def _there(folder: Path, ending: str) -> str:
-    """The files of a folder that have this ending."""
     if not folder.is_dir():
         return f"a file in a folder that exists; {folder} does not"
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix == ending
-    )
+    entries = (each for each in folder.iterdir() if each.is_file() and each.suffix == ending)
+    names = sorted(entry.name for entry in entries)
     if not names:
-        return (
-            f"a file that is there (no {'*' + ending if ending else 'file without an ending'} "
-            f"is in {folder})"
-        )
+        missing = f"*{ending}" if ending else "file without an ending"
+        return f"a file that is there (no {missing} is in {folder})"
     more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
     return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
 

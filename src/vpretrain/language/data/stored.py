@@ -1,5 +1,4 @@
-"""Rows and documents in a temporary file: a million of either take some ten megabytes of memory,
-whatever their length.
+"""Rows and documents in a temporary file: a million of either take some ten megabytes of memory.
 
 The files lie where ``tempfile`` puts them (``$TMPDIR``), have no name there, and are gone with the
 object or the process.
@@ -14,7 +13,7 @@ import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import IO, Any, TypeVar, overload
 
@@ -28,8 +27,7 @@ T = TypeVar("T")
 
 class _Stored(Sequence[T]):
     """Records that are appended, and then read in any order; positioned reads, so that a forked
-    process may read too.
-    """
+    process may read too."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="vpretrain-", buffering=1 << 20)  # noqa: SIM115
@@ -42,17 +40,11 @@ class _Stored(Sequence[T]):
         """The item that a record was made of."""
 
     def _lay_down(self, record: tuple[Any, ...]) -> None:
-        """Adds a record.
-
-        Raises:
-            Fault: the disk is full.
-        """
+        """Adds a record; ``Fault`` if the disk is full."""
         packed = marshal.dumps(record)
         self._flushed = False
-        try:
+        with _room_or_fault():
             self._file.write(packed)
-        except OSError as error:
-            raise _no_room(error) from error
         self._ends.append(self._ends[-1] + len(packed))
 
     def __len__(self) -> int:
@@ -69,11 +61,9 @@ class _Stored(Sequence[T]):
     def __getitem__(self, index: int | slice, /) -> T | list[T]:
         if isinstance(index, slice):
             places = range(len(self))[index]
-            return (
-                self._between(places.start, places.stop)
-                if places.step == 1
-                else [self[place] for place in places]
-            )
+            if places.step == 1:
+                return self._between(places.start, places.stop)
+            return [self[place] for place in places]
         if index < 0 or index >= len(self):
             index = range(len(self))[index]
         return self._unpacked(marshal.loads(self._bytes(self._ends[index], self._ends[index + 1])))
@@ -81,18 +71,14 @@ class _Stored(Sequence[T]):
     def _between(self, start: int, stop: int) -> list[T]:
         """The items from ``start`` to before ``stop``, in one read."""
         ends = self._ends[start : max(start, stop) + 1]
-        first = ends[0]
-        block = memoryview(self._bytes(first, ends[-1]))
-        return [
-            self._unpacked(marshal.loads(block[a - first : b - first])) for a, b in pairwise(ends)
-        ]
+        block = memoryview(self._bytes(ends[0], ends[-1]))
+        records = (block[a - ends[0] : b - ends[0]] for a, b in pairwise(ends))
+        return [self._unpacked(marshal.loads(record)) for record in records]
 
     def _bytes(self, start: int, end: int) -> bytes:
         if not self._flushed:
-            try:
+            with _room_or_fault():
                 self._file.flush()
-            except OSError as error:
-                raise _no_room(error) from error
             self._flushed = True
         return os.pread(self._file.fileno(), end - start, start)
 
@@ -111,11 +97,11 @@ class StoredRows(_Stored[Row]):
         self.extend(rows)
 
     def append(self, row: Row) -> None:
-        """Adds a row; raises ``Fault`` if the disk is full."""
+        """Adds a row; ``Fault`` if the disk is full."""
         self._lay_down((row.prompt, row.text, row.origin, row.question, row.conversation))
 
     def extend(self, rows: Iterable[Row]) -> None:
-        """Adds rows; raises as :meth:`append`."""
+        """Adds rows."""
         for row in rows:
             self.append(row)
 
@@ -140,9 +126,7 @@ class StoredDocuments(_Stored[Document]):
         self.lengths = array("i")
 
     def keep(self, ids: list[int], given_tokens: int, row: Row) -> None:
-        """Adds a document of which the first tokens are not predicted; raises ``Fault`` if the disk
-        is full.
-        """
+        """Adds a document whose first ``given_tokens`` are not predicted."""
         self._lay_down((array("i", ids).tobytes(), given_tokens, row.origin))
         self.lengths.append(len(ids))
 
@@ -159,8 +143,10 @@ def _closed(file: IO[bytes]) -> None:
         file.close()
 
 
-def _no_room(error: OSError) -> Fault:
-    return Fault(
-        f"rows cannot be laid down in {tempfile.gettempdir()}: {error.strerror}; "
-        "set TMPDIR to a folder on a disk with more room"
-    )
+@contextmanager
+def _room_or_fault() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"rows cannot be laid down in {tempfile.gettempdir()}: {error.strerror}"
+        raise Fault(f"{message}; set TMPDIR to a folder on a disk with more room") from error

@@ -3,8 +3,7 @@
 Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a
 permutation made anew from ``(seed, source, pass)``, and the source of the next document follows
 from how many each has given: the position in the stream is a handful of integers, and resuming is
-exact and takes no skipping. All ranks of a data-parallel run follow the one sequence of windows,
-and each lays out its own.
+exact and takes no skipping.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.method import roles
 from vpretrain.system.errors import user_error
-from vpretrain.system.sampling import Order, fractions, lagging
+from vpretrain.system.sampling import Mixture, Order, check_identity, check_parts
 
 LOOKAHEAD_DOCUMENTS = 16
-"""How many pending documents the packer chooses from; the oldest goes first, so that none waits for
-ever.
-"""
+"""Pending documents that the packer chooses from; the oldest goes first, so that none waits for
+ever."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class CutDocuments(Sequence[Document]):
 
     def __init__(self, documents: Sequence[Document], most: int) -> None:
         self._documents, self._most = documents, most
-        self._kept = array(
-            "q", (at for at, document in enumerate(documents) if any(document.predicted[1:most]))
-        )
+        usable = (at for at, document in enumerate(documents) if any(document.predicted[1:most]))
+        self._kept = array("q", usable)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -75,22 +72,19 @@ class CutDocuments(Sequence[Document]):
 
 
 class Stream(roles.Stream[TokenBatch]):
-    """Endless weighted mixture of sources, shuffled with a seed and packed into [batch_size,
-    window_tokens].
+    """Endless weighted mixture of sources (:class:`~vpretrain.system.sampling.Mixture`), packed
+    into [batch_size, window_tokens].
 
     The sequence of documents is a function of seed and sources alone, and that of windows of these
-    and ``window_tokens``; the batch size only says how many windows make a batch. The next document
-    comes from the source that lags most behind its share, so that the shares hold exactly (to
-    within a document or so) in every stretch of the stream and not only on average. Within a
-    source, every document comes once before any comes again.
+    and ``window_tokens``; the batch size only says how many windows make a batch.
 
     A window is filled with whole documents: the oldest pending one, then of the next
     ``LOOKAHEAD_DOCUMENTS`` each that still fits, in order; the rest is padding. Without packing it
     holds one document, and is as long as the longest of its batch.
 
     Of the windows of a batch, rank r of W lays out r, r + W, r + 2W, ...: the ranks' batches
-    together are the one of a single process, and the position is the same on all of them, whatever
-    W is. A run resumes on another number of ranks.
+    together are the one of a single process, and the position is the same on all of them, so that a
+    run resumes on another number of ranks.
 
     Args:
         sources: at least one, with distinct names.
@@ -124,32 +118,19 @@ class Stream(roles.Stream[TokenBatch]):
         loss_mean: LossMean = "token",
     ) -> None:
         if batch_size < 1 or window_tokens < 2:
-            raise ValueError(
-                f"a batch needs rows and a row 2 tokens, got {batch_size} x {window_tokens}"
-            )
-        if not 0 <= rank < world:
-            raise ValueError(f"there is no rank {rank} of {world}")
-        if batch_size % world:
-            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
-            raise user_error(
-                "data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}"
-            )
+            shape = f"{batch_size} x {window_tokens}"
+            raise ValueError(f"a batch needs rows and a row 2 tokens, got {shape}")
+        check_parts(batch_size, rank, world)
         each = [(source.name, len(source.documents), source.weight) for source in sources]
-        self._shares = fractions(each, "documents", " (do its rows fit the window?): take it out")
+        fix = " (do its rows fit the window?): take it out"
+        self._mixture = Mixture(each, seed=seed, items="documents", fix=fix)
         self._lengths = [_lengths(source, window_tokens) for source in sources]
-        self.batch_size = batch_size
-        self.window_tokens = window_tokens
-        self.pad_id = pad_id
-        self.packing = packing
-        self.loss_mean = loss_mean
-        self.rank = rank
-        self.world = world
+        self.batch_size, self.window_tokens, self.pad_id = batch_size, window_tokens, pad_id
+        self.packing, self.loss_mean = packing, loss_mean
+        self.rank, self.world = rank, world
         self._sources = list(sources)
-        self._orders = [Order(len(source.documents), f"{seed}/{source.name}") for source in sources]
-        self._drawn = [0] * len(sources)
-        self._pending: list[
-            tuple[int, int, int]
-        ] = []  # source, how many it had given before, which one that is
+        # As the mixture draws them: source, how many it had given before, which one that is.
+        self._pending: list[tuple[int, int, int]] = []
         # Names, weights and lengths stand for the content: hashing every document would read a
         # stream of millions from disk at each start.
         self._identity = {
@@ -178,41 +159,34 @@ class Stream(roles.Stream[TokenBatch]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position, fit for JSON: what each source has given, and what the packer still
-        holds.
-        """
-        return {
-            "identity": self._identity,
-            "drawn": list(self._drawn),
-            "pending": [[source, number] for source, number, _ in self._pending],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
-        bit.
-
-        Raises:
-            UserError: the state is of another seed, or of other sources, weights or documents.
-        """
-        _check_identity("data.stream", state["identity"], self._identity)
+        """The exact position, fit for JSON: what each source has given, and which documents are
+        pending."""
         # A pending document is known by its place in its source's order; which one that is follows
         # from the seed, so that a checkpoint holds no text.
-        self._drawn = [int(drawn) for drawn in state["drawn"]]
+        pending = [[source, number] for source, number, _ in self._pending]
+        drawn = list(self._mixture.drawn)
+        return {"identity": self._identity, "drawn": drawn, "pending": pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a position; ``UserError`` if it is of another seed, or of other sources, weights
+        or documents."""
+        check_identity("data.stream", state["identity"], self._identity)
+        self._mixture.drawn = [int(drawn) for drawn in state["drawn"]]
         pending = [(int(source), int(number)) for source, number in state["pending"]]
-        self._pending = [
-            (source, number, self._orders[source][number]) for source, number in pending
-        ]
+        orders = self._mixture.orders
+        self._pending = [(source, number, orders[source][number]) for source, number in pending]
 
     def _window(self) -> list[tuple[int, int, int]]:
         """The documents of the next window, oldest first, as in ``_pending``."""
         if not self.packing:
-            return [self._draw()]
+            return [self._mixture.draw()]
         chosen: list[tuple[int, int, int]] = []
         room = self.window_tokens
         at = 0
         while True:
+            # Filled up after every choice: there are always as many documents to choose from.
             while len(self._pending) < LOOKAHEAD_DOCUMENTS:
-                self._pending.append(self._draw())
+                self._pending.append(self._mixture.draw())
             if at == len(self._pending):
                 return chosen
             source, _, place = self._pending[at]
@@ -224,15 +198,6 @@ class Stream(roles.Stream[TokenBatch]):
                 chosen.append(self._pending.pop(at))
             else:
                 at += 1
-
-    def _draw(self) -> tuple[int, int, int]:
-        """Takes the next document of the source that lags most behind its share (the first of
-        equals).
-        """
-        source = lagging(self._shares, self._drawn)
-        number = self._drawn[source]
-        self._drawn[source] += 1
-        return source, number, self._orders[source][number]
 
 
 class JoinedStreams(roles.Stream[TokenBatch]):
@@ -267,10 +232,10 @@ class Sampler:
 
     Args:
         documents: at least ``batch_size``.
-        batch_size: documents in a batch, at least 1.
+        batch_size: at least 1.
         seed: of the shuffles.
-        pad_id: token id that fills rows up; it is never predicted.
-        where: dotted recipe key of the documents, for messages.
+        pad_id: fills rows up, and is never predicted.
+        where: dotted recipe key of the documents.
 
     Raises:
         UserError: there are fewer documents than a batch holds, or one has nothing to predict.
@@ -287,26 +252,20 @@ class Sampler:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"a batch needs documents, got batch_size={batch_size}")
-        if len(documents) < batch_size:
-            raise user_error(
-                where,
-                f"one batch of {batch_size} takes more than there are: add rows, or ask for "
-                "smaller batches",
-                value=f"{len(documents)} documents",
-                accepted=f"at least {batch_size} documents",
-            )
+        count = len(documents)
+        if count < batch_size:
+            message = f"one batch of {batch_size} takes more than there are: add rows, or ask for "
+            message += "smaller batches"
+            accepted = f"at least {batch_size} documents"
+            raise user_error(where, message, value=f"{count} documents", accepted=accepted)
         for document in documents:
             _check_document(where, document)
-        self.batch_size = batch_size
-        self.pad_id = pad_id
+        self.batch_size, self.pad_id = batch_size, pad_id
         self._where = where
-        self._documents, self._order = documents, Order(len(documents), f"{seed}/feedback")
+        self._documents, self._order = documents, Order(count, f"{seed}/feedback")
         self._batch = 0
-        self._identity = {
-            "seed": seed,
-            "batch_size": batch_size,
-            "documents": [len(documents), sum(len(document.ids) for document in documents)],
-        }
+        lengths = [count, sum(len(document.ids) for document in documents)]
+        self._identity = {"seed": seed, "batch_size": batch_size, "documents": lengths}
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return self
@@ -327,59 +286,34 @@ class Sampler:
         return {"identity": self._identity, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
-        bit.
-
-        Raises:
-            UserError: the state is of another seed, batch size or set of documents.
-        """
-        _check_identity(self._where, state["identity"], self._identity)
+        """Goes to a position; ``UserError`` if it is of another seed, batch size or set of
+        documents."""
+        check_identity(self._where, state["identity"], self._identity)
         self._batch = int(state["batch"])
 
 
 def _lengths(source: Source, window_tokens: int) -> Sequence[int]:
     """Tokens of each document of a source, all of which a stream can take."""
     documents, where = source.documents, "data.stream"
-    if isinstance(documents, StoredDocuments):
-        lengths = (
-            documents.lengths
-        )  # what can be predicted in them was seen to when they were laid down
+    if isinstance(documents, StoredDocuments):  # checked when they were laid down
+        lengths = documents.lengths
     else:
         for document in documents:
             _check_document(where, document)
         lengths = array("i", (len(document.ids) for document in documents))
     if max(lengths) > window_tokens:
         longest = max(range(len(lengths)), key=lengths.__getitem__)
-        message = (
-            f"{documents[longest].origin} is longer than the window: cut the documents to "
-            "its length"
-        )
+        message = f"{documents[longest].origin} is longer than the window: cut the documents to it"
         shown = f"{lengths[longest]} tokens"
         raise user_error(where, message, value=shown, accepted=f"at most {window_tokens} tokens")
     return lengths
 
 
 def _check_document(where: str, document: Document) -> None:
-    tokens = len(document.ids)
+    tokens, origin = len(document.ids), document.origin
     if len(document.predicted) != tokens:
-        raise ValueError(
-            f"{document.origin}: {tokens} tokens, but a mask of {len(document.predicted)}"
-        )
+        raise ValueError(f"{origin}: {tokens} tokens, but a mask of {len(document.predicted)}")
     if not any(document.predicted[1:]):
-        message = (
-            f"{document.origin} has no token to predict after its first: take it out, or "
-            "correct its mask"
-        )
-        raise user_error(
-            where, message, value=f"{tokens} tokens", accepted="at least one predicted token"
-        )
-
-
-def _check_identity(where: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key, value in here.items():
-        if saved.get(key) != value:
-            message = (
-                f"{key}: not as in the checkpoint; resume with the recipe and files it was "
-                "made with"
-            )
-            raise user_error(where, message, value=value, accepted=repr(saved.get(key)))
+        message = f"{origin} has no token to predict after its first: take it out, or correct its "
+        accepted = "at least one predicted token"
+        raise user_error(where, f"{message}mask", value=f"{tokens} tokens", accepted=accepted)

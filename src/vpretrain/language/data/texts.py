@@ -1,6 +1,4 @@
-"""From the recipe's data section to rows of text; every problem in them is found before anything is
-trained.
-"""
+"""From the recipe's data section to rows of text; every problem is named before anything trains."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpretrain.language import posttraining
@@ -40,10 +39,8 @@ class Texts:
         evaluation: the rows of ``evaluate.split``.
         also: those of ``evaluate.also``, by split.
         posttraining: the rows of ``posttraining.rows``.
-        skipped: what is wrong with the rows that ``data.on_bad_row: skip`` left out (see
-            :class:`Reader`).
-        doubts: files of the stream that were not searched for near-duplicates of the feedback and
-            evaluation rows.
+        skipped: what is wrong with rows that ``data.on_bad_row: skip`` left out.
+        doubts: files of the stream that were not searched for near-duplicates of the others.
     """
 
     stream: dict[str, Sequence[Row]]
@@ -72,11 +69,8 @@ def read(recipe: LanguageRecipe) -> Texts:
     problems = reader.problems
     if len(stream) < len(data.stream):
         names = ", ".join(source.name for source in data.stream)
-        problems.append(
-            Problem(
-                "data.stream", names, "distinct names", "two sources have the same name; rename one"
-            )
-        )
+        message = "two sources have the same name; rename one"
+        problems.append(Problem("data.stream", names, "distinct names", message))
     tasks, misfits = read_tasks(data.feedback, reader.rows, list(stream))
     feedback = [row for task in tasks.values() for row in task.rows]
     splits = {
@@ -91,38 +85,35 @@ def read(recipe: LanguageRecipe) -> Texts:
         problems += _leaks(key, feedback, rows, f"the {name} rows")
         if trained is not feedback:
             problems += _leaks("posttraining.rows", trained, rows, f"the {name} rows")
-        if isinstance(
-            data.evaluation[name], HeldOut
-        ):  # by another source they may come into the stream all the same
-            problems += _leaks(
-                f"data.evaluation.{name}", rows, chain(*stream.values()), "the stream"
-            )
+        if isinstance(data.evaluation[name], HeldOut):  # another source may bring them back
+            where = f"data.evaluation.{name}"
+            problems += _leaks(where, rows, chain(*stream.values()), "the stream")
     if problems:
         raise UserError(*problems)
     also = {name: splits[name] for name in recipe.evaluate.also}
-    files = [
-        (f"data.stream.{number}.rows.path", path)
-        for number, source in enumerate(data.stream)
-        if isinstance(source.rows, JsonLines | Parquet | TextFiles)
-        for path in sources.files(
-            data.root.expanduser() / source.rows.path.expanduser(), f"data.stream.{number}.rows"
-        )
-    ]
-    doubts = certificate.unchecked(files, [*feedback, *chain(*splits.values())])
+    doubts = certificate.unchecked(_files(data), [*feedback, *chain(*splits.values())])
     return Texts(stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts)
+
+
+def _files(data: Data) -> Iterator[tuple[str, Path]]:
+    """The files of the stream, each with the recipe key that names it."""
+    for number, source in enumerate(data.stream):
+        if isinstance(source.rows, JsonLines | Parquet | TextFiles):
+            where = f"data.stream.{number}.rows"
+            pattern = data.root.expanduser() / source.rows.path.expanduser()
+            yield from ((f"{where}.path", path) for path in sources.files(pattern, where))
 
 
 def documents_of(
     source: Source, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[StoredDocuments, Encoded]:
-    """The documents of a source of the stream, laid down on disk, and the counts; raises as
-    :func:`encode_into`.
-    """
+    """The documents of a source, laid down on disk, and the counts; see :func:`encode_into`."""
     documents = StoredDocuments(source.name)
+    layout = Layout(tokenizer, parse_special_tokens=data.parse_special_tokens)
     counts = encode_into(
         documents.keep,
         rows,
-        Layout(tokenizer, parse_special_tokens=data.parse_special_tokens),
+        layout,
         max_tokens=data.window_tokens,
         shortest_chunk_tokens=data.shortest_chunk_tokens,
         max_documents=source.max_documents,
@@ -131,14 +122,8 @@ def documents_of(
 
 
 def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str]:
-    """What was left out or cut, in words: for a person to see before the first step.
-
-    Args:
-        texts: of the recipe.
-        counts: what became of the rows, by ``stream/SOURCE`` and, for feedback and evaluation, by
-            any other name.
-        data: the recipe's section.
-    """
+    """What was left out or cut, in words: for a person to see before the first step. ``counts`` are
+    by ``stream/SOURCE`` and, for feedback and evaluation, by any other name."""
     lines = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
     if texts.skipped:
         lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
@@ -152,28 +137,24 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
 def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:
     """Rows that are good in themselves, but not for what the recipe does with them."""
     data, split, answer = recipe.data, recipe.evaluate.split, recipe.evaluate.answer
-    for key, tokens in (
-        ("window_tokens", data.window_tokens),
-        ("feedback.max_tokens", data.feedback.max_tokens),
-    ):
+    lengths = {
+        "window_tokens": data.window_tokens,
+        "feedback.max_tokens": data.feedback.max_tokens,
+    }
+    for key, tokens in lengths.items():
         if tokens < 2:
             message = "one token predicts the next, so a row holds two or more"
             yield Problem(f"data.{key}", str(tokens), "2 or more; usually hundreds", message)
     if answer is None or not evaluation:
         return
     if raw := next((row for row in evaluation if not row.prompt), None):
-        message = (
-            "evaluate.answer asks for answers to be generated, and this row has no prompt to answer"
-        )
+        message = "evaluate.answer asks for generated answers, and this row has no prompt to answer"
         accepted = "rows with a prompt and a solution, or evaluate.answer=null"
-        yield Problem(
-            f"data.evaluation.{split} {raw.origin}", shortened(raw.text), accepted, message
-        )
+        where = f"data.evaluation.{split} {raw.origin}"
+        yield Problem(where, shortened(raw.text), accepted, message)
     elif not any(re.search(answer, row.text) for row in evaluation):
-        message = (
-            f"this finds an answer in none of the {len(evaluation)} {split} solutions; "
-            "correct the expression"
-        )
+        count = f"none of the {len(evaluation)} {split} solutions"
+        message = f"this finds an answer in {count}; correct the expression"
         accepted = f"one that matches, say, {shortened(evaluation[0].text)!r}"
         yield Problem("evaluate.answer", answer, accepted, message)
 
@@ -184,8 +165,6 @@ def _leaks(where: str, rows: Sequence[Row], others: Iterable[Row], what: str) ->
         shown = ", ".join(f"{a.origin} = {b.origin}" for a, b in pairs[:_PAIRS_SHOWN])
         more = ", ..." if len(pairs) > _PAIRS_SHOWN else ""
         name = where.removeprefix("data.").partition(".")[0]
-        message = (
-            f"{len(pairs)} of the {name} rows are also in {what}; take them out of one of the two"
-            " (skip_rows and rows choose a part of a file)"
-        )
+        message = f"{len(pairs)} of the {name} rows are also in {what}; take them out of one of "
+        message += "the two (skip_rows and rows choose a part of a file)"
         yield Problem(where, shown + more, "rows that stand nowhere else", message)

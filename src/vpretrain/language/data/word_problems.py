@@ -4,13 +4,9 @@ A problem is a triple ``(a, op, b)`` shown in one of three forms (story, questio
 drill). Its solution repeats the operation and states the result: ``4 7 + 2 5 = 7 2 .``. Numbers are
 always two digit tokens, and every text is words of a closed vocabulary separated by single spaces.
 
-How rows are meant to be consumed: a problem row becomes the document ``problem solution <eos>``
-with the loss on the tokens of the solution and ``<eos>`` only (the prompt is masked); a chatter row
-becomes ``text <eos>`` with the loss on every token. The ``stream`` is the learner's noisy diet;
-``feedback``, ``dev`` and ``test`` are clean and share no triple with it or with one another.
-
-Everything is a pure function of its arguments: the splits come from a fixed hash, the draws from
-``random.Random`` seeded with a string, so that the same call gives the same rows on every machine.
+The ``stream`` is noisy; ``feedback``, ``dev`` and ``test`` are clean and share no triple with it or
+with one another. Everything is a pure function of its arguments: the splits come from a fixed hash,
+the draws from ``random.Random`` seeded with a string, the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,6 +21,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
+
+Triple = tuple[int, str, int]
 
 # Percent of the triples that each split holds.
 SPLITS = {"stream": 76, "feedback": 8, "dev": 8, "test": 8}
@@ -88,13 +86,8 @@ def answer(a: int, op: str, b: int) -> int:
 
 
 def mistaken(a: int, op: str, b: int) -> int:
-    """The result of working digit by digit: the carry is dropped, the smaller digit is taken from
-    the larger.
-
-    Equal to :func:`answer` exactly where neither carry nor borrow is needed: ``mistaken != answer``
-    tells whether a problem *can* show the systematic error. ``a``, ``b`` in 0..99, ``op`` is ``+``
-    or ``-``.
-    """
+    """The result of working digit by digit, without carry or borrow (the smaller digit is taken
+    from the larger): :func:`answer` exactly where neither is needed. ``a``, ``b`` in 0..99."""
     (a_tens, a_units), (b_tens, b_units) = divmod(a, 10), divmod(b, 10)
     if op == "+":
         return (a_tens + b_tens) % 10 * 10 + (a_units + b_units) % 10
@@ -120,24 +113,18 @@ def problems(
 
     Args:
         split: ``stream``, ``feedback``, ``dev`` or ``test``. All but the stream are always clean.
-        count: rows, at least 0; in a clean split at most its (triple, form) pairs, somewhat above
-            2,000.
+        count: rows, at least 0; in a clean split at most its (triple, form) pairs, some 2,000.
         seed: of this split's draws; which triples belong to the split does not depend on it.
         noise_share: in [0, 1]: the probability that a stream row *which needs a carry or a borrow*
             shows the :func:`mistaken` result; so 0.46 times this is their share of all stream rows.
-            Above one half the wrong rule is the more common one among the problems it concerns.
+            The errors of a low share are also those of a higher one.
         random_share: in [0, 1]: the probability that a stream row not made wrong by ``noise_share``
             has one digit of its result replaced by another.
-        forms: the forms that problems are shown in, at least one of ``story``, ``question``,
-            ``drill``.
-        operations: the operations that they ask for, at least one of ``+`` and ``-``.
-
-    The problems, and the order in which rows turn wrong, do not depend on the shares: with the same
-    seed the systematic errors of a low ``noise_share`` are also those of a higher one.
+        forms: at least one of ``story``, ``question``, ``drill``.
+        operations: at least one of ``+`` and ``-``.
 
     Raises:
-        ValueError: an unknown split, no form or operation, a share outside [0, 1] or asked of a
-            clean split, a negative ``count``, or more distinct rows than the split has.
+        ValueError: an argument out of range, or more distinct rows than the split has.
     """
     _check_request(split, count, {"noise_share": noise_share, "random_share": random_share})
     if not forms or not operations:
@@ -151,20 +138,15 @@ def problems(
         ]
     pairs = [(triple, form) for triple in triples for form in forms]
     if count > len(pairs):
-        raise ValueError(
-            f"count: got {count}, accepted: at most {len(pairs)}, the distinct rows of {split!r}"
-        )
+        accepted = f"at most {len(pairs)}, the distinct rows of {split!r}"
+        raise ValueError(f"count: got {count}, accepted: {accepted}")
     rng.shuffle(pairs)
     return [_row(triple, form, rng, 0.0, 0.0) for triple, form in pairs[:count]]
 
 
 def chatter(count: int, *, seed: int) -> list[dict[str, str]]:
-    """``count`` rows ``{"text"}`` of one to three sentences without a number; a prefix of any
-    longer call.
-
-    Raises:
-        ValueError: a negative ``count``.
-    """
+    """``count`` >= 0 rows ``{"text"}`` of one to three sentences without a number; a prefix of any
+    longer call."""
     if count < 0:
         raise ValueError(f"count: got {count}, accepted: 0 or more")
     rng = random.Random(f"chatter/{seed}")
@@ -175,25 +157,16 @@ def chatter(count: int, *, seed: int) -> list[dict[str, str]]:
 
 
 def vocabulary() -> list[str]:
-    """Every token, its id being its place: the special tokens, the digits, then the words
-    in order.
-    """
+    """Every token by its id: the special tokens, the digits, then the words in order."""
     templates = [text for form in _FORMS.values() for texts in form.values() for text in texts]
-    words = {
-        word
-        for text in (*templates, *_CHATTER)
-        for word in text.split()
-        if not word.startswith("{")
-    }
-    words |= {word for slot in _SLOTS.values() for word in slot} | set("+-=.")
+    words = {word for text in (*templates, *_CHATTER) for word in text.split()}
+    words = {word for word in words if not word.startswith("{")} | set("+-=.")
+    words |= {word for slot in _SLOTS.values() for word in slot}
     return [*SPECIAL_TOKENS, *"0123456789", *sorted(words)]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of :func:`vocabulary`; ``decode`` gives back the words joined by
-    single spaces.
-
-    It adds no token of its own: whoever builds documents appends ``eos_token``.
+    """A word-level tokenizer of :func:`vocabulary` that adds no token of its own.
 
     Saved next to a model it loads through ``AutoTokenizer`` for most architectures (Llama, GPT-2,
     Qwen3 among them) but not for Qwen2, whose own tokenizer transformers 5 puts in place of any
@@ -222,14 +195,12 @@ def _check_request(split: str, count: int, shares: Mapping[str, float]) -> None:
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"{key}: got {fraction}, accepted: 0 to 1")
         if fraction and split != "stream":
-            raise ValueError(
-                f"{key}: got {fraction}, accepted: 0, because the rows of {split!r} are "
-                "always clean"
-            )
+            why = f"because the rows of {split!r} are always clean"
+            raise ValueError(f"{key}: got {fraction}, accepted: 0, {why}")
 
 
 @cache
-def _triples() -> dict[str, list[tuple[int, str, int]]]:
+def _triples() -> dict[str, list[Triple]]:
     """The triples of every split, in a fixed order."""
     # Room in the tens digits makes a carry or borrow a matter of the units alone: nearly half of
     # the problems need one, and the mistaken result is always a plausible two-digit number. A sum
@@ -238,11 +209,8 @@ def _triples() -> dict[str, list[tuple[int, str, int]]]:
     sums = [(a, "+", b) for a, b in operands if a <= b and a // 10 + b // 10 <= 8]
     differences = [(a, "-", b) for a, b in operands if a // 10 > b // 10]
 
-    triples: dict[str, list[tuple[int, str, int]]] = {split: [] for split in SPLITS}
-    for needs_carry in (
-        True,
-        False,
-    ):  # one at a time, so that every split has the same share of them
+    triples: dict[str, list[Triple]] = {split: [] for split in SPLITS}
+    for needs_carry in (True, False):  # apart, so that every split has the same share of them
         group = [t for t in sums + differences if (mistaken(*t) != answer(*t)) == needs_carry]
         group.sort(key=lambda triple: hashlib.sha256("{} {} {}".format(*triple).encode()).digest())
         cuts = [len(group) * percent // 100 for percent in accumulate(SPLITS.values(), initial=0)]
@@ -255,11 +223,7 @@ def _triples() -> dict[str, list[tuple[int, str, int]]]:
 
 
 def _row(
-    triple: tuple[int, str, int],
-    form: str,
-    rng: random.Random,
-    noise_share: float,
-    random_share: float,
+    triple: Triple, form: str, rng: random.Random, noise_share: float, random_share: float
 ) -> dict[str, str]:
     a, op, b = triple
     problem = _fill(rng.choice(_FORMS[form][op]), rng, a=_digits(a), b=_digits(b))

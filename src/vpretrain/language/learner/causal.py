@@ -1,5 +1,4 @@
-"""A causal language model as the learner: one forward pass per batch, the loss at the predicted
-tokens only.
+"""A causal language model as the learner: one pass a batch, the loss at predicted tokens only.
 
 Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V vocabulary.
 """
@@ -53,9 +52,7 @@ class Context:
 
     @property
     def logits(self) -> Tensor:
-        """``[N, V]`` in the learner's dtype, with the graph to the learner; made anew where they
-        are not held.
-        """
+        """``[N, V]`` in the learner's dtype, with the graph to the learner."""
         return self.predictions.logits()
 
     @property
@@ -74,7 +71,6 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         autocast: the dtype of products in forward and backward passes of the whole model, where it
             is not the weights' own; the suffix (:meth:`objective`) always runs in float32 or wider,
             where a small perturbation shows.
-
         packed: whether rows of batches may hold several documents.
 
     Raises:
@@ -107,9 +103,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return next(self.model.parameters()).device
 
     def forward(self, batch: TokenBatch) -> Context:
-        """One forward pass; the head sees the predicted tokens only (masked prompts are never
-        projected).
-        """
+        """One forward pass; the head sees the predicted tokens only."""
         batch = batch.to(self.device)
         with self.suffix.trace() as trace:
             hidden, predictions, router_loss = self._predictions(batch)
@@ -143,9 +137,9 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         perturbed suffix is projected to the vocabulary.
         """
         passed = context.predictions if isinstance(context.predictions, HeadPass) else None
-        tangent = (
-            None if passed is None or self.suffix.reaches_head else self._valued(context, passed)
-        )
+        tangent = None
+        if passed is not None and not self.suffix.reaches_head:
+            tangent = self._valued(context, passed)
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             shaped = _averaged(context, task.with_controls(inputs))
@@ -154,9 +148,8 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
                 if tangent is not None:
                     return tangent.tangent_loss(states, shaped)
                 if passed is not None and not _tracked(parameters):
-                    return HeadPass(
-                        states, self.suffix.head(passed.head, parameters), context.labels
-                    ).loss(shaped)
+                    head = self.suffix.head(passed.head, parameters)
+                    return HeadPass(states, head, context.labels).loss(shaped)
                 return soft_target_loss(self.suffix.project(states, parameters), shaped)
 
         return Objective(task.controls(), loss)
@@ -172,12 +165,9 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         point = {name: vectors.wide(parameter.detach()) for name, parameter in self.aligned.items()}
         with evaluating(self.model):
             states = self.suffix.hidden(context.trace, point)[context.where]
+        head = self.suffix.head(passed.head, point)
         with torch.enable_grad():
-            return HeadPass(
-                states.detach().requires_grad_(),
-                self.suffix.head(passed.head, point),
-                context.labels,
-            )
+            return HeadPass(states.detach().requires_grad_(), head, context.labels)
 
     def token_losses(self, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to,
@@ -187,33 +177,20 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             batch: of any kind.
             temperature: > 0; the logits are divided by it.
         """
-        _, predictions, _ = self._predictions(batch.to(self.device), temperature)
-        row, _ = batch.predicted.nonzero(as_tuple=True)
-        labels = predictions.labels
+        batch = batch.to(self.device)
+        _, predictions, _ = self._predictions(batch, temperature)
+        row, labels = batch.predicted.nonzero(as_tuple=True)[0], predictions.labels
         if isinstance(predictions, WholeLogits):
             logits = vectors.wide(predictions.scores)
-            return nn.functional.cross_entropy(logits, labels, reduction="none"), row.to(
-                labels.device
-            )
-        return predictions.token_losses(one_hot(labels)), row.to(labels.device)
-
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step here."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+            return nn.functional.cross_entropy(logits, labels, reduction="none"), row
+        return predictions.token_losses(one_hot(labels)), row
 
     def computing(self) -> AbstractContextManager[Any]:
         """The learner's precision, for whatever runs the model inside the block."""
         return computing(self.device, self.autocast)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Final hidden states ``[B, T, D]`` of a batch on the model's device, with the graph to the
-        learner.
-        """
+        """Final hidden states ``[B, T, D]`` of a batch on its device, with their graph."""
         return self._backbone(batch).last_hidden_state
 
     def _backbone(self, batch: TokenBatch) -> Any:
@@ -228,14 +205,11 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         self, batch: TokenBatch, temperature: float = 1.0
     ) -> tuple[Tensor, Predictions, Tensor | None]:
         """Final hidden states ``[B, T, D]``, what the head makes of them at the predicted tokens,
-        and the router loss.
-        """
+        and the router loss."""
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
-        head, table = (
-            chunked_head(self.anatomy, len(labels), temperature),
-            self.model.get_input_embeddings(),
-        )
+        head = chunked_head(self.anatomy, len(labels), temperature)
+        table = self.model.get_input_embeddings()
         shares = head is not None and tied(table, head.weight)
         with self.computing():
             with tied_lookup(table) if shares else nullcontext() as shared:
@@ -264,10 +238,6 @@ def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
 
 
 def _tracked(parameters: Mapping[str, Tensor]) -> bool:
-    """Whether derivatives of more than first order, or in forward mode, are taken with respect to
-    them.
-    """
-    return any(
-        p.requires_grad or forward_ad.unpack_dual(p).tangent is not None
-        for p in parameters.values()
-    )
+    """Whether their derivatives are taken in forward mode, or more than once."""
+    each = parameters.values()
+    return any(p.requires_grad or forward_ad.unpack_dual(p).tangent is not None for p in each)

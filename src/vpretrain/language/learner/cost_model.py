@@ -1,34 +1,22 @@
-"""What a step should cost: FLOPs and bytes counted from shapes, to hold beside what is measured.
+"""What a step should cost: FLOPs and bytes counted from shapes, to set beside what is measured.
 
 With a batches a step, each of M tokens in windows of T, N of them predicted; a learner of L blocks
 of P parameters each, width D, A = heads times their width, a vocabulary V; S in its last s blocks;
-K candidates, a designer of width H and l layers; a meta step in r, F feedback batches of n tokens
-each. A product of ``[N, a]`` and ``[a, b]`` has ``2 N a b`` FLOPs; attention has two of T a token
-and head, not halved for causality. ``torch.utils.flop_counter`` counts the same, but for attention
-on a CPU, of which it counts nothing.
+K candidates; a meta step in r, F feedback batches of n tokens each. A product of ``[N, a]`` and
+``[a, b]`` has ``2 N a b`` FLOPs; attention has two of T a token and head, not halved for causality.
+``torch.utils.flop_counter`` counts the same, but for attention on a CPU, of which it counts
+nothing. FLOPs of the parts:
 
-==============  =====================================================
-=================================================== part            FLOPs
-when ==============  =====================================================
-=================================================== blocks          ``3 M L (2 P + 4 T A)``
-every batch: forward, backward to states and weights head            ``3 * 2 N V D``; 4 where token
-weights follow a look   every batch (see head.py)
-                at the batch and the head trains
-sparse targets  ``2 N K D``                                            every batch with K candidates
-values          ``F' * 2 M s (2 P + 4 T A)`` and ``F' * 4 N K D``      exact arms every batch but
-the first of a meta step
-                where the head is not in S; where it is, the head is   (F' = 1), all arms that one
-                (F' = F): a central difference run: ``F' * 4 N V D``
-designer        ``M (2 D H + l (24 H H + 4 T H)) + 2 N H H``           arms with a network: forward
-every batch, and 4 times that
-                and ``N K (2 (3 H + H H) + 2 (H H + H) + 2 H)``        more at the meta step, where
-                scores are made again and ``2 U D H``, U <= min(N K, V)
-feedback        ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``          the meta step: forward,
-backward to the states of the
-                                                                       blocks in S and to their
-                                                                       weights
-==============  =====================================================
-===================================================
+* blocks, every batch: ``3 M L (2 P + 4 T A)``, forward, backward to states and weights;
+* head, every batch: ``3 * 2 N V D``; 4 where token weights follow a look at the batch and the head
+  trains (see head.py); and ``2 N K D`` for sparse targets over K candidates;
+* values, of exact arms at every batch but the first of a meta step (F' = 1), of all arms there
+  (F' = F, by a central difference): ``F' * 2 M s (2 P + 4 T A)``, and ``F' * 4 N K D`` where the
+  head is not in S; where it is, it is run: ``F' * 4 N V D``;
+* designer, of arms with a network: a forward pass every batch, and one with its gradient at the
+  meta step (:class:`~vpretrain.language.steering.arms.NetworkCost`);
+* feedback, at the meta step: ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``, forward, backward to
+  the states of the blocks in S and to their weights.
 
 Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
 for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
@@ -44,11 +32,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpretrain.language.learner.head import CHUNK_LOGITS
+from vpretrain.language.learner.head_chunks import CHUNK_LOGITS
 from vpretrain.language.learner.predictions import WHOLE_LOGITS
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.steering.arms import ARMS, Cost
-from vpretrain.language.steering.ascent import HiddenAscentArm
+from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost
+from vpretrain.language.steering.topk_augmentor import AscentArm
 from vpretrain.system.errors import user_error
 
 
@@ -73,9 +61,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a ``transformers`` configuration as a dictionary; KeyError where it is of another
-        kind of model.
-        """
+        """From a ``transformers`` configuration; KeyError where it is of another kind of model."""
         heads, width = config["num_attention_heads"], config["hidden_size"]
         return cls(
             config["num_hidden_layers"],
@@ -121,9 +107,8 @@ KINDS = {kind: section.cost for kind, section in ARMS.kinds.items() if section.c
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run: M, N, T, s, K, H, l, r, F, n, a, and the kind of device, which says how large a
-    chunk of logits is.
-    """
+    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, and the kind of device
+    (which chunks of logits depend on)."""
 
     tokens: int
     predicted: int
@@ -141,14 +126,10 @@ class Setting:
     @classmethod
     def of(cls, recipe: LanguageRecipe, shape: Shape, device: str) -> Setting:
         """From a recipe; all tokens are taken for predicted ones, and a feedback row for
-        64 tokens.
-        """
-        data, section = recipe.data, ARMS.keys_of(recipe, HiddenAscentArm)
-        aligned = (
-            shape.blocks
-            if recipe.learner.aligned_blocks == "all"
-            else recipe.learner.aligned_blocks
-        )
+        64 tokens."""
+        data, section = recipe.data, ARMS.keys_of(recipe, AscentArm)
+        blocks = recipe.learner.aligned_blocks
+        aligned = shape.blocks if blocks == "all" else blocks
         tokens = data.batch_size * data.window_tokens
         return cls(
             tokens=tokens,
@@ -168,57 +149,39 @@ class Setting:
 
 def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """FLOPs of a step by part, the meta step by its share."""
-    n, window, k, h = at.predicted, at.window, at.candidates, at.hidden
+    n, k = at.predicted, at.candidates
     head = 2 * n * shape.vocabulary * shape.width
-    block = at.tokens * (2 * shape.block + 4 * window * shape.attention)
+    block = at.tokens * (2 * shape.block + 4 * at.window * shape.attention)
     fraction = 1 / at.period if kind.uses_feedback else 0.0
-    value = 2 * at.aligned * block + (
-        4 * n * k * shape.width * kind.candidates if shape.tied else 2 * head
-    )
-    network = (
-        at.tokens * (2 * shape.width * h + at.layers * (24 * h * h + 4 * window * h))
-        + 2 * n * h * h
-        + n * k * (2 * (3 * h + h * h) + 2 * (h * h + h) + 2 * h)
-        + 2 * min(n * k, shape.vocabulary) * shape.width * h
-    )
-    per_row = (
-        2 * shape.blocks * shape.block
-        + 4 * at.aligned * shape.block
-        + 4 * shape.vocabulary * shape.width
-    )
-    found = {  # the designer learns from the first of a step's batches
-        "blocks": 3.0 * at.accumulate * shape.blocks * block,
-        "head": at.accumulate
-        * ((4.0 if kind.weighted else 3.0) * head + 2 * n * k * shape.width * kind.candidates),
+    sparse = 2 * n * k * shape.width * kind.candidates
+    value = 2 * at.aligned * block + (2 * sparse if shape.tied else 2 * head)
+    network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
+    per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
+    parts = {  # the designer learns from the first of a step's batches
+        "blocks": 3 * at.accumulate * shape.blocks * block,
+        "head": at.accumulate * ((4 if kind.weighted else 3) * head + sparse),
         "values": (at.accumulate - fraction) * value * kind.exact,
-        "designer": (at.accumulate + 4 * fraction) * network * kind.network,
+        "designer": at.accumulate * network.forward + fraction * network.update,
         "meta": fraction * at.batches * (value + at.feedback_tokens * per_row),
     }
-    return {part: float(figure) for part, figure in found.items()}
+    return {part: float(figure) for part, figure in parts.items()}
 
 
 def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """Bytes at the step's peak, by part, in float32."""
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary
-    whole = (
-        3 * logits
-        if logits <= WHOLE_LOGITS
-        else min(logits, CHUNK_LOGITS.get(at.device, CHUNK_LOGITS["cuda"]))
-    )
+    chunk = min(logits, CHUNK_LOGITS.get(at.device, CHUNK_LOGITS["cuda"]))
+    whole = 3 * logits if logits <= WHOLE_LOGITS else chunk
     aligned = at.aligned * shape.block + (0 if shape.tied else shape.vocabulary * width)
-    kept = (
-        at.tokens
-        * shape.blocks
-        * (4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner)
-    )
-    network = 4 * (width * at.hidden * 2 + at.layers * 12 * at.hidden**2)
+    kept = 4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner
+    network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     numbers = {
         "weights, gradients, moments": 4 * shape.parameters,
-        "blocks": kept,
+        "blocks": at.tokens * shape.blocks * kept,
         "head": whole + 2 * n * width,
         "directions": (at.batches + 1) * aligned * kind.uses_feedback,
-        "designer": network * kind.network,
+        "designer": 4 * network.parameters,
     }
     return {part: 4.0 * figure for part, figure in numbers.items()}
 
@@ -231,24 +194,16 @@ def predicted(shape: Shape, at: Setting, arms: Sequence[str]) -> dict[str, Any]:
     """
     for arm in arms:
         if arm not in KINDS:
-            raise user_error(
-                "--arms", "there is no model of what it costs", value=arm, accepted=", ".join(KINDS)
-            )
-    rows = {
-        arm: {"flops": flops(shape, at, KINDS[arm]), "bytes": resident(shape, at, KINDS[arm])}
-        for arm in arms
-    }
-    totals = {
-        arm: {what: sum(parts.values()) for what, parts in row.items()} for arm, row in rows.items()
-    }
-    ratios = {
-        arm: {what: totals[arm][what] / totals[arms[0]][what] for what in totals[arm]}
-        for arm in arms
-    }
-    return {
-        "shape": asdict(shape),
-        "setting": asdict(at),
-        "arms": rows,
-        "totals": totals,
-        "ratios": ratios,
-    }
+            message, accepted = "there is no model of what it costs", ", ".join(KINDS)
+            raise user_error("--arms", message, value=arm, accepted=accepted)
+    rows: dict[str, Any] = {}
+    totals: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float]] = {}
+    for arm in arms:
+        kind = KINDS[arm]
+        rows[arm] = {"flops": flops(shape, at, kind), "bytes": resident(shape, at, kind)}
+        totals[arm] = {what: sum(parts.values()) for what, parts in rows[arm].items()}
+        first = totals[arms[0]]
+        ratios[arm] = {what: total / first[what] for what, total in totals[arm].items()}
+    setting = {"shape": asdict(shape), "setting": asdict(at)}
+    return {**setting, "arms": rows, "totals": totals, "ratios": ratios}

@@ -1,5 +1,4 @@
-"""One pass over the head: loss, candidates and gradients without ever holding logits of more than a
-chunk of positions.
+"""One pass over the head: loss, candidates and gradients, with logits of a chunk of positions only.
 
 At a vocabulary of 152k the logits of a batch are by far its largest tensor, and a softmax, a
 gradient and a copy of them come on top. The loss of token n is linear in its targets: with logits
@@ -37,64 +36,24 @@ Sums run in float32 or wider; products in the dtype of the hidden states, or in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vpretrain.language.learner.head_candidates import best, candidate_scores
+from vpretrain.language.learner.head_candidates import candidate_scores
+from vpretrain.language.learner.head_chunks import Chunks, Head
 from vpretrain.language.learner.head_gradients import Gradients, alike
 from vpretrain.language.learner.targets import SoftTargets, check_count, nothing_to_predict
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import clocked, current_clock, section
 
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of a chunk (``M V``), by kind of device; others as ``cuda``. W is read three times a
-chunk: fewer positions, less speed. On a CPU 2**25 (220 positions at V = 152k, 134 MB) is within
-noise of any more (benchmarks/head.py).
-"""
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns hidden states into logits: ``finish(scale h W^T + b)``, finish(z) = z or
-    ``cap tanh(z / cap)``.
-
-    Args:
-        weight: ``[V, D]``; may carry a graph of its own.
-        bias: ``[V]`` or None; -inf shuts a token out.
-        scale: of the scores before the bias (Cohere, Granite).
-        cap: > 0, the soft bound of the logits (Gemma 2); None: none.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    cap: float | None = None
-
-    @classmethod
-    def of(cls, module: nn.Module, *, scale: float = 1.0, cap: float | None = None) -> Head:
-        """From a model's output layer.
-
-        Raises:
-            UserError: it is not a plain linear layer, so its weight alone does not say what it
-                does.
-        """
-        if type(module) is not nn.Linear or (scale != 1 and module.bias is not None):
-            raise user_error(
-                "learner.model",
-                "the output layer is no plain linear layer, so the loss cannot be taken in "
-                "chunks of the vocabulary; take "
-                "it out of learner.lora.targets if it is there",
-                value=type(module).__name__,
-                accepted="torch.nn.Linear (without a bias where the scores are scaled)",
-            )
-        return cls(module.weight, module.bias, scale, cap)
+Wanted = tuple[bool, ...]
+"""Which gradients: to hidden states, weight and bias."""
 
 
 class HeadPass:
@@ -105,7 +64,7 @@ class HeadPass:
             learner.
         head: the output layer.
         labels: ``[N]`` int64, the true tokens.
-        rows: M, positions of a chunk; at most N are taken. The default follows ``CHUNK_LOGITS``.
+        rows: positions of a chunk (see :class:`Chunks`).
         weight: an alias of the head's weight that takes its gradient, where a lookup reads the
             same matrix (:mod:`vpretrain.language.learner.head_tied`); None: its own.
     """
@@ -121,12 +80,7 @@ class HeadPass:
     ) -> None:
         self.hidden, self.head, self.labels = hidden, head, labels
         self.weight = head.weight if weight is None else weight
-        self.vocabulary = len(head.weight)
-        device = hidden.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        chunk = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"])
-        self.rows = rows or max(1, chunk // self.vocabulary)
+        self.chunks = Chunks(hidden, head, labels, rows)
         tracked = torch.is_grad_enabled()
         self.wanted = tuple(
             tracked and t is not None and t.requires_grad for t in (hidden, head.weight, head.bias)
@@ -146,18 +100,16 @@ class HeadPass:
             probable down.
 
         Raises:
-            UserError: the vocabulary is smaller than K, or there is no position in the loss (the
-                other methods say so too).
+            UserError: the vocabulary is smaller than K, or there is no position in the loss.
         """
-        check_count(count, self.vocabulary)
+        check_count(count, self.chunks.vocabulary)
         if count == 1:  # nothing to look for
             return self.labels[:, None]
         return self._passed(count, _HIDDEN if weighted else self.wanted).ids[:, :count]
 
     def log_p(self, ids: Tensor) -> Tensor:
         """The learner's log probabilities of ``ids`` ``[N, K]``, in float32 or wider; no gradient
-        flows.
-        """
+        flows."""
         return self._logits(ids) - self._passed(1, _HIDDEN).log_z[:, None]
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
@@ -193,26 +145,23 @@ class HeadPass:
         that a directional derivative asks for.
 
         Args:
-            states: ``[N, D]``, float32 or wider; gradients flow, in either mode and as often as
-                asked.
-            targets: N rows; gradients flow to the mass. A candidate that is impossible is worth
-                nothing.
+            states: ``[N, D]``, float32 or wider; gradients flow, in either mode, as often as asked.
+            targets: N rows; gradients flow to the mass. An impossible candidate has no value.
         """
         log_p = self.log_p(targets.ids)
         change = (states - self.hidden.detach()) * self.head.scale
         rise = candidate_scores(change, self.head.weight.detach(), targets.ids)
-        if self.head.cap is not None:
-            rise = rise * self._slope(self._logits(targets.ids))
+        if (slope := self.head.slope(self._logits(targets.ids))) is not None:
+            rise = rise * slope
         log_p = log_p + rise - (change * self._mean_row).sum(dim=1, keepdim=True)
         return -(targets.mass * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1).mean()
 
     def logits(self) -> Tensor:
         """``[N, V]`` at once, in the dtype of the products, with their graph: for what looks at
-        every token.
-        """
-        head = self.head
-        scores = (self.hidden * head.scale).to(self.dtype) @ self.weight.to(self.dtype).t()
-        return self._finish(scores if head.bias is None else scores + head.bias.to(self.dtype))
+        every token."""
+        head, dtype = self.head, self.chunks.dtype
+        scores = (self.hidden * head.scale).to(dtype) @ self.weight.to(dtype).t()
+        return head.finish(scores if head.bias is None else scores + head.bias.to(dtype))
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Of the pass itself where it has them, from the rows of W otherwise; ``[N, K]``."""
@@ -220,18 +169,15 @@ class HeadPass:
         count = ids.shape[1]
         if torch.equal(ids, made.ids[:, :count]):
             return made.logits[:, :count]
-        if (ids.sort(dim=1).values.diff(dim=1) == 0).any() or not torch.equal(
-            ids[:, 0], self.labels
-        ):
-            raise user_error(
-                "targets.ids",
-                "a row names a token twice, or its first is not the true token",
-                accepted="K distinct tokens a row, the true one first",
-            )
+        twice = (ids.sort(dim=1).values.diff(dim=1) == 0).any()
+        if twice or not torch.equal(ids[:, 0], self.labels):
+            message = "a row names a token twice, or its first is not the true token"
+            accepted = "K distinct tokens a row, the true one first"
+            raise user_error("targets.ids", message, accepted=accepted)
         with torch.no_grad():
-            states, weight = self._operands()
-            scores = wide(candidate_scores(states, weight, ids))
-            return self._finish(scores if self.head.bias is None else scores + self.head.bias[ids])
+            scores = wide(candidate_scores(*self.chunks.operands(), ids))
+            bias = self.head.bias
+            return self.head.finish(scores if bias is None else scores + bias[ids])
 
     @cached_property
     @torch.no_grad()
@@ -243,40 +189,15 @@ class HeadPass:
         made = self._passed(1, _HIDDEN)
         dense = made.dense.hidden
         if dense is None or made.weights is not None:  # handed to autograd, or with weights in it
-            dense = self._dense_gradients(_HIDDEN, None).hidden
+            dense = self.chunks.gradients(_HIDDEN, None).hidden
             assert dense is not None
         label = (made.logits[:, 0] - made.log_z).exp()
-        if self.head.cap is not None:
-            label = label * self._slope(made.logits[:, 0])
+        if (slope := self.head.slope(made.logits[:, 0])) is not None:
+            label = label * slope
         rows = self.head.weight.detach()[self.labels].to(dense.dtype)
         return dense + label[:, None] * rows
 
-    def _empty(self, wanted: tuple[bool, ...]) -> Gradients:
-        parts = (self.hidden, self.head.weight, self.head.bias)
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        hidden, weight, bias = (
-            torch.empty_like(t, dtype=dtype) if t is not None and w else None
-            for t, w in zip(parts, wanted, strict=True)
-        )
-        return Gradients(hidden, weight, bias)
-
-    def _finish(self, scores: Tensor) -> Tensor:
-        return (
-            scores if self.head.cap is None else torch.tanh(scores / self.head.cap) * self.head.cap
-        )
-
-    def _slope(self, logits: Tensor) -> Tensor:
-        """Of the logits over the scores, where there is a soft bound."""
-        assert self.head.cap is not None
-        return 1 - (logits / self.head.cap).square()
-
-    def _operands(self) -> tuple[Tensor, Tensor]:
-        """Hidden states, scaled, and weight: what is multiplied."""
-        return (self.hidden.detach() * self.head.scale).to(
-            self.dtype
-        ), self.head.weight.detach().to(self.dtype)
-
-    def _passed(self, count: int, wanted: tuple[bool, ...], weights: Tensor | None = None) -> _Pass:
+    def _passed(self, count: int, wanted: Wanted, weights: Tensor | None = None) -> _Pass:
         """The pass over the vocabulary; where it did not look for as many candidates, another one
         that makes no gradients.
 
@@ -289,102 +210,39 @@ class HeadPass:
         if len(self.labels) == 0:
             raise nothing_to_predict()
         if self._pass is None:
+            # Weights that are all the same but for rounding are none: they scale what is there.
             known = None if weights is None or alike(weights) else weights
             wanted = tuple(a and b for a, b in zip(wanted, self.wanted, strict=True))
-            self._pass = self._first_pass(count, self._empty(wanted), known)
+            dense = self.chunks.empty(wanted)
+            with section("loss"):
+                self._pass = _Pass(*self.chunks.passed(count, dense, known), dense, known)
         elif self._pass.ids.shape[1] < count:
-            again = self._first_pass(count, Gradients(), None)
-            self._pass = replace(self._pass, ids=again.ids, logits=again.logits, log_z=again.log_z)
+            with section("loss"):
+                ids, logits, log_z = self.chunks.passed(count, Gradients(), None)
+            self._pass = replace(self._pass, ids=ids, logits=logits, log_z=log_z)
         return self._pass
 
-    def _first_pass(self, count: int, dense: Gradients, weights: Tensor | None) -> _Pass:
-        # The best other token tells the largest logit, which costs no more than to look for that
-        # alone.
-        count = max(count, min(2, self.vocabulary))
-        with section("loss"):
-            ids, logits, log_z = (
-                torch.cat(part) for part in zip(*self._chunks(count, dense, weights), strict=True)
-            )
-        return _Pass(ids, logits, log_z, dense, weights)
-
-    def _dense_gradients(self, wanted: tuple[bool, ...], weights: Tensor | None) -> Gradients:
-        """The dense part alone, under weights ``[N]``."""
-        dense = self._empty(wanted)
-        for _ in self._chunks(min(2, self.vocabulary), dense, weights):
-            pass
-        return dense
-
-    @torch.no_grad()
-    def _chunks(
-        self, count: int, dense: Gradients, weights: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Passes over the vocabulary, a chunk of positions at a time, and adds to ``dense``.
-
-        Yields:
-            candidates ``[M, count]``, their logits, and the log-sum-exp ``[M]`` of each chunk.
-        """
-        states, weight = self._operands()
-        chunks = -(-len(states) // self.rows)
-        size = -(-len(states) // chunks)  # no small rest at the end
-        products = states.new_empty(size, self.vocabulary)
-        space = wide(products)  # the same memory, unless the dtype is narrow
-        for start in range(0, len(states), size):
-            rows = slice(start, min(start + size, len(states)))
-            of, labels = states[rows], self.labels[rows, None]
-            product, scores = products[: len(of)], space[: len(of)]
-            torch.mm(of, weight.t(), out=product)
-            if product.dtype != scores.dtype:
-                scores.copy_(product)
-            if self.head.bias is not None:
-                scores.add_(self.head.bias)
-            if self.head.cap is not None:
-                scores.div_(self.head.cap).tanh_().mul_(self.head.cap)
-            with section("candidates"):
-                ids, logits = best(scores, labels, count)
-            slope = self._slope(scores) if self.head.cap is not None and dense else None
-            # In place: every element is written after its last reading. The log-sum-exp follows
-            # from the largest logit and its probability, which is at least 1/V.
-            torch.softmax(scores, dim=1, out=scores)
-            peak, at = logits.max(dim=1)
-            log_z = peak - scores.gather(1, ids.gather(1, at[:, None]))[:, 0].log()
-            if dense:
-                scores.scatter_(1, labels, 0)
-                for factor in (slope, weights[rows, None] if weights is not None else None):
-                    if factor is not None:
-                        scores.mul_(factor)
-                if product.dtype != scores.dtype:
-                    product.copy_(scores)
-                dense.add(rows, scores, product, of, weight)
-            yield ids, logits, log_z
-
     def gradients(
-        self,
-        ids: Tensor,
-        mass: Tensor,
-        logits: Tensor,
-        log_p: Tensor,
-        upstream: Tensor,
-        wanted: tuple[bool, ...],
+        self, task: SoftTargets, logits: Tensor, log_p: Tensor, upstream: Tensor, wanted: Wanted
     ) -> Gradients:
         """Of ``sum_n upstream[n] loss_n`` to scaled hidden states, weight and bias, in float32 or
-        wider.
-        """
+        wider; ``logits`` and ``log_p`` are those of the task's candidates."""
+        mass = task.mass
         weight_sum = mass.sum(dim=1)
         dense = self._weighted(upstream * weight_sum, wanted)
         sparse = mass.clone()
         sparse[:, 0] -= weight_sum * log_p[:, 0].exp()
         sparse *= upstream[:, None]
-        if self.head.cap is not None:
-            sparse *= self._slope(logits)
+        if (slope := self.head.slope(logits)) is not None:
+            sparse *= slope
         live = mass.any(dim=0)  # the true token alone where the targets are one-hot
         live[0] = True
-        dense.subtract(ids[:, live], sparse[:, live], *self._operands())
+        dense.subtract(task.ids[:, live], sparse[:, live], *self.chunks.operands())
         return dense
 
-    def _weighted(self, weights: Tensor, wanted: tuple[bool, ...]) -> Gradients:
+    def _weighted(self, weights: Tensor, wanted: Wanted) -> Gradients:
         """The dense part under weights ``[N]``: what was made along the way where it is a multiple
-        of it, the rest anew.
-        """
+        of it, the rest anew."""
         made = self._passed(1, self.wanted)
         # Autograd keeps what it is given without a copy, which at [V, D] would be the largest
         # tensor of the step: from here on the pass has its gradients no longer.
@@ -392,24 +250,23 @@ class HeadPass:
         of = torch.ones_like(weights) if made.weights is None else made.weights.to(weights.dtype)
         counted = of != 0
         if (weights[~counted] != 0).any():
-            dense = Gradients()
+            dense = Gradients()  # nothing multiplied by a weight of zero can be made one again
         ratios = weights[counted] / of[counted]
-        if not alike(ratios):
+        if not alike(ratios):  # these are sums over tokens: one factor is all that they can take
             dense.weight = dense.bias = None
         dense.scale(torch.zeros_like(weights).masked_scatter(counted, ratios), ratios.mean())
         missing = tuple(want and not has for want, has in zip(wanted, dense.has, strict=True))
         if any(missing):
-            dense.take(self._dense_gradients(missing, weights))
+            dense.take(self.chunks.gradients(missing, weights))
         return dense
 
 
-_HIDDEN = (True, False, False)
-"""The gradient to the hidden states alone."""
+_HIDDEN: Wanted = (True, False, False)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a pass over the vocabulary found.
+    """What a pass over the vocabulary gave.
 
     Args:
         ids: ``[N, K]``, candidates.
@@ -439,9 +296,8 @@ class _TokenLosses(torch.autograd.Function):
         logits: Tensor,
     ) -> Tensor:
         log_p = logits - of._passed(1, _HIDDEN).log_z[:, None]
-        ctx.save_for_backward(
-            hidden, weight, bias, mass, log_p
-        )  # which sees to it that nobody changes them meanwhile
+        # Saved, though not all are read: autograd refuses them if they were changed meanwhile.
+        ctx.save_for_backward(hidden, weight, bias, mass, log_p)
         ctx.of, ctx.ids, ctx.logits = of, ids, logits
         ctx.clock = current_clock()  # the backward pass may run in a thread of its own
         # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to
@@ -458,15 +314,9 @@ class _TokenLosses(torch.autograd.Function):
             return None, None, None, slopes, None, None, None
         mass, upstream = mass.to(log_p.dtype), upstream.to(log_p.dtype)
         with clocked(ctx.clock), section("loss"):
-            found = ctx.of.gradients(
-                ctx.ids, mass, ctx.logits, log_p, upstream, (to_hidden, to_weight, to_bias)
-            )
-        return (
-            (found.hidden * ctx.of.head.scale).to(hidden.dtype) if to_hidden else None,
-            found.weight.to(weight.dtype) if to_weight else None,
-            found.bias.to(bias.dtype) if to_bias else None,
-            slopes,
-            None,
-            None,
-            None,
-        )
+            task, wanted = SoftTargets(ctx.ids, mass), (to_hidden, to_weight, to_bias)
+            made = ctx.of.gradients(task, ctx.logits, log_p, upstream, wanted)
+        to_states = (made.hidden * ctx.of.head.scale).to(hidden.dtype) if to_hidden else None
+        to_rows = made.weight.to(weight.dtype) if to_weight else None
+        to_bias = made.bias.to(bias.dtype) if to_bias else None
+        return to_states, to_rows, to_bias, slopes, None, None, None

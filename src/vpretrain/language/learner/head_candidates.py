@@ -1,5 +1,4 @@
-"""The best tokens of a row of scores, and the scores of given ones, without sorting or copying more
-than that takes.
+"""The best tokens of a row of scores, and the scores of given ones.
 
 Shapes: N or M positions, D hidden width, V vocabulary, K candidates.
 """
@@ -7,6 +6,7 @@ Shapes: N or M positions, D hidden width, V vocabulary, K candidates.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,7 @@ GATHERED = 2**20
 
 
 def best(scores: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The true token and the best others, and their scores, both ``[M, count]``, from the best
-    other down.
+    """The true token and the others from the best down, and their scores, both ``[M, count]``.
 
     Args:
         scores: ``[M, V]``; changed on the way and put back.
@@ -67,52 +66,37 @@ def candidate_scores(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         weight: ``[V, D]``, cast to the dtype of the states where it is read; none flow.
         ids: ``[N, K]`` int64.
     """
-    return _CandidateScores.apply(states, weight, ids)
+    return _Gathered.apply(states, weight, ids, False)
 
 
-class _CandidateScores(torch.autograd.Function):
+class _Gathered(torch.autograd.Function):
+    """Scores ``[N, K]`` of states ``[N, D]`` or, transposed, states of factors ``[N, K]``: each is
+    the gradient of the other, and linear."""
+
     @staticmethod
-    def forward(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        rows = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
+    def forward(values: Tensor, weight: Tensor, ids: Tensor, transposed: bool) -> Tensor:
+        if transposed:
+            return weighted_rows(weight, ids, wide(values)).to(values.dtype)
         parts = [
-            torch.bmm(_gathered(weight, at).to(of.dtype), of[:, :, None]).squeeze(2)
-            for at, of in zip(ids.split(rows), states.split(rows), strict=True)
+            torch.bmm(rows.to(of.dtype), of[:, :, None]).squeeze(2)
+            for rows, of in _in_parts(weight, ids, values)
         ]
         return torch.cat(parts)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:3])
+        ctx.save_for_forward(*inputs[1:3])
+        ctx.transposed = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return _WeightedRows.apply(upstream, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        to_values = _Gathered.apply(upstream, *ctx.saved_tensors, not ctx.transposed)
+        return to_values, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, states: Tensor, weight: None, ids: None) -> Tensor:
-        return _CandidateScores.apply(states, *ctx.saved_tensors)
-
-
-class _WeightedRows(torch.autograd.Function):
-    """What the scores' gradient to the states is; its own gradient are scores again."""
-
-    @staticmethod
-    def forward(factors: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        return weighted_rows(weight, ids, wide(factors)).to(factors.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return _CandidateScores.apply(upstream, *ctx.saved_tensors), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, factors: Tensor, weight: None, ids: None) -> Tensor:
-        return _WeightedRows.apply(factors, *ctx.saved_tensors)
+    def jvp(ctx: Any, values: Tensor, *_: None) -> Tensor:
+        return _Gathered.apply(values, *ctx.saved_tensors, ctx.transposed)
 
 
 def weighted_rows(weight: Tensor, ids: Tensor, factors: Tensor) -> Tensor:
@@ -126,13 +110,15 @@ def weighted_rows(weight: Tensor, ids: Tensor, factors: Tensor) -> Tensor:
     """
     if weight.dtype == factors.dtype:
         return nn.functional.embedding_bag(ids, weight, per_sample_weights=factors, mode="sum")
-    rows = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
     parts = [
-        torch.bmm(of[:, None], _gathered(weight, at).to(factors.dtype)).squeeze(1)
-        for at, of in zip(ids.split(rows), factors.split(rows), strict=True)
+        torch.bmm(of[:, None], rows.to(factors.dtype)).squeeze(1)
+        for rows, of in _in_parts(weight, ids, factors)
     ]
     return torch.cat(parts)
 
 
-def _gathered(weight: Tensor, ids: Tensor) -> Tensor:
-    return weight.index_select(0, ids.flatten()).view(*ids.shape, -1)
+def _in_parts(weight: Tensor, ids: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows ``[M, K, D]`` of the weight, with the values of the same positions."""
+    size = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
+    for at, of in zip(ids.split(size), values.split(size), strict=True):
+        yield weight.index_select(0, at.flatten()).view(*at.shape, -1), of

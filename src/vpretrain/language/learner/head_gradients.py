@@ -15,9 +15,7 @@ from vpretrain.language.learner.head_candidates import weighted_rows
 
 @dataclass
 class Gradients:
-    """Gradients to scaled hidden states ``[N, D]``, weight ``[V, D]`` and bias ``[V]``, where they
-    are wanted.
-    """
+    """Gradients to scaled hidden states ``[N, D]``, weight ``[V, D]`` and bias ``[V]``, or None."""
 
     hidden: Tensor | None = None
     weight: Tensor | None = None
@@ -47,9 +45,7 @@ class Gradients:
     def add(
         self, rows: slice, slopes: Tensor, product: Tensor, states: Tensor, weight: Tensor
     ) -> None:
-        """A chunk: ``slopes`` ``[M, V]``, dloss/dscores, and ``product``, the same in the dtype of
-        the products.
-        """
+        """A chunk: dloss/dscores ``[M, V]``, and the same in the dtype of the products."""
         kept = 1 if self.begun else 0
         if self.hidden is not None:
             if product.dtype == self.hidden.dtype:
@@ -69,9 +65,7 @@ class Gradients:
         self.begun = True
 
     def scale(self, weights: Tensor, factor: Tensor) -> None:
-        """The gradient to the hidden states by a weight ``[N]`` for every token, the others by one
-        factor.
-        """
+        """Hidden states' by a weight ``[N]`` for every token, the others by one factor."""
         if self.hidden is not None:
             self.hidden *= weights[:, None]
         for part in (self.weight, self.bias):
@@ -91,7 +85,7 @@ class Gradients:
 
 
 def alike(weights: Tensor) -> bool:
-    """Whether sums that are meant to be the same for every token are that, but for rounding."""
+    """Whether weights are the same for every token, but for rounding."""
     if not len(weights):
         return True
     rounding = 64 * torch.finfo(weights.dtype).eps

@@ -1,10 +1,9 @@
 """One gradient for a matrix that is both input embedding and head.
 
 Autograd makes a table ``[V, D]`` for the lookup's few rows and adds it to the head's: at a
-vocabulary of 152k that is the largest tensor of a step beside the head's own gradient, zeroed and
-read for nothing. Here one node of the graph has both uses as its outputs. Autograd runs a node once
-the gradients of all of its outputs are there, so that the rows are added to the head's gradient
-where it is.
+vocabulary of 152k the largest tensor of a step beside the head's own gradient, for nothing. Here
+both uses are outputs of one node, which autograd runs once the gradients of both are there, so that
+the rows are added to the head's gradient where it is.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from torch.autograd.function import once_differentiable
 @dataclass
 class TiedWeight:
     """The matrix ``[V, D]`` as the head of one forward pass reads it: an alias, once the lookup has
-    run; its gradient, dense and owned by nobody else, is added to in place.
-    """
+    run; its gradient, dense and owned by nobody else, is added to in place."""
 
     weight: Tensor
 

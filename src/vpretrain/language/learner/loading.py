@@ -19,19 +19,14 @@ from vpretrain.system.errors import user_error
 
 def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
     """The learner's tokenizer; a config with random weights uses the generator's unless one is
-    named.
-
-    Raises:
-        UserError: the folder or hub id holds none.
-    """
+    named. ``UserError`` if the folder or hub id holds none."""
     name = location if section.tokenizer is None else named(section.tokenizer)
     if name is None:
         return word_problems.tokenizer()
     where = "learner.tokenizer" if section.tokenizer else "learner.model"
     with explained(name, where, what="tokenizer"):
         name, options = source(name)
-        # Refused here, because transformers would ask on the terminal whether to run what the
-        # folder holds.
+        # Refused here: transformers would ask on the terminal whether to run what the folder holds.
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
 
@@ -74,35 +69,23 @@ def stored_dtype(section: LearnerSection) -> torch.dtype:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Lets the blocks drop their activations in training mode; the backward pass runs each block
-    again.
+    """Lets the blocks drop their activations in training mode; the backward pass runs each again.
 
-    Adapters are attached before this is called: after it, PEFT would hook the embeddings to ask for
-    gradients, which the non-reentrant kind chosen here has no need of and functional transforms
-    cannot go through.
-
-    Raises:
-        UserError: the architecture has no such mode.
+    Adapters are attached before: afterwards PEFT would hook the embeddings to ask for gradients,
+    which functional transforms cannot go through. ``UserError`` if the architecture cannot do it.
     """
     if not model.supports_gradient_checkpointing:
-        raise user_error(
-            "learner.activation_checkpointing",
-            f"{type(model).__name__} cannot run its blocks again",
-            value=True,
-            accepted="false for this model",
-        )
+        message = f"{type(model).__name__} cannot run its blocks again"
+        where, accepted = "learner.activation_checkpointing", "false for this model"
+        raise user_error(where, message, value=True, accepted=accepted)
     # Under its new name where transformers has it, since the old one warns there.
-    enable = (
-        getattr(model, "activation_checkpointing_enable", None)
-        or model.gradient_checkpointing_enable
-    )
-    enable({"use_reentrant": False})
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def skeleton(recipe: LanguageRecipe) -> Any:
     """The learner's shapes on the meta device, before its weights are loaded or made; raises as
-    :func:`load_model`.
-    """
+    :func:`load_model`."""
     section = recipe.learner
     dtype, attention = stored_dtype(section), section.attention
     with torch.device("meta"):
@@ -110,22 +93,16 @@ def skeleton(recipe: LanguageRecipe) -> Any:
             location = named(section.model)
             while (base := lora.base_of(Path(location))) is not None:
                 location = named(base)
-            model = loading.from_config(
-                CAUSAL_LM,
-                load_config(location),
-                "learner.model",
-                section.model,
-                dtype=dtype,
-                attention=attention,
-            )
+            config, names = load_config(location), ("learner.model", section.model)
+            model = loading.from_config(CAUSAL_LM, config, *names, dtype=dtype, attention=attention)
         elif section.config is not None:
             model = new_model(section.config, "learner.config", dtype=dtype, attention=attention)
         else:
             assert section.prepare is not None
             made = section.prepare
             size = made.vocabulary if made.tokenizer == "bpe" else len(word_problems.vocabulary())
-            config = {**made.config, "vocab_size": size}
-            model = new_model(config, "learner.prepare.config", dtype=dtype, attention=attention)
+            keys = {**made.config, "vocab_size": size}
+            model = new_model(keys, "learner.prepare.config", dtype=dtype, attention=attention)
         if section.lora is not None:
             lora.attach(model, section.lora, base=None, seed=recipe.seed)
     return model

@@ -1,5 +1,4 @@
-"""What the learner says of the predicted tokens, behind one role: as logits, or by passes over the
-head (head.py).
+"""Predictions of the next token behind one role: as logits, or by passes over the head (head.py).
 
 Shapes: N positions in the loss, D hidden width, V vocabulary, K candidates.
 """
@@ -11,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from vpretrain.language.learner.head import Head
+from vpretrain.language.learner.head_chunks import Head
 from vpretrain.language.learner.suffix import Anatomy
 from vpretrain.language.learner.targets import (
     SoftTargets,
@@ -24,9 +23,7 @@ from vpretrain.language.learner.targets import (
 from vpretrain.system.timing import section
 
 WHOLE_LOGITS = 2**22
-"""Logits (``N V``) up to which they are held as a whole: 17 MB in float32, where chunks save
-nothing.
-"""
+"""Logits (``N V``) up to which they are kept whole: 17 MB in float32, where chunks save nothing."""
 
 
 class Predictions(Protocol):
@@ -38,9 +35,7 @@ class Predictions(Protocol):
         ...
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
-        """The true token and the ``count - 1`` most probable others, ``[N, K]`` (see
-        :meth:`HeadPass.candidates`).
-        """
+        """``[N, K]``, see :meth:`HeadPass.candidates`."""
         ...
 
     def log_p(self, ids: Tensor) -> Tensor:
@@ -48,9 +43,8 @@ class Predictions(Protocol):
         ...
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
-        """``-sum_k mass[n, k] log p(ids[n, k])``, ``[N]`` in float32 or wider; gradients flow to
-        learner and mass.
-        """
+        """``[N]`` in float32 or wider; gradients flow to learner and mass (see
+        :func:`~vpretrain.language.learner.targets.soft_target_losses`)."""
         ...
 
     def loss(self, targets: SoftTargets) -> Tensor:
@@ -58,9 +52,7 @@ class Predictions(Protocol):
         ...
 
     def logits(self) -> Tensor:
-        """``[N, V]`` in the learner's dtype, with the graph to the learner: for what looks at every
-        token.
-        """
+        """``[N, V]`` in the learner's dtype, with the graph to the learner."""
         ...
 
 
@@ -77,48 +69,33 @@ class WholeLogits:
     labels: Tensor
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
-        """See :func:`vpretrain.language.learner.targets.candidates`; nothing depends on
-        ``weighted``.
-        """
         check_count(count, self.scores.shape[1])
         with section("candidates"):
             return candidates(self.scores, self.labels, count)
 
     def log_p(self, ids: Tensor) -> Tensor:
-        """By log-softmax over the vocabulary."""
         return candidate_log_probabilities(self.scores.detach(), ids)
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
-        """By log-softmax over the vocabulary."""
         return soft_target_losses(self.scores, targets)
 
     def loss(self, targets: SoftTargets) -> Tensor:
-        """The mean; a batch without a predicted token is a
-        :class:`~vpretrain.system.errors.UserError`.
-        """
+        """The mean; ``UserError`` for a batch without a predicted token."""
         if len(self.labels) == 0:
             raise nothing_to_predict()
         with section("loss"):
             return self.token_losses(targets).mean()
 
     def logits(self) -> Tensor:
-        """As they were given."""
         return self.scores
 
 
 def chunked_head(anatomy: Anatomy, count: int, temperature: float = 1.0) -> Head | None:
-    """The head where it is passed over in chunks; None where logits as a whole are as cheap, or it
-    is not plain linear.
-
-    Args:
-        anatomy: of the learner.
-        count: N.
-        temperature: > 0, what logits are divided by.
-    """
+    """The head where it is passed over in chunks; None where whole logits of ``count`` positions
+    are as cheap, or it is not plain linear. Logits are divided by ``temperature`` > 0."""
     module = anatomy.head
-    linear = type(module) is nn.Linear and (
-        anatomy.scale == temperature == 1 or module.bias is None
-    )
+    unscaled = anatomy.scale == temperature == 1
+    linear = type(module) is nn.Linear and (unscaled or module.bias is None)
     if not linear or (anatomy.cap is not None and temperature != 1):
         return None
     head = Head.of(module, scale=anatomy.scale / temperature, cap=anatomy.cap)

@@ -1,6 +1,4 @@
-"""Where a causal language model keeps its parts, and the part of it that depends on the aligned
-parameters.
-"""
+"""Where a causal language model keeps its parts, and which of them depend on S."""
 
 from __future__ import annotations
 
@@ -12,9 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vpretrain.language.learner.head import Head
+from vpretrain.language.learner.head_chunks import Head
 from vpretrain.models.suffix import Call, Suffix, choose_aligned, first_output, map_tensors
 from vpretrain.system.errors import user_error
+
+DECODERS = "decoder-only models laid out like Qwen, Llama, Gemma or GPT-2"
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
 
 
 @dataclass
@@ -39,39 +40,22 @@ class Anatomy:
 
     @classmethod
     def of(cls, model: Any) -> Anatomy:
-        """Finds the parts; a model whose parts cannot be told is a
-        :class:`~vpretrain.system.errors.UserError`.
-        """
+        """Finds the parts; ``UserError`` for a model whose parts cannot be told."""
         backbone, head = model.base_model, model.get_output_embeddings()
+        children = dict(backbone.named_children())
         lists = [
-            module
-            for module in backbone.children()
-            if isinstance(module, nn.ModuleList) and len(module)
+            each for each in children.values() if isinstance(each, nn.ModuleList) and len(each)
         ]
-        norms = [
-            m
-            for name, m in backbone.named_children()
-            if name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
-        ]
+        norms = [child for name, child in children.items() if name in _FINAL_NORMS]
         if len(lists) != 1 or len(norms) != 1 or head is None:
-            raise user_error(
-                "learner.model",
-                f"{type(model).__name__} does not have one list of blocks, one final norm and "
-                "one head, "
-                "so its suffix cannot be run on its own",
-                accepted="decoder-only models laid out like Qwen, Llama, Gemma or GPT-2",
-            )
+            message = f"{type(model).__name__} does not have one list of blocks, one final norm and"
+            message += " one head, so its suffix cannot be run on its own"
+            raise user_error("learner.model", message, accepted=DECODERS)
         config = model.config
         factors = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))
         scale = next(filter(None, factors), 1) / (getattr(config, "logits_scaling", None) or 1)
-        return cls(
-            backbone,
-            lists[0],
-            norms[0],
-            head,
-            scale,
-            getattr(config, "final_logit_softcapping", None),
-        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(backbone, lists[0], norms[0], head, scale, cap)
 
     def finished(self, scores: Tensor) -> Tensor:
         """Logits from what the head projects, same shape and dtype; gradients flow."""
@@ -91,17 +75,11 @@ def aligned_parameters(
 ) -> dict[str, nn.Parameter]:
     """The subset S (see :func:`vpretrain.models.suffix.choose_aligned`).
 
-    Under LoRA it is the adapters of the last blocks. A head that is tied to the input embedding is
-    never part of them, since it would drag the whole network below into the suffix; patterns can
-    choose it by either of its names.
-
-    Args:
-        model: the causal language model.
-        anatomy: its parts.
-        blocks: how many of the last blocks, or ``all`` parameters of the model.
-        patterns: shell patterns over parameter names, in the place of all else.
-        norm: whether the final norm joins the last blocks.
-        head: whether an untied head does. The paper's S is the last two layers, with neither.
+    The last ``blocks``, or ``all`` parameters; with them the final ``norm`` and an untied ``head``
+    (the paper's S is the last two layers, with neither); or what shell ``patterns`` over parameter
+    names choose. Under LoRA it is the adapters of the last blocks. A head that is tied to the input
+    embedding would drag the whole network below into the suffix; patterns can choose it by either
+    of its names.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     also = list(anatomy.norm.parameters()) if norm else []
@@ -127,9 +105,8 @@ class DecoderSuffix(Suffix):
     """
 
     def __init__(self, anatomy: Anatomy, aligned: Mapping[str, nn.Parameter]) -> None:
-        super().__init__(
-            anatomy.backbone, anatomy.blocks, anatomy.norm, aligned, beyond=[anatomy.head]
-        )
+        parts = (anatomy.backbone, anatomy.blocks, anatomy.norm)
+        super().__init__(*parts, aligned, beyond=[anatomy.head])
         self.anatomy = anatomy
         self.reaches_head = any(id(p) in self.names for p in anatomy.head.parameters())
         """Whether the head, or what is tied to it, is in S."""
@@ -137,21 +114,16 @@ class DecoderSuffix(Suffix):
     @property
     def drops_out(self) -> bool:
         """Whether a forward pass of these modules is random now."""
+        modules = (each for above in self.modules for each in above.modules() if each.training)
         return any(
-            module.training
-            and (
-                (isinstance(module, nn.Dropout) and module.p > 0)
-                or getattr(module, "attention_dropout", 0)
-            )
-            for above in self.modules
-            for module in above.modules()
+            (isinstance(module, nn.Dropout) and module.p > 0)
+            or getattr(module, "attention_dropout", 0)
+            for module in modules
         )
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:
-        """Records, during the forward pass inside the block, what every module of the suffix was
-        called with.
-        """
+        """Records what every module of the suffix is called with inside the block."""
         trace = Trace()
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

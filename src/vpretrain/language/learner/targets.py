@@ -1,5 +1,4 @@
-"""The language task: sparse soft targets over a few candidates, their loss, and the closed-form
-rule for them.
+"""The language task: sparse soft targets over a few candidates, and their loss.
 
 Shapes: N positions in the loss, K candidates, V vocabulary.
 """
@@ -37,16 +36,8 @@ class SoftTargets:
 
 
 def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The true token and the learner's ``count - 1`` most probable others (eq. 14, 39).
-
-    Args:
-        logits: ``[N, V]``; no gradient flows.
-        labels: ``[N]`` int64, the true next tokens.
-        count: K, from 1 to V.
-
-    Returns:
-        ``[N, K]`` int64, distinct within a row, the true token first.
-    """
+    """The true token and the learner's K - 1 most probable others (eq. 14, 39), ``[N, K]`` int64,
+    distinct within a row; no gradient flows to ``logits`` ``[N, V]``."""
     if count == 1:
         return labels[:, None]
     # With the true token raised above all, one top-k gives it first and the others distinct, even
@@ -67,8 +58,7 @@ def one_hot(
 
 def mix(ids: Tensor, proposal: Tensor, gate: Tensor) -> SoftTargets:
     """``(1 - gate) one_hot + gate proposal`` (eq. 15, 40): ``proposal`` ``[N, K]`` sums to 1,
-    ``gate`` ``[N]`` in [0, 1].
-    """
+    ``gate`` ``[N]`` in [0, 1]."""
     truth = torch.zeros_like(proposal)
     truth[:, 0] = 1
     return SoftTargets(ids, (1 - gate[:, None]) * truth + gate[:, None] * proposal)
@@ -107,20 +97,13 @@ def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
 def check_count(count: int, vocabulary: int) -> None:
     """Refuses more candidates than there are tokens, or none."""
     if not 1 <= count <= vocabulary:
-        raise user_error(
-            "designer.candidates",
-            "there are not as many tokens in the learner's vocabulary",
-            value=count,
-            accepted=f"1 to {vocabulary}",
-        )
+        message = "there are not as many tokens in the learner's vocabulary"
+        where, accepted = "designer.candidates", f"1 to {vocabulary}"
+        raise user_error(where, message, value=count, accepted=accepted)
 
 
 def nothing_to_predict() -> UserError:
     """For a batch whose loss is a mean over nothing."""
-    return user_error(
-        "batch",
-        "no token of this batch is in the loss, so there is nothing to learn from it",
-        accepted="batches with at least one predicted token; look at masks, lengths and rows of "
-        "the "
-        "data",
-    )
+    message = "no token of this batch is in the loss, so there is nothing to learn from it"
+    accepted = "batches with a predicted token; look at masks, lengths and rows of the data"
+    return user_error("batch", message, accepted=accepted)

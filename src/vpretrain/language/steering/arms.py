@@ -1,23 +1,50 @@
-"""What the arms of language have in common: where they are declared, and what a designer is built
-from.
-
-Each designer is declared beside its class, in a file of this folder; all of them are imported with
-the package.
+"""What the arms of language have in common. Each is declared beside its designer, in a file of this
+folder; all of them are imported with the package.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from vpretrain.config.arms import Arms, DesignerSection
 from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer
-from vpretrain.system.errors import user_error
+
+if TYPE_CHECKING:
+    from vpretrain.language.learner.cost_model import Setting, Shape
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a designer's network costs, counted from shapes.
+
+    Args:
+        batch: FLOPs of a forward pass over the batch's tokens.
+        scores: FLOPs of the candidates' scores, which the backward pass makes again.
+        parameters: its trained weights.
+    """
+
+    batch: int
+    scores: int
+    parameters: int
+
+    @property
+    def forward(self) -> int:
+        """FLOPs without a gradient."""
+        return self.batch + self.scores
+
+    @property
+    def update(self) -> int:
+        """FLOPs of a forward pass with its gradient."""
+        return 3 * self.batch + 4 * self.scores
 
 
 @dataclass(frozen=True)
@@ -27,14 +54,14 @@ class Cost:
     Args:
         candidates: more than the true token.
         exact: values of every batch.
-        network: a designer network's scores.
+        network: what a designer's network costs for a learner's shape in a setting.
         weighted: weights of tokens.
         uses_feedback: whether there are meta steps.
     """
 
     candidates: bool = False
     exact: bool = False
-    network: bool = False
+    network: Callable[[Shape, Setting], NetworkCost] | None = None
     weighted: bool = False
     uses_feedback: bool = True
 
@@ -59,7 +86,7 @@ class Site:
         return self.learner.anatomy.head.get_parameter("weight")
 
 
-class LanguageArm(DesignerSection):
+class LanguageArm(DesignerSection, ABC):
     """The keys of one kind of designer, and how it is built."""
 
     cost: ClassVar[Cost | None] = None
@@ -72,8 +99,9 @@ class LanguageArm(DesignerSection):
         """Tokens that a target is spread over."""
         return 1
 
+    @abstractmethod
     def build(self, site: Site) -> Designer:
-        raise NotImplementedError
+        """A fresh designer."""
 
 
 class CandidatesArm(LanguageArm):
@@ -94,22 +122,16 @@ class TiltArm(LanguageArm):
     """c: weight of a token per standard deviation of its value."""
 
 
-ARMS: Arms[LanguageArm] = Arms(LanguageArm, baseline="onehot", default="token_weights")
+ARMS: Arms[LanguageArm] = Arms(
+    LanguageArm,  # type: ignore[type-abstract]  # the base of all kinds, which is never made
+    baseline="onehot",
+    default="token_weights",
+)
 """The designers of language, and the arms that are made of them."""
 DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")
 
 
 def designer_of(section: LanguageArm, site: Site) -> Designer:
-    """A fresh designer.
-
-    Raises:
-        UserError: it wants more candidates than the learner has tokens.
-    """
-    if section.most_candidates > (vocabulary := len(site.embedding)):
-        raise user_error(
-            "designer.candidates",
-            "there are not so many tokens in the learner's vocabulary",
-            value=section.most_candidates,
-            accepted=f"1 to {vocabulary}",
-        )
+    """A fresh designer; ``UserError`` if it wants more candidates than the learner has tokens."""
+    check_count(section.most_candidates, len(site.embedding))
     return section.build(site)

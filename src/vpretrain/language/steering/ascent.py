@@ -17,7 +17,7 @@ from vpretrain.language.learner.targets import SoftTargets, mix
 from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, Site
 from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, NetworkArm, Scored
 from vpretrain.language.steering.rules import Anchored, Candidates
-from vpretrain.language.steering.scorer import CandidateScorer
+from vpretrain.language.steering.scorer import CandidateScorer, scorer_cost
 from vpretrain.method.network import Learning
 from vpretrain.method.roles import Learned, ValueFunction
 from vpretrain.system import distributed
@@ -79,9 +79,8 @@ class Climbing(Scored):
         metrics: dict[str, float] = {}
         for _ in range(self.learning.updates):
             targets, log_r, alpha = self._targets(among)
-            metrics = metrics or self.gain(
-                among, targets, values
-            )  # before the first update: a batch that it has not seen
+            # Before the first update: a batch that the network has not learned from.
+            metrics = metrics or self.gain(among, targets, values)
             value = (targets.mass * unit).sum(dim=1)
             price = prices.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + prices.gate
             # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts
@@ -104,11 +103,8 @@ class CandidateDesigner(Climbing, HiddenDesigner):
     it is one of the candidates.
 
     Args:
-        network: as :class:`HiddenDesigner`, with one extra output, the gate.
-        embedding: as :class:`HiddenDesigner`.
-        targets: the rule whose place it takes, over the same candidates and under the same bound of
-            the gate.
-        learning: as :class:`Scored`.
+        network, embedding, learning: as :class:`HiddenDesigner`; the network also gives a gate.
+        targets: gives candidates and the bound of the gate.
         prices, start: as :class:`Climbing`.
     """
 
@@ -157,14 +153,9 @@ class ClimbingArm(NetworkArm, CandidatesArm):
     "(ours)",
 )
 class HiddenAscentArm(HiddenArm, ClimbingArm):
-    cost = Cost(candidates=True, network=True)
+    cost = Cost(candidates=True, network=scorer_cost)
 
     def build(self, site: Site) -> CandidateDesigner:
-        return CandidateDesigner(
-            self.network(site, gated=True),
-            site.embedding,
-            self.targets,
-            self.learning(site),
-            self.prices,
-            self.start,
-        )
+        network, learning = self.network(site, gated=True), self.learning(site)
+        options = (self.targets, learning, self.prices, self.start)
+        return CandidateDesigner(network, site.embedding, *options)

@@ -1,21 +1,18 @@
-"""The designers of language that hear no feedback, one class an arm; the training loop never asks
-which one it has.
-
-Those that follow exact token values are :class:`vpretrain.method.exact.ExactDesigner` with a rule
-of :mod:`vpretrain.language.steering.rules`; those that amortise the values in a network are in
-:mod:`vpretrain.language.steering.networks`.
-"""
+"""The designers of language that use no feedback, one class an arm."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from vpretrain.config.arms import TrainsOn
 from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.predictions import Predictions
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import TokenWeights
@@ -67,8 +64,8 @@ class GateArm(CandidatesArm):
 
 
 @dataclass
-class UniformSmoothing(Fixed):
-    """The same mass on every candidate, behind a constant gate (a control of the paper's Table 5).
+class ConstantGate(Fixed):
+    """Targets behind a constant gate (controls of the paper's Table 5).
 
     Args:
         count: K candidates.
@@ -78,11 +75,21 @@ class UniformSmoothing(Fixed):
     count: int
     gate: float
 
+    @abstractmethod
+    def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
+        """Over the candidates, ``[N, K]``."""
+
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """One-hot targets smoothed over the top candidates."""
         ids = context.predictions.candidates(self.count)
-        proposal = torch.full(ids.shape, 1 / self.count, device=ids.device)
+        proposal = self.proposal(context.predictions, ids)
         return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
+
+
+class UniformSmoothing(ConstantGate):
+    """The same mass on every candidate."""
+
+    def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
+        return torch.full(ids.shape, 1 / self.count, device=ids.device)
 
 
 @ARMS.declare("uniform_smoothing", "control: constant mass spread evenly over the candidates")
@@ -91,24 +98,11 @@ class UniformSmoothingArm(GateArm):
         return UniformSmoothing(self.candidates, self.control_gate)
 
 
-@dataclass
-class SelfDistillation(Fixed):
-    """The learner's own probabilities on the candidates, behind a constant gate (a control of the
-    paper's Table 5).
+class SelfDistillation(ConstantGate):
+    """The learner's own probabilities of the candidates."""
 
-    Args:
-        count: K candidates.
-        gate: in [0, 1], the mass taken from the true token.
-    """
-
-    count: int
-    gate: float
-
-    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """One-hot targets mixed with what the learner already believes."""
-        ids = context.predictions.candidates(self.count)
-        proposal = torch.softmax(context.predictions.log_p(ids), dim=1)
-        return mix(ids, proposal, proposal.new_full((len(ids),), self.gate))
+    def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
+        return torch.softmax(predictions.log_p(ids), dim=1)
 
 
 @ARMS.declare(
@@ -122,9 +116,7 @@ class SelfDistillationArm(GateArm):
 @dataclass
 class LossWeights(Fixed):
     """Token weights by the learner's own surprise in the place of value: less weight to what it
-    finds improbable.
-
-    A control: a filter of noise that needs no feedback would do this.
+    finds improbable, as a filter of noise without feedback would give.
 
     Args:
         rule: as token weights have it.
@@ -133,7 +125,6 @@ class LossWeights(Fixed):
     rule: TokenWeights
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """One-hot targets, weighted by the standardised log probability of the true token."""
         probe = self.rule.probe(context)
         return self.rule.task(probe, standardised(probe.log_p))
 

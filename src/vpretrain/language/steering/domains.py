@@ -43,18 +43,9 @@ Domains = Mapping[str, Collection[str]]
 def domains_of(
     sources: Mapping[str, Sequence[str]], tasks: Collection[str]
 ) -> tuple[Domains, dict[str, str]]:
-    """Domains from what each task says of the stream.
-
-    Args:
-        sources: by task, the sources of the stream that are of its domain; several tasks may name a
-            source.
-        tasks: all tasks. A source that none of them names is of the domain of all tasks.
-
-    Returns:
-        The domains, each with its tasks, the one of all tasks first; and the domain of each source
-        that is named.
-    """
-    named = dict.fromkeys(source for found in sources.values() for source in found)
+    """The domains, each with its tasks, that of all ``tasks`` first (unnamed sources are of it),
+    and the domain of each source of the stream that a task names in ``sources``."""
+    named = dict.fromkeys(source for each in sources.values() for source in each)
     of_source = {
         source: "+".join(task for task in tasks if source in sources.get(task, ()))
         for source in named
@@ -116,9 +107,7 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         self.learner.load_state_dict(state)
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of all copies of S, each document's tokens under the copy of its
-        domain.
-        """
+        """The loss as a function of all copies of S, each token under that of its domain."""
         whole = self._weight(context)
         places = self._places(context)
         parts = []
@@ -132,16 +121,13 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             # Copies that no document of the batch uses have the gradient zero, which is not the
             # same as none.
-            unused = [
-                piece for name, piece in parameters.items() if name.partition("/")[0] not in places
-            ]
-            total = sum(
-                (0.0 * piece.flatten()[0] for piece in unused), start=inputs[0].new_zeros(())
-            )
+            named = parameters.items()
+            unused = [piece for name, piece in named if name.partition("/")[0] not in places]
+            start = inputs[0].new_zeros(())
+            total = sum((0.0 * piece.flatten()[0] for piece in unused), start=start)
             for domain, where, fraction, objective in parts:
-                total = total + fraction * objective.loss(
-                    _own(parameters, domain), (inputs[0][where],)
-                )
+                own = objective.loss(_own(parameters, domain), (inputs[0][where],))
+                total = total + fraction * own
             return total
 
         return Objective(task.controls(), loss)
@@ -153,29 +139,26 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         return len(context.document.unique())
 
     def _places(self, context: Context) -> dict[str, Tensor]:
-        """Which of the N predicted tokens stand in documents of each domain, for the domains that
-        there are.
-        """
+        """Which of the N predicted tokens stand in documents of each domain that occurs."""
         number = {domain: at for at, domain in enumerate(self.domains)}
-        of_document = [
-            number[self.of_source.get(each.source, ALL)] for each in context.batch.documents
-        ]
-        found = torch.tensor(of_document, device=context.labels.device)[context.document]
-        places = {domain: (found == at).nonzero()[:, 0] for domain, at in number.items()}
+        sources = [each.source for each in context.batch.documents]
+        of_document = [number[self.of_source.get(source, ALL)] for source in sources]
+        of_token = torch.tensor(of_document, device=context.labels.device)[context.document]
+        places = {domain: (of_token == at).nonzero()[:, 0] for domain, at in number.items()}
         return {domain: where for domain, where in places.items() if len(where)}
 
 
 class MatchedFeedback(Feedback[Matched]):
-    """What each domain's tasks say, as one vector over the copies of S.
+    """The gradients of each domain's tasks, as one vector over the copies of S.
 
     Args:
-        together: the tasks with their weights. A domain hears the mean of its own tasks' weighted
-            gradients, and the weights have mean 1, so that all domains hear gradients of one scale.
+        tasks: with their weights. A domain gets the mean of its own tasks' weighted gradients, and
+            the weights have mean 1, so that the gradients of all domains have one scale.
         domains: the tasks of each.
     """
 
-    def __init__(self, together: MultiTaskFeedback, domains: Domains) -> None:
-        self.together, self.domains = together, domains
+    def __init__(self, tasks: MultiTaskFeedback, domains: Domains) -> None:
+        self.tasks, self.domains = tasks, domains
 
     def gradients(self, learner: Matched) -> list[Gradient]:
         """``g_down`` over the copies of S, one per feedback batch."""
@@ -185,17 +168,17 @@ class MatchedFeedback(Feedback[Matched]):
                 for domain, tasks in self.domains.items()
                 for name, piece in vectors.mean([batch[task] for task in tasks]).items()
             }
-            for batch in self.together.each(learner.learner)
+            for batch in self.tasks.each(learner.learner)
         ]
 
     def metrics(self) -> dict[str, float]:
-        return self.together.metrics()
+        return self.tasks.metrics()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.together.state_dict()
+        return self.tasks.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.together.load_state_dict(state)
+        self.tasks.load_state_dict(state)
 
 
 def matched(
@@ -205,15 +188,8 @@ def matched(
     *,
     equal: bool = False,
 ) -> tuple[Learner, Feedback]:
-    """Learner and feedback as they are, or matched by domain where a task names sources of the
-    stream.
-
-    Args:
-        learner: of the run.
-        feedback: its tasks.
-        sources: by task, the sources of the stream that are of its domain.
-        equal: see :class:`Matched`.
-    """
+    """Learner and feedback as they are, or matched by domain where a task names ``sources`` of the
+    stream; ``equal`` as :class:`Matched` has it."""
     if not any(sources.values()):
         return learner, feedback
     domains, of_source = domains_of(sources, list(feedback.tasks))

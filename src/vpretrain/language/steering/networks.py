@@ -23,7 +23,7 @@ from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.steering.arms import ARMS, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import AnchoredArm, Candidates, TokenRule, TokenWeights
-from vpretrain.language.steering.scorer import CandidateScorer, Lesson
+from vpretrain.language.steering.scorer import CandidateScorer, Lesson, scorer_cost
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detached
@@ -38,7 +38,7 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
         network: ``phi``.
         rule: gives candidates and plain targets, and says how targets look.
         learning: see :class:`vpretrain.method.network.Learning`; values do not depend on ``phi``,
-            so that one hearing serves every update.
+            so that one estimate serves every update.
     """
 
     def __init__(self, network: nn.Module, rule: TokenRule, learning: Learning) -> None:
@@ -62,9 +62,8 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
             return self.score(self.rule.probe(context))[0]
 
     def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
-        """What targets made before this feedback are worth under it, over one-hot ones, and how
-        they look.
-        """
+        """Value under this feedback, over one-hot targets, of targets made before it, and what the
+        rule measures of them."""
         targets = detached(targets)
         return {
             "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
@@ -90,10 +89,7 @@ class HiddenDesigner(Scored):
         self.embedding = embedding
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
-        scores, gate = self.network(
-            Lesson.of(among.context, among.ids, among.log_p), self.embedding
-        )
-        return scores, gate
+        return self.network(Lesson.of(among.context, among.ids, among.log_p), self.embedding)
 
 
 class NetworkArm(LanguageArm):
@@ -105,16 +101,13 @@ class NetworkArm(LanguageArm):
     learning_rate: NonNegativeFloat = 1e-4
     updates: PositiveInt = 1
     """Steps of the designer's network a meta step: the values that it learns from do not depend on
-    it.
-    """
+    it."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden % self.heads:
-            raise ValueError(
-                f"designer.heads is {self.heads}, which does not divide designer.hidden, "
-                f"{self.hidden}"
-            )
+            message = f"designer.heads is {self.heads}, which does not divide designer.hidden"
+            raise ValueError(f"{message}, {self.hidden}")
         return self
 
     def learning(self, site: Site) -> Learning:
@@ -136,25 +129,18 @@ class HiddenArm(NetworkArm):
     @model_validator(mode="after")
     def _starts_from_something(self) -> Self:
         if self.init_from is None and (self.frozen or self.companion):
-            raise ValueError(
-                "designer.init_from names no run, and only the designer of a run can be frozen or "
-                "have a companion"
-            )
+            message = "designer.init_from names no run, and only the designer of a run can be "
+            raise ValueError(f"{message}frozen or have a companion")
         return self
 
-    def build(self, site: Site) -> HiddenDesigner:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, site: Site) -> HiddenDesigner: ...
 
     def network(self, site: Site, *, gated: bool = False) -> CandidateScorer:
         """With fresh weights; the learner's random numbers are the same in every arm."""
+        sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
         with own_random_state(site.seed):
-            scorer = CandidateScorer(
-                site.embedding.shape[1],
-                hidden=self.hidden,
-                layers=self.layers,
-                heads=self.heads,
-                gated=gated,
-            )
+            scorer = CandidateScorer(site.embedding.shape[1], **sizes, gated=gated)
         return scorer.to(site.learner.device)
 
 
@@ -193,8 +179,8 @@ class FieldDesigner(HiddenDesigner):
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        held = state.get("remembered", [])
-        mine = held[distributed.rank()] if len(held) == distributed.world() else []
+        saved = state.get("remembered", [])
+        mine = saved[distributed.rank()] if len(saved) == distributed.world() else []
         lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in mine)
         self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
 
@@ -204,30 +190,20 @@ class FieldDesigner(HiddenDesigner):
         return self._shape(among, self.score(among)[0])
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        """``updates`` regression steps on the exact values, of this batch first and of remembered
-        ones after it.
-        """
+        """``updates`` regression steps on exact values: this batch first, then remembered ones."""
         among = self.rule.probe(context)
         values = self.control_gradient(value_of.each(context, among))
-        predicted = self.score(among)[
-            0
-        ].detach()  # what the network says of a batch that it has not seen
+        predicted = self.score(among)[0].detach()  # of a batch that it has not learned from
         metrics = self.gain(among, self._shape(among, predicted), values)
         metrics["correlation"] = correlation(predicted, values)
         unit = self.learning.reliability.in_unit(values)
-        lessons = [
-            Lesson.of(context, among.ids, among.log_p, unit),
-            *reversed(self.remembered),
-        ]
+        lessons = [Lesson.of(context, among.ids, among.log_p, unit), *reversed(self.remembered)]
         for update in range(self.learning.updates):
             lesson = lessons[update % len(lessons)]
             assert lesson.values is not None
             predicted, _ = self.network(lesson, self.embedding)
-            self.descend(
-                distributed.mean(
-                    nn.functional.smooth_l1_loss(predicted, lesson.values, reduction="none")
-                )
-            )
+            losses = nn.functional.smooth_l1_loss(predicted, lesson.values, reduction="none")
+            self.descend(distributed.mean(losses))
         self.remembered.append(lessons[0])
         return Learned(metrics)
 
@@ -250,18 +226,17 @@ class ReplayArm(HiddenArm):
     "field", "a network regresses the token values, targets follow by the anchored rule (ours)"
 )
 class FieldArm(ReplayArm, AnchoredArm):
-    cost = Cost(candidates=True, network=True)
+    cost = Cost(candidates=True, network=scorer_cost)
 
     def build(self, site: Site) -> FieldDesigner:
         return self.field(site, self.targets)
 
 
 @ARMS.declare(
-    "weight_field",
-    "one-hot targets, tokens weighted by the value that a network predicts (ours)",
+    "weight_field", "one-hot targets, tokens weighted by the value that a network predicts (ours)"
 )
 class WeightFieldArm(ReplayArm, TiltArm):
-    cost = Cost(network=True, weighted=True)
+    cost = Cost(network=scorer_cost, weighted=True)
 
     def build(self, site: Site) -> FieldDesigner:
         return self.field(site, TokenWeights(self.tilt))

@@ -1,10 +1,10 @@
-"""Rules: from what the candidates are worth to what the learner is asked to predict (see
+"""Rules: from the values of the candidates to what the learner is asked to predict (see
 :class:`vpretrain.method.exact.Rule`).
 
 All of them are linear control surfaces: the value of the task is the sum of mass times token value.
-The *value of a token* is ``s_t(v) = dV/d mass_t(v)``: a token is worth much if its probability
-rises as the feedback loss falls. Values of zero give one-hot targets of weight 1. Shapes: N
-predicted tokens of the batch, K candidates.
+The *value of a token* is ``s_t(v) = dV/d mass_t(v)``: it is large if its probability rises as the
+feedback loss falls. Values of zero give one-hot targets of weight 1. Shapes: N predicted tokens of
+the batch, K candidates.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from vpretrain.system import distributed
 
 @dataclass(frozen=True)
 class Candidates(SoftTargets):
-    """One-hot targets over the tokens that a target may put mass on, and how probable the learner
-    finds these.
+    """One-hot targets over the tokens that a target may put mass on.
 
     Args:
         context: the learner's pass over the batch.
@@ -40,18 +39,11 @@ class Candidates(SoftTargets):
 
     @classmethod
     def among(cls, context: Context, count: int, *, weighted: bool = False) -> Candidates:
-        """The true token and the learner's ``count - 1`` most probable others (eq. 14).
-
-        Args:
-            context: the learner's pass over the batch.
-            count: K.
-            weighted: whether the rule gives tokens weights.
-        """
+        """The true token and the learner's ``count - 1`` most probable others (eq. 14);
+        ``weighted``: whether the rule gives tokens weights."""
         ids = context.predictions.candidates(count, weighted=weighted)
-        plain = one_hot(
-            context.labels, count, ids, torch.promote_types(context.hidden.dtype, torch.float32)
-        )
-        return cls(plain.ids, plain.mass, context)
+        dtype = torch.promote_types(context.hidden.dtype, torch.float32)
+        return cls(ids, one_hot(context.labels, count, ids, dtype).mass, context)
 
     @cached_property
     def log_p(self) -> Tensor:
@@ -60,9 +52,7 @@ class Candidates(SoftTargets):
 
 
 class TokenRule(Rule[Context, Candidates, SoftTargets]):
-    """What the rules of language share; those here concern the true token alone, unless they say
-    otherwise.
-    """
+    """What the rules of language share; by default they concern the true token alone."""
 
     def baseline_task(self, context: Context) -> SoftTargets:
         """One-hot targets, without a look at the vocabulary."""
@@ -77,7 +67,6 @@ class TokenRule(Rule[Context, Candidates, SoftTargets]):
         return {"weight_spread": (0.0, math.inf)}
 
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
-        """Token values ``[N, K]``: the gradient itself."""
         return gradient
 
     def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
@@ -109,16 +98,10 @@ class Anchored(TokenRule):
         return Candidates.among(context, self.count)
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        """Mass moves to candidates that are worth more than the true token and that the learner
-        finds possible.
-        """
-        proposal, gate = anchored(
-            values,
-            probe.log_p,
-            temperature=self.temperature,
-            clip=self.clip,
-            gate_max=self.gate_max,
-        )
+        """Mass moves to candidates of more value than the true token that the learner finds
+        possible."""
+        bounds = {"clip": self.clip, "gate_max": self.gate_max}
+        proposal, gate = anchored(values, probe.log_p, temperature=self.temperature, **bounds)
         return mix(probe.ids, proposal, gate)
 
     def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
@@ -160,9 +143,8 @@ class TokenWeights(TokenRule):
     tilt: float = 0.4
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        """The true token's mass is its weight."""
-        worth = values[:, 0] - distributed.mean(values[:, 0])
-        return SoftTargets(probe.ids, tilted(worth, self.tilt)[:, None])
+        centred = values[:, 0] - distributed.mean(values[:, 0])
+        return SoftTargets(probe.ids, tilted(centred, self.tilt)[:, None])
 
 
 @ARMS.declare("token_weights", "one-hot targets, tokens weighted by their exact value (ours)")
@@ -190,16 +172,14 @@ class GroupWeights(TokenRule):
     by: Literal["source", "document"] = "source"
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        """The true token's mass is the weight of its group."""
-        worth = values[:, 0] - distributed.mean(values[:, 0])
+        centred = values[:, 0] - distributed.mean(values[:, 0])
         group, groups = self._groups(probe.context)
-        sums = worth.new_zeros(2, groups).index_add(
-            1, group, torch.stack([worth, torch.ones_like(worth)])
-        )
-        worths, counts = (
-            sums if self.by == "document" else distributed.total(sums)
-        )  # no two processes share a document
-        t = worths / counts.clamp_min(1).sqrt()
+        each = torch.stack([centred, torch.ones_like(centred)])
+        sums = centred.new_zeros(2, groups).index_add(1, group, each)
+        if self.by != "document":  # no two processes share a document
+            sums = distributed.total(sums)
+        total, count = sums
+        t = total / count.clamp_min(1).sqrt()
         return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
@@ -207,13 +187,10 @@ class GroupWeights(TokenRule):
         document, documents = context.document, context.batch.documents
         if self.by == "document":
             return document, len(documents)
-        names = sorted(
-            set().union(*distributed.all_gather_object({each.source for each in documents}))
-        )
-        source = torch.tensor(
-            [names.index(each.source) for each in documents], device=document.device
-        )
-        return source[document], len(names)
+        everywhere = distributed.all_gather_object({each.source for each in documents})
+        names = sorted(set().union(*everywhere))
+        source = [names.index(each.source) for each in documents]
+        return torch.tensor(source, device=document.device)[document], len(names)
 
 
 @ARMS.declare(
@@ -241,8 +218,7 @@ class SourceWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class WeightedTargets(TokenRule):
-    """Both surfaces: soft targets by one rule, and tokens that count by what their soft target is
-    worth.
+    """Both surfaces: soft targets by one rule, and tokens that count by their soft target's value.
 
     Args:
         targets: the rule that shapes the targets.
@@ -254,9 +230,7 @@ class WeightedTargets(TokenRule):
 
     @property
     def bounds(self) -> Bounds:
-        """Of the weights, and of a gate that is wide open; one that is shut may leave weights that
-        differ.
-        """
+        """Of the weights, and of a gate that is wide open; a shut one may leave weights."""
         return {**super().bounds, "gate": (-math.inf, self.targets.gate_max)}
 
     def probe(self, context: Context) -> Candidates:
@@ -265,12 +239,11 @@ class WeightedTargets(TokenRule):
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
         """Mass of the soft targets times the weight of their token."""
         soft = self.targets.task(probe, values)
-        worth = (soft.mass * values).sum(dim=1)
-        # In units of its own spread, as token weights are, times the shrinkage that the values came
-        # with.
+        value = (soft.mass * values).sum(dim=1)
+        # In units of its own spread, as token weights are, times the shrinkage of the values.
         shrinkage = distributed.std(values).clamp(max=1)
-        worth = shrinkage * standardised(worth - distributed.mean(worth))
-        return SoftTargets(soft.ids, soft.mass * tilted(worth, self.tilt)[:, None])
+        value = shrinkage * standardised(value - distributed.mean(value))
+        return SoftTargets(soft.ids, soft.mass * tilted(value, self.tilt)[:, None])
 
 
 @ARMS.declare(
@@ -284,19 +257,14 @@ class WeightedTargetsArm(AnchoredArm, TiltArm):
 
 
 def gain_bound(values: Tensor, gate_max: float) -> float:
-    """The most that any soft targets on these candidates could gain: all of ``gate_max`` on the
-    most valuable one.
-
-    It is of the values as they were heard, noise of the feedback included; a designer's *regret* is
-    this less its gain.
-    """
+    """The most that soft targets on these candidates could gain: all of ``gate_max`` on the most
+    valuable one, noise of the feedback included. A designer's *regret* is this less its gain."""
     return float(gate_max * distributed.total((values.max(dim=1).values - values[:, 0]).sum()))
 
 
 def target_metrics(mass: Tensor) -> dict[str, float]:
-    """Means over the batch: mass off the true token, entropy of the targets (nats), spread of the
-    token weights.
-    """
+    """Of a batch: mean mass off the true token, mean entropy of the targets (nats), spread of the
+    token weights."""
     weight = mass.sum(dim=1)
     counted = weight > 0
     q = mass[counted] / weight[counted, None]

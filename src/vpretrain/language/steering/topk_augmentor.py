@@ -6,18 +6,28 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, V vocabulary, H hidd
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 
 from vpretrain.language.data.batch import TokenBatch
-from vpretrain.language.steering.arms import ARMS, Site
+from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost, Site
 from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices, Start
 from vpretrain.language.steering.rules import Anchored, Candidates
 from vpretrain.language.steering.scorer import rows_at_a_time
 from vpretrain.method.network import Learning
 from vpretrain.system.contexts import own_random_state
+
+if TYPE_CHECKING:
+    from vpretrain.language.learner.cost_model import Setting, Shape
+
+
+def inner_width(hidden: int) -> int:
+    """LLaMA's ratio of the inner width, a multiple of 8."""
+    return 8 * -(-8 * hidden // 24)
 
 
 class TopKAugmentor(nn.Module):
@@ -37,12 +47,10 @@ class TopKAugmentor(nn.Module):
 
     def __init__(self, vocabulary: int, *, hidden: int, layers: int, heads: int) -> None:
         super().__init__()
-        # LLaMA's ratio of the inner width, a multiple of 8.
-        inner = 8 * -(-8 * hidden // 24)
         config = LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=hidden,
-            intermediate_size=inner,
+            intermediate_size=inner_width(hidden),
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
@@ -94,6 +102,16 @@ def _scores(query: Tensor, ids: Tensor, table: Tensor) -> Tensor:
     return torch.einsum("mh,mkh->mk", query, nn.functional.embedding(ids, table))
 
 
+def augmentor_cost(shape: Shape, at: Setting) -> NetworkCost:
+    """Of a :class:`TopKAugmentor`; the largest part of its weights is its table of tokens."""
+    h = at.hidden
+    block = 4 * h * h + 3 * h * inner_width(h)
+    batch = at.tokens * at.layers * (2 * block + 4 * at.window * h)
+    batch += at.predicted * 8 * h * h  # the true token joins, and the query
+    scores = 2 * at.predicted * at.candidates * h
+    return NetworkCost(batch, scores, shape.vocabulary * h + at.layers * block + 4 * h * h)
+
+
 class TopKDesigner(Climbing):
     """The paper's designer: :class:`TopKAugmentor` climbs the value of its targets.
 
@@ -116,8 +134,7 @@ class TopKDesigner(Climbing):
         self.gate_max, self.prices, self.start = targets.gate_max, prices, start
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
-        scores, gate = self.network(among.context.batch, among.context.where, among.ids)
-        return scores, gate
+        return self.network(among.context.batch, among.context.where, among.ids)
 
 
 @ARMS.declare(
@@ -126,15 +143,10 @@ class TopKDesigner(Climbing):
     "and climbs the value",
 )
 class AscentArm(ClimbingArm):
+    cost = Cost(candidates=True, network=augmentor_cost)
+
     def build(self, site: Site) -> TopKDesigner:
         with own_random_state(site.seed):  # the learner's random numbers are the same in every arm
-            network = TopKAugmentor(
-                len(site.embedding), hidden=self.hidden, layers=self.layers, heads=self.heads
-            )
-        return TopKDesigner(
-            network.to(site.learner.device),
-            self.targets,
-            self.learning(site),
-            self.prices,
-            self.start,
-        )
+            sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
+            network = TopKAugmentor(len(site.embedding), **sizes).to(site.learner.device)
+        return TopKDesigner(network, self.targets, self.learning(site), self.prices, self.start)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.method import roles
-from vpretrain.system.errors import user_error
-from vpretrain.system.sampling import Order, fractions, lagging, seed_of
+from vpretrain.system.sampling import Mixture, check_identity, check_parts, seed_of
 from vpretrain.vision.data.images import (
     Picture,
     Pictures,
@@ -140,21 +139,14 @@ class Stream(roles.Stream[ImageBatch]):
             raise ValueError(
                 f"a batch needs pictures, no larger than what they are cut from; got {found}"
             )
-        if not 0 <= rank < world:
-            raise ValueError(f"there is no rank {rank} of {world}")
-        if batch_size % world:
-            message = f"{world} ranks cannot share a batch evenly: change it, or their number"
-            raise user_error(
-                "data.batch_size", message, value=batch_size, accepted=f"a multiple of {world}"
-            )
+        check_parts(batch_size, rank, world)
         each = [(source.name, len(source.pictures), source.weight) for source in sources]
-        self._shares = fractions(each, "pictures", ": fill its folder, or take it out")
+        fix = ": fill its folder, or take it out"
+        self._mixture = Mixture(each, seed=seed, items="pictures", fix=fix)
         self.rank, self.world = rank, world
         self.sources = tuple(sources)
         self.batch_size, self.size, self.load_size, self.seed = batch_size, size, load_size, seed
-        self._orders = [Order(len(source.pictures), f"{seed}/{source.name}") for source in sources]
         self._starts = [0, *accumulate(len(source.pictures) for source in sources)]
-        self._drawn = [0] * len(sources)
         self._identity: dict[str, Any] = {
             "seed": seed,
             "size": [batch_size, size, load_size],
@@ -164,16 +156,13 @@ class Stream(roles.Stream[ImageBatch]):
         }
 
     def __next__(self) -> ImageBatch:
-        seed = seed_of(f"{self.seed}/batch/{sum(self._drawn)}")
+        seed = seed_of(f"{self.seed}/batch/{sum(self._mixture.drawn)}")
         pictures: list[Picture] = []
         indices: list[int] = []
         for place in range(self.batch_size):
-            source = lagging(self._shares, self._drawn)
-            number = self._drawn[source]
-            self._drawn[source] += 1
+            source, number, index = self._mixture.draw()
             if place % self.world != self.rank:
                 continue
-            index = self._orders[source][number]
             key = f"{self.seed}/{self.sources[source].name}/window/{number}"
             pictures.append(self._window(self.sources[source].pictures[index], key))
             indices.append(self._starts[source] + index)
@@ -186,7 +175,7 @@ class Stream(roles.Stream[ImageBatch]):
         """The exact position, fit for JSON: how many pictures each source has given, which is its
         pass and offset.
         """
-        return {"identity": self._identity, "drawn": list(self._drawn)}
+        return {"identity": self._identity, "drawn": list(self._mixture.drawn)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
@@ -196,14 +185,8 @@ class Stream(roles.Stream[ImageBatch]):
             UserError: the state is of another seed or size, or of other sources, weights or
                 pictures.
         """
-        for key, here in self._identity.items():
-            if (saved := state["identity"].get(key)) != here:
-                message = (
-                    f"{key}: not as in the checkpoint; resume with the recipe and pictures "
-                    "it was made with"
-                )
-                raise user_error("data.stream", message, value=here, accepted=repr(saved))
-        self._drawn = [int(drawn) for drawn in state["drawn"]]
+        check_identity("data.stream", state["identity"], self._identity)
+        self._mixture.drawn = [int(drawn) for drawn in state["drawn"]]
 
     def _window(self, picture: Picture, key: str) -> Picture:
         """The pixels of one picture, scaled and cut."""
