@@ -16,24 +16,13 @@ may be left to the recipe.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pkgutil import iter_modules
-from types import ModuleType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, Union
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import (
-    Field,
-    GetJsonSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-)
-from pydantic_core import CoreSchema, core_schema
+from pydantic import ValidationError, create_model
 
+from vpretrain.config.kinds import Choice, Kinds, KindSection, KindT
 from vpretrain.config.problems import Marks, explain, nearest
 from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
@@ -44,13 +33,9 @@ every batch, one random direction for the whole run, or the right inputs with th
 TrainsOn = Literal["stream", "feedback"]
 
 
-class DesignerSection(Section):
+class DesignerSection(KindSection):
     """The keys of one kind of designer, and what is known of that kind before one is built."""
 
-    kind: str = ""
-    """Which designer; set by its declaration."""
-
-    description: ClassVar[str] = ""
     uses_feedback: ClassVar[bool] = True
     trains_on: ClassVar[TrainsOn] = "stream"
 
@@ -99,7 +84,6 @@ CONTROLS: Mapping[str, Arm] = {
 """The same in every modality."""
 
 SectionT = TypeVar("SectionT", bound=DesignerSection)
-KindT = TypeVar("KindT", bound=DesignerSection)
 ReadT = TypeVar("ReadT", bound=DesignerSection, covariant=True)
 
 
@@ -116,7 +100,7 @@ class Steered(Protocol[ReadT]):
     def feedback(self) -> FeedbackControl: ...
 
 
-class Arms(Generic[SectionT]):
+class Arms(Kinds[SectionT]):
     """The designers of a modality, by kind, and the arms that are made of them.
 
     Args:
@@ -134,32 +118,9 @@ class Arms(Generic[SectionT]):
         default: str,
         controls: Iterable[str] = tuple(CONTROLS),
     ) -> None:
+        super().__init__()
         self.base, self.baseline, self.default = base, baseline, default
-        self.kinds: dict[str, type[SectionT]] = {}
         self.others: dict[str, Arm] = {name: CONTROLS[name] for name in controls}
-
-    def declare(self, kind: str, description: str) -> Callable[[type[KindT]], type[KindT]]:
-        """A decorator: the class is the designer section of that kind.
-
-        Args:
-            kind: its name in recipes, and that of the arm which steers with it.
-            description: of the arm, a sentence.
-        """
-
-        def add(section: type[KindT]) -> type[KindT]:
-            kind_field: Any = (Literal.__getitem__(kind), kind)
-            made = create_model(
-                section.__name__,
-                __base__=section,
-                __module__=section.__module__,
-                __doc__=section.__doc__,
-                kind=kind_field,
-            )
-            made.description = description
-            self.kinds[kind] = made  # type: ignore[assignment]
-            return made
-
-        return add
 
     @property
     def all(self) -> dict[str, Arm]:
@@ -284,67 +245,10 @@ class Arms(Generic[SectionT]):
         return {key: value for key, value in section.items() if key in self._keys(kind)}
 
     @property
-    def by_kind(self) -> _Choice:
-        """The annotation of ``designer``: one of the sections, told apart by ``kind``."""
-        return _Choice(self._one)
-
-    @property
-    def by_name(self) -> _Choice:
+    def by_name(self) -> Choice:
         """The annotation of ``designers``: sections by kind."""
-        return _Choice(self._several, lambda read: {k: v for k, v in read if v is not None})
-
-    def _one(self) -> Any:
-        return Annotated[Union[tuple(self.kinds.values())], Field(discriminator="kind")]  # noqa: UP007
+        return Choice(self._several, lambda read: {k: v for k, v in read if v is not None})
 
     def _several(self) -> Any:
         fields: dict[str, Any] = {kind: (made | None, None) for kind, made in self.kinds.items()}
         return create_model("Designers", __base__=Section, **fields)
-
-
-def discover(package: ModuleType) -> None:
-    """Imports every file of a package, so that what it declares is known."""
-    for module in iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A pydantic type that is asked for when a value is read, so that designers which are declared
-    after the recipe's class belong to it too.
-
-    Args:
-        type: makes it.
-        read: from what pydantic read to the value.
-    """
-
-    type: Callable[[], Any]
-    read: Callable[[Any], Any] = lambda read: read
-
-    def validate(self, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, DesignerSection):
-            return value
-        adapter: TypeAdapter[Any] = TypeAdapter(self.type())
-        if info.mode == "json":  # JSON has no tuples and no paths, and strict Python wants them
-            return self.read(adapter.validate_json(json.dumps(value)))
-        return self.read(adapter.validate_python(value))
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.with_info_plain_validator_function(
-            self.validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(_plain, info_arg=True),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return handler(TypeAdapter(self.type()).core_schema)
-
-
-def _plain(value: Any, info: Any) -> Any:
-    if isinstance(value, DesignerSection):
-        return value.model_dump(mode=info.mode)
-    # As they were given: what is not given is shared with ``designer``.
-    return {
-        kind: section.model_dump(mode=info.mode, exclude_unset=True)
-        for kind, section in value.items()
-    }

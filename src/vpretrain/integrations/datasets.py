@@ -12,7 +12,10 @@ from typing import Any
 from vpretrain.integrations.collated import IGNORED
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.formats import conversation
-from vpretrain.language.data.rows import SEPARATOR, Document, Row, encode
+from vpretrain.language.data.rows import SEPARATOR, Document, Row
+from vpretrain.language.feedback.likelihood import LikelihoodSignal
+from vpretrain.language.feedback.signals import Signal, TaskDocuments, TaskRows
+from vpretrain.language.feedback.tasks import encode_task
 from vpretrain.system.errors import Problem, UserError, renamed, user_error
 
 log = logging.getLogger(__name__)
@@ -22,12 +25,26 @@ FORMATS = (
     "end with the assistant's, text, "
     "or tokens: input_ids and labels"
 )
+ANSWERS = ("solution", "completion")
 _SHOWN = 5
 
 
 def documents_of(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, *, max_tokens: int, where: str
 ) -> list[Document]:
+    """Rows as documents whose loss is on what is verified; as :func:`feedback_of` has them."""
+    signal = LikelihoodSignal()
+    return feedback_of(rows, tokenizer, signal, max_tokens=max_tokens, where=where).documents
+
+
+def feedback_of(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: Any,
+    signal: Signal,
+    *,
+    max_tokens: int,
+    where: str,
+) -> TaskDocuments:
     """Rows as documents whose loss is on what is verified: solution, completion, or the assistant's
     last message.
 
@@ -37,9 +54,10 @@ def documents_of(
 
     Args:
         rows: with the columns of one of the formats, see :data:`FORMATS`; of ``text`` every token
-            is predicted.
+            is predicted. Where ``signal`` reads a second answer, the first may be ``chosen``.
         tokenizer: with an end token, and for messages with a chat template; None for rows in
             tokens.
+        signal: the kind of feedback that is made of them.
         max_tokens: longer rows are cut at the right; those whose prompt alone is as long are left
             out. Both are logged.
         where: the argument that the rows come from, for messages.
@@ -48,12 +66,15 @@ def documents_of(
         In the order of the rows.
 
     Raises:
-        UserError: a row is in none of the formats, has nothing to predict, or asks for a tokenizer
-            or a template that is not there.
+        UserError: a row is in none of the formats, has nothing to predict, does not fit the kind of
+            feedback, or asks for a tokenizer or a template that is not there.
     """
-    rows = list(rows)
+    rows, second = list(rows), signal.second_answer
     if rows and "input_ids" in rows[0]:
-        return list(_tokenised(rows, max_tokens, where))
+        if signal.reads_text or second is not None:
+            message = f"feedback of the kind {signal.kind} reads text, and these rows are tokens"
+            raise user_error(where, message, value="input_ids", accepted="prompts with answers")
+        return TaskDocuments(list(_tokenised(rows, max_tokens, where)), {})
     if not hasattr(tokenizer, "get_vocab"):
         raise user_error(
             "processing_class",
@@ -61,15 +82,32 @@ def documents_of(
             value=tokenizer,
             accepted="the model's tokenizer",
         )
-    read = [_row(row, tokenizer, f"{where}[{place}]") for place, row in enumerate(rows)]
+
+    def read(columns: Sequence[str]) -> list[Row]:
+        return [
+            _row(row, tokenizer, f"{where}[{place}]", columns) for place, row in enumerate(rows)
+        ]
+
+    task = TaskRows(read(ANSWERS if second is None else (*ANSWERS, "chosen")))
+    if second is not None:
+        task = TaskRows(task.rows, {row.origin: row for row in read([second[1]])})
+    if problems := list(_unfit(task, signal)):
+        raise UserError(*problems)
     # TRL reads control tokens that stand in its rows, and so do these.
     with renamed({"learner.tokenizer": "processing_class"}):
-        documents, counts = encode(
-            read, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
+        documents, counts = encode_task(
+            task, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
         )
     for loss in counts.losses(max_tokens):
         log.warning("%s: %s", where, loss)
     return documents
+
+
+def _unfit(task: TaskRows, signal: Signal) -> Iterator[Problem]:
+    if raw := next((row for row in task.rows if signal.reads_text and not row.prompt), None):
+        message = f"feedback of the kind {signal.kind} asks for answers, and this row has no prompt"
+        yield Problem(raw.origin, shortened(raw.text), "rows with a prompt", message)
+    yield from signal.problems(task, "Steering feedback")
 
 
 def check_apart(
@@ -181,8 +219,9 @@ def _keys(document: Document, special: Set[int]) -> set[tuple[int, ...]]:
     }
 
 
-def _row(row: Mapping[str, Any], tokenizer: Any, origin: str) -> Row:
-    answer = next((row[name] for name in ("solution", "completion") if name in row), None)
+def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[str]) -> Row:
+    """The row with the answer of the first of ``columns`` that it has."""
+    answer = next((row[name] for name in columns if name in row), None)
     prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and isinstance(answer, str):
         separator = SEPARATOR if "solution" in row else ""
@@ -200,7 +239,9 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str) -> Row:
         origin,
         "this row has none of the columns that are read; rename them",
         value=", ".join(row),
-        accepted=FORMATS,
+        accepted=FORMATS
+        if columns == ANSWERS
+        else f"prompt, and the answer as one of {', '.join(columns)}",
     )
 
 

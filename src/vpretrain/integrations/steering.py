@@ -4,7 +4,7 @@ they make.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
@@ -13,8 +13,10 @@ from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, mo
 
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
-from vpretrain.language.data.rows import Document
-from vpretrain.language.feedback import Likelihood, parted, shuffled
+from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
+from vpretrain.language.feedback.signals import SIGNALS, Signal, TaskDocuments
+from vpretrain.language.feedback.signals import Site as FeedbackSite
+from vpretrain.language.feedback.tasks import mislabelled
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.recipe import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
@@ -66,6 +68,9 @@ class Steering(Value):
     """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
     one that trains.
     """
+    feedback: Annotated[Signal, SIGNALS.by_kind] = LikelihoodSignal()
+    """What is made of the feedback rows, with the keys that its kind has in
+    ``data.feedback.tasks``: ``{"kind": "reward", "checker": "number"}``."""
     feedback_batch_size: PositiveInt = 32
     """Rows in one feedback batch."""
     feedback_batches: PositiveInt = 2
@@ -126,13 +131,13 @@ class Steering(Value):
             return designer_for(self.designer, site, section, tokenizer)
 
     def new_feedback(
-        self, learner: CausalLearner, documents: Sequence[Document], *, pad_id: int, seed: int
+        self, task: TaskDocuments, tokenizer: Any, *, pad_id: int, seed: int
     ) -> Feedback:
         """What the arm's designer is given of verified rows.
 
         Args:
-            learner: what is steered.
-            documents: the rows in tokens, each with something to predict.
+            task: the rows in tokens, each with something to predict.
+            tokenizer: the learner's; None where no kind of feedback reads text.
             pad_id: fills rows up; never predicted.
             seed: of the batches.
 
@@ -140,16 +145,17 @@ class Steering(Value):
             UserError: there are fewer rows than the batches take.
         """
         control = ARMS.named(self.arm).control or "none"
-        documents = shuffled(documents, seed) if shuffles_labels(control) else documents
+        task = mislabelled(task, seed) if shuffles_labels(control) else task
         samplers = parted(
-            documents,
+            task.documents,
             self.feedback_batches,
             batch_size=self.feedback_batch_size,
             seed=seed,
             pad_id=pad_id,
             where=f"feedback_dataset, in {self.feedback_batches} parts without a row in common",
         )
-        return controlled(Likelihood(samplers), control, memory=self.memory, seed=seed)
+        site = FeedbackSite(task, samplers, tokenizer, seed, "Steering feedback")
+        return controlled(self.feedback.build(site), control, memory=self.memory, seed=seed)
 
 
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from transformers import Trainer
 
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
-from vpretrain.integrations.datasets import check_apart, documents_of, log, trained_on
+from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, said_of_steering
+from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run import checkpoint
@@ -70,9 +71,10 @@ class SteeredTrainer(Trainer):
         self.steering = Steering() if steering is None else steering
         if problems := list(problems_of(self, self.steering, SteeredTrainer.compute_loss)):
             raise UserError(*problems)
-        self._feedback_documents = documents_of(
+        self._feedback = feedback_of(
             feedback_dataset,
             self.processing_class,
+            self.steering.feedback,
             max_tokens=self.steering.feedback_max_tokens,
             where="feedback_dataset",
         )
@@ -84,7 +86,7 @@ class SteeredTrainer(Trainer):
             )
         else:
             check_apart(
-                self._feedback_documents,
+                self._feedback.documents,
                 train,
                 set(getattr(self.processing_class, "all_special_ids", ())),
             )
@@ -170,7 +172,10 @@ class SteeredTrainer(Trainer):
             learner,
             steering.new_designer(learner, self.processing_class, args.seed),
             steering.new_feedback(
-                learner, self._feedback_documents, pad_id=0 if pad is None else pad, seed=args.seed
+                self._feedback,
+                self.processing_class,
+                pad_id=0 if pad is None else pad,
+                seed=args.seed,
             ),
         )
         return self._steered_made
@@ -192,7 +197,8 @@ class SteeredTrainer(Trainer):
         state = {"designer": designer, "feedback": feedback}
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
-            checkpoint.save({**state, "step": step.state_dict(), "arm": self.steering.arm}, folder)
+            choices = {"arm": self.steering.arm, "kind": self.steering.feedback.kind}
+            checkpoint.save({**state, "step": step.state_dict(), **choices}, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -211,9 +217,14 @@ class SteeredTrainer(Trainer):
             )
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
             raise user_error(where, message, value=str(folder), accepted=accepted) from None
-        if state["arm"] != self.steering.arm:
-            message = "the checkpoint was steered by another arm; resume with that one"
-            raise user_error(where, message, value=self.steering.arm, accepted=state["arm"])
+        kind = state.get("kind", LikelihoodSignal().kind)
+        for what, saved, now in (
+            ("arm", state["arm"], self.steering.arm),
+            ("kind of feedback", kind, self.steering.feedback.kind),
+        ):
+            if saved != now:
+                message = f"the checkpoint was steered by another {what}; resume with that one"
+                raise user_error(where, message, value=now, accepted=saved)
         step.meta.designer.load_state_dict(state["designer"])
         step.meta.feedback.load_state_dict(state["feedback"])
         step.load_state_dict(state["step"])

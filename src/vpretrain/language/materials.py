@@ -8,7 +8,7 @@ from typing import Any
 from vpretrain.language.data.rows import Document, Encoded
 from vpretrain.language.data.stream import Source
 from vpretrain.language.data.texts import Texts
-from vpretrain.language.feedback.tasks import TaskDocuments
+from vpretrain.language.feedback.signals import TaskDocuments
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def test_answers_that_are_the_same_once_cut_prefer_nothing_and_are_counted(
         ({"rows": {"kind": "chatter", "rows": 3}}, "either `rows`"),
         ({"tasks": {}}, "either `rows`"),
         ({"tasks": {"a~b": "solve"}}, "letters, digits"),
-        ({"tasks": {"x": {"kind": "hope"}}}, "'likelihood', 'reward', 'preference'"),
+        ({"tasks": {"x": {"kind": "hope"}}}, "'likelihood', 'preference', 'reward'"),
         ({"tasks": {"x": {"kind": "reward", "answer": "no group"}}}, "exactly one group"),
         ({"tasks": {"x": {"kind": "reward", "answer": "(open"}}}, "no regular expression"),
         ({"tasks": {"x": {"kind": "reward", "samples": 1}}}, "greater than or equal to 2"),

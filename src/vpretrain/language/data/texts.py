@@ -16,7 +16,8 @@ from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Encoded, Row, encode_into, overlap
 from vpretrain.language.data.stored import StoredDocuments
-from vpretrain.language.feedback.tasks import TaskRows, read_tasks
+from vpretrain.language.feedback.signals import TaskRows
+from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.rows import HeldOut, JsonLines, Parquet, TextFiles

@@ -1,10 +1,9 @@
 """Feedback on language: small sets of verified rows, and the gradient that each kind of signal
 sends (eq. 7).
 
-``likelihood`` (verified solutions), ``rewards`` (answers that a checker scores) and ``preferences``
-(chosen over rejected) are one class each behind the role :class:`vpretrain.method.roles.Feedback`;
-``formats`` writes their rows as evaluations do, ``tasks`` makes them from a recipe. Nothing here
-reaches the learner's optimizer.
+Each kind is declared in a file of this folder (``signals``): ``likelihood`` (verified solutions),
+``rewards`` (answers that a checker scores) and ``preferences`` (chosen over rejected); ``tasks``
+makes them from a recipe. Nothing here reaches the learner's optimizer.
 """
 
 from vpretrain.language.feedback.gradient import CHUNK_ROWS

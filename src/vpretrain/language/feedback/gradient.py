@@ -4,7 +4,6 @@ S, chunk by chunk.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ ItemT = TypeVar("ItemT")
 
 
 class Sampled(Feedback[CausalLearner]):
-    """Feedback on batches of rows; each kind of signal defines the gradient of one batch.
+    """Feedback on batches of rows; each kind of signal defines the loss of one batch.
 
     Args:
         samplers: one batch of each is used at a time; their gradients are returned one by one.
@@ -43,9 +42,18 @@ class Sampled(Feedback[CausalLearner]):
         """
         return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
-    @abstractmethod
+    def losses(
+        self, learner: CausalLearner, documents: list[Document], pad_id: int
+    ) -> Iterator[Tensor]:
+        """The loss of one batch in parts: scalars whose sum it is, with their graph to the learner;
+        each is made after the graph of the one before it is gone.
+        """
+        raise NotImplementedError
+
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """``g_down`` over S of one batch."""
+        """``g_down`` over S of one batch; rows of a length stand together, for little padding."""
+        documents = sorted(documents, key=lambda document: len(document.ids))
+        return summed_gradient(learner, self.losses(learner, documents, pad_id))
 
     def state_dict(self) -> dict[str, Any]:
         return {"samplers": [sampler.state_dict() for sampler in self.samplers]}

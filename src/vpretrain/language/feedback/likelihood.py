@@ -11,9 +11,9 @@ from torch import Tensor
 from vpretrain.language.data.batch import LossMean, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split, summed_gradient
+from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split
+from vpretrain.language.feedback.signals import SIGNALS, Signal, Site
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.method.roles import Gradient
 
 
 class Likelihood(Sampled):
@@ -30,22 +30,24 @@ class Likelihood(Sampled):
         super().__init__(samplers)
         self.loss_mean = loss_mean
 
-    def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """Row chunks of a length, one after the other: little padding, little memory, the same
-        mean.
-        """
-        documents = sorted(documents, key=lambda document: len(document.ids))
+    def losses(
+        self, learner: CausalLearner, documents: list[Document], pad_id: int
+    ) -> Iterator[Tensor]:
         tokens = sum(sum(document.predicted) for document in documents)
+        for chunk in chunks(documents, CHUNK_ROWS):
+            losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
+            if self.loss_mean == "token":
+                yield losses.sum() / tokens
+            else:
+                yield (losses / (row.bincount()[row] * len(documents))).sum()
 
-        def pieces() -> Iterator[Tensor]:
-            for chunk in chunks(documents, CHUNK_ROWS):
-                losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
-                if self.loss_mean == "token":
-                    yield losses.sum() / tokens
-                else:
-                    yield (losses / (row.bincount()[row] * len(documents))).sum()
 
-        return summed_gradient(learner, pieces())
+@SIGNALS.declare("likelihood", "the likelihood of verified solutions (eq. 38)")
+class LikelihoodSignal(Signal):
+    """The likelihood of verified solutions (eq. 38)."""
+
+    def build(self, site: Site) -> Likelihood:
+        return Likelihood(site.samplers, site.loss_mean)
 
 
 def parted(

@@ -8,20 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.gradient import (
-    CHUNK_ROWS,
-    Sampled,
-    chunks,
-    log_probabilities,
-    summed_gradient,
-)
+from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, log_probabilities
+from vpretrain.language.feedback.signals import SIGNALS, Signal, Site, TaskRows, problems_of_rows
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.roles import Gradient
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import Problem
 
 Pair = tuple[Document, Document]
 
@@ -76,18 +73,15 @@ class Preferences(Sampled):
             self.refer(learner)
         return super().gradients(learner)
 
-    def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """Of the mean loss over the batch's pairs, both answers of a pair in one forward pass."""
-        documents = sorted(documents, key=lambda document: len(document.ids))
-
-        def pieces() -> Iterator[Tensor]:
-            for some in chunks(documents, CHUNK_ROWS // 2):
-                now = self._margins(learner, some, pad_id)
-                before = now.new_tensor([self.reference[document.origin] for document in some])
-                self.margins.append((now - before).detach())
-                yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
-
-        return summed_gradient(learner, pieces())
+    def losses(
+        self, learner: CausalLearner, documents: list[Document], pad_id: int
+    ) -> Iterator[Tensor]:
+        """Of the mean over the batch's pairs, both answers of a pair in one forward pass."""
+        for some in chunks(documents, CHUNK_ROWS // 2):
+            now = self._margins(learner, some, pad_id)
+            before = now.new_tensor([self.reference[document.origin] for document in some])
+            self.margins.append((now - before).detach())
+            yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
 
     def _margins(self, learner: CausalLearner, chosen: Sequence[Document], pad_id: int) -> Tensor:
         """``log p(chosen) - log p(rejected)``, ``[R]``."""
@@ -112,3 +106,32 @@ class Preferences(Sampled):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.reference = dict(state["reference"])
+
+
+@SIGNALS.declare("preference", "chosen over rejected answers: direct preference optimisation")
+class PreferenceSignal(Signal):
+    """Chosen over rejected answers: the gradient of direct preference optimisation against the
+    untouched checkpoint.
+    """
+
+    rejected: str
+    """Column of the rejected answer; ``rows.solution`` is that of the chosen one."""
+    beta: PositiveFloat = 0.1
+    """How strongly the learner is kept near the checkpoint that it came from."""
+
+    @property
+    def second_answer(self) -> tuple[str, str]:
+        return "rejected", self.rejected
+
+    def problems(self, task: TaskRows, where: str) -> Iterator[Problem]:
+        """Pairs whose answers are the same."""
+        same = [row for row in task.rows if row.text == task.rejected[row.origin].text]
+        message = (
+            "the chosen and the rejected answer are the same, which prefers nothing; correct "
+            "the row, or take it out"
+        )
+        yield from problems_of_rows(same, "two different answers", message, where)
+
+    def build(self, site: Site) -> Preferences:
+        pairs = [(chosen, site.task.rejected[chosen.origin]) for chosen in site.task.documents]
+        return Preferences(site.samplers, pairs, beta=self.beta)

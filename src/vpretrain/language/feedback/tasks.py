@@ -6,61 +6,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from vpretrain.language.data.batch import LossMean
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
-from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.checkers import CHECKERS, DEFAULT_PATTERNS, checker_named
-from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled
-from vpretrain.language.feedback.preferences import Preferences
-from vpretrain.language.feedback.rewards import Rewards, Sampling
-from vpretrain.language.recipe.feedback import (
-    FeedbackSet,
-    LikelihoodTask,
-    PreferenceTask,
-    RewardTask,
-)
+from vpretrain.language.feedback.likelihood import parted, shuffled
+from vpretrain.language.feedback.signals import Site, TaskDocuments, TaskRows
+from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.rows import Rows
 from vpretrain.method.conflict import Resolve, kept, projected
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback
-from vpretrain.system.errors import Problem, UserError, user_error
-
-_PROBLEMS_SHOWN = 5
+from vpretrain.system.errors import Problem, UserError
 
 RESOLVE: Mapping[str, Resolve] = {"sum": kept, "project": projected}
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """The rows of one task.
-
-    Args:
-        rows: prompts with their verified solutions (the chosen answers of preferences).
-        rejected: of preferences, by the ``origin`` of the chosen row: the same prompt with the
-            other answer.
-    """
-
-    rows: list[Row]
-    rejected: dict[str, Row] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TaskDocuments:
-    """The same in tokens.
-
-    Args:
-        documents: prompt (masked) and solution.
-        rows: the row behind each document's ``origin``.
-        rejected: of preferences, by the same.
-    """
-
-    documents: list[Document]
-    rows: dict[str, Row]
-    rejected: dict[str, Document] = field(default_factory=dict)
 
 
 def read_tasks(
@@ -77,15 +37,11 @@ def read_tasks(
     problems: list[Problem] = []
     for name, task in section.named().items():
         where = section.where(name)
-        rows = read(task.rows, name, f"{where}.rows")
-        rejected = {}
-        if isinstance(task, PreferenceTask) and rows:
-            other = task.rows.model_copy(update={"solution": task.rejected})
+        rows, rejected = read(task.rows, name, f"{where}.rows"), {}
+        if rows and task.second_answer is not None and task.second_rows is not None:
             # A problem with a column reads "set <this>.solution to one that is there".
-            rejected = {
-                row.origin: row
-                for row in read(other, name, f"{where}.rejected, which takes the place of rows")
-            }
+            place = f"{where}.{task.second_answer[0]}, which takes the place of rows"
+            rejected = {row.origin: row for row in read(task.second_rows, name, place)}
             rows = [row for row in rows if row.origin in rejected]
         tasks[name] = TaskRows(rows, rejected)
         problems += _misfits(section, name, tasks[name], stream)
@@ -118,47 +74,37 @@ def _misfits(
         if source not in stream:
             message = "the stream has no source of this name; correct it"
             yield Problem(f"{where}.sources", source, "of " + ", ".join(stream), message)
-    if isinstance(task, RewardTask):
-        yield from _unanswered(task, where, rows)
-    same = [
-        row
-        for row in rows
-        if row.origin in task_rows.rejected and row.text == task_rows.rejected[row.origin].text
-    ]
-    message = (
-        "the chosen and the rejected answer are the same, which prefers nothing; correct "
-        "the row, or take it out"
-    )
-    yield from _some(same, "two different answers", message, where)
+    yield from task.problems(task_rows, where)
 
 
-def _unanswered(task: RewardTask, where: str, rows: Sequence[Row]) -> Iterator[Problem]:
-    """An unknown checker; rows whose own solution earns nothing."""
-    if task.checker not in CHECKERS:
-        message = (
-            "there is no such checker; name one of these, or put your own into CHECKERS in Python"
-        )
-        yield Problem(f"{where}.checker", task.checker, ", ".join(CHECKERS), message)
-        return
-    if task.checker in DEFAULT_PATTERNS:  # what others pay for is theirs to say
-        checker = checker_named(task.checker, task.answer)
-        bad = [row for row in rows if not checker(row, row.text)]
-        message = (
-            f"the checker {task.checker} finds no answer in this solution; correct the row, or "
-            f"set {where}.answer"
-        )
-        yield from _some(
-            bad, f"a solution with {task.answer or DEFAULT_PATTERNS[task.checker]}", message, where
+def encode_task(
+    task: TaskRows, tokenizer: Any, *, max_tokens: int, parse_special_tokens: bool
+) -> tuple[TaskDocuments, Encoded]:
+    """A task's rows in tokens, and what became of them.
+
+    A pair of which one answer is lost, or of which nothing but what is the same remains at
+    ``max_tokens``, is left out, and counted as dropped.
+    """
+
+    def documents_of(rows: Sequence[Row]) -> tuple[list[Document], Encoded]:
+        return encode(
+            rows, tokenizer, max_tokens=max_tokens, parse_special_tokens=parse_special_tokens
         )
 
-
-def _some(rows: Sequence[Row], accepted: str, message: str, where: str) -> Iterator[Problem]:
-    for row in rows[:_PROBLEMS_SHOWN]:
-        yield Problem(row.origin, shortened(row.text), accepted, message)
-    if len(rows) > _PROBLEMS_SHOWN:
-        yield Problem(
-            f"{where}.rows", "", "", f"{len(rows) - _PROBLEMS_SHOWN} more rows are like that"
+    documents, count = documents_of(task.rows)
+    rejected: dict[str, Document] = {}
+    if task.rejected:
+        others, _ = documents_of([task.rejected[row.origin] for row in task.rows])
+        rejected = {document.origin: document for document in others}
+        pairs = [d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids]
+        count = replace(
+            count,
+            documents=len(pairs),
+            dropped=count.dropped + len(documents) - len(pairs),
+            tokens=sum(len(d.ids) for d in pairs),
         )
+        documents = pairs
+    return TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected), count
 
 
 def encode_tasks(
@@ -171,9 +117,7 @@ def encode_tasks(
     """The tasks' rows in tokens.
 
     Returns:
-        By task the documents, and what became of its rows. A pair of which one answer is lost, or
-        of which nothing but what is the same remains at ``max_tokens``, is left out, and counted as
-        dropped.
+        By task the documents, and what became of its rows (see :func:`encode_task`).
 
     Raises:
         UserError: too few rows of a task are left for its batches.
@@ -181,51 +125,26 @@ def encode_tasks(
     encoded: dict[str, TaskDocuments] = {}
     counts: dict[str, Encoded] = {}
     problems = []
-
-    def documents_of(rows: Sequence[Row]) -> tuple[list[Document], Encoded]:
-        return encode(
-            rows,
+    for name, task in tasks.items():
+        encoded[name], counts[name] = encode_task(
+            task,
             tokenizer,
             max_tokens=section.max_tokens,
             parse_special_tokens=parse_special_tokens,
         )
-
-    for name, task in tasks.items():
-        documents, count = documents_of(task.rows)
-        rejected: dict[str, Document] = {}
-        if task.rejected:
-            others, _ = documents_of([task.rejected[row.origin] for row in task.rows])
-            rejected = {document.origin: document for document in others}
-            documents, count = _paired(documents, rejected, count)
-        counts[name] = count
-        encoded[name] = TaskDocuments(documents, {row.origin: row for row in task.rows}, rejected)
-        if len(documents) // section.batches < (needed := section.batch_of(name)):
+        left, count = len(encoded[name].documents) // section.batches, counts[name]
+        if left < (needed := section.batch_of(name)):
             message = (
                 f"of {count.rows} rows {count.dropped + count.empty} do not fit "
                 f"data.feedback.max_tokens ({section.max_tokens}), and too few are left for "
                 f"{section.batches} batches; raise it, or lower this"
             )
-            most = len(documents) // section.batches
-            accepted = f"1 to {most}" if most else "none: there are more batches than rows left"
-            problems.append(
-                Problem(f"{section.where(name)}.batch_size", str(needed), accepted, message)
-            )
+            where = f"{section.where(name)}.batch_size"
+            accepted = f"1 to {left}" if left else "none: there are more batches than rows left"
+            problems.append(Problem(where, str(needed), accepted, message))
     if problems:
         raise UserError(*problems)
     return encoded, counts
-
-
-def _paired(
-    documents: Sequence[Document], rejected: Mapping[str, Document], count: Encoded
-) -> tuple[list[Document], Encoded]:
-    """The chosen answers that have a rejected one which differs, and what became of the rows."""
-    pairs = [d for d in documents if d.origin in rejected and d.ids != rejected[d.origin].ids]
-    return pairs, replace(
-        count,
-        documents=len(pairs),
-        dropped=count.dropped + len(documents) - len(pairs),
-        tokens=sum(len(d.ids) for d in pairs),
-    )
 
 
 def feedback_from(
@@ -251,73 +170,32 @@ def feedback_from(
         around: is given each task's name and feedback, and returns what takes its place (a
             memory, a control).
     """
-    if wrong_labels:
-        tasks = {name: _mislabelled(documents, seed) for name, documents in tasks.items()}
     settings = section.named()
     signals: dict[str, Feedback] = {}
     for name, documents in tasks.items():
+        if wrong_labels:
+            documents = mislabelled(documents, seed)
+        where = section.where(name)
         samplers = parted(
             documents.documents,
             section.batches,
             batch_size=section.batch_of(name),
             seed=seed,
             pad_id=pad_id,
-            where=section.where(name),
+            where=where,
         )
-        signal = _signal(
-            settings[name],
-            documents,
-            samplers,
-            tokenizer,
-            seed=seed,
-            where=section.where(name),
-            loss_mean=section.loss_mean,
-        )
-        signals[name] = around(name, signal)
+        site = Site(documents, samplers, tokenizer, seed, where, section.loss_mean)
+        signals[name] = around(name, settings[name].build(site))
     weights = {name: task.weight for name, task in settings.items()}
     return MultiTaskFeedback(
         signals, weights, resolve=RESOLVE[section.conflict], unit=section.scale == "unit"
     )
 
 
-def _signal(
-    task: LikelihoodTask | RewardTask | PreferenceTask,
-    documents: TaskDocuments,
-    samplers: Sequence[Sampler],
-    tokenizer: Any,
-    *,
-    seed: int,
-    where: str,
-    loss_mean: LossMean,
-) -> Feedback:
-    if isinstance(task, RewardTask):
-        if task.checker not in CHECKERS:
-            message = "there is no such checker; put it into CHECKERS before the run is built"
-            raise user_error(
-                f"{where}.checker", message, value=task.checker, accepted=", ".join(CHECKERS)
-            )
-        sampling = Sampling(task.samples, task.temperature, task.new_tokens)
-        return Rewards(
-            samplers,
-            documents.rows,
-            tokenizer,
-            checker_named(task.checker, task.answer),
-            sampling=sampling,
-            baseline=task.baseline,
-            seed=seed,
-            where=where,
-            checker_seconds=task.checker_seconds,
-        )
-    if isinstance(task, PreferenceTask):
-        pairs = [
-            (document, documents.rejected[document.origin]) for document in documents.documents
-        ]
-        return Preferences(samplers, pairs, beta=task.beta)
-    return Likelihood(samplers, loss_mean)
-
-
-def _mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
-    """Right format, wrong labels."""
+def mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
+    """Right format, wrong labels: solutions and reference answers of other rows, preferences by the
+    toss of a coin.
+    """
     if task.rejected:
         coin = random.Random(f"shuffled {seed}")
         swapped = {document.origin for document in task.documents if coin.random() < 0.5}

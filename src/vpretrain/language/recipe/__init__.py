@@ -7,8 +7,9 @@ from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from vpretrain.config.arms import discover
+from vpretrain.config.kinds import discover
 from vpretrain.config.recipe import Recipe
+from vpretrain.language import feedback as feedback_kinds
 from vpretrain.language import steering
 from vpretrain.language.recipe.data import Data
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 discover(steering)
+discover(feedback_kinds)
 
 
 class LanguageRecipe(Recipe):

@@ -6,87 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
 from vpretrain.config.recipe import Section
-from vpretrain.language.recipe.common import Answer
-from vpretrain.language.recipe.rows import Rows, Table
-
-
-class Task(Section):
-    """What every feedback task has."""
-
-    rows: Rows
-    """Prompts with verified solutions."""
-    weight: PositiveFloat = 1.0
-    """Share of this task in g_down, relative to the other tasks (eq. 18)."""
-    batch_size: PositiveInt | None = None
-    """Rows in one feedback batch of this task; null takes ``data.feedback.batch_size``."""
-    sources: list[str] = []
-    """Sources of the stream that are of this task's domain: their documents are compared with the
-    tasks that name them (eq. 44-46), documents of sources that no task names with all tasks
-    together. Naming none anywhere compares everything with everything."""
-
-
-class LikelihoodTask(Task):
-    """The likelihood of verified solutions (eq. 38)."""
-
-    kind: Literal["likelihood"]
-
-
-class RewardTask(Task):
-    """Answers of the learner's own, scored by a checker: the policy gradient of their expected
-    reward.
-    """
-
-    kind: Literal["reward"]
-    checker: str
-    """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in
-    Python).
-    """
-    answer: Answer | None = None
-    """Null takes the checker's own."""
-    checker_seconds: PositiveFloat = 10.0
-    """What one call of it may take; a batch on which it takes longer, or raises, is left out."""
-    samples: Annotated[int, Field(ge=2)] = 8
-    """Answers drawn to each prompt; what one earns is compared with the others."""
-    temperature: PositiveFloat = 1.0
-    """Of the draws; the gradient is that of the policy at this temperature."""
-    new_tokens: PositiveInt = 256
-    """The longest answer."""
-    baseline: Literal["leave_one_out", "group_normalised"] = "leave_one_out"
-    """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a
-    prompt, as GRPO does.
-    """
-
-
-class PreferenceTask(Task):
-    """Chosen over rejected answers: the gradient of direct preference optimisation against the
-    untouched checkpoint.
-    """
-
-    kind: Literal["preference"]
-    rejected: str
-    """Column of the rejected answer; ``rows.solution`` is that of the chosen one."""
-    beta: PositiveFloat = 0.1
-    """How strongly the learner is kept near the checkpoint that it came from."""
-
-    @model_validator(mode="after")
-    def _is_a_table(self) -> Self:
-        if not isinstance(self.rows, Table) or self.rows.solution is None:
-            raise ValueError(
-                "preferences are read from a table: rows of kind jsonl, parquet or hub, with "
-                "a `solution` column"
-            )
-        if self.rows.solution == self.rejected:
-            raise ValueError(
-                f"`rejected` names the column of the chosen answers, {self.rejected!r}; name "
-                "the other one"
-            )
-        return self
-
-
-AnyTask = Annotated[LikelihoodTask | RewardTask | PreferenceTask, Field(discriminator="kind")]
+from vpretrain.language.feedback.signals import SIGNALS, TASK, Task, task_of
+from vpretrain.language.recipe.rows import Rows
 
 
 class FeedbackSet(Section):
@@ -94,7 +18,7 @@ class FeedbackSet(Section):
 
     rows: Rows | None = None
     """Prompts with verified solutions, whose likelihood is the signal; or name ``tasks``."""
-    tasks: dict[str, AnyTask] = {}
+    tasks: dict[str, Annotated[Task, TASK]] = {}
     """Several signals by name, weighed together; or give ``rows``."""
     batch_size: PositiveInt = 32
     """Rows in one feedback batch; with ``value.memory`` no more are needed."""
@@ -129,11 +53,11 @@ class FeedbackSet(Section):
                 )
         return self
 
-    def named(self) -> Mapping[str, LikelihoodTask | RewardTask | PreferenceTask]:
+    def named(self) -> Mapping[str, Task]:
         """The tasks; a single set of rows is one of its own, ``feedback``."""
         if self.rows is None:
             return self.tasks
-        return {SINGLE: LikelihoodTask(kind="likelihood", rows=self.rows)}
+        return {SINGLE: task_of(SIGNALS.kinds["likelihood"])(rows=self.rows)}
 
     def where(self, name: str) -> str:
         """The dotted key of a task's section."""

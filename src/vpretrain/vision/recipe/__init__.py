@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from vpretrain.config.arms import discover
+from vpretrain.config.kinds import discover
 from vpretrain.config.recipe import Recipe
 from vpretrain.vision import steering
 from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
