@@ -33,6 +33,7 @@ MODULES = (
     "method.reliability",
     "method.feedback",
     "config.arms",
+    "config.kinds",
     "config.recipe",
     "config.section",
     "system.sampling",

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from pydantic import ValidationError, create_model
 
 from vpretrain.config.kinds import Choice, Kinds, KindSection, KindT
+from vpretrain.config.kinds import discover as discover  # its place before there were other kinds
 from vpretrain.config.problems import Marks, explain, nearest
 from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
