@@ -139,3 +139,22 @@ def test_what_is_remembered_is_taken_to_the_gradients_device():
                 "vpretrain.method.feedback.finite_norm", lambda batches: 1.0
             )  # a fake number has no value
             assert resumed.gradients(None)[0]["w"].device.type == "cuda"
+
+
+def test_remembered_gradients_are_the_mean_of_the_past():
+    class Counting:
+        def __init__(self):
+            self.calls = 0
+
+        def gradients(self, learner):
+            self.calls += 1
+            return [
+                {"w": torch.tensor([float(self.calls)])},
+                {"w": torch.tensor([-2.0 * self.calls])},
+            ]
+
+    remembered = EMAFeedback(Counting(), 0.5)
+    assert [float(g["w"]) for g in remembered.gradients(None)] == [1, -2]
+    first, second = remembered.gradients(None)
+    assert float(first["w"]) == pytest.approx((0.5 * 1 + 2) / 1.5)
+    assert float(second["w"]) == pytest.approx(-2 * (0.5 * 1 + 2) / 1.5)

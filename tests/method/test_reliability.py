@@ -50,3 +50,20 @@ def test_raw_values_keep_their_unit():
     assert torch.equal(Reliability(shrink=False, unit="raw").shrunk(values), values)
     shrunk = Reliability(shrink=False).shrunk(values)
     assert shrunk.std(unbiased=False) == pytest.approx(1.0)
+
+
+def test_reliability_is_spearman_brown():
+    reliability = Reliability(shrink=True)
+    generator = torch.Generator().manual_seed(0)
+    signal, a, b = (torch.randn(50_000, 1, generator=generator) for _ in range(3))
+    reliability.update([signal + a, signal + b])
+    assert reliability.agreement == pytest.approx(0.5, abs=0.02)
+    assert reliability.factor == pytest.approx(
+        2 / 3, abs=0.02
+    )  # var(signal) / var(mean of the halves)
+
+
+def test_correlation():
+    a = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    assert correlation(a, 3 * a + 2) == pytest.approx(1)
+    assert correlation(a, torch.ones(4, 5)) == 0

@@ -27,7 +27,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name, text in vars(self).items():
-            most = 400 if name in ("where", "value") else 4000
+            most = {"where": 400, "value": 1200}.get(name, 4000)
             if len(text) > most:
                 cut = f"{text[: most // 2]} ... {text[-most // 4 :]}"
                 object.__setattr__(self, name, cut)

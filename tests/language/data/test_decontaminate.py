@@ -9,7 +9,6 @@ import inspect
 import json
 import pickle
 import random
-import re
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -19,163 +18,12 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
+from tests.language.data.questions import CHANGED, FILLER, OTHER, QUESTION, write
 from vpretrain import cli
-from vpretrain.language.data import certificate, decontaminate, similarity
+from vpretrain.language.data import certificate, decontaminate
 from vpretrain.language.data.decontaminate import decontaminate as clean
-from vpretrain.language.data.rows import Row
-from vpretrain.language.data.similarity import Protected, words
+from vpretrain.language.data.similarity import Protected
 from vpretrain.system.errors import UserError
-
-QUESTION = (
-    "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
-    "muffins for her friends"
-    " every day with four. Janet sells the remainder at the farmers' market daily for $2 per "
-    "fresh duck egg. How much in"
-    " dollars does she make every day at the farmers' market?"
-)
-OTHER = (
-    "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in "
-    "total does it take?"
-)
-FILLER = (
-    "The river rose slowly in the night, and nobody in the village thought of the bridge "
-    "until morning came. "
-)
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def sentences(text: str) -> list[str]:
-    return re.split(r"(?<=[.?!])\s+", text)
-
-
-@pytest.fixture
-def test_set(tmp_path: Path) -> Path:
-    return write(
-        tmp_path / "test.jsonl",
-        {"question": QUESTION, "answer": "#### 18"},
-        {"question": OTHER, "answer": "3"},
-    )
-
-
-# --- similarity
-# --------------------------------------------------------------------------------------------
-
-CHANGED = {
-    "itself": QUESTION,
-    "number": QUESTION.replace("16", "23"),
-    "name": QUESTION.replace("Janet", "Priscilla"),
-    "reordered": " ".join(sentences(QUESTION)[::-1]),
-    "case, punctuation, layout": re.sub(r"[^\w\s]", "", QUESTION.upper()).replace(" ", " \n"),
-    "typographic": QUESTION.replace("'", "’")
-    .replace("day", "da\u00ady")
-    .replace("fresh", "ｆｒｅｓｈ"),
-    "in a long document": FILLER * 30 + QUESTION.replace("16", "23") + FILLER * 30,
-    "answer between its sentences": QUESTION.replace(
-        "How much", "Four and three are seven. How much"
-    ),
-}
-
-
-@pytest.mark.parametrize("change", CHANGED)
-def test_a_changed_question_is_found(change: str) -> None:
-    found = Protected([OTHER, QUESTION]).best(CHANGED[change])
-    assert found is not None and found.text == 1
-
-
-def test_the_similarity_is_the_share_of_ngrams_in_common() -> None:
-    text = "a b c d e f g h i j k l"  # ten 3-grams, of which the changed last word breaks one
-    found = Protected([text], ngram=3, threshold=0.5).best("x y " + text.replace("l", "z"))
-    assert found is not None and found.similarity == pytest.approx(9 / 10)
-    assert Protected([text], threshold=0.95).best(text.replace("l", "z")) is None
-
-
-def test_the_index_misses_nothing_that_comparing_all_pairs_finds() -> None:
-    draw = random.Random(0)
-    vocabulary = [a + b for a in "bcdfgh" for b in "aeiou"]
-    texts = [" ".join(draw.choices(vocabulary, k=draw.randint(12, 40))) for _ in range(60)]
-    protected = Protected(texts, threshold=0.6)
-    hits = 0
-    for _ in range(200):
-        of = draw.choice(texts).split()
-        for _ in range(draw.randint(0, 6)):
-            of[draw.randrange(len(of))] = draw.choice(vocabulary)
-        there = grams(" ".join(of))
-        fractions = [len(grams(text) & there) / len(grams(text)) for text in texts]
-        enough = [len(grams(text) & there) >= similarity.FEWEST_NGRAMS for text in texts]
-        best = max(
-            (
-                fraction
-                for fraction, many in zip(fractions, enough, strict=True)
-                if many and fraction >= 0.6
-            ),
-            default=None,
-        )
-        found = protected.best(" ".join(of))
-        assert (found and found.similarity) == best
-        hits += best is not None
-    assert 50 < hits < 200  # both sides of the threshold were tried
-
-
-def grams(text: str) -> set[tuple[str, ...]]:
-    of = words(text)
-    return set(zip(of, of[1:], of[2:], strict=False))
-
-
-def test_words_scattered_over_a_long_document_are_no_question() -> None:
-    parts = sentences(QUESTION)
-    assert Protected([QUESTION]).best((FILLER * 20).join(parts)) is None
-    assert Protected([QUESTION]).best(" ".join(parts)) is not None
-
-
-def test_short_texts_are_found_word_for_word_and_phrases_not_at_all() -> None:
-    protected = Protected(["Is 1531 a composite number?", "The art of war"])
-    assert protected.unprotected == [1]
-    assert protected.best("Q: is 1531 a composite number? A: no")
-    assert protected.best("Is 1532 a composite number?") is None
-    assert protected.best("He read the art of war.") is None
-
-
-def test_what_many_protected_rows_share_does_not_count() -> None:
-    template = (
-        "Answer the following multiple choice question about the history of the world with "
-        "one letter. "
-    )
-    facts = [
-        f"Who ruled {land} in {1100 + i}, when the {i} ships came home?"
-        for i, land in enumerate("ABCDEFGHIJKLMNOP")
-    ]
-    protected = Protected([template + fact for fact in facts])
-    assert protected.best(template + "Which sea lies between the two largest islands?") is None
-    assert protected.best(facts[7])
-
-
-def test_copies_of_a_question_protect_it_and_copies_of_a_category_are_none() -> None:
-    protected = Protected([QUESTION, "Arithmetic with money and with time"] * 16)
-    assert protected.best(CHANGED["name"])
-    assert protected.best("Arithmetic with money and with time") is None
-    assert (len(protected), len(protected.unprotected)) == (1, 1)
-
-
-def test_numbers_and_scripts_without_spaces_are_words() -> None:
-    assert words("Don’t pay $1,234.50 for 5kg of 日本") == [
-        "dont",
-        "pay",
-        "1234.50",
-        "for",
-        "5",
-        "kg",
-        "of",
-        "日",
-        "本",
-    ]
-
-
-# --- files
-# -------------------------------------------------------------------------------------------------
 
 
 def test_kept_lines_are_the_bytes_that_came_in_and_removed_ones_are_in_the_report(
@@ -266,44 +114,6 @@ def test_named_columns_alone_protect(tmp_path: Path, test_set: Path) -> None:
     assert json.loads((tmp_path / "b").read_text()) == {"text": QUESTION}
 
 
-# --- the certificate
-# ---------------------------------------------------------------------------------------
-
-
-def test_training_can_tell_what_a_stream_was_checked_against(
-    tmp_path: Path, test_set: Path
-) -> None:
-    stream = write(tmp_path / "stream.jsonl", {"text": "a row"}, {"text": QUESTION})
-    out = tmp_path / "clean.jsonl"
-    clean([str(stream)], [str(test_set)], out)
-    known = [Row(QUESTION.upper(), "another solution", "f:1", "f"), Row("", OTHER, "f:2", "f")]
-    unknown = Row("What else?", "Nothing.", "f:3", "f")
-    assert certificate.checked_against(out, known) is True
-    assert certificate.checked_against(out, [*known, unknown]) is False
-    assert certificate.checked_against(stream, known) is None
-
-    templated = Row(f"Q: {QUESTION}\nA:", "18", f"{test_set}:1", "f")
-    assert certificate.checked_against(out, [templated]) is True
-    test_set.write_bytes(test_set.read_bytes() + b'{"question": "What else?"}\n')
-    assert certificate.checked_against(out, [templated]) is False
-
-    assert certificate.unchecked([("a", out)], known) == []
-    assert (
-        certificate.unchecked([("a", stream)], [unknown]) == []
-    )  # generated: there is no file to check against
-    unknown = Row("What else?", "Nothing.", f"{stream}:3", "f")
-    doubts = certificate.unchecked([("a", out), ("b", stream)], [unknown])
-    assert [doubt.where for doubt in doubts] == ["a", "b"]
-
-    with out.open("a") as file:
-        file.write('{"text": "added later"}\n')
-    assert certificate.checked_against(out, known) is None
-
-
-# --- bad input
-# ---------------------------------------------------------------------------------------------
-
-
 def refused(stream: Path | str, against: Path, out: Path, columns: tuple[str, ...] = ()) -> str:
     before = {path: path.read_bytes() for path in out.parent.iterdir() if path.is_file()}
     with pytest.raises(UserError) as caught:
@@ -348,10 +158,6 @@ def test_bad_input_is_refused_by_file_and_line_before_anything_is_written(
     assert "cannot be read" in refused(tmp_path / "bad.jsonl.gz", test_set, out)
 
 
-# --- the command
-# -------------------------------------------------------------------------------------------
-
-
 def test_the_command_takes_several_files_after_one_flag(tmp_path: Path, test_set: Path) -> None:
     more = write(tmp_path / "more.jsonl", {"question": FILLER})
     stream = write(
@@ -386,10 +192,6 @@ def test_the_command_and_the_function_have_the_same_defaults() -> None:
     assert [of_command[key] for key in ("ngram", "threshold", "jobs")] == [
         of_function[key] for key in ("ngram", "threshold", "jobs")
     ]
-
-
-# --- real rows
-# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.data

@@ -57,10 +57,6 @@ def solved(prompt: str, text: str, origin: str = "solved.jsonl:1") -> Row:
     return Row(f"{prompt} ", text, origin, "solved")
 
 
-# --- encoding
-# ----------------------------------------------------------------------------------------------
-
-
 def test_raw_text_is_predicted_throughout_and_ends_with_eos() -> None:
     documents, counts = encode([raw("w0 w1 w2")], make_tokenizer())
     assert documents == [Document([2, 3, 4, EOS], [True] * 4, "raw.jsonl:1", "raw")]
@@ -251,10 +247,6 @@ def test_a_window_of_one_token_is_refused() -> None:
         encode([raw("w0")], make_tokenizer(), max_tokens=1)
 
 
-# --- overlap
-# -----------------------------------------------------------------------------------------------
-
-
 def test_overlap_ignores_white_space_and_case() -> None:
     a = [raw("The  cat\nsat "), raw("another")]
     b = [raw("x", "b:1"), raw(" the CAT sat", "b:2"), raw("the cat sat", "b:3")]
@@ -293,10 +285,6 @@ def test_overlap_reads_the_larger_set_once() -> None:
         (raw("q 3"), stream[2]),
     ]
     assert overlap([solved("q", "1")], iter(stream[1:])) == [(solved("q", "1"), stream[2])]
-
-
-# --- holding out
-# -------------------------------------------------------------------------------------------
 
 
 def test_what_is_held_out_depends_on_the_content_alone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,39 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.language.data.files_of_rows import WHERE, columns, rows_of, the_problem, write
 from vpretrain.language.data import sources
-from vpretrain.language.data.columns import Columns, template_pieces
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError
-
-WHERE = "data.stream.0.rows"
-
-
-def columns(**named: str) -> Columns:
-    return Columns("s", WHERE, **(named or {"text": "text"}))
-
-
-def rows_of(path: Path, **named: str) -> list[Row | Problem]:
-    read = sources.parquet if path.suffix == ".parquet" else sources.jsonl
-    return list(read(path, columns(**named)))
-
-
-def the_problem(path: Path, **named: str) -> Problem:
-    """Of a file that is wrong as a whole, or in its one bad row."""
-    try:
-        (problem,) = (found for found in rows_of(path, **named) if isinstance(found, Problem))
-    except UserError as error:
-        (problem,) = error.problems
-    return problem
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-# --- JSON Lines
-# --------------------------------------------------------------------------------------------
 
 
 def test_raw_text_and_pairs_are_read_in_order(tmp_path: Path) -> None:
@@ -156,61 +126,6 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: bytes, descri
     assert problem.accepted
 
 
-def test_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"problem": "1+1?", "answer": "2", "id": 7})
-    problem = the_problem(file, prompt="problem", solution="solution")
-    assert problem.value == "'solution'"
-    assert problem.accepted == "'problem', 'answer', 'id'"
-    assert "data.stream.0.rows.solution" in problem.message
-
-
-def test_an_empty_solution_or_prompt_is_a_problem(tmp_path: Path) -> None:
-    file = write(
-        tmp_path / "a.jsonl", {"q": "1+1?", "a": " "}, {"q": "", "a": "2"}, {"q": "1+2?", "a": "3"}
-    )
-    one, two, row = rows_of(file, prompt="q", solution="a")
-    assert isinstance(one, Problem) and isinstance(two, Problem) and isinstance(row, Row)
-    assert (one.where, two.where) == (f"{file}:1", f"{file}:2")
-    assert "column 'a', the solution, is empty" in one.message
-    assert "column 'q', the prompt, is empty" in two.message
-
-
-# --- templates
-# ---------------------------------------------------------------------------------------------
-
-
-def test_a_template_writes_the_prompt(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"q": "2 {x}?", "hint": "", "a": "4"})
-    (row,) = rows_of(file, template="{{Q}}: {q}{hint}\nAnswer:", solution="a")
-    assert row == Row("{Q}: 2 {x}?\nAnswer:", "4", f"{file}:1", "s", "2 {x}? ")
-
-
-def test_an_unknown_field_lists_the_columns_there_are(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"question": "2?", "answer": "4"})
-    problem = the_problem(file, template="Q: {questoin}", solution="answer")
-    assert problem.where == f"{file}:1"
-    assert (
-        "no column 'questoin' (did you mean 'question'?): set data.stream.0.rows.template"
-        in problem.message
-    )
-    assert problem.accepted == "'question', 'answer'"
-
-
-def test_a_field_without_text_is_a_problem(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", {"q": None, "a": "4"})
-    assert "column 'q' is null" in the_problem(file, template="Q: {q}", solution="a").message
-
-
-@pytest.mark.parametrize("template", ["Question:", "{}", "{q!r}", "{q:>8}", "{q", ""])
-def test_a_template_that_is_none(template: str) -> None:
-    with pytest.raises(ValueError):  # in Python's own words where a brace is left open
-        template_pieces(template)
-
-
-# --- parquet
-# -----------------------------------------------------------------------------------------------
-
-
 def test_parquet_rows_are_those_of_the_same_json(tmp_path: Path) -> None:
     rows = [{"q": f"{i} é?", "a": f"{i}", "n": i} for i in range(2_500)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
@@ -252,10 +167,6 @@ def test_a_bad_cell_of_a_parquet_file_is_named(tmp_path: Path) -> None:
     ] * 3
 
 
-# --- plain text
-# --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
@@ -285,10 +196,6 @@ def test_bytes_that_are_not_utf8_are_named_by_line(
     (problem,) = (one for one in found if isinstance(one, Problem))
     assert (problem.where, problem.value) == (f"{file}:4", "0xe9")
     assert [one.text for one in found if isinstance(one, Row)] == kept
-
-
-# --- patterns
-# ----------------------------------------------------------------------------------------------
 
 
 def test_a_pattern_takes_its_files_in_order_and_each_once(tmp_path: Path) -> None:
@@ -327,10 +234,6 @@ def test_links_that_lead_nowhere_say_so(tmp_path: Path) -> None:
     for name, target in (("circle.jsonl", "circle.jsonl"), ("gone.jsonl", "nowhere.jsonl")):
         os.symlink(tmp_path / target, tmp_path / name)
         assert "leads nowhere, or in a circle" in the_problem(tmp_path / name).message
-
-
-# --- the hub
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

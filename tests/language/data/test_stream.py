@@ -6,16 +6,23 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
-from transformers.masking_utils import find_packed_sequence_indices
 
-from tests.language.conftest import CONFIGS, tiny_model
+from tests.language.data.documents import (
+    PAD,
+    WINDOW,
+    laid_out_by_hand,
+    make_documents,
+    make_stream,
+    origins,
+    same,
+    windows_of,
+)
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.language.data.stream import (
@@ -23,94 +30,9 @@ from vpretrain.language.data.stream import (
     Sampler,
     Source,
     Stream,
-    TokenBatch,
     padded,
 )
 from vpretrain.system.errors import UserError
-
-PAD = 0
-VOCABULARY = 40
-WINDOW = 24
-
-
-def make_documents(name: str, lengths: Sequence[int], *, prompt: int = 0) -> list[Document]:
-    generator = torch.Generator().manual_seed(len(name) + 7 * len(lengths))
-    documents = []
-    for i, length in enumerate(lengths):
-        ids = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
-        masked = min(prompt, length - 1)
-        predicted = [False] * masked + [True] * (length - masked)
-        documents.append(Document(ids, predicted, f"{name}:{i}", name))
-    return documents
-
-
-def make_stream(
-    *,
-    weights: Sequence[float] = (2.0, 1.0),
-    batch_size: int = 3,
-    window_tokens: int = WINDOW,
-    seed: int = 0,
-) -> Stream:
-    many = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
-    few = make_documents("few", [3, 24, 11])
-    sources = [Source("many", many, weights[0]), Source("few", few, weights[1])]
-    return Stream(
-        sources, batch_size=batch_size, window_tokens=window_tokens, seed=seed, pad_id=PAD
-    )
-
-
-def same(a: TokenBatch, b: TokenBatch) -> bool:
-    return (
-        torch.equal(a.input_ids, b.input_ids)
-        and torch.equal(a.predicted, b.predicted)
-        and torch.equal(a.position_ids, b.position_ids)
-        and torch.equal(a.document, b.document)
-        and a.documents == b.documents
-    )
-
-
-def laid_out_by_hand(
-    rows: Sequence[Sequence[Document]], width: int, *, padding_apart: bool
-) -> TokenBatch:
-    """The definition of a batch as loops over its cells."""
-    ids, predicted, positions, index = ([[0] * width for _ in rows] for _ in range(4))
-    documents: list[Document] = []
-    for b, row in enumerate(rows):
-        t = 0
-        for document in row:
-            for at, (token, counts) in enumerate(
-                zip(document.ids, document.predicted, strict=True)
-            ):
-                ids[b][t], predicted[b][t] = token, int(counts and at > 0)
-                positions[b][t], index[b][t] = at, len(documents)
-                t += 1
-            documents.append(document)
-        for rest in range(t, width):
-            ids[b][rest], index[b][rest] = PAD, -1
-            positions[b][rest] = 0 if padding_apart else rest
-    return TokenBatch(
-        torch.tensor(ids),
-        torch.tensor(predicted).bool(),
-        torch.tensor(positions),
-        torch.tensor(index),
-        tuple(documents),
-    )
-
-
-def windows_of(batch: TokenBatch) -> list[list[Document]]:
-    """The documents of each row, read off the tensors."""
-    return [
-        [batch.documents[i] for i in dict.fromkeys(row.tolist()) if i >= 0]
-        for row in batch.document
-    ]
-
-
-def origins(stream: Stream, batches: int) -> list[str]:
-    return [document.origin for _ in range(batches) for document in next(stream).documents]
-
-
-# --- layout
-# ------------------------------------------------------------------------------------------------
 
 
 def test_packed_batches_equal_their_definition() -> None:
@@ -127,157 +49,6 @@ def test_packed_batches_equal_their_definition() -> None:
         assert batch.predicted_tokens == sum(
             sum(document.predicted[1:]) for document in batch.documents
         )
-
-
-def test_padded_batches_equal_their_definition() -> None:
-    documents = make_documents("d", [5, 2, 9], prompt=3)
-    batch = padded(documents, pad_id=PAD)
-    assert batch.input_ids.shape == (3, 9)
-    assert same(
-        batch, laid_out_by_hand([[document] for document in documents], 9, padding_apart=False)
-    )
-    assert batch.tokens == 16
-    assert batch.predicted_tokens == 2 + 1 + 6
-
-
-def test_the_masks_of_a_window_by_hand() -> None:
-    documents = [
-        Document([5, 6, 7, 1], [False, False, True, True], "a:1", "a"),
-        Document([8, 9, 1], [True, True, True], "a:2", "a"),
-    ]
-    stream = Stream(
-        [Source("a", documents, 1.0)], batch_size=1, window_tokens=8, seed=0, pad_id=PAD
-    )
-    batch = next(stream)
-    first = batch.documents[0].ids[0] == 5
-    assert batch.input_ids.tolist() == [
-        [5, 6, 7, 1, 8, 9, 1, 0] if first else [8, 9, 1, 5, 6, 7, 1, 0]
-    ]
-    assert batch.position_ids.tolist() == [
-        [0, 1, 2, 3, 0, 1, 2, 0] if first else [0, 1, 2, 0, 1, 2, 3, 0]
-    ]
-    assert batch.document.tolist() == [
-        [0, 0, 0, 0, 1, 1, 1, -1] if first else [0, 0, 0, 1, 1, 1, 1, -1]
-    ]
-    a, b = [False, False, True, True], [False, True, True]
-    assert batch.predicted.tolist() == [[*a, *b, False] if first else [*b, *a, False]]
-
-
-def test_transformers_takes_padding_for_documents_of_its_own() -> None:
-    stream = make_stream()
-    for _ in range(10):
-        batch = next(stream)
-        found = find_packed_sequence_indices(batch.position_ids)
-        assert found is not None
-        for row, own in zip(batch.document, found, strict=True):
-            # Two tokens are of one sequence exactly if they are of one document; padding is with
-            # nothing.
-            together = (row[:, None] == row[None, :]) & (row[:, None] >= 0)
-            together |= torch.eye(len(row), dtype=torch.bool)
-            assert torch.equal(own[:, None] == own[None, :], together)
-
-
-def test_transformers_takes_a_padded_row_for_one_document() -> None:
-    batch = padded(make_documents("d", [5, 2, 9]), pad_id=PAD)
-    assert find_packed_sequence_indices(batch.position_ids) is None
-
-
-@pytest.fixture(
-    scope="module", params=list(product(sorted(CONFIGS), ["sdpa", "eager"])), ids="-".join
-)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """Rotary positions with and without tied embeddings, and learned ones, under either
-    attention.
-    """
-    family, attention = request.param
-    return tiny_model(family, attention=attention).eval()
-
-
-@torch.no_grad()
-def token_losses(model: PreTrainedModel, batch: TokenBatch) -> list[list[float]]:
-    """NLL of every predicted token, by document."""
-    logits = model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).logits
-    log_p = logits[:, :-1][batch.predicted[:, 1:]].log_softmax(-1)
-    losses = -log_p.gather(1, batch.input_ids[batch.predicted][:, None])[:, 0]
-    of = batch.document[batch.predicted]
-    return [losses[of == i].tolist() for i in range(len(batch.documents))]
-
-
-@torch.no_grad()
-def alone(model: PreTrainedModel, document: Document) -> list[float]:
-    """The same for one document by itself, without anything of a batch."""
-    log_p = model(input_ids=torch.tensor([document.ids])).logits[0].log_softmax(-1)
-    return [
-        -float(log_p[t - 1, document.ids[t]])
-        for t in range(1, len(document.ids))
-        if document.predicted[t]
-    ]
-
-
-def test_packing_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
-    stream = make_stream(batch_size=4)
-    compared = 0
-    for _ in range(5):
-        batch = next(stream)
-        assert len(batch.documents) > 4, "some window holds several documents"
-        for document, losses in zip(batch.documents, token_losses(model, batch), strict=True):
-            assert losses == pytest.approx(alone(model, document), abs=1e-5)
-            compared += len(losses)
-    assert compared > 200
-
-
-def test_padding_equals_one_document_at_a_time(model: PreTrainedModel) -> None:
-    documents = make_documents("d", [5, 2, 19, 11], prompt=3)
-    for document, losses in zip(
-        documents, token_losses(model, padded(documents, pad_id=PAD)), strict=True
-    ):
-        assert losses == pytest.approx(alone(model, document), abs=1e-5)
-
-
-# --- the batch object
-# --------------------------------------------------------------------------------------
-
-
-def test_a_digest_tells_ids_masks_and_shapes_apart() -> None:
-    batch = next(make_stream())
-    assert batch.digest() == next(make_stream()).digest()
-    assert len(batch.digest()) == 16
-    ids, mask = batch.input_ids.clone(), batch.predicted.clone()
-    ids[0, 3] += 1
-    mask[0, 1] ^= True
-    others = [
-        TokenBatch(ids, batch.predicted, batch.position_ids, batch.document, batch.documents),
-        TokenBatch(batch.input_ids, mask, batch.position_ids, batch.document, batch.documents),
-        TokenBatch(
-            batch.input_ids.T,
-            batch.predicted.T,
-            batch.position_ids,
-            batch.document,
-            batch.documents,
-        ),
-    ]
-    assert len({batch.digest(), *(other.digest() for other in others)}) == 4
-
-
-def test_a_batch_moves_to_a_device_whole() -> None:
-    batch = next(make_stream())
-    assert same(batch.to("cpu"), batch)
-    moved = batch.to("meta")
-    tensors = [moved.input_ids, moved.predicted, moved.position_ids, moved.document]
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-
-
-def test_the_device_does_not_change_a_digest() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    batch = next(make_stream())
-    assert batch.to("cuda").digest() == batch.digest()
-
-
-# --- the sequence of documents
-# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [(2.0, 1.0), (0.5, 0.5), (0.9, 0.1), (1.0, 0.0), (3, 1)])
@@ -352,10 +123,6 @@ def test_a_stream_is_its_own_iterator() -> None:
     assert [batch.digest() for batch, _ in zip(stream, range(3), strict=False)] == [
         batch.digest() for batch, _ in zip(make_stream(), range(3), strict=False)
     ]
-
-
-# --- packing invariants
-# ------------------------------------------------------------------------------------
 
 
 @given(
@@ -447,10 +214,6 @@ def next_fit(documents: Sequence[Document], window: int) -> float:
     return sum(len(document.ids) for document in documents) / (windows * window)
 
 
-# --- resume
-# ------------------------------------------------------------------------------------------------
-
-
 @given(before=st.integers(0, 60), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=40)
 def test_a_resumed_stream_goes_on_bit_for_bit(before: int, seed: int) -> None:
@@ -494,10 +257,6 @@ def test_a_state_of_another_stream_is_refused(other: dict[str, object]) -> None:
     assert next(stream).digest() == next(make_stream()).digest(), (
         "a refused state leaves it as it was"
     )
-
-
-# --- ranks
-# -------------------------------------------------------------------------------------------------
 
 
 def ranked(rank: int, world: int, *, batch_size: int = 8, seed: int = 0) -> Stream:
@@ -558,10 +317,6 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
         ranked(2, 2)
 
 
-# --- documents on disk
-# -------------------------------------------------------------------------------------
-
-
 def test_documents_on_disk_give_the_same_batches() -> None:
     documents = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
     stored = StoredDocuments("many")
@@ -583,10 +338,6 @@ def test_documents_on_disk_give_the_same_batches() -> None:
     )
     resumed.load_state_dict(one.state_dict())
     assert next(resumed).digest() == next(one).digest()
-
-
-# --- bad input
-# ---------------------------------------------------------------------------------------------
 
 
 def stream_of(*sources: Source) -> Stream:
@@ -655,10 +406,6 @@ def test_programming_errors_are_value_errors() -> None:
         padded([], pad_id=PAD)
     with pytest.raises(ValueError, match="d:0: 2 tokens, but a mask of 3"):
         stream_of(Source("d", [Document([1, 2], [True] * 3, "d:0", "d")], 1.0))
-
-
-# --- the sampler
-# -------------------------------------------------------------------------------------------
 
 
 def make_sampler(count: int = 10, batch_size: int = 4, seed: int = 0) -> Sampler:

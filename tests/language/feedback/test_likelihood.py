@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from tests.language.conftest import CONFIGS, tiny_learner
 from vpretrain.language.data import word_problems
 from vpretrain.language.data.reading import Reader
-from vpretrain.language.data.stream import Source, Stream
+from vpretrain.language.data.rows import Document
+from vpretrain.language.data.stream import Sampler, Source, Stream, padded
+from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.feedback.checkers import CHECKERS
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from, read_tasks
 from vpretrain.language.learner.targets import one_hot
@@ -327,3 +329,30 @@ def test_sections_that_make_no_sense_are_refused(change, said, tasks):
         change = {"tasks": made}
     with pytest.raises(ValidationError, match=said):
         section_of(**{"tasks": tasks, **change})
+
+
+def test_feedback_gradient_is_that_of_the_mean_over_all_solution_tokens():
+    """Chunks of rows change the padding, not the mean (eq. 38)."""
+    learner = tiny_learner(dtype=torch.float64)
+    documents = [
+        Document(list(range(3, 3 + size)), [at >= 2 for at in range(size)], f"fb:{size}", "fb")
+        for size in range(4, 30)
+    ]
+    batch = padded(documents, pad_id=0)
+    losses, _ = learner.token_losses(batch)
+    expected = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
+    (found,) = Likelihood(
+        [Sampler(documents, batch_size=len(documents), seed=0, pad_id=0)]
+    ).gradients(learner)
+    for got, want in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_feedback_batches_share_no_rows():
+    """Their agreement would otherwise be that of the same rows heard twice."""
+    documents = [Document([1, 2, at], [False, False, True], f"fb:{at}", "fb") for at in range(20)]
+    samplers = parted(documents, 2, batch_size=5, seed=0, pad_id=0)
+    heard = [
+        {document.origin for _ in range(4) for document in sampler.draw()} for sampler in samplers
+    ]
+    assert all(len(each) == 10 for each in heard) and not heard[0] & heard[1]

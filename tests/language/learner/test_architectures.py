@@ -10,9 +10,6 @@ from tests.language.conftest import tiny_batch
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
 from vpretrain.language.data import word_problems
-from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.language.learner.targets import one_hot
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
@@ -163,28 +160,6 @@ def test_layers_that_carry_a_state_take_one_document_a_row(kind, folder_of, monk
         Language().load(recipe_of(folder))
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-def test_the_router_loss_is_that_of_transformers(kind):
-    model = tiny(kind, ARCHITECTURES[kind])
-    learner = CausalLearner(
-        model, aligned_parameters(model, Anatomy.of(model), blocks=1, patterns=[])
-    )
-    batch = tiny_batch()
-    context = learner.forward(batch)
-    loss = learner.loss(context, one_hot(context.labels))
-    counted = (batch.document >= 0).long()
-    labels = batch.input_ids.masked_fill(~batch.predicted, -100)
-    theirs = model(input_ids=batch.input_ids, attention_mask=counted, labels=labels)
-    torch.testing.assert_close(context.router_loss, 0.1 * theirs.aux_loss)
-    torch.testing.assert_close(loss, theirs.loss)
-    parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, parameters.values())
-    for name, mine, other in zip(
-        parameters, found, torch.autograd.grad(theirs.loss, parameters.values()), strict=True
-    ):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6, msg=name)
-
-
 def test_a_router_loss_that_is_not_known_is_refused_before_anything_is_loaded(folder_of):
     config = NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2}
     folder = folder_of("granitemoe", config)
@@ -195,19 +170,3 @@ def test_a_router_loss_that_is_not_known_is_refused_before_anything_is_loaded(fo
     shapes.config.save_pretrained(folder)
     (problem,) = Language().check(recipe)
     assert problem.where == "learner.model" and "router loss" in problem.message
-
-
-def test_rounding_is_not_taken_for_another_architecture():
-    """In bfloat16 the logits of a deep model move by more than any fixed tolerance, which once had
-    SmolLM2 refused; the parts are held against the whole in the same operations and dtype.
-    """
-    model = tiny("llama", SIZES | {"num_hidden_layers": 40, "initializer_range": 0.3}).bfloat16()
-    learner = CausalLearner(
-        model, aligned_parameters(model, Anatomy.of(model), blocks=20, patterns=[])
-    )
-    with torch.no_grad():
-        context = learner.forward(tiny_batch())
-        point = {name: p.detach().float() for name, p in learner.aligned.items()}
-        wide = learner.suffix.hidden(context.trace, point)
-    tolerance = 2e-2 * float(wide.std())
-    assert not torch.allclose(wide, context.hidden.float(), rtol=2e-2, atol=tolerance)

@@ -2,8 +2,6 @@
 is refused.
 """
 
-from functools import partial
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,27 +85,6 @@ def test_a_scale_or_cap_that_is_not_known_is_refused(family, part):
         check_layout(learner)
 
 
-def test_a_model_that_sees_what_is_to_come_is_refused(monkeypatch):
-    model = new_model("llama")
-    forward = model.forward
-    monkeypatch.setattr(
-        model,
-        "forward",
-        lambda input_ids, **rest: forward(
-            input_ids=input_ids.flip(1).cumsum(1).flip(1) % 40, **rest
-        ),
-    )
-    with pytest.raises(UserError, match="see later ones"):
-        learner_of(model)
-
-
-def test_a_model_that_does_not_keep_documents_apart_is_refused():
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("bloom", vocab_size=40, hidden_size=32, n_layer=2, n_head=4)
-    with pytest.raises(UserError, match=r"position ids|other documents"):
-        learner_of(AutoModelForCausalLM.from_config(config))
-
-
 @pytest.mark.parametrize(
     ("family", "attention"), [("gemma2", "sdpa"), ("qwen2", "flash_attention_2")]
 )
@@ -121,41 +98,6 @@ def test_attention_that_the_model_or_machine_lacks_is_named(family, attention, t
         and problem.value == attention
         and "eager" in problem.accepted
     )
-
-
-def test_a_tied_head_is_in_s_once_and_not_in_the_last_blocks():
-    model = new_model("qwen2_tied")
-    anatomy = Anatomy.of(model)
-    last = aligned_parameters(model, anatomy, blocks=1, patterns=[])
-    assert "model.norm.weight" in last and not any(
-        "embed" in name or "head" in name for name in last
-    )
-    everything = aligned_parameters(model, anatomy, blocks="all", patterns=[])
-    assert sum(p.numel() for p in everything.values()) == sum(
-        p.numel() for p in set(model.parameters())
-    )
-    named = aligned_parameters(
-        model, anatomy, blocks=1, patterns=["lm_head.*", "model.embed_tokens.*"]
-    )
-    assert list(named) == ["model.embed_tokens.weight"]
-
-
-def test_every_pattern_has_to_choose_something_that_trains():
-    model = new_model("qwen2")
-    model.model.layers[0].requires_grad_(False)
-    anatomy = Anatomy.of(model)
-    with pytest.raises(UserError) as caught:
-        aligned_parameters(
-            model, anatomy, blocks=1, patterns=["*layers.2*", "*layer.1*", "*layers.0.mlp*"]
-        )
-    misspelt, frozen = caught.value.problems
-    assert (
-        misspelt.value == "*layer.1*"
-        and "model.layers.1.self_attn.q_proj.weight" in misspelt.accepted
-    )
-    assert frozen.value == "*layers.0.mlp*" and "frozen" in frozen.message
-    mixed = aligned_parameters(model, anatomy, blocks=1, patterns=["*.mlp.up_proj.weight"])
-    assert list(mixed) == ["model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2"])
@@ -251,16 +193,3 @@ def test_values_under_bfloat16_arithmetic(family):
         found.double().flatten(), reference.double().flatten(), dim=0
     )
     assert cosine >= 0.999
-
-
-def test_the_papers_aligned_parameters_are_the_last_blocks_alone():
-    """The paper's S is "the last two layers": neither final norm nor head."""
-    model = new_model("qwen2")
-    anatomy = Anatomy.of(model)
-    blocks = {f"model.layers.2.{name}" for name, _ in anatomy.blocks[2].named_parameters()}
-    chosen = partial(aligned_parameters, model, anatomy, blocks=1, patterns=[])
-    assert set(chosen(norm=False, head=False)) == blocks
-    assert set(chosen(norm=False)) == blocks | {"lm_head.weight"}
-    assert set(chosen(head=False)) == blocks | {"model.norm.weight"}
-    learner = CausalLearner(model, chosen(norm=False, head=False))
-    assert not learner.suffix.reaches_head and not learner.suffix.whole

@@ -6,60 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.language.learner.slow_head import (
+    WIDE,
+    gradients,
+    mass_of,
+    next_batches,
+    same,
+    slow_logits,
+    slow_loss,
+)
 from vpretrain.language.learner.head import HeadPass
-from vpretrain.language.learner.head_candidates import candidate_scores, top
 from vpretrain.language.learner.head_chunks import Chunks, Head
 from vpretrain.language.learner.targets import SoftTargets, candidates, one_hot, soft_target_loss
 from vpretrain.system.errors import UserError
-
-WIDE = torch.float64
-
-
-def next_batches(n, vocabulary, width=6, seed=0, dtype=WIDE, bias=False):
-    """Hidden states, weight, bias (or None) and labels; leaves that ask for gradients."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def leaf(*shape):
-        return torch.randn(*shape, generator=generator, dtype=WIDE).to(dtype).requires_grad_()
-
-    labels = torch.randint(vocabulary, (n,), generator=generator)
-    return leaf(n, width), leaf(vocabulary, width), leaf(vocabulary) if bias else None, labels
-
-
-def mass_of(n, count, weighted, seed=0, dtype=WIDE):
-    generator = torch.Generator().manual_seed(seed + 1)
-    mass = torch.randn(n, count, generator=generator, dtype=dtype).softmax(dim=1)
-    if weighted:
-        mass = mass * torch.rand(n, 1, generator=generator, dtype=dtype).mul(3).sub(0.5).clamp_min(
-            0
-        )
-    return mass.requires_grad_()
-
-
-def slow_logits(hidden, weight, bias, scale=1.0, cap=None):
-    logits = scale * hidden @ weight.t()
-    logits = logits if bias is None else logits + bias
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def slow_loss(logits, ids, mass):
-    log_p = torch.log_softmax(logits, dim=1)
-    terms = [
-        mass[n, k] * log_p[n, ids[n, k]]
-        for n in range(len(ids))
-        for k in range(ids.shape[1])
-        if mass[n, k] != 0
-    ]
-    return -torch.stack(terms).sum() / len(ids)
-
-
-def gradients(loss, leaves):
-    return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
-
-
-def same(found, expected, tolerance=1e-10):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,18 +169,6 @@ def test_a_learner_that_is_sure_keeps_its_small_gradient():
     same(gradients(found, (hidden, weight)), gradients(expected, (hidden, weight)), 1e-6)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3000), st.integers(0, 99), st.data())
-def test_top_of_blocks_is_the_top_of_all(n, vocabulary, seed, data):
-    count = data.draw(st.integers(1, min(vocabulary, 80)))
-    scores = torch.randint(
-        -40, 40, (n, vocabulary), generator=torch.Generator().manual_seed(seed)
-    ).double()
-    ids = top(scores, count)
-    assert torch.equal(scores.gather(1, ids), scores.topk(count, dim=1).values)
-    assert all(len(set(row)) == count for row in ids.tolist())
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_narrow_is_as_near_to_the_truth_as_the_plain_path(weighted):
     hidden, weight, _, labels = next_batches(64, 700, width=48, dtype=torch.bfloat16)
@@ -264,21 +211,6 @@ def test_gradient_of_the_weight_is_not_copied():
     place = made._pass.dense.weight.data_ptr()
     loss.backward()
     assert weight.grad.data_ptr() == place
-
-
-def test_never_more_logits_than_a_chunk(monkeypatch):
-    sizes = []
-    mm = torch.mm
-
-    def noted(a, b, **rest):
-        sizes.append(max(a.numel(), mm(a, b).numel()))
-        return mm(a, b, **rest)
-
-    monkeypatch.setattr(torch, "mm", noted)
-    hidden, weight, _, labels = next_batches(50, 200, width=4)
-    made = HeadPass(hidden, Head(weight), labels, rows=7)
-    made.loss(SoftTargets(made.candidates(5), mass_of(50, 5, weighted=True))).backward()
-    assert sizes and max(sizes) <= 7 * 200
 
 
 def test_weights_changed_between_loss_and_gradient_are_refused():
@@ -331,21 +263,6 @@ def test_candidates_from_elsewhere():
     same([found], [expected])
     leaves = (hidden, weight, targets.mass)
     same(gradients(found, leaves), gradients(expected, leaves))
-
-
-@pytest.mark.parametrize("n", [1, 5, 9])
-def test_candidate_scores(n):
-    hidden, weight, _, _ = next_batches(n, 40)
-    ids = torch.randint(40, (n, 7), generator=torch.Generator().manual_seed(0))
-    found, expected = (
-        candidate_scores(hidden, weight, ids),
-        torch.einsum("nd,nkd->nk", hidden, weight[ids]),
-    )
-    same([found], [expected])
-    slope = torch.rand(n, 7, dtype=WIDE)
-    same(
-        gradients((found * slope).sum(), (hidden,)), gradients((expected * slope).sum(), (hidden,))
-    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
+from tests.language.learner.conftest import KINDS
 from tests.language.learner.test_causal import learner_of, new_model
 from vpretrain.language.learner import predictions
 from vpretrain.language.learner.head import HeadPass
@@ -39,14 +40,6 @@ ARMS = {
         WeightedTargets(Anchored(6), 0.4), Reliability(shrink=False)
     ),
 }
-KINDS = (WholeLogits, HeadPass)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request, monkeypatch):
-    """Both ways, whatever the size of the batch."""
-    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0 if request.param is HeadPass else 2**40)
-    return request.param
 
 
 def both(monkeypatch, run):
@@ -246,41 +239,3 @@ def test_few_logits_and_heads_that_are_more_than_linear_are_taken_whole(monkeypa
     assert isinstance(learner.forward(tiny_batch()).predictions, HeadPass)
     learner.anatomy.head = torch.nn.Sequential(learner.anatomy.head)
     assert isinstance(learner.forward(tiny_batch()).predictions, WholeLogits)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind, monkeypatch):
-    learner, batch = tiny_learner(family, torch.float64), tiny_batch()
-    weight = learner.anatomy.head.weight
-    context = learner.forward(batch)
-    learner.loss(context, one_hot(context.labels)).backward()
-    found = weight.grad
-    assert found.layout == torch.strided
-    weight.grad = None
-    logits = learner.model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).logits
-    torch.nn.functional.cross_entropy(logits[context.where], context.labels).backward()
-    torch.testing.assert_close(
-        found, weight.grad, rtol=1e-5, atol=1e-9
-    )  # some norms round to float32
-    if kind is HeadPass:
-        passed = learner.forward(batch)
-        loss = learner.loss(passed, one_hot(passed.labels))
-        # What a backward pass that does not come to the lookup leaves is in no other one.
-        torch.autograd.grad(loss, list(learner.aligned.values()), retain_graph=True)
-        weight.grad = None
-        loss.backward(retain_graph=True)
-        torch.testing.assert_close(weight.grad, found)
-        weight.grad = None
-        (loss + learner.loss(passed, one_hot(passed.labels))).backward()
-        torch.testing.assert_close(weight.grad, 2 * found)
-        again = learner.forward(batch)
-        loss = learner.loss(again, one_hot(again.labels))
-        place, weight.grad = again.predictions._pass.dense.weight.data_ptr(), None
-        loss.backward()
-        assert weight.grad.data_ptr() == place  # rows were added to it where it is
-        losses, _ = learner.token_losses(batch)
-        weight.grad = None
-        losses.mean().backward()
-        torch.testing.assert_close(weight.grad, found)

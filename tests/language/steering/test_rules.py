@@ -1,0 +1,99 @@
+"""What rules make of values, and that noise does not move them."""
+
+import pytest
+import torch
+
+from tests.language.steering.dictated import Dictated, values_like
+from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.method.exact import ExactDesigner
+from vpretrain.method.reliability import Reliability
+
+
+def test_token_weights_by_hand(context):
+    n = len(context.labels)
+    values = torch.linspace(-1, 1, n)[:, None]
+    designer = ExactDesigner(TokenWeights(0.4), Reliability(shrink=False))
+    weights = designer.make_task(context, Dictated(values)).mass[:, 0]
+    z = (values[:, 0] - values.mean()) / values[:, 0].std(correction=0)
+    torch.testing.assert_close(weights, (1 + 0.4 * z) / (1 + 0.4 * z).mean())
+    assert weights.mean().item() == pytest.approx(1, abs=1e-6)
+    steep = (
+        ExactDesigner(TokenWeights(5.0), Reliability(shrink=False))
+        .make_task(context, Dictated(values))
+        .mass
+    )
+    assert steep.min() == 0 and steep.mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_token_weights_bound_an_outlier(context):
+    values = torch.zeros(len(context.labels), 1)
+    values[0] = 1e6
+    weights = (
+        ExactDesigner(TokenWeights(0.4), Reliability(shrink=False))
+        .make_task(context, Dictated(values))
+        .mass[:, 0]
+    )
+    assert weights[0] < 2.4 and weights[1:].min() > 0.8
+
+
+RULES = {
+    "closed_form": (6, Anchored(6)),
+    "token_weights": (1, TokenWeights()),
+    "document_weights": (1, GroupWeights(by="document")),
+    "weighted_targets": (6, WeightedTargets(Anchored(6))),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kind):
+    count, rule = RULES[kind]
+    signal = values_like(context, count, 1)
+    agreed, contradicted = (ExactDesigner(rule, Reliability(shrink=True)) for _ in range(2))
+    metrics = agreed.learn(context, Dictated(signal, signal)).metrics
+    contradicted.learn(context, Dictated(signal, -signal))
+    assert metrics["agreement"] == pytest.approx(1) and metrics["gain"] > 0
+    plain = agreed.baseline_task(context).mass[:, 0]
+    assert (
+        agreed.make_task(context, Dictated(signal, signal)).mass[:, 0] - plain
+    ).abs().max() > 0.1
+    still = contradicted.make_task(context, Dictated(signal, -0.9 * signal)).mass
+    assert (still[:, 0] - plain).abs().max() < 1e-6
+
+
+def test_weighted_targets_are_targets_times_weights(context):
+    values = values_like(context, 6, 4)
+    both = (
+        ExactDesigner(WeightedTargets(Anchored(6), 0.4), Reliability(shrink=False))
+        .make_task(context, Dictated(values))
+        .mass
+    )
+    soft = (
+        ExactDesigner(Anchored(6), Reliability(shrink=False))
+        .make_task(context, Dictated(values))
+        .mass
+    )
+    torch.testing.assert_close(both / both.sum(dim=1, keepdim=True), soft)
+    worth = (soft * values).sum(dim=1)
+    z = (worth - worth.mean()) / worth.std(correction=0)
+    weights = (1 + 0.4 * z.clamp(-3, 3)).clamp_min(0)
+    torch.testing.assert_close(both.sum(dim=1), weights / weights.mean())
+
+
+def test_document_weights_are_one_figure_a_document(context):
+    values = values_like(context, 1, 5)
+    weights = (
+        ExactDesigner(GroupWeights(2.0, "document"), Reliability(False))
+        .make_task(context, Dictated(values))
+        .mass[:, 0]
+    )
+    row, at = context.where
+    document = context.batch.document[row, at + 1]
+    means = {
+        int(d): values[document == d].sum() / (document == d).sum() ** 0.5
+        for d in document.unique()
+    }
+    for d in means:
+        assert weights[document == d].std(correction=0) < 1e-6
+    ranked = sorted(means, key=means.get)
+    by_weight = [float(weights[document == d][0]) for d in ranked]
+    assert by_weight == sorted(by_weight) and by_weight[0] < by_weight[-1]
