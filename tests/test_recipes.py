@@ -106,6 +106,9 @@ def local(rows, folder, name):
     for line in lines:
         line["answer"] += " #### 7"
         line["solution"] += r" \boxed{7}"
+        line["response"] += " The answer is: 7"
+        if rows.get("format") == "mmlu@1":
+            line |= {"choices": ["this", "that"], "answer": 1}
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     kept = {
         key: rows[key]

@@ -101,6 +101,14 @@ PAPER = {
         **{f"data.stream.{i}.rows.rows": 5_000 for i in range(3, 6)},
         **{f"data.feedback.tasks.{t}.weight": 1.0 for t in ("mathematics", "code", "general")},
     },
+    "multitask-aligned": {
+        **EVERY,
+        "data.feedback.tasks.mathematics.rows.format": "metamathqa@1",
+        "data.feedback.tasks.code.rows.format": "magicoder@1",
+        "data.feedback.tasks.general.rows.format": "mmlu@1",
+        "data.stream.3.rows.format": None,
+        **{f"data.feedback.tasks.{t}.rows.rows": 1024 for t in ("mathematics", "code", "general")},
+    },
     "figure2": {**EVERY, "budget.seconds": 900, "data.stream.0.rows.path": OPENMATH},
     "table10": {**EVERY, "budget.seconds": 600, "data.stream.0.rows.path": OPENMATH},
 }

@@ -8,6 +8,10 @@ from vpretrain.language.data.formats import FORMATS, FormatColumns, without_fenc
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem
 
+QUESTIONS, ANSWERS = (
+    ("question", "query", "text", "problem"),
+    ("answer", "response", "code", "solution"),
+)
 CODE = "def add(a, b):\n    return a + b"
 GOLDEN = [
     (
@@ -38,6 +42,40 @@ GOLDEN = [
         CODE,
     ),
     (
+        "metamathqa@1",
+        {
+            "query": "Ann has 3 pens and buys 4. How many?",
+            "response": "Ann has 3 + 4 = 7 pens.\n#### 7\nThe answer is: 7",
+        },
+        "Question: Ann has 3 pens and buys 4. How many?\nAnswer:",
+        "Ann has 3 + 4 = 7 pens.\n#### 7",
+    ),
+    (
+        "metamathqa@1",
+        {
+            "query": "Solve $2x = 3$.",
+            "response": "The answer is: half of 3, so\n$x = \\frac{3}{2}$.\nThe answer is: "
+            "\\frac{3}{2}\n",
+        },
+        "Question: Solve $2x = 3$.\nAnswer:",
+        "The answer is: half of 3, so\n$x = \\frac{3}{2}$.\n#### \\frac{3}{2}",
+    ),
+    (
+        "metamathqa@1",
+        {"query": "Two lines?", "response": "The answer is: (1,\n2)."},
+        "Question: Two lines?\nAnswer:",
+        "#### (1, 2)",
+    ),
+    (
+        "magicoder@1",
+        {
+            "problem": "Write a function that adds.",
+            "solution": f"It adds:\n```python\n{CODE}\n```\nThat is all.",
+        },
+        "Task: Write a function that adds.\nPython code without comments around it:",
+        CODE,
+    ),
+    (
         "mmlu@1",
         {"question": "Which is prime?", "choices": ["4", "6", "7", "8"], "answer": 2},
         "Which is prime?\nA. 4\nB. 6\nC. 7\nD. 8\nAnswer:",
@@ -56,15 +94,24 @@ GOLDEN = [
 def test_golden(name, record, prompt, solution):
     assert FORMATS[name].prompt(record) == prompt and FORMATS[name].solution(record) == solution
     row = FormatColumns("src", "data.feedback.rows", format=name).row(record, "f:1")
-    question = record["text" if name == "mbpp@1" else "question"]
-    assert row == Row(prompt, solution, "f:1", "src", question)
+    asked = next(record[field] for field in QUESTIONS if field in record)
+    assert row == Row(prompt, solution, "f:1", "src", asked)
 
 
 @pytest.mark.parametrize(("name", "record", "prompt", "solution"), GOLDEN)
 def test_the_prompt_needs_no_answer(name, record, prompt, solution):
     """So that an evaluation can write it, and no label can leak into it."""
-    hidden = {field: value for field, value in record.items() if field not in ("answer", "code")}
+    hidden = {field: value for field, value in record.items() if field not in ANSWERS}
     assert FORMATS[name].prompt(hidden) == prompt
+
+
+def test_a_rewritten_row_is_read_as_an_evaluation_reads_it():
+    """Answers of MetaMathQA end as those of GSM8K, and its prompt is the one that is evaluated."""
+    record = {"query": "2 + 2?", "response": "It is 4.\n#### 4\nThe answer is: 4"}
+    rewritten, gsm8k = FORMATS["metamathqa@1"], FORMATS["gsm8k@1"]
+    own = {"question": record["query"], "answer": rewritten.solution(record)}
+    assert gsm8k.prompt(own) == rewritten.prompt(record)
+    assert gsm8k.solution(own) == own["answer"] == "It is 4.\n#### 4"
 
 
 def test_fences():
@@ -82,6 +129,9 @@ def test_fences():
         ("gsm8k@1", {"question": "q", "answer": "it is four"}, "####"),
         ("gsm8k@1", {"question": "q", "answer": "four\n####"}, "####"),
         ("gsm8k@1", {"question": " ", "answer": "#### 4"}, "question holds no text"),
+        ("metamathqa@1", {"query": "q", "response": "it is 4\n#### 4"}, "The answer is"),
+        ("metamathqa@1", {"query": "q", "response": "4. The answer is: ."}, "The answer is"),
+        ("magicoder@1", {"problem": "t", "solution": "```python\n\n```"}, "but fences"),
         ("mbpp@1", {"text": "t", "code": "x = 1", "test_list": []}, "test_list"),
         ("mmlu@1", {"question": "q", "choices": ["a", "b"], "answer": 2}, "none of the choices"),
         ("mmlu@1", {"question": "q", "choices": ["a", "b"], "answer": True}, "none of the choices"),

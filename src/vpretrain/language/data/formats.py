@@ -67,19 +67,28 @@ def without_fences(code: str) -> str:
     return "\n\n".join(block.strip("\n") for block in blocks) if blocks else code.strip("\n")
 
 
-def _qa_prompt(record: Record) -> str:
-    return f"Question: {text_of(record, 'question')}\nAnswer:"
-
-
-def _qa_solution(record: Record) -> str:
-    return text_of(record, "answer")
+def _asked(field: str) -> Callable[[Record], str]:
+    return lambda record: f"Question: {text_of(record, field)}\nAnswer:"
 
 
 def _gsm8k_solution(record: Record) -> str:
     reasoning, mark, answer = text_of(record, "answer").rpartition("####")
     if not mark or not answer.strip():
         raise ValueError("answer has no line '#### RESULT' at its end")
-    return f"{reasoning.rstrip()}\n#### {answer.strip()}".lstrip("\n")
+    return _with_result(reasoning, answer)
+
+
+def _metamathqa_solution(record: Record) -> str:
+    """As GSM8K writes it; rows end in "The answer is: RESULT", some with "#### RESULT" before."""
+    reasoning, mark, answer = text_of(record, "response").rpartition("The answer is:")
+    answer = " ".join(answer.split()).removesuffix(".")
+    if not mark or not answer:
+        raise ValueError("response has no 'The answer is: RESULT' at its end")
+    return _with_result(re.sub(r"####[^\n]*\s*$", "", reasoning), answer)
+
+
+def _with_result(reasoning: str, result: str) -> str:
+    return f"{reasoning.rstrip()}\n#### {result.strip()}".lstrip("\n")
 
 
 def _mbpp_prompt(record: Record) -> str:
@@ -87,18 +96,25 @@ def _mbpp_prompt(record: Record) -> str:
     if not isinstance(tests, list) or not tests or not _all_text(tests):
         raise ValueError("test_list is no list of assertions")
     shown = "\n".join(["The code has to pass:", *(test.strip() for test in tests)])
-    return f"Task: {text_of(record, 'text')}\n{shown}\nPython code without comments around it:"
+    return _task(f"{text_of(record, 'text')}\n{shown}")
+
+
+def _task(text: str) -> str:
+    return f"Task: {text}\nPython code without comments around it:"
 
 
 def _all_text(values: list[Any]) -> bool:
     return all(isinstance(value, str) and value.strip() for value in values)
 
 
-def _mbpp_solution(record: Record) -> str:
-    code = without_fences(text_of(record, "code"))
-    if not code.strip():
-        raise ValueError("code holds nothing but fences")
-    return code
+def _code(field: str) -> Callable[[Record], str]:
+    def solution(record: Record) -> str:
+        code = without_fences(text_of(record, field))
+        if not code.strip():
+            raise ValueError(f"{field} holds nothing but fences")
+        return code
+
+    return solution
 
 
 def _choices(record: Record) -> list[str]:
@@ -128,9 +144,18 @@ def _mmlu_solution(record: Record) -> str:
 
 
 FORMATS: Mapping[str, Format] = {
-    "gsm8k@1": Format(("question", "answer"), _qa_prompt, _gsm8k_solution, _of("question")),
-    "qa@1": Format(("question", "answer"), _qa_prompt, _qa_solution, _of("question")),
-    "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _mbpp_solution, _of("text")),
+    "gsm8k@1": Format(("question", "answer"), _asked("question"), _gsm8k_solution, _of("question")),
+    "qa@1": Format(("question", "answer"), _asked("question"), _of("answer"), _of("question")),
+    "metamathqa@1": Format(
+        ("query", "response"), _asked("query"), _metamathqa_solution, _of("query")
+    ),
+    "mbpp@1": Format(("text", "code", "test_list"), _mbpp_prompt, _code("code"), _of("text")),
+    "magicoder@1": Format(
+        ("problem", "solution"),
+        lambda record: _task(text_of(record, "problem")),
+        _code("solution"),
+        _of("problem"),
+    ),
     "mmlu@1": Format(
         ("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution, _of("question")
     ),

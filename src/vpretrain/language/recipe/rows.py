@@ -59,7 +59,8 @@ class Table(Part):
     """Column of the solution."""
     format: str | None = Field(default=None, exclude_if=unset)
     """Prompt and solution as an evaluation writes them, in the place of all of these: ``gsm8k@1``,
-    ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``. Or ``chat``: as the tokenizer's
+    ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``; ``metamathqa@1`` as GSM8K's,
+    ``magicoder@1`` as MBPP's. Or ``chat``: as the tokenizer's
     chat template writes them, a turn each, or the column ``messages`` where no prompt and solution
     are named.
     """
