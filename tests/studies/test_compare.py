@@ -2,18 +2,24 @@
 
 import io
 import json
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
 from tests.test_recipes import shrunken
 from vpretrain.cli.tables import comparison_table
+from vpretrain.run.records import Records
 from vpretrain.studies import compare as comparison
-from vpretrain.system.errors import Fault, UserError
+from vpretrain.system.errors import Fault, Stopped, UserError
+
+ARMS = ("onehot", "closed_form")
 
 
-def compared(out, arms=("onehot", "closed_form"), seeds=2, match="steps", amount=6, **options):
-    recipe = comparison.with_budget(shrunken("demo-language", "value.meta_period=2"), match, amount)
+def compared(out, overrides=(), arms=ARMS, seeds=2, match="steps", amount=6, **options):
+    recipe = shrunken("demo-language", "value.meta_period=2", *overrides)
+    recipe = comparison.with_budget(recipe, match, amount)
     return comparison.compare(recipe, arms=list(arms), seeds=seeds, match=match, out=out, **options)
 
 
@@ -99,7 +105,7 @@ def test_what_was_begun_is_gone_on_with_under_a_newer_version_and_not_under_anot
     assert (tmp_path / "runs" / "onehot-0.json").stat().st_mtime_ns == first
     assert path.read_text() == "".join(lines)
     with pytest.raises(UserError, match="was begun with another value") as refused:
-        compared(tmp_path, ("closed_form", "onehot"), seeds=1, amount=3)
+        compared(tmp_path, arms=("closed_form", "onehot"), seeds=1, amount=3)
     assert {problem.where for problem in refused.value.problems} == {"arm", "budget.steps"}
 
 
@@ -150,6 +156,40 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch
     with pytest.raises(Fault, match="closed_form, seed 0: loss nan"):
         compared(tmp_path, seeds=1, amount=1)
     assert (tmp_path / "runs" / "onehot-0.json").is_file()
+
+
+def steps_of(folder, arm):
+    """Batches and losses by step, as the run logged them."""
+    lines = (folder / "runs" / f"{arm}-0.metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"], r["batch"]) for r in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(
+    ("ended", "again"), [("SIGTERM", 3), ("killed", 4)], ids=["asked to stop", "killed"]
+)
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, ended, again):
+    """At step 3 of the second arm, checkpoints after every second step; 6 steps are a run."""
+    whole = compared(tmp_path / "whole", seeds=1)
+    append, calls = Records.append, []
+
+    def fatal(records, record):
+        append(records, record)
+        calls.append(record["step"])
+        if len(calls) == 9:
+            if ended == "killed":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Records, "append", fatal)
+    recipe = ("checkpoint.every=2", "checkpoint.seconds=0")
+    with pytest.raises(Stopped if ended == "SIGTERM" else KeyboardInterrupt):
+        compared(tmp_path / "again", recipe, seeds=1)
+    resumed = compared(tmp_path / "again", recipe, seeds=1)
+    assert len(calls) == 9 + again
+    assert without_times(resumed) == without_times(whole)
+    for arm in ("onehot", "closed_form"):
+        assert steps_of(tmp_path / "again", arm) == steps_of(tmp_path / "whole", arm)
+    assert not [*(tmp_path / "again" / "runs").glob("*.checkpoints")]
 
 
 def test_source_weights_and_sft(tmp_path):

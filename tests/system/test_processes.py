@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vpretrain.system.errors import Stopped
 from vpretrain.system.processes import in_processes
+from vpretrain.system.signals import Interruption
 
 
 class Squares:
@@ -48,3 +54,73 @@ def test_the_first_error_ends_it(jobs: int) -> None:
 def test_a_process_that_is_killed_is_named_as_such() -> None:
     with pytest.raises(BrokenExecutor):
         list(in_processes(Squares, [(99,), (99,)], 2, lambda call, said: None))
+
+
+class Sleeper:
+    """Saves when it is asked to stop, or at its third breath; one that does not heed it is gone."""
+
+    def __call__(self, folder: Path, heeds: bool, *, tell: Callable[[Any], None]) -> str:
+        if not heeds:
+            tell(os.getpid())
+            time.sleep(60)
+        with Interruption() as stop:
+            tell(os.getpid())
+            while stop.by is None:
+                time.sleep(0.02)
+            (folder / str(os.getpid())).write_text(stop.by)
+            raise Stopped(stop.by)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_parent_lets_the_workers_save(tmp_path: Path, by: signal.Signals) -> None:
+    pids: list[int] = []
+
+    def tell(call: tuple[Any, ...], pid: int) -> None:
+        pids.append(pid)
+        if len(pids) == 3:
+            os.kill(os.getpid(), by)
+
+    calls = [(tmp_path, True), (tmp_path, False), (tmp_path, True), (tmp_path, True)]
+    with pytest.raises(Stopped, match=f"{by.name}; the same command"):
+        list(in_processes(Sleeper, calls, 3, tell))
+    saved = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(saved) < {str(pid) for pid in pids} and [*saved.values()] == ["SIGTERM"] * 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tests.system.test_processes import Sleeper
+from vpretrain.system.processes import in_processes
+
+if __name__ == "__main__":
+    calls = [(Path(sys.argv[1]), True), (Path(sys.argv[1]), False)]
+    list(in_processes(Sleeper, calls, 2, lambda call, pid: print(pid, flush=True)))
+"""
+
+
+def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    places = os.pathsep.join([os.getcwd(), *filter(None, sys.path)])
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": places}, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(alive(pid) for pid in pids)
+        parent.kill()
+    for _ in range(100):
+        if not any(alive(pid) for pid in pids):
+            break
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)

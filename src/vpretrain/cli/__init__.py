@@ -17,6 +17,7 @@ from rich.markup import escape
 from vpretrain import __version__
 from vpretrain.cli import costs, decontaminate, evaluate, init, inspect, runs, sweep
 from vpretrain.system.errors import Fault, Stopped, UserError
+from vpretrain.system.signals import interrupting
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -50,7 +51,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
-        app(standalone_mode=True)
+        with interrupting():
+            app(standalone_mode=True)
     except SystemExit as ended:
         if ended.code != _INTERRUPTED:
             raise

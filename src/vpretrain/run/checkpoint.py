@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from vpretrain.config.recipe import Checkpoint
 from vpretrain.run.scores import Score
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
@@ -168,6 +169,17 @@ class CheckpointManager:
         self._saved = time.monotonic()
         self._thread = ThreadPoolExecutor(1) if asynchronous else None
         self._waiting: Future[None] | None = None
+
+    @classmethod
+    def of(cls, folder: Path, section: Checkpoint) -> CheckpointManager:
+        """As a recipe has it."""
+        return cls(
+            folder,
+            every=section.every,
+            seconds=section.seconds,
+            keep_last=section.keep_last,
+            asynchronous=section.asynchronous,
+        )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first; whether they are whole is not

@@ -18,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from vpretrain.config.recipe import Recipe, dump
+from vpretrain.run.records import Records
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.files import write_json, write_text
 
@@ -51,26 +52,14 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "recipe.yaml", dump(recipe))
         write_environment(path, data_hashes or {}, changes)
-        if records:
-            step = self._cut(records)
-        else:
-            (path / "metrics.jsonl").write_bytes(b"")
-            step = None
-        self._metrics = (path / "metrics.jsonl").open("ab")
-        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=step)
-
-    def _cut(self, records: int) -> int | None:
-        """Cuts the metrics off after so many lines, in place; returns the step that comes next."""
-        with (self.path / "metrics.jsonl").open("rb+") as file:
-            kept = [line for _, line in zip(range(records), file, strict=False)]
-            file.truncate(sum(map(len, kept)))
-        return json.loads(kept[-1])["step"] + 1 if kept else None
+        self._metrics = Records(path / "metrics.jsonl", kept=records)
+        last = self._metrics.last
+        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=last and last["step"] + 1)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
         TensorBoard."""
-        self._metrics.write(json.dumps(record).encode() + b"\n")
-        self._metrics.flush()
+        self._metrics.append(record)
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, global_step=record["step"])

@@ -119,14 +119,7 @@ class Launch:
             changed: keys of the recipe that are not as the folder was begun with.
             accept_changes: go on although keys or data are not.
         """
-        section = self.recipe.checkpoint
-        checkpoints = CheckpointManager(
-            self.folder / "checkpoints",
-            every=section.every,
-            seconds=section.seconds,
-            keep_last=section.keep_last,
-            asynchronous=section.asynchronous,
-        )
+        checkpoints = CheckpointManager.of(self.folder / "checkpoints", self.recipe.checkpoint)
         parts = self.modality.build(self.recipe, self.materials)
         cost = self.cost(parts, checkpoints)
         if self.recipe.learner.shard:  # blocks are shared out once, and counting did it

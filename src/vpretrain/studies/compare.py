@@ -16,6 +16,7 @@ from vpretrain.config import recipe as recipes
 from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Budget, Measure, Recipe
 from vpretrain.run.build import new_step
+from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import (
     accepted_changes,
@@ -26,12 +27,14 @@ from vpretrain.run.folder import (
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.parts import AnyParts
+from vpretrain.run.records import Records
 from vpretrain.run.run import Record, Run
 from vpretrain.run.train import Result, train
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import Fault, user_error
-from vpretrain.system.files import write_json, write_text
+from vpretrain.system.files import remove, write_json, write_text
 from vpretrain.system.processes import in_processes
+from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
 
 PICTURES = "pictures"
@@ -171,6 +174,8 @@ def _run_missing(
 ) -> None:
     """Adds the missing runs to the finished ones."""
     missing = [pair for pair in plan if pair not in finished]
+    for pair in finished:
+        remove(_checkpoints(worker.out, *pair))
     underway = dict.fromkeys(missing, 0.0)
     make: Callable[[], _Worker] = partial(lambda same: same, worker)  # it has read the data
     if jobs > 1 and len(missing) > 1:
@@ -248,22 +253,53 @@ class _Worker:
         parts = self._build(recipe)
         if arm not in self.costs:
             self._count(recipe, parts)
-        pace = Pace(1.0)
-
-        def on_record(record: Record, fraction: float) -> None:
-            if pace.due() and "tokens_per_second" in record:
-                rate = f"{record['tokens_per_second']:,.0f} {self.unit}/s"
-                tell((fraction, f"step {record['step']:,}, {rate}"))
-
+        checkpoints = CheckpointManager.of(_checkpoints(self.out, arm, seed), recipe.checkpoint)
         try:
-            # Step 0 is the same in every arm and measured once, apart.
-            cost = self.costs[arm]
-            result = train(Run(recipe, parts, step0={}, cost=cost, on_record=on_record))
+            result = self._trained(recipe, parts, checkpoints, tell)
         except Fault as fault:
             raise Fault(f"{arm}, seed {seed}: {fault}; runs that were finished are kept") from fault
+        finally:
+            checkpoints.wait()
         if seed == self.recipe.seed:
             self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
-        return self._written(result)
+        found = self._written(result)
+        remove(checkpoints.folder)
+        return found
+
+    def _trained(
+        self,
+        recipe: Recipe,
+        parts: AnyParts,
+        checkpoints: CheckpointManager,
+        tell: Callable[[Any], None],
+    ) -> Result:
+        """The run, from its newest checkpoint if there is one."""
+        _, state = checkpoints.newest() or (0, None)
+        path = _path(self.out, recipe.arm, recipe.seed).with_suffix(".metrics.jsonl")
+        pace = Pace(1.0)
+        with (
+            Records(path, kept=state["records"] if state else 0) as records,
+            Interruption() as stop,
+        ):
+
+            def on_record(record: Record, fraction: float) -> None:
+                records.append(record)
+                if pace.due() and "tokens_per_second" in record:
+                    rate = f"{record['tokens_per_second']:,.0f} {self.unit}/s"
+                    tell((fraction, f"step {record['step']:,}, {rate}"))
+
+            run = Run(
+                recipe,
+                parts,
+                step0={},  # the same in every arm and measured once, apart
+                cost=self.costs[recipe.arm],
+                on_record=on_record,
+                checkpoints=checkpoints,
+                resume=state,
+                stop=stop,
+                keep_history=False,
+            )
+            return train(run)
 
     def _build(self, recipe: Recipe) -> AnyParts:
         gc.collect()  # an earlier run's model may be held by a cycle of references
@@ -278,8 +314,6 @@ class _Worker:
     def _written(self, result: Result) -> dict[str, Any]:
         found = as_json(result)
         path = _path(self.out, result.arm, result.seed)
-        lines = "".join(json.dumps(record) + "\n" for record in result.history)
-        write_text(path.with_suffix(".metrics.jsonl"), lines)
         items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
         write_json(path.with_suffix(".items.json"), items)
         write_json(path, found)
@@ -308,6 +342,11 @@ def as_json(result: Result) -> dict[str, Any]:
 
 def _path(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm}-{seed}.json"
+
+
+def _checkpoints(out: Path, arm: str, seed: int) -> Path:
+    """Of a run that is not finished."""
+    return _path(out, arm, seed).with_suffix(".checkpoints")
 
 
 def _read(path: Path) -> Any:

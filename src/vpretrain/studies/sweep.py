@@ -32,6 +32,7 @@ from vpretrain.studies.compare import Progress
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
 from vpretrain.system.files import write_json
 from vpretrain.system.processes import in_processes
+from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
 
 try:
@@ -211,7 +212,10 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
                     raise optuna.TrialPruned
 
         parts = modality.build(recipe, modality.load(recipe))
-        result = train(Run(recipe, parts, step0={}, on_record=on_record, keep_history=False))
+        with Interruption() as stop:
+            result = train(
+                Run(recipe, parts, step0={}, on_record=on_record, stop=stop, keep_history=False)
+            )
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from vpretrain.system.errors import Stopped
+from vpretrain.system.signals import Interruption
+
 T = TypeVar("T")
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_PARENTS_OWN = {signal.SIGINT, signal.SIGUSR1}  # a terminal sends Ctrl-C to the workers as well
 
 
 def in_processes(
@@ -23,7 +35,9 @@ def in_processes(
     begun.
 
     One job runs in this process. More have a process each, and not a thread, since torch's thread
-    count is one setting a process; spawned, since a forked torch may hang.
+    count is one setting a process; spawned, since a forked torch may hang. They end when this
+    process ends, however it ends. A signal that asks to stop is passed on as SIGTERM: a call that
+    heeds it raises ``Stopped`` or returns; another ends with its process.
 
     Args:
         make: called once a process, can be pickled, and gives what answers the calls; its keyword
@@ -34,68 +48,119 @@ def in_processes(
 
     Raises:
         BrokenProcessPool: a process ended before its answer.
+        Stopped: a signal asked for it, and a call is left without its answer.
     """
     if jobs == 1 or len(calls) < 2:
         worker = make()
         for call in calls:
             yield worker(*call, tell=partial(tell, call))
         return
-    context = multiprocessing.get_context("spawn")
+    with Interruption() as stop, _workers(make, min(jobs, len(calls))) as workers:
+        yield from _answers(workers, calls, tell, stop)
+
+
+def _answers(
+    workers: Mapping[Connection, BaseProcess],
+    calls: Sequence[tuple[Any, ...]],
+    tell: Callable[[tuple[Any, ...], Any], None],
+    stop: Interruption,
+) -> Iterator[Any]:
     waiting = list(reversed(calls))
     busy: dict[Connection, tuple[Any, ...]] = {}
-    processes = []
+    unanswered = asked = False
+
+    def give(pipe: Connection) -> None:
+        busy[pipe] = waiting.pop()
+        pipe.send(busy[pipe])
+
+    for worker in workers:
+        give(worker)
+    while busy:
+        if stop.by and not asked:
+            asked = True
+            for process in workers.values():
+                process.terminate()
+        for pipe in wait(list(busy), timeout=_SECONDS_BETWEEN_LOOKS):
+            assert isinstance(pipe, Connection)
+            kind, value = _received(pipe)
+            if kind == "told":
+                tell(busy[pipe], value)
+                continue
+            del busy[pipe]
+            if kind == "stopped" or (kind == "ended" and asked):
+                stop.by, unanswered = stop.by or value, True
+            elif kind == "ended":
+                raise BrokenProcessPool(value)
+            elif kind == "raised":
+                raise value
+            else:
+                if waiting and not stop.by:
+                    give(pipe)
+                yield value
+    if unanswered or waiting:
+        raise Stopped(f"{stop.by}; the same command goes on from there")
+
+
+@contextlib.contextmanager
+def _workers(
+    make: Callable[[], Callable[..., Any]], count: int
+) -> Iterator[dict[Connection, BaseProcess]]:
+    """Processes by the pipe to each; killed when the block is left."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    resource_tracker.ensure_running()  # or starting the first worker lets the signals through again
     try:
-        for _ in range(min(jobs, len(calls))):
+        for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(make, theirs), daemon=True)
-            process.start()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # workers inherit this
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-            processes.append(process)
-            busy[ours] = waiting.pop()
-            ours.send(busy[ours])
-        while busy:
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
-                kind, value = _received(pipe)
-                if kind == "told":
-                    tell(busy[pipe], value)
-                elif kind == "raised":
-                    raise value
-                else:
-                    del busy[pipe]
-                    if waiting:
-                        busy[pipe] = waiting.pop()
-                        pipe.send(busy[pipe])
-                    yield value
+            workers[ours] = process
+        yield workers
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        for worker in workers.values():
+            worker.kill()
+            worker.join()
 
 
 def _received(pipe: Connection) -> tuple[str, Any]:
     try:
         message: tuple[str, Any] = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise BrokenProcessPool("a process ended before its answer") from None
+        return "ended", "a process ended before its answer"
     return message
 
 
 def _serve(make: Callable[[], Callable[..., Any]], pipe: Connection) -> None:
-    try:
-        worker = make()
-        while (call := _next_call(pipe)) is not None:
-            pipe.send(("done", worker(*call, tell=lambda word: pipe.send(("told", word)))))
-    except (BrokenPipeError, KeyboardInterrupt):
-        return  # nobody waits any more
-    except BaseException as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        pipe.send(("raised", error))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # nobody waits any more
+        try:
+            worker = make()
+            while (call := _next_call(pipe)) is not None:
+                pipe.send(("done", worker(*call, tell=lambda word: pipe.send(("told", word)))))
+        except (BrokenPipeError, KeyboardInterrupt):
+            raise
+        except Stopped as stopped:
+            pipe.send(("stopped", str(stopped)))
+        except BaseException as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            pipe.send(("raised", error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _next_call(pipe: Connection) -> tuple[Any, ...] | None:
     try:
         call: tuple[Any, ...] = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         return None
     return call

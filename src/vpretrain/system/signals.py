@@ -50,6 +50,22 @@ class Interruption:
         self.by = signal.Signals(number).name
 
 
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Within this block the signals other than Ctrl-C end the program as Ctrl-C does, by
+    ``KeyboardInterrupt``, where no :class:`Interruption` takes them down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    others = [number for number in SIGNALS if number != signal.SIGINT]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in others}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class TimeUp(BaseException):
     """What ran within :func:`time_limit` took longer; no ``except Exception`` in it stops this."""
 
