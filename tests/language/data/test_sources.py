@@ -12,6 +12,7 @@ import pytest
 from tests.language.data.files_of_rows import WHERE, columns, rows_of, the_problem, write
 from vpretrain.language.data import sources
 from vpretrain.language.data.rows import Row
+from vpretrain.language.recipe.rows import Hub
 from vpretrain.system.errors import Problem, UserError
 
 
@@ -252,11 +253,9 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(
     path: str, split: str = "train", streaming: bool = False, **named: str
 ) -> list[Row | Problem]:
-    return list(
-        sources.hub(
-            path, columns(**named), name=None, split=split, revision=None, streaming=streaming
-        )
-    )
+    rows = 2_000 if streaming else None
+    spec = Hub(kind="hub", path=path, split=split, streaming=streaming, rows=rows, text="unused")
+    return list(sources.hub(spec, columns(**named)))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -128,14 +128,7 @@ class Reader:
             )
         columns = self._columns(spec, name, where)
         if isinstance(spec, Hub):
-            return sources.hub(
-                spec.path,
-                columns,
-                name=spec.name,
-                split=spec.split,
-                revision=spec.revision,
-                streaming=spec.streaming,
-            )
+            return sources.hub(spec, columns)
         read = sources.jsonl if isinstance(spec, JsonLines) else sources.parquet
         return chain.from_iterable(read(path, columns) for path in self._files(spec.path, where))
 

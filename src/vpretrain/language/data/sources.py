@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vpretrain.language.data.columns import Columns
 from vpretrain.language.data.raw_rows import BROKEN, not_utf8, numbered, parsed
 from vpretrain.language.data.rows import Row
+from vpretrain.language.recipe.rows import Hub
 from vpretrain.system.errors import Problem, UserError, user_error
 
 _FILES_SHOWN = 10
@@ -87,20 +88,8 @@ def parquet(path: Path, columns: Columns) -> Rows:
         raise user_error(f"{where}.path", message, value=str(path), accepted=accepted) from error
 
 
-def hub(
-    path: str,
-    columns: Columns,
-    *,
-    name: str | None,
-    split: str,
-    revision: str | None,
-    streaming: bool,
-) -> Rows:
+def hub(spec: Hub, columns: Columns) -> Rows:
     """The rows of a hub data set, in its order, named ``path/split:row`` from 1.
-
-    ``path`` is its id (``openai/gsm8k``) or a local folder that ``datasets`` reads, ``name`` a
-    configuration, ``revision`` a branch, tag or commit (None: the newest, so that two runs may see
-    other rows). ``streaming`` reads over the network row by row and caches nothing.
 
     Raises:
         UserError: it cannot be read, or lacks a column.
@@ -108,13 +97,13 @@ def hub(
     import datasets
 
     try:
-        options = {"split": split, "revision": revision, "streaming": streaming}
-        table = datasets.load_dataset(path, name, **options)
+        options = spec.model_dump(include={"path", "name", "split", "revision", "streaming"})
+        table = datasets.load_dataset(**options)
         if (names := table.column_names) is not None:
-            if problem := columns.missing(names, f"{path}/{split}"):
+            if problem := columns.missing(names, f"{spec.path}/{spec.split}"):
                 raise UserError(problem)
             table = table.select_columns(list(columns.read))
-        yield from _of_table(table.iter(_ROWS_PER_READ), columns, f"{path}/{split}:")
+        yield from _of_table(table.iter(_ROWS_PER_READ), columns, f"{spec.path}/{spec.split}:")
     except UserError:
         raise
     except Exception as error:  # datasets, huggingface_hub and the network raise their own
@@ -123,7 +112,8 @@ def hub(
             hint = " (HF_HUB_OFFLINE is set, so only what was cached before is available)"
         message = f"this data set cannot be read from the hub{hint}: {_brief(error)}"
         accepted = "id, configuration, split and revision of one that is online or cached"
-        raise user_error(f"{columns.where}.path", message, value=path, accepted=accepted) from error
+        where = f"{columns.where}.path"
+        raise user_error(where, message, value=spec.path, accepted=accepted) from error
 
 
 def _of_table(batches: Iterable[dict[str, list[Any]]], columns: Columns, origin: str) -> Rows:

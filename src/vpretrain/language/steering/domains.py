@@ -32,6 +32,7 @@ from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.method import vectors
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
+from vpretrain.method.wrapped import WrappedLearner
 
 ALL = "*"
 """The domain of documents whose source no task names: all tasks speak to it."""
@@ -63,8 +64,8 @@ def _own(vector: Mapping[str, Any], domain: str) -> dict[str, Any]:
     }
 
 
-class Matched(Learner[TokenBatch, Context, SoftTargets]):
-    """A causal learner whose S is copied for every domain; all else is the learner's.
+class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
+    """A causal learner whose S is copied for every domain; every document counts as it always did.
 
     Args:
         learner: whose parameters train.
@@ -83,28 +84,11 @@ class Matched(Learner[TokenBatch, Context, SoftTargets]):
         *,
         equal: bool = False,
     ) -> None:
-        self.learner, self.domains, self.of_source = learner, list(domains), of_source
-        self.equal = equal
-        self.model = learner.model
+        super().__init__(learner)
+        self.domains, self.of_source, self.equal = list(domains), of_source, equal
         self.aligned = {
             f"{domain}/{name}": p for domain in domains for name, p in learner.aligned.items()
         }
-
-    def forward(self, batch: TokenBatch) -> Context:
-        return self.learner.forward(batch)
-
-    def loss(self, context: Context, task: SoftTargets) -> Tensor:
-        """As the learner: every document counts as it always did."""
-        return self.learner.loss(context, task)
-
-    def after_step(self, progress: float) -> None:
-        self.learner.after_step(progress)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state)
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
         """The loss as a function of all copies of S, each token under that of its domain."""

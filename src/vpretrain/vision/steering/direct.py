@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpretrain.config.arms import TrainsOn
 from vpretrain.method import vectors
-from vpretrain.method.roles import Feedback, Objective
-from vpretrain.method.roles import Learner as LearnerRole
+from vpretrain.method.roles import Feedback, Learner
 from vpretrain.method.simple import BaselineDesigner
+from vpretrain.method.wrapped import WrappedLearner
 from vpretrain.vision.steering.arms import ARMS, Site, VisionArm
 
 
@@ -52,8 +51,7 @@ class WithGradient(torch.autograd.Function):
         return gradient, None, *(gradient.to(term.dtype) * term for term in ctx.terms)
 
 
-@dataclass
-class DirectLearner:
+class DirectLearner(WrappedLearner[Any, Any, Any]):
     """A learner whose loss has the gradient of the feedback loss on top of its own.
 
     The figure of the loss is the self-supervised one; its gradient on S has ``weight * g_down``
@@ -65,20 +63,9 @@ class DirectLearner:
         weight: of g_down, > 0.
     """
 
-    learner: LearnerRole
-    feedback: Feedback
-    weight: float
-
-    @property
-    def model(self) -> nn.Module:
-        return self.learner.model
-
-    @property
-    def aligned(self) -> dict[str, nn.Parameter]:
-        return self.learner.aligned
-
-    def forward(self, batch: Any) -> Any:
-        return self.learner.forward(batch)
+    def __init__(self, learner: Learner, feedback: Feedback, weight: float) -> None:
+        super().__init__(learner)
+        self.feedback, self.weight = feedback, weight
 
     def loss(self, context: Any, task: Any) -> Tensor:
         """The self-supervised loss, with ``weight * g_down`` added to its gradient on S."""
@@ -88,15 +75,3 @@ class DirectLearner:
             self.learner.loss(context, task), terms, *self.aligned.values()
         )
         return loss
-
-    def objective(self, context: Any, task: Any) -> Objective:
-        return self.learner.objective(context, task)
-
-    def after_step(self, progress: float) -> None:
-        self.learner.after_step(progress)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state)

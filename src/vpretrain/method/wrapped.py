@@ -1,0 +1,36 @@
+"""A learner that changes something about another one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vpretrain.method.roles import BatchT, ContextT, Learner, Objective, State, TaskT
+
+
+class WrappedLearner(Learner[BatchT, ContextT, TaskT]):
+    """Another learner throughout, but for what a subclass changes.
+
+    Args:
+        learner: whose parameters train.
+    """
+
+    def __init__(self, learner: Learner[BatchT, ContextT, TaskT]) -> None:
+        self.learner, self.model, self.aligned = learner, learner.model, learner.aligned
+
+    def forward(self, batch: BatchT) -> ContextT:
+        return self.learner.forward(batch)
+
+    def loss(self, context: ContextT, task: TaskT) -> Tensor:
+        return self.learner.loss(context, task)
+
+    def objective(self, context: ContextT, task: TaskT) -> Objective:
+        return self.learner.objective(context, task)
+
+    def after_step(self, progress: float) -> None:
+        self.learner.after_step(progress)
+
+    def state_dict(self) -> State:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.learner.load_state_dict(state)
