@@ -59,10 +59,10 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
     for arm, scores in table["summary"].items():
         cells: list[str] = []
         for metric in metrics:
-            found = scores[metric]
-            spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
+            score = scores[metric]
+            spread = "" if score["std"] is None else f" ±{score['std']:.4f}"
             cells += [
-                f"{found['mean']:.4f}{spread}",
+                f"{score['mean']:.4f}{spread}",
                 _difference(table["paired"].get(arm, {}).get(metric)),
             ]
         seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
@@ -76,21 +76,20 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
     metric = next(iter(table["metrics"]))
     baseline = table["runs"][0]["arm"]
     for arm, metrics in table["paired"].items():
-        found = metrics[metric]
-        said = {"undecided": "not told apart from"}.get(
-            found["verdict"], f"{found['verdict']} than"
-        )
-        p = "" if found["p_holm"] is None else f" (p = {found['p_holm']:.2g}, Holm)"
-        yield f"{arm}: {said} {baseline} in {metric}{p}"
+        pair = metrics[metric]
+        undecided = pair["verdict"] == "undecided"
+        relation = "not told apart from" if undecided else f"{pair['verdict']} than"
+        p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
+        yield f"{arm}: {relation} {baseline} in {metric}{p}"
 
 
-def doctor_table(found: dict[str, Any]) -> Table:
+def doctor_table(result: dict[str, Any]) -> Table:
     """Estimators, their exactness and their cost."""
-    slowest = max((e["seconds"] for e in found["estimators"] if e["seconds"]), default=None)
+    slowest = max((e["seconds"] for e in result["estimators"] if e["seconds"]), default=None)
     table = Table()
     for name in ("estimator", "works", "cosine", "relative error", "ms", "of slowest", "peak MiB"):
         table.add_column(name, justify="left" if name in ("estimator", "works") else "right")
-    for row in found["estimators"]:
+    for row in result["estimators"]:
         if row["supported"]:
             table.add_row(
                 row["name"],
@@ -106,17 +105,19 @@ def doctor_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def profile_table(found: dict[str, Any]) -> Table:
+def profile_table(result: dict[str, Any]) -> Table:
     """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's time
     goes."""
-    parts = list(next(iter(found["shares"].values())))
-    table = Table(title=f"medians of {found['rounds']} interleaved rounds; ratios to the first arm")
+    parts = list(next(iter(result["shares"].values())))
+    table = Table(
+        title=f"medians of {result['rounds']} interleaved rounds; ratios to the first arm"
+    )
     table.add_column("arm")
     for name in ("tokens/s", "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
         table.add_column(name, justify="right")
-    for arm, row in found["arms"].items():
+    for arm, row in result["arms"].items():
         ratio = {
-            what: f"{found['ratios'][what].get(arm, 1.0):.3f}"
+            what: f"{result['ratios'][what].get(arm, 1.0):.3f}"
             for what in ("throughput", "memory", "flops")
         }
         table.add_row(
@@ -128,27 +129,27 @@ def profile_table(found: dict[str, Any]) -> Table:
             ratio["memory"],
             f"{row['flops'] / 1e9:.1f}",
             ratio["flops"],
-            *(f"{found['shares'][arm][part]:.1%}" for part in parts),
+            *(f"{result['shares'][arm][part]:.1%}" for part in parts),
         )
     return table
 
 
-def probe_table(found: dict[str, Any]) -> Table:
+def probe_table(result: dict[str, Any]) -> Table:
     """Predictions of a step's drop, and how well each goes with what the step did."""
-    bound = found["lower_bound"]
+    bound = result["lower_bound"]
     table = Table(
-        title=f"{found['draws']} draws; Pearson's r of predicted and realised one-step drop",
-        caption=f"SGD steps are {found['sgd_step_share']:g} of |S|, AdamW's "
-        f"{found['adamw_step_share']:.1g}; "
+        title=f"{result['draws']} draws; Pearson's r of predicted and realised one-step drop",
+        caption=f"SGD steps are {result['sgd_step_share']:g} of |S|, AdamW's "
+        f"{result['adamw_step_share']:.1g}; "
         f"Prop. 2.1 with L = {bound['smoothness']:.2g} holds in {bound['share_holding']:.0%} "
         "of the draws",
     )
     table.add_column("prediction")
     for name in ("r", "95%", "realised / predicted"):
         table.add_column(name, justify="right")
-    for name, r in found["pearson"].items():
-        slope = found["slope"].get(name)
-        cells = _correlation(r, found["ci95"][name])
+    for name, r in result["pearson"].items():
+        slope = result["slope"].get(name)
+        cells = _correlation(r, result["ci95"][name])
         table.add_row(name, *cells, "" if slope is None else f"{slope:.3f}")
     return table
 
@@ -176,11 +177,9 @@ def _correlation(r: float | None, interval: list[float] | None) -> tuple[str, st
     return f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _difference(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _difference(pair: dict[str, Any] | None) -> str:
+    if pair is None:
         return ""
-    interval = (
-        "" if found["ci95"] is None else f" [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]"
-    )
-    mark = {"better": " *", "worse": " !", "undecided": ""}[found["verdict"]]
-    return f"{found['difference']:+.4f}{interval}{mark}"
+    interval = "" if pair["ci95"] is None else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
+    mark = {"better": " *", "worse": " !", "undecided": ""}[pair["verdict"]]
+    return f"{pair['difference']:+.4f}{interval}{mark}"

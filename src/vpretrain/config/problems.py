@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -49,33 +50,26 @@ class _Accepted:
         """The alternatives of a node, references and nested unions resolved."""
         if "$ref" in node:
             return self.options(self._sections[node["$ref"].rsplit("/", 1)[-1]])
-        branches = node.get("anyOf") or node.get("oneOf")
-        return (
-            [option for branch in branches for option in self.options(branch)]
-            if branches
-            else [node]
-        )
+        if branches := node.get("anyOf") or node.get("oneOf"):
+            return [option for branch in branches for option in self.options(branch)]
+        return [node]
 
     def child(self, node: dict[str, Any], part: str | int) -> dict[str, Any]:
         """What a node accepts under one key or index; an empty node where that is not known."""
-        found = []
+        children = []
         for option in self.options(node):
             if isinstance(part, int):
                 items = option.get("prefixItems", [])
-                found.append(items[part] if part < len(items) else option.get("items"))
+                children.append(items[part] if part < len(items) else option.get("items"))
             else:
-                found.append(
-                    option.get("properties", {}).get(part) or option.get("additionalProperties")
-                )
-        found = [item for item in found if isinstance(item, dict)]
-        return {"anyOf": found} if found else {}
+                named = option.get("properties", {}).get(part)
+                children.append(named or option.get("additionalProperties"))
+        children = [child for child in children if isinstance(child, dict)]
+        return {"anyOf": children} if children else {}
 
     def keys(self, node: dict[str, Any]) -> list[str]:
-        return list(
-            dict.fromkeys(
-                name for option in self.options(node) for name in option.get("properties", {})
-            )
-        )
+        names = (name for option in self.options(node) for name in option.get("properties", {}))
+        return list(dict.fromkeys(names))
 
     def variant(self, node: dict[str, Any], tag: str | int) -> dict[str, Any] | None:
         """The section of a union that ``tag`` selects (its ``kind``), None where there is no such
@@ -178,62 +172,79 @@ def explain(
     accepted = _Accepted(schema.model_json_schema())
     problems: dict[Key, Problem] = {}
     for item in error.errors(include_url=False):
+        place = _Place.of(item, accepted, data)
+        problem = place.problem(item, accepted, data, marks)
+        problems.setdefault(place.key, problem)
+    return list(problems.values())
+
+
+@dataclass
+class _Place:
+    """Where in a recipe pydantic refused something.
+
+    Args:
+        key: of the recipe.
+        section: what is accepted around it, and ``node`` in it.
+        value: what stands there; ``absent``: nothing does, or nothing worth showing.
+    """
+
+    key: Key
+    section: dict[str, Any]
+    node: dict[str, Any]
+    value: Any
+    absent: bool = False
+
+    @classmethod
+    def of(cls, item: Any, accepted: _Accepted, data: dict[str, Any]) -> _Place:
         kind, location = item["type"], item["loc"]
-        if kind.startswith("union_tag"):
+        without_kind = kind.startswith("union_tag")
+        if without_kind:
             location = (*location, item["ctx"]["discriminator"].strip("'"))
-        key: Key = ()
-        section = node = accepted.root
-        value: Any = data
-        absent, last = (
-            False,
-            len(location) - 1 if kind == "missing" or kind.startswith("union_tag") else -1,
-        )
+        place = cls((), accepted.root, accepted.root, data)
+        last = len(location) - 1 if kind == "missing" or without_kind else -1
         for depth, part in enumerate(location):
             # ``location`` also names the branch of a union that was tried: no place in the recipe.
-            items = (
-                value
-                if isinstance(value, dict)
-                else range(len(value))
-                if isinstance(value, list)
-                else ()
-            )
+            value = place.value
+            is_list = isinstance(value, list)
+            items = value if isinstance(value, dict) else range(len(value)) if is_list else ()
             inside = part in items
-            if (variant := accepted.variant(node, part)) is not None:
-                node = variant
+            if (variant := accepted.variant(place.node, part)) is not None:
+                place.node = variant
             elif inside or depth == last:
-                section, node = node, accepted.child(node, part)
-                absent, value, key = not inside, value[part] if inside else None, (*key, part)
-        words = accepted.words(node)
+                place.section, place.node = place.node, accepted.child(place.node, part)
+                place.absent, place.value = not inside, value[part] if inside else None
+                place.key = (*place.key, part)
+        return place
+
+    def problem(
+        self, item: Any, accepted: _Accepted, data: dict[str, Any], marks: Marks
+    ) -> Problem:
+        kind, words = item["type"], accepted.words(self.node)
+        choices = [each for option in accepted.options(self.node) for each in _choices(option)]
         if kind == "extra_forbidden":
-            name, keys = str(key[-1]), accepted.keys(section)
+            name, keys = str(self.key[-1]), accepted.keys(self.section)
             words = "the keys " + ", ".join(keys)
-            message = accepted.of_another_kind(key) or accepted.unknown_key(name, keys)
-        elif absent:
+            message = accepted.of_another_kind(self.key) or accepted.unknown_key(name, keys)
+        elif self.absent:
             message = "this key is missing; add it"
         elif kind in ("value_error", "assertion_error"):
             message = str(item["ctx"]["error"])
             if named := accepted.opening_key(message):
-                key, value = named, _at(data, named)
-                absent, words = (
-                    value is None,
-                    "",
-                )  # what it would take depends on other keys: the message says it
-            elif isinstance(value, dict):
-                # A section's own check says what is wrong; echoing the whole section would only
-                # bury it.
-                absent, words = True, ""
+                self.key, self.value = named, _at(data, named)
+                # What it would take depends on other keys: the message says it.
+                self.absent, words = self.value is None, ""
+            elif isinstance(self.value, dict):
+                # A section's own check says what is wrong; its keys would only bury it.
+                self.absent, words = True, ""
         elif kind.startswith(_OUT_OF_RANGE):
             message = "this value is out of range"
-        elif choices := [
-            choice for option in accepted.options(node) for choice in _choices(option)
-        ]:
-            message = f"this is not one of the choices{nearest(str(value), map(str, choices))}"
+        elif choices:
+            hint = nearest(str(self.value), map(str, choices))
+            message = f"this is not one of the choices{hint}"
         else:
             message = "this is not the kind of value that the key takes"
-        problems.setdefault(
-            key, Problem(place_of(key, marks), "" if absent else shown(value), words, message)
-        )
-    return list(problems.values())
+        value = "" if self.absent else shown(self.value)
+        return Problem(place_of(self.key, marks), value, words, message)
 
 
 def _at(data: Any, key: Key) -> Any:
@@ -265,9 +276,8 @@ def dotted(key: Key) -> str:
 def place_of(key: Key, marks: Marks) -> str:
     """``demo.yaml:12 value.meta_period``; a key that was not given is shown at the section that
     lacks it."""
-    near = next(
-        (marks[key[:size]] for size in range(len(key), -1, -1) if key[:size] in marks), "recipe"
-    )
+    above = (key[:size] for size in range(len(key), -1, -1))
+    near = next((marks[part] for part in above if part in marks), "recipe")
     return f"{near} {dotted(key)}".strip()
 
 

@@ -7,7 +7,6 @@ what that accepts."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,20 +23,16 @@ from pydantic import (
 )
 
 from vpretrain.config.arms import Arms, FeedbackControl
-from vpretrain.config.problems import Key, Marks, dotted, explain, nearest, place_of, shown
+from vpretrain.config.layers import apply, compose, find
+from vpretrain.config.problems import Marks, explain, nearest, place_of, shown
 from vpretrain.config.renamed import renamed
-from vpretrain.config.section import Section, look_up
-from vpretrain.config.yaml_places import parse, written
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.config.section import Section
+from vpretrain.config.yaml_places import written
+from vpretrain.system.errors import Problem, UserError
 
 Schemas = Mapping[str, Callable[[], "type[Recipe]"]]
-Switch = Callable[[dict[str, Any], Mapping[str, Any], Marks], None]
-"""Prepares a recipe's data for a layer over it, see :meth:`vpretrain.config.arms.Arms.switch`."""
-
 Measure = Literal["steps", "tokens", "flops", "seconds"]
 """What a budget can be counted in."""
-
-
 Layers = Annotated[int, Field(gt=0, le=1_000)]
 """Depth of a network. A few zeros too many would be built for hours, long before memory runs out.
 """
@@ -252,7 +247,9 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
             arms.switch(data, layer, marks)
 
     try:
-        data, marks = _compose(_find(source, f"recipe {source}", Path()), problems, switch)
+        data, marks = compose(
+            find(source, f"recipe {source}", packaged()), problems, switch, packaged()
+        )
     except UserError as error:
         readable = False
         problems += error.problems
@@ -261,13 +258,13 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
     own = f"designers.{section.get('kind')}." if isinstance(section, dict) else "designers.."
     for override in overrides:
         try:
-            _apply(override.replace(own, "designer.", 1), data, marks)
+            apply(override.replace(own, "designer.", 1), data, marks)
         except UserError as error:
             problems += error.problems
     if readable:
         problems += renamed(data, marks)
-        recipe, found = _checked(data, marks, schemas)
-        problems += found
+        recipe, wrong = _checked(data, marks, schemas)
+        problems += wrong
     if problems or recipe is None:
         raise UserError(*problems)
     return recipe
@@ -279,12 +276,11 @@ def _checked(
     """The recipe, or what is wrong with its values."""
     modality = data.get("modality")
     if not isinstance(modality, str) or modality not in schemas:
-        given = "modality" in data
-        hint = nearest(str(modality), schemas) if given else "; add it"
-        message = f"there is no such modality{hint}" if given else f"this key is missing{hint}"
-        where = place_of(("modality",), marks)
-        accepted = "one of " + ", ".join(schemas)
-        return None, [Problem(where, shown(modality) if given else "", accepted, message)]
+        where, accepted = place_of(("modality",), marks), "one of " + ", ".join(schemas)
+        if "modality" not in data:
+            return None, [Problem(where, "", accepted, "this key is missing; add it")]
+        message = f"there is no such modality{nearest(str(modality), schemas)}"
+        return None, [Problem(where, shown(modality), accepted, message)]
     schema = schemas[modality]()
     if schema.arms is not None:
         schema.arms.complete(data)
@@ -305,12 +301,12 @@ def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
 def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
     """What overrides say of arm and kind of designer: they are read first, since the keys of
     ``designer`` depend on them."""
-    given = dict(override.partition("=")[::2] for override in overrides)
+    values = dict(override.partition("=")[::2] for override in overrides)
     layer: dict[str, Any] = {}
-    if "arm" in given:
-        layer["arm"] = given["arm"].strip()
-    if "designer.kind" in given:
-        layer["designer"] = {"kind": given["designer.kind"].strip()}
+    if "arm" in values:
+        layer["arm"] = values["arm"].strip()
+    if "designer.kind" in values:
+        layer["designer"] = {"kind": values["designer.kind"].strip()}
     return layer
 
 
@@ -323,159 +319,25 @@ def dump(recipe: Recipe) -> str:
 def packaged() -> dict[str, Path]:
     """The recipes that come with the package, by name (the file's name without ``.yaml``),
     sorted."""
-    return {
-        path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-    }
+    folder = Path(__file__).parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def listing(folder: Path | None = None) -> list[dict[str, str]]:
-    """``{name, modality, says}`` of the packaged recipes, then of all below ``folder``; ``load``
-    takes names.
+    """``{name, modality, description}`` of the packaged recipes, then of all below ``folder``;
+    ``load`` takes names.
 
     A file without ``modality`` or ``description`` is there to be extended and is left out. One that
     cannot be read is listed and says why (its modality is empty), so that it hides no other."""
-    found = list(packaged().items())
-    found += [(str(path), path) for path in sorted(folder.rglob("*.yaml"))] if folder else []
+    paths = list(packaged().items())
+    paths += [(str(path), path) for path in sorted(folder.rglob("*.yaml"))] if folder else []
     rows = []
-    for name, path in found:
+    for name, path in paths:
         try:
-            data, _ = _compose(path, [], lambda data, layer, marks: None)
+            data, _ = compose(path, [], lambda data, layer, marks: None, packaged())
         except UserError as error:
             data = {"modality": "", "description": "cannot be read: " + str(error).splitlines()[0]}
         if "modality" in data and "description" in data:
-            rows.append(
-                {
-                    "name": name,
-                    "modality": str(data["modality"]),
-                    "description": str(data["description"]),
-                }
-            )
+            described = {key: str(data[key]) for key in ("modality", "description")}
+            rows.append({"name": name, **described})
     return rows
-
-
-def _find(source: str | Path, where: str, beside: Path) -> Path:
-    known, path = packaged(), beside / source
-    if str(source) in known:
-        return known[str(source)]
-    try:
-        look_up(path)
-    except ValueError as error:
-        raise user_error(
-            where, str(error), value=shown(str(source)), accepted="the path of a YAML file"
-        ) from None
-    if path.is_file():
-        return path
-    if path.is_dir():
-        inside = (
-            ", ".join(str(file) for file in sorted(path.glob("*.yaml"))) or "it holds no *.yaml"
-        )
-        raise user_error(
-            where,
-            "this is a folder; name a recipe in it",
-            value=str(source),
-            accepted=f"a file: {inside}",
-        )
-    names = {file.stem: str(file) for file in sorted(path.parent.glob("*.yaml"))} | {
-        name: name for name in known
-    }
-    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), names, n=1)
-    hint = f"; did you mean {names[close[0]]}?" if close else ""
-    if "=" in str(source):
-        hint = "; the recipe comes first, overrides come after it"
-    accepted = "the path of a YAML file, or a packaged recipe: " + (
-        ", ".join(known) or "(there are none)"
-    )
-    raise user_error(where, f"there is no such recipe{hint}", value=str(source), accepted=accepted)
-
-
-def _compose(
-    path: Path, problems: list[Problem], switch: Switch, above: tuple[Path, ...] = ()
-) -> tuple[dict[str, Any], Marks]:
-    """The file's mapping merged over what it extends; twice-given keys are added to
-    ``problems``."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise user_error(
-            str(path), f"this file cannot be read: {error}", accepted="a text file in UTF-8"
-        ) from None
-    value, marks, found = parse(text, lambda line: f"{path}:{line}")
-    problems += found
-    if not isinstance(value, dict):
-        message = "a recipe is a mapping of keys to values"
-        raise user_error(str(path), message, value=shown(value), accepted="lines such as `seed: 0`")
-    marks[()] = str(path)
-    if "extends" not in value:
-        return value, marks
-    base, where = value.pop("extends"), place_of(("extends",), marks)
-    if not isinstance(base, str):
-        raise user_error(
-            where,
-            "a recipe extends one other",
-            value=shown(base),
-            accepted="a packaged name or a path",
-        )
-    parent, chain = _find(base, where, path.parent), (*above, path.resolve())
-    if parent.resolve() in chain:
-        circle = " -> ".join(
-            file.name for file in (*chain[chain.index(parent.resolve()) :], parent)
-        )
-        raise user_error(
-            where,
-            "these recipes extend each other in a circle; remove one of the links",
-            value=circle,
-        )
-    data, inherited = _compose(parent, problems, switch, chain)
-    switch(data, value, inherited)
-    return _merge(data, value), inherited | marks
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        both = isinstance(merged.get(name), dict) and isinstance(value, dict)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged
-
-
-def _apply(override: str, data: dict[str, Any], marks: Marks) -> None:
-    """Write one ``dotted.key=value`` into ``data``, and into ``marks`` that it came from there."""
-    name, equals, text = override.partition("=")
-    parts, where = name.strip().split("."), f"override {override}"
-    if not equals or not all(parts):
-        message = "an override is written key=value, with dots between the parts of the key"
-        raise user_error(where, message, accepted="for example budget.steps=100")
-    value, _, twice = parse(text, lambda _: where)
-    if twice:
-        raise UserError(*twice)
-    place: Any = data
-    key: Key = ()
-    for depth, part in enumerate(parts):
-        step: str | int = part
-        if isinstance(place, list):
-            if not (part.isdecimal() and int(part) < len(place)):
-                accepted = (
-                    f"an index from 0 to {len(place) - 1}"
-                    if place
-                    else "no index: the list is empty"
-                )
-                raise user_error(
-                    where,
-                    f"{dotted(key)} is a list, and {part} is no item of it",
-                    accepted=accepted,
-                )
-            step = int(part)
-        elif not isinstance(place, dict):
-            raise user_error(
-                where, f"{dotted(key)} is a single value, without keys", value=shown(place)
-            )
-        key = (*key, step)
-        if depth == len(parts) - 1:
-            place[step] = value
-        elif isinstance(place, dict) and place.get(step) is None:
-            place[step] = {}
-            marks[key] = "override"
-        place = place[step]
-    for stale in [mark for mark in marks if mark[: len(key)] == key]:
-        del marks[stale]
-    marks[key] = "override"

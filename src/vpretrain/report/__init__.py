@@ -9,8 +9,7 @@ from vpretrain.report.drawing import write_plots
 from vpretrain.report.figures import figures
 from vpretrain.report.folders import read
 from vpretrain.report.page import page
-from vpretrain.system.errors import user_error
-from vpretrain.system.files import write_text
+from vpretrain.system.files import writable_file, write_text
 
 __all__ = ["write_report"]
 
@@ -33,24 +32,15 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         UserError: results are missing, damaged or of different recipes (nothing is written then),
             or ``out`` can be no file.
     """
-    if out.is_dir():
-        raise user_error(
-            "--out", "this is a folder; name a file in it", value=str(out), accepted="an HTML file"
-        )
-    if blocked := [str(place) for place in out.parents if place.exists() and not place.is_dir()]:
-        raise user_error(
-            "--out", f"{blocked[0]} is a file; name a place in a folder", value=str(out)
-        )
+    writable_file(out, "an HTML file")
     sections = read(folders)
-    found = [
-        figures(section, f"{number}-" if len(sections) > 1 else "")
+    several = len(sections) > 1
+    charts = [
+        figures(section, f"{number}-" if several else "")
         for number, section in enumerate(sections, 1)
     ]
-    text = page(sections, found)
-    write_text(out, text)
-    write_plots(
-        [each for group in found for kind in group.values() for each in kind],
-        sections,
-        out.parent / ("plots" if out.stem == "report" else f"{out.stem}-plots"),
-    )
+    write_text(out, page(sections, charts))
+    every = [figure for of_section in charts for kind in of_section.values() for figure in kind]
+    name = "plots" if out.stem == "report" else f"{out.stem}-plots"
+    write_plots(every, sections, out.parent / name)
     return out

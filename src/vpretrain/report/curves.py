@@ -4,8 +4,9 @@ seconds went."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from vpretrain.report.folders import Run, Section
@@ -28,29 +29,17 @@ def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
 def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
     """Step 0, the evaluations during the run, and the one at its end, by step; empty without any
     during the run."""
-    found = logged(run, metric)
-    if not found:
+    records = logged(run, metric)
+    if not records:
         return {}
     if metric in run.step0:
-        found = {
-            0.0: {
-                "step": 0.0,
-                "tokens": 0.0,
-                "flops": 0.0,
-                "seconds": 0.0,
-                metric: run.step0[metric],
-            },
-            **found,
-        }
+        start = dict.fromkeys(("step", "tokens", "flops", "seconds"), 0.0)
+        records = {0.0: start | {metric: run.step0[metric]}, **records}
     if metric in run.entry.final:
-        end = run.entry
-        used = {
-            "tokens": float(end.tokens_or_images),
-            "flops": end.flops or 0.0,
-            "seconds": end.seconds,
-        }
-        found[float(end.steps)] = {"step": float(end.steps), **used, metric: end.final[metric]}
-    return {step: record for step, record in found.items() if math.isfinite(record[metric])}
+        end, step = run.entry, float(run.entry.steps)
+        used = {"tokens": float(end.tokens_or_images), "flops": end.flops or 0.0}
+        records[step] = {"step": step, **used, "seconds": end.seconds, metric: end.final[metric]}
+    return {step: record for step, record in records.items() if math.isfinite(record[metric])}
 
 
 def points(records: dict[float, dict[str, float]], axis: Axis, metric: str) -> list[Point]:
@@ -62,16 +51,14 @@ def mean_points(
     runs: Sequence[dict[float, dict[str, float]]], axis: Axis, metric: str
 ) -> list[Point]:
     """Mean over runs, step by step, at the steps that all of them have."""
-    known = [records for records in runs if records]
-    if not known:
-        return []
-    shared = sorted(set.intersection(*(set(records) for records in known)))
+    logs = [records for records in runs if records]
+    shared = set.intersection(*(set(records) for records in logs)) if logs else set()
     return [
         (
-            _mean([records[step][axis] for records in known]),
-            _mean([records[step][metric] for records in known]),
+            fmean(records[step][axis] for records in logs),
+            fmean(records[step][metric] for records in logs),
         )
-        for step in shared
+        for step in sorted(shared)
     ]
 
 
@@ -84,7 +71,7 @@ def width(longest: int) -> int:
 def binned(line: Sequence[Point], size: int) -> list[Point]:
     """Means over ``size`` neighbours each; the last bin may hold fewer."""
     parts = [line[start : start + size] for start in range(0, len(line), size)]
-    return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
+    return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -118,8 +105,8 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
             "the baseline ended no better than the untouched checkpoint, so there is no score "
             "to reach."
         )
-    found: dict[str, Reach] = {}
-    whole = _mean([run.entry.tokens_or_images for run in section.of(baseline)])
+    by_arm: dict[str, Reach] = {}
+    whole = fmean(run.entry.tokens_or_images for run in section.of(baseline))
     for arm in section.arms:
         runs = [records for run in section.of(arm) if (records := evaluated(run, metric))]
         if not runs:
@@ -127,10 +114,9 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
         tokens = crossing(mean_points(runs, "tokens", metric), target, higher)
         each = [crossing(points(records, "tokens", metric), target, higher) for records in runs]
         reached = sum(at is not None for at in each)
-        found[arm] = Reach(
-            tokens, None if tokens is None or not whole else tokens / whole, reached, len(runs)
-        )
-    return (target, found) if found else "it was not evaluated during the runs."
+        fraction = None if tokens is None or not whole else tokens / whole
+        by_arm[arm] = Reach(tokens, fraction, reached, len(runs))
+    return (target, by_arm) if by_arm else "it was not evaluated during the runs."
 
 
 def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> float | None:
@@ -184,15 +170,18 @@ def cost(runs: Sequence[Run]) -> Cost:
             {name: sum(record.get(name, 0.0) for record in rest) / seconds for name in parts}
         )
     names = dict.fromkeys(name for each in fractions for name in each)
+    shares = {
+        name.removeprefix("seconds_"): fmean(each.get(name, 0.0) for each in fractions)
+        for name in names
+    }
+    peaks = [run.entry.peak_bytes for run in runs if run.entry.peak_bytes is not None]
+    flops = [run.entry.flops for run in runs if run.entry.flops is not None]
     return Cost(
-        _mean(rates) if rates else None,
-        {
-            name.removeprefix("seconds_"): _mean([each.get(name, 0.0) for each in fractions])
-            for name in names
-        },
-        _mean(firsts) if firsts else None,
-        _known(runs, lambda run: run.entry.peak_bytes, max),
-        _known(runs, lambda run: run.entry.flops, lambda values: _mean(list(values))),
+        fmean(rates) if rates else None,
+        shares,
+        fmean(firsts) if firsts else None,
+        max(peaks, default=None),
+        fmean(flops) if flops else None,
     )
 
 
@@ -206,29 +195,13 @@ def dominating(points: dict[str, Point], signs: tuple[float, float]) -> list[str
     """
 
     def beaten(name: str) -> bool:
-        x, y = (value * sign for value, sign in zip(points[name], signs, strict=True))
-        others = [
-            tuple(v * s for v, s in zip(points[other], signs, strict=True))
-            for other in points
-            if other != name
-        ]
+        x, y = signed[name]
+        others = [place for other, place in signed.items() if other != name]
         return any(a >= x and b >= y and (a > x or b > y) for a, b in others)
 
+    signed = {name: (x * signs[0], y * signs[1]) for name, (x, y) in points.items()}
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
 
 
 def _at(value: float, target: float, higher_is_better: bool) -> bool:
     return value >= target if higher_is_better else value <= target
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _known(
-    runs: Sequence[Run],
-    of: Callable[[Run], float | None],
-    combine: Callable[[Sequence[float]], float],
-) -> float | None:
-    values = [value for run in runs if (value := of(run)) is not None]
-    return combine(values) if values else None

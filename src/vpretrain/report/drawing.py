@@ -19,7 +19,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from vpretrain.report.chart import COLOURS, Figure, Line, Panel, Style, span, tick_labels, ticks
+from vpretrain.report.chart import (
+    COLOURS,
+    MARKERS,
+    Figure,
+    Line,
+    Panel,
+    Style,
+    span,
+    tick_labels,
+    ticks,
+)
 from vpretrain.report.figures import metric_label, styles
 from vpretrain.report.folders import Section
 from vpretrain.system.html import Markup, printable, tag
@@ -32,15 +42,7 @@ _SIZE, _LARGE = (332.0, 214.0), (440.0, 300.0)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 28.0, 36.0
 _GUTTER = 38.0  # right of the axes instead of _RIGHT where a level is named there
 _TICK, _LABEL = 10.5, 11.5
-_MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "triangle": "^",
-    "down": "v",
-    "diamond": "D",
-    "cross": "X",
-    "plus": "P",
-}
+_MARKERS = dict(zip(MARKERS, "os^DvXP", strict=True))
 _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in an arm's name is a dollar sign
     "svg.hashsalt": "vpretrain",  # the same data gives the same bytes
@@ -56,9 +58,9 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.color": _SOFT,
 }
 # On the page colours follow the style sheet, light or dark.
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _RULE: "--rule", _PAPER: "--paper"} | {
-    colour: f"--arm-{slot}" for slot, colour in enumerate(COLOURS)
-}
+_NAMES = {_INK: "ink", _SOFT: "soft", _RULE: "rule", _PAPER: "paper"}
+_NAMES |= {colour: f"arm-{slot}" for slot, colour in enumerate(COLOURS)}
+_VARIABLES = {colour: f"var(--{name})" for colour, name in _NAMES.items()}
 _KEPT = ("d", "x", "y", "transform")
 
 
@@ -67,26 +69,18 @@ def panel(chart: Panel, *, large: bool = False) -> Markup:
     width, height = _LARGE if large else _SIZE
     right = _GUTTER if chart.level else _RIGHT
     with _canvas(width, height) as canvas:
-        place = (
-            _LEFT / width,
-            _BOTTOM / height,
-            1 - (_LEFT + right) / width,
-            1 - (_TOP + _BOTTOM) / height,
-        )
-        _panel(canvas.add_axes(place), chart)
-        description = f"{chart.y_label} against {chart.x_label}"
-        return _inline(
-            canvas, tag("title", description), class_="chart", role="img", aria_label=description
-        )
+        size = (1 - (_LEFT + right) / width, 1 - (_TOP + _BOTTOM) / height)
+        _panel(canvas.add_axes((_LEFT / width, _BOTTOM / height, *size)), chart)
+        text = f"{chart.y_label} against {chart.x_label}"
+        return _inline(canvas, tag("title", text), class_="chart", role="img", aria_label=text)
 
 
 @lru_cache
 def swatch(style: Style | None) -> Markup:
     """The arm's line and marker, for legends and tables."""
     with _canvas(28, 14) as canvas:
-        canvas.add_artist(
-            Line2D([1 / 28, 0.5, 27 / 28], [0.5] * 3, markevery=(1, 5), **_look(style))
-        )
+        xs = [1 / 28, 0.5, 27 / 28]
+        canvas.add_artist(Line2D(xs, [0.5] * 3, markevery=(1, 5), **_look(style)))
         return _inline(canvas, class_="swatch", aria_hidden="true")
 
 
@@ -159,7 +153,7 @@ def _drawings(
     figures: Sequence[Figure], sections: Sequence[Section]
 ) -> Iterator[tuple[str, tuple[float, float], Callable[[Canvas], None]]]:
     for number, section in enumerate(sections, 1):
-        measured = {name for found in section.paired.values() for name in found}
+        measured = {name for pairs in section.paired.values() for name in pairs}
         if metrics := [name for name in section.metrics if name in measured]:
             prefix = f"{number}-" if len(sections) > 1 else ""
             size = (_SIZE[0] * len(metrics), 70.0 + 26 * len(section.paired))
@@ -183,14 +177,8 @@ def _draw(canvas: Canvas, figure: Figure, across: int, down: int) -> None:
         Line2D([], [], label=" " + _short(arm), **_look(style)) for arm, style in figure.arms
     ]
     if handles:
-        columns = min(4, len(handles))
-        canvas.legend(
-            handles=handles,
-            loc="outside lower left",
-            ncols=columns,
-            frameon=False,
-            handlelength=3,
-        )
+        place: Any = {"loc": "outside lower left", "ncols": min(4, len(handles))}
+        canvas.legend(handles=handles, frameon=False, handlelength=3, **place)
 
 
 def _panel(axes: Axes, chart: Panel) -> None:
@@ -223,12 +211,8 @@ def _line(axes: Axes, line: Line) -> None:
     xs, ys = [x for x, _ in line.points], [y for _, y in line.points]
     look = _look(line.style) | {"clip_on": False}
     if line.faint:
-        look |= {
-            "linestyle": "-",
-            "linewidth": 1.0,
-            "alpha": 0.38,
-            "gid": f"title {printable(line.label)}",
-        }
+        title = f"title {printable(line.label)}"
+        look |= {"linestyle": "-", "linewidth": 1.0, "alpha": 0.38, "gid": title}
     every = max(1, line.every)
     # Arms begin at different points, so that markers of lines that run together do not hide each
     # other.
@@ -279,13 +263,13 @@ def _differences(canvas: Canvas, section: Section, metrics: Sequence[str]) -> No
     look = styles(section)
     for number, metric in enumerate(metrics, 1):
         axes = canvas.add_subplot(1, len(metrics), number)
-        found = {arm: each[metric] for arm, each in section.paired.items() if metric in each}
-        for place, (arm, pair) in enumerate(found.items()):
+        pairs = {arm: each[metric] for arm, each in section.paired.items() if metric in each}
+        for place, (arm, pair) in enumerate(pairs.items()):
             _interval(axes, pair.difference, pair.ci95, place, look[arm])
         axes.axvline(0, color=_SOFT, linestyle=":", linewidth=1)
-        axes.set_ylim(len(found) - 0.5, -0.5)
-        names = [_short(arm) for arm in found] if number == 1 else [""] * len(found)
-        axes.set_yticks(range(len(found)), names)
+        axes.set_ylim(len(pairs) - 0.5, -0.5)
+        names = [_short(arm) for arm in pairs] if number == 1 else [""] * len(pairs)
+        axes.set_yticks(range(len(pairs)), names)
         label = f"difference to {_short(section.arms[0])}, 95%"
         _frame(axes, label, metric_label(section, metric))
         axes.grid(False, axis="y")
@@ -340,29 +324,29 @@ def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
     for axes in canvas.axes:
         axes.patch.set_visible(False)
     root = ET.fromstring(_saved(canvas, "svg"))
-    known = {f"#{each.get('id')}": each for each in root.iter() if each.get("id")}
+    by_reference = {f"#{each.get('id')}": each for each in root.iter() if each.get("id")}
     width, height = canvas.get_size_inches() * _POINTS
-    parts = [part for child in root for part in _elements(child, known)]
+    parts = [part for child in root for part in _elements(child, by_reference)]
     return tag("svg", *children, *parts, viewBox=f"0 0 {width:g} {height:g}", **attributes)
 
 
-def _elements(node: ET.Element, known: dict[str, ET.Element]) -> Iterator[Markup]:
+def _elements(node: ET.Element, by_reference: dict[str, ET.Element]) -> Iterator[Markup]:
     """The element without what a page has no use for; groups that only group dissolve."""
     kind = node.tag.rpartition("}")[2]
-    given = {name: _rounded(value) for name, value in node.items() if name in _KEPT}
+    attributes = {name: _rounded(value) for name, value in node.items() if name in _KEPT}
     style = _style(node.get("style", ""))
     if kind == "use":  # a marker or a tick: drawn where it stands
-        origin = known[node.get("{http://www.w3.org/1999/xlink}href", "")]
-        moved = f"translate({given.pop('x', '0')} {given.pop('y', '0')})"
+        origin = by_reference[node.get("{http://www.w3.org/1999/xlink}href", "")]
+        moved = f"translate({attributes.pop('x', '0')} {attributes.pop('y', '0')})"
         style = style or _style(origin.get("style", ""))
         yield tag("path", d=_rounded(origin.get("d", "")), transform=moved, style=style)
     elif kind == "text":
-        given.pop("transform", None)  # turned by zero
-        yield tag("text", node.text or "", style=style or None, **given)
+        attributes.pop("transform", None)  # turned by zero
+        yield tag("text", node.text or "", style=style or None, **attributes)
     elif kind == "path":
-        yield tag("path", style=style or None, **given)
+        yield tag("path", style=style or None, **attributes)
     elif kind == "g":
-        inner = [part for child in node for part in _elements(child, known)]
+        inner = [part for child in node for part in _elements(child, by_reference)]
         name = node.get("id", "")
         if name.startswith("title "):
             yield tag("g", tag("title", name.removeprefix("title ")), *inner)
@@ -375,16 +359,12 @@ def _elements(node: ET.Element, known: dict[str, ET.Element]) -> Iterator[Markup
 def _style(text: str) -> str:
     text = re.sub(r"font-family: [^;]*;? ?", "", text)
     text = re.sub(r"font: (?:\w+ )*([\d.]+px) [^;]*", r"font-size: \1", text)
-    text = re.sub(r"#[0-9a-f]{6}", lambda found: _variable(found[0]), text)
+    text = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES.get(match[0], match[0]), text)
     return _rounded(text).strip("; ")
-
-
-def _variable(colour: str) -> str:
-    return f"var({_VARIABLES[colour]})" if colour in _VARIABLES else colour
 
 
 def _rounded(text: str) -> str:
     """Numbers with two decimals at most."""
     long = r"-?\d+\.\d{3,}"
-    text = re.sub(long, lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(long, lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
     return " ".join(text.split())

@@ -117,115 +117,96 @@ def metric_label(section: Section, metric: str) -> str:
 def _scores(section: Section, prefix: str) -> Iterator[Figure]:
     for metric in section.metrics:
         by_arm = _by_arm(section, lambda run, metric=metric: evaluated(run, metric))
-        if not by_arm:
-            continue
-        start = section.step0.get(metric)
-        level = (start.value, "step 0") if start and math.isfinite(start.value) else None
-        panels = [
-            Panel(
-                unit,
-                metric_label(section, metric),
-                _lines(section, by_arm, axis, metric, None),
-                level,
-            )
-            for axis, unit in _axes(section)
-        ]
-        shared = "All lines begin at the untouched checkpoint (step\u00a00)." if start else ""
-        yield Figure(
-            f"{prefix}evaluation-{_slug(metric)}",
-            f"{metric} during the runs",
-            _said(by_arm, 1)
-            + f" {shared} Seconds are of training: burn-in counts, evaluation does not.",
-            panels,
-            _legend(section, by_arm),
-        )
+        shared = "All lines begin at the untouched checkpoint (step\u00a00)."
+        shared = shared if metric in section.step0 else ""
+        caption = f" {shared} Seconds are of training: burn-in counts, evaluation does not."
+        name, title = f"{prefix}evaluation-{_slug(metric)}", f"{metric} during the runs"
+        yield from _curves(section, by_arm, metric, None, name, title, caption)
 
 
 def _loss(section: Section, prefix: str) -> Iterator[Figure]:
     by_arm = _by_arm(section, lambda run: logged(run, "loss"))
+    caption = (
+        " Each arm's own objective, which its targets and weights are part of: a lower line is not "
+        "a better learner. Evaluations compare arms."
+    )
+    size = _size(by_arm) if by_arm else 1
+    yield from _curves(section, by_arm, "loss", size, f"{prefix}loss", "Training loss", caption)
+
+
+def _curves(
+    section: Section,
+    by_arm: dict[str, list[Records]],
+    metric: str,
+    size: int | None,
+    name: str,
+    title: str,
+    caption: str,
+) -> Iterator[Figure]:
+    """One figure over steps, tokens and seconds; none where nothing was recorded."""
     if not by_arm:
         return
-    size = _size(by_arm)
+    label = "training loss" if metric == "loss" else metric_label(section, metric)
     panels = [
-        Panel(unit, "training loss", _lines(section, by_arm, axis, "loss", size), None)
+        Panel(unit, label, _lines(section, by_arm, axis, metric, size), _level(section, metric))
         for axis, unit in _axes(section)
     ]
     yield Figure(
-        f"{prefix}loss",
-        "Training loss",
-        _said(by_arm, size) + " Each arm's own objective, which its targets and "
-        "weights are part of: a lower line is not a better learner. Evaluations compare arms.",
-        panels,
-        _legend(section, by_arm),
+        name, title, _meaning(by_arm, size or 1) + caption, panels, _legend(section, by_arm)
     )
+
+
+def _level(section: Section, metric: str) -> tuple[float, str] | None:
+    start = section.step0.get(metric)
+    return (start.value, "step 0") if start and math.isfinite(start.value) else None
 
 
 def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure]:
     logs = dict.fromkeys(name for run in section.runs for record in run.records for name in record)
-    known = [name for name in STEERING if name in logs]
     apart = {"step", "tokens", "flops", "seconds", "tokens_per_second", "loss", *section.metrics}
-    others = [
-        name
-        for name in logs
-        if name not in STEERING
-        and name not in apart
-        and "/" not in name
-        and not name.startswith("seconds_")
-    ]
+    apart |= {name for name in logs if "/" in name or name.startswith("seconds_")}
+    names = [name for name in STEERING if name in logs]
+    names += [name for name in logs if name not in STEERING and name not in apart]
     panels: list[Panel] = []
     arms: dict[str, None] = {}
     sizes = []
-    for name in [name for name in known + others if (name in LIMITS) == limits]:
+    for name in [name for name in names if (name in LIMITS) == limits]:
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
-        rounding = (
-            name == "weight_spread" and by_arm and _most(by_arm, name) < 1e-5
-        )  # all tokens count the same
-        if not by_arm or rounding:
-            continue
+        if not by_arm or (name == "weight_spread" and _most(by_arm, name) < 1e-5):
+            continue  # a spread that is rounding: all tokens count the same
         sizes.append(_size(by_arm))
         arms |= dict.fromkeys(by_arm)
         label, description = STEERING.get(name, (name, ""))
-        panels.append(
-            Panel(
-                "steps", label, _lines(section, by_arm, "step", name, sizes[-1]), None, description
-            )
-        )
+        lines = _lines(section, by_arm, "step", name, sizes[-1])
+        panels.append(Panel("steps", label, lines, None, description))
     if panels:
         caption = (
-            _said({arm: section.of(arm) for arm in arms}, max(sizes))
+            _meaning({arm: section.of(arm) for arm in arms}, max(sizes))
             + " What a designer is asked only at meta steps has points at those alone."
         )
-        present = {arm: styles(section)[arm] for arm in section.arms if arm in arms}
-        yield Figure(figure, "", caption, panels, list(present.items()))
+        yield Figure(figure, "", caption, panels, _legend(section, arms))
 
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:
     """The leading score against all that was used for it: post-training comes on top of the budget,
     and shows here."""
     metric = section.lead
-    found = {arm: scores[metric] for arm, scores in section.summaries.items() if metric in scores}
-    if metric is None or len(found) < 2:
+    scores = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
+    if metric is None or len(scores) < 2:
         return
     panels = []
     for unit, label in (("seconds", "seconds of training"), ("flops", "FLOPs")):
         lines = []
         for arm, style in styles(section).items():
             used = [getattr(run.entry, unit) for run in section.of(arm)]
-            if arm in found and all(used):
-                spread = (statistics.stdev(used) if len(used) > 1 else 0.0, found[arm].std or 0.0)
-                lines.append(
-                    Line(
-                        arm,
-                        style,
-                        [(statistics.fmean(used), found[arm].mean)],
-                        joined=False,
-                        spread=spread,
-                    )
-                )
+            if arm in scores and all(used):
+                spread = (statistics.stdev(used) if len(used) > 1 else 0.0, scores[arm].std or 0.0)
+                place = (statistics.fmean(used), scores[arm].mean)
+                lines.append(Line(arm, style, [place], joined=False, spread=spread))
         if len(lines) > 1:
-            start = section.step0.get(metric)
-            level = (start.value, "step 0") if start and math.isfinite(start.value) else None
-            panels.append(Panel(label, metric_label(section, metric), lines, level))
+            panels.append(
+                Panel(label, metric_label(section, metric), lines, _level(section, metric))
+            )
     if panels:
         caption = (
             "Means over seeds with one standard deviation each way. All that a run used is "
@@ -240,13 +221,13 @@ def _throughput(section: Section, prefix: str) -> Iterator[Figure]:
     by_arm = _by_arm(section, lambda run: logged(run, name))
     if by_arm:
         size = _size(by_arm)
-        panel = Panel(
-            "steps", f"{section.unit} a second", _lines(section, by_arm, "step", name, size)
+        lines = _lines(section, by_arm, "step", name, size)
+        panels = [Panel("steps", f"{section.unit} a second", lines)]
+        caption, arms = (
+            _meaning(by_arm, size) + " Evaluation is not in it.",
+            _legend(section, by_arm),
         )
-        caption = _said(by_arm, size) + " Evaluation is not in it."
-        yield Figure(
-            f"{prefix}throughput", "Throughput", caption, [panel], _legend(section, by_arm)
-        )
+        yield Figure(f"{prefix}throughput", "Throughput", caption, panels, arms)
 
 
 def _tradeoffs(section: Section, prefix: str) -> Iterator[Figure]:
@@ -255,30 +236,28 @@ def _tradeoffs(section: Section, prefix: str) -> Iterator[Figure]:
         task, slash, suffix = metric.partition("/")
         if slash and task and higher is not None:
             groups.setdefault(suffix, []).append(metric)
+    caption = (
+        "Means over seeds with one standard deviation each way. The line joins what nothing "
+        "else here equals or beats in both tasks (the Pareto front of these means; no test is "
+        "behind it)."
+    )
     for suffix, metrics in groups.items():
         for across, up in combinations(metrics, 2):
             panel, arms = _front(section, across, up)
             if len(panel.lines) > 2:
-                yield Figure(
-                    f"{prefix}pareto-{_slug(across)}-{_slug(up)}",
-                    f"Two tasks at once: {suffix}",
-                    "Means over seeds with one standard deviation each way. The line joins "
-                    "what nothing else here equals or "
-                    "beats in both tasks (the Pareto front of these means; no test is behind it).",
-                    [panel],
-                    arms,
-                    wide=True,
-                )
+                name = f"{prefix}pareto-{_slug(across)}-{_slug(up)}"
+                title = f"Two tasks at once: {suffix}"
+                yield Figure(name, title, caption, [panel], arms, wide=True)
 
 
 def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[str, Style]]]:
     places: dict[str, Point] = {}
     lines: list[Line] = []
     for arm, style in styles(section).items():
-        found = section.summaries.get(arm, {})
-        if across in found and up in found:
-            places[arm] = (found[across].mean, found[up].mean)
-            spread = (found[across].std or 0.0, found[up].std or 0.0)
+        scores = section.summaries.get(arm, {})
+        if across in scores and up in scores:
+            places[arm] = (scores[across].mean, scores[up].mean)
+            spread = (scores[across].std or 0.0, scores[up].std or 0.0)
             lines.append(Line(arm, style, [places[arm]], joined=False, spread=spread))
     arms = [(line.label, line.style) for line in lines if line.style]
     untouched = "step 0"
@@ -296,10 +275,10 @@ def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[st
 
 def _by_arm(section: Section, of: Callable[..., Records]) -> dict[str, list[Records]]:
     """What each arm's runs hold; arms and runs without any are left out."""
-    found = {
+    by_arm = {
         arm: [records for run in section.of(arm) if (records := of(run))] for arm in section.arms
     }
-    return {arm: runs for arm, runs in found.items() if runs}
+    return {arm: runs for arm, runs in by_arm.items() if runs}
 
 
 def _lines(
@@ -310,10 +289,8 @@ def _lines(
     for arm, runs in by_arm.items():
         style = styles(section)[arm]
         if len(runs) > 1:
-            faint += [
-                Line(arm, style, binned(points(records, axis, metric), size or 1), faint=True)
-                for records in runs
-            ]
+            seeds = [binned(points(records, axis, metric), size or 1) for records in runs]
+            faint += [Line(arm, style, line, faint=True) for line in seeds]
         mean = binned(mean_points(runs, axis, metric), size or 1)
         every = 1 if size is None and len(mean) <= 24 else max(1, len(mean) // 5)
         means.append(Line(arm, style, mean, every=every))
@@ -321,36 +298,27 @@ def _lines(
 
 
 def _most(by_arm: dict[str, list[Records]], name: str) -> float:
-    return max(
-        abs(record[name])
-        for runs in by_arm.values()
-        for records in runs
-        for record in records.values()
-    )
+    logs = [records for runs in by_arm.values() for records in runs]
+    return max(abs(record[name]) for records in logs for record in records.values())
 
 
-def _legend(section: Section, by_arm: dict[str, list[Records]]) -> list[tuple[str, Style]]:
+def _legend(section: Section, by_arm: Mapping[str, object]) -> list[tuple[str, Style]]:
     return [(arm, style) for arm, style in styles(section).items() if arm in by_arm]
 
 
 def _axes(section: Section) -> list[tuple[Axis, str]]:
-    axes: list[tuple[Axis, str]] = [
-        ("step", "steps"),
-        ("tokens", section.unit),
-        ("seconds", "seconds of training"),
-    ]
-    if section.match == "flops" and all(
-        "flops" in record for run in section.runs for record in run.records
-    ):
-        axes.insert(2, ("flops", "FLOPs"))
-    return axes
+    axes: list[tuple[Axis, str]] = [("step", "steps"), ("tokens", section.unit)]
+    records = [record for run in section.runs for record in run.records]
+    if section.match == "flops" and all("flops" in record for record in records):
+        axes.append(("flops", "FLOPs"))
+    return [*axes, ("seconds", "seconds of training")]
 
 
 def _size(by_arm: dict[str, list[Records]]) -> int:
     return width(max(len(records) for runs in by_arm.values() for records in runs))
 
 
-def _said(by_arm: Mapping[str, Sequence[object]], size: int) -> str:
+def _meaning(by_arm: Mapping[str, Sequence[object]], size: int) -> str:
     """What a line is, in a sentence."""
     lines = (
         "Mean over seeds, with single seeds faint"

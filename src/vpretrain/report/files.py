@@ -113,18 +113,18 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise user_error(
-            str(path), "this file is missing; name a folder that compare or train wrote"
-        ) from None
+        message = "this file is missing; name a folder that compare or train wrote"
+        raise user_error(str(path), message) from None
     except OSError as error:
-        raise user_error(
-            str(path), f"this file cannot be read: {error.strerror}; see to its permissions"
-        ) from None
+        raise _unreadable(path, error) from None
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise user_error(
-            f"{path}:{line}", "this is not text (UTF-8); was the file damaged?"
-        ) from None
+        line, message = error.object[: error.start].count(b"\n") + 1, "this is not text (UTF-8)"
+        raise user_error(f"{path}:{line}", f"{message}; was the file damaged?") from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    message = f"this file cannot be read: {error.strerror}; see to its permissions"
+    return user_error(str(path), message)
 
 
 def read_json(path: Path, shape: type[T], fix: str) -> T:
@@ -145,25 +145,18 @@ def read_json(path: Path, shape: type[T], fix: str) -> T:
         line = getattr(error, "lineno", 1)
         rows = text.splitlines()
         shown = rows[line - 1].strip()[:80] if 0 < line <= len(rows) else ""
-        reason = (
-            f"the file is half-written or damaged ({getattr(error, 'msg', error)})"
-            if text
-            else "the file is empty"
-        )
-        raise user_error(
-            f"{path}:{line}", f"{reason}; {fix}", value=shown, accepted="JSON"
-        ) from None
+        reason = f"the file is half-written or damaged ({getattr(error, 'msg', error)}); {fix}"
+        reason = reason if text else f"the file is empty; {fix}"
+        raise user_error(f"{path}:{line}", reason, value=shown, accepted="JSON") from None
     try:
         return TypeAdapter(shape).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = tuple(part for part in first["loc"] if isinstance(part, (str, int)))
-        dotted = ".".join(map(str, key))
-        at = f"{path}:{_line_of(text, key)} {dotted}".rstrip()
+        at = f"{path}:{_line_of(text, key)} {'.'.join(map(str, key))}".rstrip()
         shown = "" if first["type"] == "missing" else repr(first["input"])[:80]
-        raise user_error(
-            at, f"{first['msg'].lower()}; {fix}", value=shown, accepted="what compare writes"
-        ) from None
+        message = f"{first['msg'].lower()}; {fix}"
+        raise user_error(at, message, value=shown, accepted="what compare writes") from None
 
 
 def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
@@ -181,46 +174,30 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise user_error(
-            str(path), f"this file cannot be read: {error.strerror}; see to its permissions"
-        ) from None
+        raise _unreadable(path, error) from None
     whole = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     records: dict[float, dict[str, float]] = {}
     for number, line in whole:
+        at, shown = f"{path}:{number}", line[:80].decode("utf-8", "replace")
+        fix, accepted = "remove the line, or train again", "one record a line"
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == whole[-1][0]:
-                notes.append(
-                    f"The last line of {path} (line {number}) was cut off, and is not shown."
-                )
+                cut_off = f"The last line of {path} (line {number}) was cut off, and is not shown."
+                notes.append(cut_off)
                 continue
-            shown = line[:80].decode("utf-8", "replace")
-            message = (
-                f"this line is not JSON ({getattr(error, 'msg', error)}); remove the line, "
-                "or train again"
-            )
-            raise user_error(
-                f"{path}:{number}", message, value=shown, accepted="one record a line"
-            ) from None
-        if isinstance(found, dict) and "skipped" in found:
-            notes.append(f"After step {found.get('step')} a batch was left out: {found['skipped']}")
+            message = f"this line is not JSON ({getattr(error, 'msg', error)}); {fix}"
+            raise user_error(at, message, value=shown, accepted=accepted) from None
+        if isinstance(value, dict) and "skipped" in value:
+            notes.append(f"After step {value.get('step')} a batch was left out: {value['skipped']}")
             continue
-        record = _numbers(found)
-        lacking = [
-            name
-            for name in ("step", "tokens", "seconds")
-            if not math.isfinite(record.get(name, math.nan))
-        ]
-        if lacking:
-            message = (
-                f"this record has no number for {', '.join(lacking)}; remove the line, or "
-                "train again"
-            )
-            shown = line[:80].decode("utf-8", "replace")
-            raise user_error(
-                f"{path}:{number}", message, value=shown, accepted="{step, tokens, seconds, ...}"
-            )
+        record = _numbers(value)
+        needed = ("step", "tokens", "seconds")
+        if lacking := [name for name in needed if not math.isfinite(record.get(name, math.nan))]:
+            message = f"this record has no number for {', '.join(lacking)}; {fix}"
+            accepted = "{step, tokens, seconds, ...}"
+            raise user_error(at, message, value=shown, accepted=accepted)
         records[record["step"]] = record
     return [records[step] for step in sorted(records)]
 
@@ -230,23 +207,22 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     text = read_text(path)
     value, _, _ = parse(text, lambda line: f"{path}:{line}")
     if not isinstance(value, dict):
-        raise user_error(
-            f"{path}:1", "this is no recipe; was the file cut off?", accepted="keys and values"
-        )
+        message = "this is no recipe; was the file cut off?"
+        raise user_error(f"{path}:1", message, accepted="keys and values")
     return value, text
 
 
 def _numbers(record: Any) -> dict[str, float]:
     if not isinstance(record, dict):
         return {}
-    found = {}
+    numbers = {}
     for name, value in record.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             try:
-                found[name] = float(value)
+                numbers[name] = float(value)
             except OverflowError:
-                found[name] = math.inf
-    return found
+                numbers[name] = math.inf
+    return numbers
 
 
 def _line_of(text: str, key: tuple[str | int, ...]) -> int:

@@ -117,21 +117,18 @@ def read(folders: Sequence[Path]) -> list[Section]:
             "report", "name at least one folder", accepted="folders that compare or train wrote"
         )
     distinct = list({folder.resolve(): folder for folder in folders}.values())
-    found = [_read_one(folder) for folder in distinct]
-    for section in found[1:]:
-        _same_recipe(found[0], section)
-    alone = [section for section in found if section.kind == "runs"]
-    sections = [section for section in found if section.kind != "runs"]
+    every = [_read_one(folder) for folder in distinct]
+    for section in every[1:]:
+        _same_recipe(every[0], section)
+    alone = [section for section in every if section.kind == "runs"]
+    sections = [section for section in every if section.kind != "runs"]
     return sections + ([_merged(alone)] if alone else [])
 
 
 def _read_one(folder: Path) -> Section:
     if not folder.is_dir():
-        raise user_error(
-            str(folder),
-            "there is no such folder; name one that compare or train wrote",
-            accepted="a folder",
-        )
+        message = "there is no such folder; name one that compare or train wrote"
+        raise user_error(str(folder), message, accepted="a folder")
     recipe_path = folder / "recipe.yaml"
     if (folder / "compare.json").is_file():
         return _comparison(folder, *read_yaml(recipe_path))
@@ -151,7 +148,7 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     )
     table = read_json(folder / "compare.json", Comparison, fix)
     notes: list[str] = []
-    step0 = {name: found.value for name, found in table.step0.items()}
+    step0 = {name: score.value for name, score in table.step0.items()}
     runs = [Run(entry, _logged(folder, entry, notes), step0) for entry in table.runs]
     return Section(
         "comparison",
@@ -191,15 +188,14 @@ def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     ]
     step0_path = folder / "runs" / "step0.json"
     step0 = read_json(step0_path, Step0File, fix) if step0_path.is_file() else None
-    values = {name: found.value for name, found in step0.step0.items()} if step0 else {}
+    values = {name: score.value for name, score in step0.step0.items()} if step0 else {}
     metrics: dict[str, bool | None] = dict.fromkeys(entries[0].final)
     if step0:
         metrics = {name: meaning.higher_is_better for name, meaning in step0.metrics.items()}
     runs = [Run(entry, _logged(folder, entry, notes), values) for entry in entries]
     budget = recipe.get("budget") or {}
-    match = next(
-        (name for name in ("steps", "tokens", "flops", "seconds") if budget.get(name)), None
-    )
+    measures = (name for name in ("steps", "tokens", "flops", "seconds") if budget.get(name))
+    match = next(measures, None)
     section = Section(
         "unfinished",
         [folder],
@@ -220,54 +216,34 @@ def _unfinished(folder: Path, recipe: dict[str, Any], text: str) -> Section:
 
 def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     notes: list[str] = []
-    path = folder / "metrics.jsonl"
+    path, result_path = folder / "metrics.jsonl", folder / "result.json"
     records = read_records(path, notes) if path.is_file() else []
     fix = "train again, or remove this file to see the metrics alone"
-    result = (
-        read_json(folder / "result.json", RunFile, fix)
-        if (folder / "result.json").is_file()
-        else None
-    )
-    arm, seed = str(recipe.get("arm")), recipe.get("seed")
+    result = read_json(result_path, RunFile, fix) if result_path.is_file() else None
+    seed = recipe.get("seed")
     if not isinstance(seed, int):
-        raise user_error(
-            f"{folder / 'recipe.yaml'}",
-            "the recipe has no seed; was it edited?",
-            accepted="a number",
-        )
+        message = "the recipe has no seed; was it edited?"
+        raise user_error(f"{folder / 'recipe.yaml'}", message, accepted="a number")
     if result is None and not records:
-        raise user_error(
-            str(path),
-            "this run has not taken a step yet; wait for its first",
-            accepted="one line a step",
-        )
+        message = "this run has not taken a step yet; wait for its first"
+        raise user_error(str(path), message, accepted="one line a step")
     if result is None:
         notes.append(
             f"{folder} has no result.json: the run goes on or was stopped; what it used is as "
             "of its last line."
         )
         last = records[-1]
-        entry = Entry(
-            arm=arm,
-            seed=seed,
+        result = RunFile(
+            arm=str(recipe.get("arm")),
             steps=round(last["step"]),
             tokens_or_images=round(last["tokens"]),
             seconds=last["seconds"],
+            step0={},
             final={},
         )
-    else:
-        entry = Entry(
-            arm=result.arm,
-            seed=seed,
-            steps=result.steps,
-            tokens_or_images=result.tokens_or_images,
-            seconds=result.seconds,
-            final=result.final,
-        )
-    step0 = result.step0 if result else {}
-    metrics: dict[str, bool | None] = dict.fromkeys(entry.final) or dict.fromkeys(
-        _split_names(records)
-    )
+    entry = Entry(seed=seed, **result.model_dump(include=set(Entry.model_fields)))
+    # Names of evaluations during the run are those with a split, as in ``test/nll``.
+    logged = dict.fromkeys(name for record in records for name in record if "/" in name)
     environment_path = folder / "environment.json"
     environment = read_json(environment_path, dict, fix) if environment_path.is_file() else {}
     return Section(
@@ -276,10 +252,10 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         recipe,
         text,
         str(recipe.get("modality")),
-        metrics,
-        [Run(entry, records, step0, result is not None)],
-        {name: Measured(value=value) for name, value in step0.items()},
-        unit=result.unit if result else EITHER,
+        dict.fromkeys(entry.final or logged),
+        [Run(entry, records, result.step0, result_path.is_file())],
+        {name: Measured(value=value) for name, value in result.step0.items()},
+        unit=result.unit,
         environment=environment,
         notes=notes,
     )
@@ -292,11 +268,8 @@ def _merged(sections: list[Section]) -> Section:
     for section in sections:
         key = (section.runs[0].arm, section.runs[0].entry.seed)
         if key in places:
-            message = (
-                f"{places[key]} and {section.folders[0]} are both runs of arm {key[0]}, seed "
-                f"{key[1]}; name one"
-            )
-            raise user_error("report", message)
+            both = f"{places[key]} and {section.folders[0]} are both runs"
+            raise user_error("report", f"{both} of arm {key[0]}, seed {key[1]}; name one")
         places[key] = section.folders[0]
     if len({str(section.recipe.get("budget")) for section in sections}) > 1:
         first.notes.append("These runs had different budgets: what they used is in the table.")
@@ -307,22 +280,20 @@ def _merged(sections: list[Section]) -> Section:
         first.metrics = {**first.metrics, **section.metrics}
         first.step0 = {**section.step0, **first.step0}
     # One recipe is one checkpoint: a run that was stopped began where the others did.
-    start = {name: found.value for name, found in first.step0.items()}
+    start = {name: score.value for name, score in first.step0.items()}
     first.runs = [replace(run, step0=run.step0 or start) for run in first.runs]
     first.summaries = _summaries(first)
     return first
 
 
 def _summaries(section: Section) -> dict[str, dict[str, Summary]]:
-    found: dict[str, dict[str, Summary]] = {}
+    summaries: dict[str, dict[str, Summary]] = {}
     for arm in section.arms:
+        finals = [run.entry.final for run in section.of(arm)]
         for metric in section.metrics:
-            values = [
-                run.entry.final[metric] for run in section.of(arm) if metric in run.entry.final
-            ]
-            if values:
-                found.setdefault(arm, {})[metric] = Summary(**summary(values))
-    return found
+            if values := [final[metric] for final in finals if metric in final]:
+                summaries.setdefault(arm, {})[metric] = Summary(**summary(values))
+    return summaries
 
 
 def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, float]]:
@@ -336,11 +307,6 @@ def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, floa
         )
         return []
     return read_records(path, notes)
-
-
-def _split_names(records: Sequence[dict[str, float]]) -> list[str]:
-    """Names of in-loop evaluations: those with a split, as in ``test/nll``."""
-    return list(dict.fromkeys(name for record in records for name in record if "/" in name))
 
 
 def _same_recipe(first: Section, other: Section) -> None:
@@ -371,7 +337,6 @@ def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]
         for index, (left, right) in enumerate(zip(a, b, strict=True)):
             yield from _differences(left, right, f"{key}.{index}")
     elif a != b:
-        here, there = (
-            text if len(text := str(value)) <= 80 else text[:79] + "…" for value in (a, b)
-        )
+        texts = [str(value) for value in (a, b)]
+        here, there = (text if len(text) <= 80 else text[:79] + "…" for text in texts)
         yield key, here, there

@@ -72,6 +72,11 @@ def p_phrase(p: float) -> str:
     return f"p {equals}{p_value(p)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
+def many(count: int, what: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def listed(names: Iterable[str], last: str = "and") -> list[str]:
     """The separators that follow each name of a list: ``a, b and c`` has ``[", ", " and ",
     ""]``."""

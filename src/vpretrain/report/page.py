@@ -9,6 +9,7 @@ from vpretrain.report import tables
 from vpretrain.report.chart import COLOURS, Figure, Panel
 from vpretrain.report.drawing import panel, swatch
 from vpretrain.report.folders import Section
+from vpretrain.report.formatting import many
 from vpretrain.report.verdict import against_step0, headline, verdict
 from vpretrain.system.html import Markup, document, joined, name, tag
 
@@ -27,12 +28,11 @@ def page(sections: Sequence[Section], figures: Sequence[Mapping[str, Sequence[Fi
     )
     several = len(sections) > 1
     bodies = [
-        _section(section, found, f"s{number}", several)
-        for number, (section, found) in enumerate(zip(sections, figures, strict=True), 1)
+        _section(section, charts, f"s{number}", several)
+        for number, (section, charts) in enumerate(zip(sections, figures, strict=True), 1)
     ]
-    title = tag(
-        "header", tag("p", "vpretrain report", class_="eyebrow"), tag("h1", _capital(description))
-    )
+    heading = tag("h1", description[:1].upper() + description[1:])
+    title = tag("header", tag("p", "vpretrain report", class_="eyebrow"), heading)
     return document(f"{description} · vpretrain", title, *bodies, style=_colours())
 
 
@@ -40,9 +40,8 @@ def _section(
     section: Section, figures: Mapping[str, Sequence[Figure]], anchor: str, several: bool
 ) -> Markup:
     level = "h3" if several else "h2"
-    parts: list[tuple[str, Markup]] = []
     shown = tables.runs(section) if section.kind == "runs" else tables.results(section)
-    parts.append(("Results", joined(shown, tables.reading(section), tables.used(section))))
+    parts = [("Results", joined(shown, tables.reading(section), tables.used(section)))]
     if figures["curves"]:
         parts.append(("Curves", joined(*map(_figure, figures["curves"]))))
     if section.kind == "comparison":
@@ -59,11 +58,8 @@ def _section(
         parts.append(("Cost", joined(cost, *map(_figure, figures["cost"]))))
     if figures["tradeoffs"]:
         parts.append(("Trade-offs", joined(*map(_figure, figures["tradeoffs"]))))
-    recipe = tag(
-        "details",
-        tag("summary", "Recipe, every value"),
-        tag("pre", tag("code", section.recipe_text)),
-    )
+    text = tag("pre", tag("code", section.recipe_text))
+    recipe = tag("details", tag("summary", "Recipe, every value"), text)
     parts.append(("How it was made", joined(tables.provenance(section), recipe)))
 
     links = [tag("a", title, href=f"#{anchor}-{place}") for place, (title, _) in enumerate(parts)]
@@ -72,15 +68,14 @@ def _section(
         for place, (title, inner) in enumerate(parts)
     ]
     beside = against_step0(section)
+    notes = [tag("li", note) for note in section.notes]
     return tag(
         "article",
         tag("h2", str(section.folders[0]), class_="folder") if several else "",
         tag("p", _facts(section), class_="facts-line"),
         tag("p", headline(section), verdict(section), class_="verdict"),
         tag("p", beside, class_="beside") if beside else "",
-        tag("ul", *(tag("li", note) for note in section.notes), class_="notes")
-        if section.notes
-        else "",
+        tag("ul", *notes, class_="notes") if notes else "",
         tag("nav", *links, aria_label="Parts of this report"),
         *content,
     )
@@ -88,18 +83,15 @@ def _section(
 
 def _facts(section: Section) -> Markup:
     """Modality, size and budget in one line."""
-    facts = [section.modality, _many(len(section.arms), "arm"), _many(len(section.seeds), "seed")]
+    facts = [section.modality, many(len(section.arms), "arm"), many(len(section.seeds), "seed")]
     if section.match and section.budget:
         facts.append(f"{section.budget:,g} {section.match} each")
     return joined(*(tag("span", fact) for fact in facts))
 
 
 def _figure(figure: Figure) -> Markup:
-    legend = tag(
-        "p",
-        *(tag("span", swatch(style), name(arm)) for arm, style in figure.arms),
-        class_="legend",
-    )
+    arms = (tag("span", swatch(style), name(arm)) for arm, style in figure.arms)
+    legend = tag("p", *arms, class_="legend")
     drawn = (_panel(chart, figure.wide) for chart in figure.panels)
     panels = tag("div", *drawn, class_="panels wide" if figure.wide else "panels")
     title = joined(tag("strong", figure.title), " ") if figure.title else ""
@@ -108,12 +100,8 @@ def _figure(figure: Figure) -> Markup:
 
 
 def _panel(chart: Panel, large: bool) -> Markup:
-    return tag(
-        "div",
-        panel(chart, large=large),
-        tag("p", chart.description) if chart.description else "",
-        class_="panel",
-    )
+    description = tag("p", chart.description) if chart.description else ""
+    return tag("div", panel(chart, large=large), description, class_="panel")
 
 
 def _colours() -> str:
@@ -122,11 +110,3 @@ def _colours() -> str:
     light = "".join(f"--arm-{slot}:{COLOURS[slot]};" for slot in slots)
     dark = "".join(f"--arm-{slot}:{_DARK[slot]};" for slot in slots)
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

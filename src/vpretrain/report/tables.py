@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from vpretrain.report.chart import Style, span
@@ -19,6 +20,7 @@ from vpretrain.report.formatting import (
     decimals_for,
     fixed,
     fraction,
+    many,
     p_value,
     signed,
 )
@@ -34,9 +36,9 @@ def results(section: Section) -> Markup:
 
 
 def _result(section: Section, metric: str) -> Markup:
-    found = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
+    scores = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
     paired = {arm: each[metric] for arm, each in section.paired.items() if metric in each}
-    spreads = [each.std for each in found.values()]
+    spreads = [each.std for each in scores.values()]
     spreads += [(p.ci95[1] - p.ci95[0]) / 2 for p in paired.values() if p.ci95]
     decimals = decimals_for(spreads)
     start = section.step0.get(metric)
@@ -48,65 +50,60 @@ def _result(section: Section, metric: str) -> Markup:
         error = "" if start.stderr is None else f"± {fixed(start.stderr, decimals)}"
         value = joined(fixed(start.value, decimals), tag("span", error, class_="quiet"))
         cells = [value, *[""] * (len(head) - 2)]
-        rows.append(_row("step 0", cells, None, "step0", said="± s.e." if error else ""))
+        rows.append(_row("step 0", cells, None, "step0", note="± s.e." if error else ""))
     scale = _scale(paired)
-    for arm, each in found.items():
+    for arm, each in scores.items():
         deviation = "" if each.std is None else f"± {fixed(each.std, decimals)}"
         cells = [joined(fixed(each.mean, decimals), tag("span", deviation, class_="quiet"))]
         if paired:
             cells += _difference(paired.get(arm), decimals, scale, styles(section)[arm], arm)
         rows.append(_row(arm, cells, styles(section)[arm]))
-    seeds = max((each.n for each in found.values()), default=0)
-    caption = joined(tag("strong", metric_label(section, metric)), f" {_seeds(seeds)}")
+    seeds = many(max((each.n for each in scores.values()), default=0), "seed")
+    caption = joined(tag("strong", metric_label(section, metric)), f" {seeds}")
     return _table(caption, head, rows, "paired" if paired else "")
 
 
 def _difference(
-    found: Paired | None, decimals: int, scale: tuple[float, float], style: Style, arm: str
+    pair: Paired | None, decimals: int, scale: tuple[float, float], style: Style, arm: str
 ) -> list[Markup | str]:
-    if found is None:
+    if pair is None:
         return ["", "", ""]
-    ends = [signed(end, decimals) for end in found.ci95] if found.ci95 else []
-    said = f"[{ends[0]}, {ends[1]}]" if ends else "no interval"
-    intervals = [joined("seeds " if found.items else "", tag("span", said, class_="number"))]
-    if found.items:
-        low, high = (signed(end, decimals) for end in found.items.ci95)
+    ends = [signed(end, decimals) for end in pair.ci95] if pair.ci95 else []
+    over_seeds = f"[{ends[0]}, {ends[1]}]" if ends else "no interval"
+    intervals = [joined("seeds " if pair.items else "", tag("span", over_seeds, class_="number"))]
+    if pair.items:
+        low, high = (signed(end, decimals) for end in pair.items.ci95)
         intervals.append(joined("items ", tag("span", f"[{low}, {high}]", class_="number")))
+    difference = signed(pair.difference, decimals)
     number = joined(
-        tag("span", signed(found.difference, decimals), class_="number"),
+        tag("span", difference, class_="number"),
         " ",
-        tag("span", found.verdict, class_=f"verdict-{found.verdict}"),
+        tag("span", pair.verdict, class_=f"verdict-{pair.verdict}"),
         *(tag("span", each, class_="quiet below") for each in intervals),
     )
-    label = f"{arm}: {signed(found.difference, decimals)} {said}"
-    return [
-        number,
-        interval(found.difference, found.ci95, *scale, style, label),
-        p_value(found.p_holm),
-    ]
+    label = f"{arm}: {difference} {over_seeds}"
+    drawn = interval(pair.difference, pair.ci95, *scale, style, label)
+    return [number, drawn, p_value(pair.p_holm)]
 
 
 def _scale(paired: dict[str, Paired]) -> tuple[float, float]:
     """From the least to the greatest end of a table's intervals, zero among them."""
-    ends = [value for found in paired.values() for value in (found.difference, *(found.ci95 or ()))]
+    ends = [end for pair in paired.values() for end in (pair.difference, *(pair.ci95 or ()))]
     return span([0.0, *filter(math.isfinite, ends)])
 
 
 def reading(section: Section) -> Markup:
     """How the tables' words are meant; nothing where none are said."""
-    judged = [found for metrics in section.paired.values() for found in metrics.values()]
+    judged = [pair for metrics in section.paired.values() for pair in metrics.values()]
     if not judged:
         return joined()
-    items = " and the one over held-out items" if any(found.items for found in judged) else ""
+    items = " and the one over held-out items" if any(pair.items for pair in judged) else ""
     text = (
         f"“better” and “worse” need the interval over seeds{items} clear of zero, and p below "
-        "0.05 after Holm's correction "
+        "0.05 after Holm's correction over arms. Both are of one metric at a time: the first "
+        "leads, the others are looked at beside it. Step 0 is one checkpoint: what is beside its "
+        "score is the standard error (s.e.) over held-out items."
     )
-    text += (
-        "over arms. Both are of one metric at a time: the first leads, the others are looked "
-        "at beside it. Step 0 is one "
-    )
-    text += "checkpoint: what is beside its score is the standard error (s.e.) over held-out items."
     return tag("p", text, class_="note")
 
 
@@ -123,23 +120,19 @@ def used(section: Section) -> Markup:
         spread = f"{min(seconds):.0f} to {max(seconds):.0f}" if len(seconds) > 1 else ""
         cells: list[object] = [
             str(len(entries)),
-            fixed(_mean([e.steps for e in entries]), 0),
-            fixed(_mean([e.tokens_or_images for e in entries]), 0),
-            joined(fixed(_mean(seconds), 1), tag("span", spread, class_="quiet")),
+            fixed(fmean(e.steps for e in entries), 0),
+            fixed(fmean(e.tokens_or_images for e in entries), 0),
+            joined(fixed(fmean(seconds), 1), tag("span", spread, class_="quiet")),
         ]
         if flops:
-            known = [entry.flops for entry in entries if entry.flops is not None]
-            cells.append(compact(_mean(known)) if known else DASH)
+            counted = [entry.flops for entry in entries if entry.flops is not None]
+            cells.append(compact(fmean(counted)) if counted else DASH)
         rows.append(_row(arm, cells, styles(section)[arm]))
-    match = (
-        f"Matched by {section.match}, {section.budget:,g} each. "
-        if section.match and section.budget
-        else ""
-    )
-    caption = joined(
-        tag("strong", "What each arm used"), f" {match}Means over runs; seconds with their range."
-    )
-    return _table(caption, head, rows)
+    match = ""
+    if section.match and section.budget:
+        match = f"Matched by {section.match}, {section.budget:,g} each. "
+    text = f" {match}Means over runs; seconds with their range."
+    return _table(joined(tag("strong", "What each arm used"), text), head, rows)
 
 
 def runs(section: Section) -> Markup:
@@ -151,22 +144,12 @@ def runs(section: Section) -> Markup:
         rows = []
         for run in section.runs:
             start, end = run.step0.get(metric), run.entry.final.get(metric)
-            change = (
-                signed(end - start, decimals) if start is not None and end is not None else DASH
-            )
             cells = [DASH if value is None else fixed(value, decimals) for value in (start, end)]
-            rows.append(
-                _row(
-                    f"{run.arm}, seed {run.entry.seed}", [*cells, change], styles(section)[run.arm]
-                )
-            )
-        parts.append(
-            _table(
-                tag("strong", metric_label(section, metric)),
-                ["run", "step 0", "final", "change"],
-                rows,
-            )
-        )
+            cells.append(DASH if start is None or end is None else signed(end - start, decimals))
+            title = f"{run.arm}, seed {run.entry.seed}"
+            rows.append(_row(title, cells, styles(section)[run.arm]))
+        caption = tag("strong", metric_label(section, metric))
+        parts.append(_table(caption, ["run", "step 0", "final", "change"], rows))
     return joined(*parts)
 
 
@@ -184,11 +167,11 @@ def efficiency(section: Section) -> Markup:
         return tag("p", text, section.unit, Markup(rest), class_="note")
     parts, reached = [], False
     for metric in section.metrics:
-        found = reaches(section, metric)
-        if isinstance(found, str):
-            parts.append(tag("p", name(metric), ": ", found, class_="note"))
+        result = reaches(section, metric)
+        if isinstance(result, str):
+            parts.append(tag("p", name(metric), ": ", result, class_="note"))
             continue
-        target, arms = found
+        target, arms = result
         reached = True
         rows = []
         for arm, reach in arms.items():
@@ -225,23 +208,21 @@ def efficiency(section: Section) -> Markup:
 
 def costs(section: Section) -> Markup | None:
     """Rate, where the seconds went, and memory; None where no metrics were kept."""
-    found = {arm: cost(section.of(arm)) for arm in section.arms}
-    if all(each.rate is None for each in found.values()):
+    by_arm = {arm: cost(section.of(arm)) for arm in section.arms}
+    if all(each.rate is None for each in by_arm.values()):
         return None
-    first = found[section.arms[0]].rate
-    parts = list(dict.fromkeys(part for each in found.values() for part in each.fractions))
-    memory = any(each.peak_bytes is not None for each in found.values())
+    first = by_arm[section.arms[0]].rate
+    parts = list(dict.fromkeys(part for each in by_arm.values() for part in each.fractions))
+    memory = any(each.peak_bytes is not None for each in by_arm.values())
     head = ["arm", f"{section.unit}/s", *parts, "rest", "first step, s"]
     if memory:
         head.append("peak memory")
     rows = []
-    for arm, each in found.items():
+    for arm, each in by_arm.items():
         relative = fraction(each.rate / first) if each.rate is not None and first else ""
-        rate = (
-            DASH
-            if each.rate is None
-            else joined(fixed(each.rate, 0), tag("span", relative, class_="quiet"))
-        )
+        rate: object = DASH
+        if each.rate is not None:
+            rate = joined(fixed(each.rate, 0), tag("span", relative, class_="quiet"))
         cells: list[object] = [rate, *_shares(each, parts)]
         cells.append(DASH if each.first_seconds is None else fixed(each.first_seconds, 1))
         if memory:
@@ -262,53 +243,38 @@ def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
     values = [each.fractions.get(part, 0.0) for part in parts]
     for value in [*values, 1 - math.fsum(values)]:
         wide = min(100.0, max(0.0, 100 * value))
-        yield joined(
-            fraction(value), tag("span", tag("i", style=f"width:{wide:.1f}%"), class_="bar")
-        )
+        bar = tag("span", tag("i", style=f"width:{wide:.1f}%"), class_="bar")
+        yield joined(fraction(value), bar)
 
 
 def provenance(section: Section) -> Markup:
     """Command, versions, hardware, commit and whatever else the environment holds, then the
     stream's digests."""
-    known = dict(section.environment)
-    command = known.pop("command", None)
-    parts: list[Markup] = []
-    if command:
-        parts.append(tag("pre", tag("code", command)))
-    labels = {
-        "git_commit": "git commit",
-        "system": "operating system",
-        "accelerator": "accelerator",
-    }
-    versions = known.pop("versions", None)
-    rows = (
-        [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))]
-        if isinstance(versions, dict)
-        else []
-    )
+    values = dict(section.environment)
+    command, versions = values.pop("command", None), values.pop("versions", None)
+    labels = {"git_commit": "git commit", "system": "operating system"}
+    rows = [("versions", _plain(versions))] if isinstance(versions, dict) else []
     rows += [
-        (labels.get(key, key.replace("_", " ")), _plain(value)) for key, value in known.items()
+        (labels.get(key, key.replace("_", " ")), _plain(value)) for key, value in values.items()
     ]
     rows += [("folder", str(folder)) for folder in section.folders]
-    parts.append(
-        tag(
-            "dl", *(joined(tag("dt", key), tag("dd", value)) for key, value in rows), class_="facts"
-        )
+    facts = (joined(tag("dt", key), tag("dd", value)) for key, value in rows)
+    return joined(
+        tag("pre", tag("code", command)) if command else "",
+        tag("dl", *facts, class_="facts"),
+        _digests(section) or "",
     )
-    if digests := _digests(section):
-        parts.append(digests)
-    return joined(*parts)
 
 
 def _digests(section: Section) -> Markup | None:
     lines = []
     for seed in section.seeds:
-        found: dict[str, list[str]] = {}
+        by_digest: dict[str, list[str]] = {}
         for run in section.runs:
             if run.entry.seed == seed and run.entry.stream_digest:
-                found.setdefault(run.entry.stream_digest, []).append(run.arm)
-        for digest, arms in found.items():
-            who = "all arms" if len(found) == 1 and len(arms) > 1 else ", ".join(arms)
+                by_digest.setdefault(run.entry.stream_digest, []).append(run.arm)
+        for digest, arms in by_digest.items():
+            who = "all arms" if len(by_digest) == 1 and len(arms) > 1 else ", ".join(arms)
             lines.append(_row(f"seed {seed}", [tag("code", digest), who], None))
     if not lines:
         return None
@@ -331,14 +297,8 @@ def _table(
     caption: Markup, head: Sequence[object], rows: Sequence[Markup], kind: str = ""
 ) -> Markup:
     cells = [tag("th", cell, scope="col") for cell in head]
-    table = tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", tag("tr", *cells)),
-        tag("tbody", *rows),
-        class_=kind or None,
-    )
-    return tag("div", table, class_="scroll", tabindex="0")
+    parts = tag("caption", caption), tag("thead", tag("tr", *cells)), tag("tbody", *rows)
+    return tag("div", tag("table", *parts, class_=kind or None), class_="scroll", tabindex="0")
 
 
 def _row(
@@ -347,21 +307,9 @@ def _row(
     style: Style | None,
     kind: str | None = None,
     *,
-    said: str = "",
+    note: str = "",
 ) -> Markup:
-    first = joined(
-        swatch(style) if style else "",
-        name(title),
-        tag("span", said, class_="quiet said") if said else "",
-    )
-    return tag(
-        "tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells), class_=kind
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
+    beside = tag("span", note, class_="quiet said") if note else ""
+    first = joined(swatch(style) if style else "", name(title), beside)
+    columns = (tag("td", cell) for cell in cells)
+    return tag("tr", tag("th", first, scope="row"), *columns, class_=kind)

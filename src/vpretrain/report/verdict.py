@@ -4,11 +4,11 @@ more."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
-from vpretrain.report.formatting import decimals_for, fixed, listed, p_phrase, signed
+from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
 from vpretrain.system.html import Markup, joined, name, tag
 
 # Arms that hold something against steering, and are not steered by the examples.
@@ -77,60 +77,38 @@ def verdict(section: Section) -> Markup:
         return reason
     arms, lead, baseline = section.arms, section.lead or "", section.arms[0]
     judged = {arm: section.paired[arm][lead] for arm in arms if lead in section.paired.get(arm, {})}
-    groups = {
-        kind: [arm for arm in judged if judged[arm].verdict == kind]
-        for kind in ("better", "worse", "undecided")
-    }
-    clauses = [
-        joined(
-            _names(groups[kind]),
-            _is(groups[kind]),
-            tag("em", f"{kind} than"),
-            " ",
-            name(baseline),
-            _how(section, groups[kind]),
-        )
-        for kind in ("better", "worse")
-        if groups[kind]
-    ]
-    where = joined("In ", name(lead), f" over {_many(len(section.seeds), 'seed')}, ")
-    if not clauses:
-        return joined(where, _undecided(judged, baseline))
-    if groups["undecided"]:
-        clauses.append(
-            joined(
-                _names(groups["undecided"]),
-                _is(groups["undecided"]),
-                "not told apart from ",
-                name(baseline),
+    where = joined("In ", name(lead), f" over {many(len(section.seeds), 'seed')}, ")
+    clauses: list[Markup] = []
+    for kind in ("better", "worse", "undecided"):
+        group = [arm for arm in judged if judged[arm].verdict == kind]
+        if kind == "undecided" and not clauses:
+            return joined(where, _undecided(judged, baseline))
+        if group:
+            relation = "not told apart from" if kind == "undecided" else tag("em", f"{kind} than")
+            figures = "" if kind == "undecided" else _how(section, group)
+            clauses.append(
+                joined(_names(group), _is(group), relation, " ", name(baseline), figures)
             )
-        )
-    ends = listed([str(clause) for clause in clauses], last="while")
-    return joined(where, *(part for pair in zip(clauses, ends, strict=True) for part in pair), ".")
+    return joined(where, *_interleaved(clauses, listed(map(str, clauses), last="while")), ".")
 
 
 def _without_pairs(section: Section) -> Markup | None:
     """Why nothing is judged; None where it is."""
     arms, lead, baseline = section.arms, section.lead, section.arms[0]
+    seeds = len(section.seeds)
     if section.kind == "unfinished":
-        seeds = len(section.seeds)
+        so_far = f"{len(section.runs)} runs of {many(len(arms), 'arm')} and {many(seeds, 'seed')}"
         return joined(
-            f"This comparison is not finished ({len(section.runs)} runs of "
-            f"{_many(len(arms), 'arm')} and "
-            f"{_many(seeds, 'seed')} so far), and there is no verdict on what is not finished."
+            f"This comparison is not finished ({so_far} so far), and there is no verdict on what "
+            "is not finished."
         )
     if section.kind == "runs":
-        text = (
-            "Runs by themselves give no verdict: "
-            if len(section.runs) > 1
-            else "One run gives no verdict: "
-        )
-        return joined(
-            text, "for one, ", tag("code", "vpretrain compare"), " pairs arms over seeds."
-        )
+        some = "Runs by themselves give" if len(section.runs) > 1 else "One run gives"
+        command = tag("code", "vpretrain compare")
+        return joined(f"{some} no verdict: for one, ", command, " pairs arms over seeds.")
     if lead is None or len(arms) < 2:
         return joined("Only ", name(baseline), " was run: there is nothing to tell it apart from.")
-    if len(section.seeds) < 2:
+    if seeds < 2:
         return joined(
             "One seed gives no interval: nothing here can be called better or worse than ",
             name(baseline),
@@ -143,28 +121,19 @@ def _without_pairs(section: Section) -> Markup | None:
 
 def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
     """No arm is better or worse: how close they came, and what that means."""
-    least = min(
-        (found.p_holm for found in judged.values() if found.p_holm is not None), default=None
-    )
-    smallest = (
-        ""
-        if least is None
-        else f" ({'' if len(judged) == 1 else 'smallest '}{p_phrase(least)}, Holm)"
-    )
-    who = _names(list(judged)) if len(judged) == 1 else "no arm"
-    whom = joined(
-        who, " is", " not" if len(judged) == 1 else "", " told apart from ", name(baseline)
-    )
+    corrected = [pair.p_holm for pair in judged.values() if pair.p_holm is not None]
+    which = "" if len(judged) == 1 else "smallest "
+    smallest = f" ({which}{p_phrase(min(corrected))}, Holm)" if corrected else ""
+    who, verb = (_names(list(judged)), "is not") if len(judged) == 1 else ("no arm", "is")
     torn = any(
-        found.items and found.p_holm is not None and found.p_holm < 0.05
-        for found in judged.values()
+        pair.items and pair.p_holm is not None and pair.p_holm < 0.05 for pair in judged.values()
     )
     why = (
         "seeds differ by more than chance, held-out items do not bear it out"
         if torn
         else "these seeds show neither a gain nor that there is none"
     )
-    return joined(whom, smallest, f": {why}.")
+    return joined(who, f" {verb} told apart from ", name(baseline), smallest, f": {why}.")
 
 
 def against_step0(section: Section) -> Markup | None:
@@ -176,7 +145,8 @@ def against_step0(section: Section) -> Markup | None:
     start, higher = section.step0[lead].value, section.metrics[lead]
     if higher is None:
         return None
-    means = {arm: found[lead].mean for arm, found in section.summaries.items() if lead in found}
+    summaries = section.summaries.items()
+    means = {arm: scores[lead].mean for arm, scores in summaries if lead in scores}
     ahead = [arm for arm, mean in means.items() if mean != start and (mean > start) == higher]
     behind = [arm for arm, mean in means.items() if mean != start and arm not in ahead]
     decimals = _decimals(section, lead)
@@ -185,48 +155,41 @@ def against_step0(section: Section) -> Markup | None:
         for arms, side in ((ahead, "ahead of it"), (behind, "behind it"))
         if arms
     ]
-    said = joined(*(part for pair in zip(ends, listed([*ends]), strict=True) for part in pair))
-    return joined(
-        "Against the untouched checkpoint (step 0, ",
-        fixed(start, decimals),
-        "), ",
-        said or "all ended where it is",
-        ". This is said of means, without a test.",
-    )
+    sides = joined(*_interleaved(ends, listed(ends))) or "all ended where it is"
+    checkpoint = f"Against the untouched checkpoint (step 0, {fixed(start, decimals)}), "
+    return joined(checkpoint, sides, ". This is said of means, without a test.")
 
 
 def _how(section: Section, arms: Sequence[str]) -> str:
     """The figures behind a clause: of one arm all, of several the largest p."""
     lead = section.lead or ""
-    found = [section.paired[arm][lead] for arm in arms]
-    largest = max((each.p_holm for each in found if each.p_holm is not None), default=None)
+    pairs = [section.paired[arm][lead] for arm in arms]
+    largest = max((pair.p_holm for pair in pairs if pair.p_holm is not None), default=None)
     if largest is None:
         return ""
-    if len(found) > 1 or found[0].ci95 is None:
+    if len(pairs) > 1 or pairs[0].ci95 is None:
         bound = largest if largest < 0.001 else math.ceil(1000 * largest - 1e-9) / 1000
         return f" (each {p_phrase(bound).replace('=', '≤')}, Holm)"
-    low_end, high_end = found[0].ci95
+    low_end, high_end = pairs[0].ci95
     decimals = decimals_for([(high_end - low_end) / 20])
     low, high = signed(low_end, decimals), signed(high_end, decimals)
-    size, p = fixed(abs(found[0].difference), decimals), p_phrase(largest)
+    size, p = fixed(abs(pairs[0].difference), decimals), p_phrase(largest)
     return f" by {size} (difference between {low} and {high} at 95%; {p}, Holm)"
 
 
 def _decimals(section: Section, metric: str) -> int:
-    return decimals_for(
-        found[metric].std for found in section.summaries.values() if metric in found
-    )
+    summaries = section.summaries.values()
+    return decimals_for(scores[metric].std for scores in summaries if metric in scores)
 
 
 def _names(arms: Sequence[str]) -> Markup:
-    return joined(
-        *(part for pair in zip(map(name, arms), listed(arms), strict=True) for part in pair)
-    )
+    return joined(*_interleaved(map(name, arms), listed(arms)))
+
+
+def _interleaved(parts: Iterable[Markup], ends: Iterable[str]) -> Iterator[str]:
+    for part, end in zip(parts, ends, strict=True):
+        yield from (part, end)
 
 
 def _is(arms: Sequence[str]) -> str:
     return " is " if len(arms) == 1 else " are "
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

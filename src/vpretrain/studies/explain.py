@@ -7,7 +7,7 @@ from typing import Any
 
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.saved import read_run
-from vpretrain.system.errors import user_error
+from vpretrain.system.files import writable_file
 
 
 def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[str, Any]:
@@ -29,13 +29,6 @@ def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[st
     """
     recipe = read_run(folder)
     page = out or folder / "explain.html"
-    if page.is_dir():
-        raise user_error(
-            "--out", "this is a folder; name a file in it", value=str(page), accepted="an HTML file"
-        )
-    if blocked := [str(place) for place in page.parents if place.exists() and not place.is_dir()]:
-        raise user_error(
-            "--out", f"{blocked[0]} is a file; name a place in a folder", value=str(page)
-        )
+    writable_file(page, "an HTML file")
     modality = MODALITIES[recipe.modality]()
     return modality.explain(recipe, folder, documents=documents, out=page)

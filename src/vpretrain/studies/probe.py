@@ -122,16 +122,23 @@ def probe(
     for index in range(draws):
         points.append(bench.draw(index))
         progress(index + 1, draws)
+    result = _result(recipe, bench, points)
+    result |= {"seconds": round(time.perf_counter() - started, 1), "environment": environment()}
+    _write(out, result, points, bench.momentum_drop)
+    return result
+
+
+def _result(recipe: Recipe, bench: Bench, points: Sequence[Point]) -> dict[str, Any]:
     pairs = {
         name: ([p.predicted[name] for p in points], [p.realised[step] for p in points])
         for name, step in REALISED.items()
     }
     correlations = {name: pearson(*pair) for name, pair in pairs.items()}
-    result = {
+    return {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "seed": recipe.seed,
-        "draws": draws,
+        "draws": len(points),
         "pearson": {name: r for name, (r, _) in correlations.items()},
         "ci95": {name: interval for name, (_, interval) in correlations.items()},
         "slope": {name: slope(*pairs[name]) for name in IN_NATS},
@@ -139,16 +146,12 @@ def probe(
         "sgd_rate": bench.rate,
         "sgd_step_share": STEP_SHARE,
         "adamw_learning_rate": recipe.learner.learning_rate,
-        "adamw_step_share": sum(point.adamw_step_share for point in points) / draws,
+        "adamw_step_share": sum(point.adamw_step_share for point in points) / len(points),
         "adamw_momentum_drop": bench.momentum_drop,
         "settle_steps": bench.settle_steps,
         "held_out_loss": bench.loss,
         "dtype": str(next(iter(bench.parameters.values())).dtype).removeprefix("torch."),
-        "seconds": round(time.perf_counter() - started, 1),
-        "environment": environment(),
     }
-    _write(out, result, points, bench.momentum_drop)
-    return result
 
 
 def _lower_bound(points: Sequence[Point], smoothness: float) -> dict[str, float]:

@@ -94,25 +94,27 @@ def probe_along(
             progress(len(every) + index + 1, points * draws)
         every += sample
         along.append(point.place() | _figures(sample))
-    result = {
+    described = {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "arm": recipe.arm,
         "seed": recipe.seed,
         "points": len(along),
         "draws": draws,
-        **_figures(every),
-        "along": along,
-        "sgd_step_share": STEP_SHARE,
-        "seconds": round(time.perf_counter() - started, 1),
-        "environment": environment(),
     }
+    seconds = round(time.perf_counter() - started, 1)
+    result = described | _figures(every) | {"along": along, "sgd_step_share": STEP_SHARE}
+    result |= {"seconds": seconds, "environment": environment()}
+    _write(out, result, every)
+    return result
+
+
+def _write(out: Path, result: dict[str, Any], draws: list[Draw]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "probe.json", result)
-    write_json(out / "points.json", [vars(draw) for draw in every])
-    panels = {title: _pair(every, name) for name, title in STEPS.items()}
+    write_json(out / "points.json", [vars(draw) for draw in draws])
+    panels = {title: _pair(draws, name) for name, title in STEPS.items()}
     scatter(panels, [*panels], {}, out)
-    return result
 
 
 def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:

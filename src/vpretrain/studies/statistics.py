@@ -151,24 +151,10 @@ def paired_table(
         ValueError: the baseline has no run, an arm has two runs of one seed, or a value is not
             finite.
     """
-    arms: dict[str, dict[int, Mapping[str, float]]] = {}
-    for run in runs:
-        seeds = arms.setdefault(run["arm"], {})
-        if run["seed"] in seeds:
-            raise ValueError(
-                f"arm {run['arm']} has two runs of seed {run['seed']}; pairs need one of each"
-            )
-        for metric in metrics:
-            if not math.isfinite(value := run["final"].get(metric, 0.0)):
-                raise ValueError(
-                    f"arm {run['arm']}, seed {run['seed']}: {metric} is {value}; accepted: "
-                    "finite numbers"
-                )
-        seeds[run["seed"]] = run["final"]
+    arms = _by_arm_and_seed(runs, metrics)
     if baseline not in arms:
-        raise ValueError(
-            f"the baseline {baseline} has no run; there are runs of: {', '.join(arms) or 'no arm'}"
-        )
+        there = ", ".join(arms) or "no arm"
+        raise ValueError(f"the baseline {baseline} has no run; there are runs of: {there}")
     summaries: dict[str, dict[str, Summary]] = {arm: {} for arm in arms}
     paired: dict[str, dict[str, Paired]] = {arm: {} for arm in arms if arm != baseline}
     for metric, meaning in metrics.items():
@@ -182,21 +168,33 @@ def paired_table(
                 summaries[arm][metric] = summary(list(by_seed.values()))
             shared = [seed for seed in by_seed if seed in values[baseline]]
             if shared and arm != baseline:
-                differences[arm] = paired_difference(
-                    [by_seed[seed] for seed in shared], [values[baseline][seed] for seed in shared]
-                )
-        corrected = holm(
-            {arm: found.p for arm, found in differences.items() if found.p is not None}
-        )
-        for arm, found in differences.items():
+                pairs = [(by_seed[seed], values[baseline][seed]) for seed in shared]
+                differences[arm] = paired_difference(*zip(*pairs, strict=True))
+        p_values = {arm: each.p for arm, each in differences.items() if each.p is not None}
+        corrected, higher = holm(p_values), meaning["higher_is_better"]
+        for arm, each in differences.items():
             p = corrected.get(arm)
-            judged = verdict(
-                found.difference, found.ci95, p, higher_is_better=meaning["higher_is_better"]
-            )
             paired[arm][metric] = {
-                "difference": found.difference,
-                "ci95": found.ci95,
+                "difference": each.difference,
+                "ci95": each.ci95,
                 "p_holm": p,
-                "verdict": judged,
+                "verdict": verdict(each.difference, each.ci95, p, higher_is_better=higher),
             }
     return summaries, paired
+
+
+def _by_arm_and_seed(
+    runs: Sequence[Mapping[str, Any]], metrics: Mapping[str, object]
+) -> dict[str, dict[int, Mapping[str, float]]]:
+    arms: dict[str, dict[int, Mapping[str, float]]] = {}
+    for run in runs:
+        arm, seed, final = run["arm"], run["seed"], run["final"]
+        seeds = arms.setdefault(arm, {})
+        if seed in seeds:
+            raise ValueError(f"arm {arm} has two runs of seed {seed}; pairs need one of each")
+        for metric in metrics:
+            if not math.isfinite(value := final.get(metric, 0.0)):
+                message = f"arm {arm}, seed {seed}: {metric} is {value}"
+                raise ValueError(f"{message}; accepted: finite numbers")
+        seeds[seed] = final
+    return arms

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vpretrain.system.errors import user_error
+
 
 @contextmanager
 def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
@@ -47,6 +49,24 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
     scratch.replace(path)
     if flush:
         _flush(path.parent)
+
+
+def writable_file(path: Path, what: str) -> None:
+    """Refuses a place where no file can be.
+
+    Args:
+        path: given as ``--out``.
+        what: is to be written, for the message: ``an HTML file``.
+
+    Raises:
+        UserError: it is a folder, or below a file.
+    """
+    if path.is_dir():
+        message = "this is a folder; name a file in it"
+        raise user_error("--out", message, value=str(path), accepted=what)
+    if blocked := [place for place in path.parents if place.exists() and not place.is_dir()]:
+        message = f"{blocked[0]} is a file; name a place in a folder"
+        raise user_error("--out", message, value=str(path))
 
 
 def write_text(path: Path, text: str) -> None:
