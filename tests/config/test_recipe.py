@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -179,7 +180,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("value.shrink=1", "true or false"),
         ("description=3", "text"),
         ("seed=-1", "a whole number (at least 0 and below 2147483648)"),
-        ("threads=0", "a whole number (above 0) or null"),
+        ("threads=0", "a whole number (above 0 and at most 1024) or null"),
         ("budget.seconds=0", "a number (above 0) or null"),
         (
             "checkpoint=3",
@@ -436,6 +437,31 @@ def test_anchors_may_be_used_and_share_nothing(write: Callable[..., Path]) -> No
     path = write(text.replace("- {path: b.jsonl, weight: 5e-5}", "- *a\n    - {<<: *a, weight: 3}"))
     weights = [source.weight for source in read(path, "data.stream.0.weight=7").data.stream]
     assert weights == [7.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "\n".join(
+            ["a0: &a0 {k0: 1}"]
+            + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+        ),
+        "\n".join(
+            ["a0: &a0 {k0: 1}"]
+            + [
+                f"a{n}: &a{n} {{<<: *a{n - 1}, {', '.join(f'k{n}x{i}: 1' for i in range(10))}}}"
+                for n in range(1, 300)
+            ]
+        ),
+        f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 1_000)}]",
+    ],
+    ids=["merges of merges", "a chain of merges", "long text"],
+)
+def test_a_few_lines_that_stand_for_much_are_refused_at_once(bomb: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match="with anchors written out"):
+        parse(bomb, str)
+    assert time.monotonic() - began < 5  # a second, on a machine that has nothing else to do
 
 
 def test_listing(

@@ -134,6 +134,11 @@ def test_a_recipe_that_changed_is_accepted_by_name(tmp_path):
     assert table["changes"] == [{"what": "budget.steps", "before": "1", "now": "2"}]
 
 
+def test_seeds_that_no_table_could_hold_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--seeds.*\n.*1000000000\n.*1 to 10000"):
+        compared(tmp_path, seeds=10**9)
+
+
 def test_a_result_that_is_not_whole_is_named(tmp_path):
     compared(tmp_path)
     whole = tmp_path / "runs" / "onehot-1.json"

@@ -18,7 +18,8 @@ def sweep(
     recipe: RecipeName,
     overrides: Overrides = None,
     trials: Annotated[
-        int, typer.Option(min=1, help="In all, those that are there already among them.")
+        int,
+        typer.Option(min=1, max=100_000, help="In all, those that are there already among them."),
     ] = 20,
     jobs: Annotated[
         int, typer.Option(min=1, help="Trials at a time, in processes of their own.")

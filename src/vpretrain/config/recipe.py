@@ -186,7 +186,7 @@ class Recipe(Section):
     """The way of steering: one of the modality's arms. It stands for a designer and a control of
     its feedback where it names them; otherwise they are ``designer`` and ``feedback.control``."""
     feedback: FeedbackControl = FeedbackControl()
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads; null leaves torch's own choice."""
     value: Value = Value()
     learner: LearnerBase

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 
 from vpretrain.config.problems import Key, Marks, dotted
-from vpretrain.system.errors import Problem, user_error
+from vpretrain.system.errors import Problem, UserError, user_error
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,7 +32,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _TAG = "tag:yaml.org,2002:"
-_MOST_NODES = 100_000  # a few lines of nested anchors stand for more than any memory holds
+# A few lines of nested anchors stand for more than any memory holds.
+_MOST_NODES, _MOST_CHARACTERS = 100_000, 10_000_000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"  # noqa: E501
 for _name, _pattern, _first in (
@@ -47,6 +48,66 @@ _Dumper.add_implicit_resolver(_TAG + "float", re.compile(rf"(?:{_FLOAT})\Z"), [*
 _Loader.add_constructor(_TAG + "float", _Loader.construct_yaml_float)
 
 
+class _Places:
+    """Where each key of a document stands, and the keys given twice; every node is looked at, one
+    that is used by an anchor each time."""
+
+    def __init__(self, at: Callable[[int], str]) -> None:
+        self.at = at
+        self.marks: Marks = {}
+        self.problems: list[Problem] = []
+        self.nodes = self.characters = 0
+
+    def visit(self, node: yaml.Node, key: Key = (), above: tuple[int, ...] = ()) -> None:
+        """Marks what is in a node; raises ``yaml.YAMLError`` for what is not let through."""
+        self._count(node)
+        if id(node) in above:
+            _refuse(node, "an anchor contains itself")
+        above = (*above, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                self.marks[(*key, index)] = self.at(child.start_mark.line + 1)
+                self.visit(child, (*key, index), above)
+        elif isinstance(node, yaml.MappingNode):
+            merged = [child for name, child in node.value if name.tag == _TAG + "merge"]
+            for child in merged:  # before the mapping's own keys, which have the last word
+                self.visit(child, key, above)
+            self._visit_keys(node, key, above)
+
+    def _visit_keys(self, node: yaml.MappingNode, key: Key, above: tuple[int, ...]) -> None:
+        first: dict[str, int] = {}
+        for name, child in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.tag == _TAG + "merge":
+                continue
+            if _HALF_PAIR.search(name.value):
+                _refuse(name, "this key holds half of a surrogate pair, which is no character")
+            name.tag = _TAG + "str"  # every key is text, whatever YAML would make of it as a value
+            inner, line = (*key, name.value), name.start_mark.line + 1
+            if name.value in first:
+                message = (
+                    f"this key was given on line {first[name.value]} already; keep one of the two"
+                )
+                self.problems.append(Problem(f"{self.at(line)} {dotted(inner)}", "", "", message))
+            first[name.value] = line
+            self.marks[inner] = self.at(line)
+            self.visit(child, inner, above)
+
+    def _count(self, node: yaml.Node) -> None:
+        self.nodes += 1
+        if self.nodes > _MOST_NODES:
+            _refuse(node, f"with anchors written out, this is more than {_MOST_NODES} values")
+        if isinstance(node, yaml.ScalarNode):
+            self.characters += len(node.value)
+            if self.characters > _MOST_CHARACTERS:
+                _refuse(node, f"with anchors written out, this is over {_MOST_CHARACTERS} letters")
+            if _HALF_PAIR.search(node.value):
+                _refuse(node, "this text holds half of a surrogate pair, which is no character")
+
+
+def _refuse(node: yaml.Node, why: str) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+
+
 def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem]]:
     """The value, where each key stands, and the keys given twice; ``at(line)`` is how a place is
     shown.
@@ -54,71 +115,32 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
     Raises:
         UserError: the text is not YAML.
     """
-    marks: Marks = {}
-    problems: list[Problem] = []
-
-    visited = 0
-
-    def refuse(node: yaml.Node, why: str) -> NoReturn:
-        raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
-
-    def visit(node: yaml.Node, key: Key, above: tuple[int, ...]) -> None:
-        nonlocal visited
-        visited += 1
-        if id(node) in above:
-            refuse(node, "an anchor contains itself")
-        if visited > _MOST_NODES:
-            refuse(node, f"with anchors written out, this is more than {_MOST_NODES} values")
-        if isinstance(node, yaml.ScalarNode) and _HALF_PAIR.search(node.value):
-            refuse(node, "this text holds half of a surrogate pair, which is no character")
-        above = (*above, id(node))
-        if isinstance(node, yaml.SequenceNode):
-            for index, child in enumerate(node.value):
-                marks[(*key, index)] = at(child.start_mark.line + 1)
-                visit(child, (*key, index), above)
-        elif isinstance(node, yaml.MappingNode):
-            first: dict[str, int] = {}
-            for name, child in node.value:
-                if not isinstance(name, yaml.ScalarNode) or name.tag == _TAG + "merge":
-                    continue
-                if _HALF_PAIR.search(name.value):
-                    refuse(name, "this key holds half of a surrogate pair, which is no character")
-                name.tag = (
-                    _TAG + "str"
-                )  # every key is text, whatever YAML would make of it as a value
-                inner, line = (*key, name.value), name.start_mark.line + 1
-                if name.value in first:
-                    message = (
-                        f"this key was given on line {first[name.value]} already; keep one "
-                        "of the two"
-                    )
-                    problems.append(Problem(f"{at(line)} {dotted(inner)}", "", "", message))
-                first[name.value] = line
-                marks[inner] = at(line)
-                visit(child, inner, above)
-
+    places = _Places(at)
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
-            return None, marks, problems
-        visit(node, (), ())
-        # By way of JSON, so that an anchor's uses no longer share one object: an override changes
-        # one place.
-        return json.loads(json.dumps(loader.construct_document(node), default=str)), marks, problems
+        value = None
+        if node is not None:
+            places.visit(node)
+            # By way of JSON, so that an anchor's uses no longer share one object: an override
+            # changes one place.
+            value = json.loads(json.dumps(loader.construct_document(node), default=str))
+        return value, places.marks, places.problems
     # The others are what PyYAML lets through: a scalar that is not of the tag it was given, and too
     # deep a nesting.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
-        line = min(mark.line, len(lines) - 1) if mark else 0
-        shown = lines[line].strip() if mark else ""
-        said = [getattr(error, part, None) for part in ("context", "problem")]
-        reason = ", ".join(filter(None, said)) or str(error)
-        message = (
-            f"this is not valid YAML: {reason}; indent with spaces, and quote text that "
-            "holds : # or @"
-        )
-        raise user_error(at(line + 1), message, value=shown) from None
+        raise _not_yaml(error, text, at) from None
+
+
+def _not_yaml(error: Exception, text: str, at: Callable[[int], str]) -> UserError:
+    mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
+    line = min(mark.line, len(lines) - 1) if mark else 0
+    parts = [getattr(error, part, None) for part in ("context", "problem")]
+    reason = ", ".join(filter(None, parts)) or str(error)
+    message = (
+        f"this is not valid YAML: {reason}; indent with spaces, and quote text that holds : # or @"
+    )
+    return user_error(at(line + 1), message, value=lines[line].strip() if mark else "")
 
 
 def written(value: Any) -> str:

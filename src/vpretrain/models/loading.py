@@ -4,8 +4,9 @@ wrong there is explained in words.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -219,6 +220,18 @@ _MOST_LAYERS = 1_000
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
+def _refuse_depth(config: dict[str, Any], where: str) -> None:
+    """Building a model of so many layers, or their configuration, would not end, so that
+    transformers is never given it."""
+    message = "no model of so many layers can be made here"
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _refuse_depth(value, f"{where}.{key}")
+        elif key in _DEPTHS and isinstance(value, int) and value > _MOST_LAYERS:
+            accepted = f"1 to {_MOST_LAYERS}"
+            raise user_error(f"{where}.{key}", message, value=value, accepted=accepted)
+
+
 def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
     """Refuses what transformers would take in silence: a misspelt key leaves its default, which may
     be huge.
@@ -233,18 +246,7 @@ def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
             value=model_type or "",
             accepted=f"one of {len(kind.types)} names, for example {kind.examples}",
         )
-    # Building a model of so many layers would not end, so that transformers is never given it.
-    if deep := [
-        Problem(
-            f"{where}.{key}",
-            str(config[key]),
-            f"1 to {_MOST_LAYERS}",
-            "no model of so many layers can be made here",
-        )
-        for key in _DEPTHS
-        if isinstance(config.get(key), int) and config[key] > _MOST_LAYERS
-    ]:
-        raise UserError(*deep)
+    _refuse_depth(config, where)
     defaults = AutoConfig.for_model(model_type)
     keys = sorted({*defaults.to_dict(), *defaults.attribute_map})
     if unknown := [
@@ -317,9 +319,15 @@ def source(location: str) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` takes for a folder, a hub id or a GGUF file: a name, and options.
 
     Raises:
-        UserError: the package that reads GGUF files is not installed.
+        UserError: the package that reads GGUF files is not installed, or a folder's model has
+            more layers than can be made.
         OSError, httpx errors: see :func:`reach`.
     """
+    path = Path(location) / "config.json"
+    if path.is_file():
+        with suppress(ValueError):  # who reads it for good says what is wrong with it
+            config = json.loads(path.read_bytes())
+            _refuse_depth(config if isinstance(config, dict) else {}, str(path))
     if not is_gguf(location):
         return location, dict(reach(location))
     if find_spec("gguf") is None:

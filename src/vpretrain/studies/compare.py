@@ -52,6 +52,8 @@ def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
     return recipe.model_copy(update={"budget": Budget(**limit)})
 
 
+_MOST_SEEDS = 10_000
+
 Progress = Callable[[int, int, str, float], None]
 """Told how many runs are done, how many there are, what was last done, and how much of a run those
 that are on their way have done together."""
@@ -108,8 +110,8 @@ def compare(
         UserError: bad arms or numbers, or ``out`` holds runs of another recipe or other data.
     """
     check_arms(recipe, arms)
-    if seeds < 1:
-        accepted = "1 or more; 3 give an interval"
+    if not 1 <= seeds <= _MOST_SEEDS:
+        accepted = f"1 to {_MOST_SEEDS}; 3 give an interval"
         raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted=accepted)
     resolved = recipe.model_copy(update={"arm": arms[0]})
     changed = changes(

@@ -25,6 +25,15 @@ def test_lines_of_json_are_the_bytes_of_the_file_each_with_an_end(tmp_path):
     assert list(raw_rows.lines(path)) == [(1, b'{"a":  1}\r\n'), (3, b'{"a": 2}\n')]
 
 
+def test_a_line_that_no_tokenizer_could_hold_is_named_before_it_is_read_whole(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"a": 1}\n')
+        file.truncate(10**11)  # a hole that takes no room
+    with pytest.raises(UserError, match=r"a\.jsonl:2: this row is too long.*\n.*16 MiB"):
+        list(raw_rows.lines(path))
+
+
 def test_a_broken_file_and_a_line_that_is_not_utf8_are_named(tmp_path):
     broken = tmp_path / "a.jsonl.gz"
     broken.write_bytes(gzip.compress(b'{"a": 1}\n' * 100)[:-12])

@@ -102,6 +102,17 @@ def test_a_folder_without_config(folder):
     assert "model.safetensors" in found.message  # what it does hold
 
 
+@pytest.mark.parametrize("inside", [lambda config: config, lambda config: {"text_config": config}])
+def test_a_folder_whose_model_nobody_could_make_is_refused_at_once(inside, folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | inside({"num_hidden_layers": 10**9})))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"config\.json\..*num_hidden_layers: no model of so many"):
+        load_model(LearnerSection(model=str(folder)), str(folder), 0)
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("place", ["nothing", "no/such/folder", "../nothing"])
 def test_a_name_that_is_nowhere_fails_at_once(place, monkeypatch):
     """Loaders would ask the hub again and again for most of a minute; here it is asked once."""

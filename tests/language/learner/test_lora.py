@@ -2,6 +2,8 @@
 it.
 """
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -185,3 +187,13 @@ def test_an_adapter_that_names_no_base_is_refused(tmp_path):
     lora.save(adapted, tmp_path, merge=False)
     with pytest.raises(UserError, match="base_model_name_or_path"):
         load_model(LearnerSection(model=str(tmp_path)), str(tmp_path), seed=0)
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(tmp_path):
+    for name, base in (("a", "b"), ("b", "a"), ("c", "c")):
+        (tmp_path / name).mkdir()
+        config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / base)}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    for name in "abc":
+        with pytest.raises(UserError, match="its own base"):
+            lora.base_of(tmp_path / name)

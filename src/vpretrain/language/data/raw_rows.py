@@ -18,6 +18,8 @@ from vpretrain.system.errors import Problem, UserError, user_error
 
 _TEXT = (".txt", ".text", ".md")
 _PARQUET_ROWS = 1_000  # held at once
+_MOST_BYTES = 2**24
+"""Of a row. A tokenizer takes a hundred times the memory of what it is given."""
 
 
 def files(patterns: Sequence[str], where: str) -> list[Path]:
@@ -54,10 +56,21 @@ BROKEN = (OSError, EOFError, zlib.error)
 
 
 def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file (``.gz`` is decompressed) from number 1, without a byte order mark."""
+    """The lines of a file (``.gz`` is decompressed) from number 1, without a byte order mark.
+
+    Raises:
+        UserError: one is longer than any row may be.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_MOST_BYTES + 1), b""), start=1):
+            _check_length(line, f"{path}:{number}")
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _check_length(line: bytes, origin: str) -> None:
+    if len(line) > _MOST_BYTES:
+        message = "this row is too long: cut it into documents of a row each"
+        raise user_error(origin, message, accepted=f"up to {_MOST_BYTES >> 20} MiB a row")
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -88,7 +101,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes]]:
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
             for row in batch.to_pylist():
                 number += 1
-                yield number, _as_json(row)
+                line = _as_json(row)
+                _check_length(line, f"{path}:{number}")
+                yield number, line
 
 
 def _as_json(row: dict[str, Any]) -> bytes:

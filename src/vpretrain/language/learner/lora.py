@@ -133,7 +133,20 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 def base_of(folder: Path) -> str | None:
     """The base that a local folder's adapter was trained on (a folder or hub id); None where the
-    folder holds no adapter. ``UserError`` if the adapter does not name it."""
+    folder holds no adapter. ``UserError`` if the adapter does not name it, or comes to itself."""
+    base, chain = _base(folder), [folder.resolve()]
+    place = base
+    while place is not None and (place := _base(Path(place))) is not None:
+        chain.append(Path(place).resolve())
+        if chain[-1] in chain[:-1]:
+            message = "this adapter is, by way of its bases, its own base"
+            accepted = "the model that it was trained on as base_model_name_or_path"
+            where = str(folder / "adapter_config.json")
+            raise user_error(where, message, value=place, accepted=accepted)
+    return base
+
+
+def _base(folder: Path) -> str | None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return None
