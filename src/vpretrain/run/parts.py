@@ -31,7 +31,7 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
             in memory: each is a scalar with its graph to the learner, and their sum is the loss (a
             mean over all those rows).
         held_out_batch: the same of the n-th held-out batch, of as many rows as a feedback batch;
-            None: ``vpretrain probe --along`` is refused.
+            None: in ``vpretrain probe --along`` the pieces of ``held_out_loss`` take turns.
         save: writes the learner as an ordinary model folder.
         meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
             the learner's batch.

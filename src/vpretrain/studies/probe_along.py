@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
@@ -74,7 +76,7 @@ def probe_along(
         are over the draws of all points.
 
     Raises:
-        UserError: the arm does not train on the stream, or the modality has no held-out batches.
+        UserError: the arm does not train on the stream.
         Fault: a loss or gradient is not finite.
     """
     started = time.perf_counter()
@@ -82,15 +84,13 @@ def probe_along(
     parts = modality.build(recipe, modality.load(recipe))
     if not parts.on_stream:
         raise user_error("arm", "this arm does not train on the stream", value=recipe.arm)
-    if parts.held_out_batch is None:
-        message = "this modality's parts have no `held_out_batch`, which --along draws"
-        raise user_error("modality", message, value=recipe.modality)
+    batch = held_out_batches(parts)
     along: list[dict[str, Any]] = []
     every: list[Draw] = []
     for point in _points(recipe, parts, points):
         sample = []
         for index in range(draws):
-            sample.append(point.draw(index, partial(parts.held_out_batch, len(every) + index)))
+            sample.append(point.draw(index, partial(batch, len(every) + index)))
             progress(len(every) + index + 1, points * draws)
         every += sample
         along.append(point.place() | _figures(sample))
@@ -195,6 +195,19 @@ class RunPoint(OneStep):
                     self.descend(gradient)
                     realised[name] = loss - loss_of(held_out())
         return Draw(predicted, realised, loss, batch.digest())
+
+
+def held_out_batches(parts: AnyParts) -> Callable[[int], Iterator[Tensor]]:
+    """The loss of the n-th held-out batch, in pieces.
+
+    Where parts have none of their own, the pieces of ``held_out_loss`` take turns, of
+    ``evaluate.batch_size`` rows each.
+    """
+    if parts.held_out_batch is not None:
+        return parts.held_out_batch
+    with torch.no_grad():
+        count = sum(1 for _ in parts.held_out_loss())
+    return lambda draw: islice(parts.held_out_loss(), draw % count, draw % count + 1)
 
 
 def _pair(draws: list[Draw], name: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,89 @@
+"""The paper's probe: a run's own steps against fresh held-out batches, and a run that does not
+notice."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.studies.test_probe import TINY, tiny_recipe
+from vpretrain.cli import app
+from vpretrain.language import Language
+from vpretrain.method import vectors
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
+from vpretrain.studies import probe_along
+from vpretrain.studies.one_step import loss_of
+
+STEERED = ("arm=closed_form", "designer.candidates=8", "value.meta_period=2", "budget.steps=4")
+
+
+def parts_of(recipe):
+    return Language().build(recipe, Language().load(recipe))
+
+
+def stopped(recipe):
+    """A run at its first point."""
+    return next(probe_along._points(recipe, parts_of(recipe), 2))
+
+
+def test_the_run_goes_on_as_if_nobody_had_looked():
+    recipe = tiny_recipe(*STEERED)
+    parts, alone = parts_of(recipe), parts_of(recipe)
+    for index, point in enumerate(probe_along._points(recipe, parts, 2)):
+        for draw in range(2):
+            point.draw(draw, lambda at=2 * index + draw: probe_along.held_out_batches(parts)(at))
+    train(Run(recipe, alone, step0={}))
+    other = alone.learner.model.state_dict()
+    for name, tensor in parts.learner.model.state_dict().items():
+        assert torch.equal(tensor, other[name]), name
+    assert parts.stream.state_dict() == alone.stream.state_dict()
+
+
+def test_it_is_the_step_of_the_runs_own_task():
+    """Predicted is eta <g_down, g_pre> of the held-out batch and of the designer's task."""
+    point = stopped(tiny_recipe(*STEERED, "learner.config.attention_dropout=0.0"))
+    held_out = lambda: probe_along.held_out_batches(point.parts)(3)  # noqa: E731
+    with point.unchanged():
+        stream = point.parts.stream.state_dict()
+        batch, steered = point.next(0)
+        point.parts.stream.load_state_dict(stream)
+        context = point.learner.forward(batch)
+        plain = point.parts.designer.baseline_task(context)
+        loss = point.learner.loss(context, plain)
+        gradients = torch.autograd.grad(loss, list(point.parameters.values()))
+        down = point.gradient(held_out())
+    point.parts.stream.load_state_dict(stream)
+    draw = point.draw(0, held_out)
+    expected = float(point.rate * vectors.inner(down, steered))
+    assert draw.predicted["sgd_full"] == pytest.approx(expected, rel=1e-5)
+    of_plain = point.rate * vectors.inner(down, vectors.named(point.parameters, gradients))
+    assert draw.predicted["sgd_full"] != pytest.approx(float(of_plain), rel=1e-3)
+    assert draw.realised["sgd_full"] == pytest.approx(expected, rel=0.2)
+
+
+def test_every_draw_has_a_held_out_batch_of_its_own():
+    parts = parts_of(tiny_recipe("data.feedback.batch_size=10", "evaluate.batch_size=10"))
+    batch = probe_along.held_out_batches(parts)
+    losses = [loss_of(batch(draw)) for draw in range(4)]  # of 40 rows
+    assert len(set(losses)) == 4 and losses[0] == loss_of(batch(0))
+    own = dataclasses.replace(parts, held_out_batch=lambda draw: iter([torch.tensor(draw)]))
+    assert loss_of(probe_along.held_out_batches(own)(7)) == 7
+
+
+def test_the_verb(tmp_path):
+    command = ["probe", "demo-language", *TINY, *STEERED, "--along", "2", "--draws", "4"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == json.loads((tmp_path / "probe.json").read_text())
+    assert (found["arm"], found["points"], found["draws"]) == ("closed_form", 2, 4)
+    assert [point["step"] for point in found["along"]] == [2, 4]
+    for figures in (found, *found["along"]):
+        assert set(figures["pearson"]) == {"sgd_aligned", "sgd_full"}
+        assert all(-1 <= r <= 1 for r in figures["pearson"].values())
+    assert len(json.loads((tmp_path / "points.json").read_text())) == 8
+    assert (tmp_path / "scatter.svg").is_file()
+    assert "all" in result.stderr and "held-out loss" in result.stderr
