@@ -62,10 +62,10 @@ def main() -> None:
     except (UserError, Fault) as error:
         _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
     except Exception as error:
-        said = _machine_says(error)
-        if said is None:
+        advice = _machine_says(error)
+        if advice is None:
             raise
-        _leave(f"[red bold]error[/] {escape(said[0])}", said[1])
+        _leave(f"[red bold]error[/] {escape(advice[0])}", advice[1])
 
 
 _INTERRUPTED = 130  # typer's exit code for Ctrl-C

@@ -164,9 +164,9 @@ class Arms(Kinds[SectionT]):
 
     def keys_of(self, recipe: Steered[SectionT], section: type[KindT]) -> KindT:
         """The keys that a declared designer has in the recipe."""
-        found = self.section(recipe, section.model_fields["kind"].default)
-        assert isinstance(found, section)
-        return found
+        keys = self.section(recipe, section.model_fields["kind"].default)
+        assert isinstance(keys, section)
+        return keys
 
     def section(self, recipe: Steered[SectionT], kind: str) -> SectionT:
         """The keys that a designer of this kind has in the recipe.

@@ -35,5 +35,5 @@ def look_up(path: Path) -> None:
         if "\0" in str(path):
             raise ValueError("a zero byte is no part of a path; remove it")
     except (OSError, RuntimeError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"the system cannot look up this path: {said}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"the system cannot look up this path: {reason}") from None

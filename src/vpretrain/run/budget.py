@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Self
 
 from vpretrain.config.recipe import Budget
@@ -49,11 +48,8 @@ class Spending:
     def fraction(self, budget: Budget) -> float:
         """The share of the budget that is used, in [0, 1]: the largest over the limits that are
         given."""
-        limits = {name: getattr(budget, name) for name in asdict(self)}
-        return min(
-            1.0,
-            max(getattr(self, name) / limit for name, limit in limits.items() if limit is not None),
-        )
+        limits = {name: limit for name, limit in budget if limit is not None}
+        return min(1.0, max(getattr(self, name) / limit for name, limit in limits.items()))
 
     def exhausted(self, budget: Budget) -> bool:
         """Whether any limit of the budget is used up; exactly when :meth:`fraction` is 1."""
@@ -63,9 +59,9 @@ class Spending:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, int | float]) -> None:
-        found = {name: type(here)(state[name]) for name, here in asdict(self).items()}
-        self._refuse_negative(**found)
-        for name, figure in found.items():
+        figures = {name: type(here)(state[name]) for name, here in asdict(self).items()}
+        self._refuse_negative(**figures)
+        for name, figure in figures.items():
             setattr(self, name, figure)
 
     @staticmethod
@@ -97,12 +93,7 @@ class Clock:
         self._since = self._now()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         since, self._since = self._since, None
         if since is not None:
             self._spending.add(seconds=self._now() - since)

@@ -66,7 +66,7 @@ def _class_of(point: EntryPoint) -> type[Modality[Any, Any]]:
     """
     owner = point.dist.name if point.dist is not None else point.value
     try:
-        found = point.load()
+        loaded = point.load()
     except UserError:
         raise
     except Exception as error:  # whatever somebody else's module raises
@@ -77,14 +77,14 @@ def _class_of(point: EntryPoint) -> type[Modality[Any, Any]]:
             value=point.name,
         ) from error
     needed = ("schema", "load", "build")
-    if missing := [name for name in needed if not hasattr(found, name)]:
+    if missing := [name for name in needed if not hasattr(loaded, name)]:
         raise user_error(
             "modality",
             f"{point.value} of {owner} is no modality: it has no {', no '.join(missing)}",
             value=point.name,
             accepted="a subclass of vpretrain.run.parts.Modality",
         )
-    modality: type[Modality[Any, Any]] = found
+    modality: type[Modality[Any, Any]] = loaded
     return modality
 
 

@@ -62,10 +62,8 @@ def restore_designer(parts: AnyParts, folder: Path) -> None:
     try:
         parts.designer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # pickle, zip and torch each raise their own
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = (
-            f"the designer's state does not go with the recipe or is damaged ({said}); train again"
-        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = f"this does not go with the recipe or is damaged ({reason}); train again"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
 
 

@@ -234,7 +234,7 @@ class _Worker:
         path = self.out / "runs" / "step0.json"
         if not path.is_file():
             scores = self._build(self.recipe.model_copy(update={"arm": arm})).evaluate()
-            found = {
+            scored = {
                 "unit": self.unit,
                 "step0": {
                     name: {"value": s.value, "stderr": s.stderr, "n": s.n}
@@ -244,7 +244,7 @@ class _Worker:
                     name: {"higher_is_better": s.higher_is_better} for name, s in scores.items()
                 },
             }
-            write_json(path, found)
+            write_json(path, scored)
         return {"unit": self.unit} | _read(path)
 
     def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
@@ -314,12 +314,12 @@ class _Worker:
         self.costs[recipe.arm] = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
 
     def _written(self, result: Result) -> dict[str, Any]:
-        found = as_json(result)
+        entry = as_json(result)
         path = _path(self.out, result.arm, result.seed)
         items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
         write_json(path.with_suffix(".items.json"), items)
-        write_json(path, found)
-        return found
+        write_json(path, entry)
+        return entry
 
 
 def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:

@@ -179,10 +179,10 @@ def _context(parts: AnyParts, batch: Any) -> Any:
 def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, AnyParts]:
     """The recipe with an arm that uses feedback, its own if that does, and its parts."""
     for arm in (recipe.arm, *modality.arms):
-        found = recipe.model_copy(update={"arm": arm})
-        parts = modality.build(found, materials)
+        chosen = recipe.model_copy(update={"arm": arm})
+        parts = modality.build(chosen, materials)
         if parts.designer.uses_feedback:
-            return found, parts
+            return chosen, parts
     raise user_error(
         "modality", "none of its arms uses feedback, so nothing is valued", value=recipe.modality
     )
@@ -224,18 +224,18 @@ class _Bench:
 @contextmanager
 def _without_standard_error() -> Iterator[None]:
     """The profiler writes there from C++, whatever Python's ``sys.stderr`` is."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
         os.close(nowhere)
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes that ``call`` holds at a time, on top of what was held before it."""
+    """The most bytes that ``call`` holds at a time, on top of what there was before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -247,9 +247,9 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         torch.profiler.profile(activities=activities, profile_memory=True) as profiler,
     ):
         call()
-    held = most = 0
+    bytes_now = most = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
+            bytes_now += event.nbytes()
+            most = max(most, bytes_now)
     return most

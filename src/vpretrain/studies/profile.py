@@ -10,7 +10,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,26 +77,30 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         for _ in range(warm_up):
             for _, pipe in children.values():
                 _ask(pipe, "round")
-        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+        rounds_of: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
         for _ in range(rounds):
             for arm, (_, pipe) in children.items():
-                found[arm].append(_ask(pipe, "round"))
+                rounds_of[arm].append(_ask(pipe, "round"))
         peaks = {arm: _ask(pipe, "peak") for arm, (_, pipe) in children.items()}
         flops = {arm: _ask(pipe, "count") for arm, (_, pipe) in children.items()}
     finally:
         for process, _ in children.values():
             process.kill()
-    return _summary(found, peaks, flops, arms[0]) | {"rounds": rounds, "environment": environment()}
+    return _summary(rounds_of, peaks, flops, arms[0]) | {
+        "rounds": rounds,
+        "environment": environment(),
+    }
 
 
 def _summary(
-    found: dict[str, list[dict[str, float]]],
+    rounds_of: dict[str, list[dict[str, float]]],
     peaks: dict[str, int],
     flops: dict[str, float],
     first: str,
 ) -> dict[str, Any]:
     rates = {
-        arm: [each["tokens"] / each["seconds"] for each in rounds] for arm, rounds in found.items()
+        arm: [each["tokens"] / each["seconds"] for each in rounds]
+        for arm, rounds in rounds_of.items()
     }
     arms = {
         arm: {
@@ -117,7 +121,7 @@ def _summary(
         "flops": {arm: flops[arm] / flops[first] for arm in others},
     }
     fractions = {}
-    for arm, rounds in found.items():
+    for arm, rounds in rounds_of.items():
         whole = sum(each["seconds"] for each in rounds)
         fractions[arm] = {part: sum(each[part] for each in rounds) / whole for part in PARTS}
         fractions[arm]["rest"] = 1 - sum(fractions[arm].values())
@@ -134,12 +138,12 @@ def _spread(rates: Sequence[float]) -> float:
 def _ask(pipe: Connection, what: str) -> Any:
     pipe.send(what)
     try:
-        found = pipe.recv()
+        answer = pipe.recv()
     except EOFError:
         raise Fault("a process of the profile ended, most likely because memory ran out") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _child(recipe: Recipe, pipe: Connection) -> None:
@@ -195,26 +199,25 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
 
 
 def _timed(part: Any, **sections: str | None) -> Any:
-    """A part of a run that is timed; see :class:`_Within`."""
-    return _Within(part, **sections)
+    return _Within(part, sections)
 
 
 class _Within:
     """A part whose calls of some methods are within a section, or clocked by nobody (the meta step
     has a time of its own)."""
 
-    def __init__(self, part: Any, **sections_of: str | None) -> None:
-        self._part, self._sections = part, sections_of
+    def __init__(self, part: Any, sections: Mapping[str, str | None]) -> None:
+        self._part, self._sections = part, sections
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._part, name)
+        method = getattr(self._part, name)
         if name not in self._sections:
-            return found
+            return method
         label = self._sections[name]
 
         def within(*arguments: Any) -> Any:
             with timing.clocked(None) if label is None else timing.section(label):
-                return found(*arguments)
+                return method(*arguments)
 
         return within
 
@@ -243,9 +246,7 @@ def _peak() -> int:
 
 
 def _held(name: str) -> int:
-    if (
-        not _STATUS.exists()
-    ):  # no Linux: there is only the mark of the whole process, in bytes on macOS
+    if not _STATUS.exists():  # no Linux: only the whole process's mark, in bytes on macOS
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -93,10 +93,10 @@ class Plan:
 
     def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
         """The recipe of a trial; ``own_budget`` leaves it that of the recipe."""
-        given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        found = _without_sweep(load(self.source, [*self.overrides, *given], schemas=_Swept()))
-        budget = found.budget if own_budget or self.sweep.budget is None else self.sweep.budget
-        return found.model_copy(update={"budget": budget})
+        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=_Swept()))
+        budget = recipe.budget if own_budget or self.sweep.budget is None else self.sweep.budget
+        return recipe.model_copy(update={"budget": budget})
 
 
 class _Swept(Mapping[str, Callable[[], type[Recipe]]]):

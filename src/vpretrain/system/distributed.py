@@ -128,18 +128,18 @@ def in_turn(make: Callable[[], T]) -> T:
     So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A
     UserError of one is raised on all, so that nobody waits for a process that is gone."""
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
-    found: list[T] = []
+    made: list[T] = []
     for now in range(3 if world() > 1 else 1):
         problems: tuple[Problem, ...] = ()
         if now == turn:
             try:
                 with alone():
-                    found.append(make())
+                    made.append(make())
             except UserError as error:
                 problems = error.problems
         if wrong := next(filter(None, all_gather_object(problems)), None):
             raise UserError(*wrong)
-    return found[0]
+    return made[0]
 
 
 def on_first_rank(make: Callable[[], None]) -> None:
@@ -162,9 +162,9 @@ def broadcast_object(value: T) -> T:
         return value
     if isinstance(value, float):  # once a step: no pickle
         return summed(value if rank() == 0 else 0.0)  # type: ignore[return-value]
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def any_rank(*flags: bool) -> list[bool]:
@@ -183,9 +183,9 @@ def all_gather_object(value: T) -> list[T]:
     """Every process's value, by rank; likewise."""
     if world() == 1:
         return [value]
-    held: list[Any] = [None] * world()
-    dist.all_gather_object(held, value)
-    return held
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class _Total(torch.autograd.Function):
@@ -194,9 +194,9 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        found = value.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(found)
-        return found
+        summed_up = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed_up)
+        return summed_up
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -217,10 +217,10 @@ def mean(values: Tensor) -> Tensor:
     """
     if world() == 1:
         return values.mean()
-    found = total(
+    sums = total(
         torch.stack([values.double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
     )
-    return (found[0] / found[1]).to(values.dtype)
+    return (sums[0] / sums[1]).to(values.dtype)
 
 
 def std(values: Tensor) -> Tensor:
@@ -234,12 +234,12 @@ def std(values: Tensor) -> Tensor:
 
 def logsumexp(values: Tensor) -> Tensor:
     """``log sum exp`` over the first dimension on all processes, keeping it as one; no gradient."""
-    found = values.logsumexp(dim=0, keepdim=True)
+    here = values.logsumexp(dim=0, keepdim=True)
     if world() == 1:
-        return found
-    highest = found.clone()
+        return here
+    highest = here.clone()
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-    return total((found - highest).exp()).log() + highest
+    return total((here - highest).exp()).log() + highest
 
 
 def averaged(figures: dict[str, float]) -> dict[str, float]:
@@ -247,8 +247,8 @@ def averaged(figures: dict[str, float]) -> dict[str, float]:
     names in the same order."""
     if world() == 1 or not figures:
         return figures
-    found = total(torch.tensor(list(figures.values()), dtype=torch.float64)) / world()
-    return dict(zip(figures, found.tolist(), strict=True))
+    sums = total(torch.tensor(list(figures.values()), dtype=torch.float64)) / world()
+    return dict(zip(figures, sums.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -336,7 +336,7 @@ def _store(world: int, number: int) -> dist.Store:
         )
     # The agent of torchrun serves the store; without one the first process does.
     serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    held = dist.TCPStore(
+    store = dist.TCPStore(
         os.environ.get("MASTER_ADDR", "localhost"),
         int(os.environ["MASTER_PORT"]),
         world,
@@ -345,5 +345,5 @@ def _store(world: int, number: int) -> dist.Store:
         multi_tenant=True,
     )
     return dist.PrefixStore(
-        f"vpretrain/attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", held
+        f"vpretrain/attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
     )

@@ -74,11 +74,11 @@ def renamed(places: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        found = [
+        problems = [
             replace(problem, where=places.get(problem.where, problem.where))
             for problem in error.problems
         ]
-        raise UserError(*found) from None
+        raise UserError(*problems) from None
 
 
 class Fault(Exception):

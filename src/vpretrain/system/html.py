@@ -45,14 +45,14 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
         attributes: names as Python allows them (``class_``, ``aria_label``); None and False leave
             one out, True gives it without a value.
     """
-    given = []
+    pairs = []
     for key, value in attributes.items():
         label = key.rstrip("_").replace("_", "-")
         if value is True:
-            given.append(f" {label}")
+            pairs.append(f" {label}")
         elif value is not None and value is not False:
-            given.append(f' {label}="{html.escape(printable(value))}"')
-    opened = f"<{name}{''.join(given)}>"
+            pairs.append(f' {label}="{html.escape(printable(value))}"')
+    opened = f"<{name}{''.join(pairs)}>"
     return Markup(opened if name in _VOID else f"{opened}{joined(*children)}</{name}>")
 
 

@@ -147,9 +147,9 @@ def whole(model: nn.Module) -> Iterator[None]:
         if isinstance(parameter, DTensor)
     ]
     for module, name, parameter in shards:
-        found = parameter.full_tensor()  # type: ignore[union-attr]  # nn.Parameter hides what it is
+        gathered = parameter.full_tensor()  # type: ignore[union-attr]  # nn.Parameter hides what it is
         module._parameters[name] = nn.Parameter(
-            found if distributed.rank() == 0 else found[:0], requires_grad=False
+            gathered if distributed.rank() == 0 else gathered[:0], requires_grad=False
         )
     try:
         yield

@@ -1,0 +1,51 @@
+"""A run's state as one object: what comes after it is the same, bit for bit."""
+
+import copy
+
+import torch
+
+from tests.reliability.runs import language_recipe
+from vpretrain.language import Language
+from vpretrain.run.run import Run
+
+
+def begun(steps):
+    recipe = language_recipe("arm=closed_form", "budget.steps=4")
+    modality = Language()
+    run = Run(recipe, modality.build(recipe, modality.load(recipe)), step0={})
+    run.start()
+    take(run, steps)
+    return run
+
+
+def take(run, steps):
+    for _ in range(steps):
+        batch = run.next_batch()
+        run.record(batch, run.step(batch))
+        run.advance(batch)
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.parts.learner.model.parameters()])
+
+
+def test_a_state_is_where_the_steps_that_follow_are_the_same():
+    whole = begun(2)
+    state = copy.deepcopy(whole.state.state_dict())
+    take(whole, 2)
+    resumed = begun(0)
+    resumed.state.load_state_dict(state)
+    assert resumed.state.spent.steps == 2
+    take(resumed, 2)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert resumed.state.digest == whole.state.digest
+
+
+def test_a_rewind_goes_on_with_the_data_that_follow():
+    run = begun(1)
+    state = copy.deepcopy(run.state.state_dict())
+    take(run, 1)
+    stream, records = copy.deepcopy(run.parts.stream.state_dict()), run.state.records
+    run.state.rewind(state)
+    assert run.state.spent.steps == 1, "the learner is where it was"
+    assert run.parts.stream.state_dict() == stream and run.state.records == records
