@@ -46,7 +46,7 @@ from vpretrain.run.parts import Modality, Parts
 from vpretrain.run.resources import disk_shortage, memory_shortage
 from vpretrain.run.scores import Score
 from vpretrain.run.train import Result
-from vpretrain.system import distributed, sharding
+from vpretrain.system import devices, distributed, sharding
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import Problem, UserError, renamed, user_error
 
@@ -243,7 +243,7 @@ def _learner(
     """The learner, and PEFT's view of its model where adapters train."""
     section = recipe.learner
     model = load_model(section, materials.location, recipe.seed)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(devices.device())
     _check_fit(recipe, model, materials)
     adapted = None
     if section.lora is not None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vpretrain.run.pretrain import Pretraining, pretrain
+from vpretrain.system import devices
 from vpretrain.system.contexts import evaluating, frozen, own_random_state
 from vpretrain.system.errors import user_error
 from vpretrain.system.phases import phase
@@ -29,11 +30,6 @@ from vpretrain.vision.recipe import LearnerSection, VisionRecipe
 from vpretrain.vision.steering.views import BaselineViews
 
 Learner = DinoLearner | IJepaLearner
-
-
-def device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bool]:
@@ -58,7 +54,7 @@ def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[Learner, bo
             model = new_model(section.config, dtype=dtype, attention=section.attention)
     else:
         model = load_model(location, dtype=dtype, attention=section.attention)
-    learner = assembled(section, model.to(device()), recipe.seed)
+    learner = assembled(section, model.to(devices.device()), recipe.seed)
     path = None if location is None else Path(location) / f"{section.kind}.safetensors"
     if path is None or not path.is_file():
         return learner, False

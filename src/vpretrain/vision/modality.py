@@ -19,7 +19,7 @@ from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.parts import Modality, Parts
 from vpretrain.run.resources import shortages
 from vpretrain.run.scores import Score
-from vpretrain.system import distributed
+from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.data.kept import GIB
@@ -40,7 +40,6 @@ from vpretrain.vision.feedback.tasks import Classification, Segmentation
 from vpretrain.vision.learners import (
     Learner,
     beside,
-    device,
     encoder_of,
     new_learner,
     put_beside,
@@ -289,7 +288,9 @@ def _designer(recipe: VisionRecipe) -> Designer:
     section, learner = ARMS.section_of(recipe), recipe.learner
     check_kind(section, learner.kind, recipe.arm)
     reliability = Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit)
-    site = Site(learner.kind, learner.local_views_in_value, device(), recipe.seed, reliability)
+    site = Site(
+        learner.kind, learner.local_views_in_value, devices.device(), recipe.seed, reliability
+    )
     return section.build(site)
 
 

@@ -14,10 +14,11 @@ import torch
 from vpretrain.models import prepared
 from vpretrain.models.loading import named
 from vpretrain.run.pretrain import Pretraining, pretrain
+from vpretrain.system import devices
 from vpretrain.system.phases import phase
 from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.data.stream import Stream, fingerprint
-from vpretrain.vision.learners import Learner, assembled, baseline_of, device, save
+from vpretrain.vision.learners import Learner, assembled, baseline_of, save
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.recipe import Prepare, VisionRecipe
 
@@ -89,7 +90,7 @@ def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learn
     model = new_model(
         section.config, dtype=torch.float32, attention=attention, where="learner.prepare.config"
     )
-    learner = assembled(made, model.to(device()), section.seed)
+    learner = assembled(made, model.to(devices.device()), section.seed)
     stream = Stream(
         sets.stream,
         batch_size=section.batch_size,
