@@ -594,6 +594,61 @@ add(
     *PAPER_SCHEDULE,
 )
 
+FROM_LEARNER = f"{PAPER} designer.start=learner"
+add(
+    "dev-paper-designer-start",
+    "the paper's designer, its targets starting at the learner's own probabilities (ours)",
+    "demo-language",
+    DEV,
+    {
+        "onehot": "arm=onehot",
+        "rate 1e-3": f"{FROM_LEARNER} designer.learning_rate=1e-3",
+        "rate 3e-3": f"{FROM_LEARNER} designer.learning_rate=3e-3",
+        "rate 1e-3, 8 updates": f"{FROM_LEARNER} designer.learning_rate=1e-3 designer.updates=8",
+        "rate 1e-3, optimizer-aware": f"{FROM_LEARNER} designer.learning_rate=1e-3 "
+        "value.alignment=optimizer_aware",
+        "reads hidden states, rate 1e-3": f"{OURS_HIDDEN} designer.start=learner "
+        "designer.learning_rate=1e-3",
+    },
+    "evaluate.split=dev",
+    *PAPER_SCHEDULE,
+)
+LEARNED = f"{FROM_LEARNER} designer.learning_rate=1e-3"
+PAPER_ROWS = {
+    "onehot": "arm=onehot",
+    "ascent": PAPER,
+    "ascent, random feedback": f"{PAPER} feedback.control=random",
+    "ascent from the learner": LEARNED,
+    "ascent from the learner, random feedback": f"{LEARNED} feedback.control=random",
+    "uniform smoothing, same gate": "arm=uniform_smoothing designer.candidates=64 "
+    "designer.control_gate=0.023",
+    "self-distillation, same gate": "arm=self_distillation designer.candidates=64 "
+    "designer.control_gate=0.023",
+    "closed_form": "arm=closed_form",
+    "document_weights": "arm=document_weights",
+}
+add(
+    "paper-designer",
+    "the paper's designer as the paper has it, 30 updates",
+    "demo-language",
+    MAJORITY,
+    PAPER_ROWS,
+    *PAPER_SCHEDULE,
+)
+add(
+    "paper-designer-long",
+    "the same with 250 updates",
+    "demo-language",
+    once(MAJORITY),
+    {
+        row: PAPER_ROWS[row]
+        for row in ("onehot", "ascent", "ascent from the learner", "document_weights")
+    },
+    "budget.steps=2000",
+    "evaluate.every=240",
+    *PAPER_SCHEDULE,
+)
+
 SMOL = "recipes/language/gsm8k-smollm2.yaml"
 RELEASED = Start(
     "released",
