@@ -25,9 +25,9 @@ import torch
 
 from tests.reliability.runs import language_recipe, record, vision_recipe
 from vpretrain.language import Language
-from vpretrain.run import checkpoint
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import MODALITIES
+from vpretrain.system import files
 from vpretrain.vision import Vision
 
 FORK = multiprocessing.get_context("fork")
@@ -47,7 +47,7 @@ def run(recipe, folder, die_at_flush=None):
     os.close(1)
     os.open(os.devnull, os.O_WRONLY)
     if die_at_flush is not None:
-        flush, left = checkpoint._flush, [die_at_flush]
+        flush, left = files._flush, [die_at_flush]
 
         def deadly(path):
             left[0] -= 1
@@ -55,7 +55,7 @@ def run(recipe, folder, die_at_flush=None):
                 os.kill(os.getpid(), signal.SIGKILL)
             flush(path)
 
-        checkpoint._flush = deadly
+        files._flush = deadly
     train_one(recipe, folder, lambda record, fraction: None)
 
 

@@ -133,7 +133,7 @@ def test_a_full_disk_costs_that_checkpoint_and_nothing_else(tmp_path, monkeypatc
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    monkeypatch.setattr(checkpoint, "write_manifest", full)
     with caplog.at_level(logging.WARNING):
         checkpoints.save(2, {"x": torch.ones(3)})
     assert "No space left" in caplog.text and checkpoints.steps() == [1]

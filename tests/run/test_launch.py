@@ -1,13 +1,55 @@
 """What a launch refuses before anything runs."""
 
+import errno
 import json
 import shutil
 
 import pytest
 
 from tests.reliability.runs import language_recipe
+from vpretrain.run import checkpoint
 from vpretrain.run.launch import train_one
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import Fault, UserError
+
+
+def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path, caplog):
+    """From its last checkpoint, bit for bit, whatever became of records and result."""
+    recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=2")
+    lines = []
+
+    def again():
+        lines.clear()
+        return train_one(recipe, tmp_path, lambda record, fraction: None, notify=lines.append)
+
+    result = again()
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    (tmp_path / "checkpoints" / "step-9.bak").mkdir()
+    (tmp_path / "checkpoints" / ".step-0000009.partial").mkdir()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(100))
+    assert again()["final"] == result["final"] and weights.read_bytes() == whole
+    assert lines[0].startswith("model.safetensors is not as it was written; it is written again")
+    assert "of 2 records 0 can be read" in caplog.text
+    assert not (tmp_path / "checkpoints" / ".step-0000009.partial").exists()
+    (tmp_path / "model" / "README.md").write_text("My own words.")
+    assert again() == json.loads((tmp_path / "result.json").read_text())
+    assert lines == ["this run is finished; nothing was done"]
+    (tmp_path / "result.json").write_text("{")
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"result\.json is not whole, and there is no checkpoint"):
+        again()
+
+
+def test_a_run_that_could_keep_no_checkpoint_says_so_with_its_exit_code(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=2")
+    with pytest.raises(Fault, match="no checkpoint could be kept: No space left on device"):
+        train_one(recipe, tmp_path, lambda record, fraction: None)
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
 
 
 def test_data_that_changed_under_a_run_are_refused_with_both_hashes(tmp_path):

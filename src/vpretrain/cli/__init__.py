@@ -92,6 +92,9 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
                 f"{error.filename}: no permission to read or write this; name another place",
                 UserError.exit_code,
             )
+        if error.errno in (errno.ENAMETOOLONG, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            message = f"{error.filename}: {error.strerror}; name another place"
+            return message, UserError.exit_code
         return None
     if isinstance(error, BrokenExecutor):
         message = "a worker process was killed, most likely because memory ran out"

@@ -8,9 +8,9 @@ renamed. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import re
 import shutil
 import socket
 import time
@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from vpretrain.config.recipe import Checkpoint
+from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.scores import Score
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
@@ -38,12 +39,10 @@ from vpretrain.system.files import put_in_place, remove, replacing, scratch_besi
 
 log = logging.getLogger(__name__)
 
+_STEP = re.compile(r"step-(\d{7,})")
+
 State = Any
 """Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
-
-
-class Damaged(Exception):
-    """A checkpoint is not what was written."""
 
 
 def save(state: State, folder: Path) -> None:
@@ -71,7 +70,7 @@ def save(state: State, folder: Path) -> None:
         (scratch / "state.json").write_text(json.dumps(rest), encoding="utf-8")
 
     def end() -> None:
-        _write_manifest(scratch)
+        write_manifest(scratch)
         put_in_place(scratch, folder, flush=True)
 
     try:
@@ -119,28 +118,6 @@ def load(folder: Path) -> State:
     return _decoded(rest, tensors)
 
 
-def verify(folder: Path) -> None:
-    """Compares every file with the manifest.
-
-    Raises:
-        Damaged: with the file that is not as it was written.
-    """
-    try:
-        first, _, listed = (folder / "manifest.json").read_bytes().partition(b"\n")
-        if first.decode("ascii", "replace") != hashlib.sha256(listed).hexdigest():
-            raise Damaged("manifest.json is not as it was written")
-        files: dict[str, dict[str, Any]] = json.loads(listed)
-        for name, written in files.items():
-            if (folder / name).stat().st_size != written["bytes"] or _digest(
-                folder / name
-            ) != written["sha256"]:
-                raise Damaged(f"{name} is not as it was written")
-    except OSError as error:
-        raise Damaged(
-            f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
-        ) from None
-
-
 class CheckpointManager:
     """The checkpoints of one run: writes, prunes, and finds the newest that is whole.
 
@@ -154,6 +131,9 @@ class CheckpointManager:
         keep_last: older ones than these many are removed, >= 1.
         asynchronous: whether files are written by another thread while the run goes on (the state
             is copied first).
+
+    Attributes:
+        failure: what the system said when a checkpoint could last not be written.
     """
 
     def __init__(
@@ -169,6 +149,7 @@ class CheckpointManager:
         self._saved = time.monotonic()
         self._thread = ThreadPoolExecutor(1) if asynchronous else None
         self._waiting: Future[None] | None = None
+        self.failure = ""
 
     @classmethod
     def of(cls, folder: Path, section: Checkpoint) -> CheckpointManager:
@@ -185,7 +166,8 @@ class CheckpointManager:
         """Steps of the checkpoints that are there, oldest first; whether they are whole is not
         looked at.
         """
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        names = [_STEP.fullmatch(path.name) for path in self.folder.glob("step-*")]
+        return sorted(int(name[1]) for name in names if name)
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -256,7 +238,7 @@ class CheckpointManager:
 
     def newest(self) -> tuple[int, State] | None:
         """The newest checkpoint that is whole; damaged ones are logged and set aside as
-        ``damaged-step-*``.
+        ``damaged-step-*``, and what a killed save left behind is removed.
 
         Raises:
             UserError: what the first process found another one cannot read.
@@ -277,6 +259,8 @@ class CheckpointManager:
 
     def _newest(self) -> tuple[int, State] | None:
         self.wait()
+        for scratch in self.folder.glob(".*.partial"):
+            remove(scratch)
         for step in reversed(self.steps()):
             try:
                 return step, load(self.path(step))
@@ -305,6 +289,7 @@ class CheckpointManager:
                     step,
                     cause,
                 )
+            self.failure = cause
             return
         if distributed.rank():
             return
@@ -378,22 +363,6 @@ def _copied(state: State) -> State:
     tensors = _Tensors()
     rest = _encoded(state, "", tensors)
     return _decoded(rest, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
-
-
-def _write_manifest(folder: Path) -> None:
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(folder.iterdir())
-    }
-    listed = json.dumps(files, indent=1).encode()
-    (folder / "manifest.json").write_bytes(
-        hashlib.sha256(listed).hexdigest().encode() + b"\n" + listed
-    )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

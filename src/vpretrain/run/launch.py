@@ -18,17 +18,20 @@ from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data
+from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.run import Record, Run
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
-from vpretrain.system.errors import Fault, Problem, UserError
+from vpretrain.system.errors import Fault, Problem, UserError, user_error
 from vpretrain.system.files import write_json
 from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
+
+MODEL_MANIFEST = "model.manifest.json"
 
 
 def train_one(
@@ -65,13 +68,13 @@ def train_one(
     """
     with distributed.process_group():
         changed, finished = distributed.broadcast_object(
-            (changed_keys(folder, recipe), (folder / "result.json").is_file())
+            (changed_keys(folder, recipe), finished_result(folder, notify))
         )
         if changed and not accept_changes:
             raise UserError(*changed)  # before anything is read
-        if finished and not changed:
+        if finished is not None and not changed:
             notify("this run is finished; nothing was done")
-            result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+            result: dict[str, Any] = finished
             return result
         seed_run(recipe)
         modality = MODALITIES[recipe.modality]()
@@ -149,7 +152,13 @@ class Launch:
                     result = train(run)
                 finally:
                     checkpoints.wait()
-            return self.save(parts, result, changes)
+            summary = self.save(parts, result, changes)
+        if not distributed.broadcast_object(bool(checkpoints.steps())):
+            raise Fault(
+                "model and result are there, but no checkpoint could be kept: "
+                f"{checkpoints.failure}; make room, or a run that is cut off begins again"
+            )
+        return summary
 
     def cost(self, parts: AnyParts, checkpoints: CheckpointManager) -> Cost:
         """FLOPs of both kinds of step, over all processes.
@@ -213,8 +222,43 @@ class Launch:
         if self.first:
             (folder / "designer").mkdir(exist_ok=True)
             torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
+            write_manifest(folder / "model", folder / MODEL_MANIFEST)
             write_json(folder / "result.json", summary)
         return summary
+
+
+def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
+    """The result of a run that is finished, its model as it was written; None where there is
+    something left to do, writing the model once more from the last checkpoint among it.
+
+    Raises:
+        UserError: the result or the model is not as it was written, and there is no checkpoint.
+    """
+    path, manifest = folder / "result.json", folder / MODEL_MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text("utf-8"))
+        if not isinstance(result, dict) or "final" not in result:
+            raise Damaged("result.json holds no result")
+        if manifest.is_file():
+            verify(folder / "model", manifest)
+        elif not (folder / "model").is_dir():
+            raise Damaged("model is gone")
+    except ValueError:
+        damage = "result.json is not whole"
+    except Damaged as error:
+        damage = str(error)
+    else:
+        return result
+    if not CheckpointManager(folder / "checkpoints").steps():
+        message = (
+            f"this run is finished, but {damage}, and there is no checkpoint to write it from; put "
+            "it back, or remove result.json to train again"
+        )
+        raise user_error("--out", message, value=str(folder))
+    notify(f"{damage}; it is written again from the last checkpoint")
+    return None
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:

@@ -1,0 +1,60 @@
+"""Size and SHA-256 of a folder's files, to notice what is not as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+
+
+class Damaged(Exception):
+    """A file is not what was written."""
+
+
+def write_manifest(folder: Path, manifest: Path | None = None) -> None:
+    """Lists every file of a folder, but text for people (``.md``), which may be edited.
+
+    Args:
+        folder: with its subfolders.
+        manifest: where the list goes; None: into the folder, under :data:`NAME`.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _digest(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".md"
+    }
+    listed = json.dumps(files, indent=1).encode()
+    checked = hashlib.sha256(listed).hexdigest().encode() + b"\n" + listed
+    (manifest or folder / NAME).write_bytes(checked)
+
+
+def verify(folder: Path, manifest: Path | None = None) -> None:
+    """Compares every file that is listed with what is there.
+
+    Raises:
+        Damaged: with the file that is not as it was written.
+    """
+    manifest = manifest or folder / NAME
+    try:
+        first, _, listed = manifest.read_bytes().partition(b"\n")
+        if first.decode("ascii", "replace") != hashlib.sha256(listed).hexdigest():
+            raise Damaged(f"{manifest.name} is not as it was written")
+        files: dict[str, dict[str, Any]] = json.loads(listed)
+        for name, written in files.items():
+            path = folder / name
+            if path.stat().st_size != written["bytes"] or _digest(path) != written["sha256"]:
+                raise Damaged(f"{name} is not as it was written")
+    except OSError as error:
+        name = Path(error.filename or folder).name
+        raise Damaged(f"{name} cannot be read: {error.strerror}") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
