@@ -110,6 +110,8 @@ LANGUAGE = {
     "hidden_ascent": ["designer.updates=2"],
     "field": ["designer.replay=2", "designer.updates=2"],
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
+    "greats_topk": ["learner.accumulate=2"],
+    "random_selection": [],
 }
 
 

@@ -22,6 +22,7 @@ ARMS = {
         "token_weights",
         "random_feedback",
         "feedback_sft",
+        "greats_topk",
     ),
     "demo-vision": ("plain", "ascent", "closed_form", "random_masks", "direct"),
 }
@@ -66,3 +67,19 @@ def test_a_step_of_several_batches_costs_as_many_batches():
     assert three[False] == pytest.approx(3 * one[False])
     assert three[True] - one[True] == pytest.approx(2 * one[False])
     assert cost(3, 1) == three  # a period of one changes no step
+
+
+def test_valuing_what_is_drawn_is_charged():
+    """Two more passes forward at least: the pool's, beside the step's own."""
+    recipe = shrunken("demo-language", "value.meta_period=2")
+    modality = MODALITIES[recipe.modality]()
+    materials = modality.load(recipe)
+
+    def cost(arm):
+        chosen = recipe.model_copy(update={"arm": arm})
+        parts = modality.build(chosen, materials)
+        return count(new_step(chosen, parts), parts)[False]
+
+    plain, control, selected = cost("onehot"), cost("random_selection"), cost("greats_topk")
+    assert control == pytest.approx(plain, rel=0.1)  # other documents, nothing beside the step
+    assert selected > 1.5 * plain

@@ -30,14 +30,17 @@ from vpretrain.system.errors import Problem, UserError
 
 def steering_arms() -> dict[str, str]:
     """The arms of language that steer one stream of rows: another trainer's rows have no sources to
-    be weighed.
+    be weighed, and are all trained on.
     """
     return {
         name: arm.description
         for name, arm in ARMS.all.items()
         if arm.trains_on == "stream"
         and not arm.after
-        and not (arm.designer and ARMS.kinds[arm.designer].needs_sources)
+        and not (
+            arm.designer
+            and (ARMS.kinds[arm.designer].needs_sources or ARMS.kinds[arm.designer].selects)
+        )
     }
 
 

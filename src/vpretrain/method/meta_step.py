@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Generic
 
 import torch
@@ -101,11 +102,40 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         Raises:
             NonFinite: what the feedback says is not finite.
         """
+        asked = self.ask(learning_rate)
+        metrics, task = self.learn(context, value_of)
+        return metrics | asked, task
+
+    def ask(self, learning_rate: float) -> Metrics:
+        """Takes the feedback's gradients: the first half of an update.
+
+        Args:
+            learning_rate: of the learner's step (``lower_bound`` only).
+
+        Raises:
+            NonFinite: what the feedback says is not finite.
+        """
         gradients = self.feedback.gradients(self.learner)  # eq. 7
         # All processes use the same rows; that they also round alike no kernel promises.
         distributed.broadcast([piece for each in gradients for piece in each.values()])
         size = finite_norm(gradients)
         self.value_estimator.update(gradients, self.preconditioner(), learning_rate)
+        return self.feedback.metrics() | {"gradient_norm_downstream": size}
+
+    def learn(
+        self,
+        context: ContextT,
+        value_of: ValueFunction[ContextT],
+        selection: Mapping[str, float] = MappingProxyType({}),
+    ) -> tuple[Metrics, TaskT | None]:
+        """The designer moves along what the feedback has just said: the second half.
+
+        Args:
+            context: of the learner's batch.
+            value_of: values tasks on it.
+            selection: figures of the choice that this batch comes from; guard and collapse watch
+                them beside the designer's.
+        """
         if self.batches is None:
             learned = self.designer.learn(context, value_of)  # eq. 26, 42: phi moves, theta not
             task = learned.task
@@ -116,14 +146,12 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
             value_of = self.value_estimator.on_part(part.fraction_of_batch)
             learned, task = self.designer.learn(own, value_of), None
         self.value_estimator.keep_mean()
-        metrics = distributed.averaged(learned.metrics)
+        metrics = {**selection, **distributed.averaged(learned.metrics)}
         if "gain" in metrics:
             self.guard.update(metrics["gain"])
         self.collapse.update(metrics)
         metrics["collapsed"] = float(bool(self.collapse.signs))
-        metrics |= self.feedback.metrics() | self.value_estimator.estimator.metrics()
-        metrics["gradient_norm_downstream"] = size
-        return metrics, task
+        return metrics | self.value_estimator.estimator.metrics(), task
 
     def preconditioner(self) -> dict[str, torch.Tensor] | None:
         """``P`` over S; None where the alignment does not ask for it, or before the first step."""

@@ -22,6 +22,7 @@ from vpretrain.method.roles import (
     TaskT,
     detached,
 )
+from vpretrain.method.selection import Selector
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import NonFinite
@@ -36,6 +37,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         meta: the designer's side: feedback, value, task construction.
         optimizer: the learner's AdamW; it only ever sees gradients of the self-supervised loss.
         clip_norm: bound on the learner's gradient norm.
+        selector: chooses what of the drawn batches a step is taken on; None: on all of them.
     """
 
     def __init__(
@@ -45,43 +47,64 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float,
+        selector: Selector[BatchT, ContextT] | None = None,
     ) -> None:
-        self.learner, self.meta, self.optimizer, self.clip_norm = (
-            learner,
-            meta,
-            optimizer,
-            clip_norm,
-        )
+        self.learner, self.meta, self.optimizer = learner, meta, optimizer
+        self.clip_norm, self.selector = clip_norm, selector
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
+
+    @property
+    def draws(self) -> int:
+        """Batches that are drawn for one that is trained on."""
+        return 1 if self.selector is None else self.selector.draws
 
     def __call__(
         self, batch: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
     ) -> Metrics:
-        """Takes one step and returns its metrics.
+        """Takes one step on what was drawn and returns its metrics; see :meth:`on`."""
+        return self.on(batch, learning_rate, progress)[1]
+
+    def on(
+        self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
+    ) -> tuple[MicroBatches[BatchT], Metrics]:
+        """Takes one step.
 
         Args:
-            batch: ``B_u``, unlabeled; gradients of its parts are added up, and the first part is
-                what the designer learns from.
+            drawn: ``B_u``, unlabeled, :attr:`draws` for each that is trained on; gradients of its
+                parts are added up, and the first part is what the designer learns from.
             learning_rate: of the learner; at 0 the parameters stay bit for bit, and only the
                 optimizer's moments, the designer and its direction move.
             progress: fraction of the budget that is used, in [0, 1].
+
+        Returns:
+            What was trained on, and the step's metrics.
 
         Raises:
             NonFinite: the loss, its gradient or what the feedback says is not; learner and
                 optimizer were not moved.
         """
-        metrics = self.take(batch, learning_rate, progress, meta_due=self.meta.due(self.count))
+        due = self.meta.due(self.count)
+        batch, metrics = self._taken(drawn, learning_rate, progress, meta_due=due)
         self.count += 1
-        return metrics
+        return batch, metrics
 
     def take(
         self, batch: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
     ) -> Metrics:
         """The same, with a meta step or without one, whatever is due; it is not counted."""
+        return self._taken(batch, learning_rate, progress, meta_due=meta_due)[1]
+
+    def _taken(
+        self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
+    ) -> tuple[MicroBatches[BatchT], Metrics]:
         metrics: Metrics = {}
         timed = Stopwatch(metrics)
         losses: list[Tensor] = []
+        if meta_due:
+            with timed("meta"):
+                metrics |= self.meta.ask(learning_rate)
+        batch, selection = self._selected(drawn, timed)
         for part in batch.weighted():
             with timed("learner"):
                 context = self.learner.forward(part.batch)
@@ -89,7 +112,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
             task = None
             if meta_due and not losses:
                 with timed("meta"):  # step 2: phi moves, theta does not
-                    learned, task = self.meta(context, value_of, learning_rate)
+                    learned, task = self.meta.learn(context, value_of, selection)
                 metrics |= learned
             with timed("designer"):
                 if task is None or not self.meta.steers(self.count):
@@ -107,7 +130,19 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
             metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
             self.learner.after_step(progress)
         steered = self.meta.designer.uses_feedback and self.meta.steers(self.count)
-        return metrics | {"steered": float(steered)}
+        return batch, metrics | selection | {"steered": float(steered)}
+
+    def _selected(
+        self, drawn: MicroBatches[BatchT], timed: Stopwatch
+    ) -> tuple[MicroBatches[BatchT], Metrics]:
+        """What is trained on: the selector's choice, or the first batches while nothing steers."""
+        if self.selector is None:
+            return drawn, {}
+        if not self.meta.steers(self.count):
+            return MicroBatches(drawn.batches[: len(drawn.batches) // self.draws]), {}
+        with timed("selection"):
+            chosen = self.selector.select(drawn.batches, self.meta.value_estimator)
+        return MicroBatches(chosen.batches), dict(chosen.metrics)
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
         """AdamW on the gradients that were added up, their norm clipped."""

@@ -30,16 +30,16 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
         accumulate: batches a step.
     """
     movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
-    movable += [] if parts.meta_batches is None else [parts.meta_batches]
+    movable += [part for part in (parts.meta_batches, parts.selector) if part is not None]
     before = [copy.deepcopy(part.state_dict()) for part in movable]
     buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
     counted: dict[bool, float] = {}
     step.count = step.meta.start  # before it tasks are the baseline's
     if parts.designer.uses_feedback:  # the first measures the central difference's step, once a run
-        step.take(next_batches(parts.stream, 1), 0.0, 0.0, meta_due=True)
+        step.take(next_batches(parts.stream, parts.draws), 0.0, 0.0, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         with FlopCounterMode(display=False) as counter:
-            step.take(next_batches(parts.stream, 1), 0.0, 0.0, meta_due=meta)
+            step.take(next_batches(parts.stream, parts.draws), 0.0, 0.0, meta_due=meta)
         counted[meta] = float(counter.get_total_flops())
     for part, state in zip(movable, before, strict=True):
         part.load_state_dict(state)

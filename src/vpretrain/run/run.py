@@ -80,7 +80,7 @@ class Run:
         self.waited_seconds = 0.0
         self.batches: Iterator[Batches] | None = None
         if prefetch:
-            self.batches = Prefetcher(parts.stream, recipe.learner.accumulate)
+            self.batches = Prefetcher(parts.stream, recipe.learner.accumulate * parts.draws)
             parts = replace(parts, stream=self.batches)
         self.parts, self.step_once = parts, new_step(recipe, parts)
         self.state = RunState(parts, self.step_once)
@@ -151,29 +151,35 @@ class Run:
             if self.batches is not None:
                 batch = next(self.batches)
             else:
-                batch = next_batches(self.parts.stream, self.recipe.learner.accumulate)
+                count = self.recipe.learner.accumulate * self.parts.draws
+                batch = next_batches(self.parts.stream, count)
             self.waited_seconds = time.perf_counter() - started
         return batch
 
     def step(self, batch: Batches) -> Metrics:
-        """One learner step at the schedule's rate.
+        """One learner step, for loops that do not ask what it was taken on; see :meth:`take`."""
+        return self.take(batch)[1]
+
+    def take(self, drawn: Batches) -> tuple[Batches, Metrics]:
+        """One learner step at the schedule's rate: what it was taken on, and its metrics.
 
         Raises:
             NonFinite: it was not taken.
         """
         progress = self.progress
-        metrics = self._step(batch, learning_rate(self.recipe.learner, progress), progress)
+        batch, metrics = self._step(drawn, learning_rate(self.recipe.learner, progress), progress)
         self.skipped_in_a_row = 0
-        return metrics
+        return batch, metrics
 
-    def _step(self, batch: Batches, rate: float, progress: float) -> Metrics:
+    def _step(self, drawn: Batches, rate: float, progress: float) -> tuple[Batches, Metrics]:
         step = self.step_once
         with self.clock:
             started = time.perf_counter()
             self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
-            metrics = {"seconds_data": self.waited_seconds} | step(batch, rate, progress)
+            batch, metrics = step.on(drawn, rate, progress)
             seconds = self.waited_seconds + time.perf_counter() - started
-        return metrics | {"tokens_per_second": batch.tokens / seconds}
+        metrics = {"seconds_data": self.waited_seconds} | metrics
+        return batch, metrics | {"tokens_per_second": batch.tokens / seconds}
 
     def recover(self, batch: Batches, fault: NonFinite) -> None:
         """Leaves a batch out; after too many in a row goes back to the last checkpoint, once.
@@ -193,10 +199,12 @@ class Run:
         self.state.rewind(earlier[1])
         self.skipped_in_a_row, self.rewound = 0, True
 
-    def advance(self, batch: Batches) -> None:
-        """Counts a step that was taken."""
+    def advance(self, batch: Batches, drawn: Batches | None = None) -> None:
+        """Counts a step that was taken on a batch, and what was drawn for it where that is more."""
+        drawn = batch if drawn is None else drawn
         self.state.spent.add(steps=1, tokens=batch.tokens)
-        self.state.add_digest(batch.digest())
+        self.state.drawn += drawn.tokens
+        self.state.add_digest(drawn.digest())
 
     def evaluate_if_due(self) -> Metrics:
         """Scores by name where an evaluation is due, and the best model so far kept."""
@@ -212,9 +220,12 @@ class Run:
         return {name: score.value for name, score in scores.items()}
 
     def record(self, batch: Batches, metrics: Metrics) -> None:
-        """Logs a step. Equal steps of a seed show equal ``batch`` digests in every arm."""
+        """Logs a step with what was drawn for it. Equal steps of a seed show equal ``batch``
+        digests in every arm that draws as much."""
         spent = self.state.spent.state_dict()
         record: Record = {"step": spent.pop("steps"), **spent, **metrics}
+        if self.parts.selector is not None:
+            record["drawn"] = self.state.drawn
         self._log(record | {"batch": batch.digest()})
 
     def _log(self, record: Record) -> None:

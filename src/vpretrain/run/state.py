@@ -25,6 +25,8 @@ class RunState:
 
     Attributes:
         spent: what was used so far.
+        drawn: tokens (images) of the stream that were drawn for it: more than were trained on where
+            a selector chooses.
         step0: scores of the untouched checkpoint.
         digest: over all batches drawn, in their order.
         records: how many were logged, so that a log can be cut back to here.
@@ -34,6 +36,7 @@ class RunState:
     def __init__(self, parts: AnyParts, step: SteeredStep[Any, Any, Any]) -> None:
         self.parts, self.step = parts, step
         self.spent = Spending()
+        self.drawn = 0
         self.step0: dict[str, Score] = {}
         self.digest = ""
         self.records = 0
@@ -48,7 +51,7 @@ class RunState:
 
         All processes ask for it together, and any one's is enough to go on from, on any number of
         them."""
-        parts, meta = self.parts, self.parts.meta_batches
+        parts, meta, selector = self.parts, self.parts.meta_batches, self.parts.selector
         return {
             "model": trained_state(parts.learner.model),
             "learner": parts.learner.state_dict(),
@@ -56,8 +59,10 @@ class RunState:
             "feedback": parts.feedback.state_dict(),
             "stream": parts.stream.state_dict(),
             "meta_batches": None if meta is None else meta.state_dict(),
+            "selector": None if selector is None else selector.state_dict(),
             "step": self.step.state_dict(),
             "spent": self.spent.state_dict(),
+            "drawn": self.drawn,
             "step0": {name: vars(score) for name, score in self.step0.items()},
             "digest": self.digest,
             "records": self.records,
@@ -83,8 +88,11 @@ class RunState:
         parts.stream.load_state_dict(state["stream"])
         if parts.meta_batches is not None:
             parts.meta_batches.load_state_dict(state["meta_batches"])
+        if parts.selector is not None:
+            parts.selector.load_state_dict(state["selector"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
+        self.drawn = state.get("drawn", self.spent.tokens)  # checkpoints before there was a choice
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
         if distributed.rank() < len(state["random"]):  # a process that is new keeps its own seed

@@ -21,6 +21,8 @@ class Result:
         step0: scores of the untouched checkpoint, same protocol.
         final: scores at the end.
         stream_digest: digest over all batches drawn: equal in arms that saw the same stream.
+        draws: batches that were drawn for one that was trained on; 1 where nothing chooses.
+        drawn: tokens (images) that were drawn.
         history: one record a step (and a skipped batch), since the start or since the run was
             resumed.
     """
@@ -31,6 +33,8 @@ class Result:
     step0: dict[str, Score]
     final: dict[str, Score]
     stream_digest: str
+    draws: int = 1
+    drawn: int = 0
     history: list[Record] = field(repr=False, default_factory=list)
 
 
@@ -46,17 +50,25 @@ def train(run: Run) -> Result:
     """
     run.start()  # resume; or evaluate step 0 and let the optimizer's moments settle
     while not run.exhausted:
-        batch = run.next_batch()
+        drawn = run.next_batch()
         try:
-            metrics = run.step(batch)
+            batch, metrics = run.take(drawn)  # a selector trains on a part of what is drawn
         except NonFinite as fault:
-            run.recover(batch, fault)  # skip, rewind once, then raise
+            run.recover(drawn, fault)  # skip, rewind once, then raise
             continue
-        run.advance(batch)
-        run.record(batch, metrics | run.evaluate_if_due())
+        run.advance(batch, drawn)
+        run.record(drawn, metrics | run.evaluate_if_due())
         run.checkpoint_if_due()  # raises Stopped after a signal
     final = run.finish()
     state, recipe = run.state, run.recipe
     return Result(
-        recipe.arm, recipe.seed, state.spent, state.step0, final, state.digest, run.history
+        recipe.arm,
+        recipe.seed,
+        state.spent,
+        state.step0,
+        final,
+        state.digest,
+        run.parts.draws,
+        state.drawn,
+        run.history,
     )

@@ -338,6 +338,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "flops": result.spent.flops,
         "seconds": round(result.spent.seconds, 2),
         "stream_digest": result.stream_digest,
+        "draws": result.draws,
+        "drawn": result.drawn,
         "final": {name: score.value for name, score in result.final.items()},
     }
 
@@ -363,11 +365,14 @@ def _read(path: Path) -> Any:
 
 
 def _check_streams(runs: Sequence[dict[str, Any]], match: Measure) -> None:
-    """At equal steps every arm of a seed must have drawn the same batches."""
+    """At equal steps the arms of a seed that draw as much must have drawn the same batches."""
     if match != "steps":
         return
-    for seed in {entry["seed"] for entry in runs}:
-        digests = {entry["stream_digest"] for entry in runs if entry["seed"] == seed}
+    alike: dict[tuple[int, int], set[str]] = {}
+    for entry in runs:
+        key = (entry["seed"], entry.get("draws", 1))
+        alike.setdefault(key, set()).add(entry["stream_digest"])
+    for (seed, _), digests in alike.items():
         if len(digests) != 1:
             raise RuntimeError(
                 f"the arms of seed {seed} did not see the same stream: {sorted(digests)}"

@@ -182,17 +182,18 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
     for _ in range(recipe.value.meta_period):
         started = _now()
-        batch = next_batches(parts.stream, recipe.learner.accumulate)
+        drawn = next_batches(parts.stream, recipe.learner.accumulate * parts.draws)
         totals["data"] += _now() - started
         clock = timing.Clock(synchronize=True)
         with timing.clocked(clock):
-            record = step(batch, recipe.learner.learning_rate)
+            batch, record = step.on(drawn, recipe.learner.learning_rate)
         totals["seconds"] += _now() - started
         totals["tokens"] += batch.tokens
         meta = record.get("seconds_meta", 0.0)
         totals["meta"] += meta
         for part in ("designer", "candidates", "loss"):
             totals[part] += clock.seconds.get(part, 0.0)
+        totals["designer"] += record.get("seconds_selection", 0.0)
         phases = record["seconds_learner"] + record["seconds_designer"]
         totals["learner"] += phases - sum(clock.seconds.values())
     return totals

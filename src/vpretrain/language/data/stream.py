@@ -158,6 +158,18 @@ class Stream(roles.Stream[TokenBatch]):
             loss_mean=self.loss_mean,
         )
 
+    @property
+    def documents(self) -> int:
+        """How many documents the sources have that are drawn from."""
+        drawn = zip(self._sources, self._lengths, strict=True)
+        return sum(len(lengths) for source, lengths in drawn if source.weight)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens they have."""
+        drawn = zip(self._sources, self._lengths, strict=True)
+        return sum(sum(lengths) for source, lengths in drawn if source.weight)
+
     def state_dict(self) -> dict[str, Any]:
         """The exact position, fit for JSON: what each source has given, and which documents are
         pending."""

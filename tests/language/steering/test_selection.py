@@ -1,0 +1,213 @@
+"""Selection: values of documents, what is chosen by them, and how the batch is laid out."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from tests.language.conftest import downstream, tiny_batch, tiny_learner
+from tests.run.test_train import tiny_recipe, trained, weights_hash
+from vpretrain.language import Language
+from vpretrain.language.data.batch import laid_out
+from vpretrain.language.data.rows import Document
+from vpretrain.language.feedback import shuffled
+from vpretrain.language.steering.greats import AtRandom, Highest
+from vpretrain.language.steering.selection import STARVED_DOCUMENTS, DocumentSelector
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.method.vectors import inner
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
+from vpretrain.system.errors import UserError
+
+WIDTH = 24
+
+
+def packed_batch(seed, rows=2, source="a", loss_mean="token"):
+    """Rows of two documents each, of unlike lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def document(row, size):
+        ids = torch.randint(3, 40, (size,), generator=generator).tolist()
+        predicted = [at >= size // 3 for at in range(size)]
+        return Document(ids, predicted, f"{seed}:{row}:{size}", source)
+
+    return laid_out(
+        [[document(row, 8 + row), document(row, 11 + row)] for row in range(rows)],
+        width=WIDTH,
+        pad_id=0,
+        padding_apart=True,
+        loss_mean=loss_mean,
+    )
+
+
+def estimator_of(learner, *gradients):
+    found = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["double_backward"])
+    found.update(list(gradients), None, 0.0)
+    return found
+
+
+def selector_of(learner, choice=None, draws=2, seed=0):
+    return DocumentSelector(learner, choice or Highest(), draws=draws, pad_id=0, seed=seed)
+
+
+def slow_values(learner, batches, direction):
+    """The inner product of ``direction`` with the gradient of each document's own mean loss."""
+    values = {}
+    for batch in batches:
+        for document in batch.documents:
+            alone = laid_out([[document]], width=WIDTH, pad_id=0, padding_apart=True)
+            losses, _ = learner.token_losses(alone)
+            pieces = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
+            gradient = dict(zip(learner.aligned, pieces, strict=True))
+            values[document.origin] = float(inner(direction, gradient))
+    return values
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "example"])
+def test_values_are_inner_products_with_each_documents_own_gradient(loss_mean):
+    learner = tiny_learner(dtype=torch.float64)
+    direction = downstream(learner)
+    batches = [packed_batch(seed, loss_mean=loss_mean) for seed in (1, 2)]
+    pool = selector_of(learner).valued(batches, estimator_of(learner, direction))
+    expected = slow_values(learner, batches, direction)
+    found = dict(zip((d.origin for d in pool.documents), pool.values[0].tolist(), strict=True))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_most_valuable_documents_fill_a_batch_of_the_same_size():
+    learner = tiny_learner(dtype=torch.float64)
+    direction = downstream(learner)
+    drawn = [packed_batch(seed) for seed in (1, 2, 3)]
+    selected = selector_of(learner, draws=3).select(drawn, estimator_of(learner, direction))
+    (batch,) = selected.batches
+    values = slow_values(learner, drawn, direction)
+    ranked = sorted(values, key=values.__getitem__, reverse=True)
+    chosen = {document.origin for document in batch.documents}
+    assert chosen == set(ranked[: len(chosen)])
+    assert batch.input_ids.shape == drawn[0].input_ids.shape
+    longest = max(len(document.ids) for document in batch.documents)
+    assert abs(batch.tokens - sum(each.tokens for each in drawn) / 3) <= longest
+    count = len(batch.documents)
+    assert selected.metrics["documents_kept"] == count
+    assert selected.metrics["documents_dropped"] == 12 - count
+    assert selected.metrics["value_kept"] > selected.metrics["value_drawn"]
+
+
+def test_one_document_a_row_where_nothing_is_packed():
+    learner = tiny_learner()
+    learner.packed = False
+    drawn = [tiny_batch(rows=3, seed=seed) for seed in (1, 2)]
+    (batch,) = (
+        selector_of(learner).select(drawn, estimator_of(learner, downstream(learner))).batches
+    )
+    assert len(batch.documents) == 3 and batch.input_ids.shape[0] == 3
+    assert batch.input_ids.shape[1] == max(len(document.ids) for document in batch.documents)
+
+
+def test_several_batches_of_a_step_are_chosen_together():
+    learner = tiny_learner()
+    direction = downstream(learner)
+    drawn = [packed_batch(seed) for seed in range(4)]
+    batches = selector_of(learner).select(drawn, estimator_of(learner, direction)).batches
+    values = slow_values(learner, drawn, direction)
+    ranked = sorted(values, key=values.__getitem__, reverse=True)
+    chosen = {document.origin for batch in batches for document in batch.documents}
+    assert len(batches) == 2 and chosen == set(ranked[: len(chosen)])
+
+
+def test_choosing_at_random_values_nothing_and_goes_on_from_its_state():
+    learner, drawn = tiny_learner(), [packed_batch(seed) for seed in (1, 2)]
+    whole, first = (selector_of(learner, AtRandom(), seed=3) for _ in range(2))
+    digests = [whole.select(drawn, None).batches[0].digest() for _ in range(4)]
+    assert len(set(digests)) > 1
+    for _ in range(2):
+        first.select(drawn, None)
+    again = selector_of(learner, AtRandom(), seed=9)
+    again.load_state_dict(first.state_dict())
+    assert [again.select(drawn, None).batches[0].digest() for _ in range(2)] == digests[2:]
+
+
+def test_the_gain_is_of_one_half_of_the_feedback_under_the_other():
+    learner, drawn = tiny_learner(), [packed_batch(seed) for seed in range(6)]
+    one = downstream(learner)
+    opposite = {name: -piece for name, piece in one.items()}
+    agreed, contradicted = (
+        selector_of(learner).select(drawn, estimator_of(learner, one, other)).metrics
+        for other in (one, opposite)
+    )
+    assert agreed["gain"] > 0 > contradicted["gain"]
+    assert agreed["agreement"] == pytest.approx(1)
+    assert contradicted["agreement"] == pytest.approx(-1)
+
+
+def test_a_source_that_is_never_chosen_is_warned_of_once(caplog):
+    learner = tiny_learner()
+    selector = selector_of(learner)
+
+    class Starving(Highest):
+        def order(self, values, draw):
+            return torch.arange(len(values))  # the first batch, which is of source a
+
+    selector.choice = Starving()
+    drawn = [packed_batch(1, source="a"), packed_batch(2, source="b")]
+    estimator = estimator_of(learner, downstream(learner))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(STARVED_DOCUMENTS // 4 + 5):
+            metrics = selector.select(drawn, estimator).metrics
+    assert [record.args[1] for record in caplog.records] == ["b"]
+    assert metrics["chosen/a"] == 1 and "chosen/b" not in metrics
+    assert metrics["drawn/b"] == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def materials():
+    return Language().load(tiny_recipe())
+
+
+def test_a_pool_larger_than_the_stream_is_refused():
+    recipe = tiny_recipe("arm=greats_topk", "designer.draws=400")
+    with pytest.raises(UserError, match=r"designer\.draws.*more than the stream has"):
+        Language().build(recipe, Language().load(recipe))
+
+
+@pytest.mark.parametrize("draws", [0, 1])
+def test_there_is_nothing_to_choose_among_less_than_two_batches(draws):
+    with pytest.raises(UserError, match=r"draws"):
+        tiny_recipe("arm=greats_topk", f"designer.draws={draws}")
+
+
+def test_a_budget_counts_what_is_trained_on_and_drawn_tokens_are_told_apart(materials):
+    result = trained(materials, "arm=greats_topk", "budget.steps=3")[1]
+    last = result.history[-1]
+    assert result.draws == 2 and result.drawn == last["drawn"]
+    assert result.spent.tokens == last["tokens"]
+    assert result.drawn == pytest.approx(2 * result.spent.tokens, rel=0.1)
+    shares = [value for name, value in last.items() if name.startswith("chosen/")]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_labels_reach_the_learner_through_the_choice_alone(materials, monkeypatch):
+    """A selector that hears everything and chooses without it leaves the learner bit-identical."""
+    (task,) = materials.tasks.values()
+    mixed = dataclasses.replace(task, documents=shuffled(task.documents, seed=0))
+    wrong = dataclasses.replace(materials, tasks={"feedback": mixed})
+    hearing = ["arm=greats_topk", "value.guard_window=0", "value.meta_period=1"]
+    assert trained(materials, *hearing)[0] != trained(wrong, *hearing)[0]
+    monkeypatch.setattr(Highest, "order", lambda self, values, draw: torch.arange(len(values)))
+    assert trained(materials, *hearing)[0] == trained(wrong, *hearing)[0]
+
+
+def test_until_its_start_the_learner_trains_on_the_first_of_what_is_drawn(materials):
+    late = ["budget.steps=1", "value.settle_steps=0", "value.start_step=5"]
+    recipe = tiny_recipe("arm=greats_topk", *late)
+    parts = Language().build(recipe, materials)
+    plain = tiny_recipe("arm=onehot", *late)
+    plain_parts = Language().build(plain, materials)
+    found, expected = (
+        train(Run(r, p, step0={})) for r, p in ((recipe, parts), (plain, plain_parts))
+    )
+    assert weights_hash(parts) == weights_hash(plain_parts)
+    assert found.spent.tokens == expected.spent.tokens < found.drawn
