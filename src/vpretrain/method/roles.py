@@ -15,7 +15,7 @@ an object what it can do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -107,6 +107,19 @@ class ValueFunction(ABC, Generic[ContextT]):
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
         """The same along every feedback batch's own gradient: how far they agree is how far they
         can be trusted."""
+
+
+class DirectedValue(ValueFunction[ContextT]):
+    """A value function that can look along other directions than that of the feedback, on this
+    process's part of the data."""
+
+    @abstractmethod
+    def along(self, context: ContextT, task: Task, gradients: Sequence[Gradient]) -> list[Estimate]:
+        """Values of one task along several directions over S in the place of ``g_down``."""
+
+    @abstractmethod
+    def gradient(self, context: ContextT, task: Task) -> Gradient:
+        """``g_pre`` over S of this process's task, detached."""
 
 
 class Learner(ABC, Generic[BatchT, ContextT, TaskT]):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
-from vpretrain.method.roles import BatchT, ContextT, Metrics, State, ValueFunction
+from vpretrain.method.roles import BatchT, ContextT, DirectedValue, Metrics, State
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
 
     @abstractmethod
     def select(
-        self, drawn: Sequence[BatchT], value_of: ValueFunction[ContextT]
+        self, drawn: Sequence[BatchT], value_of: DirectedValue[ContextT]
     ) -> Selected[BatchT]:
         """Chooses among batches; all processes choose together, and alike.
 

@@ -14,6 +14,7 @@ from vpretrain.method.directional import Estimator, Function, Loss
 from vpretrain.method.roles import (
     BatchT,
     ContextT,
+    DirectedValue,
     Estimate,
     Gradient,
     Learner,
@@ -26,7 +27,7 @@ from vpretrain.method.value import Alignment
 from vpretrain.system import distributed
 
 
-class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
+class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
     """Holds the latest downstream gradients, and values tasks along them.
 
     Called itself it values a task on a whole batch, :meth:`on_part` on a part of one.
@@ -131,6 +132,16 @@ class ValueEstimator(ValueFunction[ContextT], Generic[BatchT, ContextT, TaskT]):
             alignment(gradient, pretraining_gradient, self.step_size) for gradient in gradients
         ]
         return [estimate(each.direction, each.value) for each in valued]
+
+    def gradient(self, context: ContextT, task: Task) -> Gradient:
+        """``g_pre`` over S of a task on this process's part of the data, float32 or wider."""
+        objective = self.learner.objective(context, cast(TaskT, task))
+
+        def loss(parameters: Mapping[str, Tensor]) -> Tensor:
+            return objective.loss(parameters, objective.inputs)
+
+        aligned = self.learner.aligned
+        return _gradient(loss, {name: vectors.wide(p.detach()) for name, p in aligned.items()})
 
     def state_dict(self) -> State:
         """The gradients of the latest meta step: they are used until the next."""

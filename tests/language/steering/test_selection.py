@@ -10,14 +10,21 @@ from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from tests.run.test_train import tiny_recipe, trained, weights_hash
 from vpretrain.language import Language
 from vpretrain.language.data.batch import laid_out
+from vpretrain.language.data.pool import Pool
 from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback import shuffled
 from vpretrain.language.steering.greats import AtRandom, Highest
-from vpretrain.language.steering.selection import STARVED_DOCUMENTS, DocumentSelector
+from vpretrain.language.steering.opus import Boltzmann
+from vpretrain.language.steering.selection import (
+    STARVED_DOCUMENTS,
+    DocumentSelector,
+    Redundancy,
+    in_deviations,
+)
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
-from vpretrain.method.vectors import inner
+from vpretrain.method.vectors import combine, inner
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
@@ -49,21 +56,35 @@ def estimator_of(learner, *gradients):
     return found
 
 
-def selector_of(learner, choice=None, draws=2, seed=0):
-    return DocumentSelector(learner, choice or Highest(), draws=draws, pad_id=0, seed=seed)
+def selector_of(learner, choice=None, draws=2, seed=0, weight=0.0, rounds=4):
+    return DocumentSelector(
+        learner,
+        choice or Highest(),
+        Redundancy(weight, rounds),
+        draws=draws,
+        pad_id=0,
+        seed=seed,
+    )
 
 
-def slow_values(learner, batches, direction):
-    """The inner product of ``direction`` with the gradient of each document's own mean loss."""
-    values = {}
+def slow_gradients(learner, batches):
+    """The gradient over S of each document's own mean loss."""
+    gradients = {}
     for batch in batches:
         for document in batch.documents:
             alone = laid_out([[document]], width=WIDTH, pad_id=0, padding_apart=True)
             losses, _ = learner.token_losses(alone)
             pieces = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
-            gradient = dict(zip(learner.aligned, pieces, strict=True))
-            values[document.origin] = float(inner(direction, gradient))
-    return values
+            gradients[document.origin] = dict(zip(learner.aligned, pieces, strict=True))
+    return gradients
+
+
+def slow_values(learner, batches, direction):
+    """Its inner product with a direction."""
+    return {
+        name: float(inner(direction, gradient))
+        for name, gradient in slow_gradients(learner, batches).items()
+    }
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "example"])
@@ -71,9 +92,10 @@ def test_values_are_inner_products_with_each_documents_own_gradient(loss_mean):
     learner = tiny_learner(dtype=torch.float64)
     direction = downstream(learner)
     batches = [packed_batch(seed, loss_mean=loss_mean) for seed in (1, 2)]
-    pool = selector_of(learner).valued(batches, estimator_of(learner, direction))
+    selector, pool = selector_of(learner), Pool.gathered(batches, packed=True)
+    (values,) = selector.values(pool, selector.seen(batches), estimator_of(learner, direction))
     expected = slow_values(learner, batches, direction)
-    found = dict(zip((d.origin for d in pool.documents), pool.values[0].tolist(), strict=True))
+    found = dict(zip((d.origin for d in pool.documents), values.tolist(), strict=True))
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -94,6 +116,41 @@ def test_the_most_valuable_documents_fill_a_batch_of_the_same_size():
     assert selected.metrics["documents_kept"] == count
     assert selected.metrics["documents_dropped"] == 12 - count
     assert selected.metrics["value_kept"] > selected.metrics["value_drawn"]
+
+
+def test_from_the_second_round_on_documents_lose_what_they_have_in_common_with_the_taken():
+    learner = tiny_learner(dtype=torch.float64)
+    direction = downstream(learner)
+    drawn = [packed_batch(seed, rows=3) for seed in (1, 2, 3, 4)]
+    selector = selector_of(learner, weight=3.0, rounds=2)
+    pool, estimator = Pool.gathered(drawn, packed=True), estimator_of(learner, direction)
+    seen = selector.seen(drawn)
+    (values,) = selector.values(pool, seen, estimator)
+    found = selector._taken(pool, seen, values, estimator)
+
+    names = [document.origin for document in pool.documents]
+    gradients = slow_gradients(learner, drawn)
+    own = in_deviations(torch.tensor([float(inner(direction, gradients[n])) for n in names]))
+    first = pool.filled([], own.argsort(descending=True).tolist(), 1 / 4)
+    summed = combine(
+        *((float(sum(pool.documents[at].predicted)), gradients[names[at]]) for at in first)
+    )
+    common = in_deviations(torch.tensor([float(inner(summed, gradients[n])) for n in names]))
+    rest = (own - 3.0 * 0.5 * common).argsort(descending=True).tolist()
+    expected = pool.filled(first, [at for at in rest if at not in first], 1 / 2)
+    plain = pool.filled([], own.argsort(descending=True).tolist(), 1 / 2)
+    assert found == expected
+    assert set(found) != set(plain)  # else the test could not fail
+
+
+def test_boltzmann_draws_follow_the_softmax_and_cold_ones_the_values():
+    draw, values = torch.Generator().manual_seed(0), torch.tensor([1.0, 0.0, -1.0]).double()
+    first = [int(Boltzmann(0.5).order(values, draw)[0]) for _ in range(4000)]
+    shares = torch.bincount(torch.tensor(first), minlength=3) / 4000
+    torch.testing.assert_close(
+        shares.double(), torch.softmax(values / 0.5, dim=0), atol=0.02, rtol=0
+    )
+    assert Boltzmann(1e-6).order(values, draw).tolist() == [0, 1, 2]
 
 
 def test_one_document_a_row_where_nothing_is_packed():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from vpretrain.language.steering.arms import ARMS, Site
 from vpretrain.language.steering.baselines import OneHot
-from vpretrain.language.steering.selection import Choice, SelectionArm, ValuedSelectionArm
+from vpretrain.language.steering.selection import Choice, SelectionArm
+from vpretrain.method.value import AlignmentName
 
 
 class Highest(Choice):
@@ -31,16 +35,33 @@ class AtRandom(Choice):
     "the documents whose gradients have the largest inner products with that of the feedback "
     "(GREATS)",
 )
-class GreatsArm(ValuedSelectionArm):
-    """GREATS (Wang et al., NeurIPS 2024) in its first-order form: of the examples that were drawn,
-    a step trains on those whose gradient has the largest inner product with the gradient of the
-    validation loss.
+class GreatsArm(SelectionArm):
+    """GREATS (Wang et al., NeurIPS 2024): of the examples that were drawn, a step trains on those
+    that lower the validation loss most, by a Taylor expansion: their gradient's inner product with
+    that of the validation loss, less, in the greedy form, its inner products with the gradients of
+    those that are chosen already (the Hessian taken for the identity).
 
-    What differs from the published form: documents are chosen and packed, not rows of a batch; the
-    inner product is over S; the validation gradient is that of the feedback set as ``value`` and
-    ``data.feedback`` have it (a running mean, renewed at meta steps), not of a few rows at each
-    step.
+    What differs from the published form: documents are chosen and packed, not rows of a batch;
+    inner products are over S, and the validation gradient is that of the feedback set as ``value``
+    and ``data.feedback`` have it (a running mean, renewed at meta steps). The correction is in
+    standard deviations, and in rounds; as published it is the learning rate over the value, which
+    at rates of AdamW changes no choice.
     """
+
+    alignment: Literal["dot", "optimizer_aware"] = "dot"
+    """What a document is valued by, whatever ``value.alignment`` is: the inner product with g_down
+    over S, or with P g_down."""
+    interaction: NonNegativeFloat = 0.0
+    """What a document loses that has a gradient like those chosen before it, in standard deviations
+    of either over what was drawn; 0: nothing, and no pass for it."""
+
+    @property
+    def stated_for(self) -> AlignmentName:
+        return self.alignment
+
+    @property
+    def penalty(self) -> float:
+        return self.interaction
 
     def choice(self) -> Highest:
         return Highest()

@@ -18,24 +18,25 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from vpretrain.language.data.batch import TokenBatch, laid_out
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.data.pool import Pool
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.steering.arms import LanguageArm, Site
 from vpretrain.language.steering.baselines import OneHot
 from vpretrain.language.steering.rules import Candidates
+from vpretrain.method import vectors
 from vpretrain.method.reliability import correlation
-from vpretrain.method.roles import Metrics, State, ValueFunction
+from vpretrain.method.roles import DirectedValue, Estimate, Metrics, State
 from vpretrain.method.selection import Selected, Selector
-from vpretrain.method.value import AlignmentName
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import user_error
@@ -56,56 +57,29 @@ class Choice(ABC):
         """Indices of ``values`` ``[n]``, those to take first in front.
 
         Args:
-            values: float64, of the CPU; the same on all processes.
+            values: float64, of the CPU, in standard deviations over all that was drawn; the same on
+                all processes.
             draw: of random choices; likewise.
         """
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What all processes drew for a step, in the order of a single one.
+class Redundancy:
+    """How documents are kept from repeating what is chosen already.
+
+    They are taken in rounds. From the second on a document loses what its gradient has in common
+    with that of all that are taken so far, ``<d, grad_S L_d'>`` with ``d`` their direction, by one
+    backward pass over the suffix for ``d`` and one pass forward along it. With as many rounds as
+    documents this is the greedy choice, one at a time.
 
     Args:
-        rows: of every batch, the documents of each row.
-        values: float64 of all documents in that order, under each feedback batch ``[F, n]``; zeros
-            where the choice asks for none.
-        width: tokens of the longest row, padding included.
+        weight: >= 0; what the whole batch counts against the value, both in standard deviations
+            over what was drawn. A batch that is half full counts half.
+        rounds: at least 1.
     """
 
-    rows: list[list[list[Document]]]
-    values: Tensor
-    width: int
-
-    @property
-    def documents(self) -> list[Document]:
-        return [document for batch in self.rows for row in batch for document in row]
-
-    @classmethod
-    def gathered(cls, batches: Sequence[TokenBatch], values: Sequence[Tensor]) -> Drawn:
-        """From this process's share of the batches and, for each, the values of its documents under
-        each feedback batch ``[F, documents]``."""
-        own = []
-        for batch, of_batch in zip(batches, values, strict=True):
-            worth = iter(of_batch.t().tolist())
-            own.append([[(each, next(worth)) for each in row] for row in _rows(batch)])
-        shares = distributed.all_gather_object(
-            (own, max(batch.input_ids.shape[1] for batch in batches))
-        )
-        rows, figures = [], []
-        for of_batch in zip(*(share for share, _ in shares), strict=True):
-            # Rank r of W holds rows r, r + W, ... of every batch.
-            whole = [row for rows_ in zip(*of_batch, strict=True) for row in rows_]
-            rows.append([[document for document, _ in row] for row in whole])
-            figures += [figure for row in whole for _, figure in row]
-        return cls(rows, torch.tensor(figures, dtype=torch.float64).t(), max(w for _, w in shares))
-
-
-def _rows(batch: TokenBatch) -> list[list[Document]]:
-    """The documents of each row of a batch."""
-    return [
-        [batch.documents[at] for at in row.unique_consecutive().tolist() if at >= 0]
-        for row in batch.document
-    ]
+    weight: float = 0.0
+    rounds: int = 4
 
 
 def document_values(context: Context, gradient: Tensor) -> Tensor:
@@ -136,95 +110,113 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     Args:
         learner: whose loss is valued; without dropout.
         choice: what follows from the values.
+        redundancy: what documents lose that repeat others.
         draws: see :class:`vpretrain.method.selection.Selector`.
         pad_id: what rows are filled up with.
         seed: of random choices.
     """
 
     def __init__(
-        self, learner: CausalLearner, choice: Choice, *, draws: int, pad_id: int, seed: int
+        self,
+        learner: CausalLearner,
+        choice: Choice,
+        redundancy: Redundancy,
+        *,
+        draws: int,
+        pad_id: int,
+        seed: int,
     ) -> None:
-        self.learner, self.choice, self.draws, self.pad_id = learner, choice, draws, pad_id
+        self.learner, self.choice, self.redundancy = learner, choice, redundancy
+        self.draws, self.pad_id = draws, pad_id
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn_of: Counter[str] = Counter()
         self.chosen_of: Counter[str] = Counter()
 
     def select(
-        self, drawn: Sequence[TokenBatch], value_of: ValueFunction[Context]
+        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context]
     ) -> Selected[TokenBatch]:
-        pool = self.valued(drawn, value_of)
-        values, documents = pool.values.mean(dim=0), pool.documents
-        order = self.choice.order(values, self.generator)
-        rows, chosen = self._filled(pool, order)
-        metrics = self._figures(documents, chosen, values)
-        if len(pool.values) > 1:
-            metrics |= self._cross_fitted(pool, len(chosen))
-        return Selected(self._laid_out(drawn, rows, pool.width), metrics)
-
-    def valued(self, drawn: Sequence[TokenBatch], value_of: ValueFunction[Context]) -> Drawn:
-        """The documents with their values."""
-        if not self.choice.uses_values:
-            return Drawn.gathered(drawn, [torch.zeros(1, len(b.documents)) for b in drawn])
-        values = []
+        pool = Pool.gathered(drawn, packed=self.learner.packed)
         with evaluating(self.learner.model):
-            for batch in drawn:
-                with torch.no_grad():
-                    context = self.learner.forward(batch)
-                probe = Candidates.among(context, 1, weighted=True)
-                estimates = value_of.each(context, probe)
-                values.append(
-                    torch.stack([document_values(context, each.gradient[0]) for each in estimates])
-                )
-        return Drawn.gathered(drawn, values)
-
-    def _filled(self, pool: Drawn, order: Tensor) -> tuple[list[list[Document]], list[int]]:
-        """Rows for the batches of a step, over all processes, and the documents that are in them.
-
-        The first of the order are taken until there are as many tokens as a drawn batch has on
-        average (unpacked: as many documents), and no fewer documents than rows. Long ones are
-        placed first, each in the row with the most room; one that fits nowhere is left out.
-        """
-        documents = pool.documents
-        count = sum(map(len, pool.rows)) // self.draws
-        packed = self.learner.packed
-        wanted = sum(len(document.ids) for document in documents) / self.draws if packed else 0
-        taken: list[int] = []
-        tokens = 0
-        for at in order.tolist():
-            if tokens >= wanted and len(taken) >= count:
-                break
-            taken.append(at)
-            tokens += len(documents[at].ids)
-        rows: list[list[Document]] = [[] for _ in range(count)]
-        room, chosen = [pool.width if packed else 1] * count, []
-        for at in sorted(taken, key=lambda at: -len(documents[at].ids)):
-            row = max(range(count), key=room.__getitem__)
-            size = len(documents[at].ids) if packed else 1
-            if size <= room[row]:
-                rows[row].append(documents[at])
-                room[row] -= size
-                chosen.append(at)
-        return rows, chosen
-
-    def _laid_out(
-        self, drawn: Sequence[TokenBatch], rows: Sequence[Sequence[Document]], width: int
-    ) -> tuple[TokenBatch, ...]:
-        """This process's share of the step's batches."""
-        count = len(drawn) // self.draws
-        size = len(rows) // count
-        packed = self.learner.packed
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        widths = [width if packed else max(len(row[0].ids) for row in batch) for batch in batches]
-        return tuple(
-            laid_out(
-                batch[distributed.rank() :: distributed.world()],
-                width=width,
-                pad_id=self.pad_id,
-                padding_apart=packed,
-                loss_mean=drawn[0].loss_mean,
-            )
-            for batch, width in zip(batches, widths, strict=True)
+            seen = self.seen(drawn) if self.choice.uses_values else []
+            values = self.values(pool, seen, value_of)
+            taken = self._taken(pool, seen, values.mean(dim=0), value_of)
+        batches, kept = pool.batches(
+            taken, count=len(drawn) // self.draws, share=1 / self.draws, pad_id=self.pad_id
         )
+        metrics = self._figures(pool.documents, kept, values.mean(dim=0))
+        if len(values) > 1:
+            metrics |= self._cross_fitted(values, len(kept))
+        return Selected(batches, metrics)
+
+    def seen(self, drawn: Sequence[TokenBatch]) -> list[Candidates]:
+        """What the learner makes of each batch, with the task that is valued: one-hot targets."""
+        with torch.no_grad():
+            contexts = [self.learner.forward(batch) for batch in drawn]
+        return [Candidates.among(context, 1, weighted=True) for context in contexts]
+
+    def values(
+        self, pool: Pool, seen: Sequence[Candidates], value_of: DirectedValue[Context]
+    ) -> Tensor:
+        """Of every document under each feedback batch, float64 ``[F, n]``; zeros where the choice
+        asks for none."""
+        if not seen:
+            return torch.zeros(1, len(pool.documents), dtype=torch.float64)
+        estimates = [value_of.each(probe.context, probe) for probe in seen]
+        return torch.stack(
+            [self._of_documents(pool, seen, each) for each in zip(*estimates, strict=True)]
+        )
+
+    def _of_documents(
+        self, pool: Pool, seen: Sequence[Candidates], estimates: Sequence[Estimate]
+    ) -> Tensor:
+        return pool.ordered(
+            [
+                document_values(probe.context, estimate.gradient[0])
+                for probe, estimate in zip(seen, estimates, strict=True)
+            ]
+        )
+
+    def _taken(
+        self,
+        pool: Pool,
+        seen: Sequence[Candidates],
+        values: Tensor,
+        value_of: DirectedValue[Context],
+    ) -> list[int]:
+        """The documents that fill the step's batches, in the order in which they were taken."""
+        rounds = self.redundancy.rounds if self.redundancy.weight else 1
+        score = values = in_deviations(values)
+        taken: list[int] = []
+        for part in range(1, rounds + 1):
+            rest = torch.tensor(sorted(set(range(len(values))) - set(taken)))
+            order = rest[self.choice.order(score[rest], self.generator)]
+            taken = pool.filled(taken, order.tolist(), part / (rounds * self.draws))
+            if part < rounds:
+                common = in_deviations(self._common(pool, seen, taken, value_of))
+                score = values - self.redundancy.weight * part / rounds * common
+        return taken
+
+    def _common(
+        self,
+        pool: Pool,
+        seen: Sequence[Candidates],
+        taken: Sequence[int],
+        value_of: DirectedValue[Context],
+    ) -> Tensor:
+        """What each document's gradient has in common with that of those that are taken:
+        ``<d, grad_S L_d'>``, ``d`` the sum over the tokens of these."""
+        own, pieces = pool.own(taken), []
+        for number, probe in enumerate(seen):
+            documents = torch.tensor(own.get(number, []), device=probe.mass.device)
+            mask = torch.isin(probe.context.document, documents).to(probe.mass.dtype)
+            gradient = value_of.gradient(
+                probe.context, replace(probe, mass=probe.mass * mask[:, None])
+            )
+            pieces.append((float(probe.context.batch.weight), gradient))
+        direction = vectors.combine(*pieces)
+        distributed.all_reduce(list(direction.values()))
+        estimates = [value_of.along(probe.context, probe, [direction])[0] for probe in seen]
+        return self._of_documents(pool, seen, estimates)
 
     def _figures(
         self, documents: Sequence[Document], chosen: Sequence[int], values: Tensor
@@ -262,10 +254,10 @@ class DocumentSelector(Selector[TokenBatch, Context]):
                     source,
                 )
 
-    def _cross_fitted(self, pool: Drawn, kept: int) -> Metrics:
+    def _cross_fitted(self, values: Tensor, kept: int) -> Metrics:
         """What documents chosen under one half of the feedback are worth under the other, above the
         mean of all that were drawn; noise gains nothing by it."""
-        halves = pool.values[0::2].mean(dim=0), pool.values[1::2].mean(dim=0)
+        halves = values[0::2].mean(dim=0), values[1::2].mean(dim=0)
         gains = [
             float(other[one.argsort(descending=True)[:kept]].mean() - other.mean())
             for one, other in (halves, halves[::-1])
@@ -282,6 +274,11 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def load_state_dict(self, state: State) -> None:
         self.generator.set_state(state["generator"].cpu())
         self.drawn_of, self.chosen_of = Counter(state["drawn_of"]), Counter(state["chosen_of"])
+
+
+def in_deviations(values: Tensor) -> Tensor:
+    """Values over their standard deviation."""
+    return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def check_pool(selector: Selector[Any, Any] | None, stream: Stream) -> None:
@@ -319,26 +316,28 @@ class SelectionArm(LanguageArm):
 
     draws: Annotated[int, Field(ge=2)] = 2
     """m: batches that are drawn for one that is trained on; they are what is chosen among."""
+    rounds: PositiveInt = 4
+    """Rounds in which documents are chosen where they lose what they have in common with others;
+    as many as there are documents: one at a time."""
 
+    @abstractmethod
     def choice(self) -> Choice:
-        raise NotImplementedError
+        """What follows from the values."""
+
+    @property
+    def penalty(self) -> float:
+        """What documents lose that repeat others (:class:`Redundancy`)."""
+        return 0.0
 
     def build(self, site: Site) -> OneHot:
         return Plain()
 
     def selector(self, site: Site) -> DocumentSelector:
         return DocumentSelector(
-            site.learner, self.choice(), draws=self.draws, pad_id=site.pad_id, seed=site.seed
+            site.learner,
+            self.choice(),
+            Redundancy(self.penalty, self.rounds),
+            draws=self.draws,
+            pad_id=site.pad_id,
+            seed=site.seed,
         )
-
-
-class ValuedSelectionArm(SelectionArm):
-    """Of those that choose by value."""
-
-    alignment: Literal["dot", "optimizer_aware"] = "dot"
-    """What a document is valued by, whatever ``value.alignment`` is: the inner product with g_down
-    over S, or with P g_down."""
-
-    @property
-    def stated_for(self) -> AlignmentName:
-        return self.alignment

@@ -1,0 +1,133 @@
+"""Documents that were drawn for a step, over all processes, and batches laid out from some of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpretrain.language.data.batch import LossMean, TokenBatch, laid_out
+from vpretrain.language.data.rows import Document
+from vpretrain.system import distributed
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What all processes drew for a step; the same on all of them.
+
+    Args:
+        documents: in the order in which a single process would have drawn them.
+        places: of each the rank that drew it, the batch there, and its index in that batch.
+        rows: of all batches.
+        width: tokens of the longest row, padding included.
+        packed: whether a row holds several documents.
+        loss_mean: of the batches.
+    """
+
+    documents: list[Document]
+    places: list[tuple[int, int, int]]
+    rows: int
+    width: int
+    packed: bool
+    loss_mean: LossMean
+
+    @classmethod
+    def gathered(cls, batches: Sequence[TokenBatch], *, packed: bool) -> Pool:
+        """From this process's share of the batches; all of them come here together."""
+        own = [
+            [[(at, batch.documents[at]) for at in row] for row in _rows(batch)] for batch in batches
+        ]
+        width = max(batch.input_ids.shape[1] for batch in batches)
+        shares = distributed.all_gather_object((own, width))
+        documents: list[Document] = []
+        places: list[tuple[int, int, int]] = []
+        rows = 0
+        for number in range(len(batches)):
+            # Rank r of W holds rows r, r + W, ... of every batch.
+            for of_all in zip(*(share[number] for share, _ in shares), strict=True):
+                for rank, row in enumerate(of_all):
+                    rows += 1
+                    documents += [document for _, document in row]
+                    places += [(rank, number, at) for at, _ in row]
+        longest = max(width for _, width in shares)
+        return cls(documents, places, rows, longest, packed, batches[0].loss_mean)
+
+    def ordered(self, values: Sequence[Tensor]) -> Tensor:
+        """Figures of all documents, float64 ``[n]``, from this process's share of them: a tensor a
+        batch."""
+        shares = distributed.all_gather_object([of_batch.tolist() for of_batch in values])
+        figures = [shares[rank][batch][at] for rank, batch, at in self.places]
+        return torch.tensor(figures, dtype=torch.float64)
+
+    def own(self, chosen: Sequence[int]) -> dict[int, list[int]]:
+        """Where the chosen documents stand in the batches of this process: indices by batch."""
+        found: dict[int, list[int]] = {}
+        for rank, batch, at in (self.places[place] for place in chosen):
+            if rank == distributed.rank():
+                found.setdefault(batch, []).append(at)
+        return found
+
+    def filled(self, taken: Sequence[int], order: Sequence[int], share: float) -> list[int]:
+        """Those that are taken already, and after them the first of an order until they are a share
+        of what was drawn: as many as the rows of that share, and where rows are packed as many
+        tokens.
+
+        Args:
+            taken: distinct.
+            order: others, distinct.
+            share: in [0, 1].
+        """
+        sizes = [len(document.ids) for document in self.documents]
+        wanted = share * sum(sizes) if self.packed else 0.0
+        found, tokens = list(taken), sum(sizes[at] for at in taken)
+        for at in order:
+            if tokens >= wanted and len(found) >= share * self.rows:
+                break
+            found.append(at)
+            tokens += sizes[at]
+        return found
+
+    def batches(
+        self, chosen: Sequence[int], *, count: int, share: float, pad_id: int
+    ) -> tuple[tuple[TokenBatch, ...], list[int]]:
+        """This process's share of batches of chosen documents, and which of these they hold.
+
+        Long documents are placed first, each in the row with the most room, so that no row is
+        empty; one that fits nowhere is left out.
+
+        Args:
+            chosen: at least as many documents as there are rows to fill.
+            count: batches.
+            share: of the drawn rows, what these have.
+            pad_id: what rows are filled up with.
+        """
+        rows: list[list[Document]] = [[] for _ in range(round(share * self.rows))]
+        room, kept = [self.width if self.packed else 1] * len(rows), []
+        for at in sorted(chosen, key=lambda at: -len(self.documents[at].ids)):
+            row = max(range(len(rows)), key=room.__getitem__)
+            size = len(self.documents[at].ids) if self.packed else 1
+            if size <= room[row]:
+                rows[row].append(self.documents[at])
+                room[row] -= size
+                kept.append(at)
+        size = len(rows) // count
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return tuple(self._laid_out(part, pad_id) for part in parts), kept
+
+    def _laid_out(self, rows: Sequence[Sequence[Document]], pad_id: int) -> TokenBatch:
+        longest = max(len(document.ids) for row in rows for document in row)
+        return laid_out(
+            rows[distributed.rank() :: distributed.world()],
+            width=self.width if self.packed else longest,
+            pad_id=pad_id,
+            padding_apart=self.packed,
+            loss_mean=self.loss_mean,
+        )
+
+
+def _rows(batch: TokenBatch) -> list[list[int]]:
+    """The documents of each row of a batch, by index."""
+    return [[at for at in row.unique_consecutive().tolist() if at >= 0] for row in batch.document]
