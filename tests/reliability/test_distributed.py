@@ -111,7 +111,9 @@ LANGUAGE = {
     "field": ["designer.replay=2", "designer.updates=2"],
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
     "greats_topk": ["learner.accumulate=2"],
+    "dga": [],
     "random_selection": [],
+    "opus": ["designer.draws=3", "designer.rounds=2", "data.packing=false"],
 }
 
 

@@ -184,13 +184,20 @@ class GroupWeights(TokenRule):
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
         """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
-        document, documents = context.document, context.batch.documents
         if self.by == "document":
-            return document, len(documents)
-        everywhere = distributed.all_gather_object({each.source for each in documents})
-        names = sorted(set().union(*everywhere))
-        source = [names.index(each.source) for each in documents]
-        return torch.tensor(source, device=document.device)[document], len(names)
+            return context.document, len(context.batch.documents)
+        source, names = sources_of(context)
+        return source, len(names)
+
+
+def sources_of(context: Context) -> tuple[Tensor, list[str]]:
+    """The source of every predicted token, ``[N]`` int64, as a place among the names of those that
+    the batches of all processes hold."""
+    document, documents = context.document, context.batch.documents
+    everywhere = distributed.all_gather_object({each.source for each in documents})
+    names = sorted(set().union(*everywhere))
+    source = [names.index(each.source) for each in documents]
+    return torch.tensor(source, device=document.device)[document], names
 
 
 @ARMS.declare(

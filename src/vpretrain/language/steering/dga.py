@@ -1,0 +1,160 @@
+"""A mixture of sources that follows the feedback by exponentiated gradient alignment (DGA)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from vpretrain.language.learner.causal import Context
+from vpretrain.language.learner.targets import SoftTargets, one_hot
+from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
+from vpretrain.language.steering.rules import Candidates, sources_of
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.roles import Bounds, Designer, Learned, Metrics, State, ValueFunction
+from vpretrain.method.value import AlignmentName
+from vpretrain.system import distributed
+
+log = logging.getLogger(__name__)
+
+STARVED = 0.01
+"""A source whose tokens count less than this, over the stream's own mixture, is warned of."""
+
+
+class SourceMixture(Designer[Context, SoftTargets]):
+    """One-hot targets whose tokens count by their source: ``alpha_s / pi_s``, ``alpha`` the mixture
+    that the feedback asks for and ``pi`` that of the batch.
+
+    At a meta step ``alpha_s <- alpha_s exp(eta a_s) / sum``, ``a_s = <u, grad_S L_s>`` with the
+    mean loss of the tokens of source s in the batch, in standard deviations of token values. What
+    is used is a running mean of ``alpha``.
+
+    Args:
+        step_size: eta >= 0.
+        memory: of the running mean, in [0, 1).
+        reliability: gives values their unit; that they shrink is no part of the method.
+
+    Attributes:
+        logs: ``log(alpha_s / pi_s)`` by source, up to a constant.
+        ratio: the running mean of ``alpha_s / pi_s``; sources that were never met have 1.
+    """
+
+    uses_feedback = True
+
+    def __init__(self, step_size: float, memory: float, reliability: Reliability) -> None:
+        self.step_size, self.memory, self.reliability = step_size, memory, reliability
+        self.logs: dict[str, float] = {}
+        self.ratio: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    @property
+    def bounds(self) -> Bounds:
+        return {"weight_spread": (0.0, math.inf)}
+
+    def baseline_task(self, context: Context) -> SoftTargets:
+        return one_hot(context.labels)
+
+    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
+        """Under the mixture of the latest meta step; nothing is valued."""
+        return SoftTargets(context.labels[:, None], self._weights(context)[:, None])
+
+    def _weights(self, context: Context) -> Tensor:
+        """``[N]``, of mean 1 over all processes."""
+        source, names = sources_of(context)
+        ratio = torch.tensor([self.ratio.get(name, 1.0) for name in names], device=source.device)
+        weights = ratio[source].float()
+        return weights / distributed.mean(weights)
+
+    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
+        probe = Candidates.among(context, 1, weighted=True)
+        gradients = [each.gradient[0] for each in value_of.each(context, probe)]
+        self.reliability.update(gradients)
+        mean = torch.stack(gradients).mean(dim=0)
+        # Made before this feedback was known, so that noise gains nothing.
+        before = self._weights(context)
+        gain = float(distributed.total(((before - 1) * mean[:, 0]).sum()))
+        mixture = self._update(context, self.reliability.in_unit(mean)[:, 0])
+        task = self.make_task(context, value_of)
+        metrics: Metrics = {
+            "gain": gain,
+            "weight_spread": float(distributed.std(task.mass)),
+            **{f"mixture/{name}": fraction for name, fraction in mixture.items()},
+            **self.reliability.metrics(),
+        }
+        return Learned(metrics, task)
+
+    def _update(self, context: Context, values: Tensor) -> dict[str, float]:
+        """One exponentiated step; returns the mixture of the batch that follows."""
+        source, names = sources_of(context)
+        sums = values.new_zeros(2, len(names), dtype=torch.float64).index_add(
+            1, source, torch.stack([values, torch.ones_like(values)]).double()
+        )
+        total, count = distributed.total(sums)
+        share = count / count.sum()
+        aligned = (total / count.clamp_min(1)).tolist()
+        for name, figure in zip(names, aligned, strict=True):
+            self.logs[name] = self.logs.get(name, 0.0) + self.step_size * figure
+        logs = torch.tensor([self.logs[name] for name in names], dtype=torch.float64)
+        alpha = torch.softmax(logs + share.cpu().log(), dim=0)
+        for name, new in zip(names, (alpha / share.cpu()).tolist(), strict=True):
+            old = self.ratio.get(name, 1.0)
+            self.ratio[name] = self.memory * old + (1 - self.memory) * new
+            self._watch(name)
+        kept = torch.tensor([self.ratio[name] for name in names], dtype=torch.float64) * share.cpu()
+        return dict(zip(names, (kept / kept.sum()).tolist(), strict=True))
+
+    def _watch(self, source: str) -> None:
+        if self.ratio[source] < STARVED and source not in self._warned:
+            self._warned.add(source)
+            if distributed.rank() == 0:
+                log.warning(
+                    "tokens of source %r count %.2g of what they do in the stream: the learner "
+                    "trains on next to nothing of it",
+                    source,
+                    self.ratio[source],
+                )
+
+    def state_dict(self) -> State:
+        return {
+            "logs": dict(self.logs),
+            "ratio": dict(self.ratio),
+            "reliability": self.reliability.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.logs, self.ratio = dict(state["logs"]), dict(state["ratio"])
+        self.reliability.load_state_dict(state["reliability"])
+
+
+@ARMS.declare(
+    "dga",
+    "one-hot targets, sources weighted by exponentiated alignment with the feedback (DGA)",
+)
+class DgaArm(LanguageArm):
+    """DGA (Fan, Grangier and Ablin, arXiv:2410.02498): the mixture of domains is updated every few
+    steps by mirror descent, with the inner product of each domain's gradient with that of the
+    specialised set.
+
+    What differs from the published form: tokens are weighted by the mixture, where the paper draws
+    by it, which is the same gradient in expectation; gradients are over S, and those of all sources
+    are valued on the learner's own batch, without batches of their own; alignments are in standard
+    deviations of token values.
+    """
+
+    needs_sources = True
+
+    step_size: NonNegativeFloat = 1.0
+    """eta of the exponentiated step."""
+    mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the past in the running mean of mixtures."""
+
+    @property
+    def stated_for(self) -> AlignmentName:
+        return "dot"
+
+    def build(self, site: Site) -> SourceMixture:
+        return SourceMixture(self.step_size, self.mixture_memory, site.reliability)
