@@ -38,7 +38,6 @@ from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.steering.arms import ARMS, DEMO, Site
 from vpretrain.language.steering.domains import ALL, domains_of, matched
-from vpretrain.language.steering.selection import check_pool
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
@@ -180,22 +179,20 @@ class Language(Modality[LanguageRecipe, Materials]):
         )
         meta_domains = _by_domain(recipe, materials)
         steered, heard = matched(learner, feedback, domains, equal=bool(meta_domains))
-        section, stream = ARMS.section_of(recipe), _stream(recipe, materials, sources)
-        site = Site(
-            learner,
-            recipe.seed,
-            Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
-            materials.pad_id,
-        )
-        selector = section.selector(site)
-        check_pool(selector, stream)
         return Parts(
             learner=steered,
-            designer=designer_for(section, site, recipe.learner, materials.tokenizer),
-            selector=selector,
-            alignment=section.stated_for,
+            designer=designer_for(
+                ARMS.section_of(recipe),
+                Site(
+                    learner,
+                    recipe.seed,
+                    Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
+                ),
+                recipe.learner,
+                materials.tokenizer,
+            ),
             feedback=heard,
-            stream=stream,
+            stream=_stream(recipe, materials, sources),
             meta_batches=_meta_batches(recipe, materials, meta_domains),
             alignment_groups=tuple(f"{domain}/" for domain in meta_domains),
             evaluate=partial(_evaluate, recipe, materials, learner),

@@ -17,10 +17,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from vpretrain.method.selection import Selector
+
+AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound"]
+"""What compares ``g_pre`` and ``g_down`` (:mod:`vpretrain.method.value`)."""
 Gradient = dict[str, Tensor]
 """A vector over the aligned parameters S, by parameter name (also a direction ``u`` there)."""
 Metrics = dict[str, float]
@@ -176,6 +181,11 @@ class Designer(ABC, Generic[ContextT, TaskT]):
 
     uses_feedback: bool = False
     """If False no downstream gradient is ever computed."""
+    selector: Selector[Any, ContextT] | None = None
+    """Chooses what of the stream its tasks are made for, from batches of the learner's; None: they
+    are made for all of it. Its state is the designer's to keep."""
+    alignment: AlignmentName | None = None
+    """What its rule is stated for; None: whatever the run has."""
 
     @property
     def bounds(self) -> Bounds:

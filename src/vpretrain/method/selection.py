@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
-from vpretrain.method.roles import BatchT, ContextT, DirectedValue, Metrics, State
+from vpretrain.method.roles import BatchT, ContextT, DirectedValue, Metrics, State, Stream
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,13 @@ class Selector(ABC, Generic[BatchT, ContextT]):
     """
 
     draws: int
+
+    def check(self, stream: Stream[BatchT]) -> None:
+        """Refuses a stream that there is nothing to choose from, before the first step.
+
+        Raises:
+            UserError: with what is wrong.
+        """
 
     @abstractmethod
     def select(

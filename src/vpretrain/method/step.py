@@ -22,7 +22,6 @@ from vpretrain.method.roles import (
     TaskT,
     detached,
 )
-from vpretrain.method.selection import Selector
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import NonFinite
@@ -37,7 +36,6 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         meta: the designer's side: feedback, value, task construction.
         optimizer: the learner's AdamW; it only ever sees gradients of the self-supervised loss.
         clip_norm: bound on the learner's gradient norm.
-        selector: chooses what of the drawn batches a step is taken on; None: on all of them.
     """
 
     def __init__(
@@ -47,17 +45,21 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float,
-        selector: Selector[BatchT, ContextT] | None = None,
     ) -> None:
-        self.learner, self.meta, self.optimizer = learner, meta, optimizer
-        self.clip_norm, self.selector = clip_norm, selector
+        self.learner, self.meta, self.optimizer, self.clip_norm = (
+            learner,
+            meta,
+            optimizer,
+            clip_norm,
+        )
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
     @property
     def draws(self) -> int:
         """Batches that are drawn for one that is trained on."""
-        return 1 if self.selector is None else self.selector.draws
+        selector = self.meta.designer.selector
+        return 1 if selector is None else selector.draws
 
     def __call__(
         self, batch: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
@@ -136,12 +138,13 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         self, drawn: MicroBatches[BatchT], timed: Stopwatch
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         """What is trained on: the selector's choice, or the first batches while nothing steers."""
-        if self.selector is None:
+        selector = self.meta.designer.selector
+        if selector is None:
             return drawn, {}
         if not self.meta.steers(self.count):
             return MicroBatches(drawn.batches[: len(drawn.batches) // self.draws]), {}
         with timed("selection"):
-            chosen = self.selector.select(drawn.batches, self.meta.value_estimator)
+            chosen = selector.select(drawn.batches, self.meta.value_estimator)
         return MicroBatches(chosen.batches), dict(chosen.metrics)
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:

@@ -20,15 +20,13 @@ lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Gradient
-
-AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound"]
+from vpretrain.method.roles import AlignmentName, Gradient
 
 
 class Valued(NamedTuple):

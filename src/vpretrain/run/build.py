@@ -50,7 +50,11 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         parts.feedback,
         ValueEstimator(
             learner,
-            Alignment(parts.alignment or value.alignment, value.smoothness, parts.alignment_groups),
+            Alignment(
+                parts.designer.alignment or value.alignment,
+                value.smoothness,
+                parts.alignment_groups,
+            ),
             estimator(value.estimator),
         ),
         optimizer,
@@ -62,6 +66,6 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         revert=value.on_collapse == "revert",
         batches=parts.meta_batches,
     )
-    return SteeredStep(
-        learner, meta, optimizer, clip_norm=section.clip_norm, selector=parts.selector
-    )
+    if parts.designer.selector is not None:
+        parts.designer.selector.check(parts.stream)
+    return SteeredStep(learner, meta, optimizer, clip_norm=section.clip_norm)

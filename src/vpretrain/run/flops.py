@@ -30,7 +30,7 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
         accumulate: batches a step.
     """
     movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
-    movable += [part for part in (parts.meta_batches, parts.selector) if part is not None]
+    movable += [] if parts.meta_batches is None else [parts.meta_batches]
     before = [copy.deepcopy(part.state_dict()) for part in movable]
     buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
     counted: dict[bool, float] = {}

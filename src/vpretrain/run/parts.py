@@ -12,8 +12,6 @@ from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.roles import BatchT, ContextT, Designer, Feedback, Learner, Stream, TaskT
-from vpretrain.method.selection import Selector
-from vpretrain.method.value import AlignmentName
 from vpretrain.run.budget import Spending
 from vpretrain.run.scores import Score
 from vpretrain.system.errors import Problem, user_error
@@ -38,8 +36,6 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
         meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
             the learner's batch.
         alignment_groups: see :class:`vpretrain.method.value.Alignment`.
-        alignment: what the arm's rule is stated for; None: the recipe's.
-        selector: chooses what of the stream is trained on; None: all of it is.
         after: what comes after the stream, if anything: trains the learner on and adds the tokens
             and FLOPs it used; its seconds are charged by the caller. The budget is that of the
             stream.
@@ -56,15 +52,13 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
     held_out_batch: Callable[[int], Iterator[Tensor]] | None = None
     meta_batches: Stream[BatchT] | None = None
     alignment_groups: tuple[str, ...] = ()
-    alignment: AlignmentName | None = None
-    selector: Selector[BatchT, ContextT] | None = None
     after: Callable[[Spending], None] | None = None
     on_stream: bool = True
 
     @property
     def draws(self) -> int:
         """Batches of the stream that are drawn for one that is trained on."""
-        return 1 if self.selector is None else self.selector.draws
+        return 1 if self.designer.selector is None else self.designer.selector.draws
 
 
 AnyParts = Parts[Any, Any, Any]

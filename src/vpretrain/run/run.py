@@ -224,7 +224,7 @@ class Run:
         digests in every arm that draws as much."""
         spent = self.state.spent.state_dict()
         record: Record = {"step": spent.pop("steps"), **spent, **metrics}
-        if self.parts.selector is not None:
+        if self.parts.designer.selector is not None:
             record["drawn"] = self.state.drawn
         self._log(record | {"batch": batch.digest()})
 

@@ -51,7 +51,7 @@ class RunState:
 
         All processes ask for it together, and any one's is enough to go on from, on any number of
         them."""
-        parts, meta, selector = self.parts, self.parts.meta_batches, self.parts.selector
+        parts, meta = self.parts, self.parts.meta_batches
         return {
             "model": trained_state(parts.learner.model),
             "learner": parts.learner.state_dict(),
@@ -59,7 +59,6 @@ class RunState:
             "feedback": parts.feedback.state_dict(),
             "stream": parts.stream.state_dict(),
             "meta_batches": None if meta is None else meta.state_dict(),
-            "selector": None if selector is None else selector.state_dict(),
             "step": self.step.state_dict(),
             "spent": self.spent.state_dict(),
             "drawn": self.drawn,
@@ -88,8 +87,6 @@ class RunState:
         parts.stream.load_state_dict(state["stream"])
         if parts.meta_batches is not None:
             parts.meta_batches.load_state_dict(state["meta_batches"])
-        if parts.selector is not None:
-            parts.selector.load_state_dict(state["selector"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
         self.drawn = state.get("drawn", self.spent.tokens)  # checkpoints before there was a choice

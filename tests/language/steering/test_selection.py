@@ -25,6 +25,7 @@ from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.method.vectors import combine, inner
+from vpretrain.run.build import new_step
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import UserError
@@ -62,7 +63,6 @@ def selector_of(learner, choice=None, draws=2, seed=0, weight=0.0, rounds=4):
         choice or Highest(),
         Redundancy(weight, rounds),
         draws=draws,
-        pad_id=0,
         seed=seed,
     )
 
@@ -226,8 +226,9 @@ def materials():
 
 def test_a_pool_larger_than_the_stream_is_refused():
     recipe = tiny_recipe("arm=greats_topk", "designer.draws=400")
-    with pytest.raises(UserError, match=r"designer\.draws.*more than the stream has"):
-        Language().build(recipe, Language().load(recipe))
+    parts = Language().build(recipe, Language().load(recipe))
+    with pytest.raises(UserError, match=r"designer\.draws.*more than the stream"):
+        new_step(recipe, parts)
 
 
 @pytest.mark.parametrize("draws", [0, 1])

@@ -25,6 +25,7 @@ class Pool:
         width: tokens of the longest row, padding included.
         packed: whether a row holds several documents.
         loss_mean: of the batches.
+        pad_id: what their rows are filled up with: any token, since it is never predicted.
     """
 
     documents: list[Document]
@@ -33,6 +34,7 @@ class Pool:
     width: int
     packed: bool
     loss_mean: LossMean
+    pad_id: int = 0
 
     @classmethod
     def gathered(cls, batches: Sequence[TokenBatch], *, packed: bool) -> Pool:
@@ -91,7 +93,7 @@ class Pool:
         return found
 
     def batches(
-        self, chosen: Sequence[int], *, count: int, share: float, pad_id: int
+        self, chosen: Sequence[int], *, count: int, share: float
     ) -> tuple[tuple[TokenBatch, ...], list[int]]:
         """This process's share of batches of chosen documents, and which of these they hold.
 
@@ -102,7 +104,6 @@ class Pool:
             chosen: at least as many documents as there are rows to fill.
             count: batches.
             share: of the drawn rows, what these have.
-            pad_id: what rows are filled up with.
         """
         rows: list[list[Document]] = [[] for _ in range(round(share * self.rows))]
         room, kept = [self.width if self.packed else 1] * len(rows), []
@@ -115,14 +116,14 @@ class Pool:
                 kept.append(at)
         size = len(rows) // count
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return tuple(self._laid_out(part, pad_id) for part in parts), kept
+        return tuple(self._laid_out(part) for part in parts), kept
 
-    def _laid_out(self, rows: Sequence[Sequence[Document]], pad_id: int) -> TokenBatch:
+    def _laid_out(self, rows: Sequence[Sequence[Document]]) -> TokenBatch:
         longest = max(len(document.ids) for row in rows for document in row)
         return laid_out(
             rows[distributed.rank() :: distributed.world()],
             width=self.width if self.packed else longest,
-            pad_id=pad_id,
+            pad_id=self.pad_id,
             padding_apart=self.packed,
             loss_mean=self.loss_mean,
         )

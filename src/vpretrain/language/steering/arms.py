@@ -13,13 +13,10 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from vpretrain.config.arms import Arms, DesignerSection
-from vpretrain.language.data.batch import TokenBatch
-from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer
-from vpretrain.method.selection import Selector
-from vpretrain.method.value import AlignmentName
 
 if TYPE_CHECKING:
     from vpretrain.language.learner.cost_model import Setting, Shape
@@ -77,13 +74,11 @@ class Site:
         learner: what it steers.
         seed: of its first weights.
         reliability: how its values shrink.
-        pad_id: what rows are filled up with; never predicted.
     """
 
     learner: CausalLearner
     seed: int
     reliability: Reliability
-    pad_id: int = 0
 
     @property
     def embedding(self) -> Tensor:
@@ -106,18 +101,9 @@ class LanguageArm(DesignerSection, ABC):
         """Tokens that a target is spread over."""
         return 1
 
-    @property
-    def stated_for(self) -> AlignmentName | None:
-        """The alignment that its rule is stated for; None: the recipe's."""
-        return None
-
     @abstractmethod
     def build(self, site: Site) -> Designer:
         """A fresh designer."""
-
-    def selector(self, site: Site) -> Selector[TokenBatch, Context] | None:
-        """What chooses among the drawn batches; None: all of them are trained on."""
-        return None
 
 
 class CandidatesArm(LanguageArm):

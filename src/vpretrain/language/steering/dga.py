@@ -16,7 +16,6 @@ from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
 from vpretrain.language.steering.rules import Candidates, sources_of
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Bounds, Designer, Learned, Metrics, State, ValueFunction
-from vpretrain.method.value import AlignmentName
 from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
     """
 
     uses_feedback = True
+    alignment = "dot"
 
     def __init__(self, step_size: float, memory: float, reliability: Reliability) -> None:
         self.step_size, self.memory, self.reliability = step_size, memory, reliability
@@ -151,10 +151,6 @@ class DgaArm(LanguageArm):
     """eta of the exponentiated step."""
     mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in the running mean of mixtures."""
-
-    @property
-    def stated_for(self) -> AlignmentName:
-        return "dot"
 
     def build(self, site: Site) -> SourceMixture:
         return SourceMixture(self.step_size, self.mixture_memory, site.reliability)

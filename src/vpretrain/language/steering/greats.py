@@ -8,10 +8,9 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from vpretrain.language.steering.arms import ARMS, Site
-from vpretrain.language.steering.baselines import OneHot
+from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.selection import Choice, SelectionArm
-from vpretrain.method.value import AlignmentName
+from vpretrain.method.roles import AlignmentName
 
 
 class Highest(Choice):
@@ -56,7 +55,7 @@ class GreatsArm(SelectionArm):
     of either over what was drawn; 0: nothing, and no pass for it."""
 
     @property
-    def stated_for(self) -> AlignmentName:
+    def valued_by(self) -> AlignmentName:
         return self.alignment
 
     @property
@@ -73,6 +72,3 @@ class RandomSelectionArm(SelectionArm):
 
     def choice(self) -> AtRandom:
         return AtRandom()
-
-    def build(self, site: Site) -> OneHot:
-        return OneHot()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.selection import Choice, SelectionArm
-from vpretrain.method.value import AlignmentName
+from vpretrain.method.roles import AlignmentName
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OpusArm(SelectionArm):
     of either over what was drawn; 0: nothing, and no pass for it."""
 
     @property
-    def stated_for(self) -> AlignmentName:
+    def valued_by(self) -> AlignmentName:
         return "optimizer_aware"
 
     @property

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -33,9 +33,9 @@ from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.steering.arms import LanguageArm, Site
 from vpretrain.language.steering.baselines import OneHot
 from vpretrain.language.steering.rules import Candidates
-from vpretrain.method import vectors
+from vpretrain.method import roles, vectors
 from vpretrain.method.reliability import correlation
-from vpretrain.method.roles import DirectedValue, Estimate, Metrics, State
+from vpretrain.method.roles import AlignmentName, DirectedValue, Estimate, Metrics, State
 from vpretrain.method.selection import Selected, Selector
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
@@ -112,7 +112,6 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         choice: what follows from the values.
         redundancy: what documents lose that repeat others.
         draws: see :class:`vpretrain.method.selection.Selector`.
-        pad_id: what rows are filled up with.
         seed: of random choices.
     """
 
@@ -123,14 +122,30 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         redundancy: Redundancy,
         *,
         draws: int,
-        pad_id: int,
         seed: int,
     ) -> None:
         self.learner, self.choice, self.redundancy = learner, choice, redundancy
-        self.draws, self.pad_id = draws, pad_id
+        self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn_of: Counter[str] = Counter()
         self.chosen_of: Counter[str] = Counter()
+
+    def check(self, stream: roles.Stream[TokenBatch]) -> None:
+        """Refuses to choose among more than the stream has, which would be copies."""
+        if not isinstance(stream, Stream):
+            return
+        rows = self.draws * stream.batch_size
+        there, pool, what = stream.tokens, rows * stream.window_tokens, "tokens"
+        if not stream.packing:
+            there, pool, what = stream.documents, rows, "documents"
+        if pool > there:
+            raise user_error(
+                "designer.draws",
+                f"the documents of a step are chosen among {pool:,} {what}, more than the stream "
+                "has: add documents, draw less, or make data.batch_size smaller",
+                value=self.draws,
+                accepted=f"a pool of at most {there:,} {what}",
+            )
 
     def select(
         self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context]
@@ -140,9 +155,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             seen = self.seen(drawn) if self.choice.uses_values else []
             values = self.values(pool, seen, value_of)
             taken = self._taken(pool, seen, values.mean(dim=0), value_of)
-        batches, kept = pool.batches(
-            taken, count=len(drawn) // self.draws, share=1 / self.draws, pad_id=self.pad_id
-        )
+        batches, kept = pool.batches(taken, count=len(drawn) // self.draws, share=1 / self.draws)
         metrics = self._figures(pool.documents, kept, values.mean(dim=0))
         if len(values) > 1:
             metrics |= self._cross_fitted(values, len(kept))
@@ -281,32 +294,31 @@ def in_deviations(values: Tensor) -> Tensor:
     return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def check_pool(selector: Selector[Any, Any] | None, stream: Stream) -> None:
-    """Refuses to choose among more than the stream has.
+class OneHotOnChosen(OneHot):
+    """One-hot targets on what a selector chooses.
 
-    Raises:
-        UserError: the pool of a step is larger than the stream, so that it would hold copies.
+    Args:
+        selector: what chooses.
+        uses_feedback: whether it does so by feedback.
+        alignment: what documents are valued by; None: whatever the run has.
     """
-    if selector is None:
-        return
-    rows = selector.draws * stream.batch_size
-    there, pool, what = stream.tokens, rows * stream.window_tokens, "tokens"
-    if not stream.packing:
-        there, pool, what = stream.documents, rows, "documents"
-    if pool > there:
-        raise user_error(
-            "designer.draws",
-            f"the documents of a step are chosen among {pool:,} {what}, more than the stream has: "
-            "add documents, draw less, or make data.batch_size smaller",
-            value=selector.draws,
-            accepted=f"a pool of at most {there:,} {what}",
-        )
 
+    selector: DocumentSelector
 
-class Plain(OneHot):
-    """One-hot targets on what is chosen by feedback."""
+    def __init__(
+        self,
+        selector: DocumentSelector,
+        *,
+        uses_feedback: bool,
+        alignment: AlignmentName | None,
+    ) -> None:
+        self.selector, self.uses_feedback, self.alignment = selector, uses_feedback, alignment
 
-    uses_feedback = True
+    def state_dict(self) -> State:
+        return self.selector.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.selector.load_state_dict(state)
 
 
 class SelectionArm(LanguageArm):
@@ -325,19 +337,21 @@ class SelectionArm(LanguageArm):
         """What follows from the values."""
 
     @property
+    def valued_by(self) -> AlignmentName | None:
+        """The alignment of the values, whatever ``value.alignment`` is; None: there are none."""
+        return None
+
+    @property
     def penalty(self) -> float:
         """What documents lose that repeat others (:class:`Redundancy`)."""
         return 0.0
 
-    def build(self, site: Site) -> OneHot:
-        return Plain()
-
-    def selector(self, site: Site) -> DocumentSelector:
-        return DocumentSelector(
+    def build(self, site: Site) -> OneHotOnChosen:
+        selector = DocumentSelector(
             site.learner,
             self.choice(),
             Redundancy(self.penalty, self.rounds),
             draws=self.draws,
-            pad_id=site.pad_id,
             seed=site.seed,
         )
+        return OneHotOnChosen(selector, uses_feedback=self.uses_feedback, alignment=self.valued_by)
