@@ -42,10 +42,6 @@ def _fields(pieces: list[tuple[str, str | None]]) -> list[str]:
     return [field for _, field in pieces if field is not None]
 
 
-def _filled(pieces: list[tuple[str, str | None]], texts: Mapping[str, str]) -> str:
-    return "".join(literal + ("" if field is None else texts[field]) for literal, field in pieces)
-
-
 @dataclass(frozen=True)
 class Filter:
     """Which rows of a table are read.
@@ -109,10 +105,6 @@ class Columns:
     def _pieces(self) -> list[tuple[str, str | None]]:
         return [] if self.template is None else template_pieces(self.template)
 
-    @cached_property
-    def _around(self) -> list[tuple[str, str | None]]:
-        return template_pieces(self.instruction) if self.instruction else [("", "prompt")]
-
     def missing(self, there: Collection[str], origin: str) -> Problem | None:
         """The first named column that is not there, with those that are."""
         column = next((column for column in self.read if column not in there), None)
@@ -141,9 +133,11 @@ class Columns:
         if self.prompt is not None:
             question = prompt = texts[self.prompt]
         else:
-            prompt = _filled(self._pieces, texts)
+            pieces = self._pieces
+            prompt = "".join(text + (texts[field] if field else "") for text, field in pieces)
             question = " ".join(texts[field] for field in _fields(self._pieces))
-        prompt = _filled(self._around, dict.fromkeys(_fields(self._around), prompt))
+        if self.instruction:
+            prompt = self.instruction.replace("{prompt}", prompt)
         return solved(question, prompt + self.separator, texts[self.solution], origin, self.source)
 
 

@@ -37,7 +37,7 @@ class Context:
             the next token.
         labels: ``[N]`` int64, the tokens predicted there.
         hidden: ``[B, T, D]`` final hidden states, with the graph to the learner.
-        predictions: what it says of the predicted tokens.
+        predictions: of the predicted tokens.
         trace: the suffix's inputs.
         router_loss: of a mixture of experts, a float32 scalar with its graph; None: there is none.
     """

@@ -44,10 +44,10 @@ class Prices:
 class Climbing(Scored):
     """A designer whose ``r`` and gate come from the network, which ascends the value (eq. 26, 42).
 
-    The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``: s carries everything the learner has to
-    say, so there is no graph through the learner. The value is linear in the targets, unlike that
-    of :class:`vpretrain.method.network.NetworkDesigner`: what the candidates are worth values any
-    targets over them, plain ones too.
+    The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``, without a graph through the learner,
+    which enters by s alone. The value is linear in the targets, unlike that of
+    :class:`vpretrain.method.network.NetworkDesigner`: the candidates' values give that of any
+    targets over them, one-hot ones too.
 
     Attributes:
         gate_max: alpha_max.

@@ -35,7 +35,7 @@ from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
 from vpretrain.method.wrapped import WrappedLearner
 
 ALL = "*"
-"""The domain of documents whose source no task names: all tasks speak to it."""
+"""The domain of documents whose source no task names: it is that of all tasks."""
 
 Domains = Mapping[str, Collection[str]]
 """The feedback tasks of each domain, by the domain's name."""

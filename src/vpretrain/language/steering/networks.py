@@ -36,7 +36,7 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
 
     Args:
         network: ``phi``.
-        rule: gives candidates and plain targets, and says how targets look.
+        rule: gives candidates, one-hot targets, and figures of targets.
         learning: see :class:`vpretrain.method.network.Learning`; values do not depend on ``phi``,
             so that one estimate serves every update.
     """
