@@ -65,12 +65,13 @@ def test_it_is_the_step_of_the_runs_own_task():
 
 
 def test_every_draw_has_a_held_out_batch_of_its_own():
-    parts = parts_of(tiny_recipe("data.feedback.batch_size=10", "evaluate.batch_size=10"))
+    parts = parts_of(tiny_recipe("data.feedback.batch_size=10"))
     batch = probe_along.held_out_batches(parts)
     losses = [loss_of(batch(draw)) for draw in range(4)]  # of 40 rows
     assert len(set(losses)) == 4 and losses[0] == loss_of(batch(0))
-    own = dataclasses.replace(parts, held_out_batch=lambda draw: iter([torch.tensor(draw)]))
-    assert loss_of(probe_along.held_out_batches(own)(7)) == 7
+    pieces = lambda: iter([torch.tensor(0.0), torch.tensor(1.0)])  # noqa: E731
+    without = dataclasses.replace(parts, held_out_batch=None, held_out_loss=pieces)
+    assert [loss_of(probe_along.held_out_batches(without)(n)) for n in range(3)] == [0, 1, 0]
 
 
 def test_the_verb(tmp_path):

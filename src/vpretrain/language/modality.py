@@ -49,6 +49,7 @@ from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed, sharding
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import Problem, UserError, renamed, user_error
+from vpretrain.system.sampling import Order
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             alignment_groups=tuple(f"{domain}/" for domain in meta_domains),
             evaluate=partial(_evaluate, recipe, materials, learner),
             held_out_loss=partial(_held_out_loss, recipe, materials, learner),
+            held_out_batch=partial(_held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
             after=posttraining.after(
                 recipe, learner.model, materials.tokenizer, materials.texts.posttraining
@@ -379,12 +381,15 @@ HELD_OUT_ROWS = 256
 
 
 def _held_out_loss(
-    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner
+    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner, draw: int | None = None
 ) -> Iterator[Tensor]:
-    """Mean NLL of the first held-out solutions' tokens (eq. 38), summed in float64: what one step
-    moves is little.
-    """
+    """Mean NLL of held-out solutions' tokens (eq. 38), summed in float64: what one step moves is
+    little. Of the first rows, or of a random batch: the ``draw``-th."""
     documents = materials.evaluation[:HELD_OUT_ROWS]
+    if draw is not None:
+        rows, order = materials.evaluation, Order(len(materials.evaluation), f"probe/{recipe.seed}")
+        count = min(len(rows), recipe.data.feedback.batch_size)
+        documents = [rows[order[draw * count + place]] for place in range(count)]
     size = recipe.evaluate.batch_size
     batches = [
         padded(documents[at : at + size], pad_id=materials.pad_id).to(learner.device)

@@ -21,6 +21,7 @@ from vpretrain.run.resources import shortages
 from vpretrain.run.scores import Score
 from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.sampling import Order
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.data.kept import GIB
 from vpretrain.vision.data.loading import PictureSets, needed, read
@@ -181,7 +182,8 @@ class Vision(Modality[VisionRecipe, Materials]):
             evaluate=partial(
                 _evaluate, recipe, materials, encoder_of(learner, recipe.evaluate.blocks)
             ),
-            held_out_loss=_HeldOut(recipe, materials, learner),
+            held_out_loss=(held_out := _HeldOut(recipe, materials, learner)),
+            held_out_batch=held_out,
             save=partial(save, learner),
         )
 
@@ -341,11 +343,16 @@ class _HeldOut:
         """Made when it is asked for. Labels are true, whatever the arm is given."""
         return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
-    def __call__(self) -> Iterator[Tensor]:
-        """The loss in pieces."""
+    def __call__(self, draw: int | None = None) -> Iterator[Tensor]:
+        """The loss in pieces; of the first pictures, or of a random batch: the ``draw``-th."""
         tasks = self.feedback.tasks
         usable = [p for p in self.materials.sets.evaluation if any(task.has(p) for task in tasks)]
-        return self.feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
+        if draw is None:
+            return self.feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
+        order = Order(len(usable), f"probe/{self.recipe.seed}")
+        count = min(len(usable), self.recipe.data.feedback.batch_size)
+        batch = [usable[order[draw * count + place]] for place in range(count)]
+        return self.feedback.held_out_loss(self.learner, batch)
 
 
 def _evaluate(recipe: VisionRecipe, materials: Materials, encoder: Encoder) -> dict[str, Score]:
