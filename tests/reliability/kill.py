@@ -26,7 +26,6 @@ import torch
 from tests.reliability.runs import language_recipe, record, vision_recipe
 from vpretrain.language import Language
 from vpretrain.run.launch import train_one
-from vpretrain.run.modalities import MODALITIES
 from vpretrain.system import files
 from vpretrain.vision import Vision
 
@@ -105,7 +104,6 @@ def main():
             LOADED[name].load = lambda self, recipe, held=materials: (
                 held
             )  # read once, forked everywhere
-            MODALITIES[name] = LOADED[name]
             began = time.monotonic()
             process = started(recipe, Path(scratch) / name)
             process.join()
