@@ -1,6 +1,5 @@
 """The model card beside a saved model: what it came from, what steered it, and what that was
-measured to do.
-"""
+measured to do."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from vpretrain.config.yaml_places import written
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.networks import HiddenArm
+from vpretrain.language.steering.networks import TransferableArm
 from vpretrain.run.folder import environment
 from vpretrain.run.train import Result
 
@@ -41,7 +40,7 @@ def write_card(
         recipe: every value of the run.
         result: what was measured.
         location: folder or hub id of the base model; None for random weights.
-        feedback: the rows that steered; their number and a hash of them are told, not they
+        feedback: the rows that steered; their number and a hash of them are named, not they
             themselves.
     """
     base = _card_of(location)
@@ -63,9 +62,8 @@ def write_card(
         _bullets(_method(recipe, feedback)),
         "## Measured",
         _table(recipe, result),
-        f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, "
-        "of each figure alone. "
-        "One run: a comparison over seeds (`vpretrain compare`) says more.",
+        f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, of "
+        "each figure alone. One run: a comparison over seeds (`vpretrain compare`) says more.",
         "## Licence",
         _licence(header, location),
         "## Versions",
@@ -120,7 +118,7 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     trained = (
         "all parameters" if lora is None else f"LoRA adapters (r {lora.r}, alpha {lora.alpha:g})"
     )
-    told = [
+    lines = [
         f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
         f"Stream: {sources}",
         f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.all[recipe.arm].description)}",
@@ -129,10 +127,10 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
         f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
     ]
     designer = ARMS.section_of(recipe)
-    if isinstance(designer, HiddenArm) and designer.init_from is not None:
+    if isinstance(designer, TransferableArm) and designer.init_from is not None:
         how = "as it was" if designer.frozen else "and went on learning"
-        told.append(f"Designer: carried from {escaped(str(designer.init_from))}, {how}")
-    return told
+        lines.append(f"Designer: transferred from {escaped(str(designer.init_from))}, {how}")
+    return lines
 
 
 def _table(recipe: LanguageRecipe, result: Result) -> str:
@@ -155,8 +153,7 @@ def _table(recipe: LanguageRecipe, result: Result) -> str:
 def _licence(header: dict[str, Any], location: str | None) -> str:
     if "license" in header:
         return (
-            f"{escaped(header['license'])}, as the base model's card says; the stream's "
-            "licence "
+            f"{escaped(header['license'])}, as the base model's card says; the stream's licence "
             "may add to it."
         )
     whose = "the base model's and the stream's" if location is not None else "the stream's"
@@ -164,8 +161,8 @@ def _licence(header: dict[str, Any], location: str | None) -> str:
 
 
 def _versions() -> list[tuple[str, str | None]]:
-    found = environment()
-    return [*found["versions"].items(), ("python", found["python"])]
+    here = environment()
+    return [*here["versions"].items(), ("python", here["python"])]
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -173,9 +170,8 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _card_of(location: str | None) -> dict[str, Any]:
-    """The header of the base model's card, from its folder or the local cache; empty
-    without one.
-    """
+    """The header of the base model's card, from its folder or the local cache; empty without
+    one."""
     if location is None:
         return {}
     path = Path(location) / "README.md"

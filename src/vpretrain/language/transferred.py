@@ -1,6 +1,5 @@
 """A designer of an earlier run: on another seed, or on another learner of the same tokenizer, with
-or without more feedback.
-"""
+or without more feedback."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from vpretrain.language.learner.loading import load_model
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
-from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner
+from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, Scored, TransferableArm
 from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
 from vpretrain.run.saved import read_run
 from vpretrain.system.errors import UserError, user_error
@@ -30,14 +29,12 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
 
     Args:
         designer: as its run left it.
-        frozen: whether it hears no feedback any more.
+        frozen: whether it uses no feedback any more.
         companion: the model whose hidden states it reads in the place of the learner's; None for
             the learner's own.
     """
 
-    def __init__(
-        self, designer: HiddenDesigner, *, frozen: bool, companion: CausalLearner | None
-    ) -> None:
+    def __init__(self, designer: Scored, *, frozen: bool, companion: CausalLearner | None) -> None:
         self.designer, self.companion = designer, companion
         self.uses_feedback = not frozen
 
@@ -46,14 +43,14 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
         return self.designer.bounds
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """The task as the carried designer makes it."""
+        """The task as the transferred designer makes it."""
         return self.designer.make_task(self._seen(context), value_of)
 
     def baseline_task(self, context: Context) -> SoftTargets:
         return self.designer.baseline_task(context)
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        """As the carried designer learns; never called while it is frozen."""
+        """As the transferred designer learns; never called while it is frozen."""
         return self.designer.learn(self._seen(context), value_of)
 
     def predicted_values(self, context: Context) -> Tensor | None:
@@ -68,8 +65,7 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
     @torch.no_grad()
     def _seen(self, context: Context) -> Context:
         """Candidates and their probabilities are the learner's; what stands around them is read
-        with the old eyes.
-        """
+        with the old eyes."""
         return (
             context
             if self.companion is None
@@ -95,21 +91,22 @@ def designer_for(
             shape, or was trained on another tokenizer; the learner is of another width and there is
             no companion.
     """
-    if not isinstance(section, HiddenArm) or section.init_from is None:
+    if not isinstance(section, TransferableArm) or section.init_from is None:
         return designer_of(section, site)
     folder = section.init_from.expanduser()
     _check_likeness(section, _saved(folder), folder)
     _check_tokenizer(folder, tokenizer)
     vocabulary, companion = site.learner.model.config.vocab_size, None
-    if section.companion:
+    if isinstance(section, HiddenArm) and section.companion:
         companion = _companion(learner_section, folder, site)
         site = replace(site, learner=companion)
     designer = section.build(site)
-    if (missing := vocabulary - len(designer.embedding)) > 0:
+    if isinstance(designer, HiddenDesigner) and vocabulary > len(designer.embedding):
+        missing = vocabulary - len(designer.embedding)
         # Models of one tokenizer pad their vocabularies to unlike sizes; rows beyond the tokenizer
         # mean nothing.
         designer.embedding = nn.functional.pad(designer.embedding.detach(), (0, 0, 0, missing))
-    _restore(designer, folder)
+    _restore(designer, section, folder)
     return TransferredDesigner(designer, frozen=section.frozen, companion=companion)
 
 
@@ -128,36 +125,35 @@ def _saved(folder: Path) -> LanguageArm:
     return ARMS.section_of(saved)
 
 
-def _check_likeness(section: HiddenArm, saved: LanguageArm, folder: Path) -> None:
-    if section.kind != saved.kind or not isinstance(saved, HiddenArm):
+def _check_likeness(section: TransferableArm, saved: LanguageArm, folder: Path) -> None:
+    if section.kind != saved.kind or not isinstance(saved, TransferableArm):
         message = f"the designer of {folder} is of another kind: choose its arm"
         raise user_error("arm", message, value=section.kind, accepted=saved.kind)
     for key in ("hidden", "layers", "heads"):
-        mine, its = getattr(section, key), getattr(saved, key)
-        if mine != its:
+        own, other = getattr(section, key), getattr(saved, key)
+        if own != other:
             raise user_error(
                 f"designer.{key}",
                 f"the designer of {folder} has another shape",
-                value=mine,
-                accepted=str(its),
+                value=own,
+                accepted=str(other),
             )
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
-    its = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
-    mine = tokenizer.get_vocab()
-    if its == mine:
+    other = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
+    own = tokenizer.get_vocab()
+    if other == own:
         return
     unlike = sorted(
-        (token for token in {*its, *mine} if its.get(token) != mine.get(token)), key=str
+        (token for token in {*other, *own} if other.get(token) != own.get(token)), key=str
     )
     raise user_error(
         WHERE,
         "this designer was trained on another tokenizer, whose token ids mean other text",
         value=str(folder),
-        accepted=f"runs of this learner's tokenizer ({len(mine)} tokens; that one has {len(its)}, "
-        "and "
-        f"{len(unlike)} differ, for example {unlike[0]!r})",
+        accepted=f"runs of this learner's tokenizer ({len(own)} tokens; that one has {len(other)}, "
+        f"and {len(unlike)} differ, for example {unlike[0]!r})",
     )
 
 
@@ -168,23 +164,25 @@ def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> Cau
     return CausalLearner(model, dict(model.named_parameters()), autocast=site.learner.autocast)
 
 
-def _restore(designer: HiddenDesigner, folder: Path) -> None:
+def _restore(designer: Scored, section: TransferableArm, folder: Path) -> None:
+    """Loads the saved designer, if the learner makes a network of its shape."""
     path = folder / "designer" / "state.pt"
-    width = designer.embedding.shape[1]
+    parameter, axis, size = section.learner_size
+    own = designer.network.state_dict()[parameter].shape[axis]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if (its := state["network"]["candidate.weight"].shape[1]) == width:
+        if (other := state["network"][parameter].shape[axis]) == own:
             designer.load_state_dict(state)
     except Exception as error:  # pickle, zip and torch each raise their own
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = f"the designer's state is damaged ({said}); train that run again"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = f"the designer's state is damaged ({reason}); train that run again"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
-    if its != width:
-        raise user_error(
-            WHERE,
-            "this designer reads hidden states of another width than this learner's: set "
-            "designer.companion to "
-            "true, and the model it was trained with runs beside the learner",
-            value=f"width {its}",
-            accepted=f"width {width}",
-        )
+    if other != own:
+        message = f"this designer was made for a learner of another {size}; train one of this size"
+        if isinstance(section, HiddenArm):
+            message = (
+                f"this designer reads hidden states of another {size} than this learner's: set "
+                "designer.companion to true, and the model it was trained with runs beside the "
+                "learner"
+            )
+        raise user_error(WHERE, message, value=f"{size} {other}", accepted=f"{size} {own}")

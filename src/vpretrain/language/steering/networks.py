@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
@@ -114,23 +114,43 @@ class NetworkArm(LanguageArm):
         return Learning(self.learning_rate, site.reliability, self.updates)
 
 
-class HiddenArm(NetworkArm):
-    """Of designers whose network reads the learner's final hidden states."""
+class TransferableArm(NetworkArm):
+    """Of designers that can start as an earlier run left them."""
+
+    learner_size: ClassVar[tuple[str, int, str]]
+    """What the learner decides of the network's shape: a parameter, its axis, and a word on it."""
 
     init_from: Path | None = None
     """Folder of a finished run whose designer this run starts with; its learner must have used the
     same tokenizer."""
     frozen: bool = False
     """Whether that designer stays as it is: it uses no feedback, and there are no meta steps."""
+
+    @model_validator(mode="after")
+    def _freezes_something(self) -> Self:
+        if self.init_from is None and self.frozen:
+            message = "designer.init_from names no run, and only the designer of a run can be "
+            raise ValueError(f"{message}frozen")
+        return self
+
+    @abstractmethod
+    def build(self, site: Site) -> Scored: ...
+
+
+class HiddenArm(TransferableArm):
+    """Of designers whose network reads the learner's final hidden states."""
+
+    learner_size: ClassVar[tuple[str, int, str]] = ("candidate.weight", 1, "width")
+
     companion: bool = False
     """Whether that designer goes on reading the hidden states of the model it was trained with,
     which then runs beside the learner: for a learner of another size or origin."""
 
     @model_validator(mode="after")
-    def _starts_from_something(self) -> Self:
-        if self.init_from is None and (self.frozen or self.companion):
-            message = "designer.init_from names no run, and only the designer of a run can be "
-            raise ValueError(f"{message}frozen or have a companion")
+    def _accompanies_something(self) -> Self:
+        if self.init_from is None and self.companion:
+            message = "designer.init_from names no run, and only the designer of a run can have a "
+            raise ValueError(f"{message}companion")
         return self
 
     @abstractmethod

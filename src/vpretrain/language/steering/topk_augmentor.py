@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N predicted tokens, K candidates, V vocabulary, H hidd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost, Site
 from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices, Start
+from vpretrain.language.steering.networks import TransferableArm
 from vpretrain.language.steering.rules import Anchored, Candidates
 from vpretrain.language.steering.scorer import rows_at_a_time
 from vpretrain.method.network import Learning
@@ -142,8 +143,9 @@ class TopKDesigner(Climbing):
     "the paper's designer: a small transformer that knows the next token emits targets and gate, "
     "and climbs the value",
 )
-class AscentArm(ClimbingArm):
+class AscentArm(TransferableArm, ClimbingArm):
     cost = Cost(candidates=True, network=augmentor_cost)
+    learner_size: ClassVar[tuple[str, int, str]] = ("context.embed_tokens.weight", 0, "vocabulary")
 
     def build(self, site: Site) -> TopKDesigner:
         with own_random_state(site.seed):  # the learner's random numbers are the same in every arm
