@@ -1,5 +1,5 @@
-"""The benchmarks: what a row must hold, the prompt it becomes, how the answer is found and judged.
-Pinned by a version.
+"""The benchmarks: what a row must hold, the prompt it becomes, how its answer is extracted and
+judged. Pinned by a version.
 
 A version is raised with any change of prompt, stop strings, extraction or judgement: scores of
 different versions are not to be compared.
@@ -42,11 +42,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the rows are on the Hugging Face hub: data set, configuration, split."""
+    """Where the rows are on the Hugging Face hub.
+
+    Args:
+        path: the data set.
+        name: its configuration; None where it has one, or where each is a part of its own.
+        splits: one; or several, each a part of its own.
+        each_configuration: whether every configuration is a part of its own.
+    """
 
     path: str
     name: str | None
-    split: str
+    splits: tuple[str, ...] = ("test",)
+    each_configuration: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ class Benchmark:
         columns: what a row must hold, each with a word on it.
         fields: row -> the fields of the prompt.
         expected: row -> the answer (:attr:`Item.expected`).
-        extract: how the answer is found in a completion, by name (``strict``, ``flexible``); empty
-            for multiple choice.
+        extract: how the answer is extracted from a completion, by name (``strict``, ``flexible``);
+            empty for multiple choice.
         judge: ``(expected, answer) -> right``.
         choices: continuations of every prompt, of which the likeliest is the answer.
         stop: a completion ends before the first of these.
@@ -125,11 +133,11 @@ def _mmlu_fields(row: Mapping[str, Any]) -> Mapping[str, str]:
     options = list(row["choices"])
     if len(options) != len(LETTERS):
         raise ValueError(f"column 'choices' holds {len(options)} options; accepted: {len(LETTERS)}")
-    shown = "\n".join(
+    options_text = "\n".join(
         f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)
     )
     subject = str(row.get("subject") or "general knowledge").replace("_", " ")
-    return {"question": _text(row, "question").strip(), "options": shown, "subject": subject}
+    return {"question": _text(row, "question").strip(), "options": options_text, "subject": subject}
 
 
 def _mmlu_answer(row: Mapping[str, Any]) -> str:
@@ -163,10 +171,10 @@ def _boxed_answer(row: Mapping[str, Any]) -> str:
 
 
 def _omega_fields(row: Mapping[str, Any]) -> Mapping[str, str]:
-    asked = [turn["content"].strip() for turn in row["messages"] if turn["role"] == "user"]
-    if not any(asked):
+    questions = [turn["content"].strip() for turn in row["messages"] if turn["role"] == "user"]
+    if not any(questions):
         raise ValueError("column 'messages' has no turn of the user")
-    return {"messages": "\n\n".join(asked)}
+    return {"messages": "\n\n".join(questions)}
 
 
 _MATH_PROMPT = (
@@ -191,7 +199,7 @@ GSM8K = Benchmark(
     stop=("\nQuestion:",),
     new_tokens=256,
     files=("gsm8k/test", "gsm8k"),
-    hub=Hub("openai/gsm8k", "main", "test"),
+    hub=Hub("openai/gsm8k", "main"),
 )
 MATH500 = Benchmark(
     name="math500",
@@ -203,7 +211,7 @@ MATH500 = Benchmark(
     extract=_MATH_WAYS,
     stop=("\nProblem:",),
     files=("math500/test", "math500"),
-    hub=Hub("HuggingFaceH4/MATH-500", None, "test"),
+    hub=Hub("HuggingFaceH4/MATH-500", None),
 )
 MATH = Benchmark(
     name="math",
@@ -217,7 +225,7 @@ MATH = Benchmark(
     new_tokens=1024,
     files=("math/test", "math"),
 )
-OMEGA = Benchmark(  # v1 A.4, found as `flexible` does; a file for every configuration and split
+OMEGA = Benchmark(  # v1 A.4, extracted as `flexible` does; in and out of distribution apart
     name="omega",
     version=2,
     prompt="Solve the problem step by step, and give nothing as the final answer but one "
@@ -231,6 +239,7 @@ OMEGA = Benchmark(  # v1 A.4, found as `flexible` does; a file for every configu
     extract={"strict": extraction.first_box, "flexible": extraction.first_box_or_end},
     judge=same_within,
     files=("omega/test", "omega"),
+    hub=Hub("allenai/omega-explorative", None, ("test_in", "test_out"), each_configuration=True),
 )
 MMLU = Benchmark(
     name="mmlu",
@@ -245,7 +254,7 @@ MMLU = Benchmark(
     expected=_mmlu_answer,
     choices=tuple(f" {letter}" for letter in LETTERS),
     files=("mmlu/test", "mmlu"),
-    hub=Hub("cais/mmlu", "all", "test"),
+    hub=Hub("cais/mmlu", "all"),
 )
 MBPP = Benchmark(
     name="mbpp",
@@ -264,7 +273,7 @@ MBPP = Benchmark(
     stop=("\nTask:", "\nassert "),
     runs_code=True,
     files=("mbpp/test", "mbpp"),
-    hub=Hub("google-research-datasets/mbpp", "full", "test"),
+    hub=Hub("google-research-datasets/mbpp", "full"),
 )
 
 BENCHMARKS: Mapping[str, Benchmark] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,55 @@ ENDINGS = (".jsonl", ".parquet")
 
 
 def read(task: Benchmark, root: Path | None, limit: int | None) -> list[Item]:
-    """The problems of a packaged benchmark.
+    """All problems of a packaged benchmark; see :func:`parts`."""
+    return [item for items in parts(task, root, limit).values() for item in items]
+
+
+def parts(task: Benchmark, root: Path | None, limit: int | None) -> dict[str, list[Item]]:
+    """The problems of a packaged benchmark, by the name that they have in the results.
 
     Args:
         task: one of :data:`BENCHMARKS`.
         root: the data folder (``~`` is the home folder); None reads the hub.
-        limit: the first so many; None takes all.
+        limit: the first so many of each part; None takes all.
+
+    Returns:
+        One entry of the task's name; or, where every configuration and split is reported by itself,
+        one of each: ``omega/CONFIGURATION/SPLIT``.
 
     Raises:
         UserError: there is no such file, it cannot be read, or a row is not one of this task.
     """
     if root is None:
-        return _items(task, islice(_from_hub(task), limit), task.name)
-    looked_for = [
-        root.expanduser() / f"{stem}{ending}" for stem in task.files for ending in ENDINGS
-    ]
-    path = next((path for path in looked_for if path.is_file()), None)
-    if path is None:
-        raise user_error(
-            "--data-root",
-            f"there is no file of {task.name}; looked for {', '.join(map(str, looked_for))}",
-            value=str(root),
-            accepted=_shape(task),
-        )
-    return read_file(task, path, limit)
+        tables = _from_hub(task)
+        return {name: _items(task, islice(rows, limit), name) for name, rows in tables.items()}
+    stems = [root.expanduser() / stem for stem in task.files]
+    files = [stem.with_name(f"{stem.name}{ending}") for stem in stems for ending in ENDINGS]
+    if path := next((path for path in files if path.is_file()), None):
+        return {task.name: read_file(task, path, limit)}
+    if folders := _folders(task, root.expanduser()):
+        return {
+            name: _items(task, islice(chain(*map(_rows, paths)), limit), name)
+            for name, paths in folders.items()
+        }
+    raise user_error(
+        "--data-root",
+        f"there is no file of {task.name}; looked for {', '.join(map(str, files))}",
+        value=str(root),
+        accepted=_shape(task),
+    )
+
+
+def _folders(task: Benchmark, root: Path) -> dict[str, list[Path]]:
+    """The files of a benchmark's parts, laid out as on the hub: ``TASK/CONFIGURATION/SPLIT*``."""
+    parts: dict[str, list[Path]] = {}
+    if task.hub is None or not task.hub.each_configuration:
+        return parts
+    for path in sorted((root / task.name).glob("*/*")):
+        split = next((each for each in task.hub.splits if path.name.startswith(each)), None)
+        if split is not None and path.suffix in ENDINGS:
+            parts.setdefault(f"{task.name}/{path.parent.name}/{split}", []).append(path)
+    return parts
 
 
 def read_file(task: Benchmark, path: Path, limit: int | None) -> list[Item]:
@@ -86,7 +111,10 @@ def chosen(
     tasks_by_name: dict[str, tuple[Benchmark, list[Item]]] = {}
     for name in names:
         if name in BENCHMARKS:
-            tasks_by_name[name] = BENCHMARKS[name], read(BENCHMARKS[name], root, limit)
+            task = BENCHMARKS[name]
+            tasks_by_name |= {
+                part: (task, items) for part, items in parts(task, root, limit).items()
+            }
         elif Path(name).suffix in ENDINGS or Path(name).exists():
             task = own(name, prompt=prompt, solution=solution, answer=answer, separator=separator)
             tasks_by_name[name] = task, read_file(task, Path(name).expanduser(), limit)
@@ -102,13 +130,13 @@ def _items(
     items = []
     for origin, row in rows:
         if missing := [column for column in task.columns if column not in row]:
-            there = ", ".join(map(repr, row)) or "none"
+            present = ", ".join(map(repr, row)) or "none"
             flags = (
                 "; name yours with --prompt-column and --solution-column" if task.solution else ""
             )
             message = (
                 f"this row has no column {', '.join(map(repr, missing))}{flags} (columns "
-                f"here: {there})"
+                f"here: {present})"
             )
             raise user_error(origin, message, accepted=_shape(task))
         try:
@@ -132,28 +160,36 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield origin, row
 
 
-def _from_hub(task: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if task.hub is None:
+def _from_hub(task: Benchmark) -> dict[str, Iterator[tuple[str, Mapping[str, Any]]]]:
+    """The rows of each part, by its name in the results."""
+    hub = task.hub
+    if hub is None:
         raise user_error(
             "--tasks",
             f"{task.name} has no single place on the hub; give a folder by --data-root",
             value=task.name,
             accepted=_shape(task),
         )
-    from datasets import load_dataset
+    from datasets import get_dataset_config_names, load_dataset
 
+    parts: dict[str, Iterator[tuple[str, Mapping[str, Any]]]] = {}
     try:
-        rows = load_dataset(task.hub.path, task.hub.name, split=task.hub.split)
-    except (
-        Exception
-    ) as error:  # no network, no such data set, a cache that is broken: each has its own
-        why = " ".join(str(error).split())[:200]
+        names = get_dataset_config_names(hub.path) if hub.each_configuration else [hub.name]
+        for name, split in product(names, hub.splits):
+            part = f"/{name}/{split}" if hub.each_configuration else ""
+            rows = load_dataset(hub.path, name, split=split)
+            parts[task.name + part] = _numbered(rows, hub.path + part)
+    except Exception as error:  # no network, no such data set, a broken cache: each has its own
+        reason = " ".join(str(error).split())[:200]
         message = (
-            f"{task.name} could not be read from the hub ({why}); give a folder by --data-root"
+            f"{task.name} could not be read from the hub ({reason}); give a folder by --data-root"
         )
-        raise user_error("--tasks", message, value=task.hub.path, accepted=_shape(task)) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{task.hub.path}:{number}", row
+        raise user_error("--tasks", message, value=hub.path, accepted=_shape(task)) from error
+    return parts
+
+
+def _numbered(rows: Iterable[Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((f"{where}:{number}", row) for number, row in enumerate(rows, 1))
 
 
 def _shape(task: Benchmark) -> str:
