@@ -7,7 +7,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
-from vpretrain.language.feedback.checkers import CHECKERS
+from vpretrain.language.feedback.checkers import CHECKERS, CheckerFault
 from vpretrain.system.errors import UserError
 
 KINDS = {
@@ -102,3 +102,27 @@ def test_rows_that_do_not_fit_the_kind_are_named(kind, change, message, tmp_path
 def test_keys_that_do_not_fit_the_kind_are_named(keys, message):
     with pytest.raises(UserError, match=message):
         Steering(feedback=keys)
+
+
+def test_a_checker_that_raises_costs_its_batch_and_one_that_always_does_is_named(
+    tmp_path, stream, feedback, monkeypatch, caplog
+):
+    calls = []
+
+    def checker(row, text):
+        calls.append(row.origin)
+        if len(calls) == 1 or stubborn:
+            raise ZeroDivisionError
+        return text.count("1")
+
+    monkeypatch.setitem(CHECKERS, "digits", lambda pattern: checker)
+    stubborn = False
+    steered = trainer(tmp_path, stream, feedback, "reward")
+    steered.train()
+    assert "Steering feedback.checker" in caplog.text and calls[0] in caplog.text
+    assert math.isfinite(steered.steered_metrics["gain"])
+    stubborn = True
+    steered = trainer(tmp_path, stream, feedback, "reward")
+    steered.args.max_steps = 6
+    with pytest.raises(CheckerFault, match="feedback_dataset"):
+        steered.train()

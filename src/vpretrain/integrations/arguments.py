@@ -10,6 +10,9 @@ import torch
 from vpretrain.integrations.steering import Steering
 from vpretrain.system.errors import Problem
 
+Refusal = tuple[object, str, object, str, str]
+"""Whether it applies, and then the argument, its value, the values that work, and the reason."""
+
 
 def problems_of(
     trainer: Any, steering: Steering, compute_loss: Callable[..., Any]
@@ -21,165 +24,145 @@ def problems_of(
         steering: of the same.
         compute_loss: the steered one, which a subclass must leave alone.
     """
-    yield from _losses(trainer, compute_loss)
-    yield from _machines(trainer)
-    yield from _processes(trainer)
+    refusals = [*_losses(trainer, compute_loss), *_machines(trainer), *_sharding(trainer)]
+    for applies, where, value, accepted, message in [*refusals, *_processes(trainer)]:
+        if applies:
+            yield Problem(where, str(value), accepted, message)
     if steering.alignment == "optimizer_aware":
         yield from _preconditioner(trainer)
 
 
-def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Problem]:
+def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]:
     """Whatever would make another loss than that of the designer's task."""
-    args, config = trainer.args, getattr(trainer.model, "config", None)
-    if args.label_smoothing_factor:
-        message = (
-            "the designer decides what each token's target is; smooth with the arm "
-            "uniform_smoothing instead"
-        )
-        yield Problem("args.label_smoothing_factor", str(args.label_smoothing_factor), "0", message)
-    if trainer.compute_loss_func is not None:
-        message = (
-            "the loss of the designer's task takes its place, so that it would never be "
-            "called; leave it out"
-        )
-        yield Problem(
-            "compute_loss_func",
-            getattr(trainer.compute_loss_func, "__name__", "given"),
-            "None",
-            message,
-        )
-    if type(trainer).compute_loss is not compute_loss:
-        message = (
-            "a compute_loss of its own would go around the designer; take it out of the subclass"
-        )
-        yield Problem(
-            type(trainer).__name__,
-            "compute_loss",
-            "subclasses with other methods, training_step say",
-            message,
-        )
-    if (loss := getattr(args, "loss_type", "nll")) != "nll":
-        yield Problem(
-            "args.loss_type",
-            loss,
-            "nll",
-            "the designer's task is a likelihood; leave this as it is",
-        )
-    if getattr(config, "output_router_logits", False):
-        message = (
-            "the steered loss has no auxiliary loss of the router; set this to False in "
-            "model.config"
-        )
-        yield Problem(
-            "model.config.output_router_logits",
-            "True",
-            "False (router_aux_loss_coef=0.0 under TRL)",
-            message,
-        )
-
-
-def _machines(trainer: Any) -> Iterator[Problem]:
-    """Ways of running that hide the model's parts, or whose precision is too narrow for a gradient
-    without a scaler.
-    """
-    args = trainer.args
-    if args.torch_compile:
-        message = (
-            "a compiled model runs without the hooks by which its blocks' inputs are read; "
-            "leave it out"
-        )
-        if trainer.steering.estimator == "forward_mode":
-            message = (
-                "compiled code has no forward-mode derivative, and runs without the hooks "
-                "of "
-                "a steered pass; leave it out"
-            )
-        yield Problem("args.torch_compile", "True", "False", message)
-    if args.fp16:
-        message = (
-            "gradients of the feedback would vanish in float16, which needs a loss scaler; "
-            "take bf16"
-        )
-        yield Problem("args.fp16", "True", "bf16=True, or neither", message)
-    if args.use_liger_kernel:
-        message = (
-            "these kernels replace the model's forward pass and have no second derivatives; "
-            "leave them out"
-        )
-        yield Problem("args.use_liger_kernel", "True", "False", message)
-    if getattr(args, "activation_offloading", False):
-        message = (
-            "the meta step differentiates inside the forward pass, where activations are "
-            "not "
-            "yet sent away"
-        )
-        yield Problem(
-            "args.activation_offloading", "True", "False, or gradient_checkpointing=True", message
-        )
-    if args.n_gpu > 1:
-        message = (
-            "one process on several devices copies the model at every step; start one "
-            "process a device"
-        )
-        yield Problem(
-            "args", f"{args.n_gpu} devices", "accelerate launch, or CUDA_VISIBLE_DEVICES=0", message
-        )
-    if quantised := getattr(trainer.model, "quantization_method", None):
-        message = (
-            "the value of a task is taken in float32 through the blocks' weights, which are "
-            "packed here"
-        )
-        yield Problem(
-            "model",
-            f"quantised by {quantised}",
-            "weights in float32 or bfloat16, LoRA too",
-            message,
-        )
-    whole = (
-        "DDP, where every process holds the model whole: accelerate launch or torchrun, "
-        "without a plugin"
+    args, config, own = trainer.args, getattr(trainer.model, "config", None), type(trainer)
+    yield (
+        args.label_smoothing_factor,
+        "args.label_smoothing_factor",
+        args.label_smoothing_factor,
+        "0",
+        "the designer decides what each token's target is; smooth with the arm uniform_smoothing "
+        "instead",
     )
-    if trainer.is_fsdp_enabled or getattr(trainer, "is_distributed_loading_by_transformers", False):
-        message = "sharded parameters cannot be run again block by block"
-        yield Problem("args.fsdp", str(args.fsdp or "sharded"), whole, message)
-    if trainer.is_deepspeed_enabled:
-        message = (
-            "its engine keeps gradients and Adam's moments apart (and at stage 3 the "
-            "weights), which a steered step reads"
-        )
-        yield Problem("args.deepspeed", str(args.deepspeed or "given"), whole, message)
-    if getattr(trainer.accelerator, "parallelism_config", None) is not None:
-        message = "tensor, context and sequence parallelism split what a steered pass reads whole"
-        yield Problem("args.parallelism_config", "given", "None", message)
+    yield (
+        trainer.compute_loss_func is not None,
+        "compute_loss_func",
+        getattr(trainer.compute_loss_func, "__name__", "given"),
+        "None",
+        "the loss of the designer's task takes its place, so that it would never be called; leave "
+        "it out",
+    )
+    yield (
+        own.compute_loss is not compute_loss,
+        own.__name__,
+        "compute_loss",
+        "subclasses with other methods, training_step say",
+        "a compute_loss of its own would go around the designer; take it out of the subclass",
+    )
+    loss = getattr(args, "loss_type", "nll")
+    message = "the designer's task is a likelihood; leave this as it is"
+    yield loss != "nll", "args.loss_type", loss, "nll", message
+    yield (
+        getattr(config, "output_router_logits", False),
+        "model.config.output_router_logits",
+        True,
+        "False (router_aux_loss_coef=0.0 under TRL)",
+        "the steered loss has no auxiliary loss of the router; set this to False in model.config",
+    )
 
 
-def _processes(trainer: Any) -> Iterator[Problem]:
+def _machines(trainer: Any) -> Iterator[Refusal]:
+    """Ways of running that hide the model's parts, or whose precision is too narrow for a gradient
+    without a scaler."""
+    args, forward_mode = trainer.args, trainer.steering.estimator == "forward_mode"
+    yield (
+        args.torch_compile,
+        "args.torch_compile",
+        True,
+        "False",
+        "compiled code has no forward-mode derivative, and runs without the hooks of a steered "
+        "pass; leave it out"
+        if forward_mode
+        else "a compiled model runs without the hooks by which its blocks' inputs are read; leave "
+        "it out",
+    )
+    message = "gradients of the feedback vanish in float16, which needs a loss scaler; take bf16"
+    yield args.fp16, "args.fp16", True, "bf16=True, or neither", message
+    yield (
+        args.use_liger_kernel,
+        "args.use_liger_kernel",
+        True,
+        "False",
+        "these kernels replace the model's forward pass and have no second derivatives; leave "
+        "them out",
+    )
+    yield (
+        getattr(args, "activation_offloading", False),
+        "args.activation_offloading",
+        True,
+        "False, or gradient_checkpointing=True",
+        "the meta step differentiates inside the forward pass, before activations are sent away",
+    )
+    yield (
+        args.n_gpu > 1,
+        "args",
+        f"{args.n_gpu} devices",
+        "accelerate launch, or CUDA_VISIBLE_DEVICES=0",
+        "one process on several devices copies the model at every step; start one process a device",
+    )
+    method = getattr(trainer.model, "quantization_method", None)
+    yield (
+        method,
+        "model",
+        f"quantised by {method}",
+        "weights in float32 or bfloat16, LoRA too",
+        "the value of a task is taken in float32 through the blocks' weights, packed here",
+    )
+
+
+def _sharding(trainer: Any) -> Iterator[Refusal]:
+    """Ways of spreading a model over devices, whose parts are then not whole in one process."""
+    args = trainer.args
+    whole = (
+        "DDP, where every process holds the model whole: accelerate launch or torchrun, without a "
+        "plugin"
+    )
+    loaded = getattr(trainer, "is_distributed_loading_by_transformers", False)
+    message = "sharded parameters cannot be run again block by block"
+    yield trainer.is_fsdp_enabled or loaded, "args.fsdp", args.fsdp or "sharded", whole, message
+    yield (
+        trainer.is_deepspeed_enabled,
+        "args.deepspeed",
+        args.deepspeed or "given",
+        whole,
+        "its engine keeps gradients and Adam's moments apart (and at stage 3 the weights), which a "
+        "steered step reads",
+    )
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None) is not None
+    message = "tensor, context and sequence parallelism split what a steered pass reads whole"
+    yield parallelism, "args.parallelism_config", "given", "None", message
+
+
+def _processes(trainer: Any) -> Iterator[Refusal]:
     """Processes that were started together and could not speak to each other."""
     if not torch.distributed.is_initialized():
         return
     together, backend = torch.distributed.get_world_size(), torch.distributed.get_backend_config()
-    if together != trainer.args.world_size:
-        message = (
-            f"{together} processes were started and each would train on its own; without an "
-            "accelerator say use_cpu"
-        )
-        yield Problem(
-            "args.world_size",
-            str(trainer.args.world_size),
-            "TrainingArguments(use_cpu=True, ...)",
-            message,
-        )
-    if "cpu:" not in backend:
-        message = (
-            "processes tell each other figures that lie on the CPU; start the process group "
-            "before the arguments are made"
-        )
-        yield Problem(
-            "torch.distributed",
-            backend,
-            "init_process_group('cpu:gloo,cuda:nccl'), first of all",
-            message,
-        )
+    yield (
+        together != trainer.args.world_size,
+        "args.world_size",
+        trainer.args.world_size,
+        "TrainingArguments(use_cpu=True, ...)",
+        f"{together} processes were started and each would train on its own; without an "
+        "accelerator say use_cpu",
+    )
+    yield (
+        "cpu:" not in backend,
+        "torch.distributed",
+        backend,
+        "init_process_group('cpu:gloo,cuda:nccl'), first of all",
+        "processes tell each other figures that lie on the CPU; start the process group before the "
+        "arguments are made",
+    )
 
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")

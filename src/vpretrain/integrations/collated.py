@@ -42,12 +42,12 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     )
     # A stable sort by padding moves it behind the row and leaves the tokens in their order.
     order = (mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
-    ids, labels, there = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))
+    ids, labels, real = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))
     flat = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     starts = flat == 0
     if "position_ids" in inputs:
-        given = _rows(inputs, "position_ids", ids.shape).gather(1, order)
-        starts = starts | ((given.diff(dim=1, prepend=given[:, :1] - 1) != 1) & there)
+        positions = _rows(inputs, "position_ids", ids.shape).gather(1, order)
+        starts = starts | ((positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1) & real)
     # Running on through the padding, as the core lays out rows that are padded: one document to the
     # model.
     positions = flat - torch.where(starts, flat, 0).cummax(dim=1).values
@@ -55,9 +55,9 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     count = int(starts.sum())
     return TokenBatch(
         input_ids=ids,
-        predicted=(labels != IGNORED) & there & ~starts,
+        predicted=(labels != IGNORED) & real & ~starts,
         position_ids=positions,
-        document=torch.where(there, number, -1),
+        document=torch.where(real, number, -1),
         documents=tuple(
             Document((), (), f"train_dataset:{place}", "train_dataset") for place in range(count)
         ),

@@ -1,6 +1,5 @@
 """Rows of a ``datasets`` table (or any sequence of dicts), in the formats that TRL's trainers read,
-as documents.
-"""
+as documents."""
 
 from __future__ import annotations
 
@@ -21,9 +20,8 @@ from vpretrain.system.errors import Problem, UserError, renamed, user_error
 log = logging.getLogger(__name__)
 
 FORMATS = (
-    "prompt and solution, prompt and completion (text, or lists of messages), messages that "
-    "end with the assistant's, text, "
-    "or tokens: input_ids and labels"
+    "prompt and solution, prompt and completion (text, or lists of messages), messages that end "
+    "with the assistant's, text, or tokens: input_ids and labels"
 )
 ANSWERS = ("solution", "completion")
 _SHOWN = 5
@@ -69,12 +67,27 @@ def feedback_of(
         UserError: a row is in none of the formats, has nothing to predict, does not fit the kind of
             feedback, or asks for a tokenizer or a template that is not there.
     """
-    rows, second = list(rows), signal.second_answer
+    rows = list(rows)
     if rows and "input_ids" in rows[0]:
-        if signal.reads_text or second is not None:
+        if signal.reads_text or signal.second_answer is not None:
             message = f"feedback of the kind {signal.kind} reads text, and these rows are tokens"
             raise user_error(where, message, value="input_ids", accepted="prompts with answers")
         return TaskDocuments(list(_tokenised(rows, max_tokens, where)), {})
+    task = _in_text(rows, tokenizer, signal, where)
+    # TRL reads control tokens that stand in its rows, and so do these.
+    with renamed({"learner.tokenizer": "processing_class"}):
+        documents, counts = encode_task(
+            task, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
+        )
+    for loss in counts.losses(max_tokens):
+        log.warning("%s: %s", where, loss)
+    return documents
+
+
+def _in_text(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, signal: Signal, where: str
+) -> TaskRows:
+    """Rows of text as the kind of feedback needs them."""
     if not hasattr(tokenizer, "get_vocab"):
         raise user_error(
             "processing_class",
@@ -88,19 +101,13 @@ def feedback_of(
             _row(row, tokenizer, f"{where}[{place}]", columns) for place, row in enumerate(rows)
         ]
 
+    second = signal.second_answer
     task = TaskRows(read(ANSWERS if second is None else (*ANSWERS, "chosen")))
     if second is not None:
         task = TaskRows(task.rows, {row.origin: row for row in read([second[1]])})
     if problems := list(_unfit(task, signal)):
         raise UserError(*problems)
-    # TRL reads control tokens that stand in its rows, and so do these.
-    with renamed({"learner.tokenizer": "processing_class"}):
-        documents, counts = encode_task(
-            task, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
-        )
-    for loss in counts.losses(max_tokens):
-        log.warning("%s: %s", where, loss)
-    return documents
+    return task
 
 
 def _unfit(task: TaskRows, signal: Signal) -> Iterator[Problem]:
@@ -131,14 +138,14 @@ def check_apart(
     Raises:
         UserError: with the first rows that are in both.
     """
-    seen = {
+    origins = {
         key: document.origin for document in reversed(feedback) for key in _keys(document, special)
     }
     shared = {
-        seen[key]: document.origin
+        origins[key]: document.origin
         for document in train
         for key in _keys(document, special)
-        if key in seen
+        if key in origins
     }
     if shared:
         pairs = [f"{row} = {other}" for row, other in shared.items()]
@@ -153,8 +160,7 @@ def check_apart(
 
 def trained_on(dataset: Any, tokenizer: Any) -> Iterator[Document] | None:
     """The rows of a training set as documents, packed ones taken apart; None where they cannot be
-    known beforehand.
-    """
+    known beforehand."""
     if not hasattr(dataset, "__len__") or not len(dataset):
         return None
     first = dataset[0]
@@ -247,7 +253,6 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[
 
 def _unended(text: str, tokenizer: Any) -> str:
     """The text without the end token that some rows and templates write out: every document gets
-    one.
-    """
+    one."""
     end = tokenizer.eos_token
     return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text

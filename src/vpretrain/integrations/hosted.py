@@ -8,6 +8,7 @@ part together. Gradients are left to the host.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vpretrain.integrations.steering import Steering
 from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.feedback.checkers import CheckerFault
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.predictions import WholeLogits
 from vpretrain.language.learner.targets import SoftTargets
@@ -25,6 +27,11 @@ from vpretrain.method.roles import Designer, Feedback, Metrics, State, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed
+
+log = logging.getLogger(__name__)
+
+FAULTS = 3
+"""Meta steps in a row that a checker may spoil."""
 
 
 class HostedLearner(CausalLearner):
@@ -48,8 +55,7 @@ class HostedLearner(CausalLearner):
 
     def forward(self, batch: TokenBatch) -> Context:
         """One forward pass of the wrapped model; as in the plain learner, prompts and padding are
-        never projected.
-        """
+        never projected."""
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
         hidden: list[Tensor] = []
@@ -90,6 +96,7 @@ class HostedStep:
         self.step = 0
         self._begun: int | None = None
         self._due = self._learned = False
+        self._faults = 0
 
     @property
     def steers(self) -> bool:
@@ -123,9 +130,17 @@ class HostedStep:
         value_of = self.meta.value_estimator.on_part(count / everywhere)
         shaped = None
         if self._due:
-            self._due, self._learned = False, True
             rate = float(self.meta.optimizer.param_groups[0]["lr"])
-            self.metrics, shaped = self.meta(context, value_of, rate)
+            try:
+                self.metrics, shaped = self.meta(context, value_of, rate)
+            except CheckerFault as fault:
+                self._faults += 1
+                if self._faults > FAULTS:
+                    raise
+                log.warning("no meta step on this batch, the next one tries again: %s", fault)
+                task = self.meta.designer.baseline_task(context)
+                return fraction * self.learner.loss(context, detached(task))
+            self._due, self._learned, self._faults = False, True, 0
         if shaped is None or not self.steers:
             shaped = self.meta.task(context, value_of, step)
         return fraction * self.learner.loss(context, detached(shaped))

@@ -1,6 +1,5 @@
 """How a trainer of another library steers: the keys of a recipe that concern it, and the parts that
-they make.
-"""
+they make."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ from vpretrain.system.errors import Problem, UserError
 
 def steering_arms() -> dict[str, str]:
     """The arms of language that steer one stream of rows: another trainer's rows have no sources to
-    be weighed, and are all trained on.
-    """
+    be weighed, and are all trained on."""
     return {
         name: arm.description
         for name, arm in ARMS.all.items()
@@ -69,8 +67,7 @@ class Steering(Value):
     """S: the last so many blocks with final norm and (untied) head."""
     aligned_patterns: list[str] = []
     """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
-    one that trains.
-    """
+    one that trains."""
     feedback: Annotated[Signal, SIGNALS.by_kind] = LikelihoodSignal()
     """What is made of the feedback rows, with the keys that its kind has in
     ``data.feedback.tasks``: ``{"kind": "reward", "checker": "number"}``."""
@@ -78,8 +75,7 @@ class Steering(Value):
     """Rows in one feedback batch."""
     feedback_batches: PositiveInt = 2
     """Batches used at a meta step; g_down is their mean, and their agreement says how far to trust
-    it.
-    """
+    it."""
     feedback_max_tokens: PositiveInt = 512
     """Longer feedback rows are cut there, and counted in the log."""
 
@@ -90,7 +86,7 @@ class Steering(Value):
         try:
             checked = handler(keys)
         except ValidationError as error:
-            with said_of_steering():
+            with errors_of_steering():
                 raise UserError(*explain(error, cls, keys, {(): "Steering"})) from None
         if problems := list(checked._problems()):
             raise UserError(*problems)
@@ -112,17 +108,17 @@ class Steering(Value):
                 message,
             )
         if self.shrink and self.feedback_batches < 2:
-            message = "shrink compares feedback batches; hear two or more, or set shrink to False"
+            message = "shrink compares feedback batches; use two or more, or set shrink to False"
             yield Problem(
                 "Steering feedback_batches", str(self.feedback_batches), "2 or more", message
             )
 
     def new_designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
-        """The arm's designer, fresh or carried from a run.
+        """The arm's designer, fresh or transferred from a run.
 
         Args:
             learner: what is steered.
-            tokenizer: the learner's; read where a designer is carried alone.
+            tokenizer: the learner's; read where a designer is transferred alone.
             seed: of the designer's first weights.
 
         Raises:
@@ -130,7 +126,7 @@ class Steering(Value):
         """
         site = Site(learner, seed, Reliability(shrink=self.shrink, unit=self.unit))
         section = LearnerSection(model=str(learner.model.config.name_or_path))
-        with said_of_steering():
+        with errors_of_steering():
             return designer_for(self.designer, site, section, tokenizer)
 
     def new_feedback(
@@ -163,23 +159,23 @@ class Steering(Value):
 
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
     """The keys of designers in a section of their own."""
-    given = dict(keys)
-    if "designer" in given:
-        return {"arm": dict(given["designer"])["kind"], **given}
-    arm = ARMS.all.get(str(given.get("arm", ARMS.default)))
-    known = {key for section in ARMS.kinds.values() for key in section.model_fields} - own
-    section = {key: given.pop(key) for key in list(given) if key in known}
+    rest = dict(keys)
+    if "designer" in rest:
+        return {"arm": dict(rest["designer"])["kind"], **rest}
+    arm = ARMS.all.get(str(rest.get("arm", ARMS.default)))
+    of_designers = {key for section in ARMS.kinds.values() for key in section.model_fields} - own
+    section = {key: rest.pop(key) for key in list(rest) if key in of_designers}
     if arm is not None and arm.designer is not None:
         section["kind"] = arm.designer
-    return {**given, "designer": {"kind": ARMS.default, **section}}
+    return {**rest, "designer": {"kind": ARMS.default, **section}}
 
 
 _SECTIONS = ("learner.", "designer.", "value.")
 
 
 @contextmanager
-def said_of_steering() -> Iterator[None]:
-    """What the core says of a recipe's key is said of the argument that it has here."""
+def errors_of_steering() -> Iterator[None]:
+    """Names the argument of ``Steering`` where the core names a recipe's key."""
     try:
         yield
     except UserError as error:

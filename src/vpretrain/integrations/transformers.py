@@ -1,6 +1,5 @@
 """A drop-in for ``transformers.Trainer``: one more data set, and its gradients shape what each
-batch asks of the model.
-"""
+batch asks of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
-from vpretrain.integrations.steering import STEERING_ARMS, Steering, said_of_steering
+from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
@@ -27,9 +26,8 @@ from vpretrain.system.errors import UserError, user_error
 __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
 
 STATE = "steering"
-"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, what was heard
-last.
-"""
+"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, its
+latest gradients."""
 
 
 class SteeredTrainer(Trainer):
@@ -41,7 +39,7 @@ class SteeredTrainer(Trainer):
     Logs gain ``steering/gain``, ``steering/gate`` and the like, of the latest meta step. Evaluation
     is the Trainer's own.
 
-    On several processes (``accelerate launch``, ``torchrun``: DDP) each hears the same feedback,
+    On several processes (``accelerate launch``, ``torchrun``: DDP) each uses the same feedback,
     and values, weights and what the designer learns are those of all of them together. FSDP,
     DeepSpeed and tensor, context or sequence parallelism are refused.
 
@@ -50,7 +48,7 @@ class SteeredTrainer(Trainer):
         feedback_dataset: verified rows that are not trained on: a ``datasets.Dataset`` or a
             sequence of dicts, in one of the formats of
             :data:`vpretrain.integrations.datasets.FORMATS`; read with ``processing_class``.
-        steering: arm, designer, alignment and how the feedback is heard.
+        steering: arm, designer, alignment and how the feedback is used.
         arguments: as the Trainer takes them, by name.
 
     Raises:
@@ -96,15 +94,13 @@ class SteeredTrainer(Trainer):
     @property
     def designer(self) -> Designer:
         """The task designer of the model that trains (see
-        :class:`vpretrain.method.roles.Designer`).
-        """
+        :class:`vpretrain.method.roles.Designer`)."""
         return self._steered_parts()[1]
 
     @property
     def steered_metrics(self) -> dict[str, float]:
         """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
-        empty before the first.
-        """
+        empty before the first."""
         return {} if self._steered_step is None else self._steered_step.metrics
 
     def compute_loss(
@@ -115,8 +111,7 @@ class SteeredTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The steered loss of a micro-batch while training, its meta step first where one is due;
-        the Trainer's otherwise.
-        """
+        the Trainer's otherwise."""
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = token_batch(inputs)
@@ -151,15 +146,14 @@ class SteeredTrainer(Trainer):
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
         """Learner, designer and feedback of the present model; made anew where ``model_init`` made
-        another.
-        """
+        another."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         made = getattr(self, "_steered_made", None)
         if made is not None and made[0].model is model:
             return made
         steering, args = self.steering, self.args
-        with said_of_steering():
+        with errors_of_steering():
             aligned = aligned_parameters(
                 model,
                 Anatomy.of(model),
@@ -211,8 +205,7 @@ class SteeredTrainer(Trainer):
             state = checkpoint.load(folder)
         except checkpoint.Damaged as error:
             message = (
-                f"this checkpoint has no whole steering state ({error}); start anew from "
-                "its "
+                f"this checkpoint has no whole steering state ({error}); start anew from its "
                 "model, or take another"
             )
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"

@@ -1,16 +1,12 @@
-"""Other libraries' rows and batches: what is predicted of them, and which of them are the same."""
+"""Other libraries' rows: what is predicted of them, and which of them are the same."""
 
 import copy
 
 import pytest
-import torch
 from datasets import Dataset
 
 from tests.integrations.conftest import TOKENIZER
-from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, documents_of, trained_on
-from vpretrain.language.data.batch import padded
-from vpretrain.language.data.rows import Document
 from vpretrain.system.errors import UserError
 
 EOS = TOKENIZER.eos_token_id
@@ -126,39 +122,3 @@ def test_rows_that_are_trained_on_are_found_in_any_form(row):
         ):
             check_apart(feedback, trained_on(rows, TOKENIZER), special)
         check_apart(feedback[:1], trained_on(rows, TOKENIZER), special)
-
-
-def test_a_padded_batch_is_the_cores_whatever_side_the_padding_is_on():
-    rows = [[5, 6, 7, 8, 9], [10, 11, 12]]
-    documents = [Document(row, [at > 1 for at in range(len(row))], "", "") for row in rows]
-    expected = padded(documents, pad_id=0)
-    for side in ("left", "right"):
-        tokenizer = copy.deepcopy(TOKENIZER)
-        tokenizer.padding_side = side
-        inputs = dict(tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
-        labels = inputs["input_ids"].clone()
-        for prompt in (5, 6, 10, 11):
-            labels[labels == prompt] = -100
-        found = token_batch(
-            {**inputs, "labels": labels}
-        )  # padding has the label 0: the mask alone says what it is
-        for name in ("input_ids", "predicted", "position_ids", "document"):
-            torch.testing.assert_close(
-                getattr(found, name), getattr(expected, name), msg=f"{name}, padded {side}"
-            )
-        assert len(found.documents) == 2
-
-
-def test_packed_rows_are_told_apart_by_position():
-    inputs = {
-        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10]]),
-        "labels": torch.tensor([[5, 6, 7, 8, 9, 10]]),
-        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
-    }
-    batch = token_batch(inputs)
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
-    assert batch.document.tolist() == [[0, 0, 0, 1, 1, 1]]
-    assert batch.predicted.tolist() == [[False, True, True, False, True, True]]
-    for name, wrong in (("labels", None), ("position_ids", torch.arange(6))):
-        with pytest.raises(UserError, match=f"data_collator: {name}"):
-            token_batch({**inputs, name: wrong})
