@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import combinations
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from tests.language.evaluation.harness_models import GOLD, ROWS, byte_tokenizer,
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, own
 from vpretrain.language.evaluation.held_out import negative_log_likelihood
-from vpretrain.language.evaluation.passes import pass_at_k
 from vpretrain.language.evaluation.scoring import Sampling, score, score_learner, score_model
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
@@ -47,22 +45,6 @@ class Rigged(LM):
 def items(name, rows=None):
     task = BENCHMARKS[name]
     return task, [task.item(row, f"{name}:{at}") for at, row in enumerate(rows or ROWS[name], 1)]
-
-
-@pytest.mark.parametrize("n", range(1, 7))
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n):
-    for correct in range(n + 1):
-        samples = [True] * correct + [False] * (n - correct)
-        for k in range(1, n + 1):
-            draws = [any(draw) for draw in combinations(samples, k)]
-            assert pass_at_k(n, correct, k) == pytest.approx(sum(draws) / len(draws), abs=1e-12)
-
-
-def test_pass_at_k_of_many_and_of_nonsense():
-    assert pass_at_k(100_000, 1, 10) == pytest.approx(1e-4)
-    for n, correct, k in ((4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)):
-        with pytest.raises(ValueError, match="accepted"):
-            pass_at_k(n, correct, k)
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))

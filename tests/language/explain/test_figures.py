@@ -8,19 +8,14 @@ import math
 import shutil
 
 import pytest
-import torch
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
-from vpretrain.language.explain import page, token_values
-from vpretrain.language.learner.targets import one_hot, soft_target_loss
-from vpretrain.language.steering.rules import Anchored
-from vpretrain.method.exact import ExactDesigner
-from vpretrain.method.reliability import Reliability
+from vpretrain.language.explain import page
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.saved import restore_designer, with_feedback
+from vpretrain.run.saved import restore_designer
 from vpretrain.studies.explain import explain
 from vpretrain.system.errors import UserError
 
@@ -84,71 +79,6 @@ def test_every_kind_of_arm(tmp_path, arm):
         assert value["designer"] > value["onehot"]
     said = "is a control" in (tmp_path / arm / "explain.html").read_text(encoding="utf-8")
     assert said == (arm == "random_feedback")
-
-
-def test_values_are_slopes_of_the_loss_along_the_direction():
-    recipe = tiny_recipe(
-        "arm=closed_form", "value.alignment=dot", "value.estimator=double_backward"
-    )
-    materials = Language().load(recipe)
-    parts = Language().build(recipe, materials)
-    parts.learner.model.eval()
-    value_estimator = with_feedback(recipe, parts, parts.stream)
-    context = parts.learner.forward(next(parts.stream))
-    seen = token_values.look(
-        context, ExactDesigner(Anchored(5), Reliability(False)), value_estimator.on_part(), 5
-    )
-    plain, names = one_hot(context.labels), list(parts.learner.aligned)
-    pre = torch.autograd.grad(
-        soft_target_loss(context.logits, plain), list(parts.learner.aligned.values())
-    )
-    down = [
-        sum(d[name] for d in value_estimator.feedback_gradients)
-        / len(value_estimator.feedback_gradients)
-        for name in names
-    ]
-    expected = sum(float((a * b).sum()) for a, b in zip(pre, down, strict=True))
-    assert float(seen.values[:, 0].mean()) == pytest.approx(expected, rel=1e-4)
-    pieces = list(token_values.pieces_of(seen))
-    assert sum(sum(piece.valued) for piece in pieces) == pytest.approx(
-        float(seen.values[:, 0].sum()), rel=1e-5
-    )
-    for piece in pieces:
-        wanted = [flag and at > 0 for at, flag in enumerate(piece.document.predicted)]
-        assert [value is not None for value in piece.values] == wanted
-
-
-def test_the_bound_is_what_the_best_candidate_gives():
-    recipe = tiny_recipe("designers.closed_form.gate_max=0.5")
-    values = torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 0.0]])
-    ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
-    seen = token_values.Look(
-        ids,
-        torch.full((2, 3), 1 / 3).log(),
-        values[None],
-        one_hot(ids[:, 0]),
-        values[:, :1],
-        None,
-        torch.zeros(2, dtype=torch.int64),
-        torch.tensor([1, 2]),
-        (),
-    )
-    worth = token_values.worths([seen], recipe)
-    assert worth.onehot == worth.designer == 1.5
-    assert worth.bound == pytest.approx(((0.5 * 1 + 0.5 * 3) + 2) / 2)
-
-
-class Bytes:
-    """One token a byte: most characters take several."""
-
-    def decode(self, ids, **options):
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-@pytest.mark.parametrize("text", ["plain", "naïve 中文 🙂\nend", ""])
-def test_tokens_spell_their_document(text):
-    spelled = token_values.spelled(Bytes(), list(text.encode()))
-    assert "".join(spelled) == text and len(spelled) == len(text.encode())
 
 
 def broken(field_run, folder, name):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.language.conftest import tiny_learner
-from vpretrain.language.data.batch import laid_out, padded
+from vpretrain.language.data.batch import laid_out
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback import Likelihood
@@ -100,22 +100,6 @@ def test_batches_of_a_step_count_by_what_their_loss_is_a_mean_over():
             context = learner.forward(part.batch)
             total += part.fraction * float(learner.loss(context, soft(context, 1)).detach())
         assert total == pytest.approx(float(expected.detach()))
-
-
-@pytest.mark.parametrize("mean", ["token", "example"])
-def test_the_feedbacks_loss_is_its_slow_loop(mean):
-    learner = tiny_learner(dtype=torch.float64)
-    sampler = Sampler(DOCUMENTS, batch_size=3, seed=0, pad_id=0)
-    (gradient,) = Likelihood([sampler], mean).gradients(learner)
-    context = learner.forward(padded(DOCUMENTS, pad_id=0))
-    log_p = torch.log_softmax(context.logits, dim=1)
-    losses = [
-        [-log_p[n, context.labels[n]] for n in range(len(log_p)) if int(context.document[n]) == d]
-        for d in range(3)
-    ]
-    pieces = torch.autograd.grad(slow(mean, losses), list(learner.aligned.values()))
-    for (name, found), piece in zip(gradient.items(), pieces, strict=True):
-        torch.testing.assert_close(found, piece, msg=name)
 
 
 def test_domains_share_the_mean_of_means():
