@@ -40,7 +40,7 @@ class Place:
     Args:
         flag: of the command, for messages.
         path: a file, a pattern, a folder, or the id of a data set on the hub.
-        columns: one of raw text, or those of prompt and solution; none: they are told from the
+        columns: one of raw text, or those of prompt and solution; none: they follow from the
             first row.
         part: keys that say which of the rows are taken.
     """
@@ -58,30 +58,25 @@ class Place:
         """
         path = Path(self.path).expanduser()
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.suffix in _KINDS]
-            if not found:
+            files = [file for file in sorted(path.iterdir()) if file.suffix in _KINDS]
+            if not files:
                 accepted = "a folder with files that end in " + ", ".join(_KINDS)
-                raise user_error(
-                    self.flag, "this folder holds no rows", value=self.path, accepted=accepted
-                )
-            return [file for file in found if file.suffix == found[0].suffix]
+                message = "this folder holds no rows"
+                raise user_error(self.flag, message, value=self.path, accepted=accepted)
+            return [file for file in files if file.suffix == files[0].suffix]
         if path.is_file():
             return [path]
-        found = (
-            sorted(Path().glob(self.path))
-            if not path.is_absolute()
-            else sorted(path.parent.glob(path.name))
-        )
-        if not found and (path.suffix in _KINDS or path.is_absolute() or len(path.parts) != 2):
+        folder, pattern = (path.parent, path.name) if path.is_absolute() else (Path(), self.path)
+        files = sorted(folder.glob(pattern))
+        if not files and (path.suffix in _KINDS or path.is_absolute() or len(path.parts) != 2):
             raise user_error(
                 self.flag,
                 "there is no such file",
                 value=self.path,
                 accepted="a file, a pattern such as 'notes/*.txt', a folder, or the id of a data "
-                "set "
-                "on the hub",
+                "set on the hub",
             )
-        return found
+        return files
 
     def section(self, *, solutions: bool) -> dict[str, Any]:
         """The recipe's section of rows.
@@ -90,46 +85,38 @@ class Place:
             solutions: whether prompts with solutions are wanted, and not raw text.
 
         Raises:
-            UserError: no file, one of another kind, or columns that cannot be told.
+            UserError: no file, one of another kind, or columns of unknown names.
         """
         files = self.files()
         kind = _KINDS.get(files[0].suffix) if files else "hub"
         if kind is None or (kind == "text" and solutions):
             accepted = "JSON Lines (.jsonl) or parquet" + ("" if solutions else ", or text (.txt)")
-            raise user_error(
-                self.flag,
-                "rows are not read from files of this kind",
-                value=self.path,
-                accepted=accepted,
-            )
+            message = "rows are not read from files of this kind"
+            raise user_error(self.flag, message, value=self.path, accepted=accepted)
         path = self.path
         if Path(path).expanduser().is_dir():
             path = str(Path(path) / f"*{files[0].suffix}")
         if kind == "text":
             return {"kind": kind, "path": path}
-        columns = self.columns or self._told(files, solutions)
+        columns = self.columns or self._columns(files, solutions)
         names = ("text",) if len(columns) == 1 else ("prompt", "solution")
-        return {
-            "kind": kind,
-            "path": path,
-            **dict(zip(names, columns, strict=True)),
-            **dict(self.part),
-        }
+        by_name = dict(zip(names, columns, strict=True))
+        return {"kind": kind, "path": path, **by_name, **dict(self.part)}
 
-    def _told(self, files: Sequence[Path], solutions: bool) -> tuple[str, ...]:
-        there = columns_of(files[0]) if files else []
-        pairs = [pair for pair in _PAIRS if set(pair) <= set(there)]
-        texts = [(name,) for name in _TEXT if name in there]
-        found = pairs if solutions else texts + pairs
-        if not found:
+    def _columns(self, files: Sequence[Path], solutions: bool) -> tuple[str, ...]:
+        names = columns_of(files[0]) if files else []
+        pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+        texts = [(name,) for name in _TEXT if name in names]
+        columns = pairs if solutions else texts + pairs
+        if not columns:
             wanted = "PROMPT,SOLUTION" if solutions else "TEXT or PROMPT,SOLUTION"
             raise user_error(
                 f"{self.flag}-columns",
-                f"which columns of {self.path} are read cannot be told; name them",
-                value=", ".join(there),
+                f"no columns of {self.path} have names that are known here; name them",
+                value=", ".join(names),
                 accepted=f"{wanted}, as in {self.flag}-columns question,answer",
             )
-        return found[0]
+        return columns[0]
 
 
 def holds_pictures(place: str) -> bool:
@@ -142,8 +129,7 @@ def holds_pictures(place: str) -> bool:
 
 def columns_of(path: Path) -> list[str]:
     """The columns of a table's first row; none of what is not read as one (``check`` says what is
-    wrong with it).
-    """
+    wrong with it)."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -263,6 +249,53 @@ def memory_bytes() -> int | None:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory_bytes()
 
 
+RECIPE = """\
+# vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
+#
+# Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
+# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run;
+# docs/guide.md says what matters most.
+modality: language
+description: {description}
+arm: token_weights  # tokens weighted by their value to the feedback; others: docs/choosing.md
+budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
+data:
+  window_tokens: {window}  # length of a row of the stream; documents are packed into it
+  batch_size: {fit.batch_size}  # {fit.description}
+  stream:  # what the learner trains on; several sources are mixed by their `weight`
+    - {{name: {source}, rows: {stream}}}
+  feedback:  # steers by its gradient, every value.meta_period steps; never trained on
+    rows: {feedback}
+    batch_size: {feedback_rows}
+    batches: 2  # their agreement says how far the feedback can be trusted
+  evaluation:  # what success is measured on; no row of it may be in the stream or the feedback
+    test: {evaluation}
+learner:
+  model: {model}
+  learning_rate: 1.5e-5
+  accumulate: {fit.accumulate}  # batches in a step, which is one of {step}
+  aligned_blocks: 2  # S: the last blocks, in which gradients are compared
+  # dtype: bfloat16  # on a GPU
+  # lora: {{r: 8, alpha: 16}}  # adapters alone train
+designer:
+  kind: token_weights
+  tilt: 0.4  # weight per deviation of a token's value; up to 1.5 on a stream full of errors
+designers:  # keys of other arms, for `compare --arms`
+  closed_form: {{candidates: {candidates}}}
+  ascent: {{candidates: {candidates}}}
+  field: {{candidates: {candidates}}}
+value:
+  alignment: optimizer_aware
+  estimator: central_difference
+  meta_period: 8
+  memory: 0.9
+  settle_steps: 16
+evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
+checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
+"""
+"""What :func:`recipe_of` fills in."""
+
+
 def recipe_of(
     model: str,
     stream: Place,
@@ -287,66 +320,33 @@ def recipe_of(
     Raises:
         UserError: a place or the model cannot be read.
     """
-    sections = [
-        stream.section(solutions=False),
-        feedback.section(solutions=True),
-        evaluation.section(solutions=True),
-    ]
+    places = {
+        "stream": _flow(stream.section(solutions=False)),
+        "feedback": _flow(feedback.section(solutions=True)),
+        "evaluation": _flow(evaluation.section(solutions=True)),
+    }
     skeleton = shapes(model)
     config = skeleton.config
     window = min(WINDOW_TOKENS, getattr(config, "max_position_embeddings", None) or WINDOW_TOKENS)
-    found = fit(skeleton, window, available)
+    sizes = fit(skeleton, window, available)
     rows = dict(feedback.part).get("rows") or (
         count_rows(files) if (files := feedback.files()) else 64
     )
-    heard = max(1, min(32, rows // 2))
-    memory = f"{found.batch_size * found.accumulate} rows of {window} tokens"
-    if found.checkpointing:
-        memory += "\n  activation_checkpointing: true  # less memory, more time"
-    return f"""\
-# vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
-#
-# Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
-# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run;
-# docs/guide.md says what matters most.
-modality: language
-description: {_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}")}
-arm: token_weights  # tokens weighted by their value to the feedback; others: docs/choosing.md
-budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
-data:
-  window_tokens: {window}  # length of a row of the stream; documents are packed into it
-  batch_size: {found.batch_size}  # {found.description}
-  stream:  # what the learner trains on; several sources are mixed by their `weight`
-    - {{name: {_text(_name(stream.path))}, rows: {_flow(sections[0])}}}
-  feedback:  # steers by its gradient, every value.meta_period steps; never trained on
-    rows: {_flow(sections[1])}
-    batch_size: {heard}
-    batches: 2  # their agreement says how far the feedback can be trusted
-  evaluation:  # what success is measured on; no row of it may be in the stream or the feedback
-    test: {_flow(sections[2])}
-learner:
-  model: {_text(model)}
-  learning_rate: 1.5e-5
-  accumulate: {found.accumulate}  # batches in a step, which is one of {memory}
-  aligned_blocks: 2  # S: the last blocks, in which gradients are compared
-  # dtype: bfloat16  # on a GPU
-  # lora: {{r: 8, alpha: 16}}  # adapters alone train
-designer:
-  kind: token_weights
-  tilt: 0.4  # weight per deviation of a token's value; up to 1.5 on a stream full of errors
-designers:  # keys of other arms, for `compare --arms`
-  closed_form: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
-  ascent: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
-  field: {{candidates: {min(CANDIDATES, int(config.vocab_size))}}}
-value:
-  alignment: optimizer_aware
-  estimator: central_difference
-  meta_period: 8
-  memory: 0.9
-  settle_steps: 16
-evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
-checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
-"""
+    step = f"{sizes.batch_size * sizes.accumulate} rows of {window} tokens"
+    if sizes.checkpointing:
+        step += "\n  activation_checkpointing: true  # less memory, more time"
+    return RECIPE.format(
+        out=out,
+        description=_text(f"{Path(stream.path).stem} steered by {Path(feedback.path).stem}"),
+        window=window,
+        fit=sizes,
+        source=_text(_name(stream.path)),
+        **places,
+        feedback_rows=max(1, min(32, rows // 2)),
+        model=_text(model),
+        step=step,
+        candidates=min(CANDIDATES, int(config.vocab_size)),
+    )
 
 
 def _name(path: str) -> str:

@@ -74,7 +74,7 @@ def rows_of(
     stream: Mapping[str, Sequence[Row]],
     feedback: Sequence[Row],
 ) -> Sequence[Row]:
-    """The rows of ``posttraining.rows``; what is wrong with them is told to the reader.
+    """The rows of ``posttraining.rows``; the reader collects what is wrong with them.
 
     Args:
         recipe: the recipe.
@@ -111,8 +111,8 @@ def after(
         UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or
             rows without one, or several processes train.
     """
-    chosen = steering.ARMS.named(recipe.arm).after
-    if not chosen:
+    stages = steering.ARMS.named(recipe.arm).after
+    if not stages:
         return None
     if distributed.launched():
         message = (
@@ -134,32 +134,31 @@ def after(
         raise user_error(
             "posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS)
         )
-    seen = {
+    drawn = {
         stage: _drawn(rows, getattr(recipe.posttraining, stage).most_rows, recipe.seed)
-        for stage in chosen
+        for stage in stages
     }
-    if "grpo" in seen and len(rows) < (prompts := recipe.posttraining.grpo.prompts):
+    if "grpo" in drawn and len(rows) < (prompts := recipe.posttraining.grpo.prompts):
         message = "a step asks for more prompts than there are rows, and TRL would take none"
         raise user_error(
             "posttraining.grpo.prompts", message, value=prompts, accepted=f"1 to {len(rows)}"
         )
-    if bare := [row.origin for row in seen.get("grpo", ()) if not row.prompt]:
+    if bare := [row.origin for row in drawn.get("grpo", ()) if not row.prompt]:
         message = (
             f"{bare[0]} has no prompt that grpo could answer; name rows with prompt and solution"
         )
         raise user_error("posttraining.rows", message, accepted="rows with prompt and solution")
 
     def run(spent: Spending) -> None:
-        for stage in chosen:
-            TRAINERS[stage](recipe, model, copy.deepcopy(tokenizer), seen[stage], spent)
+        for stage in stages:
+            TRAINERS[stage](recipe, model, copy.deepcopy(tokenizer), drawn[stage], spent)
 
     return run
 
 
 def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
     """At most so many of the rows, in an order of the seed's; a stream of millions is not held
-    whole.
-    """
+    whole."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return [rows[at] for at in order[:most].tolist()]
 
@@ -268,8 +267,7 @@ def _trained(
     section: Sft | Grpo,
 ) -> int:
     """Trains in place with the run's numerics, nothing written and nothing shown; returns the
-    tokens that were trained on.
-    """
+    tokens that were trained on."""
     import datasets
     from transformers import PrinterCallback
 

@@ -1,6 +1,5 @@
 """The checkpoint that steering starts from: loaded where one is named, made once from the recipe
-where none is at hand.
-"""
+where none is at hand."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ from vpretrain.system.errors import user_error
 
 def locate(recipe: LanguageRecipe, texts: Texts) -> str:
     """The folder or hub id of the learner; a prepared one is made here if the cache does not hold
-    it.
-    """
+    it."""
     section = recipe.learner
     if section.model is not None:
         return named(section.model)
@@ -58,8 +56,7 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
 
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
     """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy
-    runs share one.
-    """
+    runs share one."""
     rows = [source.rows for source in recipe.data.stream]
     if not any(isinstance(spec, Table) and spec.corrupt_digits for spec in rows):
         return recipe, texts
@@ -84,8 +81,7 @@ def _fingerprint(texts: Texts) -> str:
 
 def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
     """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears
-    whole or not at all.
-    """
+    whole or not at all."""
     section = prepared.section_of(recipe.learner.prepare)
     with prepared.replacing_folder(out) as folder:
         recipe, texts = _without_planted_noise(recipe, texts)
@@ -121,8 +117,7 @@ def _new_tokenizer(section: Prepare, texts: Texts) -> Any:
 
 def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
     """Some architectures put a tokenizer class of their own in the place of the one that was saved,
-    in silence.
-    """
+    in silence."""
     reloaded = AutoTokenizer.from_pretrained(folder)
     sample = [row.prompt + row.text for rows in texts.stream.values() for row in rows[:200]]
     before, after = (
@@ -131,9 +126,8 @@ def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
     if before != after:
         raise user_error(
             "learner.prepare",
-            f"AutoTokenizer reads the saved tokenizer as {type(reloaded).__name__}, which "
-            "splits text differently; "
-            "choose a model_type that goes with the tokenizer",
+            f"AutoTokenizer reads the saved tokenizer as {type(reloaded).__name__}, which splits "
+            "text differently; choose a model_type that goes with the tokenizer",
             accepted="`tokenizer: bpe` with `model_type: qwen2`, `tokenizer: word_problems` with "
             "`model_type: llama`",
         )

@@ -1,6 +1,5 @@
 """``vpretrain evaluate``: a model (and one to hold it against) on tasks, with everything that it
-wrote kept.
-"""
+wrote kept."""
 
 from __future__ import annotations
 
@@ -57,9 +56,8 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
     if running := [name for name, (task, _) in tasks.items() if task.runs_code and not code]:
         raise user_error(
             "--tasks",
-            f"{', '.join(running)} runs programs that the model writes (in a process of its "
-            "own, with limits): "
-            "say --allow-code if that is fine here, best with bubblewrap installed",
+            f"{', '.join(running)} runs programs that the model writes (in a process of its own, "
+            "with limits): say --allow-code if that is fine here, best with bubblewrap installed",
             value=", ".join(running),
             accepted="--allow-code, or other tasks",
         )

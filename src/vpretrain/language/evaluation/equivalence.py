@@ -32,16 +32,14 @@ def same_text(expected: str, candidate: str) -> bool:
 
 def same_quantity(expected: str, candidate: str) -> bool:
     """Equal as text, or the same number: ``1,234`` is ``1234.0``, ``$18`` is ``18``, ``50%`` is
-    ``50``, ``1/2`` is ``0.5``.
-    """
+    ``50``, ``1/2`` is ``0.5``."""
     a, b = quantity(expected), quantity(candidate)
     return a == b if a is not None and b is not None else same_text(expected, candidate)
 
 
 def same_mathematics(expected: str, candidate: str) -> bool:
     r"""Equal as text or plain number, or equivalent to math-verify (``\frac{1}{2}`` is ``0.5``);
-    too slow is not equal.
-    """
+    too slow is not equal."""
     if same_text(expected, candidate):
         return True
     if all(_PLAIN.fullmatch(text.strip()) for text in (expected, candidate)) and same_quantity(
@@ -53,8 +51,7 @@ def same_mathematics(expected: str, candidate: str) -> bool:
 
 def same_within(expected: str, candidate: str, tolerance: float = 1e-3) -> bool:
     r"""Equal without LaTeX's wrappers and white space, or decimals and fractions (``\frac{1}{2}``
-    too) that differ by ``tolerance * max(1, |expected|)`` or less (v1 A.4).
-    """
+    too) that differ by ``tolerance * max(1, |expected|)`` or less (v1 A.4)."""
     a, b = _unwrapped(expected), _unwrapped(candidate)
     if a == b:
         return True
@@ -92,9 +89,8 @@ class Judge:
         self._lock = threading.Lock()
 
     def equivalent(self, expected: str, candidate: str) -> bool:
-        """Whether both are the same mathematics; False where the question fails or takes
-        too long.
-        """
+        """Whether both are the same mathematics; False where the question fails or takes too
+        long."""
         with self._lock:
             process = self._running()
             try:

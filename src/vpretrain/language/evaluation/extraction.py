@@ -41,8 +41,7 @@ def plain_match(text: str, pattern: str) -> str | None:
 
 def after_hashes(text: str) -> str | None:
     """What follows the first ``####`` on its line: the mark closes an answer, so that a later one
-    belongs to another.
-    """
+    belongs to another."""
     match = _HASHES.search(text)
     return (trimmed(match[1]) or None) if match else None
 
@@ -70,8 +69,7 @@ def boxed(text: str, *, first: bool = False) -> str | None:
 
 def stated(text: str) -> str | None:
     """What the last "the answer is ..." (or "answer: ...") of the text states, to the end of its
-    sentence.
-    """
+    sentence."""
     match = last_match(text, _STATED)
     return None if match is None else trimmed(match) or None
 
@@ -83,8 +81,7 @@ def last_number(text: str) -> str | None:
 
 def final_answer(text: str) -> str | None:
     """Wherever the text marks an answer: ``####``, then the last box, then the last "the answer
-    is".
-    """
+    is"."""
     return after_hashes(text) or boxed(text) or stated(text)
 
 
@@ -106,8 +103,7 @@ def first_box(text: str) -> str | None:
 
 def first_box_or_end(text: str) -> str | None:
     """The first box; without one what follows the last ``Answer:``; without that the last line that
-    is not empty (v1 A.4).
-    """
+    is not empty (v1 A.4)."""
     if (answer := first_box(text)) is not None:
         return answer
     _, _, after = text.rpartition("Answer:")
@@ -117,8 +113,7 @@ def first_box_or_end(text: str) -> str | None:
 
 def as_written(text: str) -> str | None:
     """The completion itself, with no more than blank lines around it taken off; None where it is
-    empty.
-    """
+    empty."""
     return text.strip("\r\n") if text.strip() else None
 
 
@@ -151,8 +146,7 @@ def code(text: str) -> str | None:
 
 def trimmed(text: str) -> str:
     """Without what surrounds an answer: spaces, emphasis, mathematics delimiters, a final point,
-    brackets of a letter.
-    """
+    brackets of a letter."""
     before = None
     while before != text:
         before = text

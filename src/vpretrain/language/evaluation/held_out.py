@@ -1,6 +1,5 @@
 """Held-out measures of a language learner: NLL per solution token, and exact match of the greedy
-answer (Pass@1).
-"""
+answer (Pass@1)."""
 
 from __future__ import annotations
 
@@ -24,8 +23,7 @@ def negative_log_likelihood(
     learner: CausalLearner, documents: Sequence[Document], *, batch_size: int, pad_id: int
 ) -> Score:
     """Mean NLL in nats over all predicted tokens of the documents (see
-    :func:`mean_over_tokens`).
-    """
+    :func:`mean_over_tokens`)."""
     totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
     with evaluating(learner.model):
         # Longest first: rows of one batch are then of a length, and a batch that is too large fails
@@ -72,9 +70,8 @@ def greedy_exact_match(
     batch_size: int,
 ) -> Score:
     """Share of rows whose greedy answer equals the solution's (see
-    :func:`~vpretrain.language.evaluation.extraction.plain_match`);
-    prompts end as they do in training.
-    """
+    :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as they do in
+    training."""
     tokenizer = layout.tokenizer
     right = [0.0] * len(rows)
     with evaluating(learner.model):

@@ -12,13 +12,22 @@ chooses none).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.explain.page import View
-from vpretrain.language.explain.token_values import by_source, looked_at, pieces_of, worths
+from vpretrain.language.explain.token_values import (
+    TaskValues,
+    ValuedDocument,
+    by_source,
+    documents_of,
+    task_values,
+    valued_batches,
+)
 from vpretrain.language.materials import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
@@ -32,8 +41,7 @@ from vpretrain.system.html import document
 
 SEED_OFFSET = 7919
 """Added to the run's seed for the order in which documents are looked at, so that they are not its
-first batches.
-"""
+first batches."""
 
 
 def explain_language(
@@ -54,15 +62,9 @@ def explain_language(
             out of the figures.
         out: the HTML file.
     """
-    section = recipe.learner.model_copy(
-        update={
-            "model": str(folder.resolve() / "model"),
-            "prepare": None,
-            "config": None,
-            "tokenizer": None,
-        }
-    )
-    recipe = recipe.model_copy(update={"learner": section})
+    model = {"model": str(folder.resolve() / "model")}
+    own = {**model, "prepare": None, "config": None, "tokenizer": None}
+    recipe = recipe.model_copy(update={"learner": recipe.learner.model_copy(update=own)})
     seed_run(recipe)
     materials = modality.load(recipe)
     parts = modality.build(recipe, materials)
@@ -79,30 +81,28 @@ def explain_language(
     )
     value_of = with_feedback(recipe, parts, stream).on_part()
     count = ARMS.keys_of(recipe, ClosedFormArm).candidates
-    looks = list(looked_at(parts, value_of, stream, count, documents))
-    worth = worths(looks, recipe)
-    pieces = [piece for look in looks for piece in pieces_of(look)][:documents]
-    if not all(math.isfinite(value) for piece in pieces for value in piece.valued):
+    batches = list(valued_batches(parts, value_of, stream, count, documents))
+    totals = task_values(batches, recipe)
+    valued = [each for batch in batches for each in documents_of(batch)][:documents]
+    if not all(math.isfinite(value) for each in valued for value in each.valued):
         raise user_error(
             "RUN", "token values are not finite; the model of this run is broken", value=str(folder)
         )
-    sources = by_source(pieces)
-    found = {
-        "page": str(out),
-        "regret": worth.bound - worth.designer,
-        "value": {
-            "onehot": worth.onehot,
-            "designer": worth.designer,
-            "closed_form": worth.closed_form,
-            "bound": worth.bound,
-        },
-        "sources": {source: total / len(values) for source, (total, values, _) in sources.items()},
-        "documents": len(pieces),
-        "tokens": worth.tokens,
-        "correlation": worth.correlation,
-        "agreement": worth.agreement,
-    }
-    view = View(recipe, folder, materials, pieces, worth, parts.designer, last_record(folder))
+    view = View(recipe, folder, materials, valued, totals, parts.designer, last_record(folder))
     style = resources.files("vpretrain.language.explain").joinpath("page.css").read_text()
     write_text(out, document(f"{recipe.description} · explain", view.page(), style=style))
-    return found
+    return {"page": str(out), **_figures(valued, totals)}
+
+
+def _figures(documents: Sequence[ValuedDocument], totals: TaskValues) -> dict[str, Any]:
+    """What the command prints beside the page's path."""
+    sources = by_source(documents).items()
+    values = asdict(totals)
+    rest = {key: values.pop(key) for key in ("tokens", "correlation", "agreement")}
+    return {
+        "regret": totals.bound - totals.designer,
+        "value": values,
+        "sources": {source: total / len(values) for source, (total, values, _) in sources},
+        "documents": len(documents),
+        **rest,
+    }

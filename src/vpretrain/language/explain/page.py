@@ -1,6 +1,5 @@
 """The page of ``explain``: text coloured by value, candidates beside the tokens that were
-steered.
-"""
+steered."""
 
 from __future__ import annotations
 
@@ -10,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpretrain.language.explain.token_values import Piece, Steered, Worth, by_source, spelled
+from vpretrain.language.explain.token_values import (
+    SteeredToken,
+    TaskValues,
+    ValuedDocument,
+    by_source,
+    spelled,
+)
 from vpretrain.language.materials import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
@@ -33,15 +38,15 @@ class View:
     recipe: LanguageRecipe
     folder: Path
     materials: Materials
-    pieces: list[Piece]
-    worth: Worth
+    documents: list[ValuedDocument]
+    totals: TaskValues
     designer: Designer
     last: dict[str, Any]
 
     @property
     def scale(self) -> float:
         """The typical size of a shown token's value (root mean square): the unit of z."""
-        values = [value for piece in self.pieces for value in piece.valued]
+        values = [value for each in self.documents for value in each.valued]
         return math.sqrt(sum(value * value for value in values) / len(values)) or 1.0
 
     @property
@@ -53,24 +58,21 @@ class View:
 
     def page(self) -> Markup:
         """Legend, sources, regret, documents."""
-        ranked = sorted(self.pieces, key=lambda piece: -piece.mean)
+        ranked = sorted(self.documents, key=lambda each: -each.mean)
         ends = min(SHOWN, (len(ranked) + 1) // 2)
         most, rest = ranked[:ends], ranked[ends:]
-        least, between = (
-            rest[len(rest) - min(ends, len(rest)) :],
-            rest[: len(rest) - min(ends, len(rest))],
+        at = len(rest) - min(ends, len(rest))
+        between, least = rest[:at], rest[at:]
+        count = f"The {len(between)} documents" if len(between) > 1 else "The document"
+        others = tag(
+            "details",
+            tag("summary", f"{count} between them"),
+            *map(self.document, between),
+            class_="between",
         )
-        others = ""
-        if between:
-            title = (
-                f"The {len(between)} documents between them"
-                if len(between) > 1
-                else "The document between them"
-            )
-            others = tag(
-                "details", tag("summary", title), *map(self.piece, between), class_="between"
-            )
-        tokens = sum(len(piece.valued) for piece in self.pieces)
+        tokens = sum(len(each.valued) for each in self.documents)
+        description = self.recipe.description
+        regret = "How close the designer comes to the best targets"
         facts = (
             "language",
             f"arm {self.recipe.arm}",
@@ -83,25 +85,14 @@ class View:
                 tag("p", "vpretrain explain", class_="eyebrow"),
                 tag("h1", "What each token is worth"),
                 tag("p", *(tag("span", fact) for fact in facts), class_="facts-line"),
-                tag(
-                    "p",
-                    self.recipe.description[:1].upper() + self.recipe.description[1:],
-                    class_="beside-title",
-                ),
+                tag("p", description[:1].upper() + description[1:], class_="beside-title"),
             ),
             self.legend(),
             section("Value by source", self.sources()),
-            tag(
-                "section",
-                tag(
-                    "details",
-                    tag("summary", "How close the designer comes to the best targets"),
-                    self.regret(),
-                ),
-            ),
-            section("Most valuable documents", *map(self.piece, most)),
-            section("Least valuable documents", *map(self.piece, reversed(least))) if least else "",
-            tag("section", others) if others else "",
+            tag("section", tag("details", tag("summary", regret), self.regret())),
+            section("Most valuable documents", *map(self.document, most)),
+            section("Least valuable documents", *map(self.document, least[::-1])) if least else "",
+            tag("section", others) if between else "",
             section("How it was made", self.provenance()),
         )
 
@@ -142,11 +133,11 @@ class View:
         )
         notes = []
         if ARMS.control_of(self.recipe) != "none":
-            said = (
+            control = (
                 "This arm is a control, and the colours show what it was given, which is not what "
                 "the feedback set wants: "
             )
-            notes.append(said + ARMS.all[self.recipe.arm].description + ".")
+            notes.append(control + ARMS.all[self.recipe.arm].description + ".")
         if self.designer.uses_feedback and self.last.get("steered") == 0:
             notes.append(
                 "When the run ended its guard had closed the gate, since steering had stopped "
@@ -164,12 +155,14 @@ class View:
     def sources(self) -> Markup:
         """Mean value, its standard error and what it rests on, a row a source."""
         rows = []
-        found = sorted(
-            by_source(self.pieces).items(), key=lambda item: -item[1][0] / len(item[1][1])
-        )
-        means = {source: total / len(values) / self.scale for source, (total, values, _) in found}
+        sources = by_source(self.documents)
+        means = {
+            source: total / len(values) / self.scale
+            for source, (total, values, _) in sources.items()
+        }
         most = max(abs(mean) for mean in means.values()) or 1.0
-        for source, (_, values, documents) in found:
+        for source in sorted(sources, key=lambda source: -means[source]):
+            _, values, documents = sources[source]
             z = [value / self.scale for value in values]
             mean = means[source]
             spread = math.sqrt(
@@ -178,115 +171,90 @@ class View:
             wanted = 100 * sum(value > 0 for value in z) / len(z)
             width = f"width:{100 * abs(mean) / most:.0f}%"
             side = "pos" if mean >= 0 else "neg"
-            rows.append(
-                tag(
-                    "tr",
-                    tag("th", name(source), scope="row"),
-                    tag(
-                        "td",
-                        signed(mean),
-                        tag("span", f" ± {spread:.3f}", class_="quiet"),
-                        tag("span", tag("i", class_=side, style=width), class_="bar"),
-                    ),
-                    tag("td", f"{wanted:.0f}%"),
-                    tag("td", f"{documents:,}"),
-                    tag("td", f"{len(z):,}"),
-                )
+            value = tag(
+                "td",
+                signed(mean),
+                tag("span", f" ± {spread:.3f}", class_="quiet"),
+                tag("span", tag("i", class_=side, style=width), class_="bar"),
             )
-        head = tag(
-            "tr",
-            *(
-                tag("th", title, scope="col")
-                for title in ("source", "mean value z", "tokens above 0", "documents", "tokens")
-            ),
-        )
+            figures = (f"{wanted:.0f}%", f"{documents:,}", f"{len(z):,}")
+            label = tag("th", name(source), scope="row")
+            rows.append(tag("tr", label, value, *(tag("td", figure) for figure in figures)))
         note = (
             "± is the standard error over tokens, as if they were independent; the documents "
             "are a sample."
         )
-        table = tag("table", tag("thead", head), tag("tbody", *rows))
-        return joined(tag("div", table, class_="scroll"), tag("p", note, class_="note"))
+        titles = ("source", "mean value z", "tokens above 0", "documents", "tokens")
+        return joined(
+            tag("div", table(titles, rows), class_="scroll"), tag("p", note, class_="note")
+        )
 
     def regret(self) -> Markup:
         """V of the four tasks, and how far each goes from one-hot to the bound."""
-        worth = self.worth
-        room = worth.bound - worth.onehot
+        totals = self.totals
+        room = totals.bound - totals.onehot
         lines = (
-            ("one-hot", "plain next-token targets", worth.onehot),
-            ("designer", f"what this run's arm, {self.recipe.arm}, asks for", worth.designer),
-            ("closed form", "the recipe's anchored rule on exact values", worth.closed_form),
+            ("one-hot", "plain next-token targets", totals.onehot),
+            ("designer", f"what this run's arm, {self.recipe.arm}, asks for", totals.designer),
+            ("closed form", "the recipe's anchored rule on exact values", totals.closed_form),
             (
                 "bound",
                 "the best there is over these candidates with a gate up to "
                 f"{ARMS.keys_of(self.recipe, ClosedFormArm).gate_max:g}",
-                worth.bound,
+                totals.bound,
             ),
         )
         rows = []
-        for title, what, value in lines:
-            fraction = f"{100 * (value - worth.onehot) / room:.1f}%" if room > 0 else "–"
-            label = tag("th", title, tag("span", what, class_="quiet below"), scope="row")
+        for title, meaning, value in lines:
+            fraction = f"{100 * (value - totals.onehot) / room:.1f}%" if room > 0 else "–"
+            label = tag("th", title, tag("span", meaning, class_="quiet below"), scope="row")
             rows.append(
                 tag("tr", label, tag("td", f"{value:.4g}".replace("-", "−")), tag("td", fraction))
             )
-        head = tag(
-            "tr",
-            *(
-                tag("th", title, scope="col")
-                for title in ("targets", "value V", "of the way to the bound")
-            ),
-        )
         notes = [
-            f"Regret, bound minus designer: {worth.bound - worth.designer:.4g}, over "
-            f"{worth.tokens:,} tokens. "
+            f"Regret, bound minus designer: {totals.bound - totals.designer:.4g}, over "
+            f"{totals.tokens:,} tokens. "
         ]
         notes.append(
             "V is how fast the feedback loss falls along a step on those targets; its unit is "
             "arbitrary. "
         )
-        if worth.agreement is not None:
+        if totals.agreement is not None:
             notes.append(
                 "Two halves of the feedback agree on token values with r = "
-                f"{worth.agreement:.2f}; the bound chases the "
-                "noise in them too, so that no honest designer reaches it. "
+                f"{totals.agreement:.2f}; the bound chases the noise in them too, so that no "
+                "honest designer reaches it. "
             )
-        if worth.correlation is not None:
+        if totals.correlation is not None:
             what = "values" if isinstance(self.designer, FieldDesigner) else "scores"
             notes.append(
                 f"The designer's own {what} go with the exact values at r = "
-                f"{worth.correlation:.2f}. "
+                f"{totals.correlation:.2f}. "
             )
         if self.weighs:
             notes.append(
                 "This arm weights whole tokens, which the bound (on soft targets) does not limit. "
             )
-        table = tag("table", tag("thead", head), tag("tbody", *rows))
-        return joined(tag("div", table, class_="scroll"), tag("p", *notes, class_="note"))
-
-    def piece(self, piece: Piece) -> Markup:
-        """One document: its text in colours, and what stands beside its steered tokens."""
-        tokenizer = self.materials.tokenizer
-        texts = spelled(tokenizer, piece.document.ids)
-        tokens = [
-            self.token(text, value, weight)
-            for text, value, weight in zip(texts, piece.values, piece.weights, strict=True)
-        ]
-        z = piece.mean / self.scale
-        title = tag(
-            "p",
-            tag("strong", signed(z), class_="pos-text" if z >= 0 else "neg-text"),
-            " ",
-            name(piece.document.source),
-            " ",
-            tag("span", name(piece.document.origin), class_="quiet"),
-            class_="title",
+        titles = ("targets", "value V", "of the way to the bound")
+        return joined(
+            tag("div", table(titles, rows), class_="scroll"), tag("p", *notes, class_="note")
         )
+
+    def document(self, document: ValuedDocument) -> Markup:
+        """One document: its text in colours, and what stands beside its steered tokens."""
+        row = document.document
+        texts = spelled(self.materials.tokenizer, row.ids)
+        tokens = map(self.token, texts, document.values, document.weights)
+        z = document.mean / self.scale
+        value = tag("strong", signed(z), class_="pos-text" if z >= 0 else "neg-text")
+        origin = tag("span", name(row.origin), class_="quiet")
+        title = tag("p", value, " ", name(row.source), " ", origin, class_="title")
         beside: Markup | str = ""
-        if piece.steered:
-            many = f"the {len(piece.steered)} tokens" if len(piece.steered) > 1 else "the token"
-            listed = [self.steered(token, texts) for token in piece.steered]
-            summary = tag("summary", f"What was put beside {many} steered most")
-            beside = tag("details", summary, tag("div", *listed, class_="cards"))
+        if count := len(document.steered):
+            which = f"the {count} tokens" if count > 1 else "the token"
+            cards = [self.steered(token, texts) for token in document.steered]
+            summary = tag("summary", f"What was put beside {which} steered most")
+            beside = tag("details", summary, tag("div", *cards, class_="cards"))
         return tag(
             "div", title, tag("div", *tokens, class_="text", dir="auto"), beside, class_="doc"
         )
@@ -304,33 +272,19 @@ class View:
         shade = f"t {'p' if z > 0 else 'm'}{level}" if level else "t"
         return tag("span", shown, class_=shade, title=title)
 
-    def steered(self, token: Steered, texts: Sequence[str]) -> Markup:
+    def steered(self, token: SteeredToken, texts: Sequence[str]) -> Markup:
         """The candidates of one token as a small table."""
         tokenizer = self.materials.tokenizer
         before = "".join(texts[max(0, token.at - 12) : token.at])[-28:]
         rows = []
-        for index, (found, p, q, s) in enumerate(
-            zip(token.ids, token.p, token.q, token.s, strict=True)
-        ):
-            label = visible(tokenizer.decode([found]))
-            cell = tag(
-                "th",
-                tag("bdi", label),
-                tag("span", "true", class_="quiet said") if not index else "",
-                scope="row",
-            )
+        columns = zip(token.ids, token.p, token.q, token.s, strict=True)
+        for index, (candidate, p, q, s) in enumerate(columns):
+            true = tag("span", "true", class_="quiet said") if not index else ""
+            label = tag("bdi", visible(tokenizer.decode([candidate])))
             z = s / self.scale
-            side = "pos-text" if z >= 0 else "neg-text"
-            rows.append(
-                tag(
-                    "tr",
-                    cell,
-                    tag("td", fraction(p)),
-                    tag("td", fraction(q)),
-                    tag("td", signed(z), class_=side),
-                )
-            )
-        head = tag("tr", *(tag("th", title, scope="col") for title in ("candidate", "p", "q", "s")))
+            value = tag("td", signed(z), class_="pos-text" if z >= 0 else "neg-text")
+            cell = tag("th", label, true, scope="row")
+            rows.append(tag("tr", cell, tag("td", fraction(p)), tag("td", fraction(q)), value))
         caption = tag(
             "caption",
             "…",
@@ -338,7 +292,7 @@ class View:
             tag("mark", tag("bdi", visible(texts[token.at].strip(" ")))),
             tag("span", f"gate {token.gate:.2f}", class_="gate"),
         )
-        return tag("table", caption, tag("thead", head), tag("tbody", *rows), class_="card")
+        return table(("candidate", "p", "q", "s"), rows, caption, style="card")
 
     def provenance(self) -> Markup:
         """What was looked at, and how."""
@@ -361,14 +315,24 @@ class View:
                 f"from the true token. Each token has {count} candidates in the bound.",
             ),
         )
-        return tag(
-            "dl", *(joined(tag("dt", key), tag("dd", said)) for key, said in facts), class_="facts"
-        )
+        lines = (joined(tag("dt", key), tag("dd", text)) for key, text in facts)
+        return tag("dl", *lines, class_="facts")
 
 
 def section(title: str, *parts: object) -> Markup:
     """A part of the page under its heading."""
     return tag("section", tag("h2", title), *parts)
+
+
+def table(
+    titles: Sequence[str],
+    rows: Sequence[Markup],
+    caption: Markup | str = "",
+    style: str | None = None,
+) -> Markup:
+    """Rows under their titles; ``style`` is a class of ``page.css``."""
+    head = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in titles)))
+    return tag("table", caption, head, tag("tbody", *rows), class_=style)
 
 
 def signed(value: float) -> str:

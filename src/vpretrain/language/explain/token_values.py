@@ -1,6 +1,5 @@
-"""What tokens, documents and sources of a stream are worth under the latest feedback: the figures
-behind ``explain``.
-"""
+"""The value of tokens, documents and sources of a stream under the latest feedback: the figures
+behind ``explain``."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ STEERED_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Look:
+class ValuedBatch:
     """One batch looked at; everything is detached.
 
     Args:
@@ -61,7 +60,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Worth:
+class TaskValues:
     """V of four tasks on the same tokens, a figure a token.
 
     Args:
@@ -86,10 +85,9 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class Steered:
+class SteeredToken:
     """What stands beside one true token: its place in the document, the candidates with p, q, s,
-    and the gate.
-    """
+    and the gate."""
 
     at: int
     ids: list[int]
@@ -100,15 +98,14 @@ class Steered:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ValuedDocument:
     """One document of the sample: values by place (None: not predicted), and its steered tokens,
-    the most first.
-    """
+    the most first."""
 
     document: Document
     values: list[float | None]
     weights: list[float | None]
-    steered: list[Steered]
+    steered: list[SteeredToken]
 
     @property
     def valued(self) -> list[float]:
@@ -117,29 +114,31 @@ class Piece:
 
     @property
     def mean(self) -> float:
-        """What the document is worth: the mean value of its tokens."""
+        """The mean value of its tokens."""
         return sum(self.valued) / len(self.valued)
 
 
-def looked_at(
+def valued_batches(
     parts: Parts, value_of: ValueFunction[Context], stream: Stream, count: int, documents: int
-) -> Iterator[Look]:
+) -> Iterator[ValuedBatch]:
     """Batches until so many documents were seen; neither learner nor designer learns from them."""
     seen = 0
     while seen < documents:
         context: Context = parts.learner.forward(next(stream))
-        yield look(context, parts.designer, value_of, count)
+        yield valued_batch(context, parts.designer, value_of, count)
         seen += len(context.batch.documents)
 
 
-def look(
+def valued_batch(
     context: Context, designer: Designer, value_of: ValueFunction[Context], count: int
-) -> Look:
+) -> ValuedBatch:
     """Exact values of K candidates a token, and what the designer makes of the batch."""
     ids = context.predictions.candidates(count)
     tokens = len(ids)
     probe = one_hot(context.labels, count, ids)
-    each = tokens * torch.stack([found.gradient[0] for found in value_of.each(context, probe)])
+    each = tokens * torch.stack(
+        [estimate.gradient[0] for estimate in value_of.each(context, probe)]
+    )
     task: SoftTargets = detached(designer.make_task(context, value_of))
     if torch.equal(task.ids, ids[:, : task.ids.shape[1]]):
         own = each.mean(dim=0)[:, : task.ids.shape[1]]
@@ -150,7 +149,7 @@ def look(
     row, at = context.where
     where = context.document.cpu()
     place = context.batch.position_ids[row, at + 1].cpu()
-    return Look(
+    return ValuedBatch(
         ids,
         log_p,
         each.detach(),
@@ -163,19 +162,16 @@ def look(
     )
 
 
-def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
+def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskValues:
     """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the
-    same batches.
-    """
-    section, reliability = (
-        ARMS.keys_of(recipe, ClosedFormArm),
-        Reliability(recipe.value.shrink, unit=recipe.value.unit),
-    )
-    for seen in looks:
-        reliability.update(list(seen.each))
+    same batches."""
+    section = ARMS.keys_of(recipe, ClosedFormArm)
+    reliability = Reliability(recipe.value.shrink, unit=recipe.value.unit)
+    for batch in batches:
+        reliability.update(list(batch.each))
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)
-    for seen in looks:
-        values = seen.values.double()
+    for batch in batches:
+        values = batch.values.double()
         rules = {
             "closed_form": (section.temperature, section.clip, reliability.factor),
             "bound": (1e-9, math.inf, 1.0),
@@ -183,21 +179,21 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
         for rule, (temperature, clip, factor) in rules.items():
             proposal, gate = anchored(
                 factor * standardised(values),
-                seen.log_p.double(),
+                batch.log_p.double(),
                 temperature=temperature,
                 clip=clip,
                 gate_max=section.gate_max,
             )
-            sums[rule] += float((mix(seen.ids, proposal, gate).mass * values).sum())
+            sums[rule] += float((mix(batch.ids, proposal, gate).mass * values).sum())
         sums["onehot"] += float(values[:, 0].sum())
-        sums["designer"] += float((seen.task.mass.double() * seen.own.double()).sum())
-    tokens = sum(len(seen.ids) for seen in looks)
+        sums["designer"] += float((batch.task.mass.double() * batch.own.double()).sum())
+    tokens = sum(len(batch.ids) for batch in batches)
     pairs = [
-        (seen.predicted, standardised(seen.values[:, : seen.predicted.shape[1]]))
-        for seen in looks
-        if seen.predicted is not None
+        (batch.predicted, standardised(batch.values[:, : batch.predicted.shape[1]]))
+        for batch in batches
+        if batch.predicted is not None
     ]
-    return Worth(
+    return TaskValues(
         **{task: total / tokens for task, total in sums.items()},
         agreement=reliability.agreement,
         correlation=correlation(*(torch.cat(side) for side in zip(*pairs, strict=True)))
@@ -207,43 +203,47 @@ def worths(looks: Sequence[Look], recipe: LanguageRecipe) -> Worth:
     )
 
 
-def pieces_of(look: Look) -> Iterator[Piece]:
+def documents_of(batch: ValuedBatch) -> Iterator[ValuedDocument]:
     """The documents of a batch, each with the values of its tokens."""
-    weight = look.task.mass.sum(dim=1)
+    weight = batch.task.mass.sum(dim=1)
     gate = torch.where(
-        weight > 0, 1 - look.task.mass[:, 0] / weight.clamp_min(1e-12), torch.zeros_like(weight)
+        weight > 0, 1 - batch.task.mass[:, 0] / weight.clamp_min(1e-12), torch.zeros_like(weight)
     )
-    values, p = look.values, look.log_p.exp()
-    for index, document in enumerate(look.documents):
-        chosen = (look.document == index).nonzero()[:, 0]
+    values, p = batch.values, batch.log_p.exp()
+    for index, document in enumerate(batch.documents):
+        chosen = (batch.document == index).nonzero()[:, 0]
         by_place: list[float | None] = [None] * len(document.ids)
         weights: list[float | None] = [None] * len(document.ids)
-        for n, at in zip(chosen.tolist(), look.at[chosen.to(look.at.device)].tolist(), strict=True):
+        for n, at in zip(
+            chosen.tolist(), batch.at[chosen.to(batch.at.device)].tolist(), strict=True
+        ):
             by_place[at], weights[at] = float(values[n, 0]), float(weight[n])
         ranked = sorted(chosen.tolist(), key=lambda n: -float(gate[n]))
         steered = [
-            Steered(
-                int(look.at[n]),
-                look.task.ids[n].tolist(),
-                p[n, : look.task.ids.shape[1]].tolist(),
-                (look.task.mass[n] / weight[n]).tolist(),
-                look.own[n].tolist(),
+            SteeredToken(
+                int(batch.at[n]),
+                batch.task.ids[n].tolist(),
+                p[n, : batch.task.ids.shape[1]].tolist(),
+                (batch.task.mass[n] / weight[n]).tolist(),
+                batch.own[n].tolist(),
                 float(gate[n]),
             )
             for n in ranked[:STEERED_SHOWN]
             if gate[n] > 0.01
         ]
         if len(chosen):
-            yield Piece(document, by_place, weights, steered)
+            yield ValuedDocument(document, by_place, weights, steered)
 
 
-def by_source(pieces: Iterable[Piece]) -> dict[str, tuple[float, list[float], int]]:
+def by_source(
+    documents: Iterable[ValuedDocument],
+) -> dict[str, tuple[float, list[float], int]]:
     """Sum of the values, the values, and the number of documents of each source, by name."""
-    found: dict[str, tuple[float, list[float], int]] = {}
-    for piece in pieces:
-        total, values, count = found.get(piece.document.source, (0.0, [], 0))
-        found[piece.document.source] = (total + sum(piece.valued), values + piece.valued, count + 1)
-    return found
+    sources: dict[str, tuple[float, list[float], int]] = {}
+    for each in documents:
+        total, values, count = sources.get(name := each.document.source, (0.0, [], 0))
+        sources[name] = (total + sum(each.valued), values + each.valued, count + 1)
+    return sources
 
 
 def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:

@@ -1,6 +1,5 @@
 """What every kind of language feedback shares: batches of its rows, and the gradient of a loss over
-S, chunk by chunk.
-"""
+S, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -38,16 +37,14 @@ class Sampled(Feedback[CausalLearner]):
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
         """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are
-        left alone.
-        """
+        left alone."""
         return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
         """The loss of one batch in parts: scalars whose sum it is, with their graph to the learner;
-        each is made after the graph of the one before it is gone.
-        """
+        each is made after the graph of the one before it is gone."""
         raise NotImplementedError
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
@@ -113,7 +110,6 @@ def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
 
 def split(document: Document) -> tuple[list[int], list[int]]:
     """The tokens of the prompt, and those of the solution after it (with the end token, where it is
-    not cut off).
-    """
+    not cut off)."""
     cut = document.predicted.index(True)
     return list(document.ids[:cut]), list(document.ids[cut:])

@@ -60,8 +60,7 @@ def parted(
     where: str = "data.feedback",
 ) -> list[Sampler]:
     """One sampler a feedback batch, over every ``batches``-th document; ``where`` is its recipe
-    key, for messages.
-    """
+    key, for messages."""
     return [
         Sampler(
             documents[part::batches], batch_size=batch_size, seed=seed, pad_id=pad_id, where=where

@@ -1,6 +1,5 @@
 """Pairs of answers of which one is preferred, and the gradient of direct preference
-optimisation.
-"""
+optimisation."""
 
 from __future__ import annotations
 
@@ -46,14 +45,15 @@ class Preferences(Sampled):
         self.pairs, self.beta = pairs, beta
         self.rejected = {chosen.origin: rejected for chosen, rejected in pairs}
         if len(self.rejected) < len(pairs):
-            raise ValueError("two pairs have the same origin, by which rejected answers are found")
+            raise ValueError(
+                "two pairs have the same origin, by which rejected answers are looked up"
+            )
         self.reference: dict[str, float] = {}
         self.margins: list[Tensor] = []
 
     def refer(self, learner: CausalLearner) -> None:
         """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
-        pair is kept.
-        """
+        pair is kept."""
         chosen = sorted(
             (chosen for chosen, _ in self.pairs), key=lambda document: len(document.ids)
         )
@@ -66,8 +66,7 @@ class Preferences(Sampled):
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
         """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched
-        yet, as the reference.
-        """
+        yet, as the reference."""
         self.margins = []
         if not self.reference:
             self.refer(learner)
@@ -90,8 +89,7 @@ class Preferences(Sampled):
 
     def metrics(self) -> dict[str, float]:
         """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it
-        is above 0.
-        """
+        is above 0."""
         if not self.margins:
             return {}
         margins = torch.cat(self.margins)
@@ -99,8 +97,7 @@ class Preferences(Sampled):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the rows are drawn, and the reference: a resumed run no longer has the checkpoint
-        as it came.
-        """
+        as it came."""
         return {**super().state_dict(), "reference": dict(self.reference)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,8 +108,7 @@ class Preferences(Sampled):
 @SIGNALS.declare("preference", "chosen over rejected answers: direct preference optimisation")
 class PreferenceSignal(Signal):
     """Chosen over rejected answers: the gradient of direct preference optimisation against the
-    untouched checkpoint.
-    """
+    untouched checkpoint."""
 
     rejected: str
     """Column of the rejected answer; ``rows.solution`` is that of the chosen one."""

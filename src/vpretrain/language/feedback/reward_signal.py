@@ -22,15 +22,13 @@ from vpretrain.system.errors import Problem, UserError
 @SIGNALS.declare("reward", "the expected reward of sampled answers: a policy gradient")
 class RewardSignal(Signal):
     """Answers of the learner's own, scored by a checker: the policy gradient of their expected
-    reward.
-    """
+    reward."""
 
     reads_text: ClassVar[bool] = True
 
     checker: str
     """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in
-    Python).
-    """
+    Python)."""
     answer: Answer | None = None
     """Null takes the checker's own."""
     checker_seconds: PositiveFloat = CHECKER_SECONDS
@@ -43,8 +41,7 @@ class RewardSignal(Signal):
     """The longest answer."""
     baseline: Baseline = "leave_one_out"
     """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a
-    prompt, as GRPO does.
-    """
+    prompt, as GRPO does."""
 
     def problems(self, task: TaskRows, where: str) -> Iterator[Problem]:
         """An unknown checker; rows whose own solution earns nothing."""

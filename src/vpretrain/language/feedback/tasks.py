@@ -1,6 +1,5 @@
 """From the recipe's feedback section to feedback: rows, documents, signals; every problem is found
-before a step is taken.
-"""
+before a step is taken."""
 
 from __future__ import annotations
 
@@ -194,8 +193,7 @@ def feedback_from(
 
 def mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
     """Right format, wrong labels: solutions and reference answers of other rows, preferences by the
-    toss of a coin.
-    """
+    toss of a coin."""
     if task.rejected:
         coin = random.Random(f"shuffled {seed}")
         swapped = {document.origin for document in task.documents if coin.random() < 0.5}

@@ -53,8 +53,7 @@ class LanguageRecipe(Recipe):
     """What steers; arms that only replace the feedback steer with it."""
     designers: Annotated[Mapping[str, LanguageArm], ARMS.by_name] = {}
     """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
-    those of the same name in ``designer``.
-    """
+    those of the same name in ``designer``."""
     evaluate: LanguageEvaluate = LanguageEvaluate()
     posttraining: Posttraining = Posttraining()
 
@@ -94,10 +93,8 @@ class LanguageRecipe(Recipe):
     def _documents_stay_apart(self) -> Self:
         if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
             raise ValueError(
-                "under attention: flash_attention_2 the documents of a batch of several rows "
-                "would see each other "
-                "(transformers tells them apart by position within a single row only): set "
-                "data.batch_size to 1 with a "
-                "longer window, or attention to sdpa"
+                "under attention: flash_attention_2 the documents of a batch of several rows would "
+                "see each other (transformers tells them apart by position within a single row "
+                "only): set data.batch_size to 1 with a longer window, or attention to sdpa"
             )
         return self

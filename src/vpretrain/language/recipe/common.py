@@ -12,8 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def one_group(pattern: str) -> str:
     """The pattern, if it is a regular expression with one group; else a ValueError that says what
-    it is.
-    """
+    it is."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:

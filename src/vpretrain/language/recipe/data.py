@@ -31,12 +31,10 @@ class Source(Section):
     rows: StreamRows
     max_documents: PositiveInt | None = Field(default=None, exclude_if=unset)
     """The most documents that are taken (chunks of a long text count one each), the first ones;
-    null takes all.
-    """
+    null takes all."""
     held_out: HoldOut | None = Field(default=None, exclude_if=unset)
     """Rows kept out of the stream, for ``kind: held_out`` of feedback and evaluation; null keeps
-    out none.
-    """
+    out none."""
 
 
 class Data(Section):
@@ -50,20 +48,16 @@ class Data(Section):
     """Packed rows in a batch, over all ranks."""
     packing: bool = True
     """Whether a row holds as many documents as fit it; false: one, for learners that carry a state
-    along the row (linear attention, convolutions, Mamba) and would see the documents before it.
-    """
+    along the row (linear attention, convolutions, Mamba) and would see the documents before it."""
     shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
     """A raw text longer than the window is chunked; its rest is left out, and counted, if it is
-    shorter than this.
-    """
+    shorter than this."""
     separator: str = SEPARATOR
     """What stands between prompt and solution, in stream, feedback, evaluation and generation. A
-    format has its own.
-    """
+    format has its own."""
     instruction: str | None = None
     """Written around every prompt of a table that has no format, the same in stream, feedback and
-    evaluation: "Solve the problem.\\n\\n{prompt}".
-    """
+    evaluation: "Solve the problem.\\n\\n{prompt}"."""
     parse_special_tokens: bool = False
     """Read control tokens (``<|endoftext|>``) that stand in rows as such; false keeps them as text.
     """

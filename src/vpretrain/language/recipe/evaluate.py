@@ -17,8 +17,7 @@ class LanguageEvaluate(Evaluate):
     """One of ``data.evaluation``: settings are chosen on dev and reported once on test."""
     also: list[str] = []
     """Others of ``data.evaluation`` whose NLL is measured beside it: abilities that steering should
-    not cost.
-    """
+    not cost."""
     batch_size: PositiveInt = 64
     answer: Answer | None = None
     """With it, greedy generation is scored by exact match (Pass@1); null measures NLL alone."""

@@ -24,8 +24,7 @@ class FeedbackSet(Section):
     """Rows in one feedback batch; with ``value.memory`` no more are needed."""
     batches: PositiveInt = 2
     """Batches whose gradients are taken at a meta step; g_down is their mean, and the less they
-    agree the less it counts.
-    """
+    agree the less it counts."""
     max_tokens: PositiveInt = 512
     """Longer feedback and evaluation rows are cut there, and counted."""
     loss_mean: Literal["token", "example"] = "token"
@@ -36,8 +35,7 @@ class FeedbackSet(Section):
     decide, ``project`` first takes from each gradient what would harm another task."""
     scale: Literal["raw", "unit"] = "raw"
     """``unit`` divides each task's gradient by its norm before it is weighed: kinds of signal have
-    no common unit.
-    """
+    no common unit."""
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:

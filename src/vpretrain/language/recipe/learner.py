@@ -11,8 +11,7 @@ from vpretrain.config.recipe import LearnerBase, Section
 
 class Phase(Section):
     """One stretch of training at a learning rate that moves on a cosine from one value to
-    another.
-    """
+    another."""
 
     steps: PositiveInt
     learning_rate: PositiveFloat
@@ -25,8 +24,7 @@ class Prepare(Section):
 
     config: dict[str, Any]
     """A ``transformers`` configuration with its ``model_type``; the vocabulary's size follows the
-    tokenizer.
-    """
+    tokenizer."""
     tokenizer: Literal["word_problems", "bpe"]
     """The generator's own, or a byte-level BPE (split as Qwen2 splits) trained on the stream."""
     vocabulary: PositiveInt = 4096
@@ -51,23 +49,19 @@ class Lora(Section):
     """On the adapters' inputs, while training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Linear modules that get an adapter: all but the head, or those whose names end in one of a
-    list (``q_proj``). Experts that share one weight get none.
-    """
+    list (``q_proj``). Experts that share one weight get none."""
     merge: bool = True
     """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false:
-    the adapter alone.
-    """
+    the adapter alone."""
 
 
 class LearnerSection(LearnerBase):
     """The model that is continued. Under ``dtype: bfloat16`` frozen weights (below LoRA) are kept
-    in bfloat16 too.
-    """
+    in bfloat16 too."""
 
     model: str | None = None
     """A local folder, a hub id, a GGUF file, or a packaged checkpoint; null uses (and on first use
-    makes) what ``prepare`` says.
-    """
+    makes) what ``prepare`` says."""
     config: dict[str, Any] | None = None
     """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
     """
@@ -86,16 +80,13 @@ class LearnerSection(LearnerBase):
     """Whether an untied head is. A tied one never is, unless ``aligned_patterns`` names it."""
     aligned_patterns: list[str] = []
     """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
-    one that trains.
-    """
+    one that trains."""
     lora: Lora | None = None
     """Adapters in the place of all parameters; S is then those of the last ``aligned_blocks``
-    blocks.
-    """
+    blocks."""
     activation_checkpointing: bool = False
     """Whether blocks keep no activations for the learner's backward pass and run again in it: less
-    memory, more time.
-    """
+    memory, more time."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:

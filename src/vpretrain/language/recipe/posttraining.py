@@ -40,8 +40,7 @@ class Sft(Section):
 
 class Grpo(Section):
     """Group-relative policy optimisation on the rows' prompts (TRL): sampled answers, scored by a
-    checker.
-    """
+    checker."""
 
     steps: PositiveInt = 50
     prompts: PositiveInt = 8

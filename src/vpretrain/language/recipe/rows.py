@@ -15,8 +15,7 @@ from vpretrain.language.recipe.common import Share
 
 def unset(value: object) -> bool:
     """Whether a key is left out where a recipe is written: the names of prepared checkpoints rest
-    on what is written.
-    """
+    on what is written."""
     return value is None
 
 
@@ -53,8 +52,7 @@ class Table(Part):
     """Column of the prompt, which is never predicted."""
     template: str | None = Field(default=None, exclude_if=unset)
     """The prompt, in the place of ``prompt``, with columns between braces: "Question:
-    {question}\\nAnswer:".
-    """
+    {question}\\nAnswer:"."""
     solution: str | None = None
     """Column of the solution."""
     format: str | None = Field(default=None, exclude_if=unset)
@@ -62,17 +60,14 @@ class Table(Part):
     ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``; ``metamathqa@1`` as GSM8K's,
     ``magicoder@1`` as MBPP's. Or ``chat``: as the tokenizer's
     chat template writes them, a turn each, or the column ``messages`` where no prompt and solution
-    are named.
-    """
+    are named."""
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
     """Columns that hold the format's fields, by field, where they have other names."""
     where: dict[str, Where] | None = Field(default=None, exclude_if=unset)
-    """Rows that are read, by the values of columns: ``{source: {none_of: [gsm8k, math]}}``.
-    """
+    """Rows that are read, by the values of columns: ``{source: {none_of: [gsm8k, math]}}``."""
     corrupt_digits: Share = 0.0
     """Share of rows in whose solution every number gets one wrong digit: planted noise, for
-    measuring.
-    """
+    measuring."""
 
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
@@ -124,8 +119,7 @@ class JsonLines(Table):
     kind: Literal["jsonl"]
     path: Path
     """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches,
-    sorted.
-    """
+    sorted."""
 
 
 class Parquet(Table):
@@ -144,8 +138,7 @@ class TextFiles(Part):
     """As for ``jsonl``."""
     document: Literal["file", "paragraph", "line"] = "file"
     """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file
-    had better be small.
-    """
+    had better be small."""
 
 
 class Hub(Table):
@@ -162,8 +155,7 @@ class Hub(Table):
     streaming: bool = False
     """Read ``rows`` rows over the network in place of downloading everything. They are laid down
     once, in order, and shuffled and resumed like any others: a shuffle over an open connection
-    would resume at other rows.
-    """
+    would resume at other rows."""
 
     @model_validator(mode="after")
     def _streams_an_end(self) -> Self:
@@ -193,8 +185,7 @@ class WordProblems(Section):
     seed: NonNegativeInt = 0
     noise_share: Share = 0.0
     """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the
-    wrong rule the rule.
-    """
+    wrong rule the rule."""
     random_share: Share = 0.0
     """Share of rows with a random wrong result."""
     forms: list[Literal["story", "question", "drill"]] = ["story", "question", "drill"]

@@ -29,5 +29,4 @@ class LanguageValue(Value):
 
     meta_batch: MetaBatch | None = Field(default=None, exclude_if=unset)
     """What the designer learns from at a meta step; null: the learner's batch (of several that make
-    a step, the first).
-    """
+    a step, the first)."""

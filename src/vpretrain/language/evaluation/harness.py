@@ -1,0 +1,201 @@
+"""lm-eval's side of an evaluation: its model wrapper, and our benchmarks as its tasks.
+
+Imports lm-eval; see :mod:`vpretrain.language.evaluation.scoring`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lm_eval.api.filter import Filter, FilterEnsemble
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from vpretrain.language.data.batch import left_padded
+from vpretrain.language.data.layout import Layout
+from vpretrain.language.data.rows import Row
+from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
+from vpretrain.language.evaluation.passes import KS, pass_at_k
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        samples: completions of each problem, 1 or more.
+        temperature: 0 is greedy; above it the whole distribution is sampled (no top-k, no top-p).
+        new_tokens: longest completion; None leaves it to the task.
+        batch_size: completions at once.
+        seed: of the sampling; the caller's random state is left as it was.
+    """
+
+    samples: int = 1
+    temperature: float = 0.0
+    new_tokens: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+
+
+class Wrapped(HFLM):
+    """lm-eval's wrapper around a loaded model, for the time of an evaluation; its bars show on a
+    terminal alone.
+
+    The tokenizer is a copy: the wrapper gives it a padding token and a side.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=batch_size,
+            backend="causal",
+        )
+        self.layout = Layout(self.tokenizer)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens to generate from: prompts begin and end as they do in training."""
+        return self.layout.prompts([Row(text, "", "", "") for text in texts])
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts to generate from, padded, with their attention mask; too long ones lose their
+        beginning."""
+        ids = self.prompts(strings)
+        if left_truncate_len:
+            ids = [each[-left_truncate_len:] for each in ids]
+        return left_padded(ids, pad_id=self.tokenizer.pad_token_id)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As lm-eval's: left-padded batches, longest first."""
+        return super().generate_until(
+            requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty()
+        )
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+
+class BenchmarkTask(Task):
+    """One of our benchmarks as a task of lm-eval: a filter for each way of finding the answer.
+
+    Args:
+        name: in the results.
+        benchmark: what is asked.
+        items: the problems.
+        sampling: how completions are drawn.
+    """
+
+    def __init__(
+        self, name: str, benchmark: Benchmark, items: Sequence[Item], sampling: Sampling
+    ) -> None:
+        super().__init__(config={"task": name, "num_fewshot": 0, "repeats": sampling.samples})
+        self.VERSION = benchmark.version
+        self.benchmark, self.sampling = benchmark, sampling
+        self.docs = [{"id": at, **vars(item)} for at, item in enumerate(items)]
+        self.ks = [k for k in KS if k <= sampling.samples]
+        self.judged: dict[tuple[int, str], bool] = {}
+        if benchmark.extract:
+            self._filters = [
+                FilterEnsemble(way, [partial(_Found, find)])
+                for way, find in benchmark.extract.items()
+            ]
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the rows are here."""
+
+    def has_training_docs(self) -> bool:
+        return False
+
+    def has_validation_docs(self) -> bool:
+        return False
+
+    def has_test_docs(self) -> bool:
+        return True
+
+    def test_docs(self) -> list[dict[str, Any]]:
+        return self.docs
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        return str(doc["prompt"])
+
+    def doc_to_target(self, doc: dict[str, Any]) -> str:
+        return str(doc["expected"])
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Prompts as they are: no few-shot examples, no chat template; in the order of the
+        problems."""
+        self._instances = [
+            request for doc in self.docs for request in self.construct_requests(doc, doc["prompt"])
+        ]
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """One completion (repeated for samples), or the likelihood of each choice."""
+        metadata = (self.config.task, doc["id"], self.sampling.samples if not doc["choices"] else 1)
+        if doc["choices"]:
+            return [
+                Instance("loglikelihood", doc, (ctx, choice), at, metadata)
+                for at, choice in enumerate(doc["choices"])
+            ]
+        options = {
+            "until": list(self.benchmark.stop),
+            "max_gen_toks": self.sampling.new_tokens or self.benchmark.new_tokens,
+            "do_sample": self.sampling.temperature > 0,
+            "temperature": self.sampling.temperature,
+        }
+        return [Instance("generate_until", doc, (ctx, options), 0, metadata)]
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+        """Pass@k of one problem under one filter, or whether the likeliest choice is the right
+        one."""
+        if doc["choices"]:
+            likeliest = max(range(len(results)), key=lambda at: results[at][0])
+            return {"accuracy": float(doc["choices"][likeliest].strip() == doc["expected"])}
+        (answers,) = results
+        right = sum(self.right(doc, answers))
+        return {f"pass@{k}": pass_at_k(len(answers), right, k) for k in self.ks}
+
+    def right(self, doc: dict[str, Any], answers: Sequence[str | None]) -> list[bool]:
+        """Which of a problem's answers are right; the same answer is judged once."""
+        new = {
+            answer
+            for answer in answers
+            if answer is not None and (doc["id"], answer) not in self.judged
+        }
+        judge = partial(self.benchmark.judge, doc["expected"])
+        with ThreadPoolExecutor(max_workers=4) as pool:  # judges wait for processes of their own
+            for answer, verdict in zip(new, pool.map(judge, new), strict=True):
+                self.judged[doc["id"], answer] = verdict
+        return [answer is not None and self.judged[doc["id"], answer] for answer in answers]
+
+    def aggregation(self) -> dict[str, Any]:
+        return dict.fromkeys(("accuracy", *(f"pass@{k}" for k in self.ks)), mean)
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return dict.fromkeys(self.aggregation(), True)
+
+
+class _Found(Filter):
+    """Answers in place of completions."""
+
+    def __init__(self, find: Extract) -> None:
+        self.find = find
+
+    def apply(self, resps: Any, docs: Any) -> list[list[str | None]]:
+        return [[self.find(completion) for completion in completions] for completions in resps]
