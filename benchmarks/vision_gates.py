@@ -30,7 +30,7 @@ from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.data.images import Picture, normalised
-from vpretrain.vision.data.scenes import scenes
+from vpretrain.vision.data.scenes import Scenes
 from vpretrain.vision.evaluation.probes import segmentation_probe
 from vpretrain.vision.feedback.features import LastBlocks, freeze
 from vpretrain.vision.feedback.heads import SegmentationHead
@@ -68,7 +68,7 @@ def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
     """Score of the same backbone with a linear-BN head, both trained on labels: what the
     architecture can do.
     """
-    pictures = list(scenes("stream", SUPERVISED["pictures"], recipe.data.image_size, 1))
+    pictures = list(Scenes("stream", SUPERVISED["pictures"], recipe.data.image_size, 1))
     classes = materials.sets.tasks["segmentation"].classes
     task = Segmentation(classes, balanced(pictures, classes))
     torch.manual_seed(seed)

@@ -26,8 +26,7 @@ from vpretrain.run.schedule import learning_rate
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.evaluation.probes import ProbeSettings, segmentation_probe
-from vpretrain.vision.feedback.features import freeze
-from vpretrain.vision.learners import encoder_of
+from vpretrain.vision.feedback.features import LastBlocks, freeze
 from vpretrain.vision.modality import HELD_OUT_PICTURES, Materials
 
 STEERED = ("ascent", "closed_form", "view_weights")
@@ -54,7 +53,7 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
     parts = Vision().build(recipe, materials)
     step = new_step(recipe, parts)
     learner = getattr(parts.learner, "learner", parts.learner)  # of `direct`, what it wraps
-    encoder = encoder_of(learner, recipe.evaluate.blocks)
+    encoder = LastBlocks(learner.backbone, recipe.evaluate.blocks)
     classes = materials.sets.tasks["segmentation"].classes
 
     def fixed() -> float:

@@ -32,6 +32,13 @@ def test_progress_within_a_run_is_told_every_30_seconds_and_with_the_time_left()
     assert "312 tokens/s" in lines[2]
 
 
+def test_steps_are_shown_in_what_the_stream_is_counted_in():
+    console = Console(file=io.StringIO(), width=140)
+    with shell.ShownSteps(console, "images") as shown:
+        shown({"step": 3, "loss": 1.5, "tokens_per_second": 64.0}, 0.5)
+    assert "step 3  loss 1.500  64 images/s" in console.file.getvalue()
+
+
 def test_enter_takes_the_model_that_is_shown(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)

@@ -18,7 +18,7 @@ def forked(monkeypatch):
 def test_arms_are_measured_side_by_side():
     recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0")
     found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
-    assert list(found["arms"]) == ["onehot", "closed_form"]
+    assert list(found["arms"]) == ["onehot", "closed_form"] and found["unit"] == "tokens"
     for arm, row in found["arms"].items():
         assert row["tokens_per_second"] > 0 and row["peak_bytes"] > 0 and row["flops"] > 0
         assert set(found["shares"][arm]) == {*PARTS, "rest"}

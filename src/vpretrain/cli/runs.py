@@ -31,6 +31,7 @@ def train(
     again goes on with it."""
     from vpretrain.cli.tables import run_table
     from vpretrain.run.launch import train_one
+    from vpretrain.run.modalities import MODALITIES
     from vpretrain.system import distributed
 
     console = shell.console_for_people(as_json)
@@ -38,7 +39,8 @@ def train(
     resolved = shell.resolved_recipe(recipe, overrides)
     name = f"{shell.stem(recipe)}-{resolved.arm}-{resolved.seed}"
     folder = shell.results_folder(out or Path("runs") / name)
-    with shell.ShownSteps(console) as shown:
+    unit = MODALITIES[resolved.modality]().unit
+    with shell.ShownSteps(console, unit) as shown:
         result = train_one(
             resolved,
             folder,
@@ -184,6 +186,7 @@ def _compare(
     import torch
 
     from vpretrain.cli.tables import comparison_table, verdicts
+    from vpretrain.run.folder import PICTURES
     from vpretrain.studies import compare as comparison
     from vpretrain.system import distributed
 
@@ -217,7 +220,7 @@ def _compare(
     console.print(comparison_table(table, console.width))
     for line in verdicts(table):
         say(console, line)
-    for picture in sorted((out / comparison.PICTURES).glob("*.png")):
+    for picture in sorted((out / PICTURES).glob("*.png")):
         say(console, f"picture: {picture}")
     shell.say_changes(console, table)
     say(console, f"results: {out / 'compare.json'}")

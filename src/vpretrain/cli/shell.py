@@ -156,10 +156,12 @@ class ShownProgress:
 
 
 class ShownSteps:
-    """The steps of one run: on a terminal a bar, elsewhere a line at every tenth of the budget."""
+    """The steps of one run: on a terminal a bar, elsewhere a line at every tenth of the budget.
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._bar = console, progress_bar(console)
+    ``unit`` is what the stream is counted in: ``tokens``, ``images``."""
+
+    def __init__(self, console: Console, unit: str) -> None:
+        self._console, self._bar, self._unit = console, progress_bar(console), unit
         self._task = self._bar.add_task("reading data", total=1.0)
         self._next = 0.0
 
@@ -175,7 +177,7 @@ class ShownSteps:
             skipped = f"after step {record['step']} a batch was left out: {record['skipped']}"
             say(self._console, skipped)
             return
-        rate = f"{record['tokens_per_second']:.0f} tokens/s"
+        rate = f"{record['tokens_per_second']:.0f} {self._unit}/s"
         line = f"step {record['step']}  loss {record['loss']:.3f}  {rate}"
         self._bar.update(self._task, completed=fraction, description=line)
         if not self._console.is_terminal and fraction >= self._next:

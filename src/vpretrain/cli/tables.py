@@ -113,7 +113,8 @@ def profile_table(result: dict[str, Any]) -> Table:
         title=f"medians of {result['rounds']} interleaved rounds; ratios to the first arm"
     )
     table.add_column("arm")
-    for name in ("tokens/s", "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
+    speed = f"{result['unit']}/s"
+    for name in (speed, "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
         table.add_column(name, justify="right")
     for arm, row in result["arms"].items():
         ratio = {

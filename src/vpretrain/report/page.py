@@ -10,6 +10,7 @@ from vpretrain.report.chart import COLOURS, Figure, Panel
 from vpretrain.report.drawing import panel, swatch
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import many
+from vpretrain.report.pictures import pictures
 from vpretrain.report.verdict import against_step0, headline, verdict
 from vpretrain.system.html import Markup, document, joined, name, tag
 
@@ -58,6 +59,8 @@ def _section(
         parts.append(("Cost", joined(cost, *map(_figure, figures["cost"]))))
     if figures["tradeoffs"]:
         parts.append(("Trade-offs", joined(*map(_figure, figures["tradeoffs"]))))
+    if (drawn_pictures := pictures(section.folders)) is not None:
+        parts.append(("Pictures", drawn_pictures))
     text = tag("pre", tag("code", section.recipe_text))
     recipe = tag("details", tag("summary", "Recipe, every value"), text)
     parts.append(("How it was made", joined(tables.provenance(section), recipe)))

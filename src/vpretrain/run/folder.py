@@ -24,6 +24,9 @@ from vpretrain.system.files import write_json, write_text
 
 Change = dict[str, str]
 
+PICTURES = "pictures"
+"""Folder, beside the results, of what was drawn: of a run its crops and predictions, of a
+comparison what the first seed's designers make of a batch."""
 _PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 

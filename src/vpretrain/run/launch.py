@@ -224,6 +224,8 @@ class Launch:
             torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
             write_manifest(folder / "model", folder / MODEL_MANIFEST)
             write_json(folder / "result.json", summary)
+            with distributed.alone():
+                self.modality.draw(self.recipe, self.materials, parts, folder)
         return summary
 
 

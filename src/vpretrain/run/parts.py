@@ -119,6 +119,10 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
         where there is nothing to see."""
         return False
 
+    def draw(self, recipe: RecipeT, materials: MaterialsT, parts: AnyParts, folder: Path) -> None:
+        """Draws into ``folder/pictures`` what there is to see of a run that ``folder`` holds."""
+        return None
+
     def explain(
         self, recipe: RecipeT, folder: Path, *, documents: int, out: Path
     ) -> dict[str, Any]:

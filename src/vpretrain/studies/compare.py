@@ -19,6 +19,7 @@ from vpretrain.run.build import new_step
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import (
+    PICTURES,
     accepted_changes,
     changed_data,
     environment,
@@ -36,10 +37,6 @@ from vpretrain.system.files import remove, write_json, write_text
 from vpretrain.system.processes import in_processes
 from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
-
-PICTURES = "pictures"
-"""Folder, beside the results, of what the first seed's designers make of a batch, one file an arm
-that can be drawn."""
 
 
 def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:

@@ -81,6 +81,15 @@ def renamed(places: Mapping[str, str]) -> Iterator[None]:
         raise UserError(*problems) from None
 
 
+@contextmanager
+def collecting(problems: list[Problem]) -> Iterator[None]:
+    """Within it, what is wrong is added to the problems and not raised."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems
+
+
 class Fault(Exception):
     """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is
     kept."""

@@ -7,7 +7,7 @@ import html
 import re
 from importlib import resources
 
-_VOID = {"br", "hr", "link", "meta"}
+_VOID = {"br", "hr", "img", "link", "meta"}
 # What no HTML file can hold as such: control characters, and halves of surrogate pairs that JSON
 # lets through.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

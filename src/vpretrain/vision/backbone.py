@@ -2,8 +2,7 @@
 depends on S on its own.
 
 Shapes: B images, T tokens (prefix tokens first, then patches row by row), D hidden width, (h, w)
-the grid of patches.
-"""
+the grid of patches."""
 
 from __future__ import annotations
 
@@ -26,13 +25,8 @@ NORMS = ("norm", "layernorm")
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of images.
-
-    Args:
-        patches: ``[B, D, h, w]``, after the final norm.
-        pooled: ``[B, D]``, the first prefix token (CLS); the mean over patches where a backbone has
-            none.
-    """
+    """What a backbone makes of images: ``[B, D, h, w]`` patches after the final norm; pooled,
+    ``[B, D]``, the first prefix token (CLS) or the mean over patches where there is none."""
 
     patches: Tensor
     pooled: Tensor
@@ -41,9 +35,8 @@ class Features:
 class Backbone:
     """Any ``transformers`` vision transformer with square patches.
 
-    The parts are held against the whole once, on a tiny image, so that a layout that is not
-    understood is refused and never mistrained. Gradients flow through everything here; the mode
-    (dropout, or none) is the model's.
+    The parts are held against the whole once, on a tiny image: a layout that is not understood is
+    refused. Gradients flow through everything here; the mode (dropout, or none) is the model's.
 
     Args:
         model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
@@ -66,12 +59,9 @@ class Backbone:
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
         self.model, self.autocast = model, autocast
-        depth, patch = (
-            getattr(model.config, key, None) for key in ("num_hidden_layers", "patch_size")
-        )
-        lists = [
-            m for m in model.modules() if isinstance(m, nn.ModuleList) and depth and len(m) == depth
-        ]
+        depth = getattr(model.config, "num_hidden_layers", None)
+        patch = getattr(model.config, "patch_size", None)
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         norms = [module for name, module in model.named_children() if name in NORMS]
         if len(lists) != 1 or len(norms) != 1:
             raise self.refused("does not have one list of blocks and one final norm")
@@ -81,13 +71,7 @@ class Backbone:
             raise self.refused("does not have square patches")
         self.patch_size, self.width = patch, int(model.config.hidden_size)
         self.blocks, self.norm = lists[0], norms[0]
-        # Position embeddings of a fixed size are only stretched to other crops where they are asked
-        # to be.
-        self.options = (
-            {"interpolate_pos_encoding": True}
-            if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-            else {}
-        )
+        self.options = stretching(model)
         self.reached: frozenset[str] = frozenset()
         self.prefix_tokens = self._check_layout()
 
@@ -104,19 +88,19 @@ class Backbone:
         """
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
+            side = self.patch_size
             raise user_error(
                 "learner.model",
-                "its patches do not tile images of this size; make crops and images "
-                f"multiples of {self.patch_size}",
+                "its patches do not tile images of this size; make crops and images multiples of "
+                f"{side} x {side} pixels",
                 value=f"{height} x {width}",
-                accepted=f"height and width that {self.patch_size} divides",
+                accepted=f"height and width that {side} divides",
             )
         return height // self.patch_size, width // self.patch_size
 
     def tokens(self, images: Tensor) -> Tensor:
         """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as
-        :meth:`grid`.
-        """
+        :meth:`grid`."""
         self.grid(images)
         with computing(self.device, self.autocast):
             return self.model(images, **self.options).last_hidden_state
@@ -135,12 +119,8 @@ class Backbone:
         if blocks == 1:
             return self.split(self.tokens(images), self.grid(images))
         if not 1 <= blocks <= len(self.blocks):
-            raise user_error(
-                "evaluate.blocks",
-                "the model does not have so many blocks",
-                value=blocks,
-                accepted=f"1 to {len(self.blocks)}",
-            )
+            message, accepted = "the model does not have so many blocks", f"1 to {len(self.blocks)}"
+            raise user_error("evaluate.blocks", message, value=blocks, accepted=accepted)
         outputs: list[Tensor] = []
         hooks = [
             block.register_forward_hook(lambda _, __, out: outputs.append(first_output(out)))
@@ -159,9 +139,7 @@ class Backbone:
         return Features(patches, self.pooled(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """``[B, D]``: the first prefix token of ``[B, T, D]`` tokens, or the mean over patches
-        where there is none.
-        """
+        """Of ``[B, T, D]`` tokens; see :class:`Features`."""
         return tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
 
     def refused(self, what: str) -> UserError:
@@ -170,36 +148,47 @@ class Backbone:
         return user_error("learner.model", message, accepted=LAYOUTS)
 
     def _check_layout(self) -> int:
-        """The number of prefix tokens; sets :attr:`reached`; raises where the parts do not make the
-        whole.
-        """
+        """The number of prefix tokens; sets :attr:`reached`."""
         parameters = dict(self.model.named_parameters())
         first = next(self.blocks.parameters())
-        images = torch.linspace(
-            -1, 1, 3 * 6 * self.patch_size**2, dtype=first.dtype, device=first.device
-        )
-        images = images.view(1, 3, 2 * self.patch_size, 3 * self.patch_size)
+        images = self.small_images()
         with evaluating(self.model), torch.enable_grad():
-            whole = self.tokens(images)
+            try:
+                whole = self.tokens(images)
+            except ValueError as error:
+                raise self.refused(f"does not take images of other sizes ({error})") from error
             leaves = [p for p in parameters.values() if p.requires_grad]
             reached = torch.autograd.grad(whole.sum(), leaves, allow_unused=True) if leaves else ()
-        reached_ids = {
-            id(p) for p, gradient in zip(leaves, reached, strict=True) if gradient is not None
-        }
+        pairs = zip(leaves, reached, strict=True)
+        reached_ids = {id(p) for p, gradient in pairs if gradient is not None}
         self.reached = frozenset(name for name, p in parameters.items() if id(p) in reached_ids)
         with torch.no_grad():
             suffix = EncoderSuffix(self, {"first": first})
             parts = suffix.features(suffix.enter(images), {"first": vectors.wide(first.detach())})
-            # A model on the meta device has shapes and no values.
-            same = whole.is_meta or torch.allclose(
-                vectors.wide(whole),
-                parts.to(vectors.wide(whole)),
-                rtol=2e-2,
-                atol=2e-2 * float(whole.detach().std()),
-            )
+            same = self.agree(whole, parts)
         if whole.shape[1] < 6 or not same:
             raise self.refused("does more than embeddings, blocks and final norm")
         return whole.shape[1] - 6
+
+    def small_images(self) -> Tensor:
+        """One image of 2 x 3 patches, on which the parts are held against the whole."""
+        first, side = next(self.blocks.parameters()), self.patch_size
+        values = torch.linspace(-1, 1, 18 * side**2, dtype=first.dtype, device=first.device)
+        return values.view(1, 3, 2 * side, 3 * side)
+
+    def agree(self, whole: Tensor, parts: Tensor) -> bool:
+        """Whether two ways to the same tokens give the same, but for rounding."""
+        if whole.is_meta:  # shapes and no values
+            return True
+        whole = vectors.wide(whole)
+        atol = 2e-2 * float(whole.detach().std())
+        return whole.shape == parts.shape and torch.allclose(whole, parts.to(whole), 2e-2, atol)
+
+
+def stretching(module: nn.Module) -> dict[str, bool]:
+    """The options with which position embeddings of a fixed size fit images of another."""
+    takes = inspect.signature(module.forward).parameters
+    return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
 
 def aligned_parameters(
@@ -207,8 +196,7 @@ def aligned_parameters(
 ) -> dict[str, nn.Parameter]:
     """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything that the
     features depend on, or what matches ``patterns`` (see
-    :func:`vpretrain.models.suffix.choose_aligned`), by its name in ``backbone.model``.
-    """
+    :func:`vpretrain.models.suffix.choose_aligned`), by its name in ``backbone.model``."""
     trained = {
         name: p
         for name, p in backbone.model.named_parameters()
@@ -227,8 +215,7 @@ class Entry:
     Args:
         hidden: ``[B, T, D]``, the input of its first module (the images themselves where S reaches
             below the blocks), in float32 or wider, with the graph to the images.
-        rest: what else its blocks are called with: rotary position embeddings of this image size,
-            attention mask.
+        rest: what else its blocks are called with, such as rotary position embeddings.
     """
 
     hidden: Tensor
@@ -250,8 +237,7 @@ class EncoderSuffix(Suffix):
 
     def enter(self, images: Tensor) -> Entry:
         """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to
-        nothing else.
-        """
+        nothing else."""
         if self.whole:
             self.backbone.grid(images)
             return Entry(vectors.wide(images), ((), self.backbone.options))
@@ -276,8 +262,7 @@ class EncoderSuffix(Suffix):
 
     def features(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
         """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the
-        dtype of ``parameters``.
-        """
+        dtype of ``parameters``."""
         norm: list[Call] = [] if self.whole else [((), {})]
         calls = [entry.rest] * (len(self.modules) - len(norm)) + norm
         with evaluating(self.backbone.model):

@@ -1,10 +1,10 @@
 """``init`` for pictures: a first recipe from a backbone, a folder of pictures, and a folder of some
-with label maps.
-"""
+with label maps."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,27 @@ from vpretrain.system.errors import user_error
 from vpretrain.vision.data.decoding import BadFile, label_numbers
 from vpretrain.vision.data.images import IGNORE
 from vpretrain.vision.data.readers import image_files
+from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.loading import load_model
 
 BATCH = 16
 FEWEST = 8
 """Labelled pictures that steer: heads learn from one half, ``g_down`` is taken on two batches of
-the other.
-"""
+the other."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a recipe is made of: folders, label code, the sides and how many pictures there are."""
+
+    model: str
+    stream: str
+    feedback: str
+    evaluation: str | None
+    code: dict[str, str]
+    steering: int
+    sides: tuple[int, int, int]
+    pictures: int
 
 
 def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path) -> str:
@@ -49,16 +63,19 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
         least = f"{FEWEST} or more beside --evaluation, {-(-FEWEST * 4 // 3)} or more without"
         raise user_error("--feedback", message, value=f"{len(maps)} pictures", accepted=least)
     measured = _maps(evaluation, "--evaluation") if evaluation else []
-    code = _label_keys(maps + measured)
-    steers = _set(feedback, code, "" if evaluation else f"count: {steering}")
-    held_out = _set(evaluation, code) if evaluation else _set(feedback, code, f"skip: {steering}")
-    meta = steering // 2
     config = load_model(named(model), dtype=torch.float32, attention="sdpa").config
     patch, side = config.patch_size, getattr(config, "image_size", 224)
     view, local, image = (
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )
-    pictures = len(image_files(Path(stream).expanduser())[0])
+    code, pictures = _label_keys(maps + measured), len(image_files(Path(stream).expanduser())[0])
+    sides = view, local, image
+    plan = _Plan(model, stream, feedback, evaluation, code, steering, sides, pictures)
+    return _head(plan, out) + _data(plan) + _training(plan)
+
+
+def _head(plan: _Plan, out: Path) -> str:
+    description = f"{Path(plan.stream).name} steered by {Path(plan.feedback).name}"
     return f"""\
 # vpretrain compare {out} --arms plain,ascent,fixed_random_direction
 #
@@ -68,18 +85,28 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
 # Every key with its value is in `recipe.yaml` in the folder of a run; docs/vision.md says what else
 # can be set.
 modality: vision
-description: {_text(f"{Path(stream).name} steered by {Path(feedback).name}")}
+description: {_text(description)}
 arm: ascent  # learned masks on DINO's views; others: docs/vision.md
 budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
+"""
+
+
+def _data(plan: _Plan) -> str:
+    steering, meta = plan.steering, plan.steering // 2
+    steers = _set(plan.feedback, plan.code, "" if plan.evaluation else f"count: {steering}")
+    held_out = _set(plan.feedback, plan.code, f"skip: {steering}")
+    if plan.evaluation:
+        held_out = _set(plan.evaluation, plan.code)
+    return f"""\
 data:
-  image_size: {image}  # pixels of a side; crops are cut from it
+  image_size: {plan.sides[2]}  # pixels of a side; crops are cut from it
   batch_size: {BATCH}  # pictures at a time; `learner.accumulate` adds batches up
   stream:  # what the learner trains on; several sources are mixed by their `weight`
-    - name: {_text(Path(stream).name)}
-      pictures: {{kind: folder, images: {_text(stream)}}}
+    - name: {_text(Path(plan.stream).name)}
+      pictures: {{kind: folder, images: {_text(plan.stream)}}}
   feedback:
     # What steers: heads learn from `train`, gradients are taken on `meta`. The learner trains on
-    # neither. Classes were counted in the label maps.{_label_comment(code)}
+    # neither. Classes were counted in the label maps.{_label_comment(plan.code)}
     sets:
       - train: {steering - meta}
         meta: {meta}
@@ -94,26 +121,27 @@ data:
 {_item(steers)}
     test:
 {_item(held_out)}
+"""
+
+
+def _training(plan: _Plan) -> str:
+    view, local, _ = plan.sides
+    return f"""\
 learner:
-  model: {_text(model)}
+  model: {_text(plan.model)}
   learning_rate: 1e-5
   crops: {{global_size: {view}, local_size: {local}}}  # pixels
-  # Fit for {pictures} pictures; a fresh head is trained before the learner moves.
-  head: {{prototypes: {_prototypes(pictures)}}}
-  head_warmup_steps: {_warmup_steps(pictures)}
+  # Fit for {plan.pictures} pictures; a fresh head is trained before the learner moves.
+  head: {{prototypes: {fitting_prototypes(plan.pictures)}}}
+  head_warmup_steps: {_warmup_steps(plan.pictures)}
   # dtype: bfloat16  # on a GPU
 value: {{meta_period: 4}}
 evaluate:
   split: test
   probes: [segmentation]
-  probe: {{batch_size: {min(BATCH, steering)}}}
+  probe: {{batch_size: {min(BATCH, plan.steering)}}}
 checkpoint: {{seconds: 600}}  # a killed run resumes when the same command is given again
 """
-
-
-def _prototypes(pictures: int) -> int:
-    """A power of two with four pictures or more each, from 64 to the paper's 8,192."""
-    return 2 ** min(13, max(6, (pictures // 4).bit_length() - 1))
 
 
 def _warmup_steps(pictures: int) -> int:
@@ -123,25 +151,17 @@ def _warmup_steps(pictures: int) -> int:
 
 def _maps(folder: str, flag: str) -> list[Path]:
     """The label maps of a folder, as many as it has pictures (``check`` says which is missing)."""
-    maps = sorted((Path(folder).expanduser() / "labels").rglob("*.png"))
+    maps = sorted((Path(folder).expanduser() / "labels").rglob("*.[pP][nN][gG]"))
     if not maps or not (Path(folder).expanduser() / "images").is_dir():
-        message = (
-            "labelled pictures are read from a folder that holds `images` and, of the same "
-            "names, `labels`"
-        )
-        raise user_error(
-            flag,
-            message,
-            value=folder,
-            accepted="FOLDER/images/NAME.jpg and FOLDER/labels/NAME.png",
-        )
+        message = "labelled pictures are a folder of `images` and, of the same names, `labels`"
+        accepted = "FOLDER/images/NAME.jpg and FOLDER/labels/NAME.png"
+        raise user_error(flag, message, value=folder, accepted=accepted)
     return maps
 
 
 def _label_keys(maps: list[Path]) -> dict[str, str]:
     """The recipe's keys of what the numbers in label maps mean; `check` names maps that cannot be
-    read.
-    """
+    read."""
     written: set[int] = set()
     for path in maps:
         try:

@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("kornia")
 
-from vpretrain.vision.data.crops import Crops, Evaluation, MultiCrop
-from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, Picture, normalised
-from vpretrain.vision.data.scenes import scenes
+from vpretrain.vision.data.crops import Crops, MultiCrop
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD
+from vpretrain.vision.data.scenes import Scenes
 from vpretrain.vision.data.stream import ImageBatch, Source, Stream
 
 STILL = MultiCrop(
@@ -32,7 +32,7 @@ STILL = MultiCrop(
 
 @pytest.fixture(scope="module")
 def batch() -> ImageBatch:
-    return next(Stream([Source("s", scenes("stream", 8, 32, 0))], batch_size=8, size=32, seed=0))
+    return next(Stream([Source("s", Scenes("stream", 8, 32, 0))], batch_size=8, size=32, seed=0))
 
 
 def grey(values: list[float], seed: int = 0, side: int = 16) -> ImageBatch:
@@ -187,15 +187,6 @@ def test_crops_cover_the_share_of_the_area_that_was_asked_for() -> None:
             and width.max() <= min(1, (high * 4 / 3) ** 0.5) + 0.02
         )
         assert width.max() - width.min() > 0.05  # not the same window for all
-
-
-def test_evaluation_draws_nothing() -> None:
-    pictures = [scenes("dev", 2, 32, 0)[i] for i in range(2)]
-    made = Evaluation(32)(pictures)
-    assert torch.equal(made, normalised(pictures)) and torch.equal(Evaluation(32)(pictures), made)
-    assert Evaluation((16, 24))(pictures).shape == (2, 3, 16, 24)
-    wide = Picture("wide", torch.zeros(3, 20, 40, dtype=torch.uint8))
-    assert Evaluation(10)([wide]).shape == (1, 3, 10, 20)
 
 
 @pytest.mark.parametrize(

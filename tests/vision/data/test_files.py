@@ -3,12 +3,13 @@
 The files are made with PIL and numpy, as other programs write them.
 """
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from vpretrain.system.errors import UserError
 from vpretrain.vision.data.decoding import Decoding
@@ -94,10 +95,11 @@ def test_label_values_that_are_not_there_are_named(tmp_path):
     refusal(folder / "images", "128", "0, 255", labels=folder / "labels", reading=reading)
 
 
-def test_grey_masks_saved_as_rgb_are_read(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_masks_saved_with_more_channels_are_read(mode, tmp_path):
     folder = masks(tmp_path, 0, 1)
     for path in (folder / "labels").iterdir():
-        Image.open(path).convert("RGB").save(path)
+        Image.open(path).convert(mode).save(path)
     reading = Reading(LabelCode(2))
     pictures, *_ = read_folder(folder / "images", folder / "labels", reading=reading)
     assert pictures[0].labels[0].tolist() == [0, 1, 0, 1, 0, 1]
@@ -118,6 +120,20 @@ def test_a_big_endian_tiff_is_the_same(tmp_path):
     values = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
     Image.frombytes("I;16B", (6, 4), values.astype(">u2").tobytes()).save(tmp_path / "a.tif")
     assert np.array_equal(only(tmp_path)[..., 0], np.round(values / 257))
+
+
+def test_a_tiff_whose_white_is_zero_is_not_inverted(tmp_path):
+    values = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[262] = 0  # PhotometricInterpretation: WhiteIsZero
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with Image.open(tmp_path / "a.tif") as image:
+        if image.tag_v2[262] != 0:  # Pillow writes what it thinks right
+            at = data.index(struct.pack("<HHI", 262, 3, 1))
+            data[at + 8 : at + 10] = struct.pack("<H", 0)
+            (tmp_path / "a.tif").write_bytes(data)
+    assert np.array_equal(only(tmp_path)[..., 0], 255 - np.round(values / 257))
 
 
 def test_12_bits_in_16_are_asked_about(tmp_path):
@@ -309,6 +325,15 @@ def test_files_beside_those_of_categories_are_counted_once(tmp_path):
     for check in (True, False):
         _, _, (warning,) = read_categories(tmp_path, check=check)
         assert warning.value == "2 x .txt"
+
+
+def test_a_map_may_end_in_capitals(tmp_path):
+    folder = masks(tmp_path, 0, 1)
+    for path in (folder / "labels").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    reading = Reading(LabelCode(2))
+    pictures, *_ = read_folder(folder / "images", folder / "labels", reading=reading)
+    assert pictures[0].labels[0].tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_two_images_do_not_share_a_label_map(tmp_path):

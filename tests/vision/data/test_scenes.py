@@ -17,8 +17,8 @@ from vpretrain.vision.data.scenes import (
     KINDS,
     NEAREST_METRES,
     SPLITS,
+    Scenes,
     scene,
-    scenes,
 )
 
 BALL, BOX, CONE = 0, 1, 2
@@ -48,7 +48,7 @@ def thing(
 
 
 def sample(count: int = 60) -> list:
-    return list(scenes("dev", count, 48, 0))
+    return list(Scenes("dev", count, 48, 0))
 
 
 def test_a_scene_is_a_function_of_its_arguments() -> None:
@@ -74,12 +74,12 @@ def test_splits_and_seeds_share_no_scene() -> None:
     seen: set[str] = set()
     for split in SPLITS:
         for seed in (0, 1):
-            seen |= {picture.digest() for picture in scenes(split, 20, 16, seed)}
+            seen |= {picture.digest() for picture in Scenes(split, 20, 16, seed)}
     assert len(seen) == len(SPLITS) * 2 * 20
 
 
 def test_a_longer_set_begins_with_the_shorter_one() -> None:
-    short, long = scenes("test", 3, 16, 7), scenes("test", 9, 16, 7)
+    short, long = Scenes("test", 3, 16, 7), Scenes("test", 9, 16, 7)
     assert [p.digest() for p in short] == [long[i].digest() for i in range(3)]
     assert [p.name for p in short] == ["scenes/test/7/0", "scenes/test/7/1", "scenes/test/7/2"]
     with pytest.raises(IndexError):
@@ -87,7 +87,7 @@ def test_a_longer_set_begins_with_the_shorter_one() -> None:
 
 
 def test_the_unlabelled_have_the_same_pixels_and_nothing_else() -> None:
-    plain, full = scenes("stream", 2, 16, 0, labelled=False), scenes("stream", 2, 16, 0)
+    plain, full = Scenes("stream", 2, 16, 0, labelled=False), Scenes("stream", 2, 16, 0)
     assert torch.equal(plain[1].pixels, full[1].pixels)
     assert (plain[1].labels, plain[1].depth, plain[1].category) == (None, None, None)
 
@@ -118,7 +118,7 @@ def test_mean_colour_does_not_tell_the_categories_but_how_it_varies_does() -> No
     """
     means: dict[int, list[torch.Tensor]] = {label: [] for label in range(1, 7)}
     hits = []
-    for picture in scenes("dev", 150, 32, 1):
+    for picture in Scenes("dev", 150, 32, 1):
         for label in picture.labels.unique()[1:]:
             pixels = picture.pixels[:, picture.labels == label].float()
             if pixels.shape[1] < 60:
@@ -218,9 +218,9 @@ def test_no_object_is_cut_by_the_window_that_it_is_rendered_in(
 
 def test_what_cannot_be() -> None:
     with pytest.raises(UserError, match="stream, feedback, dev, test"):
-        scenes("train", 4, 16, 0)
+        Scenes("train", 4, 16, 0)
     with pytest.raises(UserError, match="count"):
-        scenes("dev", 0, 16, 0)
+        Scenes("dev", 0, 16, 0)
     with pytest.raises(ValueError):
         scene(-1, 0, 16)
     with pytest.raises(ValueError):

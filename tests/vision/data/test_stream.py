@@ -13,7 +13,7 @@ import torch
 from vpretrain.system.errors import UserError
 from vpretrain.system.sampling import Order
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.data.scenes import scenes
+from vpretrain.vision.data.scenes import Scenes
 from vpretrain.vision.data.stream import Source, Stream
 
 
@@ -89,7 +89,7 @@ def test_batches_differ_in_digest_and_seed_and_seeds_repeat_with_the_stream() ->
 def test_resumed_equals_uninterrupted(before: int) -> None:
     def made() -> Stream:
         sources = (
-            Source("a", scenes("stream", 7, 16, 0), 2.0),
+            Source("a", Scenes("stream", 7, 16, 0), 2.0),
             Source("b", plain(3, height=20, width=24), 1.0),
         )
         return stream(*sources, size=12, load_size=16)

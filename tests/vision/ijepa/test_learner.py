@@ -504,11 +504,14 @@ def test_values_are_without_dropout(aligned_blocks):
 @pytest.mark.parametrize("family", sorted(ENCODERS))
 def test_features_are_the_encoders_patches_in_their_places(family):
     learner = tiny_learner(family)
-    patches, pooled = learner.features(images())
-    whole = learner.encoder(images()).last_hidden_state[:, -16:]
+    features = learner.backbone.features(images())
+    patches, pooled = features.patches, features.pooled
+    tokens = learner.encoder(images()).last_hidden_state
     assert patches.shape == (3, 32, 4, 4) and pooled.shape == (3, 32)
-    torch.testing.assert_close(patches[1, :, 2, 3], whole[1, 2 * 4 + 3])
-    torch.testing.assert_close(pooled, whole.mean(dim=1))
+    torch.testing.assert_close(patches[1, :, 2, 3], tokens[1, -16 + 2 * 4 + 3])
+    # I-JEPA has no class token; the others do.
+    expected = tokens.mean(dim=1) if family == "ijepa" else tokens[:, 0]
+    torch.testing.assert_close(pooled, expected)
     pooled.sum().backward()
     assert all(p.grad is not None for p in learner.aligned.values())
 
@@ -516,7 +519,7 @@ def test_features_are_the_encoders_patches_in_their_places(family):
 def test_another_image_size_and_a_grid_that_is_not_square():
     learner = tiny_learner()
     wide = images(2, 64)[:, :, :48]
-    assert learner.features(wide).patches.shape == (2, 32, 6, 8)
+    assert learner.backbone.features(wide).patches.shape == (2, 32, 6, 8)
     context = learner.forward(Batch(wide))
     assert context.grid == (6, 8)
     learner.loss(context, some_task(context)).backward()
@@ -543,7 +546,9 @@ def test_the_encoder_survives_a_folder(tmp_path):
         aligned_blocks=1,
         blocks=BlockSettings(),
     )
-    assert torch.equal(again.features(images()).patches, learner.features(images()).patches)
+    assert torch.equal(
+        again.backbone.features(images()).patches, learner.backbone.features(images()).patches
+    )
 
 
 def test_a_patch_size_that_does_not_divide_is_refused():

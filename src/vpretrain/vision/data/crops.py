@@ -1,6 +1,4 @@
-"""Views of a batch: DINO's global and local crops, seeded by the batch alone; and the plain
-transform of evaluation.
-"""
+"""Views of a batch: DINO's global and local crops, seeded by the batch alone."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.system.sampling import seed_of
-from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, Picture, normalised, resized
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from vpretrain.vision.data.stream import ImageBatch
 
 _RATIO = (3 / 4, 4 / 3)  # width to height of the window that a crop is cut from
@@ -51,27 +49,7 @@ class MultiCrop:
     The blur differs between the first global view, the others, and the local ones, and only global
     views after the first are solarised, as in DINO: two global views should not be distorted alike.
 
-    Args:
-        global_size: side of a global view in pixels.
-        local_size: side of a local view in pixels.
-        global_count: global views, at least 1.
-        local_count: local views, 0 for none.
-        global_scale: share of the picture's area that a global view is cut from, lowest and
-            highest, in (0, 1].
-        local_scale: the same for a local view.
-        flip: probability of a horizontal flip.
-        jitter: probability that the colours are changed.
-        brightness: largest relative change of brightness.
-        contrast: of contrast.
-        saturation: of saturation.
-        hue: of hue, in turns of the colour circle, at most 0.5.
-        grayscale: probability that the colours are taken out.
-        blur: probabilities of a Gaussian blur: first global view, other global views, local views.
-        blur_sigma: its lowest and highest standard deviation, in pixels of the view.
-        solarise: probability that pixels brighter than a half are inverted, in global views after
-            the first.
-        mean: that the views are normalised with, of R, G, B on the scale [0, 1].
-        std: likewise.
+    Each setting is described in :class:`vpretrain.vision.recipe.learner.Crops`.
 
     Raises:
         ValueError: a size, count, scale or probability that cannot be.
@@ -97,11 +75,8 @@ class MultiCrop:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if (
-            self.global_count < 1
-            or self.local_count < 0
-            or min(self.global_size, self.local_size) < 1
-        ):
+        sizes = self.global_size, self.local_size
+        if self.global_count < 1 or self.local_count < 0 or min(sizes) < 1:
             raise ValueError("a batch needs a global view, and a view needs pixels")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
@@ -109,44 +84,32 @@ class MultiCrop:
                 raise ValueError(
                     f"{name}: shares of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
                 )
-        chances = {
-            "flip": self.flip,
-            "jitter": self.jitter,
-            "grayscale": self.grayscale,
-            "solarise": self.solarise,
-        }
-        chances |= {f"blur[{i}]": chance for i, chance in enumerate(self.blur)}
-        for name, chance in chances.items():
-            if not 0 <= chance <= 1:
-                raise ValueError(f"{name}: a probability is in [0, 1], got {chance}")
+        for name in ("flip", "jitter", "grayscale", "solarise", "blur"):
+            chances = getattr(self, name)
+            for chance in chances if isinstance(chances, tuple) else (chances,):
+                if not 0 <= chance <= 1:
+                    raise ValueError(f"{name}: a probability is in [0, 1], got {chance}")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")
 
     def __call__(self, batch: ImageBatch) -> Crops:
         """The views of a batch, on its device, without a graph; equal batches give equal views, bit
-        for bit.
-        """
+        for bit."""
         first, other, local = self._distortions
         pixels = batch.pixels.float() / 255
-        views = [
-            self._view(
-                pixels, steps, seed_of(f"{batch.seed}/{kind}/{number}"), batch.rank, batch.world
-            )
-            for kind, number, steps in (
-                *(
-                    ("global", number, first if number == 0 else other)
-                    for number in range(self.global_count)
-                ),
-                *(("local", number, local) for number in range(self.local_count)),
-            )
-        ]
-        return Crops(tuple(views[: self.global_count]), tuple(views[self.global_count :]))
+
+        def view(kind: str, number: int, steps: Sequence[Any]) -> Tensor:
+            seed = seed_of(f"{batch.seed}/{kind}/{number}")
+            return self._view(pixels, steps, seed, batch.rank, batch.world)
+
+        whole = [view("global", at, other if at else first) for at in range(self.global_count)]
+        parts = [view("local", at, local) for at in range(self.local_count)]
+        return Crops(tuple(whole), tuple(parts))
 
     @cached_property
     def _distortions(self) -> list[list[nn.Module]]:
         """Those of the first global view, of the others, and of local views: made once, since
-        making them takes a while.
-        """
+        making them takes a while."""
         return [self._steps(part) for part in ("first", "other", "local")]
 
     @torch.no_grad()
@@ -170,8 +133,7 @@ class MultiCrop:
 
     def _steps(self, part: str) -> list[nn.Module]:
         """The distortions of one kind of view, in order; one that never happens is left out, since
-        it costs time.
-        """
+        it costs time."""
         local = part == "local"
         size = self.local_size if local else self.global_size
         scale = self.local_scale if local else self.global_scale
@@ -202,37 +164,8 @@ class MultiCrop:
 def _part(drawn: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
     """Of what kornia drew for a batch, the values for pictures ``rank``, ``rank + world``, ...
 
-    All are one value a picture, but for the ``order`` of ColorJitter's steps, which is one for all.
-    """
-    found = {
-        name: value if name == "order" else value[rank::world] for name, value in drawn.items()
-    }
+    All are one value a picture, but for the ``order`` of ColorJitter's steps, which is one for
+    all."""
+    part = {name: value if name == "order" else value[rank::world] for name, value in drawn.items()}
     whole = drawn["forward_input_shape"]
-    return found | {"forward_input_shape": torch.cat([whole[:1] // world, whole[1:]])}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The plain transform: resize and normalise, nothing drawn.
-
-    Args:
-        size: height and width in pixels, whatever that does to the proportions; a single number is
-            the shorter side.
-        mean: that the pixels are normalised with, of R, G, B on the scale [0, 1].
-        std: likewise.
-    """
-
-    size: int | tuple[int, int]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """Normalised pixels, float32 [B, 3, H, W]; labels and depth are resized by
-        :func:`vpretrain.vision.data.images.resized`.
-
-        Raises:
-            ValueError: the pictures are not of one size after resizing.
-        """
-        return normalised(
-            [resized(picture, self.size) for picture in pictures], self.mean, self.std
-        )
+    return part | {"forward_input_shape": torch.cat([whole[:1] // world, whole[1:]])}

@@ -1,6 +1,5 @@
 """Files to numbers: pixels of 8 bits, label numbers, metres; what cannot be read is refused by
-name.
-"""
+name."""
 
 from __future__ import annotations
 
@@ -20,6 +19,9 @@ DEPTH_SUFFIXES = (".png", ".npy")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """One channel of more than 8 bits, which ``convert("RGB")`` would clip to white."""
+_FORMAT, _WHITE_IS_ZERO = "vpretrain format", "vpretrain white is zero"
+"""What an image that has been turned does not say itself any more, in its ``info``."""
+_TIFF_PHOTOMETRIC = 262
 _WHITE_16_BITS = 65535
 _TWELVE_BITS = 4095
 
@@ -56,8 +58,10 @@ class Decoding:
         with _opened(path) as image:
             if image.mode in _WIDE_MODES:
                 # Pillow before 11.3 opens PNGs of 16 bits in mode I.
-                sixteen = image.mode.startswith("I;16") or image.format == "PNG"
+                sixteen = image.mode.startswith("I;16") or image.info[_FORMAT] == "PNG"
                 grey = self._eight_bits(path, np.asarray(image), sixteen=sixteen)
+                if image.info[_WHITE_IS_ZERO]:
+                    grey = 255 - grey
                 return np.repeat(grey[:, :, None], 3, axis=2)
             if image.mode in _ALPHA_MODES or "transparency" in image.info:
                 ground = Image.new("RGBA", image.size, (*self.background, 255))
@@ -95,7 +99,9 @@ def label_numbers(path: Path) -> np.ndarray:
     """
     with _opened(path) as image:
         values = np.asarray(image)
-    if values.ndim == 3 and values.shape[2] == 3 and (values == values[:, :, :1]).all():
+    if values.ndim == 3 and values.shape[2] in (2, 4) and (values[:, :, -1] == 255).all():
+        values = values[:, :, :-1]  # nothing is transparent
+    if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as RGB
     if values.ndim != 2 or values.dtype.kind not in "bui":
         message = "this is no label map: it has several channels, or no whole numbers"
@@ -138,6 +144,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """The image of a file, upright; whatever PIL finds wrong while it is decoded is a BadFile."""
     try:
         with Image.open(path) as image:
+            image.info[_FORMAT] = image.format
+            # Pillow turns these in 8 bits alone.
+            tags = getattr(image, "tag_v2", {})
+            image.info[_WHITE_IS_ZERO] = tags.get(_TIFF_PHOTOMETRIC) == 0
             yield _upright(image)
     except (
         OSError,
@@ -147,7 +157,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         struct.error,
         Image.DecompressionBombError,
     ) as error:
-        message = "the image is cut off, broken, or no image: get it again, or take it out"
+        message = (
+            "the image is cut off, broken, no image, or of a kind that Pillow cannot read: get it "
+            "again, convert it, or take it out"
+        )
         reason = re.sub(r"\s+", " ", str(error)) or type(error).__name__
         raise BadFile(path, message, reason, "a whole image file") from error
 

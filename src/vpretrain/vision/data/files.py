@@ -30,8 +30,7 @@ from vpretrain.vision.data.kept import GIB
 
 Size = int | tuple[int, int]
 """Height and width; a single number is the shorter side, the proportions kept (see
-:func:`images.resized`).
-"""
+:func:`images.resized`)."""
 Window = tuple[int, int, int, int]
 """Top, left, height and width, in pixels of the upright image."""
 
@@ -86,7 +85,7 @@ class LabelCode:
         wrong = ~void & ~np.isin(written, self.numbers)
         if wrong.any():
             message = (
-                "a class number is out of range: correct the map, or what it is read with "
+                "a class number is out of range: correct the map, or the keys it is read with "
                 "(classes, void, label_values)"
             )
             shown = ", ".join(str(number) for number in np.unique(written[wrong])[:PROBLEMS_SHOWN])
@@ -104,7 +103,7 @@ class LabelCode:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one picture, and its category; :meth:`read` decodes them.
+    """The files of one picture, and its category.
 
     Args:
         image: its pixels, in any format and mode that PIL reads.
@@ -142,9 +141,8 @@ class Files:
                 picture = cropped(picture, *self.window)
             except ValueError:
                 message = "the window that is meant of this image is not within it"
-                shown = f"top, left, height, width {self.window}"
-                accepted = f"a part of {_shape(picture.pixels)}"
-                raise BadFile(self.image, message, shown, accepted) from None
+                shown, whole = f"top, left, height, width {self.window}", _shape(picture.pixels)
+                raise BadFile(self.image, message, shown, f"a part of {whole}") from None
         return picture if reading.size is None else resized(picture, reading.size)
 
     def _depth(self, pixels: Tensor, within_metres: tuple[float, float]) -> Tensor:
@@ -169,7 +167,7 @@ class Files:
     def _check_size(self, path: Path, what: str, values: np.ndarray, pixels: Tensor) -> None:
         if values.shape != tuple(pixels.shape[1:]):
             message = (
-                f"the {what} has not the size of its image {self.image} (turned as its EXIF "
+                f"the {what} does not have the size of its image {self.image} (turned as its EXIF "
                 "orientation says): make it again, without resizing"
             )
             shown = f"{values.shape[0]} x {values.shape[1]}"
@@ -201,12 +199,7 @@ AS_STORED = Reading()
 
 
 class Folder:
-    """Pictures that are decoded from their files whenever they are asked for.
-
-    Args:
-        files: of each picture.
-        reading: how they are decoded.
-    """
+    """Pictures that are decoded from their files whenever they are asked for."""
 
     def __init__(self, files: Sequence[Files], reading: Reading) -> None:
         self.files, self.reading = tuple(files), reading

@@ -1,6 +1,5 @@
 """Pictures: pixels, and where they are known labels, depth and category, at the size they are used
-at.
-"""
+at."""
 
 from __future__ import annotations
 
@@ -44,20 +43,15 @@ class Picture:
     origin: str = ""
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 3 or self.pixels.shape[0] != 3:
-            found = f"{self.pixels.dtype} {tuple(self.pixels.shape)}"
-            raise ValueError(f"{self.name}: pixels are uint8 [3, H, W], got {found}")
-        for what, values, dtype in (
-            ("labels", self.labels, torch.int64),
-            ("depth", self.depth, torch.float32),
-        ):
-            if values is not None and (
-                values.dtype != dtype or values.shape != self.pixels.shape[1:]
-            ):
-                found = f"{values.dtype} {tuple(values.shape)}"
-                raise ValueError(
-                    f"{self.name}: {what} are {dtype} {tuple(self.pixels.shape[1:])}, got {found}"
-                )
+        pixels = self.pixels
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+            shown = f"{pixels.dtype} {tuple(pixels.shape)}"
+            raise ValueError(f"{self.name}: pixels are uint8 [3, H, W], got {shown}")
+        maps = {"labels": (self.labels, torch.int64), "depth": (self.depth, torch.float32)}
+        for what, (values, dtype) in maps.items():
+            if values is not None and (values.dtype, values.shape) != (dtype, pixels.shape[1:]):
+                expected, shown = tuple(pixels.shape[1:]), f"{values.dtype} {tuple(values.shape)}"
+                raise ValueError(f"{self.name}: {what} are {dtype} {expected}, got {shown}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,11 +66,8 @@ class Picture:
     def digest(self) -> str:
         """Sixteen hexadecimal digits over pixels, labels, depth and category; not over the name."""
         sha = hashlib.sha256(repr((self.size, self.category)).encode())
-        for what, values in (
-            ("pixels", self.pixels),
-            ("labels", self.labels),
-            ("depth", self.depth),
-        ):
+        maps = {"pixels": self.pixels, "labels": self.labels, "depth": self.depth}
+        for what, values in maps.items():
             if values is not None:
                 sha.update(what.encode() + values.contiguous().numpy().tobytes())
         return sha.hexdigest()[:16]
@@ -84,8 +75,7 @@ class Picture:
 
 class Pictures(Protocol):
     """A set of pictures, decoded already (a list) or when asked for; the same index gives the same
-    picture.
-    """
+    picture."""
 
     def __len__(self) -> int: ...
 
@@ -94,12 +84,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Some:
-    """Some pictures of a set, decoded when they are asked for.
-
-    Args:
-        pictures: the set.
-        places: which of them.
-    """
+    """Some pictures of a set, by their places; decoded when they are asked for."""
 
     pictures: Pictures
     places: Sequence[int]
@@ -127,15 +112,13 @@ def valid_depth(
     depth: Tensor, nearest_metres: float = 0.0, farthest_metres: float = float("inf")
 ) -> Tensor:
     """True where a depth is known and within the range (above ``nearest``, up to ``farthest``);
-    bool, of its shape.
-    """
+    bool, of its shape."""
     return depth.isfinite() & (depth > max(0.0, nearest_metres)) & (depth <= farthest_metres)
 
 
 def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width after scaling the shorter side to ``shorter`` pixels, the
-    proportions kept.
-    """
+    """Height and width after scaling the shorter side to ``shorter`` pixels, the proportions
+    kept."""
     height, width = size
     scale = shorter / min(height, width)
     return max(shorter, round(height * scale)), max(shorter, round(width * scale))
@@ -158,11 +141,11 @@ def resized(picture: Picture, size: int | tuple[int, int]) -> Picture:
     if (height, width) == picture.size:
         return picture
     rows, columns = _nearest(picture.size[0], height), _nearest(picture.size[1], width)
+    size = height, width
+    scaled = functional.interpolate(picture.pixels[None], size, mode="bilinear", antialias=True)
     return replace(
         picture,
-        pixels=functional.interpolate(
-            picture.pixels[None], (height, width), mode="bilinear", antialias=True
-        )[0],
+        pixels=scaled[0],
         labels=None if picture.labels is None else picture.labels[rows][:, columns],
         depth=None if picture.depth is None else picture.depth[rows][:, columns],
     )
@@ -170,8 +153,7 @@ def resized(picture: Picture, size: int | tuple[int, int]) -> Picture:
 
 def _nearest(old: int, new: int) -> Tensor:
     """For each of ``new`` pixels the one of ``old`` that holds its centre (integers, so that
-    nothing rounds).
-    """
+    nothing rounds)."""
     return (2 * torch.arange(new) + 1) * old // (2 * new)
 
 
@@ -192,7 +174,15 @@ def cropped(picture: Picture, top: int, left: int, height: int, width: int) -> P
 
 def stacked(pictures: Sequence[Picture]) -> Tensor:
     """The pixels of pictures of one size, uint8 [B, 3, H, W]."""
-    _check_one_size(pictures)
+    if not pictures:
+        raise ValueError("a batch needs at least one picture")
+    first = pictures[0]
+    for picture in pictures:
+        if picture.size != first.size:
+            raise ValueError(
+                f"pictures of one batch have one size: {first.name} is {first.size}, "
+                f"{picture.name} {picture.size}"
+            )
     return torch.stack([picture.pixels for picture in pictures])
 
 
@@ -215,28 +205,14 @@ def normalised(
     return (scaled - scaled.new_tensor(mean).view(shape)) / scaled.new_tensor(std).view(shape)
 
 
-def _check_one_size(pictures: Sequence[Picture]) -> None:
-    if not pictures:
-        raise ValueError("a batch needs at least one picture")
-    for picture in pictures:
-        if picture.size != pictures[0].size:
-            first = pictures[0]
-            message = (
-                f"pictures of one batch have one size: {first.name} is {first.size}, "
-                f"{picture.name} {picture.size}"
-            )
-            raise ValueError(message)
-
-
 HASHED = 256
-"""Pictures of a set whose content goes into its hash: decoding all of a large one would take hours.
-"""
+"""Pictures of a set whose content goes into its hash: decoding all of a large one would take
+hours."""
 
 
 def pictures_hash(pictures: Pictures) -> str:
     """SHA-256 of how many pictures there are, and of :data:`HASHED` of them or fewer, evenly
-    spaced, with their labels.
-    """
+    spaced, with their labels."""
     sha = hashlib.sha256(str(len(pictures)).encode())
     for place in range(0, len(pictures), -(-len(pictures) // HASHED) or 1):
         sha.update(pictures[place].digest().encode())

@@ -33,12 +33,8 @@ class _Stored:
 class PictureStore:
     """Takes pictures one by one and gives them all back.
 
-    Those beyond the bound are views of one file that has no name (it is gone with the process);
-    the system reads its pages when they are looked at, and may drop them again.
-
-    Args:
-        memory_bytes: of pixels and maps that stay in memory.
-    """
+    Those beyond ``memory_bytes`` are views of one file that has no name (it is gone with the
+    process); the system reads its pages when they are looked at, and may drop them again."""
 
     def __init__(self, memory_bytes: float) -> None:
         self.left = memory_bytes

@@ -1,23 +1,22 @@
-"""From the recipe's data section to pictures; every problem in them is found before anything is
-trained.
-"""
+"""From the recipe's data section to pictures, and all that is wrong with them."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.errors import Problem, UserError, abbreviated, collecting, user_error
 from vpretrain.vision.data import readers, scenes
 from vpretrain.vision.data.decoding import Decoding
 from vpretrain.vision.data.files import Folder, LabelCode, Reading
-from vpretrain.vision.data.images import Picture, Pictures, Some
+from vpretrain.vision.data.images import IGNORE, Picture, Pictures, Some
 from vpretrain.vision.data.kept import GIB, PictureStore
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
+from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
 from vpretrain.vision.feedback.tasks import (
     Classification,
@@ -70,9 +69,8 @@ def read(recipe: VisionRecipe) -> PictureSets:
     """Reads every set.
 
     Raises:
-        UserError: with the problems of all sets at once; also when pictures of the stream, of the
-            feedback set or of the probes' training set are among those that are evaluated on, or a
-            task finds no targets.
+        UserError: with the problems of all sets at once, pictures that are trained and evaluated on
+            and tasks without targets among them.
     """
     data, split = recipe.data, recipe.evaluate.split
     reader = _Reader(recipe)
@@ -85,52 +83,49 @@ def read(recipe: VisionRecipe) -> PictureSets:
     meta: list[Picture] = []
     for i, part in enumerate(data.feedback.sets):
         where = f"data.feedback.sets.{i}"
-        found = reader.labelled(part.pictures, f"{where}.pictures")
-        if found and len(found) < part.train + part.meta:
+        pictures = reader.labelled(part.pictures, f"{where}.pictures")
+        if pictures and len(pictures) < part.train + part.meta:
             message = "there are not so many pictures; ask for fewer, or add some"
-            shown, accepted = f"{part.train} + {part.meta}", f"{len(found)} in all, or fewer"
+            shown, accepted = f"{part.train} + {part.meta}", f"{len(pictures)} in all, or fewer"
             reader.problems.append(Problem(f"{where}.train", shown, accepted, message))
-        drawn = random.Random(f"feedback {i}").sample(found, len(found))
+        drawn = random.Random(f"feedback {i}").sample(pictures, len(pictures))
         train += drawn[: part.train]
         meta += drawn[part.train : part.train + part.meta]
     probed, evaluation = (
         [
-            p
-            for i, spec in enumerate(data.evaluation[s])
-            for p in reader.labelled(spec, f"data.evaluation.{s}.{i}")
+            picture
+            for i, spec in enumerate(data.evaluation[name])
+            for picture in reader.labelled(spec, f"data.evaluation.{name}.{i}")
         ]
-        for s in ("train", split)
+        for name in ("train", split)
     )
     tasks: dict[str, DownstreamTask] = {
         task.name: task
         for task in (Segmentation(reader.classes or 1), Depth(), Classification(reader.categories))
     }
-    searched = {
-        name: it
-        for name, spec in recipe.evaluate.retrieval.items()
-        if (it := reader.searched(spec))
-    }
+    specs = recipe.evaluate.retrieval
+    read_sets = {name: reader.searched(spec) for name, spec in specs.items()}
+    searched = {name: each for name, each in read_sets.items() if each is not None}
+    streamed = sum(len(source.pictures) for source in stream)
     if not reader.problems:
-        reader.problems += _misfits(recipe, tasks, train, meta, probed, evaluation)
-        for what, others in (
-            ("data.feedback.sets", [*train, *meta]),
-            ("data.evaluation.train", probed),
-        ):
-            reader.problems += leaks(what, others, evaluation, split)
-        for i, source in enumerate(stream):
-            where = f"data.stream.{i}.pictures"
-            reader.problems += leaks(where, source.pictures, evaluation, split)
+        parts = {
+            "data.feedback.sets": [*train, *meta],
+            "data.evaluation.train": probed,
+            **{f"data.stream.{i}.pictures": source.pictures for i, source in enumerate(stream)},
+        }
+        reader.problems += _misfits(recipe, streamed, tasks, train, meta, probed, evaluation)
+        for where, others in parts.items():
+            reader.problems += leaks(where, others, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
+    reader.warnings += _cautions(recipe, streamed, [*train, *meta], evaluation)
     return PictureSets(
         stream, train, meta, probed, evaluation, tasks, reader.skipped, reader.warnings, searched
     )
 
 
 class _Reader:
-    """Reads the sets of a recipe, each once, and remembers what they say of classes and what is
-    wrong with them.
-    """
+    """Reads the sets of a recipe, each once; collects classes and problems."""
 
     def __init__(self, recipe: VisionRecipe) -> None:
         self.data = recipe.data
@@ -143,8 +138,7 @@ class _Reader:
 
     def stream(self) -> list[Source]:
         """The sources that can be read; of pictures that are there twice, what ``data.duplicates``
-        says.
-        """
+        says."""
         sources: list[Source] = []
         seen: dict[str, str] = {}
         for i, source in enumerate(self.data.stream):
@@ -165,70 +159,54 @@ class _Reader:
 
     def unlabelled(self, spec: Any, where: str) -> Pictures | None:
         """Pictures of the stream, their shorter side brought to ``load_size``; None where there is
-        a problem with them.
-        """
+        a problem with them."""
         size = self.data.load_size or self.data.image_size
-        try:
-            return self._chosen(spec, self._read(spec, size, labelled=False, where=where), where)
-        except UserError as error:
-            self.problems += error.problems
-            return None
+        pictures: Pictures | None = None
+        with collecting(self.problems):
+            known = self._read(spec, size, labelled=False, where=where)
+            pictures = self._chosen(spec, known, where)
+        return pictures
 
     def labelled(self, spec: Any, where: str) -> list[Picture]:
-        """Pictures with what is known of them, decoded, of the size that the recipe says; empty
-        where there is a problem.
-        """
+        """Decoded pictures with what is known of them; empty where there is a problem."""
         size = spec.size or (self.data.image_size, self.data.image_size)
-        try:
+        pictures: list[Picture] = []
+        with collecting(self.problems):
             chosen = self._chosen(spec, self._read(spec, size, labelled=True, where=where), where)
-            found = _decoded(chosen, self.data.memory_gib * GIB)
-            if isinstance(spec, NyuV2Pictures) and spec.eigen_crop:
-                found = [
-                    replace(p, depth=p.depth * readers.eigen_crop(p.depth))
-                    for p in found
-                    if p.depth is not None
-                ]
-        except UserError as error:
-            self.problems += error.problems
-            return []
-        self.categories = max(
-            [self.categories, *(1 + p.category for p in found if p.category is not None)]
-        )
-        return found
+            pictures = _decoded(chosen, self.data.memory_gib * GIB)
+        if isinstance(spec, NyuV2Pictures) and spec.eigen_crop:
+            pictures = [
+                replace(p, depth=p.depth * readers.eigen_crop(p.depth))
+                for p in pictures
+                if p.depth is not None
+            ]
+        categories = (1 + p.category for p in pictures if p.category is not None)
+        self.categories = max([self.categories, *categories])
+        return pictures
 
     def searched(self, spec: RetrievalSection) -> Searched | None:
-        """Queries and database, decoded when they are scored; None where there is a problem with
-        them.
-        """
-        root = self.data.root.expanduser()
-        try:
-            return read_retrieval(
-                root / spec.truth, root / spec.images, reading=self._reading(spec.size)
-            )
-        except UserError as error:
-            self.problems += error.problems
-            return None
+        """Queries and database, decoded when they are scored; None where there is a problem."""
+        truth, images = (self.data.root.expanduser() / at for at in (spec.truth, spec.images))
+        searched: Searched | None = None
+        with collecting(self.problems):
+            searched = read_retrieval(truth, images, reading=self._reading(spec.size))
+        return searched
 
     def _chosen(self, spec: PictureSet, pictures: Pictures, where: str) -> Pictures:
         places = range(len(pictures))[spec.skip :][: spec.count]
         if not places:
-            message, accepted = (
-                "no picture of the set is left; skip fewer",
-                f"0 to {len(pictures) - 1}",
-            )
-            raise user_error(f"{where}.skip", message, value=spec.skip, accepted=accepted)
+            message, most = "no picture of the set is left; skip fewer", len(pictures) - 1
+            raise user_error(f"{where}.skip", message, value=spec.skip, accepted=f"0 to {most}")
         return pictures if len(places) == len(pictures) else Some(pictures, places)
 
     def _read(self, spec: Any, size: Any, *, labelled: bool, where: str) -> Pictures:
-        key = spec.model_dump_json(exclude={"skip", "count", "size", "eigen_crop"}) + repr(
-            (size, labelled)
-        )
+        spec_key = spec.model_dump_json(exclude={"skip", "count", "size", "eigen_crop"})
+        key = f"{spec_key} {size} {labelled}"
         if isinstance(spec, ScenePictures):
             side = size if isinstance(size, int) else size[0]
             self._has_classes(len(scenes.CLASSES), where, labelled)
-            return scenes.scenes(
-                spec.split, spec.skip + spec.count, side, spec.seed, labelled=labelled
-            )
+            count = spec.skip + spec.count
+            return scenes.Scenes(spec.split, count, side, spec.seed, labelled=labelled)
         if isinstance(spec, FolderPictures):
             self._has_classes(spec.classes, where, labelled)
         if isinstance(spec, Ade20kPictures):
@@ -275,9 +253,8 @@ class _Reader:
             return
         if self.classes not in (None, classes):
             message = "all label maps of a recipe have the same classes, and these have others"
-            raise user_error(
-                where, message, value=f"{classes} classes", accepted=f"{self.classes} classes"
-            )
+            shown, accepted = f"{classes} classes", f"{self.classes} classes"
+            raise user_error(where, message, value=shown, accepted=accepted)
         self.classes = classes
 
 
@@ -292,15 +269,48 @@ def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
 
 def needed(recipe: VisionRecipe) -> list[str]:
     """The downstream tasks that the recipe's probes are about."""
-    return list(
-        dict.fromkeys(
-            "classification" if probe == "knn" else probe for probe in recipe.evaluate.probes
-        )
-    )
+    probes = recipe.evaluate.probes
+    return list(dict.fromkeys("classification" if each == "knn" else each for each in probes))
+
+
+def _cautions(
+    recipe: VisionRecipe, streamed: int, feedback: list[Picture], evaluation: list[Picture]
+) -> Iterator[Problem]:
+    """What need not be wrong, and often is."""
+    prototypes, fitting = recipe.learner.head.prototypes, fitting_prototypes(streamed)
+    if recipe.learner.kind == "dino" and prototypes > max(fitting, streamed):
+        message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
+        where = "learner.head.prototypes"
+        yield Problem(where, str(prototypes), f"{streamed} or fewer, such as {fitting}", message)
+    for name, classes in CLASSES_OF.items():
+        if name in recipe.data.feedback.tasks and (
+            missing := classes(evaluation) - classes(feedback)
+        ):
+            message = "no feedback picture holds these classes: nothing steers towards them"
+            accepted = f"pictures of every class that data.evaluation.{recipe.evaluate.split} holds"
+            shown = f"{name}: {abbreviated(map(str, sorted(missing)))}"
+            yield Problem("data.feedback.sets", shown, accepted, message)
+
+
+def _labelled_classes(pictures: list[Picture]) -> set[int]:
+    maps = [picture.labels.unique() for picture in pictures if picture.labels is not None]
+    return {int(label) for labels in maps for label in labels} - {IGNORE}
+
+
+def _categories(pictures: list[Picture]) -> set[int]:
+    return {picture.category for picture in pictures if picture.category is not None}
+
+
+CLASSES_OF: Mapping[str, Callable[[list[Picture]], set[int]]] = {
+    "segmentation": _labelled_classes,
+    "classification": _categories,
+}
+"""Which classes some pictures hold, by task."""
 
 
 def _misfits(
     recipe: VisionRecipe,
+    streamed: int,
     tasks: dict[str, DownstreamTask],
     train: list[Picture],
     meta: list[Picture],
@@ -315,13 +325,16 @@ def _misfits(
         wanted[f"data.evaluation.{name}"] = needed(recipe)
     for where, pictures in parts.items():
         yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
-    section = recipe.data.feedback
+    section, size = recipe.data.feedback, recipe.data.meta_batch_size
+    if size is not None and size > streamed:
+        message = "a batch holds no picture twice, and the stream has not so many"
+        yield Problem("data.meta_batch_size", str(size), f"1 to {streamed}", message)
     for name in section.tasks:
         count = sum(tasks[name].has(picture) for picture in meta)
         if count and count < (least := section.batch_size * section.batches):
             message = (
-                f"the meta part is smaller than {section.batches} batches without a picture "
-                f"in common for {name}"
+                f"the meta part is smaller than {section.batches} batches without a picture in "
+                f"common for {name}"
             )
             accepted = f"1 to {count // section.batches}: there are {count} pictures (need {least})"
             yield Problem("data.feedback.batch_size", str(section.batch_size), accepted, message)

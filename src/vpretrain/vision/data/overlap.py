@@ -20,8 +20,7 @@ def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: st
 
     Pictures that are decoded already are compared by their pixels in the file. Of a folder that is
     only decoded when drawn (a million files) a file is one of those evaluated on if both have the
-    same number of bytes and the same last 4,096.
-    """
+    same number of bytes and the same last 4,096."""
     known = {picture.identity: picture.name for picture in held_out}
     pairs = [(name, known[key]) for name, key in identities(pictures) if key in known]
     if isinstance(pictures, Folder):
@@ -37,22 +36,18 @@ def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: st
 
 
 def repeats(pictures: Pictures, first: dict[str, str]) -> list[tuple[int, str, str]]:
-    """Place and name of each picture whose pixels came earlier, and that one's name.
-
-    Args:
-        pictures: of one source.
-        first: names by identity of what came in earlier sources; added to.
-    """
-    found = []
+    """Place and name of each picture of a source whose pixels came earlier, and that one's name;
+    ``first`` is added to: names by identity of what came in earlier sources."""
+    copies = []
     for place, (name, key) in enumerate(identities(pictures)):
         if key in first:
-            found.append((place, name, first[key]))
+            copies.append((place, name, first[key]))
         first.setdefault(key, name)
-    return found
+    return copies
 
 
 def repeats_warning(where: str, pictures: Pictures, pairs: Sequence[tuple[str, str]]) -> Problem:
-    """What is said of them where they stay."""
+    """Of copies that stay in the stream."""
     message = (
         f"{len(pairs)} of {len(pictures)} pictures are exact copies of others; "
         "data.duplicates=drop leaves them out"
@@ -62,8 +57,7 @@ def repeats_warning(where: str, pictures: Pictures, pairs: Sequence[tuple[str, s
 
 def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
     """Name and :attr:`Picture.identity` of each, of scenes without rendering them; nothing of a
-    folder that is only decoded when drawn.
-    """
+    folder that is only decoded when drawn."""
     if isinstance(pictures, Scenes):
         yield from ((name, name) for name in pictures.names())
     elif isinstance(pictures, Some):

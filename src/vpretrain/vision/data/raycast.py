@@ -1,9 +1,6 @@
-"""What a camera sees of a room with some solids in it: colour, owner and depth of every pixel, ray
-by ray.
+"""What a camera sees of a room with solids in it: colour, owner and depth of every pixel.
 
-Coordinates are in metres from the camera: x to the right, y DOWN, z forward. The camera looks along
-z.
-"""
+Coordinates are metres from the camera, which looks along z: x to the right, y DOWN, z forward."""
 
 from __future__ import annotations
 
@@ -144,8 +141,7 @@ def render(
 
 def _shade(room: Room, normals: Array) -> Array:
     """Brightness [N, 1] of surfaces with these normals [N, 3]: ambient light, and the lamp where
-    they face it.
-    """
+    they face it."""
     lit = np.maximum(_product(normals, room.light[:, None]), np.float32(0))
     return np.float32(_AMBIENT) + np.float32(0.75) * lit
 
@@ -155,9 +151,8 @@ def _background(
 ) -> tuple[Array, Array]:
     """Ground and wall, and the shadows on the ground; colour [S, S, 3] and depth [S, S]."""
     size = len(across)
-    first = int(
-        (down * room.wall_metres <= room.camera_metres).sum()
-    )  # the ground begins below the wall
+    # The ground begins below the wall.
+    first = int((down * room.wall_metres <= room.camera_metres).sum())
     row_depth = np.full(size, room.wall_metres, np.float32)
     row_depth[first:] = room.camera_metres / down[first:]
     points = np.empty((size, size, 3), np.float32)
@@ -200,8 +195,7 @@ def _girth(thing: Thing) -> float:
 
 def _product(vectors: Array, matrix: Array) -> Array:
     """``vectors @ matrix`` for vectors [..., 3], in a fixed order: a BLAS rounds as their number
-    and its threads suit it.
-    """
+    and its threads suit it."""
     x, y, z = (vectors[..., axis, None] * matrix[axis] for axis in range(3))
     return x + y + z
 
@@ -216,8 +210,7 @@ def _met(thing: Thing, camera: Array, rays: Array) -> Array:
     """Depth at which rays [N, 3] first meet the object, [N] metres; infinite where they miss it.
 
     Camera and rays are in the object's own axes, whose origin is the middle of its underside. A
-    ray's length counts in depth, since its z is 1 in the camera's axes.
-    """
+    ray's length counts in depth, since its z is 1 in the camera's axes."""
     height = np.float32(thing.height)
     with np.errstate(divide="ignore", invalid="ignore"):
         if SHAPES[thing.shape] == "box":
@@ -230,9 +223,8 @@ def _met(thing: Thing, camera: Array, rays: Array) -> Array:
         # is constant.
         ball = SHAPES[thing.shape] == "ball"
         offset = camera + np.array([0, height / 2 if ball else height, 0], np.float32)
-        form = np.array(
-            [1, 1 if ball else -0.25, 1], np.float32
-        )  # the cone is as wide as it is high
+        # The cone is as wide as it is high.
+        form = np.array([1, 1 if ball else -0.25, 1], np.float32)
         level = height**2 / 4 if ball else np.float32(0)
         a = _product(rays**2, form[:, None])[:, 0]
         b = _product(rays, (form * offset)[:, None])[:, 0]
@@ -249,14 +241,12 @@ def _met(thing: Thing, camera: Array, rays: Array) -> Array:
 
 
 def _normals(thing: Thing, points: Array) -> Array:
-    """Outward unit normals [N, 3] at points [N, 3] of the surface, both in the object's
-    own axes.
-    """
+    """Outward unit normals [N, 3] at points [N, 3] of the surface, both in the object's own
+    axes."""
     height = thing.height
     if SHAPES[thing.shape] == "box":
-        middle = (points + np.array([0, height / 2, 0], np.float32)) / np.array(
-            [_BOX_HALF, 0.5, _BOX_HALF], np.float32
-        )
+        half = np.array([_BOX_HALF, 0.5, _BOX_HALF], np.float32)
+        middle = (points + np.array([0, height / 2, 0], np.float32)) / half
         face = np.abs(middle).argmax(1)[:, None]
         normals = np.zeros_like(points)
         np.put_along_axis(normals, face, np.sign(np.take_along_axis(middle, face, 1)), 1)

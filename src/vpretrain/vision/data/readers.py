@@ -1,10 +1,7 @@
-"""Pictures from folders; everything that is wrong with the files is found before anything is
-trained.
+"""Pictures from folders.
 
 Every file is decoded once when a folder is read, which is the only way to know that it can be. What
-cannot be used is either an error that names it, or is left out, counted and named, as
-``on_bad_row`` says.
-"""
+cannot be used is either an error that names it, or is left out, counted and named."""
 
 from __future__ import annotations
 
@@ -35,13 +32,8 @@ _EIGEN_ROWS, _EIGEN_COLUMNS, _EIGEN_SIZE = (45, 471), (41, 601), (480, 640)
 
 
 class FolderContents(NamedTuple):
-    """What was read of a folder.
-
-    Args:
-        pictures: at least one.
-        skipped: what is wrong with the pictures that were left out.
-        unread: that there are files of other endings; empty where there are none.
-    """
+    """One picture or more; what is wrong with those left out; that there are files of other
+    endings, if there are."""
 
     pictures: Pictures
     skipped: list[Problem]
@@ -58,15 +50,13 @@ def read_folder(
     keep: bool = True,
     apart_from: Sequence[Path] = (),
 ) -> FolderContents:
-    """The images of a folder and its subfolders in the order of their names, each with the maps of
-    the same name.
+    """The images of a folder and its subfolders by name, each with the maps of the same name.
 
     Args:
         images: folder of the images; ``labels`` and ``depth`` may be within it.
         labels: folder of the label maps (``.png``), with the same subfolders; needs
-            ``reading.code``; None: not labelled.
-        depth: folder of the depth maps, likewise: ``.png`` of 16 bits in millimetres, or ``.npy``
-            of floating metres.
+            ``reading.code``.
+        depth: of the depth maps, ``.png`` of 16 bits in millimetres or ``.npy`` of floating metres.
         reading: how they are decoded.
         on_bad_row: "stop" raises for what cannot be used, "skip" leaves it out.
         keep: True keeps the decoded pictures; False decodes them again whenever they are drawn.
@@ -80,10 +70,10 @@ def read_folder(
         raise ValueError("label maps need a code: LabelCode(classes=...)")
     folder = Path(images)
     maps = [Path(each) for each in (labels, depth) if each is not None]
-    found, others = image_files(folder, [*maps, *apart_from])
-    names = Counter(image.relative_to(folder).with_suffix("") for image in found)
+    paths, others = image_files(folder, [*maps, *apart_from])
+    names = Counter(image.relative_to(folder).with_suffix("") for image in paths)
     files, problems = [], []
-    for image in found:
+    for image in paths:
         name = image.relative_to(folder).with_suffix("")
         try:
             if maps and names[name] > 1:
@@ -106,15 +96,8 @@ def read_ade20k(
     on_bad_row: OnBadRow = "stop",
     keep: bool = True,
 ) -> FolderContents:
-    """ADE20K as in SceneParse150: 0 is void, 1..150 are classes 0..149; see :func:`read_folder`.
-
-    Args:
-        root: folder that holds ``images/SPLIT`` and ``annotations/SPLIT``.
-        split: ``training`` or ``validation``.
-        reading: as there, but for the code, which is ADE20K's.
-        on_bad_row: as there.
-        keep: as there.
-    """
+    """ADE20K as in SceneParse150 (0 is void, 1..150 are classes 0..149): ``root/images/SPLIT`` and
+    ``annotations/SPLIT``; see :func:`read_folder`."""
     images, labels = (Path(root) / part / split for part in ("images", "annotations"))
     reading = replace(reading, code=LabelCode(150, void=0, first=1))
     return read_folder(images, labels, reading=reading, on_bad_row=on_bad_row, keep=keep)
@@ -129,8 +112,7 @@ def read_nyuv2(
     keep: bool = True,
 ) -> FolderContents:
     """NYUv2 depth: ``root/SPLIT/rgb`` and ``depth`` (by name, PNG or ``.npy``); see
-    :func:`read_folder`.
-    """
+    :func:`read_folder`."""
     images, depth = (Path(root) / split / part for part in ("rgb", "depth"))
     return read_folder(images, depth=depth, reading=reading, on_bad_row=on_bad_row, keep=keep)
 
@@ -144,19 +126,10 @@ def read_categories(
     check: bool = True,
 ) -> FolderContents:
     """One folder of images a category, as ImageNet has it; categories count from 0 in the order of
-    the folders' names.
+    the folders' names. See :func:`read_folder`.
 
-    Args:
-        root: folder of the categories' folders (``imagenet/train``).
-        reading: as in :func:`read_folder`.
-        on_bad_row: as there.
-        keep: as there.
-        check: False decodes nothing beforehand, where a million files make that too slow: one that
-            cannot be read then stops the run when it is drawn.
-
-    Raises:
-        UserError: as there; also for a category without images.
-    """
+    Without ``check`` nothing is decoded beforehand, where a million files make that too slow: one
+    that cannot be read then stops the run when it is drawn."""
     root = Path(root)
     _check_folder(root)
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
@@ -166,8 +139,8 @@ def read_categories(
     files: list[Files] = []
     others: Counter[str] = Counter()
     for number, folder in enumerate(folders):
-        found, unread = image_files(folder)
-        files += [Files(image, category=number) for image in found]
+        paths, unread = image_files(folder)
+        files += [Files(image, category=number) for image in paths]
         others += unread
     pictures = Folder(files, reading)
     if not (check or keep):
@@ -178,15 +151,8 @@ def read_categories(
 
 
 def eigen_crop(depth: Tensor) -> Tensor:
-    """True within the part of NYUv2's images that depth is scored on: rows 45..470 and columns
-    41..600 of 480 x 640.
-
-    Args:
-        depth: [..., H, W]; at another size the window is scaled with it.
-
-    Returns:
-        bool, of the shape of ``depth``.
-    """
+    """True within the part of NYUv2's images that depth is scored on, rows 45..470 and columns
+    41..600 of 480 x 640; bool, of the shape of ``depth`` [..., H, W], scaled to its size."""
     mask = torch.zeros(depth.shape, dtype=torch.bool, device=depth.device)
     height, width = depth.shape[-2:]
     top, bottom = (round(row * height / _EIGEN_SIZE[0]) for row in _EIGEN_ROWS)
@@ -199,8 +165,7 @@ def _read(
     where: Path, pictures: Folder, problems: list[Problem], on_bad_row: OnBadRow, *, keep: bool
 ) -> Pictures:
     """Decodes everything once, and keeps what can be used; what is wrong is added to
-    ``problems``.
-    """
+    ``problems``."""
     good: list[Files] = []
     decoded = PictureStore(pictures.reading.memory_bytes)
     classes: set[int] = set()
@@ -217,21 +182,14 @@ def _read(
             decoded.add(picture)
     if problems and (on_bad_row == "stop" or not good):
         message = (
-            f"{len(problems)} of {len(good) + len(problems)} pictures of {where} cannot be used; "
-            + (
-                "correct them, or leave them out"
-                if good
-                else "correct them, or name another folder"
-            )
+            f"{len(problems)} of {len(good) + len(problems)} pictures of {where} cannot be used"
         )
-        accepted = (
-            "skip, which leaves them out and names them"
-            if good
-            else "at least one picture that can be used"
-        )
-        raise UserError(
-            *problems[:PROBLEMS_SHOWN], Problem("data.on_bad_row", on_bad_row, accepted, message)
-        )
+        fix = "correct them, or " + ("leave them out" if good else "name another folder")
+        accepted = "at least one picture that can be used"
+        if good:
+            accepted = "skip, which leaves them out and names them"
+        last = Problem("data.on_bad_row", on_bad_row, accepted, f"{message}; {fix}")
+        raise UserError(*problems[:PROBLEMS_SHOWN], last)
     _check_classes(where, pictures.reading.code, classes)
     return decoded.pictures() if keep else Folder(good, pictures.reading)
 
@@ -252,23 +210,20 @@ def _check_classes(where: Path, code: LabelCode | None, classes: set[int]) -> No
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        what = (
-            "this is a file"
-            if folder.exists()
-            else f"there is no such folder (the path starts at {Path.cwd()})"
-        )
+        what = f"there is no such folder (the path starts at {Path.cwd()})"
+        if folder.exists():
+            what = "this is a file"
         raise user_error(str(folder), f"{what}: correct the path", accepted="a folder")
 
 
 def image_files(folder: Path, apart_from: Sequence[Path] = ()) -> tuple[list[Path], Counter[str]]:
-    """The image files in and below a folder by name, at least one, and the number of
-    other files by ending.
+    """The image files in and below a folder by name, at least one, and the number of other files by
+    ending.
 
-    Hidden files and folders are passed over without a word; linked folders are not followed.
-    """
+    Hidden files and folders are passed over without a word; linked folders are not followed."""
     _check_folder(folder)
     maps = {path.resolve() for path in apart_from}
-    found: list[Path] = []
+    images: list[Path] = []
     others: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
         here = Path(place)
@@ -277,15 +232,15 @@ def image_files(folder: Path, apart_from: Sequence[Path] = ()) -> tuple[list[Pat
         for name in names:
             suffix = Path(name).suffix.lower()
             if suffix in IMAGE_SUFFIXES and name[0] != ".":
-                found.append(here / name)
+                images.append(here / name)
             elif name[0] != "." and name != "Thumbs.db":
                 others[suffix or "no ending"] += 1
     others = +others
-    if not found:
+    if not images:
         message = "the folder holds no images: fill it, or name another"
         shown = f"0 images{', but ' if others else ''}{_counted(others)}"
         raise user_error(str(folder), message, value=shown, accepted=_ENDINGS)
-    return sorted(found), others
+    return sorted(images), others
 
 
 def _unread(folder: Path, others: Counter[str]) -> list[Problem]:
@@ -307,7 +262,8 @@ def _map_of(
     _check_folder(Path(folder))
     paths = [Path(folder) / name.with_name(name.name + suffix) for suffix in suffixes]
     for path in paths:
-        if path.is_file():
-            return path
+        for written in (path, path.with_suffix(path.suffix.upper())):
+            if written.is_file():
+                return written
     accepted = " or ".join(map(str, paths))
     raise BadFile(image, f"this image has no {what}: add it, or take the image out", "", accepted)

@@ -1,15 +1,12 @@
-"""Small rendered scenes: textured solids on a ground plane, with exact labels and exact depth; no
-download.
+"""Small rendered scenes: textured solids on a ground plane, with exact labels and depth.
 
 An object's category is its pattern: two colours, opposite to each other about a grey, in stripes or
 chequers. The six differ in which way the colours differ and in how they alternate, and neither
-alone names one. A pattern is finer than a small patch and its mean is grey in every category, so
-that mean colours say nothing: what tells is how colour varies, which takes a feature that is not
-linear in pixels. Shape, size, place, light and the room are drawn at will. The objects of a scene
-are of few categories, as things in photographs come in company: so two views of one scene have more
-in common than the room. A scene is ray-cast: every pixel is of the first surface that the ray
-through its centre meets, and label and depth are that surface's.
-"""
+alone names one. A pattern is finer than a small patch and its mean is grey in every category: what
+tells is how colour varies, which takes a feature that is not linear in pixels. Shape, size, place,
+light and the room are drawn at will. The objects of a scene are of few categories, as things in
+photographs come in company. Every pixel is of the first surface that the ray through its centre
+meets, and label and depth are that surface's."""
 
 from __future__ import annotations
 
@@ -35,9 +32,7 @@ SPLITS = ("stream", "feedback", "dev", "test")
 NEAREST_METRES, FARTHEST_METRES = 0.5, 10.0
 """No depth in a scene is outside of this."""
 
-_HANGING = (
-    1 / 3
-)  # share of the objects: were all on the ground, the row alone would tell background
+_HANGING = 1 / 3  # of the objects: were all on the ground, the row alone would tell background
 _HEIGHTS = (1.0, 0.85, 1.2)  # of ball, box and cone, so that each covers about as many pixels
 _COMPANY = 2  # categories in one scene, at most
 
@@ -47,16 +42,14 @@ def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Pictu
     last bit).
 
     The layout does not depend on the size, only how finely it is seen and the sensor's noise.
+    Labels are 0..6 (``CLASSES``), depth is 0.5..10 metres at every pixel, and the category (0..5,
+    ``CATEGORIES``) that of the object with most visible pixels.
 
     Args:
         seed: of a sequence of scenes, at least 0.
         index: of the scene in it, at least 0.
         size: height and width in pixels, at least 8.
         name: of the picture; ``scene/SEED/INDEX`` if left out.
-
-    Returns:
-        The picture with labels in 0..6 (``CLASSES``), depth in 0.5..10 metres at every pixel, and
-        as category (0..5, ``CATEGORIES``) that of the object with most visible pixels.
     """
     if seed < 0 or index < 0 or size < 8:
         raise ValueError(f"seed and index start at 0 and size at 8, got {seed}, {index} and {size}")
@@ -93,16 +86,11 @@ class Scenes:
         self, split: str, count: int, size: int, seed: int, *, labelled: bool = True
     ) -> None:
         if split not in SPLITS:
-            raise user_error(
-                "split",
-                "there is no such split of the scenes",
-                value=split,
-                accepted=", ".join(SPLITS),
-            )
+            message = "there is no such split of the scenes"
+            raise user_error("split", message, value=split, accepted=", ".join(SPLITS))
         if count < 1:
-            raise user_error(
-                "count", "a set of scenes holds at least one", value=count, accepted="1 or more"
-            )
+            message = "a set of scenes holds at least one"
+            raise user_error("count", message, value=count, accepted="1 or more")
         self.split, self.size, self.labelled = split, size, labelled
         # 63 bits of a hash: seeds of different splits are as good as certain to differ.
         sha = hashlib.sha256(f"{split}/{seed}".encode())
@@ -127,11 +115,7 @@ class Scenes:
 
 
 def scenes(split: str, count: int, size: int, seed: int, *, labelled: bool = True) -> Scenes:
-    """The scenes of a split (see :class:`Scenes`).
-
-    Raises:
-        UserError: there is no such split, or no scene is asked for.
-    """
+    """The scenes of a split (see :class:`Scenes`)."""
     return Scenes(split, count, size, seed, labelled=labelled)
 
 
@@ -159,38 +143,31 @@ def _things(draw: np.random.Generator) -> list[Thing]:
     company = draw.permutation(len(KINDS))[:_COMPANY]
     things = []
     for z, place in zip(depths, places, strict=True):
-        category, shape = (
-            int(company[int(draw.random() * _COMPANY)]),
-            int(draw.random() * len(SHAPES)),
-        )
+        category = int(company[int(draw.random() * _COMPANY)])
+        shape = int(draw.random() * len(SHAPES))
         height = draw.uniform(1.05, 1.5) * _HEIGHTS[shape]
         x = (place - 0.5) * z / FOCAL
         lift = draw.uniform(0.2, 0.9) if draw.random() < _HANGING else 0.0
         turn = draw.uniform(0, 2 * np.pi)
-        things.append(
-            Thing(category, shape, float(x), float(z), height, lift, turn, _pattern(draw, category))
-        )
+        pattern = _pattern(draw, category)
+        things.append(Thing(category, shape, float(x), float(z), height, lift, turn, pattern))
     return things
 
 
 def _pattern(draw: np.random.Generator, category: int) -> Surface:
-    """A category's pattern about a grey of its own, fine enough for a patch of a few pixels to hold
-    both colours.
-    """
+    """Fine enough for a patch of a few pixels to hold both colours of the category."""
     colours, texture = KINDS[category]
     grey = draw.uniform(0.4, 0.6) + draw.uniform(-0.08, 0.08, 3)
     apart = draw.uniform(0.28, 0.42) * np.where(np.arange(3) == colours, 1, -0.5)
-    return _surface(
-        draw, texture, draw.uniform(0.2, 0.26), np.stack((grey + apart, grey - apart)).clip(0, 1)
-    )
+    both = np.stack((grey + apart, grey - apart)).clip(0, 1)
+    return _surface(draw, texture, draw.uniform(0.2, 0.26), both)
 
 
 def _backdrop(draw: np.random.Generator) -> Surface:
     """A faint, blurred pattern of a room: greys with a tinge."""
     grey = draw.uniform(0.25, 0.75) + draw.uniform(-0.06, 0.06, 3)
-    return _surface(
-        draw, 2, draw.uniform(1.5, 3.0), np.stack((grey - 0.08, grey + 0.08)).clip(0, 1)
-    )
+    both = np.stack((grey - 0.08, grey + 0.08)).clip(0, 1)
+    return _surface(draw, 2, draw.uniform(1.5, 3.0), both)
 
 
 def _surface(

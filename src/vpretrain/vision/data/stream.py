@@ -1,11 +1,9 @@
 """Endless batches of unlabeled pictures: mixed, shuffled, cropped to one size, each with a seed for
 its views.
 
-Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a
-permutation made anew from ``(seed, source, pass)``, and the source of the next picture follows from
-how many each has given: the position in the stream is one integer a source, and resuming is exact
-and takes no skipping.
-"""
+Nothing is drawn from a buffer that a restart loses: each pass over a source is a permutation made
+anew from ``(seed, source, pass)``, and the source of the next picture follows from how many each
+has given. So the position is one integer a source, and resuming is exact."""
 
 from __future__ import annotations
 
@@ -32,8 +30,7 @@ from vpretrain.vision.data.images import (
 
 _FINGERPRINTS = 3
 """Pictures of a source whose content goes into its identity: the first, the last and what lies
-evenly between.
-"""
+evenly between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +70,7 @@ class ImageBatch:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits (SHA-256 of shape, seed, indices, pixels): proof that arms saw
-        the same batch.
-        """
+        the same batch."""
         sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.seed)).encode())
         for tensor in (self.indices, self.pixels):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -83,13 +79,12 @@ class ImageBatch:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pictures that are drawn as one ingredient of the stream.
+    """Pictures that are drawn as one ingredient of the stream; their labels are not read.
 
     Args:
         name: unlike every other source's; seeds the order of its pictures.
-        pictures: at least one. Their labels, if they have any, are not looked at.
-        weight: at least 0, relative to the other sources' weights: the share of pictures that are
-            drawn from here.
+        pictures: at least one.
+        weight: at least 0: the fraction of pictures drawn from here, relative to other sources.
     """
 
     name: str
@@ -100,21 +95,18 @@ class Source:
 class Stream(roles.Stream[ImageBatch]):
     """Endless weighted mixture of sources, shuffled with a seed, in batches of one size.
 
-    The sequence of pictures is a function of seed and sources alone. The next picture comes from
-    the source that lags most behind its share, so that the shares hold in every stretch of the
-    stream; within a source, every picture comes once before any comes again. Each is scaled so that
-    its shorter side has ``load_size`` pixels, and a window of ``size`` x ``size`` is cut from it,
-    at a place that is drawn anew in every pass.
+    The sequence of pictures is a function of seed and sources alone (see
+    :class:`vpretrain.system.sampling.Mixture`). Each is scaled so that its shorter side has
+    ``load_size`` pixels, and a window of ``size`` x ``size`` is cut from it, at a place that is
+    drawn anew in every pass.
 
     Args:
         sources: at least one, with distinct names.
         batch_size: pictures in a batch, at least 1.
         size: height and width of the batch in pixels.
         seed: of shuffles, windows and batches.
-        load_size: shorter side that a picture is scaled to before it is cut, at least ``size``;
-            ``size`` if left out, so that square pictures are seen whole.
-        rank: which part of every batch is read, from 0: of its pictures r, r + world, r + 2 world,
-            ... The position in the stream does not depend on it.
+        load_size: shorter side that a picture is scaled to before it is cut; None: ``size``.
+        rank: which part of every batch is read, from 0: its pictures r, r + world, ...
         world: how many parts there are.
 
     Raises:
@@ -135,10 +127,8 @@ class Stream(roles.Stream[ImageBatch]):
     ) -> None:
         load_size = size if load_size is None else load_size
         if batch_size < 1 or size < 1 or load_size < size:
-            found = f"{batch_size} pictures of {size} pixels from {load_size}"
-            raise ValueError(
-                f"a batch needs pictures, no larger than what they are cut from; got {found}"
-            )
+            shown = f"{batch_size} pictures of {size} pixels from {load_size}"
+            raise ValueError(f"a batch needs pictures, no larger than they are loaded; got {shown}")
         check_parts(batch_size, rank, world)
         each = [(source.name, len(source.pictures), source.weight) for source in sources]
         fix = ": fill its folder, or take it out"
@@ -173,17 +163,14 @@ class Stream(roles.Stream[ImageBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """The exact position, fit for JSON: how many pictures each source has given, which is its
-        pass and offset.
-        """
+        pass and offset."""
         return {"identity": self._identity, "drawn": list(self._mixture.drawn)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of :meth:`state_dict`; the batches that follow are the same, bit for
-        bit.
+        """Goes to the position of :meth:`state_dict`.
 
         Raises:
-            UserError: the state is of another seed or size, or of other sources, weights or
-                pictures.
+            UserError: the state is of another seed or size, or of other sources or pictures.
         """
         check_identity("data.stream", state["identity"], self._identity)
         self._mixture.drawn = [int(drawn) for drawn in state["drawn"]]
@@ -203,8 +190,7 @@ class Stream(roles.Stream[ImageBatch]):
 
 def fingerprint(pictures: Pictures) -> str:
     """Sixteen hexadecimal digits over the pixels of a few of the pictures: cheap, and tells sets
-    apart.
-    """
+    apart."""
     last = len(pictures) - 1
     sha = hashlib.sha256()
     for place in range(_FINGERPRINTS):

@@ -1,25 +1,26 @@
 """DINO as the learner: a student that matches, view by view, what its own moving average sees in
 other views.
 
-Shapes: G global and L local views, V = G + L in all, B images, P prototypes.
-"""
+Shapes: G global and L local views, V = G + L in all, B images, P prototypes."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Learner, Objective, Task
+from vpretrain.method.roles import Objective
 from vpretrain.system.errors import user_error
 from vpretrain.vision.backbone import Backbone, EncoderSuffix, Entry
+from vpretrain.vision.data.crops import Crops
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.dino.loss import (
     DinoHead,
     RunningCenter,
@@ -27,60 +28,20 @@ from vpretrain.vision.dino.loss import (
     dino_loss,
     teacher_targets,
 )
-from vpretrain.vision.steering.views import blur
-
-
-class Crops(Protocol):
-    """Augmented views of a batch of images, normalised."""
-
-    @property
-    def global_views(self) -> Sequence[Tensor]:
-        """G tensors ``[B, 3, H, W]``, the same size all."""
-        ...
-
-    @property
-    def local_views(self) -> Sequence[Tensor]:
-        """L smaller ones, ``[B, 3, h, w]``; there may be none."""
-        ...
-
-
-class ViewTask(Task, Protocol):
-    """A task as DINO takes it (see :mod:`vpretrain.vision.steering.views`)."""
-
-    def views(self, plain: Tensor) -> Tensor:
-        """The global views to be seen, from the plain ones: ``[G, B, 3, H, W]``; the very same
-        tensor if unchanged.
-        """
-        ...
-
-    def targets(self, teacher: Tensor) -> Tensor:
-        """What the student is to match, from the teacher's targets: ``[G, B, P]``."""
-        ...
+from vpretrain.vision.role import PictureLearner
+from vpretrain.vision.steering.views import BaselineViews, ViewTask, blur
 
 
 @dataclass(frozen=True)
 class DinoSettings:
     """The values of DINO's loss and teacher; the paper's by default.
 
-    Args:
-        student_temperature: > 0.
-        teacher_temperature: > 0.
-        center_momentum: share of the old centre that stays at each step, in [0, 1].
-        teacher_momentum: share of the old teacher that stays at each step at the start; rises to 1
-            over the budget.
-        teacher_views: which global views the teacher sees. ``learned`` is the paper's (eq. 50: the
-            learned views take the place of the plain ones in the whole loss), ``plain`` sets the
-            student the harder problem of telling what was there before the blur. Either way its
-            targets are detached, so the value's gradient with respect to a mask is that of the
-            student's side alone, as it is in the paper's teacher without gradients.
-        local_views_in_value: whether :meth:`DinoLearner.objective` holds the student's local views
-            when the task steers views alone. They carry no gradient to a mask, so ``dot`` and
-            ``optimizer_aware`` need them for the value's level only; ``cosine`` and ``lower_bound``
-            need the whole ``g_pre``.
-        centering: what keeps the teacher from giving every image the same target: the running
-            ``mean`` of its scores is taken off (DINO), or each batch's targets are balanced over
-            prototypes by ``sinkhorn`` (DINOv2, DINOv3).
-    """
+    Each is described in :class:`vpretrain.vision.recipe.learner.LearnerSection`. Whichever views
+    the teacher sees (``plain``: the student has to tell what was there before the blur), its
+    targets are detached: the value's gradient with respect to a mask is that of the student's side
+    alone, as with the paper's teacher. Local views carry no gradient to a mask: ``dot`` and
+    ``optimizer_aware`` need them for the value's level only, ``cosine`` and ``lower_bound`` need
+    the whole ``g_pre``."""
 
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
@@ -92,12 +53,7 @@ class DinoSettings:
 
 
 class Student(nn.Module):
-    """All that trains: the backbone, and the head from its pooled feature to prototypes.
-
-    Args:
-        backbone: a ``transformers`` vision model.
-        head: the projection head.
-    """
+    """All that trains: the backbone, and the head from its pooled feature to prototypes."""
 
     def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
         super().__init__()
@@ -105,16 +61,10 @@ class Student(nn.Module):
 
 
 class Teacher:
-    """The student's exponential moving average. It never asks for gradients and is always in
-    evaluation mode.
+    """The student's exponential moving average, without gradients and in evaluation mode.
 
     The average is kept in float32 or wider: in bfloat16 a share of 0.004 of a small difference
-    would be rounded away.
-
-    Args:
-        student: copied as it is, on the device where it will stay.
-        autocast: as :class:`~vpretrain.vision.backbone.Backbone`.
-    """
+    would be rounded away."""
 
     def __init__(self, student: Student, autocast: torch.dtype | None = None) -> None:
         self.model = copy.deepcopy(student).requires_grad_(False).eval()
@@ -130,8 +80,7 @@ class Teacher:
     @torch.no_grad()
     def follow(self, student: Student, momentum: float) -> None:
         """``teacher <- momentum * teacher + (1 - momentum) * student``; where they are equal
-        nothing moves, bit for bit.
-        """
+        nothing moves, bit for bit."""
         present = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             average = self.average[name].lerp_(parameter.to(self.average[name].dtype), 1 - momentum)
@@ -146,9 +95,7 @@ class Teacher:
 
 @dataclass(eq=False)
 class Context:
-    """What the learner made of one batch; good until the learner's next step.
-
-    The student has not run yet: which views it sees is the designer's to say.
+    """What the learner made of one batch; good until its next step. The student has not run yet.
 
     Args:
         batch: as it came from the stream.
@@ -158,7 +105,7 @@ class Context:
         blurs: what :meth:`blurred` has computed.
     """
 
-    batch: Any
+    batch: ImageBatch
     global_views: Tensor
     local_views: Tensor | None
     learner: DinoLearner = field(repr=False)
@@ -166,28 +113,21 @@ class Context:
 
     @cached_property
     def teacher_logits(self) -> Tensor:
-        """``[G, B, P]``, the teacher's scores of the plain global views; computed once, when first
-        asked for.
-        """
+        """``[G, B, P]``, the teacher's scores of the plain global views."""
         return self.learner.teacher.logits(self.global_views)
 
     @cached_property
     def teacher_targets(self) -> Tensor:
-        """``[G, B, P]``, rows sum to 1: the teacher's distribution, what learned targets are
-        anchored to; detached.
-        """
+        """``[G, B, P]``, rows sum to 1, detached: what learned targets are anchored to."""
         return self.learner.targets(self.teacher_logits)
 
     @cached_property
     def global_entry(self) -> Entry:
-        """The plain global views where S begins to matter to the student, ``[G * B, T, D]``;
-        detached.
-        """
+        """The plain global views where S begins to matter, ``[G * B, T, D]``; detached."""
         return self._enter(self.global_views)
 
     @cached_property
     def local_entry(self) -> Entry | None:
-        """The same of the local views."""
         return None if self.local_views is None else self._enter(self.local_views)
 
     def blurred(self, sigma: float) -> Tensor:
@@ -201,27 +141,24 @@ class Context:
         return self.learner.suffix.enter(views.flatten(0, 1))
 
 
-class DinoLearner(Learner[Any, Context, ViewTask]):
-    """Student and teacher behind the learner role.
-
-    The teacher and its centre move in :meth:`stepped`, once after each optimizer step.
+class DinoLearner(PictureLearner[Context, ViewTask]):
+    """Student and teacher; the teacher and its centre move in :meth:`after_step`.
 
     Args:
         backbone: the student's. S is a subset of its parameters; the head never belongs to S, for
             no feedback loss passes through it.
         head: the student's.
         aligned: S, see :func:`vpretrain.vision.backbone.aligned_parameters`.
-        crops: augmented views of a batch from the stream; draws its randomness from the batch, not
-            from torch's generator.
+        crops: augmented views of a batch; its randomness is the batch's, not torch's generator's.
         settings: temperatures, momenta and what the teacher sees.
 
     Attributes:
-        model: the student, all parameters that train.
-        teacher: see :class:`Teacher`.
-        center: ``[P]`` float32 or wider, the running mean of the teacher's scores, on all
+        center: ``[P]`` float32 or wider, the running mean of the teacher's scores, over all
             processes.
     """
 
+    kind = "dino"
+    fresh_key = "learner.head"
     model: Student
 
     def __init__(
@@ -229,15 +166,11 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
         backbone: Backbone,
         head: DinoHead,
         aligned: dict[str, nn.Parameter],
-        crops: Callable[[Any], Crops],
+        crops: Callable[[ImageBatch], Crops],
         settings: DinoSettings,
     ) -> None:
-        self.model, self.backbone, self.aligned, self.crops = (
-            Student(backbone.model, head),
-            backbone,
-            aligned,
-            crops,
-        )
+        self.model, self.backbone = Student(backbone.model, head), backbone
+        self.aligned, self.crops = aligned, crops
         self.settings = settings
         self.suffix = EncoderSuffix(backbone, aligned)
         self.teacher = Teacher(self.model, backbone.autocast)
@@ -245,11 +178,21 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
         self.running_center = RunningCenter(self.center, settings.center_momentum)
 
     @property
-    def device(self) -> torch.device:
-        """Where the student lives."""
-        return self.backbone.device
+    def fresh(self) -> DinoHead:
+        return self.model.head
 
-    def forward(self, batch: Any) -> Context:
+    def baseline_task(self, context: Context) -> ViewTask:
+        return BaselineViews()
+
+    def own_state(self) -> dict[str, Tensor]:
+        head = {f"head.{name}": p for name, p in self.model.head.named_parameters()}
+        teacher = {f"teacher.{name}": average for name, average in self.teacher.average.items()}
+        return head | teacher | {"center": self.center}
+
+    def restored(self) -> None:
+        self.teacher.load(self.teacher.average)  # what runs follows what is averaged, in any dtype
+
+    def forward(self, batch: ImageBatch) -> Context:
         """Crops a batch; the student and the teacher run when the task is known.
 
         Raises:
@@ -263,8 +206,9 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
                 value=f"{len(crops.global_views)} global, {len(crops.local_views)} local",
                 accepted="one global view or more, and two views in all",
             )
-        views = torch.stack(list(crops.global_views)).to(self.device)
-        local = torch.stack(list(crops.local_views)).to(self.device) if crops.local_views else None
+        device = self.backbone.device
+        views = torch.stack(list(crops.global_views)).to(device)
+        local = torch.stack(list(crops.local_views)).to(device) if crops.local_views else None
         for some in (views, local):
             if some is not None:
                 self.backbone.grid(some)
@@ -273,8 +217,8 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
     def loss(self, context: Context, task: ViewTask) -> Tensor:
         """DINO's loss over all pairs of different views (eq. 47, 50); a scalar in float32 or wider.
 
-        Gradients flow to the student, and through it to the task's controls; never to the teacher.
-        """
+        Gradients flow to the student, and through it to the task's controls; never to the
+        teacher."""
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         self.running_center.observe(scores)
@@ -296,8 +240,7 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
         ``local_views_in_value`` off, a task without learned targets is valued on the pairs of
         global views only, each counted as in the whole loss: the gradient with respect to a mask is
         the whole one, and the value lacks the pairs with local views, which ``gain`` takes off
-        again where the teacher sees plain views.
-        """
+        again where the teacher sees plain views."""
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         targets = task.targets(self._teacher_targets(context, scores))
@@ -319,28 +262,21 @@ class DinoLearner(Learner[Any, Context, ViewTask]):
             entries = [Entry(hidden, entry.rest), *([] if local is None else [local])]
             student = torch.cat([self._suffix_logits(each, parameters) for each in entries])
             student = student.unflatten(0, (-1, mass.shape[1]))
-            return dino_loss(
-                student, mass, temperature=self.settings.student_temperature, pairs=pairs
-            )
+            temperature = self.settings.student_temperature
+            return dino_loss(student, mass, temperature=temperature, pairs=pairs)
 
         inputs = ((entry.hidden,) if steers_views else ()) + ((targets,) if steers_targets else ())
         return Objective(inputs, loss)
 
     def targets(self, logits: Tensor) -> Tensor:
-        """What the teacher's scores say to match: sharpened and centred, ``[G, B, P]``, rows sum to
-        1, detached.
-        """
+        """The teacher's scores sharpened and centred: ``[G, B, P]``, rows sum to 1, detached."""
         if self.settings.centering == "sinkhorn":
             return balanced_targets(logits, temperature=self.settings.teacher_temperature)
         return teacher_targets(logits, self.center, temperature=self.settings.teacher_temperature)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves teacher and centre; to be called once after every optimizer step.
-
-        Args:
-            progress: fraction of the budget that is used, in [0, 1]: sets the teacher's momentum.
-        """
+        """Moves teacher and centre; ``progress`` sets the teacher's momentum."""
         self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, progress))
         self.running_center.move()
 

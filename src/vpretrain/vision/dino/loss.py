@@ -1,8 +1,7 @@
 """DINO's projection head and its cross-entropy, written once.
 
 Shapes: G global views (the teacher's), V views in all (the student's; the global ones first, in the
-teacher's order), B images, P prototypes, D width of the backbone.
-"""
+teacher's order), B images, P prototypes, D width of the backbone."""
 
 from __future__ import annotations
 
@@ -53,10 +52,14 @@ class DinoHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``[N, D]`` features to ``[N, P]`` cosines in [-1, 1], in the head's dtype; gradients
-        flow.
-        """
+        flow."""
         point = functional.normalize(self.mlp(pooled.to(self.prototypes.dtype)), dim=-1)
         return functional.linear(point, functional.normalize(self.prototypes, dim=-1))
+
+
+def fitting_prototypes(pictures: int) -> int:
+    """A power of two with four pictures or more each, from 64 to the paper's 8,192."""
+    return 2 ** min(13, max(6, (pictures // 4).bit_length() - 1))
 
 
 class RunningCenter:
@@ -75,8 +78,7 @@ class RunningCenter:
     @torch.no_grad()
     def observe(self, scores: Tensor) -> None:
         """Scores ``[G, B, P]`` of the batch whose loss is taken, the last of a step counting; over
-        all processes.
-        """
+        all processes."""
         batch = vectors.wide(scores).mean(dim=(0, 1))
         self.of_step = distributed.total(batch) / distributed.world()
 

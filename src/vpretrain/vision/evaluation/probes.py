@@ -1,12 +1,10 @@
 """What frozen features are good for: linear probes of segmentation, depth and classification, and
 nearest neighbours.
 
-A probe trains a linear-BN head on the features of labelled pictures, computed once
-(:func:`vpretrain.vision.feedback.features.freeze`), and scores it on others. Items and standard
-errors are over pictures: the pixels of one picture are not independent.
+A probe trains a linear-BN head on frozen features of labelled pictures and scores it on others.
+Items and standard errors are over pictures: the pixels of one picture are not independent.
 
-Shapes: N pictures, C classes, H x W pixels.
-"""
+Shapes: N pictures, C classes, H x W pixels."""
 
 from __future__ import annotations
 
@@ -46,23 +44,9 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe's head is trained: AdamW, linear warm-up, then a cosine to zero. The paper's:
-    20,000 steps of 8.
+    """How a probe's head is trained: AdamW, linear warm-up, then a cosine to zero.
 
-    Args:
-        steps: updates.
-        batch_size: pictures in one, at least 2.
-        learning_rate: at its peak.
-        weight_decay: of AdamW.
-        warmup_fraction: of the steps, in [0, 1).
-        clip_norm: bound on the gradient's norm.
-        train_size: height and width at which the loss is taken in training (targets by nearest
-            neighbour), which saves time where pictures are much larger than the grid of patches;
-            None takes it at the pictures' own size. Scores are at the pictures' own size in any
-            case.
-        refits: seeds, one a fit (first weights, batches). Scores are means over the fits, picture
-            by picture.
-    """
+    Each is described in :class:`vpretrain.vision.recipe.evaluate.ProbeSection`."""
 
     steps: int = 500
     batch_size: int = 16
@@ -76,13 +60,8 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe found.
-
-    Args:
-        scores: by metric; the task's own (``DownstreamTask.metric``) comes first.
-        refit_std: standard deviation of each metric over the fits, the probe's own noise; empty
-            after a single fit. That of a score is this over the root of the number of fits.
-    """
+    """Scores by metric, the task's own first, and the standard deviation of each over the fits (the
+    probe's own noise; empty after a single fit)."""
 
     scores: dict[str, Score]
     refit_std: dict[str, float]
@@ -122,22 +101,25 @@ def segmentation_probe(
     )
     overlaps, losses = [], []
     for head in _fits(trained_on, train, settings):
-        found = [
-            (_overlap(o, t, classes), task.losses(o, t), task.counts(t))
-            for o, t in _outputs(task, head, test)
+        pieces = [
+            (
+                _overlap(outputs, targets, classes),
+                task.losses(outputs, targets),
+                task.counts(targets),
+            )
+            for outputs, targets in _outputs(task, head, test)
         ]
         overlap, loss, count = (
-            torch.cat(pieces).double().cpu() for pieces in zip(*found, strict=True)
+            torch.cat(each).double().cpu() for each in zip(*pieces, strict=True)
         )
-        overlaps.append(overlap)
+        overlaps.append((overlap[:, 0], overlap[:, 1]))
         losses.append((loss[:, None], count[:, None]))
-    ratios = [(overlap[:, 0], overlap[:, 1]) for overlap in overlaps]
     return _probed(
         {
-            "miou": ([linearised(*each) for each in ratios], True),
+            "miou": ([linearised(*each) for each in overlaps], True),
             "cross_entropy": ([linearised(*each) for each in losses], False),
         },
-        stderr={"miou": bootstrap_stderr(ratios)},
+        stderr={"miou": bootstrap_stderr(overlaps)},
     )
 
 
@@ -169,18 +151,13 @@ def depth_probe(
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
     fits = []
     for head in _fits(task, train, settings):
-        found = [
-            depth_errors(o.clamp(*valid_metres), t, task.valid(t))
-            for o, t in _outputs(task, head, test)
+        errors = [
+            depth_errors(outputs.clamp(*valid_metres), targets, task.valid(targets))
+            for outputs, targets in _outputs(task, head, test)
         ]
-        fits.append(torch.cat(found).double().cpu())
-    return _probed(
-        {
-            "rmse": ([fit[:, 0] for fit in fits], False),
-            "abs_rel": ([fit[:, 1] for fit in fits], False),
-            "delta_1": ([fit[:, 2] for fit in fits], True),
-        }
-    )
+        fits.append(torch.cat(errors).double().cpu())
+    rmse, abs_rel, delta_1 = ([fit[:, at] for fit in fits] for at in range(3))
+    return _probed({"rmse": (rmse, False), "abs_rel": (abs_rel, False), "delta_1": (delta_1, True)})
 
 
 def classification_probe(
@@ -197,9 +174,10 @@ def classification_probe(
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
     right, losses = [], []
     for head in _fits(task, train, settings):
-        found = [(o.argmax(dim=1) == t, task.losses(o, t)) for o, t in _outputs(task, head, test)]
-        right.append(torch.cat([hits for hits, _ in found]).double().cpu())
-        losses.append(torch.cat([loss for _, loss in found]).double().cpu())
+        pieces = [(o.argmax(dim=1) == t, task.losses(o, t)) for o, t in _outputs(task, head, test)]
+        hits, loss = (torch.cat(each).double().cpu() for each in zip(*pieces, strict=True))
+        right.append(hits)
+        losses.append(loss)
     return _probed({"accuracy": (right, True), "cross_entropy": (losses, False)})
 
 
@@ -212,19 +190,14 @@ def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Scor
     """
     from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
 
-    classes = 1 + max(
-        (p.category for p in (*train.pictures, *test.pictures) if p.category is not None), default=0
+    pictures = (*train.pictures, *test.pictures)
+    task = Classification(
+        1 + max((p.category for p in pictures if p.category is not None), default=0)
     )
-    task = Classification(classes)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
     if not 1 <= neighbours <= len(train.pictures):
-        accepted = f"1 to {len(train.pictures)}"
-        raise user_error(
-            "evaluate.neighbours",
-            "there are not so many training pictures",
-            value=neighbours,
-            accepted=accepted,
-        )
+        message, accepted = "there are not so many training pictures", f"1 to {len(train.pictures)}"
+        raise user_error("evaluate.neighbours", message, value=neighbours, accepted=accepted)
     classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
     classifier.fit(_numbers(train.pooled), task.targets(train.pictures).numpy())
     right = classifier.predict(_numbers(test.pooled)) == task.targets(test.pictures).numpy()
@@ -282,8 +255,7 @@ def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
     """``[N, 3]``: RMSE, AbsRel and delta_1 of each picture over its valid pixels; all arguments are
     ``[N, H, W]``.
 
-    Every picture has a valid pixel, and predictions are above 0.
-    """
+    Every picture has a valid pixel, and predictions are above 0."""
     true = depth.where(valid, 1)  # anything above 0: these pixels are not counted
     difference = predicted - true
     ratio = torch.maximum(predicted / true, true / predicted)
@@ -296,19 +268,11 @@ def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
 
 def _fits(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings) -> Iterator[Head]:
     if settings.steps < 1 or settings.batch_size < 2 or not settings.refits:
-        shown = (
-            f"steps {settings.steps}, batch_size {settings.batch_size}, refits "
-            f"{list(settings.refits)}"
-        )
-        message = (
-            "a probe is trained: give it steps, batches to normalise over, and a seed for each fit"
-        )
-        raise user_error(
-            "evaluate.probe",
-            message,
-            value=shown,
-            accepted="steps >= 1, batch_size >= 2, one seed or more",
-        )
+        refits = list(settings.refits)
+        shown = f"steps {settings.steps}, batch_size {settings.batch_size}, refits {refits}"
+        message = "a probe needs steps, batches to normalise over, and a seed for each fit"
+        accepted = "steps >= 1, batch_size >= 2, one seed or more"
+        raise user_error("evaluate.probe", message, value=shown, accepted=accepted)
     for seed in settings.refits:
         yield fit(task, train, settings, seed)
 
@@ -370,14 +334,14 @@ def _overlap(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """``[N, 2, C]``: intersection and union in pixels of each class in each picture."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    found = []
+    overlaps = []
     for predicted, true in zip(logits.argmax(dim=1), labels, strict=True):
         confusion = multiclass_confusion_matrix(
             predicted, true, classes, ignore_index=IGNORE, validate_args=False
         )
         both = confusion.diagonal()
-        found.append(torch.stack([both, confusion.sum(dim=0) + confusion.sum(dim=1) - both]))
-    return torch.stack(found)
+        overlaps.append(torch.stack([both, confusion.sum(dim=0) + confusion.sum(dim=1) - both]))
+    return torch.stack(overlaps)
 
 
 def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFeatures:
@@ -387,35 +351,29 @@ def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFe
         raise UserError(*problems)
     places = [at for at, picture in enumerate(frozen.pictures) if task.has(picture)]
     if len(places) < 2:
-        message = (
-            "one picture has no standard error, and no head can be normalised over it; add pictures"
-        )
+        message = "a head is normalised over pictures, and scores have a spread: add pictures"
         raise user_error(where, message, value=len(places), accepted="2 or more")
     return frozen if len(places) == len(frozen.pictures) else frozen.part(places)
 
 
 def _probed(
-    metrics: Mapping[str, tuple[Sequence[Tensor], bool]], stderr: Mapping[str, float] | None = None
+    metrics: Mapping[str, tuple[Sequence[Tensor], bool]], stderr: Mapping[str, float] = {}
 ) -> Probed:
     """Scores from the items ``[N]`` of every fit, averaged over fits."""
     scores, spread = {}, {}
     for name, (fits, higher_is_better) in metrics.items():
-        score = mean_score(
-            torch.stack(list(fits)).mean(dim=0).tolist(), higher_is_better=higher_is_better
-        )
-        scores[name] = (
-            score if not stderr or name not in stderr else replace(score, stderr=stderr[name])
-        )
+        items = torch.stack(list(fits)).mean(dim=0).tolist()
+        score = mean_score(items, higher_is_better=higher_is_better)
+        scores[name] = replace(score, stderr=stderr.get(name, score.stderr))
         if len(fits) > 1:
-            spread[name] = statistics.stdev(float(items.mean()) for items in fits)
+            spread[name] = statistics.stdev(float(fit.mean()) for fit in fits)
     return Probed(scores, spread)
 
 
 def _nearest(targets: Tensor, size: Size) -> Tensor:
     """Maps ``[N, H, W]`` at another size, each value one that was there."""
-    return functional.interpolate(targets[:, None].double(), size, mode="nearest-exact")[:, 0].to(
-        targets.dtype
-    )
+    maps = functional.interpolate(targets[:, None].double(), size, mode="nearest-exact")
+    return maps[:, 0].to(targets.dtype)
 
 
 def _numbers(features: Tensor) -> numpy.ndarray:

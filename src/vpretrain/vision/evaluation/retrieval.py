@@ -1,28 +1,25 @@
-"""Instance retrieval by the protocol of the revisited Oxford and Paris sets: cosine ranking, mAP
-easy, medium and hard.
+"""Instance retrieval as on the revisited Oxford and Paris sets: cosine ranking, and mAP.
 
 Every query has database images that show the same building easily or with difficulty, and junk (too
-little to be seen). What a difficulty does not ask for is junk too: it is taken out of the ranking,
-neither right nor wrong.
+little to be seen). What a difficulty does not ask for is taken out of the ranking, neither right
+nor wrong.
 
-Shapes: Q queries, N database images, D feature width.
-"""
+Shapes: Q queries, N database images, D feature width."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vpretrain.run.scores import Score
-from vpretrain.system.errors import Problem, UserError, user_error
-from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading
+from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
+from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading, Window
 from vpretrain.vision.data.images import Pictures
 from vpretrain.vision.evaluation.probes import mean_score
 from vpretrain.vision.feedback.features import Encoder, freeze
@@ -49,6 +46,16 @@ class Relevance:
     hard: tuple[int, ...] = ()
     junk: tuple[int, ...] = ()
 
+    def problems(self, where: str, database: int) -> Iterator[Problem]:
+        """An index that is there more than once, or that is none of the database's."""
+        every = [*self.easy, *self.hard, *self.junk]
+        if twice := sorted({at for at in every if every.count(at) > 1}):
+            message = "images are listed more than once; an image is easy, hard or junk"
+            yield Problem(where, str(twice), "each image once", message)
+        if wrong := [at for at in every if not 0 <= at < database]:
+            message = "images are listed that the database does not have"
+            yield Problem(where, str(wrong), f"0 to {database - 1}", message)
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -65,6 +72,16 @@ class Searched:
     relevance: tuple[Relevance, ...]
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """Names of the images without their ending; of each query, what is relevant and its window."""
+
+    database: list[str]
+    queries: list[str]
+    relevance: tuple[Relevance, ...]
+    windows: list[Window]
+
+
 def read_retrieval(
     truth: Path | str, images: Path | str, *, reading: Reading = AS_STORED
 ) -> Searched:
@@ -79,95 +96,60 @@ def read_retrieval(
         reading: how the images are decoded, and the size that they are brought to.
 
     Raises:
-        UserError: the file is not of this form, an index is out of range or in two sets, or an
+        UserError: the file is not of this form, an index is out of range or there twice, or an
             image is missing.
     """
     truth, images = Path(truth), Path(images)
+    known = _read_truth(truth)
+    problems = []
+    if len(known.queries) != len(known.relevance):
+        rows, queries = f"{len(known.relevance)} rows", f"{len(known.queries)} rows"
+        problems.append(Problem(str(truth), rows, queries, "gnd: one row a query"))
+    for number, relevant in enumerate(known.relevance):
+        problems += relevant.problems(f"{truth}: gnd[{number}]", len(known.database))
+    database = [images / f"{name}.jpg" for name in known.database]
+    asked = [images / f"{name}.jpg" for name in known.queries]
+    if absent := [path.name for path in (*database, *asked) if not path.is_file()]:
+        message = f"{len(absent)} images that {truth} names are missing here: add them"
+        listed = f"without {abbreviated(absent, most=PROBLEMS_SHOWN)}"
+        accepted = "every image of imlist and qimlist, as .jpg"
+        problems.append(Problem(str(images), listed, accepted, message))
+    if problems:
+        raise UserError(*problems)
+    cut = [Files(path, window=at) for path, at in zip(asked, known.windows, strict=True)]
+    whole = [Files(path) for path in database]
+    return Searched(Folder(cut, reading), Folder(whole, reading), known.relevance)
+
+
+def _read_truth(path: Path) -> _Truth:
     try:
-        content: Any = json.loads(truth.read_text(encoding="utf-8"))
-        names, query_names, rows = content["imlist"], content["qimlist"], content["gnd"]
-        boxes = [[float(at) for at in row["bbx"]] for row in rows]
-        relevance = tuple(
-            Relevance(
-                *(tuple(int(index) for index in row[key]) for key in ("easy", "hard", "junk"))
-            )
-            for row in rows
-        )
-        windows = [
-            (int(y), int(x), max(1, int(b) - int(y)), max(1, int(r) - int(x)))
-            for x, y, r, b in boxes
-        ]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        windows, relevance = [], []
+        for row in content["gnd"]:
+            left, top, right, bottom = (int(float(at)) for at in row["bbx"])
+            windows.append((top, left, max(1, bottom - top), max(1, right - left)))
+            kinds = (tuple(int(at) for at in row[kind]) for kind in ("easy", "hard", "junk"))
+            relevance.append(Relevance(*kinds))
+        return _Truth(content["imlist"], content["qimlist"], tuple(relevance), windows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = "this is no ground truth of revisited Oxford or Paris as JSON"
         accepted = (
             "an object of imlist, qimlist and gnd, with bbx, easy, hard and junk for each query"
         )
-        raise user_error(str(truth), message, value=repr(error), accepted=accepted) from error
-    problems = []
-    if len(query_names) != len(rows):
-        problems.append(
-            Problem(
-                str(truth), f"{len(rows)} rows", f"{len(query_names)} rows", "gnd: one row a query"
-            )
-        )
-    for number, row in enumerate(relevance):
-        indices = row.easy + row.hard + row.junk
-        if len(set(indices)) < len(indices) or any(
-            not 0 <= index < len(names) for index in indices
-        ):
-            accepted = f"each index once, 0 to {len(names) - 1}"
-            problems.append(
-                Problem(
-                    f"{truth}: gnd[{number}]",
-                    "",
-                    accepted,
-                    "an index is out of range, or there twice",
-                )
-            )
-    paths = [images / f"{name}.jpg" for name in (*names, *query_names)]
-    if absent := [path for path in paths if not path.is_file()]:
-        shown = ", ".join(path.name for path in absent[:PROBLEMS_SHOWN])
-        message = f"{len(absent)} images that {truth} names are missing here: add them"
-        problems.append(
-            Problem(
-                str(images),
-                f"without {shown}",
-                "every image of imlist and qimlist, as .jpg",
-                message,
-            )
-        )
-    if problems:
-        raise UserError(*problems)
-    database = [Files(path) for path in paths[: len(names)]]
-    queries = [
-        Files(path, window=window)
-        for path, window in zip(paths[len(names) :], windows, strict=True)
-    ]
-    return Searched(
-        Folder(queries, reading),
-        Folder(database, reading),
-        relevance,
-    )
+        raise user_error(str(path), message, value=repr(error), accepted=accepted) from error
 
 
 def pooled(
     encoder: Encoder, pictures: Pictures, *, patches: bool = True, batch_size: int = 32
 ) -> Tensor:
-    """``[N, D]``: the mean over patches of pictures of one size, decoded some at a time; nothing
-    else of them is kept.
-
-    Args:
-        encoder: as it is.
-        pictures: N of them.
-        patches: False takes what the backbone pools (CLS, where there is one).
-        batch_size: pictures decoded at a time.
-    """
-    found = []
+    """``[N, D]``: the mean over patches of pictures of one size, or what the backbone pools; they
+    are decoded ``batch_size`` at a time, and nothing else of them is kept."""
+    means = []
     for at in range(0, len(pictures), batch_size):
         some = [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))]
         features = freeze(encoder, some).features
-        found.append(features.patches.float().mean(dim=(2, 3)) if patches else features.pooled)
-    return torch.cat(found)
+        means.append(features.patches.float().mean(dim=(2, 3)) if patches else features.pooled)
+    return torch.cat(means)
 
 
 def retrieval(
@@ -185,7 +167,17 @@ def retrieval(
         UserError: fewer queries than two have a right image at some difficulty, an index is out of
             range, or an image is relevant in two ways.
     """
-    _check(len(queries), len(database), relevance)
+    where = "evaluate.retrieval"
+    if len(queries) != len(relevance):
+        message = "each query says what is relevant to it"
+        raise user_error(where, message, value=len(relevance), accepted=str(len(queries)))
+    problems = [
+        problem
+        for number, relevant in enumerate(relevance)
+        for problem in relevant.problems(f"{where}: query {number}", len(database))
+    ]
+    if problems:
+        raise UserError(*problems)
     ranking = rank(queries, database)
     return {
         f"map_{name}": _mean_average_precision(ranking, relevance, name, right=right, junk=junk)
@@ -195,8 +187,7 @@ def retrieval(
 
 def rank(queries: Tensor, database: Tensor) -> Tensor:
     """``[Q, N]`` int64: the database by falling cosine with each query, equals in the database's
-    order.
-    """
+    order."""
     similarity = (
         functional.normalize(queries.double(), dim=1)
         @ functional.normalize(database.double(), dim=1).T
@@ -250,23 +241,3 @@ def _indices(relevant: Relevance, kinds: frozenset[str]) -> Tensor:
     return torch.tensor(
         [at for kind in sorted(kinds) for at in getattr(relevant, kind)], dtype=torch.int64
     )
-
-
-def _check(queries: int, database: int, relevance: Sequence[Relevance]) -> None:
-    where = "evaluate.retrieval"
-    if queries != len(relevance):
-        raise user_error(
-            where,
-            "each query says what is relevant to it",
-            value=len(relevance),
-            accepted=str(queries),
-        )
-    for number, relevant in enumerate(relevance):
-        every = [*relevant.easy, *relevant.hard, *relevant.junk]
-        if len(set(every)) < len(every):
-            twice = sorted({at for at in every if every.count(at) > 1})
-            message = f"query {number} lists images more than once; an image is easy, hard or junk"
-            raise user_error(where, message, value=twice, accepted="each image once")
-        if wrong := [at for at in every if not 0 <= at < database]:
-            message = f"query {number} lists images that the database does not have"
-            raise user_error(where, message, value=wrong, accepted=f"0 to {database - 1}")

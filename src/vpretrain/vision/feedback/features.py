@@ -1,7 +1,6 @@
 """What heads and probes read: features of a backbone, with their graph or frozen.
 
-Shapes: N pictures, D feature width, h x w patches.
-"""
+Shapes: N pictures, D feature width, h x w patches."""
 
 from __future__ import annotations
 
@@ -29,22 +28,21 @@ class Encoder(Protocol):
 
     def features(self, images: Tensor) -> Features:
         """Features of normalised images ``[B, 3, H, W]`` (float); the graph is alive unless under
-        ``no_grad``.
-        """
+        ``no_grad``."""
         ...
 
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """The outputs of several last blocks as the features (``backbone.features(images, blocks)``).
-
-    Args:
-        backbone: whose.
-        blocks: how many; the width is this times the backbone's.
-    """
+    """The outputs of the last ``blocks`` blocks of a backbone, side by side, as the features."""
 
     backbone: Backbone
     blocks: int
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.blocks * self.backbone.width
 
     @property
     def model(self) -> nn.Module:
@@ -81,12 +79,7 @@ class FrozenFeatures(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Frozen(FrozenFeatures):
-    """Features that are all in memory.
-
-    Args:
-        pictures: N of them.
-        features: ``[N, D, h, w]`` and ``[N, D]``.
-    """
+    """Features that are all in memory: ``[N, D, h, w]`` and ``[N, D]``."""
 
     pictures: Sequence[Picture]
     features: Features
@@ -105,13 +98,8 @@ class Frozen(FrozenFeatures):
 
 @dataclass(frozen=True, eq=False)
 class Recomputed(FrozenFeatures):
-    """Features of patches that are computed whenever they are asked for, and never kept.
-
-    Args:
-        encoder: that stands still meanwhile.
-        pictures: N of them.
-        pooled: ``[N, D]``, which are kept.
-    """
+    """Features of patches that are computed whenever they are asked for, by an encoder that stands
+    still meanwhile; those of whole pictures are kept."""
 
     encoder: Encoder
     pictures: Sequence[Picture]
@@ -128,14 +116,10 @@ class Recomputed(FrozenFeatures):
 
 
 def freeze(encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 32) -> Frozen:
-    """Features of pictures of one size, without dropout, kept on the encoder's device in its dtype
-    (N h w D figures).
-
-    Gradients do not flow; parameters, their ``.grad``, the modules' modes and the global RNG are as
-    before.
-    """
-    found = list(_in_batches(encoder, pictures, batch_size))
-    features = Features(torch.cat([f.patches for f in found]), torch.cat([f.pooled for f in found]))
+    """Features of pictures of one size, without dropout and gradients, kept on the encoder's device
+    in its dtype (N h w D figures); the encoder is as before."""
+    parts = list(_in_batches(encoder, pictures, batch_size))
+    features = Features(torch.cat([f.patches for f in parts]), torch.cat([f.pooled for f in parts]))
     return Frozen(pictures, features)
 
 
@@ -147,13 +131,12 @@ def freeze_within(
     patches: bool = True,
     batch_size: int = 32,
 ) -> FrozenFeatures:
-    """The same in bounded memory: features of patches that do not fit are recomputed when they are
-    asked for.
+    """The same in bounded memory: features of patches that do not fit are :class:`Recomputed`.
 
     Args:
         encoder: that stands still as long as the features are used.
         pictures: of one size.
-        memory_bytes: for features of patches; those of whole pictures (N D figures) are kept.
+        memory_bytes: for features of patches.
         patches: False where features of whole pictures are all that is needed.
         batch_size: pictures in one forward pass.
     """

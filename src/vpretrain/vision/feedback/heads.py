@@ -1,10 +1,7 @@
-"""Light heads on frozen features.
+"""Light heads on frozen features: batch normalisation and one linear map ("linear-BN"; a 1x1
+convolution on patches), so that a score is one of the features.
 
-A head is 'linear-BN': batch normalisation and one linear map (a 1x1 convolution on patches), so
-that a score is one of the features.
-
-Shapes: B pictures, D feature width, h x w patches, H x W pixels, C classes.
-"""
+Shapes: B pictures, D feature width, h x w patches, H x W pixels, C classes."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ class Head(nn.Module):
     Args:
         width: D.
         outputs: how many figures a patch (or picture) gets.
-        generator: of the first weights (normal, standard deviation 0.01; the global generator is
-            left alone).
+        generator: of the first weights (normal, standard deviation 0.01).
         momentum: weight of the newest batch in the running statistics; None keeps their plain
             average over all batches, which is right where features do not change.
     """
@@ -44,18 +40,8 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """One output for every pixel of ``size``, or for the picture."""
-        raise NotImplementedError
-
-    def _per_picture(self, features: Features) -> Tensor:
-        return functional.linear(
-            self.norm(features.pooled.to(self.weight.dtype)), self.weight, self.bias
-        )
-
-    def _per_pixel(self, features: Features, size: Size) -> Tensor:
-        """``[B, outputs, H, W]``: only the outputs are resized (bilinear), never the much wider
-        features.
-        """
+        """``[B, outputs, H, W]`` for pictures of ``size``: only the outputs are resized (bilinear),
+        never the much wider features."""
         patches = features.patches.to(self.weight.dtype)
         normal = self.norm(patches.flatten(2)).unflatten(2, patches.shape[2:])
         outputs = functional.conv2d(normal, self.weight[:, :, None, None], self.bias)
@@ -65,18 +51,13 @@ class Head(nn.Module):
 class SegmentationHead(Head):
     """Class logits of every pixel."""
 
-    def forward(self, features: Features, size: Size) -> Tensor:
-        """``[B, C, H, W]`` logits for pictures of ``size``."""
-        return self._per_pixel(features, size)
-
 
 class DepthHead(Head):
     """Metres of every pixel.
 
     Args:
         width, generator, momentum: as for :class:`Head`.
-        start_metres: its output before training (> 0): the mean of the training depths saves the
-            steps that it would take to get there.
+        start_metres: its output before training, > 0.
     """
 
     def __init__(
@@ -92,7 +73,7 @@ class DepthHead(Head):
 
     def forward(self, features: Features, size: Size) -> Tensor:
         """``[B, H, W]`` metres > 0 (softplus) for pictures of ``size``."""
-        return functional.softplus(self._per_pixel(features, size))[:, 0]
+        return functional.softplus(super().forward(features, size))[:, 0]
 
 
 class ClassificationHead(Head):
@@ -100,4 +81,5 @@ class ClassificationHead(Head):
 
     def forward(self, features: Features, size: Size) -> Tensor:
         """``[B, C]`` logits; the size does not matter."""
-        return self._per_picture(features)
+        normal = self.norm(features.pooled.to(self.weight.dtype))
+        return functional.linear(normal, self.weight, self.bias)

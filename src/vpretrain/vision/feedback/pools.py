@@ -15,17 +15,10 @@ Targeted = tuple[list[Picture], Sequence[DownstreamTask]]
 
 
 class Draws:
-    """Endless seeded batches of ``count`` things, by their places; in a pass none comes twice.
+    """Endless seeded batches of ``count`` things, by their places.
 
-    What does not fill a batch at the end of a pass is left out of it, so that a batch never holds
-    anything twice.
-
-    Args:
-        count: how many things there are; a batch holds all of them where there are fewer than
-            ``size``.
-        size: of a batch.
-        seed: of the passes' orders.
-    """
+    What does not fill a batch at the end of a pass is left out, so that none holds anything twice;
+    where there are fewer than ``size``, a batch is all of them."""
 
     def __init__(self, count: int, size: int, seed: str) -> None:
         self.count, self.size, self.seed = count, min(size, count), seed
@@ -43,14 +36,7 @@ class Draws:
 
 
 class Pool:
-    """Endless batches of pictures that have targets for some tasks.
-
-    Args:
-        pictures: of one size.
-        tasks: all of which each of them has.
-        size: of a batch.
-        seed: of the order.
-    """
+    """Endless batches, of ``size``, of pictures that all have targets for all the tasks."""
 
     def __init__(
         self, pictures: Sequence[Picture], tasks: Sequence[DownstreamTask], size: int, seed: str
@@ -64,8 +50,7 @@ class Pool:
 
 def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list[Targeted]:
     """Each task's pictures; tasks that have the same ones stand together, so that one forward pass
-    serves them all.
-    """
+    serves them all."""
     groups: dict[tuple[int, ...], list[DownstreamTask]] = {}
     for task in tasks:
         places = tuple(at for at, picture in enumerate(pictures) if task.has(picture))
@@ -74,17 +59,12 @@ def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list
 
 
 def shuffled(pictures: Sequence[Picture], seed: int) -> list[Picture]:
-    """The same images with the labels, depth and category of others (a control: right format, wrong
-    labels).
-
-    Targets go once around a seeded circle of the pictures of one size with targets of the same
-    kinds: each gets those of another, but for a picture that is the only one of its kind.
-    """
+    """The same images with the labels, depth and category of others (a control): targets go once
+    around a seeded circle of the pictures of one size with targets of the same kinds."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for at, p in enumerate(pictures):
-        groups.setdefault(
-            (p.size, p.labels is None, p.depth is None, p.category is None), []
-        ).append(at)
+        kind = (p.size, p.labels is None, p.depth is None, p.category is None)
+        groups.setdefault(kind, []).append(at)
     result = list(pictures)
     for places in groups.values():
         order = random.Random(f"shuffled {seed}").sample(places, len(places))

@@ -1,7 +1,6 @@
 """Downstream tasks: targets, loss and metric of segmentation, depth and classification.
 
-Shapes: B pictures, D feature width, H x W pixels, C classes.
-"""
+Shapes: B pictures, D feature width, H x W pixels, C classes."""
 
 from __future__ import annotations
 
@@ -43,9 +42,7 @@ class DownstreamTask(ABC):
 
     @abstractmethod
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
-        """What is wrong with the targets of these pictures, or that there are none; ``where`` names
-        them.
-        """
+        """What is wrong with the targets of these pictures, or that there are none."""
 
     @abstractmethod
     def head(
@@ -55,9 +52,7 @@ class DownstreamTask(ABC):
         generator: torch.Generator,
         momentum: float | None,
     ) -> Head:
-        """A fresh head, which may start from the mean of its training set, ``pictures``; the rest
-        is as for :class:`Head`.
-        """
+        """A fresh head, which may start from the mean of its training set, ``pictures``."""
 
     @abstractmethod
     def targets(self, pictures: Sequence[Picture]) -> Tensor:
@@ -73,24 +68,40 @@ class DownstreamTask(ABC):
 
 
 @dataclass(frozen=True)
-class Segmentation(DownstreamTask):
+class ClassTask(DownstreamTask):
+    """One of C classes: ids are 0 .. C - 1."""
+
+    classes: int
+    head_type: ClassVar[type[Head]]
+    higher_is_better = True
+
+    def head(
+        self,
+        width: int,
+        pictures: Sequence[Picture],
+        generator: torch.Generator,
+        momentum: float | None,
+    ) -> Head:
+        return self.head_type(width, self.classes, generator, momentum)
+
+
+@dataclass(frozen=True)
+class Segmentation(ClassTask):
     """Cross-entropy in nats over the pixels that are not void:
     ``-sum_p w[y_p] log p_p(y_p) / sum_p w[y_p]``.
 
     Args:
-        classes: C; ids are 0 .. C - 1.
+        classes: C.
         class_weights: ``w``, one a class (see :func:`balanced`); empty counts every pixel alike.
         name: of this task.
     """
 
-    classes: int
     class_weights: tuple[float, ...] = ()
     name: str = "segmentation"
     metric = "miou"
-    higher_is_better = True
+    head_type = SegmentationHead
 
     def has(self, picture: Picture) -> bool:
-        """Whether a pixel is labelled."""
         return picture.labels is not None and bool((picture.labels != IGNORE).any())
 
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
@@ -107,15 +118,6 @@ class Segmentation(DownstreamTask):
         return problems or _without(
             self, pictures, where, "a label map with a pixel that is not void"
         )
-
-    def head(
-        self,
-        width: int,
-        pictures: Sequence[Picture],
-        generator: torch.Generator,
-        momentum: float | None,
-    ) -> Head:
-        return SegmentationHead(width, self.classes, generator, momentum)
 
     def targets(self, pictures: Sequence[Picture]) -> Tensor:
         """``[B, H, W]`` int64."""
@@ -135,11 +137,7 @@ class Segmentation(DownstreamTask):
         return (weights[targets.where(counted, 0)] * counted).sum(dim=(1, 2))
 
     def _weights(self, like: Tensor) -> Tensor:
-        return (
-            like.new_tensor(self.class_weights)
-            if self.class_weights
-            else like.new_ones(self.classes)
-        )
+        return like.new_tensor(self.class_weights or (1.0,) * self.classes)
 
 
 @dataclass(frozen=True)
@@ -164,11 +162,9 @@ class Depth(DownstreamTask):
         return valid_depth(depth, *self.valid_metres)
 
     def has(self, picture: Picture) -> bool:
-        """Whether a pixel's depth is valid."""
         return picture.depth is not None and bool(self.valid(picture.depth).any())
 
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
-        """No valid pixel anywhere."""
         low, high = self.valid_metres
         return _without(
             self, pictures, where, f"a depth map with a pixel of {low:g} to {high:g} metres"
@@ -201,22 +197,15 @@ class Depth(DownstreamTask):
 
 
 @dataclass(frozen=True)
-class Classification(DownstreamTask):
-    """Cross-entropy in nats of the picture's category, averaged over pictures.
+class Classification(ClassTask):
+    """Cross-entropy in nats of the picture's category, averaged over pictures."""
 
-    Args:
-        classes: C; categories are 0 .. C - 1.
-        name: of this task.
-    """
-
-    classes: int
     name: str = "classification"
     metric = "accuracy"
-    higher_is_better = True
+    head_type = ClassificationHead
     dense = False
 
     def has(self, picture: Picture) -> bool:
-        """Whether the picture has a category."""
         return picture.category is not None
 
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
@@ -228,15 +217,6 @@ class Classification(DownstreamTask):
             if p.category is not None and not 0 <= p.category < self.classes
         ]
         return problems or _without(self, pictures, where, "a category")
-
-    def head(
-        self,
-        width: int,
-        pictures: Sequence[Picture],
-        generator: torch.Generator,
-        momentum: float | None,
-    ) -> Head:
-        return ClassificationHead(width, self.classes, generator, momentum)
 
     def targets(self, pictures: Sequence[Picture]) -> Tensor:
         return torch.tensor([picture.category for picture in pictures], dtype=torch.int64)
@@ -257,21 +237,14 @@ def mean_loss(task: DownstreamTask, outputs: Tensor, targets: Tensor) -> Tensor:
 def target_problems(
     tasks: Sequence[DownstreamTask], pictures: Sequence[Picture], where: str
 ) -> list[Problem]:
-    """What is wrong with the pictures for these tasks; also that one task's pictures are of several
-    sizes.
-    """
+    """What is wrong with the pictures for these tasks, their sizes among it."""
     problems = []
     for task in tasks:
         problems += task.problems(pictures, where)
         sizes = {picture.size: picture.name for picture in pictures if task.has(picture)}
         if len(sizes) > 1:
-            shown = ", ".join(
-                f"{height} x {width} ({name})" for (height, width), name in sizes.items()
-            )
-            message = (
-                f"pictures of {task.name} are stacked into batches and have to be of one "
-                "size; read them at one"
-            )
+            shown = ", ".join(f"{h} x {w} ({name})" for (h, w), name in sizes.items())
+            message = f"pictures of {task.name} are batched and have to be of one size: set `size`"
             problems.append(Problem(where, shown, "one height and width", message))
     return problems
 
@@ -281,8 +254,7 @@ def balanced(pictures: Sequence[Picture], classes: int) -> tuple[float, ...]:
     mean over pixels is 1.
 
     N labelled pixels, ``n_c`` of them of class c, K classes that occur. Those that never do are not
-    up-weighted (1).
-    """
+    up-weighted (1)."""
     counts = torch.zeros(classes, dtype=torch.float64)
     for picture in pictures:
         if picture.labels is not None:
@@ -297,14 +269,9 @@ def _without(
 ) -> list[Problem]:
     if any(task.has(picture) for picture in pictures):
         return []
-    message = (
-        f"nothing here can be learned for {task.name}: add such pictures, or leave the task out"
+    message = f"nothing here can be learned for {task.name}: add such pictures, or leave it out"
+    shown, accepted = (
+        f"{len(pictures)} pictures, none usable",
+        f"at least one picture with {needed}",
     )
-    return [
-        Problem(
-            where,
-            f"{len(pictures)} pictures, none usable",
-            f"at least one picture with {needed}",
-            message,
-        )
-    ]
+    return [Problem(where, shown, accepted, message)]

@@ -4,8 +4,7 @@ cut out.
 Patches are numbered row by row over an ``h x w`` grid: patch ``i`` lies in row ``i // w`` and
 column ``i % w``.
 
-Shapes: B images, M target blocks an image, K patches a target block, N context patches.
-"""
+Shapes: B images, M target blocks an image, K patches a target block, N context patches."""
 
 from __future__ import annotations
 
@@ -15,26 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import UserError, user_error
 
 REDRAWS = 100
 """How often the blocks of an image with too little context are drawn anew before the grid is called
-too small.
-"""
+too small."""
 
 
 @dataclass(frozen=True)
 class BlockSettings:
     """How large blocks are and how many.
 
-    Args:
-        targets: M, at least 1.
-        target_scale: smallest and largest share of the grid that one target block covers, within
-            (0, 1].
-        target_aspect: smallest and largest height over width of a target block, > 0.
-        context_scale: smallest and largest share of the grid that the context block covers before
-            the targets are cut out of it, within (0, 1]; its height over width is that of the grid.
-        least_context_patches: what must be left of the context block, at least 1.
+    Each is described in :class:`vpretrain.vision.recipe.learner.Blocks`; shares of the grid
+    are in (0, 1], and the context block's height over width is that of the grid.
 
     Raises:
         UserError: a range is empty or outside of its bounds.
@@ -47,11 +39,8 @@ class BlockSettings:
     least_context_patches: int = 4
 
     def __post_init__(self) -> None:
-        for name, most in (
-            ("target_scale", 1.0),
-            ("target_aspect", math.inf),
-            ("context_scale", 1.0),
-        ):
+        most_of = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0}
+        for name, most in most_of.items():
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise user_error(
@@ -61,13 +50,9 @@ class BlockSettings:
                     accepted=f"two numbers, the smaller first, above 0 and at most {most:g}",
                 )
         for name in ("targets", "least_context_patches"):
-            if getattr(self, name) < 1:
-                raise user_error(
-                    f"learner.blocks.{name}",
-                    "there must be one",
-                    value=getattr(self, name),
-                    accepted="1 or more",
-                )
+            if (count := getattr(self, name)) < 1:
+                where = f"learner.blocks.{name}"
+                raise user_error(where, "there must be one", value=count, accepted="1 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +74,11 @@ class BlockMasks:
 
 
 def check_grid(grid: tuple[int, int], settings: BlockSettings) -> None:
-    """Refuses a grid without room for the smallest target blocks side by side and the least
-    context.
-
-    Args:
-        grid: rows and columns of patches.
-        settings: of the blocks.
+    """Refuses a grid (rows and columns of patches) without room for the smallest target blocks side
+    by side and the least context.
 
     Raises:
-        UserError: the grid is too small; says how many patches would do.
+        UserError: saying how many patches would do.
     """
     scale = settings.target_scale[0]
     smallest = min(math.prod(_extent(grid, scale, aspect)) for aspect in settings.target_aspect)
@@ -105,9 +86,8 @@ def check_grid(grid: tuple[int, int], settings: BlockSettings) -> None:
     if math.prod(grid) < needed:
         raise user_error(
             "learner.blocks",
-            f"a grid of {grid[0]} x {grid[1]} patches has no room for {settings.targets} "
-            "target blocks and a context; "
-            "take larger images, smaller patches or fewer targets",
+            f"a grid of {grid[0]} x {grid[1]} patches has no room for {settings.targets} target "
+            "blocks and a context; take larger images, smaller patches or fewer targets",
             value=f"{math.prod(grid)} patches",
             accepted=f"at least {needed} patches",
         )
@@ -158,15 +138,7 @@ def sample_blocks(
             break
         targets[poor], context[poor] = draw(int(poor.sum()))
     else:
-        raise user_error(
-            "learner.blocks",
-            f"after {REDRAWS} draws on a grid of {grid[0]} x {grid[1]} patches the targets "
-            "still leave too little context; "
-            "take larger images, smaller patches, or fewer or smaller targets",
-            value=f"{int(context.sum(dim=1).min())} patches of context",
-            accepted=f"at least {settings.least_context_patches}",
-        )
-
+        raise _too_poor(context, grid, settings)
     kept = int(context.sum(dim=1).min())
     lots = torch.rand(context.shape, generator=generator).masked_fill(~context, -1.0)
     return BlockMasks(
@@ -177,10 +149,19 @@ def sample_blocks(
     )
 
 
+def _too_poor(context: Tensor, grid: tuple[int, int], settings: BlockSettings) -> UserError:
+    return user_error(
+        "learner.blocks",
+        f"after {REDRAWS} draws on a grid of {grid[0]} x {grid[1]} patches the targets still leave "
+        "too little context; take larger images, smaller patches, or fewer or smaller targets",
+        value=f"{int(context.sum(dim=1).min())} patches of context",
+        accepted=f"at least {settings.least_context_patches}",
+    )
+
+
 def _extent(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
     """Height and width in patches of a block that covers ``scale`` of the grid, rounded, from 1 to
-    the grid's sides.
-    """
+    the grid's sides."""
     area = scale * grid[0] * grid[1]
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     return min(max(height, 1), grid[0]), min(max(width, 1), grid[1])
@@ -193,8 +174,7 @@ def _place(
     generator: torch.Generator,
 ) -> Tensor:
     """Blocks of one extent anywhere on the grid: bool ``[*shape, h * w]``, True inside the
-    block.
-    """
+    block."""
     sides = []
     for length, size in zip(extent, grid, strict=True):
         start = torch.randint(size - length + 1, (*shape, 1), generator=generator)

@@ -3,70 +3,30 @@ does not show them.
 
 Shapes: B images, L = h x w patches of the grid, P leading tokens without a place (class token,
 registers; I-JEPA has none), N context patches, M target blocks of K patches, D width of the
-encoder.
-"""
+encoder."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import Learner, Objective
+from vpretrain.method.roles import Objective
 from vpretrain.models.suffix import Suffix, choose_aligned, first_output
 from vpretrain.system.contexts import computing, evaluating
-from vpretrain.system.errors import user_error
 from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.ijepa.blocks import BlockMasks, BlockSettings, sample_blocks
+from vpretrain.vision.ijepa.encoder import PatchEncoder
 from vpretrain.vision.ijepa.predictor import Predictor
+from vpretrain.vision.role import PictureLearner
 
 ErrorName = Literal["smooth_l1", "squared"]
-ACCEPTED = (
-    "encoders laid out like I-JEPA, ViT or DINOv2 (positions added to the patches, one "
-    "list "
-    "of blocks, one final norm)"
-)
-
-
-class ImageBatch(Protocol):
-    """What the learner needs of a batch."""
-
-    @property
-    def pixels(self) -> Tensor:
-        """``[B, 3, H, W]``: uint8 in 0..255, or floats that are normalised already."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the block masks: equal seeds give equal masks."""
-        ...
-
-    @property
-    def rank(self) -> int:
-        """Which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every
-        ``world``-th after it.
-        """
-        ...
-
-    @property
-    def world(self) -> int:
-        """How many parts there are."""
-        ...
-
-
-class Features(NamedTuple):
-    """What probes and feedback heads read: ``patches`` ``[B, D, h, w]`` and their mean, ``pooled``
-    ``[B, D]``.
-    """
-
-    patches: Tensor
-    pooled: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,9 +79,8 @@ def baseline_task(context: IJepaContext) -> IJepaTask:
     """The task without steering: every target counts the same and the whole context is seen."""
     images, patches = len(context.pixels), context.grid[0] * context.grid[1]
     ones = torch.ones((), dtype=context.answers.dtype, device=context.answers.device)
-    return IJepaTask(
-        ones.expand(context.blocks.targets.shape).clone(), ones.expand(images, patches).clone()
-    )
+    weights = ones.expand(context.blocks.targets.shape).clone()
+    return IJepaTask(weights, ones.expand(images, patches).clone())
 
 
 def prediction_loss(
@@ -136,8 +95,9 @@ def prediction_loss(
         for b in range(B):
             for m in range(M):
                 for k in range(K):
-                    mistake = sum(rho(predictions[b, m, k, d] - answers[b, m, k, d]) for d in
-                    range(D)) / D loss += weights[b, m, k] * mistake / (B * M * K)
+                    for d in range(D):
+                        error = rho(predictions[b, m, k, d] - answers[b, m, k, d])
+                        loss += weights[b, m, k] * error / (B * M * K * D)
 
     Args:
         predictions: ``[B, M, K, D]``; gradients flow.
@@ -150,12 +110,10 @@ def prediction_loss(
     return (weights * mistakes).mean()
 
 
-class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
-    """Context encoder, its moving average (the target encoder) and a predictor behind the learner
-    role.
+class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
+    """Context encoder, its moving average (the target encoder) and a predictor.
 
-    ``model`` holds all that trains, under ``encoder.`` and ``predictor.``; the target encoder is
-    not part of it.
+    ``model`` holds all that trains, under ``encoder.`` and ``predictor.``; not the target encoder.
 
     Args:
         encoder: ``IJepaModel``, or a ``transformers`` vision model laid out like it.
@@ -173,6 +131,11 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
         UserError: the encoder's parts cannot be told or do not add up, or it has fewer blocks.
     """
 
+    kind = "ijepa"
+    fresh_key = "learner.predictor"
+    model: nn.ModuleDict
+    backbone: PatchEncoder
+
     def __init__(
         self,
         encoder: Any,
@@ -187,9 +150,9 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
         autocast: torch.dtype | None = None,
     ) -> None:
         self.model = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
-        self.parts = EncoderParts.of(encoder, autocast)
+        self.backbone = PatchEncoder(encoder, autocast=autocast)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        layers, norm = self.parts.layers, self.parts.norm
+        layers, norm = self.backbone.blocks, self.backbone.norm
         self.aligned = choose_aligned(
             self.model, trained, layers, last=aligned_blocks, patterns=[], also=norm.parameters()
         )
@@ -198,19 +161,25 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
         self.mean, self.std, self.autocast = mean, std, autocast
         # In float32 or wider whatever the encoder's dtype: in bfloat16 a step of 0.4% would be
         # rounded away for ever.
-        self.target_encoder = copy.deepcopy(encoder).to(
-            torch.promote_types(encoder.dtype, torch.float32)
-        )
-        self.target_encoder.requires_grad_(False).eval()
-        self.target_parts = EncoderParts.of(self.target_encoder, autocast)
-        self._check_layout()
-
-    model: nn.ModuleDict
+        wide = torch.promote_types(encoder.dtype, torch.float32)
+        self.target_encoder = copy.deepcopy(encoder).to(wide).requires_grad_(False).eval()
+        self.target = PatchEncoder(self.target_encoder, autocast=autocast)
 
     @property
     def encoder(self) -> Any:
         """The context encoder; ``save_pretrained`` writes an ordinary model folder."""
         return self.model["encoder"]
+
+    @property
+    def fresh(self) -> Predictor:
+        return self.predictor
+
+    def baseline_task(self, context: IJepaContext) -> IJepaTask:
+        return baseline_task(context)
+
+    def own_state(self) -> dict[str, Tensor]:
+        predictor = self.predictor.named_parameters(prefix="predictor")
+        return dict([*predictor, *self.target_encoder.named_parameters(prefix="target_encoder")])
 
     def forward(self, batch: ImageBatch) -> IJepaContext:
         """Embeds the context patches and asks the target encoder; the context encoder's blocks run
@@ -227,56 +196,48 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
                 blocks.
         """
         pixels = self.normalised(batch.pixels)
-        grid = self.parts.grid(pixels)
+        grid = self.backbone.grid(pixels)
         whole = sample_blocks(len(pixels) * batch.world, grid, self.blocks, seed=batch.seed)
         part = slice(batch.rank, None, batch.world)
         blocks = BlockMasks(whole.context[part], whole.targets[part]).to(pixels.device)
-        tokens = self.parts.embed(pixels)
-        contents = _chosen(self.parts.contents(pixels), blocks.context)
+        tokens = self.backbone.embed(pixels)
+        contents = _chosen(self.backbone.contents(pixels), blocks.context)
         leading = tokens.shape[1] - grid[0] * grid[1]
-        tokens = torch.cat(
-            [tokens[:, :leading], _chosen(tokens[:, leading:], blocks.context)], dim=1
-        )
+        context = _chosen(tokens[:, leading:], blocks.context)
+        tokens = torch.cat([tokens[:, :leading], context], dim=1)
         with torch.no_grad():
-            states = self.target_parts.encode(self.target_parts.embed(pixels))[:, leading:]
-            answers = _chosen(states, blocks.targets.flatten(1)).unflatten(
-                1, blocks.targets.shape[1:]
-            )
+            states = self.target.encode(self.target.embed(pixels))[:, leading:]
+            answers = _chosen(states, blocks.targets.flatten(1))
+            answers = answers.unflatten(1, blocks.targets.shape[1:])
             answers = nn.functional.layer_norm(answers, answers.shape[-1:])
         return IJepaContext(pixels, grid, blocks, tokens, contents, answers)
 
     def loss(self, context: IJepaContext, task: IJepaTask) -> Tensor:
         """:func:`prediction_loss` of the batch, with its graph to encoder and predictor; local to
-        this process.
-        """
-        states = self.parts.encode(
-            _seen(context.tokens, context.contents, context.blocks, task.context_mask)
-        )
+        this process."""
+        blocks = context.blocks
+        hidden = _seen(context.tokens, context.contents, blocks, task.context_mask)
+        states = self.backbone.encode(hidden)
         with computing(self.encoder.device, self.autocast):
-            predictions = self.predictor(
-                states, context.blocks.context, context.blocks.targets, context.grid[1]
-            )
+            predictions = self.predictor(states, blocks.context, blocks.targets, context.grid[1])
         return prediction_loss(predictions, context.answers, task.weights, self.error)
 
     def objective(self, context: IJepaContext, task: IJepaTask) -> Objective:
         """The loss as a function of S alone, dropout off.
 
-        Its inputs are the weights, and what enters the first aligned block: whichever of them
-        hangs on a control that requires a gradient.
-        """
+        Its inputs are the weights, and what enters the first aligned block: whichever of them hangs
+        on a control that requires a gradient."""
         suffix, blocks = self.suffix, context.blocks
         with evaluating(self.model), torch.enable_grad():
             hidden = _seen(
                 context.tokens.detach(), context.contents.detach(), blocks, task.context_mask
             )
-            for layer in self.parts.layers[: suffix.first]:
+            for layer in self.backbone.blocks[: suffix.first]:
                 hidden = first_output(suffix.call(layer, {}, hidden.dtype, (hidden,), {}))
 
         states_in = vectors.wide(hidden)
-        steers_weights, steers_context = (
-            task.weights.requires_grad,
-            task.context_mask.requires_grad,
-        )
+        steers_weights = task.weights.requires_grad
+        steers_context = task.context_mask.requires_grad
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             weights = inputs[0] if steers_weights else task.weights
@@ -292,32 +253,13 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
         inputs = (task.weights,) * steers_weights + (states_in,) * steers_context
         return Objective(inputs, loss)
 
-    def features(self, images: Tensor) -> Features:
-        """The context encoder's patches and their mean, in its dtype; gradients flow to it.
-
-        Args:
-            images: as :attr:`ImageBatch.pixels`.
-
-        Raises:
-            UserError: the patch size does not divide the images.
-        """
-        images = self.normalised(images)
-        grid = self.parts.grid(images)
-        states = self.parts.encode(self.parts.embed(images))[:, -grid[0] * grid[1] :]
-        return Features(states.transpose(1, 2).unflatten(2, grid), states.mean(dim=1))
-
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the target encoder after a learner step: ``target <- m target + (1 - m) encoder``.
-
-        Args:
-            progress: fraction of the budget used, in [0, 1]; sets m between the two momenta.
-        """
+        """``target <- m target + (1 - m) encoder``, m between the momenta by ``progress``."""
         start, end = self.momentum
         momentum = start + (end - start) * progress
-        for target, source in zip(
-            self.target_encoder.parameters(), self.encoder.parameters(), strict=True
-        ):
+        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
+        for target, source in pairs:
             target.lerp_(source.to(target.dtype), 1 - momentum)
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,116 +270,13 @@ class IJepaLearner(Learner[ImageBatch, IJepaContext, IJepaTask]):
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images on the encoder's device, float32 or wider; uint8 is scaled and normalised, floats
-        are taken as they are.
-        """
+        are taken as they are."""
         images = images.to(self.encoder.device)
         return (
             normalised(images, self.mean, self.std)
             if images.dtype == torch.uint8
             else vectors.wide(images)
         )
-
-    @torch.no_grad()
-    def _check_layout(self) -> None:
-        """Holds the parts against the whole once, so that an unknown architecture is refused and
-        never mistrained.
-        """
-        height, width = self.parts.image_size
-        pixels = torch.linspace(-2, 2, 3 * height * width, device=self.encoder.device).reshape(
-            1, 3, height, width
-        )
-        with evaluating(self.model):
-            whole = self.encoder(pixels.to(self.encoder.dtype)).last_hidden_state.float()
-            parts = self.parts.encode(self.parts.embed(pixels)).float()
-        if whole.shape != parts.shape or not torch.allclose(
-            whole, parts, rtol=2e-2, atol=2e-2 * float(whole.std())
-        ):
-            raise user_error(
-                "learner.model",
-                f"the parts of {type(self.encoder).__name__} do not give the output of the whole",
-                accepted=ACCEPTED,
-            )
-
-
-@dataclass
-class EncoderParts:
-    """Where a ``transformers`` vision encoder keeps its parts.
-
-    Args:
-        embeddings: from pixels to tokens with their positions.
-        layers: its transformer blocks, in order.
-        norm: what runs after the last block.
-        patch_size: in pixels, ``(height, width)``.
-        image_size: in pixels, ``(height, width)``, for which it was made.
-        autocast: as :class:`IJepaLearner`.
-    """
-
-    embeddings: Any
-    layers: nn.ModuleList
-    norm: nn.LayerNorm
-    patch_size: tuple[int, int]
-    image_size: tuple[int, int]
-    autocast: torch.dtype | None = None
-
-    @classmethod
-    def of(cls, encoder: Any, autocast: torch.dtype | None = None) -> EncoderParts:
-        """Finds the parts; an encoder whose parts cannot be told is a
-        :class:`~vpretrain.system.errors.UserError`.
-        """
-        stages = [encoder, *(m for name, m in encoder.named_children() if name == "encoder")]
-        lists = [
-            m
-            for stage in stages
-            for m in stage.children()
-            if isinstance(m, nn.ModuleList) and len(m)
-        ]
-        norm, embeddings = getattr(encoder, "layernorm", None), getattr(encoder, "embeddings", None)
-        # Rotary positions enter in the blocks, which would have to be told which patches are left.
-        if len(lists) != 1 or norm is None or not hasattr(embeddings, "patch_embeddings"):
-            raise user_error(
-                "learner.model",
-                f"{type(encoder).__name__} cannot be run on a part of the patches: its parts "
-                "were not found",
-                accepted=ACCEPTED,
-            )
-        sizes = _pair(encoder.config.patch_size), _pair(encoder.config.image_size)
-        return cls(embeddings, lists[0], norm, *sizes, autocast)
-
-    def grid(self, pixels: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches.
-
-        Raises:
-            UserError: the patch size does not divide the images.
-        """
-        (height, width), (rows, columns) = pixels.shape[-2:], self.patch_size
-        if height % rows or width % columns:
-            raise user_error(
-                "learner.model",
-                "its patches do not tile images of this size; make images multiples of "
-                f"{rows} x {columns} pixels",
-                value=f"{height} x {width} pixels",
-                accepted=f"heights that {rows} divides and widths that {columns} divides",
-            )
-        return height // rows, width // columns
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Tokens with their positions, ``[B, P + L, D]``."""
-        pixels = pixels.to(self.norm.weight.dtype)
-        adapts = "interpolate_pos_encoding" in inspect.signature(self.embeddings.forward).parameters
-        if adapts and tuple(pixels.shape[-2:]) != self.image_size:
-            return self.embeddings(pixels, interpolate_pos_encoding=True)
-        return self.embeddings(pixels)
-
-    def contents(self, pixels: Tensor) -> Tensor:
-        """The part of the patches' tokens that comes from pixels, ``[B, L, D]``."""
-        return self.embeddings.patch_embeddings(pixels.to(self.norm.weight.dtype))
-
-    def encode(self, tokens: Tensor) -> Tensor:
-        """All blocks and the final norm, over any subset of the tokens."""
-        with computing(tokens.device, self.autocast):
-            for layer in self.layers:
-                tokens = layer(tokens)
-            return self.norm(tokens)
 
 
 def _seen(tokens: Tensor, contents: Tensor, blocks: BlockMasks, mask: Tensor) -> Tensor:
@@ -453,7 +292,3 @@ def _seen(tokens: Tensor, contents: Tensor, blocks: BlockMasks, mask: Tensor) ->
 def _chosen(patches: Tensor, ids: Tensor) -> Tensor:
     """Rows ``ids`` ``[B, n]`` of ``patches`` ``[B, L, D]``: ``[B, n, D]``."""
     return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -2,8 +2,7 @@
 network.
 
 Shapes: B images, N context patches, M target blocks of K patches, D the encoder's width, W the
-predictor's.
-"""
+predictor's."""
 
 from __future__ import annotations
 
@@ -15,34 +14,24 @@ from vpretrain.system.errors import user_error
 
 
 def patch_positions(ids: Tensor, columns: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Fixed sine-cosine position embeddings of patches, half for the row and half for the column.
-
-    Places are counted in patches, so that one network serves grids of any size.
+    """Fixed sine-cosine position embeddings ``[*ids.shape, width]`` of patches, half for the row
+    and half for the column, counted in patches, so that one network serves grids of any size.
 
     Args:
         ids: int64 of any shape, patches numbered row by row.
         columns: of the grid.
         width: of the embedding, a multiple of 4.
         dtype: of the embedding.
-
-    Returns:
-        ``[*ids.shape, width]``, between -1 and 1.
     """
     steps = torch.arange(width // 4, device=ids.device, dtype=torch.float64) / (width // 4)
     frequency = 10_000.0**-steps
     angles = [place[..., None] * frequency for place in (ids // columns, ids % columns)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1).to(
-        dtype
-    )
+    waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+    return torch.cat(waves, dim=-1).to(dtype)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block without dropout, over ``[B, tokens, width]``.
-
-    Args:
-        width: a multiple of ``heads``.
-        heads: of the attention.
-    """
+    """A pre-norm transformer block without dropout, over ``[B, tokens, width]``."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,10 +44,8 @@ class Block(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Attention, then the perceptron, each added to what came in."""
-        query, key, value = (
-            self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + self.mlp(tokens)
@@ -117,15 +104,10 @@ class Predictor(nn.Module):
 
 
 def check_width(where: str, width: int, heads: int) -> None:
-    """Refuses a width that positions or heads do not divide.
-
-    Raises:
-        UserError: naming ``where``.
-    """
+    """Raises a UserError for a width that positions or heads do not divide."""
     if width % 4 or width % heads:
-        raise user_error(
-            where,
+        message, accepted = (
             "heads and position embeddings do not divide it",
-            value=width,
-            accepted=f"a multiple of 4 and of {heads}",
+            f"a multiple of 4 and of {heads}",
         )
+        raise user_error(where, message, value=width, accepted=accepted)

@@ -59,17 +59,16 @@ class VisionRecipe(Recipe):
     """What steers; arms that only replace the feedback steer with it."""
     designers: Annotated[Mapping[str, VisionArm], ARMS.by_name] = {}
     """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
-    those of the same name in ``designer``.
-    """
+    those of the same name in ``designer``."""
     evaluate: VisionEvaluate = VisionEvaluate()
 
     @model_validator(mode="after")
     def _splits_exist(self) -> Self:
         for split in ("train", self.evaluate.split):
             if not self.data.evaluation.get(split):
+                known = sorted(self.data.evaluation)
                 raise ValueError(
-                    f"data.evaluation has no {split!r}, which probes need; it has "
-                    f"{sorted(self.data.evaluation)}"
+                    f"data.evaluation has no {split!r}, which probes need; it has {known}"
                 )
         if self.evaluate.split == "train":
             raise ValueError(

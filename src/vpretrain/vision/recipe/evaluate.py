@@ -13,9 +13,7 @@ from vpretrain.vision.recipe.common import Probe, Side
 
 
 class ProbeSection(Section):
-    """How probes are trained on frozen features (see
-    :class:`vpretrain.vision.evaluation.probes.ProbeSettings`).
-    """
+    """How a linear-BN head is trained on frozen features, before it is scored."""
 
     steps: PositiveInt = 500
     """The paper's: 20,000."""
@@ -26,8 +24,7 @@ class ProbeSection(Section):
     clip_norm: PositiveFloat = 1.0
     train_size: Side | None = None
     """Height and width at which the loss is taken in training; scores are at the pictures' size in
-    any case.
-    """
+    any case."""
     refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     """Seeds, one a fit; scores are means over the fits."""
 
@@ -38,21 +35,18 @@ class ProbeSection(Section):
 
 class RetrievalSection(Section):
     """Revisited Oxford or Paris, or another set in that form: which images of a database show what
-    a query shows.
-    """
+    a query shows."""
 
     truth: Path
     """Ground truth as JSON (see :func:`vpretrain.vision.evaluation.retrieval.read_retrieval`),
-    relative to ``data.root``.
-    """
+    relative to ``data.root``."""
     images: Path
     """Folder of the ``.jpg`` images of database and queries, likewise."""
     size: Side
     """Height and width that every image is brought to, after a query has been cut out."""
     pooling: Literal["patches", "backbone"] = "patches"
     """What stands for an image: the mean over its patches (the paper's), or what the backbone pools
-    (its CLS token, where it has one).
-    """
+    (its CLS token, where it has one)."""
 
 
 class VisionEvaluate(Evaluate):
@@ -68,8 +62,7 @@ class VisionEvaluate(Evaluate):
     """Whether the segmentation probe's training loss counts every class alike; scores never do."""
     memory_gib: PositiveFloat = 8.0
     """For the frozen features of one set of pictures. Features of patches that need more are
-    computed anew for every batch of a probe, which takes that many passes of the backbone more.
-    """
+    computed anew for every batch of a probe, which takes that many passes of the backbone more."""
     probe: ProbeSection = ProbeSection()
     depth_probe: ProbeSection | None = None
     """Where depth is to be probed otherwise; null: as the rest."""
@@ -77,5 +70,4 @@ class VisionEvaluate(Evaluate):
     """Of ``knn``."""
     retrieval: dict[str, RetrievalSection] = {}
     """By name: sets that are searched by the cosine of their features; each gives NAME_map_easy,
-    _medium and _hard.
-    """
+    _medium and _hard."""

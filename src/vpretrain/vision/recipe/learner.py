@@ -1,6 +1,5 @@
 """The backbone that is continued: its crops, heads or predictor, and how it is made where no
-checkpoint is at hand.
-"""
+checkpoint is at hand."""
 
 from __future__ import annotations
 
@@ -24,9 +23,7 @@ from vpretrain.vision.recipe.common import Channels, Momentum, Range, Share
 
 
 class Crops(Section):
-    """Views of a batch (see :class:`vpretrain.vision.data.crops.MultiCrop`); the paper's sizes and
-    counts by default.
-    """
+    """Views of a batch; the paper's sizes and counts by default."""
 
     global_size: PositiveInt = 224
     """Side of a global view in pixels."""
@@ -93,7 +90,7 @@ class PredictorShape(Section):
 
 
 class Blocks(Section):
-    """I-JEPA's block masks (see :class:`vpretrain.vision.ijepa.blocks.BlockSettings`)."""
+    """I-JEPA's block masks."""
 
     targets: PositiveInt = 4
     """Target blocks an image."""
@@ -121,8 +118,7 @@ class Blocks(Section):
 
 class Prepare(Section):
     """How the learner that steering starts from is made, where no checkpoint is at hand: plain
-    training on the stream.
-    """
+    training on the stream."""
 
     config: dict[str, Any]
     """A ``transformers`` configuration with its ``model_type``."""
@@ -144,11 +140,10 @@ class LearnerSection(LearnerBase):
     """The self-supervised task: matching views, or predicting hidden blocks."""
     model: str | None = None
     """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what
-    ``prepare`` says.
-    """
+    ``prepare`` says."""
     config: dict[str, Any] | None = None
-    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
-    """
+    """A ``transformers`` configuration for random weights, in the place of ``model``
+    (benchmarks)."""
     prepare: Prepare | None = None
     weight_decay: NonNegativeFloat = 0.04
     aligned_blocks: PositiveInt | Literal["all"] = 2
@@ -169,12 +164,11 @@ class LearnerSection(LearnerBase):
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every
     batch's targets balanced over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3). With
-    ``accumulate`` the mean follows the last batch of a step, and each batch is balanced on its own.
-    """
+    ``accumulate`` the mean follows the last batch of a step, and each batch is balanced on its
+    own."""
     teacher_momentum: Share = 0.996
     """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises
-    to 1.
-    """
+    to 1."""
     teacher_views: Literal["learned", "plain"] = "learned"
     """Which global views the teacher sees: ``learned`` is the paper's (eq. 50)."""
     local_views_in_value: bool = True

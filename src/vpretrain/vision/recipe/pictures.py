@@ -20,8 +20,7 @@ class PictureSet(Section):
     """Pictures taken after those; null takes all."""
     size: Side | None = None
     """Height and width that labelled pictures are brought to; null: ``data.image_size`` squared.
-    The stream has its own.
-    """
+    The stream has its own."""
 
 
 class ScenePictures(PictureSet):
@@ -56,14 +55,12 @@ class FolderPictures(PictureSet):
     """How many classes the label maps have."""
     void: NonNegativeInt | None = None
     """The number of pixels without a label, besides 255, which means that unless it is among
-    ``label_values``.
-    """
+    ``label_values``."""
     first_class: NonNegativeInt = 0
     """The number that class 0 is written as."""
     label_values: list[NonNegativeInt] | None = None
     """The numbers that classes 0, 1, ... are written as, such as [0, 255]; null: ``first_class``
-    and those after it.
-    """
+    and those after it."""
     depth_metres: Range = (1e-3, 10.0)
     """Depths that are not above the first or are above the second count as not known."""
 
@@ -97,8 +94,7 @@ class NyuV2Pictures(PictureSet):
     split: str = "train"
     eigen_crop: bool = False
     """Whether depths outside of the Eigen crop count as not known, as they do where depth is
-    scored.
-    """
+    scored."""
 
 
 class ImageNetPictures(PictureSet):
@@ -109,8 +105,7 @@ class ImageNetPictures(PictureSet):
     """Relative to ``data.root``; holds the categories' folders."""
     check: bool = False
     """Whether every image is decoded before the run; if not, one that cannot be read stops the run
-    when it is drawn.
-    """
+    when it is drawn."""
 
 
 Pictures = Annotated[

@@ -1,5 +1,3 @@
-"""What shapes the tasks of pictures: designers, the surfaces they act on, and their
-declarations.
+"""What shapes the tasks of pictures: designers, the surfaces they act on, and their declarations.
 
-Recipes know what is declared in any file of this folder.
-"""
+Recipes know what is declared in any file of this folder."""

@@ -1,9 +1,5 @@
-"""What the arms of vision have in common: where they are declared, and what a designer is built
-from.
-
-Each designer is declared beside its class, in a file of this folder; all of them are imported with
-the package.
-"""
+"""What the arms of vision have in common. Each designer is declared beside its class, in a file of
+this folder; all of them are imported with the package."""
 
 from __future__ import annotations
 
@@ -16,8 +12,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from vpretrain.config.arms import Arms, DesignerSection
 from vpretrain.method.network import Surface
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer, Feedback
+from vpretrain.method.roles import ContextT, Designer, Feedback, Learner, TaskT
 from vpretrain.system.errors import user_error
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.steering.surfaces import ContextMasks, ViewMasks
 
 DINO, IJEPA = "dino", "ijepa"
@@ -62,7 +59,9 @@ class VisionArm(DesignerSection):
     def build(self, site: Site) -> Designer:
         raise NotImplementedError
 
-    def trained(self, learner: Any, feedback: Feedback) -> Any:
+    def trained(
+        self, learner: Learner[ImageBatch, ContextT, TaskT], feedback: Feedback[Any]
+    ) -> Learner[ImageBatch, ContextT, TaskT]:
         """The learner as the arm trains it."""
         return learner
 
@@ -94,8 +93,7 @@ class MaskArm(VisionArm):
     """Mean of the mask; 1 leaves views as they are (not for ``ascent``)."""
     blur_sigma: PositiveFloat = 4.0
     """Standard deviation in pixels of the blur that a mask lets through (eq. 49; the paper gives
-    none).
-    """
+    none)."""
 
 
 ARMS: Arms[VisionArm] = Arms(VisionArm, baseline="plain", default="ascent")
@@ -105,11 +103,7 @@ DEMO = ("plain", "ascent", "random_masks", "fixed_random_direction")
 
 
 def check_kind(section: VisionArm, learner_kind: str, arm: str) -> None:
-    """Refuses a designer that the learner has no use for.
-
-    Raises:
-        UserError: with the key that chose it.
-    """
+    """Raises a UserError for a designer that the learner has no use for."""
     if learner_kind in section.learner_kinds:
         return
     fitting = [

@@ -1,13 +1,6 @@
-"""The designers of vision that hear no feedback, one class an arm; the training loop never asks
-which one it has.
+"""The designers of vision that use no feedback.
 
-Those that follow exact values are :class:`vpretrain.method.exact.ExactDesigner` with a rule of
-:mod:`vpretrain.vision.steering.rules`; the one that learns masks is
-:class:`vpretrain.method.network.NetworkDesigner` on a surface of
-:mod:`vpretrain.vision.steering.surfaces`.
-
-Shapes: G global views, B images, P prototypes, H x W pixels, N images that a network looks at.
-"""
+Shapes: G global views, B images, P prototypes, H x W pixels, N images that a network looks at."""
 
 from __future__ import annotations
 
@@ -24,7 +17,7 @@ from vpretrain.method.simple import BaselineDesigner
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.steering.arms import ARMS, CandidatesArm, MaskArm, Site, VisionArm
 from vpretrain.vision.steering.noise import smooth_ranks
-from vpretrain.vision.steering.views import LearnedTargets
+from vpretrain.vision.steering.views import LearnedTargets, most_probable
 
 
 @ARMS.declare("plain", "self-supervised learning as it always was: the baseline")
@@ -37,19 +30,14 @@ class PlainArm(VisionArm):
 
 @dataclass
 class ConstantMask(BaselineDesigner[ContextT, TaskT]):
-    """The same blur everywhere (a control: what is left of learned views without the learning).
-
-    Args:
-        keep_ratio: the mask's only value, in (0, 1].
-    """
+    """The same blur everywhere: ``keep_ratio`` in (0, 1] is the mask's only value."""
 
     keep_ratio: float
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         images = self.surface.inputs(context)
-        return self.surface.task(
-            context, images.new_full((len(images), 1, *images.shape[-2:]), self.keep_ratio)
-        )
+        masks = images.new_full((len(images), 1, *images.shape[-2:]), self.keep_ratio)
+        return self.surface.task(context, masks)
 
 
 @ARMS.declare(
@@ -64,8 +52,7 @@ class ConstantMaskArm(MaskArm):
 
 @dataclass
 class RandomMasks(BaselineDesigner[ContextT, TaskT]):
-    """Smooth random masks, fresh at every step (a control: blur of the same mean in places that
-    mean nothing).
+    """Smooth random masks, fresh at every step.
 
     Smooth noise is brought to ranks u, uniform in (0, 1) within an image, and
     ``mu = u ** (1 / keep_ratio - 1)``: every mask has the mean ``keep_ratio``, and none is even
@@ -129,9 +116,7 @@ class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
         self, context: dino.Context, value_of: ValueFunction[dino.Context]
     ) -> LearnedTargets:
         teacher = context.teacher_targets
-        ids = teacher.topk(
-            min(self.candidates or teacher.shape[-1], teacher.shape[-1]), dim=-1
-        ).indices
+        ids = most_probable(teacher, self.candidates)
         even = torch.zeros_like(teacher).scatter(-1, ids, 1 / ids.shape[-1])
         return LearnedTargets((1 - self.gate) * teacher + self.gate * even)
 

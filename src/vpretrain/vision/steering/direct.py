@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vpretrain.config.arms import TrainsOn
 from vpretrain.method import vectors
-from vpretrain.method.roles import Feedback, Learner
+from vpretrain.method.roles import ContextT, Feedback, Learner, TaskT
 from vpretrain.method.simple import BaselineDesigner
 from vpretrain.method.wrapped import WrappedLearner
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.steering.arms import ARMS, Site, VisionArm
 
 
@@ -30,7 +31,9 @@ class DirectArm(VisionArm):
     def build(self, site: Site) -> BaselineDesigner:
         return BaselineDesigner(site.surface())
 
-    def trained(self, learner: Any, feedback: Feedback) -> DirectLearner:
+    def trained(
+        self, learner: Learner[ImageBatch, ContextT, TaskT], feedback: Feedback[Any]
+    ) -> DirectLearner[ContextT, TaskT]:
         return DirectLearner(learner, feedback, self.direct_weight)
 
 
@@ -51,11 +54,8 @@ class WithGradient(torch.autograd.Function):
         return gradient, None, *(gradient.to(term.dtype) * term for term in ctx.terms)
 
 
-class DirectLearner(WrappedLearner[Any, Any, Any]):
+class DirectLearner(WrappedLearner[ImageBatch, ContextT, TaskT]):
     """A learner whose loss has the gradient of the feedback loss on top of its own.
-
-    The figure of the loss is the self-supervised one; its gradient on S has ``weight * g_down``
-    added.
 
     Args:
         learner: the real one.
@@ -63,12 +63,14 @@ class DirectLearner(WrappedLearner[Any, Any, Any]):
         weight: of g_down, > 0.
     """
 
-    def __init__(self, learner: Learner, feedback: Feedback, weight: float) -> None:
+    def __init__(
+        self, learner: Learner[ImageBatch, ContextT, TaskT], feedback: Feedback[Any], weight: float
+    ) -> None:
         super().__init__(learner)
         self.feedback, self.weight = feedback, weight
 
-    def loss(self, context: Any, task: Any) -> Tensor:
-        """The self-supervised loss, with ``weight * g_down`` added to its gradient on S."""
+    def loss(self, context: ContextT, task: TaskT) -> Tensor:
+        """The figure of the self-supervised loss, with ``weight * g_down`` on its gradient in S."""
         down = vectors.mean(self.feedback.gradients(self.learner))
         terms = [self.weight * down[name].detach() for name in self.aligned]
         loss: Tensor = WithGradient.apply(

@@ -1,14 +1,15 @@
-"""Networks that look at an image and say how much of each pixel to keep (Appendix G.2): a U-Net and
-a patch transformer.
+"""Networks from an image to how much of each pixel is kept (Appendix G.2): a U-Net and a patch
+transformer.
 
-Both give ``mu`` in [0, 1], ``[B, 1, H, W]`` float32, and both start at the constant mask
+Both give ``mu`` in [0, 1], ``[B, 1, H, W]`` float32, of normalised images ``[B, 3, H, W]`` of any
+float dtype and size (padded inside by repeating the border). Both start at the constant mask
 ``mu = keep_ratio``: the last layer's weights are zero and its bias is ``logit(keep_ratio)``. At the
-first step the gradient reaches that layer alone, and from the second step on it reaches everything.
-"""
+first step the gradient reaches that layer alone, from the second step on everything."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -34,7 +35,7 @@ class UNetMasks(nn.Module):
         keep_ratio: mean of the mask to start from, strictly between 0 and 1.
         base: channels at full resolution, a multiple of 8; twice as many a level down.
         depth: how often the resolution is halved, at least 1.
-        seed: of the initial weights; the global generator is left where it is.
+        seed: of the initial weights.
 
     Raises:
         UserError: a value is not accepted.
@@ -43,36 +44,21 @@ class UNetMasks(nn.Module):
     def __init__(self, keep_ratio: float, *, base: int = 16, depth: int = 3, seed: int) -> None:
         super().__init__()
         if base < 8 or base % 8:
-            raise user_error(
-                "designer.base",
-                "channels are normalised in groups of 8",
-                value=base,
-                accepted="8, 16, 24, ...",
-            )
+            message = "channels are normalised in groups of 8"
+            raise user_error("designer.base", message, value=base, accepted="8, 16, 24, ...")
         if depth < 1:
-            raise user_error(
-                "designer.depth", "the network has no levels", value=depth, accepted="1 or more"
-            )
+            message = "the network has no levels"
+            raise user_error("designer.depth", message, value=depth, accepted="1 or more")
         widths = [base * 2**level for level in range(depth)]
         self.depth = depth
         with own_random_state(seed):
-            self.down = nn.ModuleList(
-                _stage(*pair) for pair in zip([3, *widths[:-1]], widths, strict=True)
-            )
+            self.down = _stages([3, *widths[:-1]], widths)
             self.bottom = _stage(widths[-1], widths[-1])
-            self.up = nn.ModuleList(
-                _stage(*pair) for pair in zip(widths, [base, *widths[:-1]], strict=True)
-            )
+            self.up = _stages(widths, [base, *widths[:-1]])
             self.head = nn.Conv2d(base, 1, kernel_size=1)
         _start_at(keep_ratio, self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``mu`` of normalised images ``[B, 3, H, W]`` (any float dtype, any size):
-        ``[B, 1, H, W]`` float32 in [0, 1].
-
-        Sides that ``2 ** depth`` does not divide are padded inside by repeating the border.
-        Gradients flow to the weights.
-        """
         height, width = images.shape[-2:]
         states = _padded(images.to(self.head.weight.dtype), 2**self.depth)
         skips = []
@@ -81,9 +67,8 @@ class UNetMasks(nn.Module):
             states = nn.functional.avg_pool2d(skips[-1], 2)
         states = self.bottom(states)
         for stage, skip in zip(reversed(self.up), reversed(skips), strict=True):
-            states = stage(
-                nn.functional.interpolate(states, scale_factor=2.0, mode="nearest") + skip
-            )
+            larger = nn.functional.interpolate(states, scale_factor=2.0, mode="nearest")
+            states = stage(larger + skip)
         return torch.sigmoid(self.head(states))[..., :height, :width]
 
 
@@ -99,7 +84,7 @@ class PatchMasks(nn.Module):
         width: of the tokens, a multiple of 4 and of ``heads``.
         depth: transformer blocks, at least 1.
         heads: of their attention.
-        seed: of the initial weights; the global generator is left where it is.
+        seed: of the initial weights.
 
     Raises:
         UserError: a value is not accepted.
@@ -119,9 +104,8 @@ class PatchMasks(nn.Module):
         check_width("designer.width", width, heads)
         for name, value in (("patch_size", patch_size), ("depth", depth)):
             if value < 1:
-                raise user_error(
-                    f"designer.{name}", "there must be one", value=value, accepted="1 or more"
-                )
+                where = f"designer.{name}"
+                raise user_error(where, "there must be one", value=value, accepted="1 or more")
         self.patch_size = patch_size
         with own_random_state(seed):
             self.embed = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
@@ -131,16 +115,9 @@ class PatchMasks(nn.Module):
         _start_at(keep_ratio, self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``mu`` of normalised images ``[B, 3, H, W]`` (any float dtype, any size):
-        ``[B, 1, H, W]`` float32 in [0, 1].
-
-        Sides that the patch size does not divide are padded inside by repeating the border.
-        Gradients flow to the weights.
-        """
         height, width = images.shape[-2:]
-        patches = self.embed(
-            _padded(images.to(self.head.weight.dtype), self.patch_size)
-        )  # [B, W, h, w]
+        padded = _padded(images.to(self.head.weight.dtype), self.patch_size)
+        patches = self.embed(padded)  # [B, W, h, w]
         grid = patches.shape[-2:]
         ids = torch.arange(math.prod(grid), device=images.device)
         tokens = patches.flatten(2).transpose(1, 2)
@@ -153,10 +130,13 @@ class PatchMasks(nn.Module):
         return torch.sigmoid(logits)[..., :height, :width]
 
 
+def _stages(channels: Sequence[int], outputs: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList(_stage(*pair) for pair in zip(channels, outputs, strict=True))
+
+
 def _stage(channels: int, out: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.GroupNorm(8, out), nn.GELU()
-    )
+    convolution = nn.Conv2d(channels, out, kernel_size=3, padding=1)
+    return nn.Sequential(convolution, nn.GroupNorm(8, out), nn.GELU())
 
 
 def _start_at(keep_ratio: float, head: nn.Conv2d | nn.Linear) -> None:
@@ -175,9 +155,8 @@ def _start_at(keep_ratio: float, head: nn.Conv2d | nn.Linear) -> None:
 def _padded(images: Tensor, multiple: int) -> Tensor:
     """Images whose sides are the next multiples, the border repeated below and to the right."""
     height, width = images.shape[-2:]
-    return nn.functional.pad(
-        images, (0, -width % multiple, 0, -height % multiple), mode="replicate"
-    )
+    border = (0, -width % multiple, 0, -height % multiple)
+    return nn.functional.pad(images, border, mode="replicate")
 
 
 @ARMS.declare(
@@ -187,8 +166,8 @@ def _padded(images: Tensor, multiple: int) -> Tensor:
 )
 class AscentArm(MaskArm):
     network: Literal["unet", "patch"] = "unet"
-    """What looks at a view and emits its mask; ``patch`` is the tiny transformer (DiT/SiT style).
-    """
+    """What looks at a view and emits its mask; ``patch`` is the tiny transformer (DiT/SiT
+    style)."""
     base: PositiveInt = 16
     """``unet``: channels at full resolution, a multiple of 8."""
     depth: Layers = 3
@@ -213,10 +192,8 @@ class AscentArm(MaskArm):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.width % self.heads or self.width % 4:
-            raise ValueError(
-                f"designer.width is {self.width}; designer.heads ({self.heads}) and 4 have to "
-                "divide it"
-            )
+            message = f"designer.width is {self.width}; designer.heads ({self.heads}) and 4 have to"
+            raise ValueError(f"{message} divide it")
         return self
 
     def build(self, site: Site) -> NetworkDesigner:
@@ -229,11 +206,7 @@ class AscentArm(MaskArm):
         )
 
     def masks(self, seed: int) -> nn.Module:
-        """The mask network.
-
-        Raises:
-            UserError: it cannot be built.
-        """
+        """The mask network."""
         if self.network == "unet":
             return UNetMasks(self.keep_ratio, base=self.base, depth=self.depth, seed=seed)
         return PatchMasks(

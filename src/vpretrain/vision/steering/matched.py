@@ -1,6 +1,5 @@
 """Controls of learned masks: their own values in random places, and masks that learn from other
-pictures' values. What a learned view gains beyond these is steering.
-"""
+pictures' values. What a learned view gains beyond these is steering."""
 
 from __future__ import annotations
 
@@ -29,11 +28,7 @@ from vpretrain.vision.steering.noise import smooth_ranks
 
 
 class AfterLearned(Designer[ContextT, TaskT]):
-    """A control around the designer of learned masks.
-
-    Args:
-        learned: that designer, which learns as it would by itself.
-    """
+    """A control around the designer of learned masks, which learns as it would by itself."""
 
     uses_feedback = True
 
@@ -61,14 +56,11 @@ class AfterLearned(Designer[ContextT, TaskT]):
 
 
 class UnevenMasks(AfterLearned[ContextT, TaskT]):
-    """Random smooth masks with the values of the learned ones: in each picture the same mean, the
-    same unevenness and the same histogram, at every step, in places that mean nothing.
-
-    The network learns beside them from the feedback as ever; only which values there are reaches
-    the learner.
+    """Random smooth masks with the values of the learned ones: in each picture the same histogram,
+    at every step, in places that mean nothing.
 
     Args:
-        learned: whose values are scattered.
+        learned: whose values are scattered; only which values there are reaches the learner.
         grain: side in pixels of the grid that the noise is drawn on; bilinear in between.
         seed: of the noise, which has a generator of its own.
     """
@@ -100,11 +92,7 @@ class UnevenMasks(AfterLearned[ContextT, TaskT]):
 
 @dataclass
 class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
-    """Values whose gradient at each picture's mask is that of the next picture of the batch.
-
-    Args:
-        value_of: the real ones, of two pictures or more.
-    """
+    """Values whose gradient at each picture's mask is that of the next picture of the batch."""
 
     value_of: ValueFunction[ContextT]
 
@@ -124,9 +112,8 @@ def _moved_on(estimate: Estimate) -> Estimate:
 
 
 class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
-    """Masks that are learned as ever, but for the picture: each follows the direction of another
-    one's value, so that a network can learn what holds for all pictures, and nothing of this one.
-    """
+    """Masks that each follow the direction of another picture's value: a network can learn what
+    holds for all pictures, and nothing of this one."""
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
         return self.learned.learn(context, OtherPictures(value_of))

@@ -1,6 +1,5 @@
 """A picture of what a designer does to views: crops, their masks, and the views that the learner is
-shown (eq. 49).
-"""
+shown (eq. 49)."""
 
 from __future__ import annotations
 
@@ -10,27 +9,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vpretrain.method.roles import Designer, Learner, ValueFunction
 from vpretrain.vision.dino.learner import Context
+from vpretrain.vision.drawing import draw_rows
 from vpretrain.vision.steering.surfaces import ViewMasks
 from vpretrain.vision.steering.views import LearnedViews
-
-_INCHES = 0.9  # side of one crop
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a designer makes of N crops of H x W pixels.
-
-    Args:
-        crops: ``[N, 3, H, W]`` in [0, 1].
-        masks: ``[N, 1, H, W]`` in [0, 1]; 1 keeps a pixel, 0 blurs it.
-        views: ``[N, 3, H, W]`` in [0, 1], what the learner is shown.
-    """
+    """Crops ``[N, 3, H, W]``, masks ``[N, 1, H, W]`` (1 keeps a pixel, 0 blurs it) and the views
+    that the learner is shown, all in [0, 1]."""
 
     crops: Tensor
     masks: Tensor
@@ -41,23 +32,14 @@ class Shown:
 def shown(
     learner: Learner, designer: Designer, batch: Any, *, mean: Sequence[float], std: Sequence[float]
 ) -> Shown | None:
-    """The first global view of each picture in a batch, as the designer steers it; None if it
-    steers no views.
+    """The first global view of each picture in a batch, as the run's designer steers it; None if it
+    steers no views. ``mean`` and ``std`` of R, G, B are those that views are normalised with.
 
-    Learner and designer stay as they are, but for a designer that draws its masks: that has drawn
-    some more.
-
-    Args:
-        learner: whose views they are.
-        designer: of the run.
-        batch: of the stream.
-        mean: that views are normalised with, of R, G, B.
-        std: likewise.
-    """
+    Learner and designer stay as they are, but for a designer that draws its masks."""
     if not isinstance(getattr(designer, "surface", None), ViewMasks):
         return None
     context: Context = learner.forward(batch)
-    task = designer.make_task(context, _Silence())
+    task = designer.make_task(context, _NoValues())
     if not isinstance(task, LearnedViews):
         return None
     plain = context.global_views
@@ -68,40 +50,17 @@ def shown(
     return Shown(crops, task.mask[0].float().cpu(), views)
 
 
-def draw(found: Shown, path: Path, *, title: str, count: int = 10) -> None:
-    """Writes a PNG of three rows (crops, masks, learned views) of the first ``count`` crops.
-
-    Args:
-        found: what to draw.
-        path: of the file; its folder is made.
-        title: above the picture.
-        count: columns at most.
-    """
-    columns = min(count, len(found.crops))
-    figure = Figure(figsize=(_INCHES * columns + 0.9, _INCHES * 3 + 0.4), layout="constrained")
-    axes = figure.subplots(3, columns, squeeze=False)
-    rows = (("crop", found.crops), ("mask", found.masks), ("learned view", found.views))
-    for of_row, (name, images) in zip(axes, rows, strict=True):
-        for axis, image in zip(of_row, images, strict=False):
-            axis.imshow(
-                image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-        of_row[0].set_ylabel(name, fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(path, dpi=120, metadata={"Software": None})
+def draw(shown: Shown, path: Path, *, title: str, count: int = 10) -> None:
+    """Writes a PNG of three rows (crops, masks, learned views) of the first ``count`` crops."""
+    rows = {"crop": shown.crops, "mask": shown.masks, "learned view": shown.views}
+    draw_rows({name: list(row[:count]) for name, row in rows.items()}, path, title=title)
 
 
-class _Silence(ValueFunction[Any]):
-    """Feedback is not heard for a picture: designers of masks do not ask for it when they construct
-    a task.
-    """
+class _NoValues(ValueFunction[Any]):
+    """Designers of masks ask for no value when they make a task."""
 
     def __call__(self, context: Any, task: Any) -> NoReturn:
-        raise RuntimeError("a designer of masks constructs its task without hearing feedback")
+        raise RuntimeError("a designer of masks makes its task without feedback")
 
     def each(self, context: Any, task: Any) -> NoReturn:
-        """As a call."""
         self(context, task)

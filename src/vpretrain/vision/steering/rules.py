@@ -1,10 +1,8 @@
-"""Rules: from what a linear surface is worth to the task that is set (see
-:class:`vpretrain.method.exact.Rule`).
+"""Rules: from the value of a linear surface to the task (see :class:`vpretrain.method.exact.Rule`).
 
 The loss is linear in DINO's targets and in I-JEPA's weights, so their values do not depend on the
 task they are taken at. Shapes: G global views, B images, P prototypes, N = G B rows, K candidates;
-M target blocks of n patches.
-"""
+M target blocks of n patches."""
 
 from __future__ import annotations
 
@@ -23,13 +21,11 @@ from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.ijepa import learner as ijepa
 from vpretrain.vision.ijepa.learner import IJepaTask
 from vpretrain.vision.steering.arms import ARMS, DINO, IJEPA, CandidatesArm, Site, TiltArm
-from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
+from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, most_probable
 
 
 class DinoRule(Rule[dino.Context, LearnedTargets, dino.ViewTask]):
-    """What the rules of DINO share: their surface are the targets, and those of the probe are the
-    teacher's own.
-    """
+    """Rules over DINO's targets; those of the probe are the teacher's own."""
 
     def baseline_task(self, context: dino.Context) -> BaselineViews:
         return BaselineViews()
@@ -46,12 +42,7 @@ class AnchoredTargets(DinoRule):
     ``r ~ q exp(z)`` over the candidates, behind a gate that opens with the gain ``E_r z - E_q z``.
     What q has on other prototypes stays.
 
-    Args:
-        candidates: K, the teacher's most probable prototypes; None: all.
-        temperature: tau > 0, in standard deviations of the value.
-        clip: bound on the tilt.
-        gate_max: in [0, 1].
-    """
+    The keys are those of :class:`ClosedFormArm`."""
 
     candidates: int | None = None
     temperature: float = 1.0
@@ -63,29 +54,23 @@ class AnchoredTargets(DinoRule):
         return {"gate": (0.0, self.gate_max)}
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
-        """``[N, K]``, each row about its mean: a row's level is the worth of its view, not of a
-        target.
-        """
-        found = gradient.flatten(0, 1).gather(1, self._ids(probe))
-        return found - found.mean(dim=1, keepdim=True)
+        """``[N, K]``, each row about its mean: its level is the view's value, not a target's."""
+        values = gradient.flatten(0, 1).gather(1, self._ids(probe))
+        return values - values.mean(dim=1, keepdim=True)
 
     def task(self, probe: LearnedTargets, values: Tensor) -> LearnedTargets:
-        """Targets whose rows sum to 1, as the teacher's do."""
         teacher, ids = probe.mass.flatten(0, 1), self._ids(probe)
         q = teacher.gather(1, ids)
         within = q.sum(dim=1, keepdim=True)
         fraction = q / within
         bound = self.clip * self.temperature
-        # The plain choice is the teacher's distribution as a whole: it is worth its mean, and r
+        # The plain choice is the teacher's distribution as a whole: its value is the mean, and r
         # puts nothing on it.
         own = (fraction * values.clamp(-bound, bound)).sum(dim=1, keepdim=True)
-        log_p = torch.cat(
-            [torch.full_like(own, -torch.inf), fraction.clamp_min(torch.finfo(q.dtype).tiny).log()],
-            dim=1,
-        )
+        log_p = fraction.clamp_min(torch.finfo(q.dtype).tiny).log()
         proposal, gate = anchored(
             torch.cat([own, values], dim=1),
-            log_p,
+            torch.cat([torch.full_like(own, -torch.inf), log_p], dim=1),
             temperature=self.temperature,
             clip=self.clip,
             gate_max=self.gate_max,
@@ -94,10 +79,7 @@ class AnchoredTargets(DinoRule):
         return LearnedTargets(teacher.scatter(1, ids, mixed).view_as(probe.mass))
 
     def _ids(self, probe: LearnedTargets) -> Tensor:
-        teacher = probe.mass.flatten(0, 1)
-        return teacher.topk(
-            min(self.candidates or teacher.shape[1], teacher.shape[1]), dim=1
-        ).indices
+        return most_probable(probe.mass.flatten(0, 1), self.candidates)
 
 
 @ARMS.declare(
@@ -119,22 +101,17 @@ class ClosedFormArm(CandidatesArm):
 
 @dataclass(frozen=True)
 class ViewWeights(DinoRule):
-    """The teacher's targets, views counting by what their target is worth:
-    ``w = 1 + c clip(s - mean, +-3)``, >= 0, mean 1.
-
-    Args:
-        tilt: ``c`` >= 0, weight per standard deviation of the value.
-    """
+    """The teacher's targets, views counting by their value: ``w = 1 + tilt clip(s - mean, +-3)``,
+    >= 0, mean 1."""
 
     tilt: float = 0.4
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
         """``[G, B]``, centred: what each global view of each image is worth as it is."""
-        worth = (gradient * probe.mass).sum(dim=-1)
-        return worth - distributed.mean(worth)
+        values = (gradient * probe.mass).sum(dim=-1)
+        return values - distributed.mean(values)
 
     def task(self, probe: LearnedTargets, values: Tensor) -> LearnedTargets:
-        """Rows of targets that sum to the weight of their view."""
         return LearnedTargets.weighted(probe.mass, tilted(values, self.tilt))
 
 
@@ -148,17 +125,12 @@ class ViewWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
-    """I-JEPA's target patches, counting by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
-    mean 1.
-
-    Args:
-        tilt: ``c`` >= 0, weight per standard deviation of the value.
-    """
+    """I-JEPA's target patches, counting by their value: ``w = 1 + tilt clip(s - mean, +-3)``, >= 0,
+    mean 1."""
 
     tilt: float = 0.4
 
     def baseline_task(self, context: ijepa.IJepaContext) -> IJepaTask:
-        """Every patch counting alike, the whole context seen."""
         return ijepa.baseline_task(context)
 
     def probe(self, context: ijepa.IJepaContext) -> IJepaTask:
@@ -168,7 +140,6 @@ class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
         return gradient - distributed.mean(gradient)
 
     def task(self, probe: IJepaTask, values: Tensor) -> IJepaTask:
-        """Weighted target patches, the whole context seen."""
         return IJepaTask(tilted(values, self.tilt), probe.context_mask)
 
 

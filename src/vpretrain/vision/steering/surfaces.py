@@ -1,9 +1,7 @@
-"""Where masks enter a learner's task, and what they cost (Appendix G.2; see
-:class:`vpretrain.method.network.Surface`).
+"""Where masks enter a learner's task, and what they cost (Appendix G.2).
 
-Masks are ``[N, 1, H, W]`` in [0, 1], of the images ``[N, 3, H, W]``, normalised, that are the
-surface's inputs. Shapes: G global views, B images, H x W pixels, N images that a network looks at.
-"""
+Masks are ``[N, 1, H, W]`` in [0, 1], of the surface's inputs: normalised images ``[N, 3, H, W]``.
+Shapes: G global views, B images, H x W pixels, N images that a network sees."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ class Masks(Surface[ContextT, TaskT]):
 
     @property
     def bounds(self) -> Bounds:
-        """Masks that hide all or nothing, and masks that are even over their pictures, design
-        nothing."""
+        """Masks that hide all or nothing, or are even over their pictures, design nothing."""
         return {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
@@ -37,12 +34,8 @@ class Masks(Surface[ContextT, TaskT]):
 
 
 class ViewMasks(Masks[dino.Context, dino.ViewTask]):
-    """DINO's global views: kept where the mask is 1, blurred where it is 0 (eq. 49).
-
-    Args:
-        sigma: of the blur, in pixels.
-        local_views_in_value: as the learner has it.
-    """
+    """DINO's global views: kept where the mask is 1, blurred by ``sigma`` pixels where it is 0 (eq.
+    49). ``local_views_in_value`` is as the learner has it."""
 
     def __init__(self, sigma: float, *, local_views_in_value: bool) -> None:
         self.sigma, self.local_views_in_value = sigma, local_views_in_value
@@ -51,11 +44,8 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
         return BaselineViews()
 
     def valued_baseline_task(self, context: dino.Context) -> LearnedTargets | LearnedViews:
-        """Plain views, valued as masks are.
-
-        Through the teacher's own targets, which needs no pass below S; or, where a mask's value
-        lacks the pairs with local views, through a mask of ones, whose value lacks them too.
-        """
+        """Plain views, valued through the teacher's own targets, which needs no pass below S; or,
+        where a mask's value lacks the pairs with local views, through a mask of ones."""
         if self.local_views_in_value:
             return LearnedTargets(context.teacher_targets)
         images = self.inputs(context)
@@ -93,12 +83,9 @@ class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
 
     def part(self, context: ijepa.IJepaContext, rows: int) -> ijepa.IJepaContext:
         blocks = BlockMasks(context.blocks.context[:rows], context.blocks.targets[:rows])
-        tokens, contents, answers = (
-            each[:rows] for each in (context.tokens, context.contents, context.answers)
-        )
-        return ijepa.IJepaContext(
-            context.pixels[:rows], context.grid, blocks, tokens, contents, answers
-        )
+        tensors = (context.tokens, context.contents, context.answers)
+        rest = (each[:rows] for each in tensors)
+        return ijepa.IJepaContext(context.pixels[:rows], context.grid, blocks, *rest)
 
 
 class MaskedContext(IJepaTask):
@@ -136,8 +123,7 @@ def mask_metrics(masks: Tensor) -> dict[str, float]:
 
     ``mask_mean``; ``mask_std``, over the pixels of an image, averaged over images (0: each mask has
     collapsed to a constant); ``mask_spread``, standard deviation of the images' means (0: every
-    image keeps as much); ``mask_total_variation``; ``gate``, the mean share that is blurred.
-    """
+    image keeps as much); ``mask_total_variation``; ``gate``, the mean share that is blurred."""
     pixels = masks.flatten(1)
     return {
         "mask_mean": float(pixels.mean()),

@@ -52,10 +52,8 @@ def description(
     ]
 
 
-def found(*overrides: str) -> str:
-    return "\n".join(
-        str(problem) for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])
-    )
+def problems(*overrides: str) -> str:
+    return "\n".join(map(str, check("demo-vision", [*SMALL, *SCENES, *overrides])))
 
 
 def label_of_another_size(folder: Path) -> Path:
@@ -77,7 +75,7 @@ def depth_without_a_valid_pixel(folder: Path) -> Path:
 
 
 def test_nothing_is_wrong_with_whole_files(folder: Path) -> None:
-    assert found(*description(folder)) == ""
+    assert problems(*description(folder)) == ""
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ def test_a_bad_file_is_named_or_left_out_and_named(
     breaks: Callable[[Path], Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = breaks(folder)
-    assert str(path) in found(*description(folder))
+    assert str(path) in problems(*description(folder))
     with pytest.raises(UserError, match=path.name):
         Vision().load(tiny_recipe(*description(folder)))
     capsys.readouterr()
@@ -101,12 +99,12 @@ def test_a_bad_file_is_named_or_left_out_and_named(
 
 def test_left_out_pictures_can_leave_too_few(folder: Path) -> None:
     unreadable_image(folder)
-    shown = found(*description(folder), "data.on_bad_row=skip", "data.feedback.sets.0.meta=7")
+    shown = problems(*description(folder), "data.on_bad_row=skip", "data.feedback.sets.0.meta=7")
     assert "data.feedback.sets.0.train" in shown and "11 in all" in shown
 
 
 def test_a_task_without_targets_is_named(folder: Path) -> None:
-    shown = found(*description(folder, "labels: labels, classes: 7"))
+    shown = problems(*description(folder, "labels: labels, classes: 7"))
     assert (
         "data.feedback.sets" in shown
         and "depth" in shown
@@ -115,7 +113,7 @@ def test_a_task_without_targets_is_named(folder: Path) -> None:
 
 
 def test_patches_that_do_not_tile_are_named() -> None:
-    shown = found("learner.crops.local_size=15")
+    shown = problems("learner.crops.local_size=15")
     assert "learner.crops.local_size" in shown and "multiples of 8" in shown
 
 
@@ -129,10 +127,10 @@ def test_pictures_that_are_evaluated_on_are_refused_in_the_stream(folder: Path) 
         write(folder / f"held/{at:02}.png", draw.integers(0, 256, (64, 48, 3), dtype=numpy.uint8))
         write(folder / f"labels/{at:02}.png", draw.integers(0, 7, (64, 48), dtype=numpy.uint8))
     options = [f"data.root={folder}", STREAM, test, "evaluate.probes=[segmentation]"]
-    assert found(*options) == ""
+    assert problems(*options) == ""
     # the same picture under another name and format is read at another size than in the test set
     Image.open(folder / "held/03.png").save(folder / "images/other.bmp")
-    shown = found(*options)
+    shown = problems(*options)
     assert "data.stream.0.pictures" in shown and "other.bmp" in shown and "held/03.png" in shown
     assert "also in data.evaluation.test" in shown
 
@@ -147,15 +145,15 @@ def test_files_that_are_evaluated_on_are_found_in_a_stream_that_is_not_decoded(
     stream = "data.stream.0.pictures={kind: imagenet, path: categories}"
     test = "data.evaluation.test=[{kind: folder, images: images, labels: labels, classes: 7}]"
     options = [f"data.root={folder}", stream, test, "evaluate.probes=[segmentation]"]
-    assert found(*options) == ""
+    assert problems(*options) == ""
     shutil.copy(folder / "images/05.png", folder / "categories/n1/copy.png")
-    shown = found(*options)
+    shown = problems(*options)
     assert "data.stream.0.pictures" in shown and "copy.png" in shown and "05.png" in shown
 
 
 def test_scenes_that_are_evaluated_on_are_refused_in_the_stream() -> None:
-    assert "data.stream.0.pictures" in found("data.stream.0.pictures.split=test")
-    assert found("data.stream.0.pictures.split=test", "data.stream.0.pictures.seed=3") == ""
+    assert "data.stream.0.pictures" in problems("data.stream.0.pictures.split=test")
+    assert problems("data.stream.0.pictures.split=test", "data.stream.0.pictures.seed=3") == ""
 
 
 def test_copies_in_the_stream_are_counted_and_left_out_when_asked(
@@ -180,7 +178,7 @@ def test_files_that_are_not_read_are_counted_by_check(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "images/a.heic").write_bytes(b"x")
-    assert found(f"data.root={folder}", STREAM) == ""
+    assert problems(f"data.root={folder}", STREAM) == ""
     assert "1 files are not read" in capsys.readouterr().err.replace("\n", "")
 
 
@@ -190,11 +188,11 @@ def test_masks_of_0_and_255_are_asked_about_in_a_recipe(folder: Path) -> None:
         write(folder / f"labels/{at:02}.png", mask)
     options = description(folder, "labels: labels, classes: 2")
     options[-1] = "data.feedback.tasks={segmentation: 1}"
-    assert "Is 255 a class" in found(*options)
+    assert "Is 255 a class" in problems(*options)
     right = description(folder, "labels: labels, classes: 2, label_values: [0, 255]")
-    assert "Is 255 a class" not in found(*right)
-    assert "classes" in found(*description(folder, "labels: labels, classes: 1"))
-    assert "label_values" in found(
+    assert "Is 255 a class" not in problems(*right)
+    assert "classes" in problems(*description(folder, "labels: labels, classes: 1"))
+    assert "label_values" in problems(
         *description(folder, "labels: labels, classes: 3, label_values: [0, 255]")
     )
 
@@ -202,10 +200,61 @@ def test_masks_of_0_and_255_are_asked_about_in_a_recipe(folder: Path) -> None:
 def test_backgrounds_and_white_are_recipe_values(folder: Path) -> None:
     write(folder / "images/00.png", numpy.full((32, 32), 4095, numpy.uint16))
     options = [f"data.root={folder}", STREAM]
-    assert "data.white_level" in found(*options)
-    assert found(*options, "data.white_level=4095") == ""
+    assert "data.white_level" in problems(*options)
+    assert problems(*options, "data.white_level=4095") == ""
     clear = numpy.zeros((32, 32, 4), numpy.uint8)
     write(folder / "images/00.png", clear)
     recipe = tiny_recipe(*options, "data.background=[1, 2, 3]")
     picture = Vision().load(recipe).sets.stream[0].pictures[0]
     assert picture.pixels[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_more_prototypes_than_pictures_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    head = "learner.head={hidden: [32], bottleneck: 16, prototypes: 8192}"
+    assert problems(head) == ""
+    shown = capsys.readouterr().err
+    assert "learner.head.prototypes: more prototypes than the stream has pictures (12)" in shown
+    assert "such as 64" in shown
+    problems()
+    assert "prototypes" not in capsys.readouterr().err
+
+
+def test_a_class_that_no_feedback_picture_holds_is_warned_about(
+    tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = numpy.random.default_rng(0)
+    for part, classes in (("train", 2), ("test", 4)):
+        for at in range(12):
+            maps = {
+                "images": draw.integers(0, 256, (32, 32, 3), dtype=numpy.uint8),
+                "labels": draw.integers(0, classes, (32, 32), dtype=numpy.uint8),
+            }
+            for name, values in maps.items():
+                (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(tmp_path / part / name / f"{at}.png")
+    folder = "{{kind: folder, images: {0}/images, labels: {0}/labels, classes: 4}}"
+    options = [
+        f"data.root={tmp_path}",
+        f"data.feedback.sets.0.pictures={folder.format('train')}",
+        f"data.evaluation.train=[{folder.format('train')}]",
+        f"data.evaluation.test=[{folder.format('test')}]",
+        "data.feedback.tasks={segmentation: 1}",
+        "evaluate.probes=[segmentation]",
+    ]
+    assert problems(*options) == ""
+    shown = capsys.readouterr().err
+    assert "no feedback picture holds these classes" in shown and "segmentation: 2, 3" in shown
+
+
+def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
+    shown = problems("data.meta_batch_size=13")
+    assert "data.meta_batch_size" in shown and "1 to 12" in shown
+    assert problems("data.meta_batch_size=12") == ""
+    assert "data.feedback.batch_size" in problems("data.feedback.batch_size=4")
+
+
+def test_warnings_of_a_run_are_those_of_its_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe("learner.head={hidden: [32], bottleneck: 16, prototypes: 4096}")
+    (warning,) = Vision().load(recipe).sets.warnings
+    assert warning.where == "learner.head.prototypes" and warning.value == "4096"
+    assert "4096" in capsys.readouterr().err
