@@ -86,16 +86,9 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
     finally:
         for process, _ in children.values():
             process.kill()
-<<<<<<< HEAD
-    return _summary(rounds_of, peaks, flops, arms[0]) | {
-        "rounds": rounds,
-        "environment": environment(),
-    }
-=======
-    measured = _summary(found, peaks, flops, arms[0])
     unit = MODALITIES[recipe.modality]().unit
+    measured = _summary(rounds_of, peaks, flops, arms[0])
     return measured | {"unit": unit, "rounds": rounds, "environment": environment()}
->>>>>>> f04700f (Pictures in fewer lines: learners, tasks, heads, readers, searches and settings say each thing once; TIFFs whose white is zero, label maps with alpha and endings in capitals are read; prototypes, missing classes and meta batches are held against the pictures; the report shows drawings, speeds are images a second)
 
 
 def _summary(
