@@ -112,6 +112,7 @@ LANGUAGE = {
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
     "greats_topk": ["learner.accumulate=2"],
     "dga": [],
+    "rho1": [],
     "random_selection": [],
     "opus": ["designer.draws=3", "designer.rounds=2", "data.packing=false"],
 }

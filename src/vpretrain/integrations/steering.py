@@ -37,7 +37,7 @@ def steering_arms() -> dict[str, str]:
         and not arm.after
         and not (
             arm.designer
-            and (ARMS.kinds[arm.designer].needs_sources or ARMS.kinds[arm.designer].selects)
+            and (ARMS.kinds[arm.designer].needs_sources or ARMS.kinds[arm.designer].needs_run)
         )
     }
 

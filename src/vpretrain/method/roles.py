@@ -173,6 +173,21 @@ class Learned(Generic[TaskT]):
     task: TaskT | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a designer used before the first step; it is charged to the run's budget.
+
+    Args:
+        tokens: that something was trained on.
+        flops: floating-point operations.
+        metrics: figures to log.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+
+
 class Designer(ABC, Generic[ContextT, TaskT]):
     """The task designer ``phi``: all that differs between arms lives behind this role.
 
@@ -195,6 +210,11 @@ class Designer(ABC, Generic[ContextT, TaskT]):
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
         """The task as it is without steering (one-hot targets, plain views)."""
+
+    def prepare(self) -> Prepared:
+        """Whatever it takes before the first step of a run: called once, and not by a run that goes
+        on from a checkpoint."""
+        return Prepared()
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         """The task of this batch, at every learner step; it needs no graph to ``phi``."""

@@ -86,6 +86,7 @@ class Run:
         self.state = RunState(parts, self.step_once)
         self.clock = Clock(self.state.spent)
         self.skipped_in_a_row, self.rewound = 0, False
+        self.prepared: Metrics = {}
 
     # ---- the beginning
 
@@ -104,10 +105,13 @@ class Run:
         self.state.step0 = parts.evaluate() if step0 is None else step0
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
+        self.prepared = self._prepare()
+        if self.prepared and self.exhausted:
+            raise self._used_up("what the arm trains beforehand", "let it train on less")
         seed_run(self.recipe)
         for settled in range(self.recipe.value.settle_steps if parts.on_stream else 0):
             if self.exhausted:
-                raise self._too_little_to_settle(settled)
+                raise self._used_up(*self._settling(settled))
             batch = self.next_batch()
             try:
                 self._step(batch, 0.0, 0.0)
@@ -115,20 +119,34 @@ class Run:
                 self.recover(batch, fault)
         self.step_once.count = 0
         if parts.on_stream and self.exhausted:
-            raise self._too_little_to_settle(self.recipe.value.settle_steps)
+            raise self._used_up(*self._settling(self.recipe.value.settle_steps))
 
-    def _too_little_to_settle(self, settled: int) -> UserError:
+    def _prepare(self) -> Metrics:
+        """What the designer does before the first step: charged to the budget, and logged apart in
+        the first record."""
+        with self.clock:
+            started = time.perf_counter()
+            prepared = self.parts.designer.prepare()
+            seconds = time.perf_counter() - started
+        self.state.spent.add(tokens=prepared.tokens, flops=prepared.flops)
+        if not prepared.metrics:
+            return {}
+        used = {"tokens": float(prepared.tokens), "flops": prepared.flops, "seconds": seconds}
+        return {**{f"prepared_{name}": figure for name, figure in used.items()}, **prepared.metrics}
+
+    def _settling(self, settled: int) -> tuple[str, str]:
+        steps = f"{settled} of {self.recipe.value.settle_steps} steps of value.settle_steps"
+        return f"settling, at {steps},", "settle for fewer steps"
+
+    def _used_up(self, what: str, fix: str) -> UserError:
         """Not a run of 0 steps that looks like any other."""
         budget, used = self.recipe.budget, self.state.spent.state_dict()
         limits = {name: limit for name, limit in budget if limit is not None}
         name, limit = next((n, limit) for n, limit in limits.items() if used[n] >= limit)
-        message = (
-            f"settling used it up before the first step, at {settled} of "
-            f"{self.recipe.value.settle_steps} steps of value.settle_steps; give more, or settle "
-            "for fewer steps"
+        message = f"{what} used it up before the first step; give more, or {fix}"
+        return user_error(
+            f"budget.{name}", message, value=limit, accepted=f"more than {used[name]}"
         )
-        accepted = "more than settling takes"
-        return user_error(f"budget.{name}", message, value=limit, accepted=accepted)
 
     # ---- one turn of the loop
 
@@ -223,7 +241,8 @@ class Run:
         """Logs a step with what was drawn for it. Equal steps of a seed show equal ``batch``
         digests in every arm that draws as much."""
         spent = self.state.spent.state_dict()
-        record: Record = {"step": spent.pop("steps"), **spent, **metrics}
+        record: Record = {"step": spent.pop("steps"), **spent, **metrics, **self.prepared}
+        self.prepared = {}
         if self.parts.designer.selector is not None:
             record["drawn"] = self.state.drawn
         self._log(record | {"batch": batch.digest()})

@@ -5,14 +5,15 @@ folder; all of them are imported with the package.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from vpretrain.config.arms import Arms, DesignerSection
+from vpretrain.language.data.rows import Document
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
@@ -74,11 +75,17 @@ class Site:
         learner: what it steers.
         seed: of its first weights.
         reliability: how its values shrink.
+        feedback: the verified rows, for a baseline that trains a model of its own on them.
+        tokenizer: the learner's.
+        learning_rate: the learner's.
     """
 
     learner: CausalLearner
     seed: int
     reliability: Reliability
+    feedback: Sequence[Document] = ()
+    tokenizer: Any = None
+    learning_rate: float = 1.5e-5
 
     @property
     def embedding(self) -> Tensor:
@@ -93,8 +100,9 @@ class LanguageArm(DesignerSection, ABC):
     """None: there is no model of what it costs."""
     needs_sources: ClassVar[bool] = False
     """Whether it tells sources of the stream apart."""
-    selects: ClassVar[bool] = False
-    """Whether it chooses what of the stream is trained on."""
+    needs_run: ClassVar[bool] = False
+    """Whether it needs a run of ours, and not rows that another trainer hands over: it draws more
+    than it trains on, or trains something before the first step."""
 
     @property
     def most_candidates(self) -> int:

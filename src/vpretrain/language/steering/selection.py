@@ -324,7 +324,7 @@ class OneHotOnChosen(OneHot):
 class SelectionArm(LanguageArm):
     """Of arms that choose what of the stream is trained on."""
 
-    selects = True
+    needs_run = True
 
     draws: Annotated[int, Field(ge=2)] = 2
     """m: batches that are drawn for one that is trained on; they are what is chosen among."""

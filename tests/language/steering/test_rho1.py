@@ -1,0 +1,63 @@
+"""Tokens chosen by excess loss over a reference."""
+
+import pytest
+import torch
+
+from tests.language.conftest import tiny_batch, tiny_learner
+from tests.run.test_train import tiny_recipe, trained
+from vpretrain.language import Language
+from vpretrain.language.steering.rho1 import ExcessLoss, Reference
+from vpretrain.run.run import Run
+from vpretrain.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def materials():
+    return Language().load(tiny_recipe())
+
+
+def test_the_tokens_with_the_largest_excess_loss_are_kept():
+    learner, other, batch = tiny_learner(), tiny_learner(seed=1), tiny_batch()
+    task = ExcessLoss(Reference(other), 0.6).make_task(learner.forward(batch), None)
+    excess = learner.token_losses(batch)[0] - other.token_losses(batch)[0]
+    count = round(0.6 * len(excess))
+    expected = torch.zeros(len(excess))
+    expected[excess.topk(count).indices] = len(excess) / count
+    torch.testing.assert_close(task.mass[:, 0], expected)
+
+
+def test_the_reference_is_trained_before_the_first_step_and_charged_apart(materials):
+    steps = ["arm=rho1", "budget.steps=2", "designer.reference_epochs=2"]
+    result = trained(materials, *steps)[1]
+    first, second = result.history
+    tokens = 2 * sum(len(document.ids) for document in materials.feedback)
+    assert first["prepared_tokens"] == tokens and first["prepared_seconds"] > 0
+    assert first["prepared_flops"] > 0
+    assert first["reference_loss_last"] < first["reference_loss_first"]
+    assert "prepared_tokens" not in second
+    plain = trained(materials, "arm=onehot", "budget.steps=2")[1]
+    assert result.spent.tokens == plain.spent.tokens + tokens
+    assert result.stream_digest == plain.stream_digest
+
+
+def test_a_budget_that_the_reference_uses_up_is_told_as_that(materials):
+    with pytest.raises(UserError, match=r"budget\.tokens.*beforehand used it up"):
+        trained(materials, "arm=rho1", "budget={tokens: 500}", "budget.steps=null")
+
+
+def test_a_reference_of_another_tokenizer_is_refused(materials, tmp_path):
+    parts = Language().build(tiny_recipe(), materials)
+    parts.save(tmp_path / "same")
+    own = tiny_recipe("arm=rho1", f"designer.reference={tmp_path / 'same'}")
+    run = Run(own, Language().build(own, materials), step0={})
+    run.start()
+    assert run.state.spent.tokens == 0  # nothing was trained
+
+    parts.save(tmp_path / "other")
+    tokenizer = materials.tokenizer
+    tokenizer = type(tokenizer).from_pretrained(tmp_path / "other")
+    tokenizer.add_tokens(["<a token of its own>"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    recipe = tiny_recipe("arm=rho1", f"designer.reference={tmp_path / 'other'}")
+    with pytest.raises(UserError, match=r"designer\.reference.*another tokenizer"):
+        Language().build(recipe, materials)
