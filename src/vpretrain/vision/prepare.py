@@ -1,13 +1,10 @@
-"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe
-where none is at hand.
-"""
+"""The checkpoint that steering starts from: one that is named, or one that is made once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,29 +15,20 @@ from vpretrain.system import devices
 from vpretrain.system.phases import phase
 from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.data.stream import Stream, fingerprint
-from vpretrain.vision.learners import Learner, assembled, baseline_of, save
+from vpretrain.vision.learners import assembled, save
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.recipe import Prepare, VisionRecipe
+from vpretrain.vision.role import AnyPictureLearner
 
 _OF_LEARNER = (
-    "kind",
-    "crops",
-    "head",
-    "student_temperature",
-    "teacher_temperature",
-    "center_momentum",
-    "centering",
-    "predictor",
-    "blocks",
-    "error",
+    *("kind", "crops", "head", "student_temperature", "teacher_temperature", "center_momentum"),
+    *("centering", "predictor", "blocks", "error"),
 )
 """Keys of ``learner`` that what is made depends on."""
 
 
 def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
-    """Where the prepared learner is or will be, in ``$VPRETRAIN_CACHE`` or ``~/.cache/vpretrain``,
-    named after its making.
-    """
+    """Where the prepared learner is or will be in the cache, named after how it is made."""
     description = [
         recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
         recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)),
@@ -54,9 +42,7 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
 
 
 def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
-    """Folder or hub id of the backbone; a prepared one is made here if the cache lacks it; None for
-    random weights.
-    """
+    """Folder or hub id of the backbone, made here if the cache lacks it; None: random weights."""
     section = recipe.learner
     if section.config is not None:
         return None
@@ -69,27 +55,21 @@ def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
 
 
 def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
-    """Trains a backbone from random weights on the stream, without steering; the folder appears
-    whole or not at all.
-    """
+    """Trains a backbone from random weights without steering; the folder appears whole or never."""
     section = prepared.section_of(recipe.learner.prepare)
     with prepared.replacing_folder(out) as folder, torch.random.fork_rng():
-        torch.manual_seed(
-            section.seed
-        )  # of the weights, and of what backbones draw while they train
+        torch.manual_seed(section.seed)  # of the weights, and of dropout
         save(_trained(recipe, sets, section), folder)
     return out
 
 
-def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learner:
-    """A learner after plain self-supervised learning with AdamW."""
+def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> AnyPictureLearner:
     made = recipe.learner.model_copy(
         update={"teacher_momentum": section.teacher_momentum, "aligned_blocks": 1}
     )
     attention = recipe.learner.attention
-    model = new_model(
-        section.config, dtype=torch.float32, attention=attention, where="learner.prepare.config"
-    )
+    where = "learner.prepare.config"
+    model = new_model(section.config, dtype=torch.float32, attention=attention, where=where)
     learner = assembled(made, model.to(devices.device()), section.seed)
     stream = Stream(
         sets.stream,
@@ -100,9 +80,8 @@ def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> Learn
     )
     parameters = [p for p in learner.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=section.weight_decay)
-    how: Pretraining[Any, Any, Any] = Pretraining(
-        learner, baseline_of(learner), optimizer, 1.0, "learner.prepare.learning_rate"
-    )
+    key = "learner.prepare.learning_rate"
+    how = Pretraining(learner, learner.baseline_task, optimizer, 1.0, key)
     losses = pretrain(how, stream, _schedule(section))
     for _ in phase("making the learner (once), steps", losses, section.steps):
         pass

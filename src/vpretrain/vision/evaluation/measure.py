@@ -1,0 +1,74 @@
+"""What a run measures: every probe and search that a recipe asks for, on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vpretrain.run.scores import Score
+from vpretrain.vision.data.images import Picture
+from vpretrain.vision.data.kept import GIB
+from vpretrain.vision.data.loading import PictureSets, needed
+from vpretrain.vision.evaluation.probes import (
+    classification_probe,
+    depth_probe,
+    knn,
+    segmentation_probe,
+)
+from vpretrain.vision.evaluation.retrieval import pooled, retrieval
+from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
+from vpretrain.vision.feedback.tasks import Classification, DownstreamTask, Segmentation
+from vpretrain.vision.recipe import VisionEvaluate, VisionRecipe
+
+METRICS: Mapping[str, Mapping[str, str]] = {
+    "segmentation": {"miou": "miou", "probe_cross_entropy": "cross_entropy"},
+    "depth": {"depth_rmse": "rmse", "depth_abs_rel": "abs_rel", "depth_delta_1": "delta_1"},
+    "classification": {"accuracy": "accuracy"},
+}
+"""What a run calls each of a probe's scores, by task."""
+
+
+def evaluate(recipe: VisionRecipe, sets: PictureSets, encoder: Encoder) -> dict[str, Score]:
+    """Scores by name, ``SPLIT/METRIC``."""
+    section = recipe.evaluate
+    dense = any(sets.tasks[name].dense for name in needed(recipe))
+    known: dict[tuple[int, ...], FrozenFeatures] = {}
+
+    def frozen(pictures: list[Picture], task: DownstreamTask) -> FrozenFeatures:
+        usable = [picture for picture in pictures if task.has(picture)]
+        key = tuple(map(id, usable))
+        if key not in known:  # tasks that share their pictures share the features
+            known[key] = freeze_within(encoder, usable, section.memory_gib * GIB, patches=dense)
+        return known[key]
+
+    scores: dict[str, Score] = {}
+    for probe in section.probes:
+        task = sets.tasks["classification" if probe == "knn" else probe]
+        train, test = (frozen(pictures, task) for pictures in (sets.probed, sets.evaluation))
+        if probe == "knn":
+            scores["knn"] = knn(train, test, neighbours=section.neighbours)
+        else:
+            scores |= _probe(section, task, train, test)
+    for name, searched in sets.retrieval.items():
+        patches = section.retrieval[name].pooling == "patches"
+        queries = pooled(encoder, searched.queries, patches=patches)
+        database = pooled(encoder, searched.database, patches=patches)
+        ranked = retrieval(queries, database, searched.relevance)
+        scores |= {f"{name}_{metric}": score for metric, score in ranked.items()}
+    return {f"{section.split}/{name}": score for name, score in scores.items()}
+
+
+def _probe(
+    section: VisionEvaluate, task: DownstreamTask, train: FrozenFeatures, test: FrozenFeatures
+) -> dict[str, Score]:
+    settings = section.probe.settings()
+    if isinstance(task, Segmentation):
+        balanced = section.class_balanced
+        probed = segmentation_probe(
+            train, test, classes=task.classes, settings=settings, class_balanced=balanced
+        )
+    elif isinstance(task, Classification):
+        probed = classification_probe(train, test, classes=task.classes, settings=settings)
+    else:
+        settings = (section.depth_probe or section.probe).settings()
+        probed = depth_probe(train, test, settings=settings)
+    return {name: probed.scores[metric] for name, metric in METRICS[task.name].items()}
