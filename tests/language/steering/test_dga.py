@@ -43,12 +43,12 @@ def designer_of(step=0.5, memory=0.0):
 
 
 def test_a_step_is_exponentiated_alignment_by_hand(context):
-    """8 and 4 predicted tokens, mean values 1 and -2."""
+    """8 and 4 predicted tokens, values 1 and -2, their mean 0: 8 and -8 over the root of 8 and 4."""
     source, names = sources_of(context)
     assert names == ["a", "b"] and source.tolist() == [0] * 8 + [1] * 4
     values = torch.tensor([1.0, -2.0])[source][:, None]
     task = designer_of().learn(context, Given(values)).task
-    alpha = [8 / 12 * math.exp(0.5), 4 / 12 * math.exp(-1.0)]
+    alpha = [8 / 12 * math.exp(0.5 * 8 / 8**0.5), 4 / 12 * math.exp(-0.5 * 8 / 2)]
     ratio = [alpha[0] / sum(alpha) * 12 / 8, alpha[1] / sum(alpha) * 12 / 4]
     expected = torch.tensor(ratio)[source]
     torch.testing.assert_close(task.mass[:, 0], expected)

@@ -28,9 +28,10 @@ class SourceMixture(Designer[Context, SoftTargets]):
     """One-hot targets whose tokens count by their source: ``alpha_s / pi_s``, ``alpha`` the mixture
     that the feedback asks for and ``pi`` that of the batch.
 
-    At a meta step ``alpha_s <- alpha_s exp(eta a_s) / sum``, ``a_s = <u, grad_S L_s>`` with the
-    mean loss of the tokens of source s in the batch, in standard deviations of token values. What
-    is used is a running mean of ``alpha``.
+    At a meta step ``alpha_s <- alpha_s exp(eta a_s) / sum``, ``a_s = <u, grad_S (L_s - L)>`` with
+    the mean loss of the tokens of source s in the batch and that of all, in standard errors: token
+    values over their standard deviation, times the root of how many there are. What is used is a
+    running mean of ``alpha``.
 
     Args:
         step_size: eta >= 0.
@@ -90,12 +91,13 @@ class SourceMixture(Designer[Context, SoftTargets]):
     def _update(self, context: Context, values: Tensor) -> dict[str, float]:
         """One exponentiated step; returns the mixture of the batch that follows."""
         source, names = sources_of(context)
+        values = values - distributed.mean(values)
         sums = values.new_zeros(2, len(names), dtype=torch.float64).index_add(
             1, source, torch.stack([values, torch.ones_like(values)]).double()
         )
         total, count = distributed.total(sums)
         share = count / count.sum()
-        aligned = (total / count.clamp_min(1)).tolist()
+        aligned = (total / count.clamp_min(1).sqrt()).tolist()
         for name, figure in zip(names, aligned, strict=True):
             self.logs[name] = self.logs.get(name, 0.0) + self.step_size * figure
         logs = torch.tensor([self.logs[name] for name in names], dtype=torch.float64)
@@ -142,14 +144,14 @@ class DgaArm(LanguageArm):
     What differs from the published form: tokens are weighted by the mixture, where the paper draws
     by it, which is the same gradient in expectation; gradients are over S, and those of all sources
     are valued on the learner's own batch, without batches of their own; alignments are in standard
-    deviations of token values.
+    errors of their source's mean, so that one step size serves every scale of loss and gradient.
     """
 
     needs_sources = True
 
-    step_size: NonNegativeFloat = 1.0
+    step_size: NonNegativeFloat = 0.1
     """eta of the exponentiated step."""
-    mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Weight of the past in the running mean of mixtures."""
 
     def build(self, site: Site) -> SourceMixture:

@@ -41,7 +41,8 @@ class OpusArm(SelectionArm):
 
     What differs from the published form: the proxy is the feedback set, as ``value`` and
     ``data.feedback`` have it; P is AdamW's whole diagonal (eq. 35), over S; values are exact, where
-    the paper sketches gradients; documents are chosen and packed; the draw is in rounds.
+    the paper sketches gradients, which costs less than the passes of a round here; documents are
+    chosen and packed; the draw is in rounds.
     Temperature and penalty are in standard deviations over what was drawn: the published units
     follow the learning rate, so that one number means another choice at every step. Similarity is
     the plain inner product of gradients, not that of their updates.

@@ -79,7 +79,7 @@ class Redundancy:
     """
 
     weight: float = 0.0
-    rounds: int = 4
+    rounds: int = 2
 
 
 def document_values(context: Context, gradient: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ class SelectionArm(LanguageArm):
 
     draws: Annotated[int, Field(ge=2)] = 2
     """m: batches that are drawn for one that is trained on; they are what is chosen among."""
-    rounds: PositiveInt = 4
+    rounds: PositiveInt = 2
     """Rounds in which documents are chosen where they lose what they have in common with others;
     as many as there are documents: one at a time."""
 
