@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
 
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
-from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
-from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream, padded
+from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream
 from vpretrain.language.data.texts import documents_of, notices, read
-from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
+from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
+from vpretrain.language.fitting import (
+    aligned_of,
+    check_fit,
+    too_large,
+    unfit_tokenizer,
+    unfit_window,
+)
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.layout import refusals
@@ -31,25 +36,22 @@ from vpretrain.language.learner.loading import (
     load_tokenizer,
     skeleton,
 )
-from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.materials import Materials
 from vpretrain.language.prepare import cached, locate, make
-from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.steering.arms import ARMS, DEMO, Site
 from vpretrain.language.steering.domains import ALL, domains_of, matched
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
+from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.parts import Modality, Parts
-from vpretrain.run.resources import disk_shortage, memory_shortage
-from vpretrain.run.scores import Score
+from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
-from vpretrain.system import devices, distributed, sharding
-from vpretrain.system.contexts import evaluating
-from vpretrain.system.errors import Problem, UserError, renamed, user_error
-from vpretrain.system.sampling import Order
+from vpretrain.system import devices, distributed
+from vpretrain.system.errors import Problem, UserError, renamed
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
         texts = read(recipe)
         shapes = skeleton(recipe)
-        if problems := refusals(shapes, packing=recipe.data.packing) or _too_large(recipe, shapes):
+        if problems := refusals(shapes, packing=recipe.data.packing) or too_large(recipe, shapes):
             raise UserError(*problems)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
@@ -76,17 +78,17 @@ class Language(Modality[LanguageRecipe, Materials]):
         counts: dict[str, Encoded] = {}
 
         def documents(name: str, rows: Sequence[Row], most: int) -> list[Document]:
-            found, counts[name] = encode(
+            encoded, counts[name] = encode(
                 rows, tokenizer, max_tokens=most, parse_special_tokens=parse
             )
-            return found
+            return encoded
 
         sources = []
         for source in recipe.data.stream:
-            found, counts[f"stream/{source.name}"] = documents_of(
+            stored, counts[f"stream/{source.name}"] = documents_of(
                 source, texts.stream[source.name], tokenizer, recipe.data
             )
-            sources.append(Source(source.name, found, source.weight))
+            sources.append(Source(source.name, stored, source.weight))
         tasks, of_tasks = encode_tasks(
             recipe.data.feedback, texts.tasks, tokenizer, parse_special_tokens=parse
         )
@@ -97,7 +99,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
         for line in notices(texts, counts, recipe.data):
-            _say(line)
+            _warn(line)
         return Materials(
             location,
             tokenizer,
@@ -107,7 +109,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             evaluation,
             also,
             counts,
-            _benchmarks(recipe),
+            benchmarks_of(recipe),
         )
 
     def check(self, recipe: LanguageRecipe) -> list[Problem]:
@@ -116,6 +118,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         """
         problems: list[Problem] = []
         section, texts = recipe.learner, None
+        named_model = section.prepare is None or section.model is not None
         count = recipe.designer.most_candidates
         try:
             count = ARMS.section_of(recipe).most_candidates
@@ -128,26 +131,21 @@ class Language(Modality[LanguageRecipe, Materials]):
         try:
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
             problems += refusals(shapes, packing=recipe.data.packing)
-            problems += [*_too_large(recipe, shapes), *disk_shortage(shapes, recipe.checkpoint)]
-            problems += _unfit_window(recipe, shapes.config)
-            if section.prepare is None or section.model is not None:
+            problems += [*too_large(recipe, shapes), *disk_shortage(shapes, recipe.checkpoint)]
+            problems += unfit_window(recipe, shapes.config)
+            if named_model:
                 location = None if section.model is None else named(section.model)
-                problems += _unfit_tokenizer(load_tokenizer(section, location), shapes.config)
+                problems += unfit_tokenizer(load_tokenizer(section, location), shapes.config)
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
-            _aligned(section, shapes)
+            aligned_of(section, shapes)
             if count > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
         except UserError as error:
             problems += error.problems
-        there = section.prepare is None or section.model is not None
         try:
-            if (
-                texts
-                and not problems
-                and (there or (cached(recipe, texts) / "config.json").is_file())
-            ):
+            if texts and not problems and (named_model or is_model(cached(recipe, texts))):
                 self.build(recipe, self.load(recipe))
         except UserError as error:
             problems += error.problems
@@ -167,19 +165,19 @@ class Language(Modality[LanguageRecipe, Materials]):
             cut = CutDocuments(materials.feedback, data.window_tokens)
             sources = [Source("feedback", cut, 1.0)]
         domains = {name: task.sources for name, task in data.feedback.named().items()}
-        feedback = feedback_from(
+        tasks = feedback_from(
             data.feedback,
             materials.tasks,
             materials.tokenizer,
             pad_id=materials.pad_id,
             seed=recipe.seed,
             wrong_labels=shuffles_labels(control),
-            around=lambda _, feedback: controlled(
-                feedback, control, memory=recipe.value.memory, seed=recipe.seed
+            around=lambda _, task: controlled(
+                task, control, memory=recipe.value.memory, seed=recipe.seed
             ),
         )
         meta_domains = _by_domain(recipe, materials)
-        steered, heard = matched(learner, feedback, domains, equal=bool(meta_domains))
+        steered, feedback = matched(learner, tasks, domains, equal=bool(meta_domains))
         return Parts(
             learner=steered,
             designer=designer_for(
@@ -195,13 +193,13 @@ class Language(Modality[LanguageRecipe, Materials]):
                 recipe.learner,
                 materials.tokenizer,
             ),
-            feedback=heard,
+            feedback=feedback,
             stream=_stream(recipe, materials, sources),
             meta_batches=_meta_batches(recipe, materials, meta_domains),
             alignment_groups=tuple(f"{domain}/" for domain in meta_domains),
-            evaluate=partial(_evaluate, recipe, materials, learner),
-            held_out_loss=partial(_held_out_loss, recipe, materials, learner),
-            held_out_batch=partial(_held_out_loss, recipe, materials, learner),
+            evaluate=partial(evaluate, recipe, materials, learner),
+            held_out_loss=partial(held_out_loss, recipe, materials, learner),
+            held_out_batch=partial(held_out_loss, recipe, materials, learner),
             save=partial(_save, recipe, learner, adapted, materials.tokenizer),
             after=posttraining.after(
                 recipe, learner.model, materials.tokenizer, materials.texts.posttraining
@@ -237,7 +235,7 @@ class Language(Modality[LanguageRecipe, Materials]):
 
 
 @cache
-def _say(line: str) -> None:
+def _warn(line: str) -> None:
     """Once a process, however often a recipe's data are read in it."""
     log.warning(line)
 
@@ -249,47 +247,16 @@ def _learner(
     section = recipe.learner
     model = load_model(section, materials.location, recipe.seed)
     model = model.to(devices.device())
-    _check_fit(recipe, model, materials)
+    check_fit(recipe, model, materials)
     adapted = None
     if section.lora is not None:
         adapted = lora.attach(model, section.lora, base=materials.location, seed=recipe.seed)
     if section.activation_checkpointing:
         checkpoint_activations(model)
-    aligned = _aligned(section, model)
+    aligned = aligned_of(section, model)
     autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
     packed = recipe.data.packing
     return CausalLearner(model.train(), aligned, autocast=autocast, packed=packed), adapted
-
-
-def _aligned(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:
-    """S as the recipe chooses it."""
-    return aligned_parameters(
-        model,
-        Anatomy.of(model),
-        blocks=section.aligned_blocks,
-        patterns=section.aligned_patterns,
-        norm=section.aligned_norm,
-        head=section.aligned_head,
-    )
-
-
-def _benchmarks(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
-    """The problems of ``evaluate.tasks``; the harness is imported only where a recipe asks
-    for it.
-    """
-    if not recipe.evaluate.tasks:
-        return {}
-    from vpretrain.language.evaluation.benchmark_run import require
-    from vpretrain.language.evaluation.benchmarks import BENCHMARKS
-    from vpretrain.language.evaluation.problems import read as problems_of
-
-    require()
-    root, rows = recipe.data.root, recipe.evaluate.task_rows
-    with renamed({"--data-root": "data.root"}):
-        return {
-            name: (BENCHMARKS[name], problems_of(BENCHMARKS[name], root, rows))
-            for name in recipe.evaluate.tasks
-        }
 
 
 def _stream(recipe: LanguageRecipe, materials: Materials, sources: Sequence[Source]) -> Stream:
@@ -350,61 +317,6 @@ def _meta_batches(
         return stream(materials.sources)
 
 
-def _evaluate(
-    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner
-) -> dict[str, Score]:
-    section, split = recipe.evaluate, recipe.evaluate.split
-    with learner.computing():
-        scores = {
-            f"{name}/nll": negative_log_likelihood(
-                learner, held_out, batch_size=section.batch_size, pad_id=materials.pad_id
-            )
-            for name, held_out in {split: materials.evaluation, **materials.also}.items()
-        }
-        if section.answer is not None:
-            scores[f"{split}/pass@1"] = greedy_exact_match(
-                learner,
-                Layout(materials.tokenizer, parse_special_tokens=recipe.data.parse_special_tokens),
-                materials.texts.evaluation,
-                pattern=section.answer,
-                new_tokens=section.new_tokens,
-                batch_size=section.batch_size,
-            )
-    if materials.benchmarks:
-        from vpretrain.language.evaluation.scoring import Sampling, score_learner
-
-        sampling = Sampling(new_tokens=section.task_tokens, batch_size=section.batch_size)
-        with renamed({"--new-tokens": "evaluate.task_tokens"}):
-            scores |= score_learner(learner, materials.tokenizer, materials.benchmarks, sampling)
-    return scores
-
-
-HELD_OUT_ROWS = 256
-"""Rows of ``evaluate.split`` that the one-step probe reads at every draw."""
-
-
-def _held_out_loss(
-    recipe: LanguageRecipe, materials: Materials, learner: CausalLearner, draw: int | None = None
-) -> Iterator[Tensor]:
-    """Mean NLL of held-out solutions' tokens (eq. 38), summed in float64: what one step moves is
-    little. Of the first rows, or of a random batch: the ``draw``-th."""
-    documents = materials.evaluation[:HELD_OUT_ROWS]
-    if draw is not None:
-        rows, order = materials.evaluation, Order(len(materials.evaluation), f"probe/{recipe.seed}")
-        count = min(len(rows), recipe.data.feedback.batch_size)
-        documents = [rows[order[draw * count + place]] for place in range(count)]
-    size = recipe.evaluate.batch_size
-    batches = [
-        padded(documents[at : at + size], pad_id=materials.pad_id).to(learner.device)
-        for at in range(0, len(documents), size)
-    ]
-    count = sum(batch.predicted_tokens for batch in batches)
-    for batch in batches:
-        with evaluating(learner.model):
-            losses, _ = learner.token_losses(batch)
-        yield losses.double().sum() / count
-
-
 def _save(
     recipe: LanguageRecipe,
     learner: CausalLearner,
@@ -418,73 +330,3 @@ def _save(
         assert recipe.learner.lora is not None
         lora.save(adapted, folder, merge=recipe.learner.lora.merge)
     tokenizer.save_pretrained(folder)
-
-
-def _too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
-    data, section, shared = recipe.data, recipe.learner, []
-    if section.shard:
-        shared = sharding.below(model, _aligned(section, model))[1]
-    return memory_shortage(
-        model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared
-    )
-
-
-def _unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
-    highest = max(tokenizer.get_vocab().values())
-    if highest < config.vocab_size:
-        return []
-    message = (
-        "the tokenizer has more tokens than the model's vocabulary; name the tokenizer it "
-        "was trained with"
-    )
-    return [
-        Problem(
-            "learner.model", f"token ids up to {highest}", f"up to {config.vocab_size - 1}", message
-        )
-    ]
-
-
-def _unfit_window(
-    recipe: LanguageRecipe, config: Any, longest: Mapping[str, int] | None = None
-) -> list[Problem]:
-    """Where the window, or the longest row of a place, has more tokens than the model has
-    positions.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    fix = "shorten the window (data.window_tokens) or the rows (data.feedback.max_tokens)"
-    return [
-        Problem(
-            where,
-            f"{length} tokens",
-            f"at most {positions}",
-            f"the model has not so many positions; {fix}",
-        )
-        for where, length in {
-            "data.window_tokens": recipe.data.window_tokens,
-            **(longest or {}),
-        }.items()
-        if positions is not None and length > positions
-    ]
-
-
-def _check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
-    """Tokenizer, window and rows against what the model can take."""
-    rows = {
-        "data.feedback.rows": materials.feedback,
-        f"data.evaluation.{recipe.evaluate.split}": materials.evaluation,
-    }
-    longest = {
-        where: max((len(document.ids) for document in found), default=0)
-        for where, found in rows.items()
-    }
-    if problems := _unfit_tokenizer(materials.tokenizer, model.config) + _unfit_window(
-        recipe, model.config, longest
-    ):
-        raise UserError(*problems)
-    if not materials.evaluation:
-        raise user_error(
-            f"data.evaluation.{recipe.evaluate.split}",
-            "no row is left to evaluate on: prompts alone fill data.feedback.max_tokens; raise it",
-            value=recipe.data.feedback.max_tokens,
-            accepted="more",
-        )
