@@ -18,7 +18,7 @@ from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
 from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, Scored, TransferableArm
 from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
-from vpretrain.run.saved import read_run
+from vpretrain.run.saved import designer_state, read_run
 from vpretrain.system.errors import UserError, user_error
 
 WHERE = "designer.init_from"
@@ -166,17 +166,15 @@ def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> Cau
 
 def _restore(designer: Scored, section: TransferableArm, folder: Path) -> None:
     """Loads the saved designer, if the learner makes a network of its shape."""
-    path = folder / "designer" / "state.pt"
     parameter, axis, size = section.learner_size
     own = designer.network.state_dict()[parameter].shape[axis]
+    state = designer_state(folder)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         if (other := state["network"][parameter].shape[axis]) == own:
             designer.load_state_dict(state)
-    except Exception as error:  # pickle, zip and torch each raise their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = f"the designer's state is damaged ({reason}); train that run again"
-        raise user_error(str(path), message, accepted="the file that the run wrote") from None
+    except (KeyError, TypeError, RuntimeError, ValueError):
+        message = "this is the state of another designer; name a run of this arm and its sizes"
+        raise user_error(WHERE, message, value=str(folder), accepted=section.kind) from None
     if other != own:
         message = f"this designer was made for a learner of another {size}; train one of this size"
         if isinstance(section, HiddenArm):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vpretrain.config.recipe import Recipe, load
+from vpretrain.method.roles import State
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.build import new_step
 from vpretrain.run.modalities import SCHEMAS
@@ -52,18 +53,34 @@ def read_run(folder: Path) -> Recipe:
     return load(path, schemas=SCHEMAS)
 
 
+def designer_state(folder: Path) -> State:
+    """What a run left of its designer.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / "designer" / "state.pt"
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # pickle, zip and torch each raise their own, and advise to trust the file
+        message = "the designer's state is damaged; train that run again"
+        raise user_error(str(path), message, accepted="the file that the run wrote") from None
+    return state
+
+
 def restore_designer(parts: AnyParts, folder: Path) -> None:
     """The designer as it was when the run ended.
 
     Raises:
         UserError: the state cannot be read, or is not this designer's.
     """
-    path = folder / "designer" / "state.pt"
+    state = designer_state(folder)
     try:
-        parts.designer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # pickle, zip and torch each raise their own
+        parts.designer.load_state_dict(state)
+    except Exception as error:  # each designer finds another thing missing
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = f"this does not go with the recipe or is damaged ({reason}); train again"
+        message = f"the designer's state does not go with the recipe ({reason}); train again"
+        path = folder / "designer" / "state.pt"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
 
 
