@@ -637,15 +637,15 @@ add(
 )
 add(
     "paper-designer-long",
-    "the same with 250 updates",
+    "the same with 125 updates",
     "demo-language",
     once(MAJORITY),
     {
         row: PAPER_ROWS[row]
         for row in ("onehot", "ascent", "ascent from the learner", "document_weights")
     },
-    "budget.steps=2000",
-    "evaluate.every=240",
+    "budget.steps=1000",
+    "evaluate.every=125",
     *PAPER_SCHEDULE,
 )
 
