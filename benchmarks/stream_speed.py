@@ -40,7 +40,7 @@ from vpretrain.language.data.rows import Row, overlap
 from vpretrain.language.data.stream import Source as Ingredient
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.data.texts import documents_of
-from vpretrain.language.recipe import Data, FeedbackSet, JsonLines, WordProblems
+from vpretrain.language.recipe import Data, FeedbackSet, TableFiles, WordProblems
 from vpretrain.language.recipe.data import Source
 from vpretrain.run.folder import environment
 from vpretrain.system.files import write_json
@@ -93,7 +93,7 @@ def peak_mib() -> float:
 
 def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, float]:
     """One source of so many documents, from its file to the last window of a pass."""
-    source = Source(name="s", rows=JsonLines(kind="jsonl", path=path, text="text", rows=documents))
+    source = Source(name="s", rows=TableFiles(kind="jsonl", path=path, text="text", rows=documents))
     feedback = FeedbackSet(rows=WordProblems(kind="word_problems", split="feedback", rows=1000))
     data = Data(
         window_tokens=WINDOW, batch_size=BATCH, stream=[source], feedback=feedback, evaluation={}

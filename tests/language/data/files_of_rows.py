@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpretrain.language.data import sources
 from vpretrain.language.data.columns import Columns
+from vpretrain.language.data.opening import kind_by_name
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError
 
@@ -18,8 +19,7 @@ def columns(**named: str) -> Columns:
 
 
 def rows_of(path: Path, **named: str) -> list[Row | Problem]:
-    read = sources.parquet if path.suffix == ".parquet" else sources.jsonl
-    return list(read(path, columns(**named)))
+    return list(sources.table(path, kind_by_name(path) or "jsonl", columns(**named)))
 
 
 def the_problem(path: Path, **named: str) -> Problem:

@@ -152,12 +152,12 @@ def test_columns_may_have_other_names(tmp_path):
     columns = FormatColumns(
         "src", "data.feedback.rows", format="gsm8k@1", renamed={"question": "q", "answer": "a"}
     )
-    (row,) = sources.jsonl(path, columns)
+    (row,) = sources.table(path, "jsonl", columns)
     assert (row.prompt, row.text) == ("Question: 1 + 1?\nAnswer:", "#### 2")
     wrong = FormatColumns(
         "src", "data.feedback.rows", format="gsm8k@1", renamed={"question": "qu", "answer": "a"}
     )
-    (problem,) = sources.jsonl(path, wrong)
+    (problem,) = sources.table(path, "jsonl", wrong)
     assert (
         "did you mean 'q'" in problem.message
         and "data.feedback.rows.columns.question" in problem.message

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpretrain.language.data import certificate
-from vpretrain.language.data.raw_rows import files, lines, parsed, text_of
+from vpretrain.language.data.opening import parsed
+from vpretrain.language.data.raw_rows import files, lines, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.system.files import replacing

@@ -18,11 +18,11 @@ from vpretrain.language.recipe.rows import (
     Chatter,
     HeldOut,
     Hub,
-    JsonLines,
-    Parquet,
     Rows,
     Table,
+    TableFiles,
     TextFiles,
+    Where,
     WordProblems,
 )
 from vpretrain.system.errors import Problem, UserError, user_error
@@ -129,14 +129,15 @@ class Reader:
         columns = self._columns(spec, name, where)
         if isinstance(spec, Hub):
             return sources.hub(spec, columns)
-        read = sources.jsonl if isinstance(spec, JsonLines) else sources.parquet
-        return chain.from_iterable(read(path, columns) for path in self._files(spec.path, where))
+        return chain.from_iterable(
+            sources.table(path, spec.kind, columns) for path in self._files(spec.path, where)
+        )
 
-    def _columns(self, spec: Table, name: str, where: str) -> Columns:
+    def _columns(self, spec: TableFiles | Hub, name: str, where: str) -> Columns:
         named = (spec.text, spec.prompt, spec.solution, spec.template)
         renamed = spec.columns or {}
         filters = tuple(
-            Filter(column, tuple(each.one_of or each.none_of or ()), each.one_of is not None)
+            Filter(column, _values(each, spec.kind), each.one_of is not None)
             for column, each in (spec.where or {}).items()
         )
         if spec.format is None:
@@ -164,6 +165,12 @@ class Reader:
             away, accepted = self._sources[spec.source].held_out, "a larger fraction, below 1"
             raise user_error(where, message, value=away.fraction if away else "", accepted=accepted)
         return self._held_out[spec.source]
+
+
+def _values(where: Where, kind: str) -> tuple[object, ...]:
+    """Of a filter, as a table of this kind holds them: in CSV and TSV there is nothing but text."""
+    values = where.one_of or where.none_of or ()
+    return tuple(map(str, values) if kind in ("csv", "tsv") else values)
 
 
 _GENERATED = (WordProblems, Chatter)
@@ -195,4 +202,4 @@ def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:
 
 
 def _name_of(spec: Rows) -> str:
-    return str(spec.path) if isinstance(spec, JsonLines | Parquet | TextFiles | Hub) else spec.kind
+    return str(spec.path) if isinstance(spec, TableFiles | TextFiles | Hub) else spec.kind

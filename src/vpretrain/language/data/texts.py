@@ -20,7 +20,7 @@ from vpretrain.language.feedback.signals import TaskRows
 from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
-from vpretrain.language.recipe.rows import HeldOut, JsonLines, Parquet, TextFiles
+from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
 from vpretrain.system.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def read(recipe: LanguageRecipe) -> Texts:
 def _files(data: Data) -> Iterator[tuple[str, Path]]:
     """The files of the stream, each with the recipe key that names it."""
     for number, source in enumerate(data.stream):
-        if isinstance(source.rows, JsonLines | Parquet | TextFiles):
+        if isinstance(source.rows, TableFiles | TextFiles):
             where = f"data.stream.{number}.rows"
             pattern = data.root.expanduser() / source.rows.path.expanduser()
             yield from ((f"{where}.path", path) for path in sources.files(pattern, where))

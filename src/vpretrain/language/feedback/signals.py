@@ -132,8 +132,8 @@ class Task(Signal):
         key, column = second
         if not isinstance(self.rows, Table) or self.rows.solution is None:
             raise ValueError(
-                f"the column `{key}` is read from a table: give rows of kind jsonl, parquet or "
-                "hub, with a `solution` column"
+                f"the column `{key}` is read from a table (jsonl, csv, tsv, parquet, arrow, "
+                "hub): give one with a `solution` column"
             )
         if self.rows.solution == column:
             raise ValueError(

@@ -16,7 +16,7 @@ from vpretrain.language.recipe.evaluate import LanguageEvaluate
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
 from vpretrain.language.recipe.posttraining import Posttraining
-from vpretrain.language.recipe.rows import Chatter, JsonLines, Rows, WordProblems
+from vpretrain.language.recipe.rows import Chatter, Rows, TableFiles, WordProblems
 from vpretrain.language.recipe.value import LanguageValue, MetaBatch
 from vpretrain.language.steering.arms import ARMS, LanguageArm
 from vpretrain.language.steering.rules import TokenWeightsArm
@@ -25,7 +25,6 @@ __all__ = [
     "Chatter",
     "Data",
     "FeedbackSet",
-    "JsonLines",
     "LanguageEvaluate",
     "LanguageRecipe",
     "LanguageValue",
@@ -35,6 +34,7 @@ __all__ = [
     "Posttraining",
     "Prepare",
     "Rows",
+    "TableFiles",
     "WordProblems",
 ]
 

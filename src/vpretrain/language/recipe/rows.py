@@ -113,21 +113,15 @@ class Table(Part):
             )
 
 
-class JsonLines(Table):
-    """Rows of local JSONL files."""
+class TableFiles(Table):
+    """Rows of local tables."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["jsonl", "csv", "tsv", "parquet", "arrow"]
+    """``jsonl`` is an object a line, or a list of objects; ``arrow`` a file or a stream of Arrow
+    (Feather), or a folder that ``save_to_disk`` of ``datasets`` wrote."""
     path: Path
     """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches,
-    sorted."""
-
-
-class Parquet(Table):
-    """Rows of local parquet files."""
-
-    kind: Literal["parquet"]
-    path: Path
-    """As for ``jsonl``."""
+    sorted. Names of JSON, CSV and TSV may end in ``.gz`` or ``.zst``."""
 
 
 class TextFiles(Part):
@@ -135,7 +129,7 @@ class TextFiles(Part):
 
     kind: Literal["text"]
     path: Path
-    """As for ``jsonl``."""
+    """As for tables."""
     document: Literal["file", "paragraph", "line"] = "file"
     """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file
     had better be small."""
@@ -203,12 +197,12 @@ class Chatter(Section):
 
 
 StreamRows = Annotated[
-    JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")
+    TableFiles | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")
 ]
 """What a source of the stream reads."""
 
 Rows = Annotated[
-    JsonLines | Parquet | TextFiles | Hub | WordProblems | Chatter | HeldOut,
+    TableFiles | TextFiles | Hub | WordProblems | Chatter | HeldOut,
     Field(discriminator="kind"),
 ]
 """What feedback and evaluation read."""

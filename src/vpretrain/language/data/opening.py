@@ -1,0 +1,330 @@
+"""Files of rows, opened by one function each: lines of text, and records of any kind of table.
+
+A record comes with its number in the file, from 1: the line on which it begins, or the row where a
+file has no lines (parquet, Arrow). What cannot be used comes as a problem in its place.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from vpretrain.language.data.columns import kind_of, shortened
+from vpretrain.system.errors import Problem, UserError, user_error
+
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
+"""Kinds of files by how their names end; ``.gz`` or ``.zst`` may follow where there are lines."""
+
+BROKEN = (OSError, EOFError, zlib.error, pyarrow.ArrowException)
+"""What reading a file raises where it is not whole."""
+
+MOST_BYTES = 2**24
+"""Of a row. A tokenizer takes a hundred times the memory of what it is given."""
+
+_ROWS_PER_READ = 1_000  # of a table
+_CHUNK_BYTES = 2**20  # of a JSON list
+
+Record = dict[str, Any]
+Records = Iterator[tuple[int, Record | Problem]]
+Choose = Callable[[Sequence[str]], Sequence[str]]
+
+
+def kind_by_name(path: Path) -> str | None:
+    """The kind of a file as its name has it; None for other endings."""
+    return ENDINGS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
+
+
+@contextmanager
+def readable(path: Path, kind: str, where: str) -> Iterator[None]:
+    """Turns what reading a broken file raises into a ``UserError`` at ``where``."""
+    try:
+        yield
+    except BROKEN as error:
+        article = "an" if kind == "arrow" else "a"
+        message = f"this cannot be read as {article} {kind} file: {brief(error)}"
+        if strerror := getattr(error, "strerror", None):
+            message = f"this file cannot be read: {strerror}"
+        accepted = "a readable, whole file"
+        raise user_error(where, message, value=str(path), accepted=accepted) from error
+
+
+def records(path: Path, kind: str, choose: Choose) -> Records:
+    """The records of a table.
+
+    Args:
+        path: of a file.
+        kind: one of :data:`ENDINGS`, but no text.
+        choose: given the columns of a table that names them once, returns those that are read, or
+            raises. Records of JSON come whole, and each names its own.
+
+    Raises:
+        UserError: from a place on, which is named, the file cannot be read.
+        OSError, EOFError, ArrowException: it cannot be read at all; see :func:`readable`.
+    """
+    yield from _READERS[kind](path, choose)
+
+
+def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file (``.gz`` and ``.zst`` are decompressed) from number 1, without a byte
+    order mark.
+
+    Raises:
+        UserError: one is longer than any row may be, or the file breaks off in it.
+    """
+    number = 0
+    with _opened(path) as file:
+        while True:
+            number += 1
+            try:
+                line = file.readline(MOST_BYTES + 1)
+            except BROKEN as error:
+                message = f"from this line on the file cannot be read: {brief(error)}"
+                accepted = "a whole file: make, copy or download it again"
+                raise user_error(f"{path}:{number}", message, accepted=accepted) from error
+            if not line:
+                return
+            check_length(line, f"{path}:{number}")
+            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is one JSON list, and not a record a line; False if it cannot be read."""
+    try:
+        with _opened(path) as file:
+            return file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    except BROKEN:
+        return False
+
+
+def parsed(line: bytes, origin: str) -> Record | Problem:
+    """The record of a line of JSON, or what is wrong with it."""
+    line = line.rstrip(b"\r\n")
+    try:
+        return _record(json.loads(line.decode("utf-8")), origin)
+    except UnicodeDecodeError as error:
+        return not_utf8(origin, error)
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg} at column {error.colno}"  # its line is the file's, not 1
+        shown = shortened(line.decode("utf-8").strip())
+        return Problem(origin, shown, "one JSON object a line", f"this row is not JSON: {why}")
+
+
+def check_length(line: bytes | str, origin: str) -> None:
+    """``UserError`` if a row is longer than any may be."""
+    if len(line) > MOST_BYTES:
+        message = "this row is too long: cut it into documents of a row each"
+        raise user_error(origin, message, accepted=f"up to {MOST_BYTES >> 20} MiB a row")
+
+
+def not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
+    """The problem of a line that is not UTF-8."""
+    message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
+    return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
+
+
+def brief(error: Exception) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+    return path.open("rb")
+
+
+def _record(row: object, origin: str) -> Record | Problem:
+    if isinstance(row, dict):
+        return row
+    message = f"this row is {kind_of(row)}, not an object: name its columns"
+    return Problem(origin, shortened(json.dumps(row)), '{"column": "text", ...}', message)
+
+
+def _json(path: Path, choose: Choose) -> Records:
+    if is_list(path):
+        yield from _elements(path)
+        return
+    for number, line in numbered(path):
+        if line.strip():
+            yield number, parsed(line, f"{path}:{number}")
+
+
+def _elements(path: Path) -> Records:
+    """The elements of a JSON list, however long it is."""
+    raw_decode = json.JSONDecoder().raw_decode
+    # Bytes that are not UTF-8 become halves of surrogate pairs, by which their row is named.
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    between = re.compile(r"\s*,?\s*")
+    with _opened(path) as file:
+        text, line, size = decode(file.read(_CHUNK_BYTES)), 1, _CHUNK_BYTES
+        at = text.index("[") + 1
+        line += text.count("\n", 0, at)
+        while True:
+            gap = between.match(text, at)
+            start = gap.end() if gap else at
+            line += text.count("\n", at, start)
+            at = start
+            if text.startswith("]", at):
+                break
+            try:
+                row, end = raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                # Wrong, or only cut off here: that shows where there is more to read.
+                check_length(text[at:], f"{path}:{line}")
+                if not (more := file.read(size)):
+                    raise UserError(_broken_list(error, path, text, at, line)) from error
+                text, at, size = text[at:] + decode(more), 0, 2 * size
+                continue
+            yield line, _element(row, text[at:end], f"{path}:{line}")
+            line += text.count("\n", at, end)
+            at, size = end, _CHUNK_BYTES
+        if rest := (text[at + 1 :] + decode(file.read(_CHUNK_BYTES))).strip():
+            message = "something follows after the list: write one list, or one object a line"
+            raise user_error(f"{path}:{line}", message, value=shortened(rest), accepted="its end")
+
+
+def _element(row: object, source: str, origin: str) -> Record | Problem:
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        message = "this row is not UTF-8: convert the file (iconv -t UTF-8)"
+        return Problem(origin, shortened(ascii(source)), "UTF-8", message)
+    return _record(row, origin)
+
+
+def _broken_list(error: Exception, path: Path, text: str, at: int, line: int) -> Problem:
+    place = error.pos if isinstance(error, json.JSONDecodeError) else at
+    message = f"from here on the list is not JSON: {getattr(error, 'msg', error)}"
+    if place >= len(text.rstrip()):
+        message = "the list ends before its closing bracket: the file is cut off"
+    where = f"{path}:{line + text.count(chr(10), at, place)}"
+    return Problem(where, shortened(text[place:]), "[{...}, {...}]", message)
+
+
+def _separated(path: Path, choose: Choose, *, delimiter: str) -> Records:
+    flaws: list[Problem] = []
+
+    def decoded() -> Iterator[str]:
+        for number, line in numbered(path):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                flaws.append(not_utf8(f"{path}:{number}", error))
+                text = line.decode("utf-8", "replace")
+            yield text
+
+    csv.field_size_limit(MOST_BYTES)  # of the process; 128 KiB is less than a document can have
+    rows = csv.reader(decoded(), delimiter=delimiter, strict=True)
+    names = next(rows, None)
+    if names is None:
+        return
+    if flaws:
+        raise UserError(*flaws)
+    if twice := next((name for name in choose(names) if names.count(name) > 1), None):
+        message = "two columns have this name: rename one of them"
+        raise user_error(f"{path}:1", message, value=twice, accepted="distinct names")
+    while True:
+        start = rows.line_num + 1
+        flaws.clear()
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = f"this row is not CSV: {error} (quotes in a cell are doubled)"
+            yield start, Problem(f"{path}:{start}", "", "a row with its quotes closed", message)
+            continue
+        if flaws:
+            yield start, flaws[0]
+        elif len(cells) == len(names):
+            yield start, dict(zip(names, cells, strict=True))
+        elif cells:
+            message = "this row has another number of cells than there are columns: quote a cell "
+            message += "that holds the delimiter or a line break"
+            accepted = f"{len(names)}: {shortened(', '.join(names))}"
+            yield start, Problem(f"{path}:{start}", f"{len(cells)} cells", accepted, message)
+
+
+def _parquet(path: Path, choose: Choose) -> Records:
+    with parquet.ParquetFile(path) as file:
+        names = list(choose(file.schema_arrow.names))
+        yield from _of_batches(file.iter_batches(_ROWS_PER_READ, columns=names), path)
+
+
+def _arrow(path: Path, choose: Choose) -> Records:
+    """Of a file or a stream, as ``datasets`` and ``pandas`` write them."""
+    with pyarrow.memory_map(str(path)) as file:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+        names = list(choose(reader.schema.names))
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        some = (
+            batch.slice(start, _ROWS_PER_READ).select(names)
+            for batch in batches
+            for start in range(0, batch.num_rows, _ROWS_PER_READ)
+        )
+        yield from _of_batches(some, path)
+
+
+def _of_batches(batches: Iterable[Any], path: Path) -> Records:
+    number = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_cells(batch.slice(at, 1)) for at in range(batch.num_rows)]
+        for row in rows:
+            number += 1
+            if row is None:
+                message = "a cell of this row is bytes, not text: it is not UTF-8; correct it"
+                yield number, Problem(f"{path}:{number}", "", "UTF-8", message)
+            else:
+                yield number, row
+
+
+def _cells(row: Any) -> Record | None:
+    try:
+        cells: Record = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
+    return cells
+
+
+_READERS: Mapping[str, Callable[[Path, Choose], Records]] = {
+    "jsonl": _json,
+    "csv": partial(_separated, delimiter=","),
+    "tsv": partial(_separated, delimiter="\t"),
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
