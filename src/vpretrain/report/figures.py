@@ -50,6 +50,10 @@ STEERING = {
         "spread of token weights",
         "Standard deviation of what a token counts; 0 where all count the same.",
     ),
+    "documents_kept": ("documents kept", "What a step trains on, of all that were drawn for it."),
+    "documents_dropped": ("documents dropped", "What was drawn for a step and left out."),
+    "value_kept": ("value of what is kept", "Mean ⟨u, g⟩ of the chosen documents."),
+    "value_drawn": ("value of what is drawn", "The same of all that were chosen among."),
     "agreement": (
         "agreement of feedback halves",
         "Pearson's r of values under two halves of the feedback (running mean).",
@@ -164,7 +168,8 @@ def _level(section: Section, metric: str) -> tuple[float, str] | None:
 def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure]:
     logs = dict.fromkeys(name for run in section.runs for record in run.records for name in record)
     apart = {"step", "tokens", "flops", "seconds", "tokens_per_second", "loss", *section.metrics}
-    apart |= {name for name in logs if "/" in name or name.startswith("seconds_")}
+    apart |= {"drawn"} | {name for name in logs if name.startswith(("seconds_", "prepared_"))}
+    apart |= {name for name in logs if "/" in name}
     names = [name for name in STEERING if name in logs]
     names += [name for name in logs if name not in STEERING and name not in apart]
     panels: list[Panel] = []

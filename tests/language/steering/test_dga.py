@@ -59,7 +59,7 @@ def test_between_meta_steps_the_mixture_stays_and_is_remembered(context):
     source, _ = sources_of(context)
     values = torch.tensor([1.0, -2.0])[source][:, None]
     slow, fast = designer_of(memory=0.9), designer_of()
-    mixtures = {d: d.learn(context, Given(values)).metrics["mixture/a"] for d in (slow, fast)}
+    mixtures = {d: d.learn(context, Given(values)).metrics["mixture.a"] for d in (slow, fast)}
     assert 8 / 12 < mixtures[slow] < mixtures[fast]
     again = designer_of()
     again.load_state_dict(fast.state_dict())

@@ -215,8 +215,8 @@ def test_a_source_that_is_never_chosen_is_warned_of_once(caplog):
         for _ in range(STARVED_DOCUMENTS // 4 + 5):
             metrics = selector.select(drawn, estimator).metrics
     assert [record.args[1] for record in caplog.records] == ["b"]
-    assert metrics["chosen/a"] == 1 and "chosen/b" not in metrics
-    assert metrics["drawn/b"] == pytest.approx(0.5)
+    assert metrics["chosen.a"] == 1 and "chosen.b" not in metrics
+    assert metrics["drawn.b"] == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_budget_counts_what_is_trained_on_and_drawn_tokens_are_told_apart(mate
     assert result.draws == 2 and result.drawn == last["drawn"]
     assert result.spent.tokens == last["tokens"]
     assert result.drawn == pytest.approx(2 * result.spent.tokens, rel=0.1)
-    shares = [value for name, value in last.items() if name.startswith("chosen/")]
+    shares = [value for name, value in last.items() if name.startswith("chosen.")]
     assert sum(shares) == pytest.approx(1)
 
 

@@ -83,7 +83,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
         metrics: Metrics = {
             "gain": gain,
             "weight_spread": float(distributed.std(task.mass)),
-            **{f"mixture/{name}": fraction for name, fraction in mixture.items()},
+            **{f"mixture.{name}": fraction for name, fraction in mixture.items()},
             **self.reliability.metrics(),
         }
         return Learned(metrics, task)

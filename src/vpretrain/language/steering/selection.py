@@ -248,7 +248,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             for document in some:
                 tokens[document.source] += len(document.ids)
             whole = tokens.total()
-            metrics |= {f"{name}/{source}": n / whole for source, n in sorted(tokens.items())}
+            metrics |= {f"{name}.{source}": n / whole for source, n in sorted(tokens.items())}
         self._watch_sources(documents, taken)
         return metrics
 
