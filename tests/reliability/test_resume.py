@@ -295,8 +295,9 @@ def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, t
         train(Run(recipe, poisoned(recipe, words, {2, 3}), step0={}))
 
 
-def test_a_checker_that_fails_costs_one_batch_and_too_many_end_the_run(monkeypatch):
-    failing, calls = [20], 0
+def flaky_recipe(monkeypatch, failing):
+    """A reward whose checker leaves at these of its calls, counted from 1."""
+    calls = 0
 
     def checker(row, completion):
         nonlocal calls
@@ -305,13 +306,18 @@ def test_a_checker_that_fails_costs_one_batch_and_too_many_end_the_run(monkeypat
 
     monkeypatch.setitem(CHECKERS, "flaky", lambda pattern: checker)
     earn = "{kind: reward, rows: {kind: word_problems, split: feedback, rows: 16}, checker: flaky, batch_size: 2, "
-    recipe = language_recipe(
+    return language_recipe(
         f"data.feedback={{tasks: {{earn: {earn} samples: 4, new_tokens: 2}}}}}}",
         "value.settle_steps=0",
         "value.meta_period=1",
         "faults.max_skips=1",
         "budget.steps=4",
     )
+
+
+def test_a_checker_that_fails_costs_one_batch_and_too_many_end_the_run(monkeypatch):
+    failing = [20]
+    recipe = flaky_recipe(monkeypatch, failing)
     materials = Language().load(recipe)
     parts = build(recipe, materials)
     history = train(Run(recipe, parts, step0={})).history
@@ -320,6 +326,17 @@ def test_a_checker_that_fails_costs_one_batch_and_too_many_end_the_run(monkeypat
     failing += range(999)
     with pytest.raises(Fault, match="2 batches in a row"):
         train(Run(recipe, build(recipe, materials), step0={}))
+
+
+def test_a_checker_that_fails_while_a_step_is_counted_does_not_end_the_run(monkeypatch, tmp_path):
+    """Before step 1 the FLOPs of a step are counted, on batches that the run draws again."""
+    recipe = flaky_recipe(monkeypatch, [1, 12])
+    assert train_one(recipe, tmp_path, lambda record, fraction: None)["steps"] == 4
+    assert "skipped" not in (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(Fault, match=r"earn\.checker"):
+        train_one(
+            flaky_recipe(monkeypatch, range(999)), tmp_path / "b", lambda record, fraction: None
+        )
 
 
 def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):

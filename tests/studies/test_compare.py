@@ -139,6 +139,13 @@ def test_seeds_that_no_table_could_hold_are_refused(tmp_path):
         compared(tmp_path, seeds=10**9)
 
 
+def test_no_best_model_is_kept_or_asked_for_in_a_comparison(tmp_path):
+    """Every run's last model is measured, and its checkpoints go when it is finished."""
+    keep = ("evaluate.every=1", "checkpoint.keep_best=no_such_metric", "checkpoint.every=1")
+    table = compared(tmp_path, keep, arms=["onehot"], seeds=1, amount=2)
+    assert [run["steps"] for run in table["runs"]] == [2]
+
+
 def test_a_result_that_is_not_whole_is_named(tmp_path):
     compared(tmp_path)
     whole = tmp_path / "runs" / "onehot-1.json"

@@ -27,7 +27,7 @@ from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare
 from vpretrain.studies.doctor import doctor
 from vpretrain.system.errors import UserError
-from vpretrain.vision import Vision
+from vpretrain.vision import Vision, modality
 from vpretrain.vision.learners import beside
 from vpretrain.vision.steering.arms import ARMS, DEMO
 from vpretrain.vision.steering.views import BaselineViews
@@ -181,6 +181,16 @@ def test_held_out_loss_moves_with_the_learner_alone(materials):
         for parameter in parts.learner.aligned.values():
             parameter.mul_(1.1)
     assert loss() != before
+
+
+def test_held_out_heads_are_made_once_a_build(materials, monkeypatch):
+    parts = Vision().build(tiny_recipe("arm=plain"), materials["dino"])
+    made, build = [], modality.DenseFeedback
+    monkeypatch.setattr(modality, "DenseFeedback", lambda *a, **k: made.append(1) or build(*a, **k))
+    for _ in range(2):
+        list(parts.held_out_loss())
+        list(parts.held_out_batch(0))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ class Checkpoint(Section):
     """Older ones than these many are removed."""
     keep_best: str | None = None
     """A metric (``test/nll``, say): the learner with the best score so far is kept as
-    ``checkpoints/best``, a model folder. Scores come from ``evaluate.every``."""
+    ``checkpoints/best``, a model folder. Scores come from ``evaluate.every``. ``compare`` and
+    ``sweep`` keep none."""
     asynchronous: bool = False
     """Whether the run goes on while files are written; costs a copy of the state in memory."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.step import SteeredStep
 from vpretrain.run.parts import AnyParts
+from vpretrain.system.errors import NonFinite
 
 Cost = Mapping[bool, float]
 """FLOPs of one step, without (False) and with (True) a meta step."""
+_TRIES = 10
 
 
 def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Cost:
@@ -28,6 +31,9 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
         step: fresh, or about to take a meta step.
         parts: of the run.
         accumulate: batches a step.
+
+    Raises:
+        NonFinite: a step of a kind could not be taken on any of 10 batches.
     """
     movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
     movable += [] if parts.meta_batches is None else [parts.meta_batches]
@@ -36,11 +42,9 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
     counted: dict[bool, float] = {}
     step.count = step.meta.start  # before it tasks are the baseline's
     if parts.designer.uses_feedback:  # the first measures the central difference's step, once a run
-        step.take(next_batches(parts.stream, parts.draws), 0.0, 0.0, meta_due=True)
+        _counted(step, parts, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
-        with FlopCounterMode(display=False) as counter:
-            step.take(next_batches(parts.stream, parts.draws), 0.0, 0.0, meta_due=meta)
-        counted[meta] = float(counter.get_total_flops())
+        counted[meta] = _counted(step, parts, meta_due=meta)
     for part, state in zip(movable, before, strict=True):
         part.load_state_dict(state)
     for name, buffer in parts.learner.model.named_buffers():
@@ -48,3 +52,19 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
     # The designer looks at the first batch; each of the others adds a step without a meta step.
     rest = (accumulate - 1) * counted[False]
     return {meta: flops + rest for meta, flops in counted.items()}
+
+
+def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: bool) -> float:
+    """FLOPs of the next step that can be taken: a batch on which a checker fails, or a loss is not
+    finite, is left out here as in the run."""
+
+    def take() -> float:
+        batch = next_batches(parts.stream, parts.draws)
+        with FlopCounterMode(display=False) as counter:
+            step.take(batch, 0.0, 0.0, meta_due=meta_due)
+        return float(counter.get_total_flops())
+
+    for _ in range(_TRIES - 1):
+        with suppress(NonFinite):
+            return take()
+    return take()

@@ -4,12 +4,14 @@ made them."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from vpretrain.config.recipe import Recipe, dump
 from vpretrain.run.records import Records
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.files import write_json, write_text
+
+log = logging.getLogger(__name__)
 
 Change = dict[str, str]
 
@@ -40,6 +44,9 @@ class RunFolder:
             off.
         data_hashes: of the data, by name; written into ``environment.json``.
         changes: see :func:`accepted_changes`; likewise.
+
+    Attributes:
+        kept: how many lines were kept in fact.
     """
 
     def __init__(
@@ -56,7 +63,7 @@ class RunFolder:
         write_text(path / "recipe.yaml", dump(recipe))
         write_environment(path, data_hashes or {}, changes)
         self._metrics = Records(path / "metrics.jsonl", kept=records)
-        last = self._metrics.last
+        self.kept, last = self._metrics.kept, self._metrics.last
         self._board = SummaryWriter(str(path / "tensorboard"), purge_step=last and last["step"] + 1)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -70,6 +77,16 @@ class RunFolder:
     def close(self) -> None:
         self._metrics.close()
         self._board.close()
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it pictures of a finished run are drawn: an error is logged, and the run stays
+    finished."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("a picture could not be drawn: %s; the results are not affected", error)
 
 
 def write_environment(

@@ -17,7 +17,7 @@ from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State
 from vpretrain.run.flops import Cost, count
-from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data
+from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
@@ -67,8 +67,8 @@ def train_one(
         Fault, Stopped: see :func:`vpretrain.run.train.train`.
     """
     with distributed.process_group():
-        changed, finished = distributed.broadcast_object(
-            (changed_keys(folder, recipe), finished_result(folder, notify))
+        changed, finished = distributed.from_first_rank(
+            lambda: (changed_keys(folder, recipe), finished_result(folder, notify))
         )
         if changed and not accept_changes:
             raise UserError(*changed)  # before anything is read
@@ -129,6 +129,10 @@ class Launch:
             parts = self.modality.build(self.recipe, self.materials)
         with writing(self.folder) if self.first else nullcontext():
             step, state = checkpoints.newest() or (0, None)
+            finished = (self.folder / "result.json").is_file()
+            if distributed.broadcast_object(finished and state is None and not changed):
+                damage = "model or result is not as it was written, and every checkpoint is damaged"
+                raise _nothing_to_write_from(self.folder, damage)
             hashes = self.modality.data_hashes(self.materials) if self.first else {}
             changes: list[Change] = []
             if state is not None:
@@ -189,6 +193,8 @@ class Launch:
             data_hashes=hashes,
             changes=changes,
         )
+        if state:
+            state["records"] = out.kept  # or the next resume would keep as many more
         (self.folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, fraction: float) -> None:
@@ -224,7 +230,7 @@ class Launch:
             torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
             write_manifest(folder / "model", folder / MODEL_MANIFEST)
             write_json(folder / "result.json", summary)
-            with distributed.alone():
+            with distributed.alone(), drawing():
                 self.modality.draw(self.recipe, self.materials, parts, folder)
         return summary
 
@@ -254,13 +260,17 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
     else:
         return result
     if not CheckpointManager(folder / "checkpoints").steps():
-        message = (
-            f"this run is finished, but {damage}, and there is no checkpoint to write it from; put "
-            "it back, or remove result.json to train again"
-        )
-        raise user_error("--out", message, value=str(folder))
+        raise _nothing_to_write_from(folder, f"{damage}, and there is no checkpoint")
     notify(f"{damage}; it is written again from the last checkpoint")
     return None
+
+
+def _nothing_to_write_from(folder: Path, damage: str) -> UserError:
+    message = (
+        f"this run is finished, but {damage} to write it from; put it back, or remove result.json "
+        "to train again"
+    )
+    return user_error("--out", message, value=str(folder))
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:

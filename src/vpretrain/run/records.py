@@ -21,10 +21,11 @@ class Records:
 
     Args:
         path: made if missing, with its folder.
-        kept: how many of its records came before.
+        kept: how many of its records came before; fewer are kept where they are gone or broken.
 
     Attributes:
-        last: the last record that was kept; None without one.
+        kept: how many were kept in fact.
+        last: the last of them; None without one.
     """
 
     def __init__(self, path: Path, *, kept: int = 0) -> None:
@@ -47,6 +48,7 @@ class Records:
                 kept,
                 count,
             )
+        self.kept = count
         self._file = path.open("ab")
 
     def append(self, record: dict[str, Any]) -> None:

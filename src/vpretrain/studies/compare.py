@@ -22,6 +22,7 @@ from vpretrain.run.folder import (
     PICTURES,
     accepted_changes,
     changed_data,
+    drawing,
     environment,
     write_environment,
 )
@@ -245,7 +246,9 @@ class _Worker:
         return {"unit": self.unit} | _read(path)
 
     def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
-        recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed})
+        # A comparison measures the last model of every run; the best one would not be looked at.
+        checkpoint = self.recipe.checkpoint.model_copy(update={"keep_best": None})
+        recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed, "checkpoint": checkpoint})
         if arm not in self.costs and seed != self.recipe.seed:
             # Counted on the first seed's batches, whichever seed this process runs first.
             self._count(self.recipe.model_copy(update={"arm": arm}))
@@ -260,7 +263,8 @@ class _Worker:
         finally:
             checkpoints.wait()
         if seed == self.recipe.seed:
-            self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
+            with drawing():
+                self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
         found = self._written(result)
         remove(checkpoints.folder)
         return found
@@ -280,6 +284,8 @@ class _Worker:
             Records(path, kept=state["records"] if state else 0) as records,
             Interruption() as stop,
         ):
+            if state:
+                state["records"] = records.kept  # or the next resume would keep as many more
 
             def on_record(record: Record, fraction: float) -> None:
                 records.append(record)

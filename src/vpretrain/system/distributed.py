@@ -156,6 +156,23 @@ def on_first_rank(make: Callable[[], None]) -> None:
         raise OSError(*failed)
 
 
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the first process, :func:`alone`, on all of them; a UserError is
+    raised on all."""
+    made: list[T] = []
+    problems: tuple[Problem, ...] = ()
+    if rank() == 0:
+        try:
+            with alone():
+                made.append(make())
+        except UserError as error:
+            problems = error.problems
+    made, problems = broadcast_object((made, problems))
+    if problems:
+        raise UserError(*problems)
+    return made[0]
+
+
 def broadcast_object(value: T) -> T:
     """The first process's value, on all of them; numbers, strings, lists and dictionaries."""
     if world() == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,7 @@ class Vision(Modality[VisionRecipe, Materials]):
                 put=partial(put_beside, learner),
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
+        held_out = _HeldOutLoss(recipe, materials, learner)
         part = {"rank": distributed.rank(), "world": distributed.world()}
         return Parts(
             learner=ARMS.section_of(recipe).trained(learner, feedback),
@@ -145,8 +146,8 @@ class Vision(Modality[VisionRecipe, Materials]):
                 materials.sets,
                 LastBlocks(learner.backbone, recipe.evaluate.blocks),
             ),
-            held_out_loss=partial(_held_out_loss, recipe, materials, learner),
-            held_out_batch=partial(_held_out_loss, recipe, materials, learner),
+            held_out_loss=held_out,
+            held_out_batch=held_out,
             save=partial(save, learner),
         )
 
@@ -278,21 +279,28 @@ def _feedback(
     return feedback
 
 
-def _held_out_loss(
-    recipe: VisionRecipe,
-    materials: Materials,
-    learner: AnyPictureLearner,
-    draw: int | None = None,
-) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class _HeldOutLoss:
     """``L_down`` on held-out pictures, in pieces: heads of its own that never move, and true
-    labels, whatever the arm is given. Of the first pictures, or of a random batch: the
-    ``draw``-th."""
-    feedback = _feedback(recipe, materials, learner, mixed=False)
-    sets = materials.sets
-    usable = [p for p in sets.evaluation if any(task.has(p) for task in feedback.tasks)]
-    if draw is None:
-        return feedback.held_out_loss(learner, usable[:HELD_OUT_PICTURES])
-    order = Order(len(usable), f"probe/{recipe.seed}")
-    count = min(len(usable), recipe.data.feedback.batch_size)
-    batch = [usable[order[draw * count + place]] for place in range(count)]
-    return feedback.held_out_loss(learner, batch)
+    labels, whatever the arm is given."""
+
+    recipe: VisionRecipe
+    materials: Materials
+    learner: AnyPictureLearner
+
+    @cached_property
+    def feedback(self) -> DenseFeedback:
+        """Built when it is first asked for, once a build of the parts."""
+        return _feedback(self.recipe, self.materials, self.learner, mixed=False)
+
+    def __call__(self, draw: int | None = None) -> Iterator[Tensor]:
+        """Of the first pictures, or of a random batch: the ``draw``-th."""
+        feedback, seed = self.feedback, self.recipe.seed
+        pictures = self.materials.sets.evaluation
+        usable = [p for p in pictures if any(task.has(p) for task in feedback.tasks)]
+        if draw is None:
+            return feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
+        order = Order(len(usable), f"probe/{seed}")
+        count = min(len(usable), self.recipe.data.feedback.batch_size)
+        batch = [usable[order[draw * count + place]] for place in range(count)]
+        return feedback.held_out_loss(self.learner, batch)
