@@ -4,10 +4,12 @@ import json
 
 from tests.language.data.small_recipe import (
     STREAM,
+    recipe,
     refused,
     texts,
     write,
 )
+from vpretrain.language.data.texts import notices, read
 
 
 def test_rows_asked_for_are_all_that_is_read(here):
@@ -39,6 +41,24 @@ def test_a_file_of_nothing_but_bad_rows_stops_all_the_same(here):
         (here / "stream.jsonl").write_text(nothing)
         problem = refused(here, "data.on_bad_row=skip")["data.stream.0.rows"]
         assert "no rows" in problem.message and problem.value == "stream.jsonl"
+
+
+def test_exact_copies_are_counted_and_left_out_where_that_is_asked(here):
+    other = {**STREAM[0], "solution": STREAM[1]["solution"]}
+    write(here / "stream.jsonl", [*STREAM, STREAM[3], other, *STREAM[:2]])
+    made = recipe(here)
+    found = read(made)
+    assert found.copies == {"problems": 3}, "made-up rows repeat themselves, and are not looked at"
+    assert len(found.stream["problems"]) == 16
+    (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
+    assert said.startswith("stream/problems: 3 of 16 rows") and "on_duplicate_row=skip" in said
+    made = recipe(here, "data.on_duplicate_row=skip")
+    found = read(made)
+    (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
+    assert said.startswith("stream/problems: 3 rows left out")
+    assert [row.text for row in found.stream["problems"]] == [
+        row["solution"] for row in [*STREAM, other]
+    ]
 
 
 HOLDING = (

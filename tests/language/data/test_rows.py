@@ -57,6 +57,20 @@ def solved(prompt: str, text: str, origin: str = "solved.jsonl:1") -> Row:
     return Row(f"{prompt} ", text, origin, "solved")
 
 
+def test_a_tokenizer_of_another_language_is_said() -> None:
+    tokenizer = make_tokenizer()
+    rows = [raw("w0 w1 der Hund"), raw("w2 ja")]
+    assert encode(rows, tokenizer)[1].unknown == 0, "it does not say which token stands for that"
+    tokenizer.unk_token = "<unk>"
+    _, counts = encode(rows, tokenizer)
+    assert (counts.unknown, counts.tokens) == (3, 8)
+    (said,) = counts.losses(20)
+    assert said.startswith("38% of the tokens are unknown to the tokenizer")
+    assert encode([raw("w0 w1")] * 100 + rows[1:], tokenizer)[1].losses(20) == [], "a name or so"
+    tokenizer.unk_token = tokenizer.eos_token = "<unk>"
+    assert encode(rows, tokenizer)[1].unknown == 0, "GPT-2's end is no unknown text"
+
+
 def test_raw_text_is_predicted_throughout_and_ends_with_eos() -> None:
     documents, counts = encode([raw("w0 w1 w2")], make_tokenizer())
     assert documents == [Document([2, 3, 4, EOS], [True] * 4, "raw.jsonl:1", "raw")]

@@ -248,11 +248,15 @@ def test_what_is_left_out_is_said(here):
     _, counts = documents_of(
         made.data.stream[0], found.stream["problems"], word_problems.tokenizer(), made.data
     )
-    doubt, heading, skipped, dropped = notices(found, {"stream/problems": counts}, made.data)
+    doubt, heading, skipped, *few, dropped = notices(found, {"stream/problems": counts}, made.data)
     assert "on_bad_row" in heading and f"{here}/stream.jsonl:13: this row is not JSON" in skipped
     assert dropped == "stream/problems: 12 of 12 rows left out: the prompt alone fills 2 tokens"
     assert "vpretrain decontaminate" in doubt and f"{here}/stream.jsonl" in doubt
-    assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [doubt]
+    assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [doubt, *few]
+    assert [line.partition(" rows")[0] for line in few] == [
+        "warning: feedback feedback has 12",
+        "warning: evaluation has 12",
+    ]
 
 
 @pytest.mark.parametrize(("pad", "filled_with"), [(None, 7), (3, 3), (0, 0)])

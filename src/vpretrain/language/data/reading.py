@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import marshal
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from vpretrain.language.data import sources, word_problems
 from vpretrain.language.data.columns import Columns, Filter, solved
@@ -40,27 +45,39 @@ class Reader:
         problems: what a run cannot start with.
         skipped: what is wrong with rows that ``on_bad_row: skip`` left out: of every place the
             first five, and how many more there are.
+        copies: of each source of the stream that is not made up, the rows that are exactly an
+            earlier one of it.
     """
 
     def __init__(self, data: Data) -> None:
         self.problems: list[Problem] = []
         self.skipped: list[Problem] = []
+        self.copies: dict[str, int] = {}
         self._root = data.root.expanduser()
         self._skip = data.on_bad_row == "skip"
+        self._skip_copies = data.on_duplicate_row == "skip"
         self._separator, self._instruction = data.separator, data.instruction
         self._held_out: dict[str, StoredRows] = {}
         self._sources = {source.name: source for source in data.stream}
 
     def stream(self, source: Source, where: str) -> StoredRows:
         """What a source gives to the stream, laid down on disk; empty where there is a problem."""
-        kept = StoredRows(source.name)
+        kept, digests = StoredRows(source.name), array("q")
         rows = self._kept(source, self._taken(source.rows, source.name, f"{where}.rows"))
         try:
-            kept.extend(_planted(source.rows, rows))
+            for row in _planted(source.rows, rows):
+                kept.append(row)
+                digests.append(_digest(row))
         except UserError as error:
             self.problems += error.problems
             return StoredRows(source.name)
-        return kept
+        if isinstance(source.rows, _GENERATED):
+            return kept
+        first = np.unique(np.array(digests, np.int64), return_index=True)[1]
+        self.copies[source.name] = len(kept) - len(first)
+        if not (self._skip_copies and self.copies[source.name]):
+            return kept
+        return StoredRows(source.name, map(kept.__getitem__, np.sort(first).tolist()))
 
     def rows(self, spec: Rows, name: str, where: str) -> list[Row]:
         """The rows of any other place (``held_out``: once its source was read), or none where there
@@ -171,6 +188,12 @@ def _values(where: Where, kind: str) -> tuple[object, ...]:
     """Of a filter, as a table of this kind holds them: in CSV and TSV there is nothing but text."""
     values = where.one_of or where.none_of or ()
     return tuple(map(str, values) if kind in ("csv", "tsv") else values)
+
+
+def _digest(row: Row) -> int:
+    """64 bits of its content; eight bytes a row are all that looking for copies holds."""
+    content = marshal.dumps((row.prompt, row.text, row.conversation), 2)  # 2: without references
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
 _GENERATED = (WordProblems, Chatter)

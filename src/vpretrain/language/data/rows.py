@@ -26,6 +26,10 @@ SHORTEST_TAIL_TOKENS = 8
 """From here on the rest of a chunked raw text is kept, end token included: less teaches little."""
 
 
+UNKNOWN_SHARE = 0.01
+"""Of a place's tokens: from here on a person is told."""
+
+
 @dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
 class Row:
     """One row of text, after its columns were named.
@@ -84,6 +88,7 @@ class Encoded:
         tails: chunked raw texts whose rest was shorter than the shortest allowed and left out.
         capped: rows that were not read, because there were documents enough.
         merged: rows whose text begins inside the last token of their prompt, which is predicted.
+        unknown: tokens that stand for text which the tokenizer has no tokens for.
     """
 
     rows: int = 0
@@ -96,6 +101,7 @@ class Encoded:
     tails: int = 0
     capped: int = 0
     merged: int = 0
+    unknown: int = 0
 
     def losses(self, max_tokens: int) -> list[str]:
         """What became of rows that are not whole in the documents, in words; ``max_tokens`` as
@@ -108,7 +114,11 @@ class Encoded:
             "not read: there are documents enough": self.capped,
             "begin inside the last token of their prompt (see data.separator)": self.merged,
         }
-        return [f"{count} of {self.rows} rows {what}" for what, count in counts.items() if count]
+        lines = [f"{count} of {self.rows} rows {what}" for what, count in counts.items() if count]
+        if self.unknown > UNKNOWN_SHARE * self.tokens:
+            share = f"{self.unknown / self.tokens:.0%} of the tokens are unknown to the tokenizer"
+            lines.append(f"{share}: name a model or tokenizer of this language and domain")
+        return lines
 
 
 def encode(
@@ -157,6 +167,9 @@ def encode_into(
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
     count: Counter[str] = Counter()
+    unknown = layout.tokenizer.unk_token_id
+    if unknown == layout.end:  # as in GPT-2, whose bytes can spell everything
+        unknown = None
     for row, ids, given, natural in layout.documents(rows):
         if count["documents"] == max_documents:
             break
@@ -182,6 +195,7 @@ def encode_into(
             keep(piece, given, row)
             count["documents"] += 1
             count["tokens"] += len(piece)
+            count["unknown"] += piece.count(unknown)
     read = count.pop("rows", 0)
     return Encoded(rows=len(rows), capped=len(rows) - read, **count)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PAIRS_SHOWN = 5
+_FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Texts:
         posttraining: the rows of ``posttraining.rows``.
         skipped: what is wrong with rows that ``data.on_bad_row: skip`` left out.
         doubts: files of the stream that were not searched for near-duplicates of the others.
+        copies: rows of each source of the stream that are exactly an earlier one of it.
     """
 
     stream: dict[str, Sequence[Row]]
@@ -52,6 +54,7 @@ class Texts:
     posttraining: Sequence[Row]
     skipped: list[Problem] = field(default_factory=list)
     doubts: list[Problem] = field(default_factory=list)
+    copies: dict[str, int] = field(default_factory=dict)
 
 
 def read(recipe: LanguageRecipe) -> Texts:
@@ -93,7 +96,9 @@ def read(recipe: LanguageRecipe) -> Texts:
         raise UserError(*problems)
     also = {name: splits[name] for name in recipe.evaluate.also}
     doubts = certificate.unchecked(_files(data), [*feedback, *chain(*splits.values())])
-    return Texts(stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts)
+    return Texts(
+        stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts, reader.copies
+    )
 
 
 def _files(data: Data) -> Iterator[tuple[str, Path]]:
@@ -129,10 +134,32 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
     if texts.skipped:
         lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
         lines += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
+    lines += [*_copies(texts, data), *_few(texts)]
     for name, count in counts.items():
         limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
         lines += [f"{name}: {loss}" for loss in count.losses(limit)]
     return lines
+
+
+def _copies(texts: Texts, data: Data) -> Iterator[str]:
+    for name, count in texts.copies.items():
+        if count and data.on_duplicate_row == "skip":
+            yield f"stream/{name}: {count} rows left out, each a copy of an earlier one"
+        elif count:
+            total = f"{count} of {len(texts.stream[name])} rows"
+            fix = "data.on_duplicate_row=skip leaves them out"
+            yield f"stream/{name}: {total} are exact copies of earlier ones; {fix}"
+
+
+def _few(texts: Texts) -> Iterator[str]:
+    """Sets that are too small to say much, by what docs/choosing.md measured."""
+    sets = {f"feedback {name}": len(task.rows) for name, task in texts.tasks.items()}
+    for name, count in {**sets, "evaluation": len(texts.evaluation)}.items():
+        if count < _FEW_ROWS:
+            yield (
+                f"warning: {name} has {count} rows, and on so few a verdict is unlikely: give "
+                f"{_FEW_ROWS} or more"
+            )
 
 
 def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:

@@ -69,6 +69,10 @@ class Data(Section):
     """What becomes of rows that cannot be used: an error, or they are left out, counted and named.
     """
 
+    on_duplicate_row: Literal["keep", "skip"] = "keep"
+    """What becomes of rows of a source that are exactly an earlier one of it: counted, or left out
+    and counted; made-up ones are not looked at."""
+
     @model_validator(mode="after")
     def _has_the_prompt(self) -> Self:
         parts = self.instruction and self.instruction.replace("{prompt}", "", 1)
