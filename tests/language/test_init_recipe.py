@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from vpretrain import __version__, cli
 from vpretrain.config.recipe import load
-from vpretrain.language.init_recipe import ROWS_A_STEP, fit
+from vpretrain.language.init_recipe import ROWS_A_STEP, Place, fit, halved
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies.check import check
 
@@ -253,3 +253,17 @@ def test_version_and_completion(call):
     program = Path(sys.executable).parent / "vpretrain"
     done = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=120)
     assert "recipes" in done.stdout.split()
+
+
+def test_files_of_other_libraries_are_named_like_any_other(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas writes the CSV that is read here")
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "list.json").write_text(json.dumps(rows(1, 21), indent=2), encoding="utf-8")
+    pandas.DataFrame(rows(1, 21)).to_csv(tmp_path / "table.csv.gz", index=False)
+    datasets.Dataset.from_list(rows(1, 21)).save_to_disk(tmp_path / "saved")
+    for name, kind in (("list.json", "jsonl"), ("table.csv.gz", "csv"), ("saved", "arrow")):
+        place, rest = halved(Place("--feedback", str(tmp_path / name)))
+        section = place.section(solutions=True)
+        assert (section["kind"], section["rows"]) == (kind, 15)
+        assert (section["prompt"], section["solution"]) == ("question", "answer")
+        assert rest.section(solutions=True)["skip_rows"] == 15

@@ -17,7 +17,7 @@ from vpretrain.system.files import write_text
 
 app = typer.Typer()
 
-_ROWS = "a file (.jsonl, .parquet, .txt), a pattern, a folder, or the id of a data set on the hub"
+_ROWS = "a file (.jsonl, .csv, .txt, ...), a pattern, a folder, or the id of a data set on the hub"
 _LABELLED = "for pictures a folder with images and labels"
 Columns = Annotated[
     str | None, typer.Option(metavar="NAME[,NAME]", help="Its column of text, or prompt,solution.")

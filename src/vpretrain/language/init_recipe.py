@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from vpretrain.language.data.opening import ENDINGS, kind_by_name, parsed
+from vpretrain.language.data.raw_rows import lines
 from vpretrain.run.resources import available_memory_bytes
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import UserError, user_error
 
 ROWS_A_STEP = 16
 """Rows of the stream in a learner step, as batches of ``batch_size`` that are accumulated."""
@@ -30,7 +32,6 @@ _PAIRS = (
     ("instruction", "output"),
     ("query", "response"),
 )
-_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "text", ".md": "text"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Place:
         """
         path = Path(self.path).expanduser()
         if path.is_dir():
-            files = [file for file in sorted(path.iterdir()) if file.suffix in _KINDS]
+            files = [file for file in sorted(path.iterdir()) if kind_by_name(file)]
             if not files:
-                accepted = "a folder with files that end in " + ", ".join(_KINDS)
+                accepted = "a folder with files that end in " + ", ".join(ENDINGS)
                 message = "this folder holds no rows"
                 raise user_error(self.flag, message, value=self.path, accepted=accepted)
             return [file for file in files if file.suffix == files[0].suffix]
@@ -68,7 +69,7 @@ class Place:
             return [path]
         folder, pattern = (path.parent, path.name) if path.is_absolute() else (Path(), self.path)
         files = sorted(folder.glob(pattern))
-        if not files and (path.suffix in _KINDS or path.is_absolute() or len(path.parts) != 2):
+        if not files and (kind_by_name(path) or path.is_absolute() or len(path.parts) != 2):
             raise user_error(
                 self.flag,
                 "there is no such file",
@@ -88,9 +89,11 @@ class Place:
             UserError: no file, one of another kind, or columns of unknown names.
         """
         files = self.files()
-        kind = _KINDS.get(files[0].suffix) if files else "hub"
+        kind = kind_by_name(files[0]) if files else "hub"
         if kind is None or (kind == "text" and solutions):
-            accepted = "JSON Lines (.jsonl) or parquet" + ("" if solutions else ", or text (.txt)")
+            accepted = "JSON Lines, CSV, parquet or Arrow" + (
+                "" if solutions else ", or text (.txt)"
+            )
             message = "rows are not read from files of this kind"
             raise user_error(self.flag, message, value=self.path, accepted=accepted)
         path = self.path
@@ -124,38 +127,23 @@ def holds_pictures(place: str) -> bool:
     folder = Path(place).expanduser()
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     kinds = {(guess_type(name)[0] or "").partition("/")[0] for name in names}
-    return "image" in kinds and not any(Path(name).suffix in _KINDS for name in names)
+    return "image" in kinds and not any(kind_by_name(Path(name)) for name in names)
 
 
 def columns_of(path: Path) -> list[str]:
     """The columns of a table's first row; none of what is not read as one (``check`` says what is
     wrong with it)."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as file:
-            return list(file.schema_arrow.names)
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
-        first = next((line for line in lines if line.strip()), "")
     try:
-        row = json.loads(first)
-    except ValueError:
+        _, line = next(lines(path), (0, b""))
+    except UserError:
         return []
+    row = parsed(line, str(path))
     return list(row) if isinstance(row, dict) else []
 
 
 def count_rows(files: Sequence[Path]) -> int:
-    """Rows of local tables."""
-    if files[0].suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return sum(int(pq.read_metadata(file).num_rows) for file in files)
-    return sum(_lines_of(file) for file in files)
-
-
-def _lines_of(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    """Rows of local tables; ``UserError`` if one cannot be read."""
+    return sum(1 for path in files for _ in lines(path))
 
 
 def halved(feedback: Place) -> tuple[Place, Place]:
