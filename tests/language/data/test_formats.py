@@ -1,10 +1,11 @@
 """Golden texts of the row formats: a version, once released, never changes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from vpretrain.language.data.formats import FORMATS, FormatColumns, without_fences
+from vpretrain.language.data.formats import FORMATS, ChatColumns, FormatColumns, without_fences
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem
 
@@ -162,3 +163,20 @@ def test_columns_may_have_other_names(tmp_path):
         "did you mean 'q'" in problem.message
         and "data.feedback.rows.columns.question" in problem.message
     )
+
+
+@pytest.mark.parametrize("form", ["text and turn", "turns and turn", "text and conversation"])
+def test_preferences_as_conversations(form):
+    asked, chosen = {"role": "user", "content": "2?"}, {"role": "assistant", "content": "two"}
+    prompt, _, answer = form.partition(" and ")
+    cells = {
+        "prompt": "2?" if prompt == "text" else [asked],
+        "chosen": [chosen] if answer == "turn" else [asked, chosen],
+        "rejected": [asked],
+    }
+    columns = ChatColumns("s", "rows", prompt="prompt", solution="chosen")
+    row = columns.row(cells, "a.parquet:1")
+    assert isinstance(row, Row) and row.conversation == {"messages": [asked, chosen]}
+    assert (row.text, row.question) == ("two", "2?")
+    problem = replace(columns, solution="rejected").row(cells, "a.parquet:1")
+    assert isinstance(problem, Problem) and "has to come last" in problem.message

@@ -211,6 +211,12 @@ class ChatColumns(Columns):
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
         if self.solution is not None:
+            asked, answer = (_plain(cells.get(name or "")) for name in (self.prompt, self.solution))
+            if isinstance(answer, list) and isinstance(asked, str | list):
+                # As data sets of preferences have it: one turn, or all of the conversation again.
+                before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+                whole = answer if len(answer) > 1 else [*before, *answer]
+                return conversation(whole, origin, self.source)
             row = super().row(cells, origin)
             if isinstance(row, Problem):
                 return row
