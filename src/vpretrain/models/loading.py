@@ -5,8 +5,8 @@ wrong there is explained in words.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -23,11 +23,16 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from vpretrain.config.problems import nearest, shown
+from vpretrain.models.explained import (
+    ASSETS,
+    about_attention,
+    brief,
+    explained,
+    lacks_attention,
+    may_be_hub_id,
+)
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.system.memory import out_of_memory
-
-ASSETS = Path(__file__).parents[1] / "assets"
-"""Checkpoints that come with the package, each in a folder of its name."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,8 @@ def from_config(
     except Exception as error:  # sizes that do not go together, a kernel that is not installed, ...
         if out_of_memory(error):
             raise
-        if _about_attention(error):
-            raise _lacks_attention(attention, error) from error
+        if about_attention(error):
+            raise lacks_attention(attention, error) from error
         raise _makes_no_model(kind, where, given, error) from error
 
 
@@ -262,53 +267,6 @@ def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
         raise UserError(*unknown)
 
 
-@contextmanager
-def explained(
-    location: str, where: str = "learner.model", *, what: str = "model", attention: str = ""
-) -> Iterator[None]:
-    """Turns what a loader raises inside the block into a
-    :class:`~vpretrain.system.errors.UserError`.
-
-    The hub, tokenizers, configurations and safetensors each have exceptions of their own. Running
-    out of memory is not the user's mistake and passes as it is.
-
-    Args:
-        location: folder or hub id that is read.
-        where: dotted recipe key that named it.
-        what: ``model`` or ``tokenizer``.
-        attention: what the recipe asked for.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        if _about_attention(error):
-            raise _lacks_attention(attention, error) from error
-        packaged = ", ".join(sorted(path.name for path in ASSETS.glob("*/")))
-        raise user_error(
-            where,
-            _why(what, Path(location), error),
-            value=location,
-            accepted=f"a model folder, a hub id, a GGUF file, or a packaged checkpoint: {packaged}",
-        ) from error
-
-
-def _about_attention(error: Exception) -> bool:
-    return "attention implementation" in str(error) or "FlashAttention" in str(error)
-
-
-def _lacks_attention(attention: str, error: Exception) -> UserError:
-    return user_error(
-        "learner.attention",
-        f"this model does not run with it here: {brief(error).partition('. ')[0]}",
-        value=attention,
-        accepted="eager (every model has it), or another that the model and this machine have",
-    )
-
-
 HUB_SECONDS = 5.0
 """How long the hub is waited for before the local cache is all there is; loaders themselves try for
 most of a minute.
@@ -349,7 +307,7 @@ def reach(location: str) -> dict[str, bool]:
         OSError, httpx errors: the hub does not have it, or does not answer and the cache does not
             have it either.
     """
-    if Path(location).is_dir() or not _may_be_hub_id(Path(location)):
+    if Path(location).is_dir() or not may_be_hub_id(Path(location)):
         return {}
     try:
         HfApi().model_info(location, timeout=HUB_SECONDS)
@@ -360,55 +318,3 @@ def reach(location: str) -> dict[str, bool]:
             raise
         return {"local_files_only": True}
     return {}
-
-
-def _may_be_hub_id(path: Path) -> bool:
-    return not (
-        path.is_absolute() or len(path.parts) > 2 or ".." in path.parts
-    )  # it is NAME or OWNER/NAME
-
-
-def _why(what: str, folder: Path, error: Exception) -> str:
-    if folder.suffix == ".gguf":
-        if not folder.is_file():
-            return f"there is no such file (a relative path starts at {Path.cwd()})"
-        if "is not supported" in str(error):
-            return f"{brief(error)} Convert it to a folder, or take another model"
-        return f"this GGUF file is damaged or cut short: {brief(error)}"
-    if folder.is_file():
-        return "this is a file; name the folder that it is in"
-    if not folder.is_dir():
-        here = f"there is no such folder (a relative path starts at {Path.cwd()})"
-        if not _may_be_hub_id(folder):
-            return here
-        if isinstance(error, RepositoryNotFoundError):
-            return (
-                f"{here}, and no public model of this name on the hub; for a private one log in "
-                "with `hf auth login`"
-            )
-        return f"{here}, and the hub could not be reached or does not give it: {brief(error)}"
-    if "trust_remote_code" in str(error):
-        return (
-            "this model comes with code of its own, which is never run; name one of an "
-            "architecture of transformers"
-        )
-    if (folder / "model" / "config.json").is_file():
-        return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
-    if what == "tokenizer" and not list(folder.glob("*token*")):
-        return (
-            "there is no tokenizer in this folder; name the one it was trained with in "
-            "learner.tokenizer"
-        )
-    if what == "model" and not (folder / "config.json").is_file():
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-        return (
-            "there is no config.json in this folder, which every transformers model has; it "
-            f"holds {there}"
-        )
-    return f"cannot be loaded: {brief(error)}"
-
-
-def brief(error: Exception) -> str:
-    """An exception's message on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

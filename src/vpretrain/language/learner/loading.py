@@ -12,7 +12,8 @@ from vpretrain.language.data import word_problems
 from vpretrain.language.learner import lora
 from vpretrain.language.recipe import LanguageRecipe, LearnerSection
 from vpretrain.models import loading
-from vpretrain.models.loading import CAUSAL_LM, explained, load_config, named, source
+from vpretrain.models.explained import explained
+from vpretrain.models.loading import CAUSAL_LM, load_config, named, source
 from vpretrain.system.contexts import own_random_state
 from vpretrain.system.errors import user_error
 

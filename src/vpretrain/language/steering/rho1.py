@@ -20,7 +20,8 @@ from vpretrain.language.learner.targets import SoftTargets, one_hot
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
 from vpretrain.language.steering.rules import Candidates
 from vpretrain.method.roles import Designer, Prepared, State, ValueFunction
-from vpretrain.models.loading import CAUSAL_LM, explained, load_model, named, source
+from vpretrain.models.explained import explained
+from vpretrain.models.loading import CAUSAL_LM, load_model, named, source
 from vpretrain.models.trained import load_trained_state, trained_state
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system import distributed

@@ -1,0 +1,115 @@
+"""What a loader of models or tokenizers raises, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.memory import out_of_memory
+
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Checkpoints that come with the package, each in a folder of its name."""
+
+
+@contextmanager
+def explained(
+    location: str, where: str = "learner.model", *, what: str = "model", attention: str = ""
+) -> Iterator[None]:
+    """Turns what a loader raises inside the block into a
+    :class:`~vpretrain.system.errors.UserError`.
+
+    The hub, tokenizers, configurations and safetensors each have exceptions of their own. Running
+    out of memory is not the user's mistake and passes as it is.
+
+    Args:
+        location: folder or hub id that is read.
+        where: dotted recipe key that named it.
+        what: ``model`` or ``tokenizer``.
+        attention: what the recipe asked for.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        if about_attention(error):
+            raise lacks_attention(attention, error) from error
+        packaged = ", ".join(sorted(path.name for path in ASSETS.glob("*/")))
+        raise user_error(
+            where,
+            _why(what, Path(location), error),
+            value=location,
+            accepted=f"a model folder, a hub id, a GGUF file, or a packaged checkpoint: {packaged}",
+        ) from error
+
+
+def about_attention(error: Exception) -> bool:
+    """Whether a model was refused for the attention that was asked for."""
+    return "attention implementation" in str(error) or "FlashAttention" in str(error)
+
+
+def lacks_attention(attention: str, error: Exception) -> UserError:
+    """That error, in words."""
+    return user_error(
+        "learner.attention",
+        f"this model does not run with it here: {brief(error).partition('. ')[0]}",
+        value=attention,
+        accepted="eager (every model has it), or another that the model and this machine have",
+    )
+
+
+def may_be_hub_id(path: Path) -> bool:
+    """Whether a path could be ``NAME`` or ``OWNER/NAME``."""
+    return not (path.is_absolute() or len(path.parts) > 2 or ".." in path.parts)
+
+
+def _why(what: str, folder: Path, error: Exception) -> str:
+    if folder.suffix == ".gguf":
+        if not folder.is_file():
+            return f"there is no such file (a relative path starts at {Path.cwd()})"
+        if "is not supported" in str(error):
+            return f"{brief(error)} Convert it to a folder, or take another model"
+        return f"this GGUF file is damaged or cut short: {brief(error)}"
+    if folder.is_file():
+        return "this is a file; name the folder that it is in"
+    if not folder.is_dir():
+        here = f"there is no such folder (a relative path starts at {Path.cwd()})"
+        if not may_be_hub_id(folder):
+            return here
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                f"{here}, and no public model of this name on the hub; for a private one log in "
+                "with `hf auth login`"
+            )
+        return f"{here}, and the hub could not be reached or does not give it: {brief(error)}"
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with code of its own, which is never run; name one of an "
+            "architecture of transformers"
+        )
+    if (folder / "model" / "config.json").is_file():
+        return f"this is the folder of a run, not of a model; did you mean {folder / 'model'}?"
+    if what == "tokenizer" and not list(folder.glob("*token*")):
+        return (
+            "there is no tokenizer in this folder; name the one it was trained with in "
+            "learner.tokenizer"
+        )
+    if what == "model" and not (folder / "config.json").is_file():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        return (
+            "there is no config.json in this folder, which every transformers model has; it "
+            f"holds {there}"
+        )
+    return f"cannot be loaded: {brief(error)}"
+
+
+def brief(error: Exception) -> str:
+    """An exception's message on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
