@@ -50,6 +50,8 @@ MODULES = (
     "integrations.transformers",
     "integrations.trl",
     "language.data.word_problems",
+    "language.feedback.signals",
+    "language.feedback.gradient",
     "vision.data.scenes",
 )
 

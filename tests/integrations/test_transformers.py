@@ -34,7 +34,7 @@ class Noted(SteeredTrainer):
 
 
 def steered(folder, feedback, stream, *, model=None, steering=None, **more):
-    """A trainer of the tiny model that hears its feedback every other step."""
+    """A trainer of the tiny model that uses its feedback every other step."""
     chosen = {"arm": "token_weights"} | (steering or {})
     own = ARMS.kinds[chosen["arm"]].model_fields
     keys = {key: value for key, value in SMALL.items() if key in own}
@@ -115,12 +115,12 @@ def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
     assert float(mine[:3].mean() - mine[-3:].mean()) > 0.2  # it does train
     same(dict(model.state_dict()), dict(parts.learner.model.state_dict()))
     same(trainer.designer.state_dict(), parts.designer.state_dict())
-    heard = [record for record in result.history if "gain" in record]
-    assert len(heard) == (0 if arm == "onehot" else 7)
-    if heard:
-        assert heard[-1]["gain"] > 0
+    steered = [record for record in result.history if "gain" in record]
+    assert len(steered) == (0 if arm == "onehot" else 7)
+    if steered:
+        assert steered[-1]["gain"] > 0
         assert {"gain", "gate", "cosine", "agreement"} <= trainer.steered_metrics.keys()
-        same(trainer.steered_metrics, {name: heard[-1][name] for name in trainer.steered_metrics})
+        same(trainer.steered_metrics, {name: steered[-1][name] for name in trainer.steered_metrics})
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -75,18 +75,18 @@ def test_the_stream_comes_first_and_is_the_designers(materials):
     assert weights_hash(parts) != steered
 
 
-def test_fine_tuning_lowers_the_loss_that_the_feedback_hears(materials):
+def test_fine_tuning_lowers_the_loss_of_the_feedback(materials):
     recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=12")
     parts = Language().build(recipe, materials)
     batch = padded(materials.feedback, pad_id=materials.pad_id)
 
-    def heard():
+    def loss():
         with evaluating(parts.learner.model), torch.no_grad():
             return float(parts.learner.token_losses(batch)[0].mean())
 
-    before = heard()
+    before = loss()
     parts.after(Spending())
-    assert heard() < 0.8 * before
+    assert loss() < 0.8 * before
 
 
 def test_side_by_side(tmp_path):

@@ -1,5 +1,5 @@
-"""A designer carried to another run: what it does there, what it no longer hears, and where it does
-not belong.
+"""A designer in another run: what it does there, that feedback no longer reaches it, and where it
+does not belong.
 """
 
 import dataclasses

@@ -90,9 +90,9 @@ def test_feedback_touches_neither_gradients_nor_random_numbers(learner):
         lambda rows: learner.model(rows).square().mean(),
     )
     before = torch.get_rng_state()
-    heard = feedback.gradients(learner)
-    assert len(heard) == 2 and heard[0].keys() == learner.aligned.keys()
-    assert not torch.equal(heard[0]["3.weight"], heard[1]["3.weight"])
+    gradients = feedback.gradients(learner)
+    assert len(gradients) == 2 and gradients[0].keys() == learner.aligned.keys()
+    assert not torch.equal(gradients[0]["3.weight"], gradients[1]["3.weight"])
     assert all(p.grad is None for p in learner.model.parameters()) and learner.model.training
     assert torch.equal(torch.get_rng_state(), before), "dropout was drawn"
     state, then = feedback.state_dict(), feedback.gradients(learner)

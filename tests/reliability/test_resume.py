@@ -70,7 +70,7 @@ def pictures():
 
 @pytest.mark.parametrize("arm", arms_of(LANGUAGE_ARMS))
 def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
-    """Step 4 is between two meta steps: the direction that was heard at step 3 is still in use."""
+    """Step 4 is between two meta steps: the direction that was taken at step 3 is still in use."""
     recipe = language_recipe(f"arm={arm}", *of_every_kind(LANGUAGE_ARMS, replay=2, updates=2))
     resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)
     assert resumed == uninterrupted
@@ -266,7 +266,7 @@ def test_feedback_that_is_not_finite_costs_one_batch(arm, burn_in, words):
         nonlocal calls
         calls += 1
         factor = float("nan") if calls == 1 + (burn_in == 0) else 1.0
-        return [{name: factor * g for name, g in heard.items()} for heard in healthy(learner)]
+        return [{name: factor * g for name, g in each.items()} for each in healthy(learner)]
 
     parts.feedback.gradients = gradients
     result = train(Run(recipe, parts, step0={}))

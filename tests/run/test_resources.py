@@ -184,12 +184,12 @@ def test_memory_that_runs_out_names_the_keys_to_lower_and_the_run_goes_on_later(
     }.items():
         assert f"{key} (now {value})" in said
     assert "learner.prepare" not in said
-    heard = []
+    lines = []
     assert (
-        train_one(recipe, tmp_path, lambda record, fraction: None, notify=heard.append)["steps"]
+        train_one(recipe, tmp_path, lambda record, fraction: None, notify=lines.append)["steps"]
         == 3
     )
-    assert heard == ["going on after step 1"]
+    assert lines == ["going on after step 1"]
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_step(tmp_path, machine):

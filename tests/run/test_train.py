@@ -110,8 +110,8 @@ def test_tilt_zero_is_the_onehot_run_bit_for_bit(materials, onehot):
 
 @pytest.mark.parametrize("arm", ["ascent", "field"])
 def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
-    """With a designer that hears everything but cannot change, permuted feedback labels leave the
-    learner bit-identical.
+    """With a designer that is given all feedback but cannot change, permuted feedback labels leave
+    the learner bit-identical.
     """
     frozen = [
         f"arm={arm}",
@@ -120,14 +120,14 @@ def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
         "value.guard_window=0",
         "value.meta_period=1",
     ]
-    hearing = [f"arm={arm}", "value.shrink=false", "value.guard_window=0", "value.meta_period=1"]
+    overrides = [f"arm={arm}", "value.shrink=false", "value.guard_window=0", "value.meta_period=1"]
     (task,) = materials.tasks.values()
     mixed = dataclasses.replace(task, documents=shuffled(task.documents, seed=0))
     wrong = dataclasses.replace(materials, tasks={"feedback": mixed})
     assert wrong.feedback != materials.feedback
     assert trained(materials, *frozen)[0] == trained(wrong, *frozen)[0]
     assert (
-        trained(materials, *hearing)[0] != trained(wrong, *hearing)[0]
+        trained(materials, *overrides)[0] != trained(wrong, *overrides)[0]
     )  # else the test could not fail
 
 

@@ -68,7 +68,16 @@ class Sleeper:
             while stop.by is None:
                 time.sleep(0.02)
             (folder / str(os.getpid())).write_text(stop.by)
-            raise Stopped(stop.by)
+            raise Stopped(stop.by, "a breath")
+
+
+def test_a_signal_to_one_worker_is_named_once(tmp_path: Path) -> None:
+    def tell(call: tuple[Any, ...], pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped:
+        list(in_processes(Sleeper, [(tmp_path, True)] * 2, 2, tell))
+    assert str(stopped.value) == "SIGTERM; the same command goes on from there"
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -22,8 +22,8 @@ def test_signals_are_heard_only_inside_and_never_outside_of_the_main_thread():
     names = []
 
     def elsewhere():
-        with Interruption() as heard:
-            names.append(heard.by)
+        with Interruption() as stop:
+            names.append(stop.by)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

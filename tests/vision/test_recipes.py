@@ -89,7 +89,7 @@ TABLE_11 = {
     "nyuv2-vitb": (VIT_B, 8.58e-6, 256, 8, 64, 3, "patch", 2.21e-4, 0.4, 0.111, 0.0417, 16, 2),
     "nyuv2-vitl": (VIT_L, 1.94e-6, 50, 2, 32, 4, "unet", 8.03e-4, 0.4, 0.401, 0.159, 32, 16),
 }
-# Table 6 is without values of its own: those of the row that hears both tasks and has its learner.
+# Table 6 is without values of its own: those of the row that is steered by both tasks and has its learner.
 TABLE_11["multitask-vitb"] = TABLE_11["ade20k-vitb"]
 MEASURED = {
     "ade20k-vitb": ["segmentation"],

@@ -4,7 +4,7 @@ recipe's section ``designer`` is one of them.
 A modality has one :class:`Arms`, which declarations fill::
 
     @ARMS.declare("token_weights", "one-hot targets, tokens weighted by their exact value")
-    class TokenWeights(LanguageDesigner):
+    class TokenWeights(LanguageArm):
         tilt: NonNegativeFloat = 0.4
 
         def build(self, site: Site) -> Designer:
@@ -22,8 +22,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError, create_model
 
-from vpretrain.config.kinds import Choice, Kinds, KindSection, KindT
-from vpretrain.config.kinds import discover as discover  # its place before there were other kinds
+from vpretrain.config.kinds import KindChoice, Kinds, KindSection, KindT
 from vpretrain.config.problems import Marks, explain, nearest
 from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
@@ -246,9 +245,9 @@ class Arms(Kinds[SectionT]):
         return {key: value for key, value in section.items() if key in self._keys(kind)}
 
     @property
-    def by_name(self) -> Choice:
+    def by_name(self) -> KindChoice:
         """The annotation of ``designers``: sections by kind."""
-        return Choice(self._several, lambda read: {k: v for k, v in read if v is not None})
+        return KindChoice(self._several, lambda read: {k: v for k, v in read if v is not None})
 
     def _several(self) -> Any:
         fields: dict[str, Any] = {kind: (made | None, None) for kind, made in self.kinds.items()}

@@ -69,9 +69,9 @@ class Kinds(Generic[SectionT]):
         return add
 
     @property
-    def by_kind(self) -> Choice:
+    def by_kind(self) -> KindChoice:
         """The annotation of a key that takes one of the sections."""
-        return Choice(lambda: one_of(*self.kinds.values()))
+        return KindChoice(lambda: one_of(*self.kinds.values()))
 
 
 def one_of(*sections: type[KindSection]) -> Any:
@@ -86,7 +86,7 @@ def discover(package: ModuleType) -> None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class KindChoice:
     """A pydantic type that is asked for when a value is read.
 
     Args:

@@ -1,5 +1,5 @@
 """What is wrong with a recipe, in words: where it stands, what was found, what the key accepts,
-what mends it."""
+how to fix it."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ class Range(Section):
         return self
 
 
-Choice = Annotated[list[Any], Field(min_length=2)]
+Alternatives = Annotated[list[Any], Field(min_length=2)]
 
 
 class Sweep(Section):
     """A search (``vpretrain sweep``)."""
 
-    keys: Annotated[dict[str, Range | Choice], Field(min_length=1)]
+    keys: Annotated[dict[str, Range | Alternatives], Field(min_length=1)]
     """By dotted key of the recipe: a range of numbers, or a list of values to choose from."""
     objectives: Annotated[list[str], Field(min_length=1)]
     """Metrics at the end of a trial (``dev/nll``; which way is up they know themselves). Of several

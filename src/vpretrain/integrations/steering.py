@@ -13,8 +13,7 @@ from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, mo
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
 from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
-from vpretrain.language.feedback.signals import SIGNALS, Signal, TaskDocuments
-from vpretrain.language.feedback.signals import Site as FeedbackSite
+from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal, TaskDocuments
 from vpretrain.language.feedback.tasks import mislabelled
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.recipe import LearnerSection

@@ -177,9 +177,9 @@ class Language(Modality[LanguageRecipe, Materials]):
             ),
         )
         meta_domains = _by_domain(recipe, materials)
-        steered, feedback = matched(learner, tasks, domains, equal=bool(meta_domains))
+        matched_learner, feedback = matched(learner, tasks, domains, equal=bool(meta_domains))
         return Parts(
-            learner=steered,
+            learner=matched_learner,
             designer=designer_for(
                 ARMS.section_of(recipe),
                 Site(

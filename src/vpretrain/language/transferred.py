@@ -64,8 +64,8 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
 
     @torch.no_grad()
     def _seen(self, context: Context) -> Context:
-        """Candidates and their probabilities are the learner's; what stands around them is read
-        with the old eyes."""
+        """Candidates and their probabilities are the learner's; the hidden states are those of
+        the companion, which the designer was trained on."""
         return (
             context
             if self.companion is None

@@ -32,8 +32,8 @@ class MultiTaskFeedback(Feedback[LearnerT]):
     their sum.
 
     Args:
-        tasks: by name, at least one; all hear the same number of batches. What a batch of one task
-            says is added to what the same batch of the others says, so that batches that share no
+        tasks: by name, at least one; all give the same number of batches. The gradient of a
+            batch is added to those of the same batch of the others, so that batches that share no
             rows stay independent.
         weights: > 0, one a task, relative to each other.
         resolve: what becomes of conflicts, within each batch (:mod:`vpretrain.method.conflict`).
@@ -65,19 +65,19 @@ class MultiTaskFeedback(Feedback[LearnerT]):
         """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
         over tasks.
         """
-        heard = {name: task.gradients(learner) for name, task in self.tasks.items()}
-        means = {name: vectors.mean(batches) for name, batches in heard.items()}
+        gradients = {name: task.gradients(learner) for name, task in self.tasks.items()}
+        means = {name: vectors.mean(batches) for name, batches in gradients.items()}
         self.cosines = cosines(means)
         factors = {
             name: self.weights[name] / (self._size(means[name]) if self.unit else 1.0)
-            for name in heard
+            for name in gradients
         }
         return [
             {
                 name: {key: factors[name] * piece for key, piece in gradient.items()}
-                for name, gradient in zip(heard, self.resolve(batch), strict=True)
+                for name, gradient in zip(gradients, self.resolve(batch), strict=True)
             }
-            for batch in zip(*heard.values(), strict=True)
+            for batch in zip(*gradients.values(), strict=True)
         ]
 
     @staticmethod
@@ -108,7 +108,7 @@ class MultiTaskFeedback(Feedback[LearnerT]):
 class EMAFeedback(Feedback[LearnerT]):
     """``g_down`` averaged over meta steps, each feedback batch with those of its own past (ours).
 
-    The learner moves little between two meta steps, the rows that are heard change: an average over
+    The learner moves little between two meta steps while the rows change: an average over
     the past is a larger feedback batch at the price of a small one. Batches that share no rows stay
     independent of each other.
 

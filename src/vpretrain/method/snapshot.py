@@ -1,5 +1,5 @@
-"""A learner and its optimizer held still: whatever is tried inside, every bit is put back from
-copies.
+"""A learner and its optimizer kept as they are: whatever is tried inside, every bit is put back
+from copies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vpretrain.method.roles import Learner
 
 
 class Snapshot:
-    """Keeps learner, optimizer and random number generators where they are: ``with still():``
+    """Keeps learner, optimizer and random number generators where they are: ``with snapshot():``
     undoes what happens inside.
 
     Parameters, buffers, what the learner holds beside them, optimizer state and learning rates go

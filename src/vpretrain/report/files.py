@@ -1,4 +1,4 @@
-"""The files of saved results, checked: each problem names file and line and what mends it."""
+"""The files of saved results, checked: each problem names file, line and fix."""
 
 from __future__ import annotations
 

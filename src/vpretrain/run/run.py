@@ -270,7 +270,7 @@ class Run:
             if checkpoints is not None:
                 checkpoints.wait()
             by = (self.stop and self.stop.by) or "a signal to another process"
-            raise Stopped(f"{by} after step {steps}; the same command goes on from there")
+            raise Stopped(by, f"step {steps}")
 
     # ---- the end
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pydantic import create_model
 
 from vpretrain.config.recipe import Recipe, dump, load
-from vpretrain.config.sweep import Choice, Range, Sweep
+from vpretrain.config.sweep import Alternatives, Range, Sweep
 from vpretrain.config.yaml_places import written
 from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
@@ -233,7 +233,7 @@ def _listed(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
-def _suggested(trial: optuna.Trial, key: str, space: Range | Choice) -> Any:
+def _suggested(trial: optuna.Trial, key: str, space: Range | Alternatives) -> Any:
     if isinstance(space, Range):
         options: Any = {"log": space.log} if space.step is None else {"step": space.step}
         if isinstance(space.low, int) and isinstance(space.high, int):

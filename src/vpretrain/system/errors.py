@@ -15,7 +15,7 @@ class Problem:
         where: dotted recipe key, ``file:line``, or command-line flag.
         value: what was found there (its ``repr`` is shown; empty when nothing was).
         accepted: what would have been accepted, in words.
-        message: one sentence: what is wrong and the edit or command that mends it.
+        message: one sentence: what is wrong and the edit or command that fixes it.
 
     Each is cut in its middle where it is longer than anybody reads: a key may have 10 MB.
     """
@@ -104,6 +104,19 @@ class NonFinite(Fault):
 
 class Stopped(Exception):
     """A signal or a limit of time ended the run early; the same command goes on from here: exit
-    code 3."""
+    code 3.
+
+    Args:
+        by: the signal's name, or what it was.
+        after: what was done by then (``step 12``).
+    """
 
     exit_code = 3
+
+    def __init__(self, by: str, after: str = "") -> None:
+        super().__init__(by, after)
+        self.by, self.after = by, after
+
+    def __str__(self) -> str:
+        when = f" after {self.after}" if self.after else ""
+        return f"{self.by}{when}; the same command goes on from there"

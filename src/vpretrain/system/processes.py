@@ -98,7 +98,7 @@ def _answers(
                     give(pipe)
                 yield value
     if unanswered or waiting:
-        raise Stopped(f"{stop.by}; the same command goes on from there")
+        raise Stopped(stop.by or "a signal to a worker")
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def _serve(make: Callable[[], Callable[..., Any]], pipe: Connection) -> None:
         except (BrokenPipeError, KeyboardInterrupt):
             raise
         except Stopped as stopped:
-            pipe.send(("stopped", str(stopped)))
+            pipe.send(("stopped", stopped.by))
         except BaseException as error:
             error.add_note("".join(traceback.format_exception(error)))
             pipe.send(("raised", error))

@@ -22,7 +22,7 @@ class Interruption:
     """Within ``with Interruption() as asked:`` the signals are taken down and not obeyed at once.
 
     ``asked.by`` is the name of the first one, or None. A second Ctrl-C is obeyed at once. Outside
-    of the main thread, where Python hears no signals, nothing is changed.
+    of the main thread, where Python receives no signals, nothing is changed.
     """
 
     def __init__(self) -> None:

@@ -104,9 +104,7 @@ def learner_for(tokenizer, monkeypatch):
 def test_three_kinds_of_signal_are_heard_together(tasks, tmp_path, tokenizer, monkeypatch):
     learner = learner_for(tokenizer, monkeypatch)
     section = section_of(tasks, conflict="project", scale="unit")
-    feedback = built(
-        section, tmp_path, tokenizer, around=lambda name, heard: EMAFeedback(heard, 0.5)
-    )
+    feedback = built(section, tmp_path, tokenizer, around=lambda name, task: EMAFeedback(task, 0.5))
     before = torch.get_rng_state()
     found = feedback.gradients(learner)
     assert len(found) == 2 and set(found[0]) == set(learner.aligned)
@@ -118,9 +116,7 @@ def test_three_kinds_of_signal_are_heard_together(tasks, tmp_path, tokenizer, mo
         told
     )
 
-    resumed = built(
-        section, tmp_path, tokenizer, around=lambda name, heard: EMAFeedback(heard, 0.5)
-    )
+    resumed = built(section, tmp_path, tokenizer, around=lambda name, task: EMAFeedback(task, 0.5))
     resumed.load_state_dict(feedback.state_dict())
     for one, other in zip(feedback.gradients(learner), resumed.gradients(learner), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -130,8 +126,8 @@ def test_three_kinds_of_signal_are_heard_together(tasks, tmp_path, tokenizer, mo
 def test_the_labels_reach_the_learner_through_the_designer_alone(
     name, tasks, tmp_path, tokenizer, monkeypatch
 ):
-    """With a designer that hears but does not act on it, wrong labels leave the learner bit for
-    bit; the gradients differ.
+    """With a designer that is given feedback but does not act on it, wrong labels leave the learner
+    as it is, bit for bit; the gradients differ.
     """
     if name == "earn":  # a learner that never earns anything says nothing: pay for what it can do
         monkeypatch.setitem(CHECKERS, "share", lambda pattern: shared_words)
@@ -349,10 +345,10 @@ def test_feedback_gradient_is_that_of_the_mean_over_all_solution_tokens():
 
 
 def test_feedback_batches_share_no_rows():
-    """Their agreement would otherwise be that of the same rows heard twice."""
+    """Their agreement would otherwise be that of the same rows used twice."""
     documents = [Document([1, 2, at], [False, False, True], f"fb:{at}", "fb") for at in range(20)]
     samplers = parted(documents, 2, batch_size=5, seed=0, pad_id=0)
-    heard = [
+    rows = [
         {document.origin for _ in range(4) for document in sampler.draw()} for sampler in samplers
     ]
-    assert all(len(each) == 10 for each in heard) and not heard[0] & heard[1]
+    assert all(len(each) == 10 for each in rows) and not rows[0] & rows[1]

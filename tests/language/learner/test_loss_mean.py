@@ -103,7 +103,7 @@ def test_batches_of_a_step_count_by_what_their_loss_is_a_mean_over():
 
 
 def test_domains_share_the_mean_of_means():
-    """The value under domain-matched copies that all hear the same is that of the whole batch."""
+    """Where all domains have the same feedback, the domain-matched value is the whole batch's."""
     learner = tiny_learner(dtype=torch.float64)
     matched = Matched(learner, ["*", "long"], {"long": "long"})
     sampler = Sampler(DOCUMENTS, batch_size=3, seed=0, pad_id=0)

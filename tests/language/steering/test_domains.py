@@ -43,10 +43,10 @@ def packed(names=("math", "code", "proofs", "prose")):
 
 def tasks(weights):
     rows = {name: documents(name, 8, 40 + at) for at, name in enumerate(weights)}
-    heard = {
+    by_name = {
         name: Likelihood(parted(r, 2, batch_size=4, seed=0, pad_id=0)) for name, r in rows.items()
     }
-    return MultiTaskFeedback(heard, weights)
+    return MultiTaskFeedback(by_name, weights)
 
 
 def task_on(context, seed=0):

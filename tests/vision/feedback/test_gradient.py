@@ -186,13 +186,13 @@ def test_held_out_loss_has_its_graph_to_the_learner(monkeypatch):
 
 
 def test_the_same_seed_says_the_same_and_another_does_not():
-    def heard(seed):
+    def direction(seed):
         torch.manual_seed(seed + 50)  # the global generator has no say
         feedback = new_feedback(seed=seed)
         learner = new_learner()
         return [flat(g) for _ in range(2) for g in feedback.gradients(learner)]
 
-    one, same, other = heard(0), heard(0), heard(1)
+    one, same, other = direction(0), direction(0), direction(1)
     torch.manual_seed(3)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not torch.equal(one[0], other[0])
@@ -222,14 +222,14 @@ def test_other_labels_give_another_gradient(task):
     learner = new_learner()
     train, meta = pictures(8), pictures(6, 100)
 
-    def heard(train, meta):
+    def direction(train, meta):
         feedback = new_feedback(train, meta, {task: 1.0})
         feedback.warm_up(learner, 10)
         return torch.stack([flat(g) for g in feedback.gradients(learner)]).mean(dim=0)
 
-    plain = heard(train, meta)
-    assert not torch.allclose(plain, heard(shuffled(train, 0), meta), rtol=1e-2)
-    assert not torch.allclose(plain, heard(train, shuffled(meta, 0)), rtol=1e-2)
+    plain = direction(train, meta)
+    assert not torch.allclose(plain, direction(shuffled(train, 0), meta), rtol=1e-2)
+    assert not torch.allclose(plain, direction(train, shuffled(meta, 0)), rtol=1e-2)
 
 
 def test_tasks_of_two_data_sets_add_up():
@@ -245,7 +245,7 @@ def test_tasks_of_two_data_sets_add_up():
             dataclasses.replace(p, labels=None) for p in pictures(count, start + 1000, side=12)
         ]
 
-    def heard(train, meta, tasks):
+    def direction(train, meta, tasks):
         feedback = new_feedback(train, meta, tasks, heads=HeadSettings(0, 4, 1e-2))
         feedback.heads.double()
         for task in tasks:
@@ -254,10 +254,10 @@ def test_tasks_of_two_data_sets_add_up():
         return flat(vectors.mean(feedback.gradients(learner)))
 
     (seg_train, dep_train), (seg_meta, dep_meta) = split(8, 0), split(6, 100)
-    both = heard(seg_train + dep_train, seg_meta + dep_meta, TASKS)
+    both = direction(seg_train + dep_train, seg_meta + dep_meta, TASKS)
     alone = [
-        heard(seg_train, seg_meta, {tasks[0]: 1.0}),
-        heard(dep_train, dep_meta, {tasks[1]: 1.0}),
+        direction(seg_train, seg_meta, {tasks[0]: 1.0}),
+        direction(dep_train, dep_meta, {tasks[1]: 1.0}),
     ]
     torch.testing.assert_close(both, 2.0 * alone[0] + 0.5 * alone[1], rtol=1e-9, atol=1e-12)
 

@@ -12,7 +12,7 @@ from vpretrain.language.data.batch import LossMean, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split
-from vpretrain.language.feedback.signals import SIGNALS, Signal, Site
+from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal
 from vpretrain.language.learner.causal import CausalLearner
 
 
@@ -46,7 +46,7 @@ class Likelihood(Sampled):
 class LikelihoodSignal(Signal):
     """The likelihood of verified solutions (eq. 38)."""
 
-    def build(self, site: Site) -> Likelihood:
+    def build(self, site: FeedbackSite) -> Likelihood:
         return Likelihood(site.samplers, site.loss_mean)
 
 

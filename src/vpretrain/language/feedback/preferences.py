@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, log_probabilities
-from vpretrain.language.feedback.signals import SIGNALS, Signal, Site, TaskRows, problems_of_rows
+from vpretrain.language.feedback.signals import (
+    SIGNALS,
+    FeedbackSite,
+    Signal,
+    TaskRows,
+    problems_of_rows,
+)
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.roles import Gradient
 from vpretrain.system.contexts import evaluating
@@ -128,6 +134,6 @@ class PreferenceSignal(Signal):
         )
         yield from problems_of_rows(same, "two different answers", message, where)
 
-    def build(self, site: Site) -> Preferences:
+    def build(self, site: FeedbackSite) -> Preferences:
         pairs = [(chosen, site.task.rejected[chosen.origin]) for chosen in site.task.documents]
         return Preferences(site.samplers, pairs, beta=self.beta)

@@ -14,7 +14,13 @@ from vpretrain.language.feedback.checkers import (
     checker_named,
 )
 from vpretrain.language.feedback.rewards import Baseline, Rewards, Sampling
-from vpretrain.language.feedback.signals import SIGNALS, Signal, Site, TaskRows, problems_of_rows
+from vpretrain.language.feedback.signals import (
+    SIGNALS,
+    FeedbackSite,
+    Signal,
+    TaskRows,
+    problems_of_rows,
+)
 from vpretrain.language.recipe.common import Answer
 from vpretrain.system.errors import Problem, UserError
 
@@ -57,7 +63,7 @@ class RewardSignal(Signal):
             accepted = f"a solution with {self.answer or DEFAULT_PATTERNS[self.checker]}"
             yield from problems_of_rows(bad, accepted, message, where)
 
-    def build(self, site: Site) -> Rewards:
+    def build(self, site: FeedbackSite) -> Rewards:
         if self.checker not in CHECKERS:
             raise UserError(self._unknown(site.where))
         return Rewards(

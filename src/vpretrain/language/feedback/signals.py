@@ -5,7 +5,7 @@ A kind is one file of this folder: the gradient (a class behind
 
     @SIGNALS.declare("likelihood", "the likelihood of verified solutions (eq. 38)")
     class LikelihoodSignal(Signal):
-        def build(self, site: Site) -> Feedback:
+        def build(self, site: FeedbackSite) -> Feedback:
             return Likelihood(site.samplers, site.loss_mean)
 
 ``data.feedback.tasks`` of a recipe takes these keys with those of :class:`Task`, and
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import PositiveFloat, PositiveInt, create_model, model_validator
 
-from vpretrain.config.kinds import Choice, Kinds, KindSection, one_of
+from vpretrain.config.kinds import KindChoice, Kinds, KindSection, one_of
 from vpretrain.language.data.batch import LossMean
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Row
@@ -63,7 +63,7 @@ class TaskDocuments:
 
 
 @dataclass(frozen=True)
-class Site:
+class FeedbackSite:
     """What a kind of feedback may read of the run that it is built for.
 
     Args:
@@ -103,7 +103,7 @@ class Signal(KindSection):
         """
         yield from ()
 
-    def build(self, site: Site) -> Feedback:
+    def build(self, site: FeedbackSite) -> Feedback:
         raise NotImplementedError
 
 
@@ -161,7 +161,7 @@ def task_of(signal: type[Signal]) -> type[Task]:
     )
 
 
-TASK = Choice(lambda: one_of(*map(task_of, SIGNALS.kinds.values())))
+TASK = KindChoice(lambda: one_of(*map(task_of, SIGNALS.kinds.values())))
 """The annotation of a recipe's task."""
 
 

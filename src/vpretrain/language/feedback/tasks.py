@@ -11,7 +11,7 @@ from typing import Any
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
 from vpretrain.language.feedback.likelihood import parted, shuffled
-from vpretrain.language.feedback.signals import Site, TaskDocuments, TaskRows
+from vpretrain.language.feedback.signals import FeedbackSite, TaskDocuments, TaskRows
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.rows import Rows
 from vpretrain.method.conflict import Resolve, kept, projected
@@ -183,7 +183,7 @@ def feedback_from(
             pad_id=pad_id,
             where=where,
         )
-        site = Site(documents, samplers, tokenizer, seed, where, section.loss_mean)
+        site = FeedbackSite(documents, samplers, tokenizer, seed, where, section.loss_mean)
         signals[name] = around(name, settings[name].build(site))
     weights = {name: task.weight for name, task in settings.items()}
     return MultiTaskFeedback(
