@@ -33,6 +33,12 @@ def test_a_limit_that_is_not_given_ends_nothing() -> None:
     assert spending.fraction(Budget(tokens=10)) == 0.5
 
 
+def test_a_share_of_what_was_left_when_the_count_begins():
+    spending, before = Spending(steps=3, tokens=700), Spending(tokens=500)
+    assert spending.fraction(Budget(steps=None, tokens=1000), since=before) == 0.4
+    assert spending.fraction(Budget(steps=5, tokens=1000), since=before) == 0.6
+
+
 @pytest.mark.parametrize("steps", [1, 3, 7, 10, 49, 240])
 def test_exactly_the_given_steps_are_taken(steps: int) -> None:
     spending, budget = Spending(), Budget(steps=steps)

@@ -166,14 +166,14 @@ def test_memory_that_runs_out_names_the_keys_to_lower_and_the_run_goes_on_later(
 ):
     recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=3")
     with monkeypatch.context() as patch:
-        forward = SteeredStep.__call__
+        take = SteeredStep.take
 
         def fails_after_the_first(step, *arguments, **options):
             if (tmp_path / "checkpoints" / "step-0000001").is_dir():
                 raise error
-            return forward(step, *arguments, **options)
+            return take(step, *arguments, **options)
 
-        patch.setattr(SteeredStep, "__call__", fails_after_the_first)
+        patch.setattr(SteeredStep, "take", fails_after_the_first)
         with pytest.raises(Fault) as caught:
             train_one(recipe, tmp_path, lambda record, fraction: None)
     said = str(caught.value)

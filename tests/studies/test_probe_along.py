@@ -16,6 +16,7 @@ from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.studies import probe_along
 from vpretrain.studies.one_step import loss_of
+from vpretrain.system.errors import UserError
 
 STEERED = ("arm=closed_form", "designer.candidates=8", "value.meta_period=2", "budget.steps=4")
 
@@ -62,6 +63,11 @@ def test_it_is_the_step_of_the_runs_own_task():
     of_plain = point.rate * vectors.inner(down, vectors.named(point.parameters, gradients))
     assert draw.predicted["sgd_full"] != pytest.approx(float(of_plain), rel=1e-3)
     assert draw.realised["sgd_full"] == pytest.approx(expected, rel=0.2)
+
+
+def test_an_arm_that_chooses_what_is_trained_on_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"greats_topk.*chooses what is trained on"):
+        probe_along.probe_along(tiny_recipe("arm=greats_topk"), points=1, draws=4, out=tmp_path)
 
 
 def test_every_draw_has_a_held_out_batch_of_its_own():

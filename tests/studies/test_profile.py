@@ -4,8 +4,12 @@ import pytest
 
 from tests.reliability.processes import FORK
 from tests.run.test_train import tiny_recipe
+from vpretrain.language import Language
+from vpretrain.method.accumulation import next_batches
+from vpretrain.run.build import new_step
 from vpretrain.studies import profile as profiling
 from vpretrain.studies.profile import PARTS, profile
+from vpretrain.system import timing
 from vpretrain.system.errors import UserError
 
 
@@ -37,6 +41,19 @@ def test_what_is_wrong_in_a_process_is_said_here(forked):
             rounds=1,
             warm_up=1,
         )
+
+
+def test_the_passes_of_a_selection_are_in_no_section_of_a_step():
+    recipe = tiny_recipe("arm=greats_topk")
+    modality = Language()
+    parts = profiling._sectioned(modality.build(recipe, modality.load(recipe)))
+    step = new_step(recipe, parts)
+    step.meta.ask(0.0)
+    clock = timing.Clock()
+    with timing.clocked(clock):
+        drawn = next_batches(parts.stream, parts.draws)
+        step.meta.designer.selector.select(drawn.batches, step.meta.value_estimator)
+    assert clock.seconds == {}
 
 
 def test_arms_that_there_are_not_are_refused():

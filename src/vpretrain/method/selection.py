@@ -47,7 +47,8 @@ class Selector(ABC, Generic[BatchT, ContextT]):
     def select(
         self, drawn: Sequence[BatchT], value_of: DirectedValue[ContextT]
     ) -> Selected[BatchT]:
-        """Chooses among batches; all processes choose together, and alike.
+        """Chooses among batches; all processes choose together, and alike. At a meta step it is
+        asked even while nothing steers, and only the figures of its choice are used then.
 
         Args:
             drawn: this process's share of a multiple of :attr:`draws` batches.

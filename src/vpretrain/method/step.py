@@ -62,15 +62,15 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return 1 if selector is None else selector.draws
 
     def __call__(
-        self, batch: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
+        self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
     ) -> Metrics:
-        """Takes one step on what was drawn and returns its metrics; see :meth:`on`."""
-        return self.on(batch, learning_rate, progress)[1]
+        """Takes one step and returns its metrics alone; see :meth:`take`."""
+        return self.take(drawn, learning_rate, progress)[1]
 
-    def on(
+    def take(
         self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
     ) -> tuple[MicroBatches[BatchT], Metrics]:
-        """Takes one step.
+        """Takes one step, and counts it.
 
         Args:
             drawn: ``B_u``, unlabeled, :attr:`draws` for each that is trained on; gradients of its
@@ -87,17 +87,17 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
                 optimizer were not moved.
         """
         due = self.meta.due(self.count)
-        batch, metrics = self._taken(drawn, learning_rate, progress, meta_due=due)
+        batch, metrics = self._step(drawn, learning_rate, progress, meta_due=due)
         self.count += 1
         return batch, metrics
 
-    def take(
-        self, batch: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
+    def uncounted(
+        self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
     ) -> Metrics:
-        """The same, with a meta step or without one, whatever is due; it is not counted."""
-        return self._taken(batch, learning_rate, progress, meta_due=meta_due)[1]
+        """The same without counting it, with a meta step or without one, whatever is due."""
+        return self._step(drawn, learning_rate, progress, meta_due=meta_due)[1]
 
-    def _taken(
+    def _step(
         self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         metrics: Metrics = {}
@@ -106,7 +106,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         if meta_due:
             with timed("meta"):
                 metrics |= self.meta.ask(learning_rate)
-        batch, selection = self._selected(drawn, timed)
+        batch, selection = self._selected(drawn, timed, meta_due=meta_due)
         for part in batch.weighted():
             with timed("learner"):
                 context = self.learner.forward(part.batch)
@@ -135,17 +135,24 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return batch, metrics | selection | {"steered": float(steered)}
 
     def _selected(
-        self, drawn: MicroBatches[BatchT], timed: Stopwatch
+        self, drawn: MicroBatches[BatchT], timed: Stopwatch, *, meta_due: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
-        """What is trained on: the selector's choice, or the first batches while nothing steers."""
+        """What is trained on: the selector's choice, or the first batches while nothing steers.
+
+        At a meta step the choice is made all the same: its gain is what opens a closed guard."""
         selector = self.meta.designer.selector
         if selector is None:
             return drawn, {}
-        if not self.meta.steers(self.count):
-            return MicroBatches(drawn.batches[: len(drawn.batches) // self.draws]), {}
+        steers = self.meta.steers(self.count)
+        if not steers and not meta_due:
+            return self._first(drawn), {}
         with timed("selection"):
             chosen = selector.select(drawn.batches, self.meta.value_estimator)
-        return MicroBatches(chosen.batches), dict(chosen.metrics)
+        batch = MicroBatches(chosen.batches) if steers else self._first(drawn)
+        return batch, dict(chosen.metrics)
+
+    def _first(self, drawn: MicroBatches[BatchT]) -> MicroBatches[BatchT]:
+        return MicroBatches(drawn.batches[: len(drawn.batches) // self.draws])
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
         """AdamW on the gradients that were added up, their norm clipped."""

@@ -45,11 +45,22 @@ class Spending:
         self.flops += flops
         self.seconds += seconds
 
-    def fraction(self, budget: Budget) -> float:
+    def fraction(self, budget: Budget, since: Spending | None = None) -> float:
         """The share of the budget that is used, in [0, 1]: the largest over the limits that are
-        given."""
-        limits = {name: limit for name, limit in budget if limit is not None}
-        return min(1.0, max(getattr(self, name) / limit for name, limit in limits.items()))
+        given.
+
+        Args:
+            budget: at least one limit.
+            since: what was used before the count begins, less than the budget; the share is of what
+                was left then.
+        """
+        before = Spending() if since is None else since
+        shares = (
+            (getattr(self, name) - getattr(before, name)) / (limit - getattr(before, name))
+            for name, limit in budget
+            if limit is not None
+        )
+        return min(1.0, max(shares))
 
     def exhausted(self, budget: Budget) -> bool:
         """Whether any limit of the budget is used up; exactly when :meth:`fraction` is 1."""

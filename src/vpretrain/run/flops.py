@@ -61,7 +61,7 @@ def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: boo
     def take() -> float:
         batch = next_batches(parts.stream, parts.draws)
         with FlopCounterMode(display=False) as counter:
-            step.take(batch, 0.0, 0.0, meta_due=meta_due)
+            step.uncounted(batch, 0.0, 0.0, meta_due=meta_due)
         return float(counter.get_total_flops())
 
     for _ in range(_TRIES - 1):

@@ -106,8 +106,10 @@ class Run:
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
-        if self.prepared and self.exhausted:
-            raise self._used_up("what the arm trains beforehand", "let it train on less")
+        if self.prepared:
+            if self.exhausted:
+                raise self._used_up("what the arm trains beforehand", "let it train on less")
+            self.state.prepared = replace(self.state.spent)
         seed_run(self.recipe)
         for settled in range(self.recipe.value.settle_steps if parts.on_stream else 0):
             if self.exhausted:
@@ -174,17 +176,19 @@ class Run:
             self.waited_seconds = time.perf_counter() - started
         return batch
 
-    def step(self, batch: Batches) -> Metrics:
+    def step(self, drawn: Batches) -> Metrics:
         """One learner step, for loops that do not ask what it was taken on; see :meth:`take`."""
-        return self.take(batch)[1]
+        return self.take(drawn)[1]
 
     def take(self, drawn: Batches) -> tuple[Batches, Metrics]:
         """One learner step at the schedule's rate: what it was taken on, and its metrics.
 
+        The schedule is over what the arm left of the budget when it had trained beforehand.
+
         Raises:
             NonFinite: it was not taken.
         """
-        progress = self.progress
+        progress = self.state.spent.fraction(self.recipe.budget, since=self.state.prepared)
         batch, metrics = self._step(drawn, learning_rate(self.recipe.learner, progress), progress)
         self.skipped_in_a_row = 0
         return batch, metrics
@@ -194,7 +198,7 @@ class Run:
         with self.clock:
             started = time.perf_counter()
             self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
-            batch, metrics = step.on(drawn, rate, progress)
+            batch, metrics = step.take(drawn, rate, progress)
             seconds = self.waited_seconds + time.perf_counter() - started
         metrics = {"seconds_data": self.waited_seconds} | metrics
         return batch, metrics | {"tokens_per_second": batch.tokens / seconds}

@@ -25,6 +25,7 @@ class RunState:
 
     Attributes:
         spent: what was used so far.
+        prepared: what of it the arm used before the first step.
         drawn: tokens (images) of the stream that were drawn for it: more than were trained on where
             a selector chooses.
         step0: scores of the untouched checkpoint.
@@ -35,7 +36,7 @@ class RunState:
 
     def __init__(self, parts: AnyParts, step: SteeredStep[Any, Any, Any]) -> None:
         self.parts, self.step = parts, step
-        self.spent = Spending()
+        self.spent, self.prepared = Spending(), Spending()
         self.drawn = 0
         self.step0: dict[str, Score] = {}
         self.digest = ""
@@ -61,6 +62,7 @@ class RunState:
             "meta_batches": None if meta is None else meta.state_dict(),
             "step": self.step.state_dict(),
             "spent": self.spent.state_dict(),
+            "prepared": self.prepared.state_dict(),
             "drawn": self.drawn,
             "step0": {name: vars(score) for name, score in self.step0.items()},
             "digest": self.digest,
@@ -89,7 +91,9 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        self.drawn = state.get("drawn", self.spent.tokens)  # checkpoints before there was a choice
+        # Checkpoints of earlier versions have neither.
+        self.prepared = Spending(**state.get("prepared", {}))
+        self.drawn = state.get("drawn", self.spent.tokens)
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
         if distributed.rank() < len(state["random"]):  # a process that is new keeps its own seed

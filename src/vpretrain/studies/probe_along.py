@@ -76,7 +76,7 @@ def probe_along(
         are over the draws of all points.
 
     Raises:
-        UserError: the arm does not train on the stream.
+        UserError: the arm does not train on the stream, or chooses what of it is trained on.
         Fault: a loss or gradient is not finite.
     """
     started = time.perf_counter()
@@ -84,6 +84,12 @@ def probe_along(
     parts = modality.build(recipe, modality.load(recipe))
     if not parts.on_stream:
         raise user_error("arm", "this arm does not train on the stream", value=recipe.arm)
+    if parts.designer.selector is not None:
+        message = (
+            "this arm chooses what is trained on, and a probe's step is on a batch as it was "
+            "drawn: probe an arm that makes a task of the batch"
+        )
+        raise user_error("arm", message, value=recipe.arm)
     batch = held_out_batches(parts)
     along: list[dict[str, Any]] = []
     every: list[Draw] = []
@@ -127,13 +133,13 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
     run.start()
     done = 0
     while not run.exhausted:
-        batch = run.next_batch()
+        drawn = run.next_batch()
         try:
-            run.step(batch)
+            batch, _ = run.take(drawn)
         except NonFinite as fault:
-            run.recover(batch, fault)
+            run.recover(drawn, fault)
             continue
-        run.advance(batch)
+        run.advance(batch, drawn)
         if run.progress >= (done + 1) / points:
             done = int(run.progress * points)  # one long step may pass several
             point = RunPoint(run)

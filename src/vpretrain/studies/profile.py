@@ -155,11 +155,7 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         materials = modality.load(recipe)
         before = _start_peak()
         parts = modality.build(recipe, materials)
-        parts = replace(
-            parts,
-            designer=_timed(parts.designer, make_task="designer", learn=None),
-            feedback=_timed(parts.feedback, gradients=None),
-        )
+        parts = _sectioned(parts)
         step, period = new_step(recipe, parts), recipe.value.meta_period
         pipe.send(None)
         while pipe.recv() == "round":
@@ -177,6 +173,17 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         pipe.send(error)
 
 
+def _sectioned(parts: Parts) -> Parts:
+    """Parts whose tasks are a section; what a step has seconds of by itself is in none."""
+    if parts.designer.selector is not None:
+        parts.designer.selector = _timed(parts.designer.selector, select=None)
+    return replace(
+        parts,
+        designer=_timed(parts.designer, make_task="designer", learn=None),
+        feedback=_timed(parts.feedback, gradients=None),
+    )
+
+
 def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
     for _ in range(recipe.value.meta_period):
@@ -185,7 +192,7 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
         totals["data"] += _now() - started
         clock = timing.Clock(synchronize=True)
         with timing.clocked(clock):
-            batch, record = step.on(drawn, recipe.learner.learning_rate)
+            batch, record = step.take(drawn, recipe.learner.learning_rate)
         totals["seconds"] += _now() - started
         totals["tokens"] += batch.tokens
         meta = record.get("seconds_meta", 0.0)
@@ -204,7 +211,7 @@ def _timed(part: Any, **sections: str | None) -> Any:
 
 class _Within:
     """A part whose calls of some methods are within a section, or clocked by nobody (the meta step
-    has a time of its own)."""
+    and the selection have a time of their own)."""
 
     def __init__(self, part: Any, sections: Mapping[str, str | None]) -> None:
         self._part, self._sections = part, sections

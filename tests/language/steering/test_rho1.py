@@ -40,6 +40,25 @@ def test_the_reference_is_trained_before_the_first_step_and_charged_apart(materi
     assert result.stream_digest == plain.stream_digest
 
 
+def test_the_schedule_is_over_what_the_reference_left_of_the_budget(materials):
+    schedule = ["budget={tokens: 20000}", "budget.steps=null", "learner.warmup_fraction=0.5"]
+    recipe = tiny_recipe("arm=rho1", "designer.reference_epochs=1", *schedule)
+    run = Run(recipe, Language().build(recipe, materials), step0={})
+    run.start()
+    prepared, settled = run.state.prepared.tokens, run.state.spent.tokens
+    assert settled == prepared > 1000
+    drawn = run.next_batch()
+    batch, metrics = run.take(drawn)
+    assert metrics["learning_rate"] == 0  # the warm-up begins
+    run.advance(batch, drawn)
+    second = run.take(run.next_batch())[1]["learning_rate"]
+    used = batch.tokens / (20000 - prepared)
+    assert second == pytest.approx(recipe.learner.learning_rate * used / 0.5)
+    resumed = Run(recipe, Language().build(recipe, materials), resume=run.state.state_dict())
+    resumed.start()
+    assert resumed.state.prepared == run.state.prepared
+
+
 def test_a_budget_that_the_reference_uses_up_is_told_as_that(materials):
     with pytest.raises(UserError, match=r"budget\.tokens.*beforehand used it up"):
         trained(materials, "arm=rho1", "budget={tokens: 500}", "budget.steps=null")

@@ -21,6 +21,7 @@ from vpretrain.language.steering.selection import (
     Redundancy,
     in_deviations,
 )
+from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -269,3 +270,38 @@ def test_until_its_start_the_learner_trains_on_the_first_of_what_is_drawn(materi
     )
     assert weights_hash(parts) == weights_hash(plain_parts)
     assert found.spent.tokens == expected.spent.tokens < found.drawn
+
+
+def guarded_step(materials, *overrides):
+    recipe = tiny_recipe("arm=greats_topk", "value.guard_window=1", *overrides)
+    parts = Language().build(recipe, materials)
+    return new_step(recipe, parts), lambda: next_batches(parts.stream, 2)
+
+
+def test_a_closed_guard_opens_when_the_choice_would_have_gained(materials, monkeypatch):
+    gains = lambda *_: {"gain": 1.0, "agreement": 1.0}  # noqa: E731
+    monkeypatch.setattr(DocumentSelector, "_cross_fitted", gains)
+    step, draw = guarded_step(materials, "value.meta_period=1")
+    step.meta.guard.update(-1.0)
+    drawn = draw()
+    batch, metrics = step.take(drawn, 0.0)
+    assert batch.batches[0] is drawn.batches[0]  # while it was closed nothing was chosen
+    assert metrics["gain"] == 1 and step.meta.steers(step.count)
+    drawn = draw()
+    assert step.take(drawn, 0.0)[0].digest() != drawn.batches[0].digest()
+
+
+def test_between_meta_steps_a_closed_guard_costs_no_selection(materials):
+    step, draw = guarded_step(materials, "value.meta_period=2")
+    step.take(draw(), 0.0)
+    step.meta.guard.update(-1.0)
+    assert "documents_kept" not in step.take(draw(), 0.0)[1]
+
+
+def test_signs_of_collapse_stay_while_the_halves_disagree(materials, monkeypatch):
+    disagree = lambda *_: {"gain": 1.0, "agreement": -1.0}  # noqa: E731
+    monkeypatch.setattr(DocumentSelector, "_cross_fitted", disagree)
+    step, draw = guarded_step(materials, "value.meta_period=1", "value.on_collapse=revert")
+    for _ in range(3):
+        step.take(draw(), 0.0)
+        assert step.meta.collapse.signs
