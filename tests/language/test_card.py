@@ -52,6 +52,14 @@ def test_nothing_of_the_data_is_markup(tmp_path):
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [6]
 
 
+def test_the_alignment_is_that_of_the_arm(tmp_path):
+    for arm, alignment in {"opus": "optimizer_aware", "dga": "dot", "field": "cosine"}.items():
+        recipe = tiny_recipe(f"arm={arm}", "value.alignment=cosine")
+        write_card(tmp_path, recipe, result(), location=None, feedback=[])
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert f"Value: alignment {escaped(alignment)}," in text
+
+
 def test_escaping():
     assert escaped("a|b\n*c* <d> [e](f) `g`") == r"a\|b \*c\* &lt;d&gt; \[e\]\(f\) \`g\`"
     assert fenced("x") == "```yaml\nx\n```" and fenced("a ````` b").startswith("``````yaml")

@@ -80,6 +80,10 @@ def test_what_the_recipe_keeps_is_counted(machine):
     )
     machine(1600 + 399, 10**6)
     assert places(model, followers=1) == ["memory"], "the teacher"
+    machine(1600 + 400, KEPT + 3 * 400)
+    assert places(model, followers=1) == []
+    machine(1600 + 400, KEPT + 3 * 400 - 1)
+    assert places(model, followers=1) == ["disk"], "it is in every checkpoint"
     assert places(model) == []
 
 

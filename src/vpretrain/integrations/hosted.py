@@ -176,7 +176,7 @@ def hosted_step(
         optimizer: the host's, as it steps: preconditioner and learning rate are read from it.
         steering: alignment, estimator, meta period, guard.
     """
-    alignment = Alignment(steering.alignment, steering.smoothness)
+    alignment = Alignment.of(designer, steering.alignment, steering.smoothness)
     meta = MetaStep(
         learner,
         designer,

@@ -122,7 +122,7 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
         f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
         f"Stream: {sources}",
         f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.all[recipe.arm].description)}",
-        f"Value: alignment {escaped(value.alignment)}, {escaped(value.estimator)}, every "
+        f"Value: alignment {escaped(recipe.alignment)}, {escaped(value.estimator)}, every "
         f"{value.meta_period} steps",
         f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
     ]

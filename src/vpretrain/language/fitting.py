@@ -27,13 +27,18 @@ def aligned_of(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:
     )
 
 
-def too_large(recipe: LanguageRecipe, model: Any) -> list[Problem]:
-    """A model that does not fit the memory at hand; only its shapes are read."""
+def too_large(recipe: LanguageRecipe, model: Any, followers: int) -> list[Problem]:
+    """A model that does not fit the memory at hand with so many copies of it beside it; only its
+    shapes are read."""
     data, section, shared = recipe.data, recipe.learner, []
     if section.shard:
         shared = sharding.below(model, aligned_of(section, model))[1]
     return memory_shortage(
-        model, recipe.checkpoint, tokens=data.batch_size * data.window_tokens, shared=shared
+        model,
+        recipe.checkpoint,
+        tokens=data.batch_size * data.window_tokens,
+        followers=followers,
+        shared=shared,
     )
 
 

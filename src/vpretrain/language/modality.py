@@ -70,7 +70,10 @@ class Language(Modality[LanguageRecipe, Materials]):
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
         texts = read(recipe)
         shapes = skeleton(recipe)
-        if problems := refusals(shapes, packing=recipe.data.packing) or too_large(recipe, shapes):
+        followers = ARMS.section_of(recipe).followers
+        if problems := refusals(shapes, packing=recipe.data.packing) or too_large(
+            recipe, shapes, followers
+        ):
             raise UserError(*problems)
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
@@ -119,9 +122,9 @@ class Language(Modality[LanguageRecipe, Materials]):
         problems: list[Problem] = []
         section, texts = recipe.learner, None
         named_model = section.prepare is None or section.model is not None
-        count = recipe.designer.most_candidates
+        arm = recipe.designer
         try:
-            count = ARMS.section_of(recipe).most_candidates
+            arm = ARMS.section_of(recipe)
         except UserError as error:
             problems += error.problems
         try:
@@ -131,7 +134,8 @@ class Language(Modality[LanguageRecipe, Materials]):
         try:
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
             problems += refusals(shapes, packing=recipe.data.packing)
-            problems += [*too_large(recipe, shapes), *disk_shortage(shapes, recipe.checkpoint)]
+            problems += too_large(recipe, shapes, arm.followers)
+            problems += disk_shortage(shapes, recipe.checkpoint, followers=arm.followers)
             problems += unfit_window(recipe, shapes.config)
             if named_model:
                 location = None if section.model is None else named(section.model)
@@ -139,7 +143,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             if section.activation_checkpointing:
                 checkpoint_activations(shapes)
             aligned_of(section, shapes)
-            if count > (most := shapes.config.vocab_size):
+            if (count := arm.most_candidates) > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
         except UserError as error:
@@ -160,6 +164,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
         learner, adapted = _learner(recipe, materials)
         data, arm, control = recipe.data, ARMS.named(recipe.arm), ARMS.control_of(recipe)
+        section = ARMS.section_of(recipe)
         sources = materials.sources
         if arm.trains_on == "feedback":
             cut = CutDocuments(materials.feedback, data.window_tokens)
@@ -181,7 +186,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         return Parts(
             learner=matched_learner,
             designer=designer_for(
-                ARMS.section_of(recipe),
+                section,
                 Site(
                     learner,
                     recipe.seed,
@@ -205,6 +210,7 @@ class Language(Modality[LanguageRecipe, Materials]):
                 recipe, learner.model, materials.tokenizer, materials.texts.posttraining
             ),
             on_stream=posttraining.on_stream(recipe.arm),
+            followers=section.followers,
         )
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
     draws: int
 
     def check(self, stream: Stream[BatchT]) -> None:
-        """Refuses a stream that there is nothing to choose from, before the first step.
+        """Refuses a stream that there is nothing to choose from, when a run is put together.
 
         Raises:
             UserError: with what is wrong.

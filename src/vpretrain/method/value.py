@@ -20,13 +20,13 @@ lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.method import vectors
-from vpretrain.method.roles import AlignmentName, Gradient
+from vpretrain.method.roles import AlignmentName, Designer, Gradient
 
 
 class Valued(NamedTuple):
@@ -53,6 +53,17 @@ class Alignment:
     name: AlignmentName
     smoothness: float = 1.0
     groups: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        designer: Designer[Any, Any],
+        name: AlignmentName,
+        smoothness: float = 1.0,
+        groups: tuple[str, ...] = (),
+    ) -> Alignment:
+        """The one that a designer's rule is stated for; else the one that is named, the run's."""
+        return cls(designer.alignment or name, smoothness, groups)
 
     @property
     def linear(self) -> bool:

@@ -50,11 +50,7 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         parts.feedback,
         ValueEstimator(
             learner,
-            Alignment(
-                parts.designer.alignment or value.alignment,
-                value.smoothness,
-                parts.alignment_groups,
-            ),
+            Alignment.of(parts.designer, value.alignment, value.smoothness, parts.alignment_groups),
             estimator(value.estimator),
         ),
         optimizer,
@@ -66,6 +62,4 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         revert=value.on_collapse == "revert",
         batches=parts.meta_batches,
     )
-    if parts.designer.selector is not None:
-        parts.designer.selector.check(parts.stream)
     return SteeredStep(learner, meta, optimizer, clip_norm=section.clip_norm)

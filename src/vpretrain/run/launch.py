@@ -172,8 +172,10 @@ class Launch:
         """
         recipe = self.recipe
         if not checkpoints.steps():
-            model = parts.learner.model
-            if problems := disk_shortage(model, recipe.checkpoint, self.folder):
+            model, followers = parts.learner.model, parts.followers
+            if problems := disk_shortage(
+                model, recipe.checkpoint, self.folder, followers=followers
+            ):
                 raise UserError(*problems)
         flops = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
         return {meta: distributed.summed(each) for meta, each in flops.items()}

@@ -40,6 +40,11 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
             and FLOPs it used; its seconds are charged by the caller. The budget is that of the
             stream.
         on_stream: whether the learner trains on the stream at all.
+        followers: copies of the model that are trained too, and are in memory and in checkpoints
+            beside it.
+
+    Raises:
+        UserError: the designer's selector has nothing to choose from in the stream.
     """
 
     learner: Learner[BatchT, ContextT, TaskT]
@@ -54,6 +59,11 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
     alignment_groups: tuple[str, ...] = ()
     after: Callable[[Spending], None] | None = None
     on_stream: bool = True
+    followers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.designer.selector is not None:
+            self.designer.selector.check(self.stream)
 
     @property
     def draws(self) -> int:

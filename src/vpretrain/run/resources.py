@@ -52,7 +52,7 @@ def memory_shortage(
         model: only sizes and dtypes are read, so that it may be on the meta device.
         checkpoint: of the recipe; an asynchronous one holds a copy of what it writes.
         tokens: positions of a batch that go through the model at once, in all processes together.
-        followers: copies of the model that run beside it (an EMA teacher).
+        followers: copies of the model that run beside it (an EMA teacher, a reference).
         shared: blocks that are shared out (:func:`vpretrain.system.sharding.below`): of what they
             hold a process has its part. Without a launcher nobody knows how small that will be, and
             it counts for nothing. Before, the weights are there whole.
@@ -90,7 +90,7 @@ def memory_needed(
     needed = max(every, needed - held + (held // processes() if launched() else 0))
     if checkpoint.asynchronous and not torch.cuda.is_available():
         # The copy that one process writes while the run goes on; it is in the machine's memory.
-        needed += (every * followers + 3 * trained) // processes()
+        needed += (3 + followers) * trained // processes()
     return needed
 
 
@@ -100,8 +100,8 @@ def disk_shortage(
     """A problem where a run's files do not fit.
 
     Counted are the model folder and, ``keep_last`` times and once more for the one that is being
-    written, a checkpoint: what trains with its two moments, and followers. With ``keep_best`` two
-    model folders come on top.
+    written, a checkpoint: what trains with its two moments, and as much of each follower without
+    them. With ``keep_best`` two model folders come on top.
 
     Args:
         model: as in :func:`memory_shortage`.
@@ -130,7 +130,7 @@ def disk_needed(model: nn.Module, checkpoint: Checkpoint = _PLAIN, *, followers:
     """The bytes that :func:`disk_shortage` counts, with its arguments."""
     every, trained = _bytes(model), _bytes(model, trained=True)
     models = 1 + 2 * (checkpoint.keep_best is not None)
-    return models * every + (checkpoint.keep_last + 1) * (every * followers + 3 * trained)
+    return models * every + (checkpoint.keep_last + 1) * (3 + followers) * trained
 
 
 def _bytes(model: nn.Module, *, trained: bool = False) -> int:

@@ -58,8 +58,8 @@ def needs(recipe: Recipe) -> Needs | None:
     limits += [3 * forward * accumulate * count for count in steps]
     model = parts.learner.model
     return Needs(
-        memory_needed(model, recipe.checkpoint, tokens=batch.tokens),
-        disk_needed(model, recipe.checkpoint),
+        memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
+        disk_needed(model, recipe.checkpoint, followers=parts.followers),
         min(limits) if limits else None,
         forward,
     )

@@ -102,7 +102,7 @@ def _direction(recipe: Recipe, parts: AnyParts) -> Gradient:
     """The recipe's own: the feedback's gradient over S, preconditioned where its alignment is."""
     value, aligned = recipe.value, parts.learner.aligned
     preconditioner = None
-    if Alignment(value.alignment, value.smoothness).preconditioned:
+    if Alignment.of(parts.designer, value.alignment).preconditioned:
         section = recipe.learner
         # Over S alone: the moments of all parameters would be twice the model.
         optimizer = torch.optim.AdamW(aligned.values(), lr=0.0, betas=section.betas)
@@ -208,7 +208,8 @@ class _Bench:
         self, recipe: Recipe, parts: AnyParts, estimator: str, down: list[Gradient], context: Any
     ) -> None:
         self.context = context
-        alignment = Alignment(recipe.value.alignment, recipe.value.smoothness)
+        value = recipe.value
+        alignment = Alignment.of(parts.designer, value.alignment, value.smoothness)
         estimated = ValueEstimator(parts.learner, alignment, estimator_named(estimator))
         estimated.update(down, None, recipe.learner.learning_rate)
         self.value_of_part = estimated.on_part()

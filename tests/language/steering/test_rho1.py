@@ -1,5 +1,7 @@
 """Tokens chosen by excess loss over a reference."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from tests.language.conftest import tiny_batch, tiny_learner
 from tests.run.test_train import tiny_recipe, trained
 from vpretrain.language import Language
 from vpretrain.language.steering.rho1 import ExcessLoss, Reference
+from vpretrain.run import resources
+from vpretrain.run.resources import disk_needed, memory_needed
 from vpretrain.run.run import Run
 from vpretrain.system.errors import UserError
 
@@ -62,6 +66,26 @@ def test_the_schedule_is_over_what_the_reference_left_of_the_budget(materials):
 def test_a_budget_that_the_reference_uses_up_is_told_as_that(materials):
     with pytest.raises(UserError, match=r"budget\.tokens.*beforehand used it up"):
         trained(materials, "arm=rho1", "budget={tokens: 500}", "budget.steps=null")
+
+
+def test_the_reference_counts_in_memory_and_on_the_disk(materials, monkeypatch):
+    recipe = tiny_recipe("arm=rho1")
+    model = Language().build(tiny_recipe("arm=onehot"), materials).learner.model
+    needed = {
+        followers: (
+            memory_needed(model, recipe.checkpoint, followers=followers, tokens=4 * 96),
+            disk_needed(model, recipe.checkpoint, followers=followers),
+        )
+        for followers in (0, 1)
+    }
+    assert recipe.data.batch_size * recipe.data.window_tokens == 4 * 96
+    memory, disk = needed[0]
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: memory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda at: shutil._ntuple_diskusage(disk, 0, disk))
+    assert Language().check(tiny_recipe("arm=onehot")) == []
+    assert [problem.where for problem in Language().check(recipe)] == ["memory", "disk"]
+    parts = Language().build(recipe, materials)
+    assert parts.followers == 1 and needed[1] > needed[0]
 
 
 def test_a_reference_of_another_tokenizer_is_refused(materials, tmp_path):

@@ -58,10 +58,10 @@ def estimator_of(learner, *gradients):
     return found
 
 
-def selector_of(learner, choice=None, draws=2, seed=0, weight=0.0, rounds=4):
+def selector_of(learner, ranking=None, draws=2, seed=0, weight=0.0, rounds=4):
     return DocumentSelector(
         learner,
-        choice or Highest(),
+        ranking or Highest(),
         Redundancy(weight, rounds),
         draws=draws,
         seed=seed,
@@ -209,7 +209,7 @@ def test_a_source_that_is_never_chosen_is_warned_of_once(caplog):
         def order(self, values, draw):
             return torch.arange(len(values))  # the first batch, which is of source a
 
-    selector.choice = Starving()
+    selector.ranking = Starving()
     drawn = [packed_batch(1, source="a"), packed_batch(2, source="b")]
     estimator = estimator_of(learner, downstream(learner))
     with caplog.at_level(logging.WARNING):
@@ -227,9 +227,9 @@ def materials():
 
 def test_a_pool_larger_than_the_stream_is_refused():
     recipe = tiny_recipe("arm=greats_topk", "designer.draws=400")
-    parts = Language().build(recipe, Language().load(recipe))
     with pytest.raises(UserError, match=r"designer\.draws.*more than the stream"):
-        new_step(recipe, parts)
+        Language().build(recipe, Language().load(recipe))
+    assert [problem.where for problem in Language().check(recipe)] == ["designer.draws"]
 
 
 @pytest.mark.parametrize("draws", [0, 1])

@@ -303,7 +303,7 @@ class View:
             ("arm", joined(recipe.arm, ": ", ARMS.all[recipe.arm].description)),
             (
                 "direction",
-                f"{recipe.value.alignment}, taken once from {recipe.data.feedback.batches} "
+                f"{recipe.alignment}, taken once from {recipe.data.feedback.batches} "
                 "feedback batches of "
                 f"{recipe.data.feedback.batch_size}, AdamW's moments refilled at learning rate 0",
             ),

@@ -20,6 +20,7 @@ from vpretrain.language.recipe.rows import Chatter, Rows, TableFiles, WordProble
 from vpretrain.language.recipe.value import LanguageValue, MetaBatch
 from vpretrain.language.steering.arms import ARMS, LanguageArm
 from vpretrain.language.steering.rules import TokenWeightsArm
+from vpretrain.method.roles import AlignmentName
 
 __all__ = [
     "Chatter",
@@ -57,6 +58,15 @@ class LanguageRecipe(Recipe):
     evaluate: LanguageEvaluate = LanguageEvaluate()
     posttraining: Posttraining = Posttraining()
 
+    @property
+    def alignment(self) -> AlignmentName:
+        """What the run values by: the arm's own alignment, or else ``value.alignment``.
+
+        Raises:
+            UserError: there is no such arm.
+        """
+        return ARMS.section_of(self).valued_by or self.value.alignment
+
     @model_validator(mode="after")
     def _split_exists(self) -> Self:
         for split in (self.evaluate.split, *self.evaluate.also):
@@ -82,7 +92,7 @@ class LanguageRecipe(Recipe):
                 "value.meta_batch.per_domain is true, and no task names sources of the stream: "
                 "give data.feedback.tasks their sources"
             )
-        if self.value.alignment == "lower_bound":
+        if self.alignment == "lower_bound":
             raise ValueError(
                 "value.alignment: lower_bound has no mean over domains: choose another, or set "
                 "value.meta_batch.per_domain to false"

@@ -17,7 +17,7 @@ from vpretrain.language.data.rows import Document
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer
+from vpretrain.method.roles import AlignmentName, Designer
 
 if TYPE_CHECKING:
     from vpretrain.language.learner.cost_model import Setting, Shape
@@ -108,6 +108,16 @@ class LanguageArm(DesignerSection, ABC):
     def most_candidates(self) -> int:
         """Tokens that a target is spread over."""
         return 1
+
+    @property
+    def valued_by(self) -> AlignmentName | None:
+        """The designer's own alignment, whatever ``value.alignment`` is; None: it has none."""
+        return None
+
+    @property
+    def followers(self) -> int:
+        """Copies of the learner that are trained beside it (:class:`vpretrain.run.parts.Parts`)."""
+        return 0
 
     @abstractmethod
     def build(self, site: Site) -> Designer:

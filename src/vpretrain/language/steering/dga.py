@@ -15,7 +15,15 @@ from vpretrain.language.learner.targets import SoftTargets, one_hot
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
 from vpretrain.language.steering.rules import Candidates, sources_of
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Bounds, Designer, Learned, Metrics, State, ValueFunction
+from vpretrain.method.roles import (
+    AlignmentName,
+    Bounds,
+    Designer,
+    Learned,
+    Metrics,
+    State,
+    ValueFunction,
+)
 from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
@@ -153,6 +161,10 @@ class DgaArm(LanguageArm):
     """eta of the exponentiated step."""
     mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Weight of the past in the running mean of mixtures."""
+
+    @property
+    def valued_by(self) -> AlignmentName | None:
+        return SourceMixture.alignment
 
     def build(self, site: Site) -> SourceMixture:
         return SourceMixture(self.step_size, self.mixture_memory, site.reliability)

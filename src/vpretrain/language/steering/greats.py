@@ -9,18 +9,18 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.selection import Choice, SelectionArm
+from vpretrain.language.steering.selection import Ranking, SelectionArm
 from vpretrain.method.roles import AlignmentName
 
 
-class Highest(Choice):
+class Highest(Ranking):
     """The highest values first; of equals the one that was drawn first."""
 
     def order(self, values: Tensor, draw: torch.Generator) -> Tensor:
         return values.argsort(descending=True, stable=True)
 
 
-class AtRandom(Choice):
+class AtRandom(Ranking):
     """Whatever they are worth."""
 
     uses_values = False
@@ -62,7 +62,7 @@ class GreatsArm(SelectionArm):
     def penalty(self) -> float:
         return self.interaction
 
-    def choice(self) -> Highest:
+    def ranking(self) -> Highest:
         return Highest()
 
 
@@ -70,5 +70,5 @@ class GreatsArm(SelectionArm):
 class RandomSelectionArm(SelectionArm):
     uses_feedback = False
 
-    def choice(self) -> AtRandom:
+    def ranking(self) -> AtRandom:
         return AtRandom()

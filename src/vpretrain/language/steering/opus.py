@@ -9,12 +9,12 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.selection import Choice, SelectionArm
+from vpretrain.language.steering.selection import Ranking, SelectionArm
 from vpretrain.method.roles import AlignmentName
 
 
 @dataclass(frozen=True)
-class Boltzmann(Choice):
+class Boltzmann(Ranking):
     """Drawn one after the other, without replacement, with probabilities proportional to
     ``exp(value / temperature)`` over those that are left.
 
@@ -62,5 +62,5 @@ class OpusArm(SelectionArm):
     def penalty(self) -> float:
         return self.redundancy
 
-    def choice(self) -> Boltzmann:
+    def ranking(self) -> Boltzmann:
         return Boltzmann(self.temperature)

@@ -159,6 +159,11 @@ class Rho1Arm(LanguageArm):
     reference_learning_rate: PositiveFloat | None = None
     """Of AdamW, constant; null: the learner's."""
 
+    @property
+    def followers(self) -> int:
+        """The fine-tuned copy; how large a model in its place is, is not known here."""
+        return int(self.reference is None)
+
     def build(self, site: Site) -> ExcessLoss:
         """Raises UserError where the reference has another tokenizer, or cannot be read."""
         if self.reference is not None:

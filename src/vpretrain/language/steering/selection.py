@@ -47,7 +47,7 @@ STARVED_DOCUMENTS = 200
 """Documents of a source that are drawn without one being chosen before a warning says so."""
 
 
-class Choice(ABC):
+class Ranking(ABC):
     """From the values of documents to the order in which they are taken."""
 
     uses_values: ClassVar[bool] = True
@@ -109,7 +109,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
 
     Args:
         learner: whose loss is valued; without dropout.
-        choice: what follows from the values.
+        ranking: what follows from the values.
         redundancy: what documents lose that repeat others.
         draws: see :class:`vpretrain.method.selection.Selector`.
         seed: of random choices.
@@ -118,13 +118,13 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def __init__(
         self,
         learner: CausalLearner,
-        choice: Choice,
+        ranking: Ranking,
         redundancy: Redundancy,
         *,
         draws: int,
         seed: int,
     ) -> None:
-        self.learner, self.choice, self.redundancy = learner, choice, redundancy
+        self.learner, self.ranking, self.redundancy = learner, ranking, redundancy
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn_of: Counter[str] = Counter()
@@ -152,7 +152,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     ) -> Selected[TokenBatch]:
         pool = Pool.gathered(drawn, packed=self.learner.packed)
         with evaluating(self.learner.model):
-            seen = self.seen(drawn) if self.choice.uses_values else []
+            seen = self.seen(drawn) if self.ranking.uses_values else []
             values = self.values(pool, seen, value_of)
             taken = self._taken(pool, seen, values.mean(dim=0), value_of)
         batches, kept = pool.batches(taken, count=len(drawn) // self.draws, share=1 / self.draws)
@@ -202,7 +202,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         taken: list[int] = []
         for part in range(1, rounds + 1):
             rest = torch.tensor(sorted(set(range(len(values))) - set(taken)))
-            order = rest[self.choice.order(score[rest], self.generator)]
+            order = rest[self.ranking.order(score[rest], self.generator)]
             taken = pool.filled(taken, order.tolist(), part / (rounds * self.draws))
             if part < rounds:
                 common = in_deviations(self._common(pool, seen, taken, value_of))
@@ -239,7 +239,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             "documents_kept": float(len(chosen)),
             "documents_dropped": float(len(documents) - len(chosen)),
         }
-        if self.choice.uses_values:
+        if self.ranking.uses_values:
             metrics["value_kept"] = float(values[list(chosen)].mean())
             metrics["value_drawn"] = float(values.mean())
         taken = [documents[at] for at in chosen]
@@ -333,13 +333,8 @@ class SelectionArm(LanguageArm):
     as many as there are documents: one at a time."""
 
     @abstractmethod
-    def choice(self) -> Choice:
+    def ranking(self) -> Ranking:
         """What follows from the values."""
-
-    @property
-    def valued_by(self) -> AlignmentName | None:
-        """The alignment of the values, whatever ``value.alignment`` is; None: there are none."""
-        return None
 
     @property
     def penalty(self) -> float:
@@ -349,7 +344,7 @@ class SelectionArm(LanguageArm):
     def build(self, site: Site) -> OneHotOnChosen:
         selector = DocumentSelector(
             site.learner,
-            self.choice(),
+            self.ranking(),
             Redundancy(self.penalty, self.rounds),
             draws=self.draws,
             seed=site.seed,
