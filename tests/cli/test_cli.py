@@ -463,7 +463,7 @@ def test_something_else_than_a_recipe(call, here, recipe, expected):
         (["--budget", 1.5], ["--budget", "1.5"]),
         (["--budget", "nan"], ["--budget", "nan"]),
         (["--match", "seconds", "--budget", "-1"], ["--budget", "a number above 0"]),
-        (["--seeds", 0], ["--seeds", "1 or more"]),
+        (["--seeds", 0], ["--seeds", "1 to 1000"]),
         (["--jobs", 0], ["--jobs"]),
         (["--seeds", 1, "--require-interval"], ["--seeds", "--require-interval", "2 or more"]),
         (["--out", "tiny.yaml"], ["--out", "tiny.yaml is a file"]),
