@@ -184,7 +184,8 @@ def test_the_search_of_the_guide_is_one(site, tmp_path):
     from vpretrain.studies.sweep import Plan
 
     guide = (HERE.parents[1] / "docs" / "your-own.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    (block,) = (block for block in blocks if "recipe.yaml" in block)
     (tmp_path / "search.yaml").write_text(
         block.replace("recipe.yaml", str(HERE / "recipe.yaml")), encoding="utf-8"
     )
