@@ -98,7 +98,7 @@ def test_bad_input_is_one_clear_error(field_run, tmp_path):
     for folder, said in (
         (tmp_path / "nowhere", "no such folder"),
         (empty, "no recipe.yaml"),
-        (vision, r"modality cannot be explained: it has no method `explain`"),
+        (vision, "`explain` reads runs on text"),
         (broken(field_run, tmp_path / "unfinished", "model/config.json"), "did not finish"),
         (damaged, "designer's state"),
         (weightless, "model"),
