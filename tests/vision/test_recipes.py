@@ -128,7 +128,7 @@ def shrunken(source, *overrides):
         overrides = [*overrides, *(key for key in IJEPA if not key.startswith("designer"))]
     loaded = recipes.load(source, [*SMALL, *overrides], schemas=SCHEMAS)
     data = loaded.data
-    sizes = []
+    sizes = [] if data.meta_batch_size is None else ["data.meta_batch_size=4"]
     for i in range(len(data.feedback.sets)):
         at = f"data.feedback.sets.{i}"
         sizes += [f"{at}.train=4", f"{at}.meta=4", f"{at}.pictures.size=[32, 32]"]
