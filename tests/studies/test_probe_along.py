@@ -93,4 +93,4 @@ def test_the_verb(tmp_path):
         assert all(-1 <= r <= 1 for r in figures["pearson"].values())
     assert len(json.loads((tmp_path / "points.json").read_text())) == 8
     assert (tmp_path / "scatter.svg").is_file()
-    assert "all" in result.stderr and "held-out loss" in result.stderr
+    assert "all" in result.stderr and "held-out" in result.stderr
