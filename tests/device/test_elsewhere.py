@@ -42,13 +42,22 @@ def assert_runs(modality, arms):
     assert [line for line in ended.stdout.splitlines() if line in arms] == list(arms)
 
 
-def test_every_language_arm_steps_evaluates_saves_and_resumes_there():
-    assert_runs("language", arms_of(LANGUAGE_ARMS))
+@pytest.mark.parametrize(
+    "arms",
+    [
+        ["onehot", "ascent", "field", "closed_form", "token_weights", "greats_topk"],
+        pytest.param(arms_of(LANGUAGE_ARMS), marks=pytest.mark.slow),
+    ],
+    ids=["one of a kind", "all"],
+)
+def test_language_arms_step_evaluate_save_and_resume_there(arms):
+    assert_runs("language", arms)
 
 
 @pytest.mark.parametrize(
     "arms",
     [["plain", "ascent"], pytest.param(arms_of(VISION_ARMS, "dino"), marks=pytest.mark.slow)],
+    ids=["one of a kind", "all"],
 )
 def test_vision_arms_step_evaluate_save_and_resume_there(arms):
     assert_runs("vision", arms)
