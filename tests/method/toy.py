@@ -139,7 +139,9 @@ class Given:
         return self._of(sum(self.gradients) / len(self.gradients), task)
 
     def _of(self, gradient, task):
-        return Estimate((gradient * task.each).sum(), (gradient,))
+        control = task.controls()[0]
+        gradient = gradient.expand(control.shape)
+        return Estimate((gradient * control).sum(), (gradient,))
 
 
 def pairs(draw):

@@ -1,5 +1,6 @@
 """Image-text contrastive learning, a modality of vpretrain from outside: see docs/your-own.md."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,8 +43,9 @@ class Data(Section):
 class ImageTextArm(DesignerSection):
     """The keys of one kind of designer, and how it is built."""
 
+    @abstractmethod
     def build(self, seed: int, reliability: Reliability) -> Designer:
-        raise NotImplementedError
+        """A fresh designer."""
 
 
 ARMS = Arms(

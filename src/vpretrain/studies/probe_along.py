@@ -82,14 +82,7 @@ def probe_along(
     started = time.perf_counter()
     modality = MODALITIES[recipe.modality]()
     parts = modality.build(recipe, modality.load(recipe))
-    if not parts.on_stream:
-        raise user_error("arm", "this arm does not train on the stream", value=recipe.arm)
-    if parts.designer.selector is not None:
-        message = (
-            "this arm chooses what is trained on, and a probe's step is on a batch as it was "
-            "drawn: probe an arm that makes a task of the batch"
-        )
-        raise user_error("arm", message, value=recipe.arm)
+    _refuse_without_a_task(recipe, parts)
     batch = held_out_batches(parts)
     along: list[dict[str, Any]] = []
     every: list[Draw] = []
@@ -113,6 +106,17 @@ def probe_along(
     result |= {"seconds": seconds, "environment": environment()}
     _write(out, result, every)
     return result
+
+
+def _refuse_without_a_task(recipe: Recipe, parts: AnyParts) -> None:
+    if not parts.on_stream:
+        raise user_error("arm", "this arm does not train on the stream", value=recipe.arm)
+    if parts.designer.selector is not None:
+        message = (
+            "this arm chooses what is trained on, and a probe's step is on a batch as it was "
+            "drawn: probe an arm that makes a task of the batch"
+        )
+        raise user_error("arm", message, value=recipe.arm)
 
 
 def _write(out: Path, result: dict[str, Any], draws: list[Draw]) -> None:

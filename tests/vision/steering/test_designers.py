@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.method.toy import Given
 from tests.vision.conftest import KINDS, tiny_recipe
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Estimate
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.vision import Vision
@@ -32,24 +32,6 @@ class Flat(torch.nn.Module):
 
     def forward(self, images):
         return torch.sigmoid(self.logits).expand(len(images), -1, -1, -1)
-
-
-class Says:
-    """An appraiser that says given gradients, one a feedback batch."""
-
-    def __init__(self, *gradients):
-        self.gradients = gradients
-
-    def each(self, context, task):
-        return [self._of(gradient, task) for gradient in self.gradients]
-
-    def __call__(self, context, task):
-        return self._of(sum(self.gradients) / len(self.gradients), task)
-
-    def _of(self, gradient, task):
-        control = task.controls()[0]
-        gradient = gradient.expand(control.shape)
-        return Estimate((gradient * control).sum(), (gradient,))
 
 
 class Ones(ViewMasks):
@@ -126,11 +108,11 @@ def test_keeping_everything_leaves_views_bit_for_bit(designer):
     context = views_context()
     rest = {} if designer is ConstantMask else {"grain": 4, "seed": 0}
     task = designer(ViewMasks(1.0, local_views_in_value=True), 1.0, **rest).make_task(
-        context, Says()
+        context, Given()
     )
     assert torch.equal(task.views(context.global_views), context.global_views)
     blurred = ConstantMask(ViewMasks(1.0, local_views_in_value=True), 0.25).make_task(
-        context, Says()
+        context, Given()
     )
     expected = 0.25 * context.global_views + 0.75 * blurred.blurred
     assert torch.allclose(blurred.views(context.global_views), expected)
@@ -139,8 +121,8 @@ def test_keeping_everything_leaves_views_bit_for_bit(designer):
 def test_ascent_keeps_what_is_worth_keeping():
     network, context, good = Flat(), views_context(), left_is_good()
     designer = ascent(network)
-    metrics = [designer.learn(context, Says(good, good)).metrics for _ in range(20)]
-    mask = designer.make_task(context, Says()).mask
+    metrics = [designer.learn(context, Given(good, good)).metrics for _ in range(20)]
+    mask = designer.make_task(context, Given()).mask
     assert (mask[..., :4] > 0.8).all() and (mask[..., 4:] < 0.2).all() and not mask.requires_grad
     assert metrics[0]["mask_std"] == pytest.approx(0, abs=1e-6) and metrics[-1]["mask_std"] > 0.25
     assert metrics[-1]["agreement"] == pytest.approx(1, abs=1e-5)
@@ -154,7 +136,7 @@ def test_ascent_hears_nothing_where_feedback_does_not_agree():
     network = Flat(start=2.0)
     designer = ascent(network, keep_ratio=0.5, sparsity=1.0)
     for _ in range(60):
-        designer.learn(views_context(), Says(good, -good))
+        designer.learn(views_context(), Given(good, -good))
     assert designer.learning.reliability.factor == 0
     masks = torch.sigmoid(network.logits).detach()
     assert float(masks.mean()) == pytest.approx(0.5, abs=0.05) and float(masks.std()) < 1e-5
@@ -167,7 +149,7 @@ def test_the_price_of_roughness_evens_the_mask_out():
     for network, price in ((rough, 0.0), (even, 3.0)):
         designer = ascent(network, smooth=price, shrink=False)
         for _ in range(15):
-            designer.learn(views_context(), Says(noise, noise))
+            designer.learn(views_context(), Given(noise, noise))
     variation = [
         mask_metrics(torch.sigmoid(n.logits).detach())["mask_total_variation"]
         for n in (rough, even)
@@ -183,7 +165,7 @@ def test_prices_in_standard_deviations_do_not_depend_on_the_losses_scale():
             designer = ascent(network, sparsity=0.1, keep_ratio=0.9, unit=unit)
             for _ in range(5):
                 designer.learn(
-                    views_context(), Says(scale * left_is_good(), scale * left_is_good())
+                    views_context(), Given(scale * left_is_good(), scale * left_is_good())
                 )
             after[unit, scale] = network.logits.detach().clone()
     assert torch.allclose(after["standardised", 1.0], after["standardised", 1e-6], atol=1e-5)
@@ -192,16 +174,16 @@ def test_prices_in_standard_deviations_do_not_depend_on_the_losses_scale():
 
 def test_a_frozen_network_stays_and_state_comes_back():
     network, good = Flat(), left_is_good()
-    ascent(network, rate=0.0).learn(views_context(), Says(good, good))
+    ascent(network, rate=0.0).learn(views_context(), Given(good, good))
     assert torch.equal(network.logits, torch.zeros_like(network.logits))
     designer = ascent(network)
-    designer.learn(views_context(), Says(good, good))
+    designer.learn(views_context(), Given(good, good))
     again = ascent(Flat())
     again.load_state_dict(
         copy.deepcopy(designer.state_dict())
     )  # optimizers share what they are given
     for each in (designer, again):
-        each.learn(views_context(), Says(good, good))
+        each.learn(views_context(), Given(good, good))
     assert torch.equal(again.network.logits, network.logits)
 
 
@@ -340,7 +322,7 @@ def test_gain_is_cross_fitted():
 
     def gain(*gradients, shrink):
         designer = ExactDesigner(AnchoredTargets(), Reliability(shrink=shrink))
-        return designer.learn(context, Says(*gradients)).metrics
+        return designer.learn(context, Given(*gradients)).metrics
 
     assert gain(gradient, gradient, shrink=False)["gain"] > 0
     assert gain(gradient, -gradient, shrink=False)["gain"] < 0
@@ -359,7 +341,7 @@ def test_exact_values_each_batch_once():
     teacher = torch.full((2, 4, 6), 1 / 6)
     asked = []
 
-    class Counting(Says):
+    class Counting(Given):
         def __call__(self, context, task):
             asked.append(context)
             return super().__call__(context, task)
@@ -376,11 +358,11 @@ def test_exact_values_each_batch_once():
 def test_uniform_smoothing():
     teacher = torch.tensor([[[0.7, 0.2, 0.1]]])
     every = UniformSmoothing(ViewMasks(1.0, local_views_in_value=True), None, 0.3).make_task(
-        targets_context(teacher), Says()
+        targets_context(teacher), Given()
     )
     assert every.mass.flatten().tolist() == pytest.approx([0.59, 0.24, 0.17])
     two = UniformSmoothing(ViewMasks(1.0, local_views_in_value=True), 2, 0.3).make_task(
-        targets_context(teacher), Says()
+        targets_context(teacher), Given()
     )
     assert two.mass.flatten().tolist() == pytest.approx([0.64, 0.29, 0.07])
     assert isinstance(two, LearnedTargets)

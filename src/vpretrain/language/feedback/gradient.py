@@ -44,7 +44,8 @@ class Sampled(Feedback[CausalLearner]):
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
         """The loss of one batch in parts: scalars whose sum it is, with their graph to the learner;
-        each is made after the graph of the one before it is gone."""
+        each is made after the graph of the one before it is gone. A kind has this, or a
+        :meth:`gradient` of its own."""
         raise NotImplementedError
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:

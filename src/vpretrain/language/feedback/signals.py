@@ -14,6 +14,7 @@ A kind is one file of this folder: the gradient (a class behind
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -103,8 +104,9 @@ class Signal(KindSection):
         """
         yield from ()
 
+    @abstractmethod
     def build(self, site: FeedbackSite) -> Feedback:
-        raise NotImplementedError
+        """The feedback of one task's rows."""
 
 
 SIGNALS: Kinds[Signal] = Kinds()
