@@ -4,7 +4,7 @@ paired.
     python benchmarks/steering.py STUDY [STUDY ...] --work DIR [--jobs 2] [--data ../shared/data]
         [--models DIR]
 
-Studies are declared in `benchmarks/studies.py`. One run is one JSON file below DIR/STUDY, finished
+Studies are declared in `benchmarks/studies/`. One run is one JSON file below DIR/STUDY, finished
 ones are not run again; what a study came to is written to `results/STUDY.json`.
 `python benchmarks/pages.py` makes tables and plots of it. Warm checkpoints (a start) are made on
 first use and cached, see `vpretrain.language.prepare`; real ones stand below `--models`.

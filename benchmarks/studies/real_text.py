@@ -1,0 +1,92 @@
+"""GSM8K feedback, on a small learner of our own and on SmolLM2."""
+
+from __future__ import annotations
+
+from studies.paper_designer import PAPER
+from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, W
+from studies.study import STUDIES, Start, Study, add, arms
+
+WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
+WEAK_START = (Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)),)
+REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")
+add(
+    "gsm8k-noisy",
+    "real text, wrong digits planted in 30% of the stream's GSM8K rows",
+    NOISY,
+    GSM_START,
+    # The last row is one-hot with the steps that fit into the seconds of token_weights.
+    REAL | {"onehot, 155 steps": "arm=onehot budget.steps=155"},
+)
+add(
+    "gsm8k-second-start",
+    "the noisy stream from a second learner, made in full",
+    NOISY,
+    (Start("gsm8k-1", GSM, 1, (3, 4, 5)),),
+    arms("onehot", "token_weights"),
+)
+add(
+    "gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL
+)
+add(
+    "gsm8k",
+    "real text as it is",
+    GSM,
+    GSM_START,
+    arms("onehot", "token_weights", "fixed_random_direction"),
+    "evaluate.tasks=[]",
+)
+
+ORACLE = "data.stream.2.rows.corrupt_digits=0.0"
+add(
+    "gsm8k-references",
+    "real text with planted errors: a filter that knows them, and training on the feedback rows",
+    NOISY,
+    GSM_START,
+    arms("onehot", "feedback_sft") | {"oracle: onehot without the errors": f"arm=onehot {ORACLE}"},
+)
+QUESTIONS = "kind: jsonl, path: mathematics/{file}.jsonl, prompt: problem, solution: solution"
+SECOND = (
+    "{" + QUESTIONS.format(file="valid") + ", skip_rows: 1412, rows: 333}"
+)  # between rows that the stream holds too
+MEASURED = "{" + QUESTIONS.format(file="valid") + ", rows: 1000}"
+STUDIES["gsm8k-second-target"] = Study(
+    "gsm8k-second-target",
+    "one stream, two targets: word problems or mathematics questions steer",
+    NOISY,
+    GSM_START,
+    {
+        "onehot": ("arm=onehot",),
+        "GSM8K steers": (W,),
+        "mathematics questions steer": (W, f"data.feedback.rows={SECOND}"),
+    },
+    (f"data.evaluation.mathematics={MEASURED}", "evaluate.also=[mathematics]"),
+)
+add(
+    "gsm8k-share-10",
+    "a tenth of the noisy stream's documents are GSM8K's",
+    NOISY,
+    GSM_START,
+    arms("onehot", "token_weights"),
+    "data.stream.0.weight=0.45",
+    "data.stream.1.weight=0.45",
+    "data.stream.2.weight=0.1",
+)
+
+ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
+add(
+    "smollm2-noisy",
+    "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
+    SMOL,
+    (ADAPTED,),
+    {
+        "onehot": f"arm=onehot {ERRORS}",
+        "document_weights": f"arm=document_weights {ERRORS} designers.document_weights.tilt=0.4",
+        "oracle: onehot, clean stream": "arm=onehot",
+        "fixed random direction": "arm=document_weights feedback.control=fixed_direction "
+        f"{ERRORS} designers.document_weights.tilt=0.4",
+        "token_weights": f"arm=token_weights {ERRORS}",
+        "ascent": f"{PAPER} {ERRORS}",
+        "feedback_sft": f"arm=feedback_sft {ERRORS}",
+    },
+    "data.evaluation.test.rows=100",
+)

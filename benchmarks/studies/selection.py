@@ -1,0 +1,38 @@
+"""Document weights beside what people would use instead: selection and reweighting of the stream.
+
+Settings on dev, from each method's defaults one change at a time; then test, once.
+"""
+
+from __future__ import annotations
+
+from studies.starts import DEV, D
+from studies.study import add
+
+GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
+add(
+    "dev-selection",
+    "how much is drawn, how it is chosen",
+    "demo-language",
+    DEV,
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "greats_topk": GREATS,
+        "greats_topk, 4 draws": f"{GREATS} designer.draws=4",
+        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
+        "greats_topk, optimizer-aware, 4 draws": f"{GREATS} designer.alignment=optimizer_aware "
+        "designer.draws=4",
+        "greats_topk, interaction 0.1": f"{GREATS} designer.interaction=0.1",
+        "opus": OPUS,
+        "opus, temperature 0.3": f"{OPUS} designer.temperature=0.3",
+        "opus, temperature 0.3, no redundancy": f"{OPUS} designer.temperature=0.3 "
+        "designer.redundancy=0",
+        "rho1": RHO,
+        "rho1, reference at 1e-3": f"{RHO} designer.reference_learning_rate=1e-3",
+        "rho1, keep 0.3": f"{RHO} designer.keep=0.3",
+        "dga": DGA,
+        "dga, step 1": f"{DGA} designer.step_size=1",
+        "random_selection": "arm=random_selection",
+    },
+    "evaluate.split=dev",
+)
