@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from studies.paper_designer import PAPER
-from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, W
+from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, C, D, W
 from studies.study import STUDIES, Start, Study, add, arms
 
 WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
@@ -73,6 +75,29 @@ add(
 )
 
 ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
+SMOL_ORACLE = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0"}
+GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
+add(
+    "dev-smollm2-noisy",
+    "SmolLM2-135M after 30 one-hot steps: which surface, and how far",
+    SMOL,
+    (replace(ADAPTED, seeds=(100,)),),
+    {"onehot": "arm=onehot"}
+    | SMOL_ORACLE
+    | {
+        "document_weights, tilt 0.4": f"{D} designer.tilt=0.4",
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "document_weights, tilt 1.5, S 8 blocks": f"{D} designer.tilt=1.5 learner.aligned_blocks=8",
+        "greats_topk, 2 draws": GREATS,
+        "greats_topk, 2 draws, S 8 blocks": f"{GREATS} learner.aligned_blocks=8",
+        "greats_topk, 3 draws": f"{GREATS} designer.draws=3",
+        "token_weights, tilt 0.4": f"{W} designer.tilt=0.4",
+        "closed_form": C,
+    },
+    "evaluate.split=dev",
+    "data.evaluation.dev.rows=100",
+    ERRORS,
+)
 add(
     "smollm2-noisy",
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
