@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from studies.paper_designer import PAPER
-from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, C, D, W
+from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, D, W
 from studies.study import STUDIES, Start, Study, add, arms
 
 WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
@@ -85,14 +85,12 @@ add(
     {"onehot": "arm=onehot"}
     | SMOL_ORACLE
     | {
-        "document_weights, tilt 0.4": f"{D} designer.tilt=0.4",
         "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
-        "document_weights, tilt 1.5, S 8 blocks": f"{D} designer.tilt=1.5 learner.aligned_blocks=8",
         "greats_topk, 2 draws": GREATS,
+        "document_weights, tilt 0.4": f"{D} designer.tilt=0.4",
+        "document_weights, tilt 1.5, S 8 blocks": f"{D} designer.tilt=1.5 learner.aligned_blocks=8",
         "greats_topk, 2 draws, S 8 blocks": f"{GREATS} learner.aligned_blocks=8",
-        "greats_topk, 3 draws": f"{GREATS} designer.draws=3",
         "token_weights, tilt 0.4": f"{W} designer.tilt=0.4",
-        "closed_form": C,
     },
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
