@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vpretrain.config.recipe import Budget
-from vpretrain.run.budget import Clock, Spending
+from vpretrain.run.budget import Spending
 
 
 class Hand:
@@ -67,25 +67,13 @@ def test_what_was_used_never_shrinks_nor_breaks(figure: float) -> None:
         Spending(seconds=figure)
 
 
-def test_only_the_time_inside_the_clock_is_charged() -> None:
+def test_only_the_time_of_timed_blocks_is_charged_also_when_they_fail() -> None:
     now, spending = Hand(), Spending()
-    clock = Clock(spending, now)
     for _ in range(3):
-        with clock:
+        with spending.timing(now):
             now.time += 2.0
         now.time += 50.0  # an evaluation
-    assert spending.seconds == 6.0
-
-
-def test_a_clock_charges_a_step_that_fails_and_does_not_run_twice() -> None:
-    now, spending = Hand(), Spending()
-    clock = Clock(spending, now)
-    with pytest.raises(KeyError), clock:
+    with pytest.raises(KeyError), spending.timing(now):
         now.time += 1.5
         raise KeyError
-    assert spending.seconds == 1.5
-    with clock, pytest.raises(RuntimeError, match="already"), clock:
-        pass
-    with clock:
-        now.time += 1.0
-    assert spending.seconds == 2.5
+    assert spending.seconds == 7.5

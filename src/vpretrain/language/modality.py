@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from vpretrain.language import posttraining
@@ -260,7 +259,7 @@ def _learner(
     if section.activation_checkpointing:
         checkpoint_activations(model)
     aligned = aligned_of(section, model)
-    autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
+    autocast = devices.autocast_dtype(section.dtype)
     packed = recipe.data.packing
     return CausalLearner(model.train(), aligned, autocast=autocast, packed=packed), adapted
 

@@ -25,7 +25,7 @@ from vpretrain.method.roles import (
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import NonFinite
-from vpretrain.system.timing import Stopwatch
+from vpretrain.system.timing import Clock
 
 
 class SteeredStep(Generic[BatchT, ContextT, TaskT]):
@@ -101,7 +101,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         metrics: Metrics = {}
-        timed = Stopwatch(metrics)
+        timed = Clock()
         losses: list[Tensor] = []
         if meta_due:
             with timed("meta"):
@@ -132,10 +132,11 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
             metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
             self.learner.after_step(progress)
         steered = self.meta.designer.uses_feedback and self.meta.steers(self.count)
-        return batch, metrics | selection | {"steered": float(steered)}
+        seconds = {f"seconds_{name}": spent for name, spent in timed.seconds.items()}
+        return batch, metrics | seconds | selection | {"steered": float(steered)}
 
     def _selected(
-        self, drawn: MicroBatches[BatchT], timed: Stopwatch, *, meta_due: bool
+        self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         """What is trained on: the selector's choice, or the first batches while nothing steers.
 

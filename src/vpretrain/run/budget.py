@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Self
 
 from vpretrain.config.recipe import Budget
+from vpretrain.system.timing import timed
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Spending:
         steps: learner steps.
         tokens: tokens (vision: images) of the stream, summed over ranks.
         flops: floating-point operations, designer and meta steps charged.
-        seconds: seconds charged by a :class:`Clock`.
+        seconds: of the blocks of :meth:`timing`.
 
     Raises:
         ValueError: a figure is negative or not finite.
@@ -44,6 +45,11 @@ class Spending:
         self.tokens += tokens
         self.flops += flops
         self.seconds += seconds
+
+    def timing(self, now: Callable[[], float] = time.monotonic) -> AbstractContextManager[None]:
+        """Charges the seconds of a block; what runs outside one (evaluation, checkpoints) is free.
+        See :func:`vpretrain.system.timing.timed`."""
+        return timed(lambda seconds: self.add(seconds=seconds), now)
 
     def fraction(self, budget: Budget, since: Spending | None = None) -> float:
         """The share of the budget that is used, in [0, 1]: the largest over the limits that are
@@ -80,31 +86,3 @@ class Spending:
         for name, figure in figures.items():
             if not 0 <= figure < math.inf:
                 raise ValueError(f"{name} is {figure}; what a run uses is finite and at least 0")
-
-
-class Clock:
-    """Charges the seconds spent inside ``with clock:`` to a spending, also when the block raises.
-
-    What runs outside the block (evaluation, checkpoints) is free. The time is charged when the
-    block ends. Work queued on an accelerator is charged only where the block waits for it.
-
-    Args:
-        spending: what is charged.
-        now: seconds on a clock that never goes back.
-    """
-
-    def __init__(self, spending: Spending, now: Callable[[], float] = time.monotonic) -> None:
-        self._spending = spending
-        self._now = now
-        self._since: float | None = None
-
-    def __enter__(self) -> Self:
-        if self._since is not None:
-            raise RuntimeError("this clock runs already; one second cannot be charged twice")
-        self._since = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        since, self._since = self._since, None
-        if since is not None:
-            self._spending.add(seconds=self._now() - since)

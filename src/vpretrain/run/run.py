@@ -11,7 +11,6 @@ from typing import Any
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.method.roles import Metrics
-from vpretrain.run.budget import Clock
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State, measured
 from vpretrain.run.flops import Cost
@@ -84,7 +83,6 @@ class Run:
             parts = replace(parts, stream=self.batches)
         self.parts, self.step_once = parts, new_step(recipe, parts)
         self.state = RunState(parts, self.step_once)
-        self.clock = Clock(self.state.spent)
         self.skipped_in_a_row, self.rewound = 0, False
         self.prepared: Metrics = {}
 
@@ -126,7 +124,7 @@ class Run:
     def _prepare(self) -> Metrics:
         """What the designer does before the first step: charged to the budget, and logged apart in
         the first record."""
-        with self.clock:
+        with self.state.spent.timing():
             started = time.perf_counter()
             prepared = self.parts.designer.prepare()
             seconds = time.perf_counter() - started
@@ -166,7 +164,7 @@ class Run:
 
     def next_batch(self) -> Batches:
         """The next step's batches; the wait for them is charged."""
-        with self.clock:
+        with self.state.spent.timing():
             started = time.perf_counter()
             if self.batches is not None:
                 batch = next(self.batches)
@@ -195,7 +193,7 @@ class Run:
 
     def _step(self, drawn: Batches, rate: float, progress: float) -> tuple[Batches, Metrics]:
         step = self.step_once
-        with self.clock:
+        with self.state.spent.timing():
             started = time.perf_counter()
             self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
             batch, metrics = step.take(drawn, rate, progress)
@@ -292,7 +290,7 @@ class Run:
         ):
             checkpoints.save(spent.steps, self.state.state_dict())
         if self.parts.after is not None:
-            with self.clock:
+            with self.state.spent.timing():
                 self.parts.after(spent)
         final = self.parts.evaluate()
         if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:

@@ -1,10 +1,39 @@
-"""Where models and batches live."""
+"""Where models and batches live, and how narrow their arithmetic is."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from functools import cache
+
 import torch
+
+log = logging.getLogger(__name__)
+
+SLOW = (
+    "warning: learner.dtype: this CPU has no arithmetic in bfloat16 (avx512_bf16, AMX), where its "
+    "matrix products take several times as long as in float32; give float32"
+)
 
 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def autocast_dtype(dtype: str) -> torch.dtype | None:
+    """What products are narrowed to under ``learner.dtype``, None: nothing. Says once a process
+    where that is slower."""
+    if dtype != "bfloat16":
+        return None
+    if device().type == "cpu" and slow_in_bfloat16(torch.cpu.get_capabilities()):
+        log.warning(SLOW)
+    return torch.bfloat16
+
+
+def slow_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
+    """Whether a CPU is known to lack it; of those that are not x86 nothing is known."""
+    return capabilities.get("architecture") == "x86_64" and not any(
+        capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")
+    )

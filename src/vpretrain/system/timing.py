@@ -112,18 +112,3 @@ def section(name: str) -> Iterator[None]:
         return
     with clock(name):
         yield
-
-
-class Stopwatch:
-    """Adds the seconds of a block to ``seconds_NAME`` of some metrics."""
-
-    def __init__(self, metrics: dict[str, float]) -> None:
-        self.metrics = metrics
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Around the block."""
-        started = time.perf_counter()
-        yield
-        key = f"seconds_{name}"
-        self.metrics[key] = self.metrics.get(key, 0.0) + time.perf_counter() - started

@@ -59,7 +59,7 @@ def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[AnyPictureL
 def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearner:
     """The learner around a backbone; head or predictor are drawn from ``seed``."""
     wide = torch.promote_types(model.dtype, torch.float32)
-    autocast = torch.bfloat16 if section.dtype == "bfloat16" else None
+    autocast = devices.autocast_dtype(section.dtype)
     if section.kind == "ijepa":
         assert isinstance(section.aligned_blocks, int)
         shape = section.predictor.model_dump()
