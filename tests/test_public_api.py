@@ -49,6 +49,7 @@ MODULES = (
     "studies.check",
     "integrations.transformers",
     "integrations.trl",
+    "integrations.compared",
     "language.data.word_problems",
     "language.feedback.signals",
     "language.feedback.gradient",

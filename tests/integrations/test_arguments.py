@@ -64,6 +64,10 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
         ({"more": {"compute_loss_func": lambda *_, **__: 0}}, "compute_loss_func: .*leave it out"),
         ({"optim": "adafactor"}, r"args.optim: .*second moments.*alignment='dot'"),
         ({"more": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {})}}, "optimizers: .*SGD"),
+        (
+            {"more": {"optimizer_cls_and_kwargs": (torch.optim.Muon, {})}},
+            r"optimizers: .*Muon is not linear.*alignment='dot'",
+        ),
         ({"steering": {"aligned_blocks": 3}}, "Steering aligned_blocks: .*so many blocks"),
         (
             {"steering": {"aligned_patterns": ["lm_haed*"]}},
@@ -75,7 +79,8 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
         ),
         (
             {"steering": {"feedback_batch_size": 21}},
-            "feedback_dataset, in 2 parts.*got +20 documents",
+            "feedback_dataset: 40 rows make 2 parts of 20, and a batch takes 21; give 42, or "
+            "feedback_batch_size <= 20",
         ),
     ],
 )

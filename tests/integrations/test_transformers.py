@@ -186,6 +186,11 @@ def test_metrics_are_logged_and_evaluation_is_the_trainers_own(tmp_path, feedbac
     trainer.train()
     assert trainer.evaluate(held_out)["eval_loss"] < before["eval_loss"]
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    shown = {key for key in logged[0] if key.startswith("steering/")}
+    assert shown == {
+        f"steering/{name}" for name in ("steered", "gain", "reliability", "cosine", "weight_spread")
+    }
+    assert {"agreement", "gate", "estimator_error", "value"} <= trainer.steered_metrics.keys()
     assert [entry["step"] for entry in logged] == [2, 4, 6]
     assert all(
         entry["steering/steered"] == 1.0 and -1 <= entry["steering/cosine"] <= 1 for entry in logged
@@ -196,6 +201,14 @@ def test_metrics_are_logged_and_evaluation_is_the_trainers_own(tmp_path, feedbac
         if "eval_loss" in entry
         for key in entry
     )
+
+
+def test_steering_begins_at_its_start_step(tmp_path, feedback, stream):
+    logged = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 4}
+    trainer = steered(tmp_path, feedback, stream, steering={"start_step": 2}, **logged)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["steering/steered"] for entry in entries] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_model_init_starts_with_a_fresh_designer(tmp_path, feedback, stream):

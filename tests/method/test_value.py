@@ -1,9 +1,11 @@
 """Alignments: their direction is their gradient, and P is what AdamW does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from vpretrain.method.value import Alignment, adam_preconditioner
+from vpretrain.method.value import Alignment, adam_preconditioner, second_moment
 
 
 def random_vector(seed, dtype=torch.float64):
@@ -88,3 +90,37 @@ def test_a_parameter_without_moments_leaves_the_others_preconditioned():
     optimizer.step()
     found = adam_preconditioner(optimizer, {"used": used, "idle": idle}, 0.1)
     assert found["idle"].tolist() == [1, 1] and found["used"][0] > found["used"][1]
+
+
+def quantised(moment, block=256):
+    """As bitsandbytes and torchao keep it: a code for each entry, and a scale for each block."""
+    levels = torch.linspace(0, 1, 256) ** 2
+    flat = moment.flatten()
+    blocks = [part.max() for part in flat.split(block)]
+    scale = torch.stack(blocks)
+    share = flat / scale.repeat_interleave(block)[: len(flat)]
+    return (share[:, None] - levels).abs().argmin(1).byte().view_as(moment), levels, scale
+
+
+def test_eight_bits_of_a_second_moment_are_read_as_the_number_that_they_stand_for():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(3, 200))  # the last block is not full
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    for _ in range(3):
+        weight.grad = torch.randn(3, 200)
+        optimizer.step()
+    state = optimizer.state[weight]
+    whole = adam_preconditioner(optimizer, {"w": weight}, 0.1)["w"]
+    codes, levels, scale = quantised(state["exp_avg_sq"])
+    state |= {"state2": codes, "qmap2": levels, "absmax2": scale}
+    torch.testing.assert_close(
+        adam_preconditioner(optimizer, {"w": weight}, 0.1)["w"], whole, rtol=0.1, atol=0
+    )
+    optimizer.state[weight] = {"step": 3, "state2": state["exp_avg_sq"]}  # a small parameter
+    assert torch.equal(adam_preconditioner(optimizer, {"w": weight}, 0.1)["w"], whole)
+    even = state["exp_avg_sq"].flatten()[:512].view(2, 256)
+    codes, levels, scale = quantised(even)
+    torchao = SimpleNamespace(codes=codes, qmap=levels, scale=scale)
+    torch.testing.assert_close(
+        second_moment({"exp_avg_sq": torchao}), even, rtol=0.2, atol=float(even.max()) / 500
+    )

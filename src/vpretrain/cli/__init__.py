@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from vpretrain import __version__
-from vpretrain.cli import costs, decontaminate, evaluate, init, inspect, runs, sweep
+from vpretrain.cli import costs, decontaminate, evaluate, init, inspect, push, runs, sweep
 from vpretrain.system.errors import Fault, Stopped, UserError
 from vpretrain.system.signals import interrupting
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _group in (init, runs, inspect, evaluate, decontaminate, costs, sweep):
+for _group in (init, runs, inspect, evaluate, decontaminate, costs, sweep, push):
     app.add_typer(_group.app)
 
 

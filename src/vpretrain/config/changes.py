@@ -12,7 +12,7 @@ from vpretrain.config.recipe import Recipe
 from vpretrain.config.yaml_places import parse
 from vpretrain.system.errors import Problem
 
-FREE = ("description", "checkpoint", "faults", "learner.shard")
+FREE = ("description", "checkpoint", "faults", "learner.shard", "track")
 """Parts of a recipe that may change under a run: they do not say what is trained."""
 
 

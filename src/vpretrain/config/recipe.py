@@ -141,6 +141,14 @@ class Evaluate(Section):
     """Learner steps between two evaluations; 0: only before the first step and after the last."""
 
 
+class Track(Section):
+    """Where records are shown beside ``metrics.jsonl`` and TensorBoard, which always get them."""
+
+    kind: Literal["wandb", "trackio"]
+    """The package, installed by you; trackio keeps everything on this machine."""
+    project: str = "vpretrain"
+
+
 class LearnerBase(Section):
     """Numerics and optimizer of the learner (AdamW); a modality's section adds what the model
     is."""
@@ -195,6 +203,8 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     evaluate: Evaluate = Evaluate()
+    track: Track | None = None
+    """wandb or trackio, which `train` shows its records in; null: neither."""
     sweep: dict[str, Any] | None = Field(default=None, exclude=True)
     """What `vpretrain sweep` searches, and what it alone reads (:mod:`vpretrain.config.sweep`)."""
 

@@ -166,19 +166,29 @@ def _processes(trainer: Any) -> Iterator[Refusal]:
 
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
+_ADAM_8BIT = ("adamw_torch_8bit", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+_MADE_8BIT = ("Adam8bit", "AdamW8bit", "PagedAdam8bit", "PagedAdamW8bit")
+"""Classes of bitsandbytes and torchao."""
 
 
 def _preconditioner(trainer: Any) -> Iterator[Problem]:
     """``optimizer_aware`` reads Adam's second moments."""
-    message = "alignment optimizer_aware reads the second moments of torch's Adam or AdamW"
-    instead = "or Steering(alignment='dot')"
     optimizer, (made_by, _) = trainer.optimizer, trainer.optimizer_cls_and_kwargs or (None, None)
     adams = (torch.optim.Adam, torch.optim.AdamW)
+    where, accepted = "args.optim", ", ".join(_ADAM + _ADAM_8BIT)
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    known = name in _ADAM + _ADAM_8BIT
     if optimizer is not None or made_by is not None:
-        if not issubclass(made_by or type(optimizer), adams):
-            name = (made_by or type(optimizer)).__name__
-            yield Problem("optimizers", name, f"torch.optim.AdamW, {instead}", message)
-    elif trainer.args.optim not in _ADAM:
-        yield Problem(
-            "args.optim", str(trainer.args.optim), f"{', '.join(_ADAM)}, {instead}", message
-        )
+        made = made_by or type(optimizer)
+        where, name, accepted = "optimizers", made.__name__, "torch.optim.AdamW"
+        known = issubclass(made, adams) or made.__name__ in _MADE_8BIT
+    if not known:
+        reason = _NO_PRECONDITIONER.get(name, "reads the second moments of Adam or AdamW")
+        message = f"alignment optimizer_aware {reason}; any other alignment works with it"
+        yield Problem(where, name, f"{accepted}, or Steering(alignment='dot')", message)
+
+
+_NO_PRECONDITIONER = {
+    "Muon": "weighs directions as the optimizer does, and a step of Muon is not linear in its "
+    "gradient, so that no such weights exist"
+}

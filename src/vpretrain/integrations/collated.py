@@ -71,7 +71,8 @@ def _rows(inputs: Mapping[str, Any], name: str, like: torch.Size | None = None) 
         return value
     raise user_error(
         f"data_collator: {name}",
-        "a steered step needs this in every batch; let the collator make it",
+        "a steered step needs this in every batch: pass data_collator="
+        "DataCollatorForLanguageModeling(tokenizer, mlm=False), or one of your own that makes it",
         value=f"a tensor of shape {tuple(value.shape)}"
         if isinstance(value, Tensor)
         else type(value).__name__,

@@ -149,10 +149,11 @@ def check_apart(
     }
     if shared:
         pairs = [f"{row} = {other}" for row, other in shared.items()]
+        of = " and ".join(dict.fromkeys(other.partition("[")[0] for other in shared.values()))
         raise user_error(
             where,
-            f"{len(shared)} of {len(feedback)} rows are also in train_dataset; take them out "
-            "of one of the two",
+            f"{len(shared)} of {len(feedback)} rows are also in {of}; take them out of one of the "
+            "two",
             value=", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else ""),
             accepted="rows that are not trained on",
         )

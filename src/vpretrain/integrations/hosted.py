@@ -184,6 +184,7 @@ def hosted_step(
         ValueEstimator(learner, alignment, estimator(steering.estimator)),
         optimizer,
         period=steering.meta_period,
+        start=steering.start_step,
         preconditioner_floor=steering.preconditioner_floor,
         guard=Guard(steering.guard_window),
         collapse=Collapse(steering.guard_window, designer.bounds),

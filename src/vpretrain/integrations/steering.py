@@ -112,6 +112,16 @@ class Steering(Value):
                 "Steering feedback_batches", str(self.feedback_batches), "2 or more", message
             )
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Figures of a step that go into a trainer's log: whether it was steered, what that was
+        worth, how far the feedback is to be trusted, how the step's gradient lies to it, and how
+        far this arm's tasks are from the plain ones."""
+        cost = self.designer.cost
+        weighted, mixed = (cost.weighted, cost.candidates) if cost else (False, True)
+        shape = [*(["weight_spread"] if weighted else []), *(["gate"] if mixed else [])]
+        return "steered", "gain", "reliability", "cosine", *shape
+
     def new_designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
         """The arm's designer, fresh or transferred from a run.
 
@@ -150,7 +160,8 @@ class Steering(Value):
             batch_size=self.feedback_batch_size,
             seed=seed,
             pad_id=pad_id,
-            where=f"feedback_dataset, in {self.feedback_batches} parts without a row in common",
+            where="feedback_dataset",
+            key="feedback_batch_size",
         )
         site = FeedbackSite(task, samplers, tokenizer, seed, "Steering feedback")
         return controlled(self.feedback.build(site), control, memory=self.memory, seed=seed)

@@ -4,7 +4,7 @@ batch asks of the model."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
+from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
@@ -36,8 +37,8 @@ class SteeredTrainer(Trainer):
     Every argument, callback and hook of the Trainer keeps its meaning; the loss is the core's
     soft-target cross-entropy, normalised by ``num_items_in_batch`` as the Trainer's is. Checkpoints
     hold designer and feedback in ``steering/``, and ``resume_from_checkpoint`` goes on from there.
-    Logs gain ``steering/gain``, ``steering/gate`` and the like, of the latest meta step. Evaluation
-    is the Trainer's own.
+    Logs gain ``steering/gain`` and a few more figures of the latest meta step
+    (:attr:`Steering.logged`). Evaluation is the Trainer's own.
 
     On several processes (``accelerate launch``, ``torchrun``: DDP) each uses the same feedback,
     and values, weights and what the designer learns are those of all of them together. FSDP,
@@ -98,6 +99,17 @@ class SteeredTrainer(Trainer):
         return self._steered_parts()[1]
 
     @property
+    def learner(self) -> HostedLearner:
+        """The model that trains in the learner's role (see
+        :class:`vpretrain.method.roles.Learner`)."""
+        return self._steered_parts()[0]
+
+    @property
+    def feedback(self) -> Sequence[Document]:
+        """The feedback's rows in tokens."""
+        return self._feedback.documents
+
+    @property
     def steered_metrics(self) -> dict[str, float]:
         """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
         empty before the first."""
@@ -138,10 +150,10 @@ class SteeredTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's, with the metrics of the latest meta step beside the training loss."""
         if "loss" in logs and self._steered_step is not None:
-            logs |= {f"{STATE}/{name}": value for name, value in self.steered_metrics.items()}
-            logs[f"{STATE}/steered"] = float(
-                self._steered_step.steers and self.designer.uses_feedback
-            )
+            steered = self._steered_step.steers and self.designer.uses_feedback
+            figures = {"steered": float(steered), **self.steered_metrics}
+            shown = (name for name in self.steering.logged if name in figures)
+            logs |= {f"{STATE}/{name}": figures[name] for name in shown}
         super().log(logs, start_time)
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:

@@ -19,6 +19,7 @@ lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ def adam_preconditioner(
     outweigh all others.
 
     Args:
-        optimizer: an Adam or AdamW that holds every aligned parameter.
+        optimizer: an Adam or AdamW that holds every aligned parameter, with 32 or 8 bits a moment.
         aligned: S.
         floor: dimensionless, relative to the root mean square of ``sqrt(v_hat)`` over S.
 
@@ -148,7 +149,7 @@ def adam_preconditioner(
                     # matter there
                     continue
                 correction = 1 - group["betas"][1] ** float(state["step"])
-                second_moments[name] = vectors.wide(state["exp_avg_sq"]) / correction
+                second_moments[name] = second_moment(state) / correction
     if not second_moments:
         return None
     count = sum(v.numel() for v in second_moments.values())
@@ -163,3 +164,36 @@ def adam_preconditioner(
         name: found[name] if name in found else torch.ones_like(vectors.wide(p))
         for name, p in aligned.items()
     }
+
+
+BLOCK = 256
+"""Entries of an 8-bit moment that share a scale in bitsandbytes."""
+
+
+def second_moment(state: Mapping[str, Any]) -> Tensor:
+    """``v`` of a parameter, before its bias correction, in float32 or wider.
+
+    Where an optimizer keeps 8 bits of an entry it is ``levels[code] * scale[block]``
+    (arXiv 2110.02861): torchao as a tensor of that kind, bitsandbytes as three tensors; both leave
+    small parameters in 32 bits.
+
+    Args:
+        state: of the parameter, in torch's, bitsandbytes' or torchao's AdamW.
+    """
+    if "state2" in state:  # bitsandbytes
+        codes, levels, scale, block = (
+            state["state2"],
+            state.get("qmap2"),
+            state.get("absmax2"),
+            BLOCK,
+        )
+        if levels is None:
+            return vectors.wide(codes)
+    else:
+        moment = state["exp_avg_sq"]
+        if not hasattr(moment, "codes"):
+            return vectors.wide(moment)
+        codes, levels, scale = moment.codes, moment.qmap, moment.scale  # torchao
+        block = codes.numel() // scale.numel()
+    scales = scale.repeat_interleave(block)[: codes.numel()]
+    return (levels[codes.flatten().int()] * scales).view(codes.shape)

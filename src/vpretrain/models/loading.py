@@ -5,8 +5,8 @@ wrong there is explained in words.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
+from transformers.utils import logging
 
 from vpretrain.config.problems import nearest, shown
 from vpretrain.models.explained import (
@@ -90,7 +91,7 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
         UserError: there is no such model, it does not run with this attention here, or its weights
             are not those that its configuration asks for.
     """
-    with explained(location, attention=attention):
+    with explained(location, attention=attention), _without_load_report():
         name, options = source(location)
         model, report = kind.auto.from_pretrained(
             name,
@@ -111,6 +112,18 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
             accepted="a folder whose weights and config.json were saved together",
         )
     return _dequantised(kind, model, dtype, attention) if is_gguf(location) else model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Within it transformers prints no table of the weights that a file lacks: what matters of it
+    is raised in words."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def is_gguf(location: str) -> bool:

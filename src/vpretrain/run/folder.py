@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vpretrain.config.recipe import Recipe, dump
 from vpretrain.run.records import Records
+from vpretrain.run.tracking import Tracker
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.files import write_json, write_text
 
@@ -62,21 +63,28 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "recipe.yaml", dump(recipe))
         write_environment(path, data_hashes or {}, changes)
+        self._tracker = None
+        if recipe.track is not None:
+            self._tracker = Tracker(recipe.track, path, recipe, resumed=records > 0)
         self._metrics = Records(path / "metrics.jsonl", kept=records)
         self.kept, last = self._metrics.kept, self._metrics.last
         self._board = SummaryWriter(str(path / "tensorboard"), purge_step=last and last["step"] + 1)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
-        TensorBoard."""
+        TensorBoard and the tracker."""
         self._metrics.append(record)
-        for name, value in record.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, global_step=record["step"])
+        figures = {name: x for name, x in record.items() if isinstance(x, (int, float))}
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, global_step=record["step"])
+        if self._tracker is not None:
+            self._tracker.log(figures, record["step"])
 
     def close(self) -> None:
         self._metrics.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 @contextmanager

@@ -18,11 +18,13 @@ from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State
 from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
+from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
 from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.run import Record, Run
+from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
@@ -30,8 +32,6 @@ from vpretrain.system.files import write_json
 from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
-
-MODEL_MANIFEST = "model.manifest.json"
 
 
 def train_one(
@@ -70,8 +70,8 @@ def train_one(
         changed, finished = distributed.from_first_rank(
             lambda: (changed_keys(folder, recipe), finished_result(folder, notify))
         )
-        if changed and not accept_changes:
-            raise UserError(*changed)  # before anything is read
+        if problems := [*(changed if not accept_changes else ()), *missing(recipe.track)]:
+            raise UserError(*problems)  # before anything is read
         if finished is not None and not changed:
             notify("this run is finished; nothing was done")
             result: dict[str, Any] = finished

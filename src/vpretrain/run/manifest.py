@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
+MODEL = "model.manifest.json"
+"""Beside a run's ``model/``."""
 
 
 class Damaged(Exception):

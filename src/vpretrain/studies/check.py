@@ -12,6 +12,7 @@ import torch
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.resources import disk_needed, memory_needed, smaller
+from vpretrain.run.tracking import missing
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.memory import out_of_memory
 
@@ -82,7 +83,7 @@ def check(source: str, overrides: Sequence[str]) -> list[Problem]:
     except UserError as error:
         return list(error.problems)
     try:
-        return MODALITIES[recipe.modality]().check(recipe)
+        return [*missing(recipe.track), *MODALITIES[recipe.modality]().check(recipe)]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -143,7 +143,7 @@ def _table(
     direct, baseline = MODALITIES[recipe.modality]().direct, runs[0]["arm"]
     _check_streams([entry for entry in runs if entry["arm"] not in direct], match)
     summary, paired = paired_table(runs, step0["metrics"], baseline)
-    _add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
+    add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
     return {
         "recipe": recipe.description,
         "modality": recipe.modality,
@@ -192,7 +192,7 @@ def _run_missing(
         report(len(finished), underway, f"{pair[0]}, seed {pair[1]}")
 
 
-def _add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
+def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
     """Adds each difference's interval over held-out items; one that is not clear of zero there
     decides nothing."""
 

@@ -14,6 +14,7 @@ from vpretrain.language.data.stream import Sampler
 from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split
 from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal
 from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.system.errors import user_error
 
 
 class Likelihood(Sampled):
@@ -58,15 +59,44 @@ def parted(
     seed: int,
     pad_id: int,
     where: str = "data.feedback",
+    key: str = "batch_size",
 ) -> list[Sampler]:
-    """One sampler a feedback batch, over every ``batches``-th document; ``where`` is its recipe
-    key, for messages."""
+    """One sampler a feedback batch, over every ``batches``-th document.
+
+    Args:
+        documents: the rows in tokens.
+        batches: parts that they are shared out to.
+        batch_size: rows of a batch.
+        seed: of the shuffles.
+        pad_id: fills rows up.
+        where: recipe key or argument of the documents, for messages.
+        key: of ``batch_size``, likewise.
+
+    Raises:
+        UserError: a part has fewer rows than a batch takes.
+    """
+    if len(documents) // batches < batch_size:
+        message = too_few(len(documents), batches, batch_size, key)
+        accepted = f"{batches * batch_size} rows or more"
+        raise user_error(where, message, value=f"{len(documents)} rows", accepted=accepted)
     return [
         Sampler(
             documents[part::batches], batch_size=batch_size, seed=seed, pad_id=pad_id, where=where
         )
         for part in range(batches)
     ]
+
+
+def too_few(rows: int, batches: int, batch_size: int, key: str) -> str:
+    """What is wrong with a feedback set that cannot fill its batches, and both ways out.
+
+    ``key`` is what ``batch_size`` was given as."""
+    part = rows // batches
+    parts = (
+        f"{rows} rows make {batches} parts of {part}" if batches > 1 else f"there are {rows} rows"
+    )
+    smaller = f", or {key} <= {part}" if part else ""
+    return f"{parts}, and a batch takes {batch_size}; give {batches * batch_size}{smaller}"
 
 
 def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
-from vpretrain.language.feedback.likelihood import parted, shuffled
+from vpretrain.language.feedback.likelihood import parted, shuffled, too_few
 from vpretrain.language.feedback.signals import FeedbackSite, TaskDocuments, TaskRows
 from vpretrain.language.recipe.feedback import FeedbackSet
 from vpretrain.language.recipe.rows import Rows
@@ -54,13 +54,9 @@ def _misfits(
     task, where, rows = section.named()[name], section.where(name), task_rows.rows
     needed, batches = section.batch_of(name), section.batches
     if rows and len(rows) // batches < needed:
-        message = (
-            f"the feedback set is smaller than {batches} batches without a row in common; "
-            "lower this or add rows"
-        )
-        accepted = f"none yet: {batches} batches need {batches} rows or more"
-        if most := len(rows) // batches:
-            accepted = f"1 to {most}: there are {len(rows)} rows"
+        most = len(rows) // batches
+        message = too_few(len(rows), batches, needed, "batch_size")
+        accepted = f"1 to {most}: there are {len(rows)} rows" if most else f"{batches} rows or more"
         yield Problem(f"{where}.batch_size", str(needed), accepted, message)
     if raw := next((row for row in rows if not row.prompt), None):
         message = (

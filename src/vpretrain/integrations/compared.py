@@ -1,0 +1,265 @@
+"""Did it help? The same training script with and without steering, seed by seed."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vpretrain.cli.shell import console_for_people, say
+from vpretrain.cli.tables import comparison_table, verdicts
+from vpretrain.config.yaml_places import written
+from vpretrain.integrations.datasets import check_apart, feedback_of, trained_on
+from vpretrain.integrations.transformers import SteeredTrainer
+from vpretrain.language.data.layout import Layout
+from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
+from vpretrain.language.feedback.likelihood import LikelihoodSignal
+from vpretrain.report import write_report
+from vpretrain.run.folder import environment, write_environment
+from vpretrain.run.scores import Score
+from vpretrain.studies.compare import add_items
+from vpretrain.studies.statistics import paired_table
+from vpretrain.system import distributed
+from vpretrain.system.errors import user_error
+from vpretrain.system.files import write_json, write_text
+
+Make = Callable[[str, int], SteeredTrainer]
+"""From an arm and a seed to a trainer made anew."""
+
+_ARGUMENTS = (
+    "learning_rate",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+)
+"""What makes another experiment of a script."""
+
+
+def compare_arms(
+    make: Make,
+    held_out: Iterable[Mapping[str, Any]],
+    *,
+    arms: Sequence[str] = ("onehot", "token_weights"),
+    seeds: int = 3,
+    answer: str | None = None,
+    new_tokens: int = 32,
+    out: str | Path = "runs/compare-trainer",
+) -> dict[str, Any]:
+    """Trains every arm with every seed, and says whether steering helped.
+
+    Prints a table that begins with the untouched model, and a verdict; writes ``compare.json`` and
+    ``report.html``. "Better" is said where both the interval over seeds and the one over held-out
+    rows are clear of zero. Called again with the same ``out``, runs that were finished are kept.
+
+    Args:
+        make: is called with an arm and a seed, and returns a trainer with
+            ``steering=Steering(arm=arm, ...)`` and ``TrainingArguments(seed=seed, ...)`` around a
+            model loaded anew: every arm of a seed starts from the same weights.
+        held_out: rows in the format of ``feedback_dataset``, in none of its and of the training
+            set's: measured are their solutions (``held_out/nll``, nats a token).
+        arms: of :data:`vpretrain.integrations.transformers.STEERING_ARMS`; the first is the
+            baseline.
+        seeds: how many, from 0 on; 3 or more give an interval over seeds.
+        answer: expression with one group that finds the answer in a solution; given, the leading
+            metric is ``held_out/pass@1``, the share of rows that greedy completions solve.
+        new_tokens: of a completion, at most.
+        out: folder for the results.
+
+    Returns:
+        ``compare.json``.
+
+    Raises:
+        UserError: a trainer that ``make`` returned is not of this arm and seed or starts from other
+            weights, a held-out row is trained on or steers, or ``out`` holds runs of another
+            script.
+    """
+    if len(set(arms)) < len(arms) or len(arms) < 2 or seeds < 1:
+        message = "a comparison needs two arms or more, each named once, and a seed"
+        raise user_error("compare_arms", message, value=f"arms={list(arms)}, seeds={seeds}")
+    folder, test = Path(out), HeldOut(list(held_out), answer, new_tokens)
+    console = console_for_people(False)
+    console.quiet = not distributed.is_main_process()
+    runs: list[dict[str, Any]] = []
+    step0: dict[str, Score] = {}
+    for seed in range(seeds):
+        start: float | None = None
+        for arm in arms:
+            trainer = _checked(make(arm, seed), arm, seed)
+            sums = [p.detach().double().sum() for p in trainer.learner.model.parameters()]
+            weights = float(torch.stack(sums).sum())
+            if start is not None and weights != start:
+                message = "make() gave this arm other weights to start from; load, or seed, anew"
+                raise user_error(f"{arm}, seed {seed}", message, accepted=f"those of {arms[0]}")
+            start = weights
+            step0 = step0 or test.scores(trainer)
+            runs.append(_run(trainer, test, folder, console))
+            trainer.accelerator.free_memory()
+            del trainer
+            gc.collect()
+    distributed.barrier()  # until the first process has written the last run
+    table = _table(runs, step0, folder)
+    if distributed.is_main_process():
+        _write(table, runs, folder)
+        console.print(comparison_table(table, console.width))
+        for line in verdicts(table):
+            say(console, line)
+        say(console, f"report: {write_report([folder], folder / 'report.html')}")
+    return table
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows that success is measured on.
+
+    Args:
+        rows: in the format of ``feedback_dataset``.
+        answer: see :func:`compare_arms`.
+        new_tokens: likewise.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    answer: str | None
+    new_tokens: int
+
+    def scores(self, trainer: SteeredTrainer) -> dict[str, Score]:
+        """Of the trainer's present model, the leading metric first."""
+        tokenizer, args = trainer.processing_class, trainer.args
+        task = feedback_of(
+            self.rows,
+            tokenizer,
+            LikelihoodSignal(),
+            max_tokens=trainer.steering.feedback_max_tokens,
+            where="held_out",
+        )
+        seen = chain(trainer.feedback, trained_on(trainer.train_dataset, tokenizer) or ())
+        special = set(getattr(tokenizer, "all_special_ids", ()))
+        check_apart(task.documents, seen, special, where="held_out")
+        learner, size = trainer.learner, args.per_device_eval_batch_size
+        pad = getattr(tokenizer, "pad_token_id", None) or 0
+        with learner.computing():
+            nll = negative_log_likelihood(learner, task.documents, batch_size=size, pad_id=pad)
+            if self.answer is None:
+                return {"held_out/nll": nll}
+            solved = greedy_exact_match(
+                learner,
+                Layout(tokenizer, parse_special_tokens=True),
+                list(task.rows.values()),
+                pattern=self.answer,
+                new_tokens=self.new_tokens,
+                batch_size=size,
+            )
+        return {"held_out/pass@1": solved, "held_out/nll": nll}
+
+
+def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:
+    for where, value, accepted in (
+        ("Steering arm", trainer.steering.arm, arm),
+        ("args.seed", trainer.args.seed, seed),
+    ):
+        if value != accepted:
+            message = "make(arm, seed) made a trainer of another; pass on what it is called with"
+            raise user_error(where, message, value=value, accepted=str(accepted))
+    # Counted for the table: what a run was trained on.
+    trainer.args.include_num_input_tokens_seen = "non_padding"
+    return trainer
+
+
+def _run(trainer: SteeredTrainer, test: HeldOut, folder: Path, console: Console) -> dict[str, Any]:
+    """One run, as an entry of ``compare.json``; an earlier one of the same script is not run
+    again."""
+    arm, seed = trainer.steering.arm, trainer.args.seed
+    script = {name: str(getattr(trainer.args, name)) for name in _ARGUMENTS}
+    script["steering"] = trainer.steering.model_dump_json()
+    path = folder / "runs" / f"{arm}-{seed}.json"
+    finished = distributed.from_first_rank(lambda: _read(path))
+    if finished is not None:
+        if finished["script"] != script:
+            message = "this run was made with other arguments; name another folder, or remove it"
+            raise user_error(str(path), message)
+        return finished
+    say(console, f"{arm}, seed {seed}")
+    seconds = trainer.train().metrics["train_runtime"]
+    scores = test.scores(trainer)
+    entry = {
+        "arm": arm,
+        "seed": seed,
+        "steps": trainer.state.global_step,
+        "tokens_or_images": int(trainer.state.num_input_tokens_seen),
+        "seconds": round(seconds, 2),
+        "final": {name: each.value for name, each in scores.items()},
+        "script": script,
+    }
+    if distributed.is_main_process():
+        items = {name: [round(x, 6) for x in each.items] for name, each in scores.items()}
+        write_json(path.with_suffix(".items.json"), items)
+        lines = "".join(json.dumps(record) + "\n" for record in _records(trainer, seconds))
+        write_text(path.with_suffix(".metrics.jsonl"), lines)
+        write_json(path, entry)
+    return entry
+
+
+def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, float]]:
+    """What the Trainer logged, for the report's curves; it notes no times, so that they are taken
+    to pass evenly."""
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            yield {
+                "step": entry["step"],
+                "tokens": entry.get("num_input_tokens_seen", 0),
+                "seconds": seconds * entry["step"] / trainer.state.global_step,
+                "loss": entry["loss"],
+                **{
+                    name.removeprefix("steering/"): value
+                    for name, value in entry.items()
+                    if name.startswith("steering/")
+                },
+            }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return run
+
+
+def _table(
+    runs: Sequence[dict[str, Any]], step0: Mapping[str, Score], folder: Path
+) -> dict[str, Any]:
+    metrics = {name: {"higher_is_better": s.higher_is_better} for name, s in step0.items()}
+    baseline = runs[0]["arm"]
+    summary, paired = paired_table(runs, metrics, baseline)
+    add_items(paired, folder, baseline, sorted({run["seed"] for run in runs}))
+    return {
+        "recipe": "a training script of one's own",
+        "modality": "language",
+        "match": "steps",
+        "budget": max(run["steps"] for run in runs),
+        "unit": "tokens",
+        "metrics": metrics,
+        "step0": {
+            name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in step0.items()
+        },
+        "runs": [{key: run[key] for key in run if key != "script"} for run in runs],
+        "summary": summary,
+        "paired": paired,
+        "environment": environment(),
+    }
+
+
+def _write(table: dict[str, Any], runs: Sequence[dict[str, Any]], folder: Path) -> None:
+    scripts = {run["arm"]: run["script"] for run in runs}
+    described = {"description": table["recipe"], "arm": runs[0]["arm"], "seed": 0, "arms": scripts}
+    write_text(folder / "recipe.yaml", written(described))
+    write_environment(folder, {}, ())
+    write_json(folder / "compare.json", table)

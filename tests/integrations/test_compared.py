@@ -1,0 +1,94 @@
+"""Did it help? One call trains both arms over seeds, and says so with an interval."""
+
+import json
+
+import pytest
+from transformers import DataCollatorForLanguageModeling, Trainer
+
+from tests.integrations.conftest import TOKENIZER, arguments, tiny
+from vpretrain.integrations.compared import compare_arms
+from vpretrain.integrations.transformers import SteeredTrainer, Steering
+from vpretrain.language.data import word_problems
+from vpretrain.report.folders import read
+from vpretrain.report.verdict import headline
+from vpretrain.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    rows = word_problems.problems("test", 12, seed=0)
+    return [{"prompt": row["problem"], "solution": row["solution"]} for row in rows]
+
+
+@pytest.fixture
+def make(tmp_path, feedback, stream):
+    def made(arm, seed, model=tiny, **steering):
+        return SteeredTrainer(
+            model(),
+            arguments(
+                tmp_path / f"{arm}-{seed}",
+                max_steps=3,
+                seed=seed,
+                logging_strategy="steps",
+                logging_steps=1,
+            ),
+            DataCollatorForLanguageModeling(TOKENIZER, mlm=False),
+            stream,
+            processing_class=TOKENIZER,
+            feedback_dataset=feedback,
+            steering=Steering(arm=arm, feedback_batch_size=8, **steering),
+        )
+
+    return made
+
+
+def test_arms_are_compared_over_seeds_and_rows(
+    make, held_out, tmp_path, capsys, no_plots, monkeypatch
+):
+    out = tmp_path / "out"
+    given = dict(seeds=2, answer=r"= ([\d ]+)", new_tokens=4, out=out)
+    table = compare_arms(make, held_out, **given)
+    said = capsys.readouterr().out
+    assert "step 0" in said and "token_weights: not told apart from onehot" in said
+    assert [(run["arm"], run["seed"], run["steps"]) for run in table["runs"]] == [
+        ("onehot", 0, 3),
+        ("token_weights", 0, 3),
+        ("onehot", 1, 3),
+        ("token_weights", 1, 3),
+    ]
+    assert list(table["metrics"]) == ["held_out/pass@1", "held_out/nll"]
+    pair = table["paired"]["token_weights"]["held_out/nll"]
+    arms = [table["summary"][arm]["held_out/nll"]["mean"] for arm in ("token_weights", "onehot")]
+    assert pair["difference"] == pytest.approx(arms[0] - arms[1])
+    low, high = pair["items"]["ci95"]  # over the rows, beside the one over seeds
+    assert low <= pair["difference"] <= high and pair["ci95"] is not None
+    assert all(mean < table["step0"]["held_out/nll"]["value"] for mean in arms)
+    assert table["runs"][0]["tokens_or_images"] > 0
+    # The report and its first sentence are those of any comparison.
+    [section] = read([out])
+    assert (out / "report.html").is_file() and section.notes == []
+    [*_, run] = section.runs
+    assert [record["step"] for record in run.records] == [1, 2, 3] and "gain" in run.records[-1]
+    assert "Whether your examples helped is not decided: 0%" in str(headline(section))
+
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("this run was finished"))
+    assert compare_arms(make, held_out, **given)["runs"] == table["runs"]
+    with pytest.raises(UserError, match=r"onehot-0\.json: this run was made with other arguments"):
+        compare_arms(lambda *of: make(*of, meta_period=2), held_out, **given)
+    assert json.loads((out / "compare.json").read_text())["runs"] == table["runs"]
+
+
+def test_runs_that_are_no_pair_are_refused(make, held_out, feedback, tmp_path):
+    def other_weights(arm, seed):
+        return make(arm, seed, lambda: tiny(initializer_range=0.2 if arm == "onehot" else 0.1))
+
+    for making, rows, said in (
+        (lambda arm, seed: make("onehot", seed), held_out, "Steering arm: .*another"),
+        (lambda arm, seed: make(arm, 3), held_out, "args.seed: .*another"),
+        (other_weights, held_out, "token_weights, seed 0: .*other weights to start from"),
+        (make, feedback, "held_out: 40 of 40 rows are also in feedback_dataset"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){said}"):
+            compare_arms(making, rows, seeds=1, out=tmp_path / "out")
+    with pytest.raises(UserError, match="two arms or more"):
+        compare_arms(make, held_out, arms=("onehot",))
