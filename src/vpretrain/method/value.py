@@ -181,19 +181,17 @@ def second_moment(state: Mapping[str, Any]) -> Tensor:
         state: of the parameter, in torch's, bitsandbytes' or torchao's AdamW.
     """
     if "state2" in state:  # bitsandbytes
-        codes, levels, scale, block = (
-            state["state2"],
-            state.get("qmap2"),
-            state.get("absmax2"),
-            BLOCK,
-        )
-        if levels is None:
-            return vectors.wide(codes)
-    else:
-        moment = state["exp_avg_sq"]
-        if not hasattr(moment, "codes"):
+        moment = state["state2"]
+        if "qmap2" not in state:
             return vectors.wide(moment)
-        codes, levels, scale = moment.codes, moment.qmap, moment.scale  # torchao
-        block = codes.numel() // scale.numel()
+        return _dequantised(moment, state["qmap2"], state["absmax2"], BLOCK)
+    moment = state["exp_avg_sq"]
+    if not hasattr(moment, "codes"):
+        return vectors.wide(moment)
+    codes, scale = moment.codes, moment.scale  # torchao
+    return _dequantised(codes, moment.qmap, scale, codes.numel() // scale.numel())
+
+
+def _dequantised(codes: Tensor, levels: Tensor, scale: Tensor, block: int) -> Tensor:
     scales = scale.repeat_interleave(block)[: codes.numel()]
     return (levels[codes.flatten().int()] * scales).view(codes.shape)
