@@ -28,7 +28,7 @@ def explained(
     Args:
         location: folder or hub id that is read.
         where: dotted recipe key that named it.
-        what: ``model`` or ``tokenizer``.
+        what: ``model``, ``adapter`` or ``tokenizer``.
         attention: what the recipe asked for.
     """
     try:
@@ -88,6 +88,12 @@ def _why(what: str, folder: Path, error: Exception) -> str:
                 "with `hf auth login`"
             )
         return f"{here}, and the hub could not be reached or does not give it: {brief(error)}"
+    if "weights_only" in str(error):
+        return (
+            f"pickled weights ({', '.join(_pickled(folder)) or '*.bin'}) hold something else than "
+            "tensors, which is never unpickled; where you know who wrote them convert them to "
+            "safetensors, or take a model that has them"
+        )
     if "trust_remote_code" in str(error):
         return (
             "this model comes with code of its own, which is never run; name one of an "
@@ -107,6 +113,11 @@ def _why(what: str, folder: Path, error: Exception) -> str:
             f"holds {there}"
         )
     return f"cannot be loaded: {brief(error)}"
+
+
+def _pickled(folder: Path) -> list[str]:
+    endings = ("*.bin", "*.pt", "*.pth")
+    return sorted(path.name for ending in endings for path in folder.glob(ending))
 
 
 def brief(error: Exception) -> str:

@@ -5,6 +5,7 @@ wrong there is explained in words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from vpretrain.models.explained import (
     lacks_attention,
     may_be_hub_id,
 )
+from vpretrain.models.finite import refuse_unusable
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.system.memory import out_of_memory
 
@@ -89,7 +91,7 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
 
     Raises:
         UserError: there is no such model, it does not run with this attention here, or its weights
-            are not those that its configuration asks for.
+            are not those that its configuration asks for, or not finite.
     """
     with explained(location, attention=attention), _without_load_report():
         name, options = source(location)
@@ -111,7 +113,9 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
             value=abbreviated(sorted(unfilled), most=3),
             accepted="a folder whose weights and config.json were saved together",
         )
-    return _dequantised(kind, model, dtype, attention) if is_gguf(location) else model
+    model = _dequantised(kind, model, dtype, attention) if is_gguf(location) else model
+    refuse_unusable(model.named_parameters(), location)
+    return model
 
 
 @contextmanager
@@ -235,17 +239,18 @@ _OLD_KEYS = (
     "torch_dtype",
 )  # transformers still reads them, and keeps them elsewhere
 _MOST_LAYERS = 1_000
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_DEPTH = re.compile(r"(layers?|depths?|stages|blocks|experts)$")
 
 
 def _refuse_depth(config: dict[str, Any], where: str) -> None:
     """Building a model of so many layers, or their configuration, would not end, so that
     transformers is never given it."""
-    message = "no model of so many layers can be made here"
+    message = "no model of so many layers (or experts) can be made here"
     for key, value in config.items():
+        counts = value if isinstance(value, list) else [value]
         if isinstance(value, dict):
             _refuse_depth(value, f"{where}.{key}")
-        elif key in _DEPTHS and isinstance(value, int) and value > _MOST_LAYERS:
+        elif _DEPTH.search(key) and any(isinstance(n, int) and n > _MOST_LAYERS for n in counts):
             accepted = f"1 to {_MOST_LAYERS}"
             raise user_error(f"{where}.{key}", message, value=value, accepted=accepted)
 

@@ -12,10 +12,12 @@ import torch
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.method.roles import State
 from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.models.finite import refuse_unusable
 from vpretrain.run.build import new_step
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.pretrain import Pretraining, pretrain
+from vpretrain.system.distributed import tensors_in
 from vpretrain.system.errors import user_error
 
 MOMENT_STEPS = 16
@@ -65,6 +67,7 @@ def designer_state(folder: Path) -> State:
     except Exception:  # pickle, zip and torch each raise their own, and advise to trust the file
         message = "the designer's state is damaged; train that run again"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
+    refuse_unusable((("a tensor", tensor) for tensor in tensors_in(state)), path, str(path))
     return state
 
 
@@ -93,7 +96,7 @@ def last_record(folder: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             return record

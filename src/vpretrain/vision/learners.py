@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vpretrain.models.finite import refuse_unusable
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system import devices
 from vpretrain.system.contexts import evaluating, frozen, own_random_state
@@ -143,6 +144,7 @@ def restore(learner: AnyPictureLearner, path: Path) -> None:
             value=f"{first}: {list(here[first].shape) if first in here else 'not there'}",
             accepted=f"{first}: {list(saved[first].shape) if first in saved else 'none'}",
         )
+    refuse_unusable(saved.items(), path, learner.fresh_key)
     put_beside(learner, saved)
 
 

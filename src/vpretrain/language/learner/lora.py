@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from vpretrain.language.recipe.learner import Lora
 from vpretrain.method.vectors import wide
+from vpretrain.models.explained import explained
+from vpretrain.models.finite import refuse_unusable
 from vpretrain.system.errors import Problem, UserError, user_error
 
 
@@ -150,7 +152,8 @@ def _base(folder: Path) -> str | None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return None
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    with explained(str(folder), what="adapter"):
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
         message = "this adapter does not say which model it belongs to"
         accepted = "the model's folder or hub id as base_model_name_or_path"
@@ -160,8 +163,10 @@ def _base(folder: Path) -> str | None:
 
 def merge_into(model: Any, folder: Path) -> Any:
     """The model with the adapter of a local folder in its weights, all of which train again."""
-    whole = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    return whole.requires_grad_(True)
+    with explained(str(folder), what="adapter"):
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    refuse_unusable(adapted.named_parameters(), folder)
+    return adapted.merge_and_unload().requires_grad_(True)
 
 
 def _linear(model: Any) -> dict[str, nn.Module]:
