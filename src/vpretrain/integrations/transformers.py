@@ -16,6 +16,7 @@ from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
+from vpretrain.integrations.resuming import STATE, files_in, newest_whole
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
 from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
@@ -26,17 +27,14 @@ from vpretrain.system.errors import UserError, user_error
 
 __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
 
-STATE = "steering"
-"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, its
-latest gradients."""
-
 
 class SteeredTrainer(Trainer):
     """A ``Trainer`` whose batches are steered: drop it in, add ``feedback_dataset``.
 
     Every argument, callback and hook of the Trainer keeps its meaning; the loss is the core's
     soft-target cross-entropy, normalised by ``num_items_in_batch`` as the Trainer's is. Checkpoints
-    hold designer and feedback in ``steering/``, and ``resume_from_checkpoint`` goes on from there.
+    hold designer and feedback in ``steering/``, and ``resume_from_checkpoint`` goes on from there;
+    where it is True, from the newest checkpoint that is whole.
     Logs gain ``steering/gain`` and a few more figures of the latest meta step
     (:attr:`Steering.logged`). Evaluation is the Trainer's own.
 
@@ -114,6 +112,18 @@ class SteeredTrainer(Trainer):
         """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
         empty before the first."""
         return {} if self._steered_step is None else self._steered_step.metrics
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *given: Any, **named: Any
+    ) -> Any:
+        """The Trainer's; ``True`` resumes the newest checkpoint that is whole, and says which.
+
+        Raises:
+            UserError: it is True, and no checkpoint is whole.
+        """
+        if resume_from_checkpoint is True and (whole := newest_whole(Path(self.args.output_dir))):
+            resume_from_checkpoint = str(whole)
+        return super().train(resume_from_checkpoint, *given, **named)
 
     def compute_loss(
         self,
@@ -204,7 +214,8 @@ class SteeredTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             choices = {"arm": self.steering.arm, "kind": self.steering.feedback.kind}
-            checkpoint.save({**state, "step": step.state_dict(), **choices}, folder)
+            files = {"files": files_in(folder.parent)}
+            checkpoint.save({**state, "step": step.state_dict(), **choices, **files}, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -1,0 +1,69 @@
+"""Which of a trainer's checkpoints can be resumed: one that was being written when its process was
+killed is half there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from vpretrain.integrations.datasets import log
+from vpretrain.run.checkpoint import Damaged, load
+from vpretrain.system.errors import user_error
+from vpretrain.system.files import read_json
+
+STATE = "steering"
+"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, its
+latest gradients, and the files that were written before it."""
+
+_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+def files_in(checkpoint: Path) -> dict[str, int]:
+    """Bytes by name of what is in a checkpoint beside :data:`STATE`."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    return {name: size for name, size in sizes.items() if not name.startswith(f"{STATE}/")}
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in a trainer's ``output_dir`` that is whole; newer ones that are not
+    are named in the log. None where there is no checkpoint at all.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    named = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*") if path.is_dir())
+    steps = {int(match[1]): path for path, match in named if match}
+    broken: list[str] = []
+    for step in sorted(steps, reverse=True):
+        try:
+            _check(steps[step])
+        except Damaged as damage:
+            broken.append(f"{steps[step].name} ({damage})")
+            continue
+        if broken:
+            here = steps[step].name
+            log.warning("not whole: %s; resuming from %s", ", ".join(broken), here)
+        return steps[step]
+    if not broken:
+        return None
+    message = "no checkpoint here is whole: " + ", ".join(broken) + "; remove them to begin again"
+    accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
+    raise user_error("resume_from_checkpoint", message, value=str(folder), accepted=accepted)
+
+
+def _check(checkpoint: Path) -> None:
+    """Raises Damaged unless everything is there, with the sizes that it was written with."""
+    try:
+        read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
+    except (OSError, ValueError):
+        raise Damaged(f"{TRAINER_STATE_NAME} is not there or cut off") from None
+    state: dict[str, Any] = load(checkpoint / STATE)
+    there = files_in(checkpoint)
+    for name, size in state.get("files", {}).items():  # earlier versions did not list them
+        if there.get(name) != size:
+            raise Damaged(f"{name} is not as it was written")

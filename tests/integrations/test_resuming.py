@@ -1,0 +1,64 @@
+"""A run of the Trainer that was killed inside a save resumes from the newest whole checkpoint."""
+
+import shutil
+
+import pytest
+
+from tests.integrations.test_transformers import same, steered
+from vpretrain.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, feedback, stream):
+    """A run of 4 steps, a checkpoint after each second."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = steered(folder, feedback, stream, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    return folder, trainer
+
+
+def removed(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name):
+    def damage(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (removed("trainer_state.json"), "trainer_state.json is not there or cut off"),
+        (cut("model.safetensors"), "model.safetensors is not as it was written"),
+        (lambda folder: shutil.rmtree(folder / "steering"), "manifest.json cannot be read"),
+    ],
+    ids=["no state", "half the weights", "no steering"],
+)
+def test_the_newest_whole_checkpoint_is_resumed(
+    damage, said, trained, tmp_path, feedback, stream, caplog
+):
+    folder, whole = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "checkpoint-4")
+    resumed = steered(tmp_path, feedback, stream, max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert f"not whole: checkpoint-4 ({said}" in caplog.text
+    assert "resuming from checkpoint-2" in caplog.text
+    same(resumed.losses, whole.losses[2:])
+    same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+def test_none_that_is_whole_is_refused_in_words(trained, tmp_path, feedback, stream):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match=r"(?s)no checkpoint here is whole.*checkpoint-4 .*-2 "):
+        steered(tmp_path, feedback, stream).train(resume_from_checkpoint=True)
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match="No valid checkpoint"):  # the Trainer's own
+        steered(tmp_path, feedback, stream).train(resume_from_checkpoint=True)
