@@ -603,3 +603,15 @@ def test_json_holds_nothing_that_json_does_not_know(capsys):
         "a": None,
         "b": [1.5, None],
     }
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "sweep", "probe", "evaluate"])
+def test_a_folder_that_can_have_no_name_is_refused_before_anything_is_read(call, here, verb):
+    given = ["none.yaml"] if verb != "evaluate" else ["none", "--tasks", "none.jsonl"]
+    if verb == "sweep":
+        (here / "none.yaml").write_text(TINY + "sweep: {keys: {seed: [1, 2]}, objectives: [x]}\n")
+    if verb in ("train", "compare", "probe"):
+        given = ["tiny.yaml", "data.stream.0.rows.path=none.jsonl"]
+    called = call(verb, *given, "--out", "x" * 300)
+    assert called.code == 2 and "--out" in called.err
+    assert "File name too long" in called.err and "name another folder" in called.err

@@ -512,3 +512,13 @@ def test_a_folder_of_another_version_is_named_as_such(
     (tmp_path / "run" / "recipe.yaml").write_text(old, encoding="utf-8")
     (problem,) = changes(tmp_path / "run", recipe, "name another folder")
     assert "an earlier version" in problem.message and "name another folder" in problem.message
+
+
+@pytest.mark.parametrize("text", ["x: [" + "1, " * 60_000 + "]", "x" * 20_000_000])
+def test_more_than_any_recipe_holds_is_refused_at_once(
+    text: str, write: Callable[..., Path]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"more than 20000 values|too long for a recipe"):
+        recipes.load(write(text), schemas=SCHEMAS)
+    assert time.monotonic() - began < 5  # a second, on a machine that has nothing else to do

@@ -9,8 +9,18 @@ import pytest
 from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
 from vpretrain.run import checkpoint
-from vpretrain.run.launch import train_one
+from vpretrain.run.launch import finished_result, train_one
+from vpretrain.run.scores import Score
 from vpretrain.system.errors import Fault, UserError
+
+RESULT = {
+    "arm": "onehot",
+    "steps": 2,
+    "tokens_or_images": 9,
+    "seconds": 1.0,
+    "step0": {"test/nll": 2.0},
+    "final": {"test/nll": 1.0},
+}
 
 
 def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path, caplog):
@@ -121,3 +131,58 @@ def test_data_that_changed_under_a_run_are_refused_with_both_hashes(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["changes"] == result["changes"]
     assert (tmp_path / "model" / "config.json").is_file()
     assert json.loads(environment.read_text())["data_hashes"][name] == mine
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "[" * 100_000, '{"final": {}}']
+    + [json.dumps(RESULT | wrong) for wrong in ({"seconds": "x"}, {"final": []}, {"final": {}})],
+)
+def test_a_result_that_is_none_is_noticed(content, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "checkpoints" / "step-0000002").mkdir(parents=True)
+    lines = []
+    assert finished_result(tmp_path, lines.append) is None
+    assert lines[0].endswith("it is written again from the last checkpoint")
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    assert finished_result(tmp_path, lines.append) == RESULT
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_gives_way_to_the_one_before(
+    tmp_path, caplog
+):
+    recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=3")
+    result = train_one(recipe, tmp_path, lambda record, fraction: None)
+    (tmp_path / "result.json").unlink()
+    newest = tmp_path / "checkpoints" / "step-0000003"
+    state = checkpoint.load(newest)
+    next(iter(state["model"].values())).view(-1)[0] = float("nan")
+    checkpoint.save(state, newest)
+    lines = []
+    again = train_one(recipe, tmp_path, lambda record, fraction: None, notify=lines.append)
+    assert lines == ["going on after step 2"] and again["final"] == result["final"]
+    assert "step-0000003 is damaged (a weight is not finite" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path):
+    recipe = language_recipe("arm=onehot", "budget.steps=1")
+    train_one(recipe, tmp_path / "a", lambda record, fraction: None)
+    other = language_recipe("arm=onehot", "budget.steps=1", "learner.lora={r: 2}")
+    train_one(other, tmp_path / "b", lambda record, fraction: None)
+    (tmp_path / "a" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    shutil.copytree(tmp_path / "b" / "checkpoints", tmp_path / "a" / "checkpoints")
+    with pytest.raises(UserError, match="--out: the newest checkpoint is not of a run of this"):
+        train_one(recipe, tmp_path / "a", lambda record, fraction: None)
+
+
+def test_a_model_whose_scores_are_not_finite_is_told_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "vpretrain.language.modality.evaluate",
+        lambda *given: {"test/nll": Score(float("nan"), 0.0, 1, higher_is_better=False)},
+    )
+    recipe, steps = language_recipe("arm=onehot", "budget.steps=1"), []
+    with pytest.raises(Fault, match="before the first step test/nll is not finite; the model's"):
+        train_one(recipe, tmp_path, lambda record, fraction: steps.append(record))
+    assert not steps

@@ -4,17 +4,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.reliability.runs import language_recipe
+from tests.reliability.runs import language_recipe, vision_recipe
 from vpretrain.config.recipe import Checkpoint
 from vpretrain.language import Language
 from vpretrain.method.step import SteeredStep
 from vpretrain.run import resources
+from vpretrain.run.build import new_step
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.flops import rehearse
 from vpretrain.run.launch import train_one
+from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.resources import (
     available_memory_bytes,
     memory_shortage,
     shortages,
 )
+from vpretrain.run.run import Run
+from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, UserError
 from vpretrain.system.memory import out_of_memory
 
@@ -224,3 +230,32 @@ def test_memory_that_is_too_small_is_told_before_the_model_is_made(tmp_path, mac
     with pytest.raises(UserError, match="memory"):
         train_one(language_recipe("arm=onehot"), tmp_path / "run", lambda record, fraction: None)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arm=onehot"],
+        ["arm=onehot", "learner.lora={r: 2}"],
+        ["arm=token_weights"],
+        ["arm=token_weights", "learner.lora={r: 2}", "value.memory=0"],
+        ["arm=ascent"],
+        ["arm=document_weights", "data.feedback.batches=4"],
+        ["arm=rho1"],
+        ["modality=vision", "arm=ascent"],
+    ],
+    ids=" ".join,
+)
+def test_the_size_of_a_checkpoint_is_known_before_the_first_step(tmp_path, overrides):
+    make = language_recipe
+    if overrides[0] == "modality=vision":
+        make, overrides = vision_recipe, overrides[1:]
+    recipe = make(*overrides, "budget.steps=4", "value.meta_period=2")
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    expected = rehearse(new_step(recipe, parts), parts).checkpoint_bytes
+    checkpoints = CheckpointManager(tmp_path)
+    train(Run(recipe, parts, step0={}, checkpoints=checkpoints))
+    (step,) = checkpoints.steps()
+    written = sum(path.stat().st_size for path in checkpoints.path(step).iterdir())
+    assert 0.9 <= expected / written <= 1.1, (expected, written)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ from vpretrain.cli.tables import comparison_table
 from vpretrain.run.records import Records
 from vpretrain.studies import compare as comparison
 from vpretrain.system.errors import Fault, Stopped, UserError
+from vpretrain.system.lock import writing
 
 ARMS = ("onehot", "closed_form")
 
@@ -232,3 +234,25 @@ def test_the_table_in_a_terminal_cuts_no_figure():
         said = console.export_text()
         assert "…" not in said and "[+0.0372," in said and "fixed_random_direction" in said
         assert all(f"name_{i}" in said or f"name {i}" in said for i in range(7))
+
+
+def test_a_second_command_on_a_folder_is_refused_by_number(tmp_path):
+    with (
+        writing(tmp_path),
+        pytest.raises(UserError, match=rf"another command \(process {os.getpid()}\) is writing"),
+    ):
+        compared(tmp_path, seeds=1, amount=1)
+
+
+def test_arms_that_saw_different_streams_are_not_held_against_each_other(tmp_path):
+    runs = [{"seed": 0, "stream_digest": digest} for digest in ("one", "another")]
+    with pytest.raises(UserError, match=r"seed: the arms of this seed did not see the same stream"):
+        comparison._check_streams(runs, "steps", tmp_path)
+    comparison._check_streams([runs[0], {**runs[1], "seed": 1}], "steps", tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(UserError, match="disk"):
+        compared(tmp_path, seeds=1, amount=1)
+    assert not [*(tmp_path / "runs").glob("*.metrics.jsonl")]

@@ -246,3 +246,15 @@ def test_the_papers_search_holds_together():
     }
     at = found.at({"data.feedback.tasks": {"segmentation": 4, "depth": 1}, "value.meta_period": 2})
     assert at.data.feedback.tasks == {"segmentation": 4, "depth": 1} and at.budget.steps == 2000
+
+
+def test_a_search_whose_files_are_damaged_is_named(here):
+    sweeps.sweep(plan(), trials=1, out=here / "out")
+    for broken, content in (
+        ("sweep.db", "no database" * 500),
+        ("sweep.db", ""),
+        ("step0.json", "[]"),
+    ):
+        (here / "out" / broken).write_text(content)
+        with pytest.raises(UserError, match=broken.replace(".", r"\.")):
+            sweeps.sweep(plan(), trials=2, out=here / "out")

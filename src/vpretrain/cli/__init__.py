@@ -78,6 +78,10 @@ def _leave(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+_OF_THE_PLACE = (
+    *(errno.ENAMETOOLONG, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.EIO, errno.ENXIO),
+)
 _DISK_FULL = "the disk is full; make room and run the same command again", Fault.exit_code
 
 
@@ -92,7 +96,7 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
                 f"{error.filename}: no permission to read or write this; name another place",
                 UserError.exit_code,
             )
-        if error.errno in (errno.ENAMETOOLONG, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _OF_THE_PLACE:
             message = f"{error.filename}: {error.strerror}; name another place"
             return message, UserError.exit_code
         return None

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from vpretrain.config.recipe import Recipe, load
+from vpretrain.config.section import look_up
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import Pace
 
@@ -195,6 +196,11 @@ def _time_left(seconds: float, done: float, rest: float) -> str:
 
 def results_folder(path: Path) -> Path:
     """The folder for results, refused before any work where it can be none."""
+    try:
+        look_up(path)
+    except ValueError as error:
+        message = f"{error}; name another folder"
+        raise user_error("--out", message, value=str(path)) from None
     there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
     if not there.is_dir():
         raise user_error(

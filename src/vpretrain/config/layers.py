@@ -9,7 +9,7 @@ from typing import Any
 
 from vpretrain.config.problems import Key, Marks, dotted, place_of, shown
 from vpretrain.config.section import look_up
-from vpretrain.config.yaml_places import parse
+from vpretrain.config.yaml_places import MOST_LETTERS, parse
 from vpretrain.system.errors import Problem, UserError, user_error
 
 Names = Mapping[str, Path]
@@ -64,7 +64,8 @@ def compose(
     """The file's mapping merged over what it extends; twice-given keys are added to
     ``problems``."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_LETTERS + 1)  # one more is too many, and the parser says so
     except (OSError, UnicodeDecodeError) as error:
         message = f"this file cannot be read: {error}"
         raise user_error(str(path), message, accepted="a text file in UTF-8") from None

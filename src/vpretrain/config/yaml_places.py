@@ -19,6 +19,16 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Counts the values that are written out: reading a few MB of them would take minutes."""
+        self.composed += 1
+        if self.composed > _MOST_NODES:
+            message = f"this is more than {_MOST_NODES} values"
+            raise yaml.composer.ComposerError(None, None, message, self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         number = super().construct_yaml_float(node)
@@ -33,7 +43,9 @@ class _Dumper(yaml.SafeDumper):
 
 _TAG = "tag:yaml.org,2002:"
 # A few lines of nested anchors stand for more than any memory holds.
-_MOST_NODES, _MOST_CHARACTERS = 100_000, 10_000_000
+_MOST_NODES, _MOST_CHARACTERS = 20_000, 10_000_000
+MOST_LETTERS = 2**24
+"""Of a file."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"  # noqa: E501
 for _name, _pattern, _first in (
@@ -116,6 +128,9 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
         UserError: the text is not YAML.
     """
     places = _Places(at)
+    if len(text) > MOST_LETTERS:
+        message = "this is too long for a recipe; keep data in files that the recipe names"
+        raise user_error(at(1), message, accepted=f"up to {MOST_LETTERS:,} letters")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -14,6 +14,8 @@ from vpretrain.system.errors import UserError, user_error
 
 T = TypeVar("T")
 
+_MOST_BYTES = 2**26
+_MOST_RECORD_BYTES = 2**20
 
 EITHER = "tokens or images"
 """The unit of results that do not name theirs: of unfinished runs, and of earlier versions."""
@@ -111,6 +113,9 @@ class RunFile(BaseModel):
 def read_text(path: Path) -> str:
     """The file's text, or a UserError that says why there is none."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            message = "this file is longer than any that is written here; was it replaced?"
+            raise user_error(str(path), message, accepted=f"up to {_MOST_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         message = "this file is missing; name a folder that compare or train wrote"
@@ -181,6 +186,8 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
         at, shown = f"{path}:{number}", line[:80].decode("utf-8", "replace")
         fix, accepted = "remove the line, or train again", "one record a line"
         try:
+            if len(line) > _MOST_RECORD_BYTES:
+                raise ValueError("it is too long")
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == whole[-1][0]:

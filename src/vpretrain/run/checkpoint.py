@@ -31,14 +31,24 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from vpretrain.config.recipe import Checkpoint
+from vpretrain.models.finite import unusable
 from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.scores import Score
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
-from vpretrain.system.files import put_in_place, remove, replacing, scratch_beside, write_json
+from vpretrain.system.files import (
+    put_in_place,
+    read_json,
+    remove,
+    replacing,
+    scratch_beside,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
+_HEADER_BYTES = 150  # of safetensors, a tensor, beside its name
+_NO_STATE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _STEP = re.compile(r"step-(\d{7,})")
 
 State = Any
@@ -90,6 +100,14 @@ def save(state: State, folder: Path) -> None:
         raise
 
 
+def size(state: State) -> int:
+    """About how many bytes :func:`save` writes: tensors, their names, and everything else."""
+    tensors = _Tensors()
+    rest = _encoded(state, "", tensors)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return held + sum(_HEADER_BYTES + len(name) for name in tensors) + len(json.dumps(rest))
+
+
 def sharded(state: State) -> bool:
     """Whether a state holds shards of tensors: then :func:`save` is for all processes together."""
     return any(isinstance(tensor, DTensor) for tensor in distributed.tensors_in(state))
@@ -103,10 +121,18 @@ def load(folder: Path) -> State:
     """Reads back what :func:`save` was given, tensors on the CPU.
 
     Raises:
-        Damaged: a file is missing, cut, or has another content than was written.
+        Damaged: a file is missing, cut, or has another content than was written, or what was
+            written is no state.
     """
     verify(folder)
-    rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    try:
+        return _loaded(folder)
+    except (*_NO_STATE, SafetensorError, CheckpointException) as error:
+        raise Damaged(f"it holds no state: {type(error).__name__}") from error
+
+
+def _loaded(folder: Path) -> State:
+    rest = read_json(folder / "state.json")
     tensors: dict[str, Tensor] = {}
     if any(folder.glob("*.safetensors")):
         reader = HuggingFaceStorageReader(path=str(folder))
@@ -248,7 +274,7 @@ class CheckpointManager:
         if distributed.rank() == 0 or step is None:
             return found
         try:
-            return step, load(self.path(step))
+            return step, self._read(step)
         except Damaged as error:
             message = (
                 f"process {distributed.rank()} on {socket.gethostname()} cannot read the "
@@ -263,10 +289,10 @@ class CheckpointManager:
             remove(scratch)
         for step in reversed(self.steps()):
             try:
-                return step, load(self.path(step))
+                return step, self._read(step)
             except Damaged as error:
                 aside = self.folder / f"damaged-{self.path(step).name}"
-                shutil.rmtree(aside, ignore_errors=True)
+                remove(aside)
                 self.path(step).rename(aside)
                 log.warning(
                     "checkpoint %s is damaged (%s); it was set aside as %s",
@@ -275,6 +301,13 @@ class CheckpointManager:
                     aside.name,
                 )
         return None
+
+    def _read(self, step: int) -> State:
+        state = load(self.path(step))
+        model = state.get("model", {}) if isinstance(state, dict) else {}
+        if broken := unusable(model.items()):
+            raise Damaged(f"a weight is not finite: {broken}")
+        return state
 
     def _write(self, step: int, state: State) -> None:
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.step import SteeredStep
+from vpretrain.run.checkpoint import size
 from vpretrain.run.parts import AnyParts
+from vpretrain.run.state import RunState
 from vpretrain.system.errors import NonFinite
 
 Cost = Mapping[bool, float]
@@ -35,6 +38,25 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
     Raises:
         NonFinite: a step of a kind could not be taken on any of 10 batches.
     """
+    return rehearse(step, parts, accumulate).cost
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run will use.
+
+    Args:
+        cost: see :func:`count`.
+        checkpoint_bytes: of a checkpoint, once every part of the run holds what it will hold.
+    """
+
+    cost: Cost
+    checkpoint_bytes: int
+
+
+def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Rehearsal:
+    """:func:`count`, and how large a checkpoint will be; the same arguments, all processes
+    together."""
     movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
     movable += [] if parts.meta_batches is None else [parts.meta_batches]
     before = [copy.deepcopy(part.state_dict()) for part in movable]
@@ -45,13 +67,14 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
         _counted(step, parts, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         counted[meta] = _counted(step, parts, meta_due=meta)
+    checkpoint_bytes = size(RunState(parts, step).state_dict())
     for part, state in zip(movable, before, strict=True):
         part.load_state_dict(state)
     for name, buffer in parts.learner.model.named_buffers():
         buffer.copy_(buffers[name])
     # The designer looks at the first batch; each of the others adds a step without a meta step.
     rest = (accumulate - 1) * counted[False]
-    return {meta: flops + rest for meta, flops in counted.items()}
+    return Rehearsal({meta: n + rest for meta, n in counted.items()}, checkpoint_bytes)
 
 
 def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: bool) -> float:

@@ -3,7 +3,6 @@ made them."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -23,7 +22,7 @@ from vpretrain.config.recipe import Recipe, dump
 from vpretrain.run.records import Records
 from vpretrain.run.tracking import Tracker
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.files import write_json, write_text
+from vpretrain.system.files import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +67,38 @@ class RunFolder:
             self._tracker = Tracker(recipe.track, path, recipe, resumed=records > 0)
         self._metrics = Records(path / "metrics.jsonl", kept=records)
         self.kept, last = self._metrics.kept, self._metrics.last
-        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=last and last["step"] + 1)
+        board, purge = path / "tensorboard", last and last["step"] + 1
+        if not board.is_dir():
+            remove(board)
+        self._board: SummaryWriter | None = SummaryWriter(str(board), purge_step=purge)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
         TensorBoard and the tracker."""
         self._metrics.append(record)
         figures = {name: x for name, x in record.items() if isinstance(x, (int, float))}
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, global_step=record["step"])
+        with self._onto_board() as board:
+            for name, value in figures.items() if board is not None else ():
+                board.add_scalar(name, value, global_step=record["step"])
         if self._tracker is not None:
             self._tracker.log(figures, record["step"])
 
     def close(self) -> None:
         self._metrics.close()
-        self._board.close()
+        with self._onto_board() as board:
+            if board is not None:
+                board.close()
         if self._tracker is not None:
             self._tracker.close()
+
+    @contextmanager
+    def _onto_board(self) -> Iterator[SummaryWriter | None]:
+        """The board, until the disk is full or refuses: that is logged, and the run goes on."""
+        try:
+            yield self._board
+        except OSError as error:
+            log.warning("tensorboard/: not written: %s; the run goes on", error.strerror)
+            self._board = None
 
 
 @contextmanager
@@ -113,10 +127,10 @@ def changed_data(folder: Path, data_hashes: Mapping[str, str]) -> list[Problem]:
         "these data have changed: put them back, name another folder with --out, or go on "
         "with --accept-changes"
     )
-    before = _written_environment(folder).get("data_hashes", {})
+    before = _written_environment(folder).get("data_hashes")
     return [
-        Problem(f"data of {name}", data_hashes.get(name, "none")[:16], digest[:16], fix)
-        for name, digest in before.items()
+        Problem(f"data of {name}", data_hashes.get(name, "none")[:16], str(digest)[:16], fix)
+        for name, digest in (before.items() if isinstance(before, dict) else ())
         if data_hashes.get(name) != digest
     ]
 
@@ -135,13 +149,14 @@ def accepted_changes(folder: Path, problems: Sequence[Problem], *, accept: bool)
     if problems and not accept:
         raise UserError(*problems)
     now = [{"what": p.where, "before": p.accepted, "now": p.value} for p in problems]
-    return [*_written_environment(folder).get("changes", []), *now]
+    before = _written_environment(folder).get("changes")
+    return [*(before if isinstance(before, list) else ()), *now]
 
 
 def _written_environment(folder: Path) -> dict[str, Any]:
     """Empty where there is none, or none that can be read: records are worth less than the run."""
     try:
-        written = json.loads((folder / "environment.json").read_text("utf-8"))
+        written = read_json(folder / "environment.json")
     except (OSError, ValueError):
         return {}
     return written if isinstance(written, dict) else {}

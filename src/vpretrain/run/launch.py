@@ -3,7 +3,6 @@ ended."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager, State
-from vpretrain.run.flops import Cost, count
+from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
 from vpretrain.run.manifest import Damaged, verify, write_manifest
@@ -28,7 +27,7 @@ from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
-from vpretrain.system.files import write_json
+from vpretrain.system.files import read_json, write_json
 from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
@@ -171,14 +170,17 @@ class Launch:
             UserError: the disk is too small for what the run will write.
         """
         recipe = self.recipe
-        if not checkpoints.steps():
-            model, followers = parts.learner.model, parts.followers
-            if problems := disk_shortage(
-                model, recipe.checkpoint, self.folder, followers=followers
-            ):
-                raise UserError(*problems)
-        flops = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
-        return {meta: distributed.summed(each) for meta, each in flops.items()}
+        rehearsal = rehearse(new_step(recipe, parts), parts, recipe.learner.accumulate)
+        if not checkpoints.steps() and (
+            problems := disk_shortage(
+                parts.learner.model,
+                recipe.checkpoint,
+                self.folder,
+                checkpoint_bytes=rehearsal.checkpoint_bytes,
+            )
+        ):
+            raise UserError(*problems)
+        return {meta: distributed.summed(each) for meta, each in rehearsal.cost.items()}
 
     @contextmanager
     def records(
@@ -248,14 +250,14 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text("utf-8"))
-        if not isinstance(result, dict) or "final" not in result:
+        result = read_json(path)
+        if not _is_result(result):
             raise Damaged("result.json holds no result")
         if manifest.is_file():
             verify(folder / "model", manifest)
         elif not (folder / "model").is_dir():
             raise Damaged("model is gone")
-    except ValueError:
+    except (OSError, ValueError):
         damage = "result.json is not whole"
     except Damaged as error:
         damage = str(error)
@@ -265,6 +267,16 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
         raise _nothing_to_write_from(folder, f"{damage}, and there is no checkpoint")
     notify(f"{damage}; it is written again from the last checkpoint")
     return None
+
+
+def _is_result(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("arm"), str):
+        return False
+    step0, final = value.get("step0"), value.get("final")
+    if not isinstance(step0, dict) or not isinstance(final, dict) or step0.keys() - final.keys():
+        return False
+    figures = [*step0.values(), *final.values(), value.get("steps"), value.get("seconds")]
+    return all(isinstance(figure, (int, float)) for figure in figures)
 
 
 def _nothing_to_write_from(folder: Path, damage: str) -> UserError:

@@ -55,6 +55,8 @@ def verify(folder: Path, manifest: Path | None = None) -> None:
     except OSError as error:
         name = Path(error.filename or folder).name
         raise Damaged(f"{name} cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise Damaged(f"{manifest.name} is no list of files") from None
 
 
 def _digest(path: Path) -> str:

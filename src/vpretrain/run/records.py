@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from itertools import islice
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from vpretrain.system.files import remove
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 2**20
+"""Of a record: a longer line is none of ours."""
 
 
 class Records:
@@ -30,14 +35,12 @@ class Records:
     def __init__(self, path: Path, *, kept: int = 0) -> None:
         self.last: dict[str, Any] | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        if not path.is_file() or path.is_symlink():
             remove(path)
         with path.open("ab+") as file:
             file.seek(0)
             end = count = 0
-            for line in islice(file, kept):
-                if (record := _record(line)) is None:
-                    break
+            while count < kept and (record := _record(line := file.readline(MOST_BYTES))):
                 self.last, end, count = record, end + len(line), count + 1
             file.truncate(end)
         if count < kept:
@@ -48,12 +51,25 @@ class Records:
                 count,
             )
         self.kept = count
-        self._file = path.open("ab")
+        self._path, self._end, self._failed = path, end, False
+        self._file = path.open("ab", buffering=0)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one line; it outlives this process when this returns."""
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        """Writes one line; it outlives this process when this returns.
+
+        Where the disk is full or refuses, the line is left out; the first time it is logged."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            if not self._failed:
+                log.warning("%s: not written: %s; the run goes on", self._path, error.strerror)
+            self._failed = True
+        else:
+            self._end += len(line)
 
     def close(self) -> None:
         self._file.close()
@@ -68,7 +84,7 @@ class Records:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole and line.endswith(b"\n") else None

@@ -95,21 +95,27 @@ def memory_needed(
 
 
 def disk_shortage(
-    model: nn.Module, checkpoint: Checkpoint = _PLAIN, folder: Path = Path(), *, followers: int = 0
+    model: nn.Module,
+    checkpoint: Checkpoint = _PLAIN,
+    folder: Path = Path(),
+    *,
+    followers: int = 0,
+    checkpoint_bytes: int | None = None,
 ) -> list[Problem]:
     """A problem where a run's files do not fit.
 
     Counted are the model folder and, ``keep_last`` times and once more for the one that is being
-    written, a checkpoint: what trains with its two moments, and as much of each follower without
-    them. With ``keep_best`` two model folders come on top.
+    written, a checkpoint: where its size is not known, what trains with its two moments, and as
+    much of each follower without them. With ``keep_best`` two model folders come on top.
 
     Args:
         model: as in :func:`memory_shortage`.
         checkpoint: of the recipe.
         folder: on the disk that results are written to; it need not be there yet.
         followers: as in :func:`memory_shortage`.
+        checkpoint_bytes: the size of one (:func:`vpretrain.run.checkpoint.size`).
     """
-    needed = disk_needed(model, checkpoint, followers=followers)
+    needed = disk_needed(model, checkpoint, followers=followers, checkpoint_bytes=checkpoint_bytes)
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if needed <= free:
@@ -126,11 +132,18 @@ def disk_shortage(
     ]
 
 
-def disk_needed(model: nn.Module, checkpoint: Checkpoint = _PLAIN, *, followers: int = 0) -> int:
+def disk_needed(
+    model: nn.Module,
+    checkpoint: Checkpoint = _PLAIN,
+    *,
+    followers: int = 0,
+    checkpoint_bytes: int | None = None,
+) -> int:
     """The bytes that :func:`disk_shortage` counts, with its arguments."""
-    every, trained = _bytes(model), _bytes(model, trained=True)
     models = 1 + 2 * (checkpoint.keep_best is not None)
-    return models * every + (checkpoint.keep_last + 1) * (3 + followers) * trained
+    if checkpoint_bytes is None:
+        checkpoint_bytes = (3 + followers) * _bytes(model, trained=True)
+    return models * _bytes(model) + (checkpoint.keep_last + 1) * checkpoint_bytes
 
 
 def _bytes(model: nn.Module, *, trained: bool = False) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,10 +16,11 @@ from vpretrain.run.flops import Cost
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.prefetch import Prefetcher
 from vpretrain.run.schedule import learning_rate
-from vpretrain.run.scores import Score
+from vpretrain.run.scores import STEP0_FIX, Score, check_finite
 from vpretrain.run.state import RunState
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, NonFinite, Stopped, UserError, user_error
+from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
 Record = dict[str, Any]
@@ -97,10 +97,11 @@ class Run:
         parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
         if self.resume is not None:
             seed_run(self.recipe)
-            self.state.load_state_dict(self.resume)
+            self._go_on_from(self.resume)
             return
         step0 = self.measured_step0
         self.state.step0 = parts.evaluate() if step0 is None else step0
+        check_finite(self.state.step0, "before the first step", STEP0_FIX)
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
@@ -120,6 +121,19 @@ class Run:
         self.step_once.count = 0
         if parts.on_stream and self.exhausted:
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
+
+    def _go_on_from(self, state: State) -> None:
+        try:
+            self.state.load_state_dict(state)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [""])[0][:200]
+            message = (
+                f"the newest checkpoint is not of a run of this recipe ({type(error).__name__}: "
+                f"{reason}); remove it to go on from the one before, or name another folder"
+            )
+            raise user_error("--out", message) from error
 
     def _prepare(self) -> Metrics:
         """What the designer does before the first step: charged to the budget, and logged apart in
@@ -293,9 +307,5 @@ class Run:
             with self.state.spent.timing():
                 self.parts.after(spent)
         final = self.parts.evaluate()
-        if broken := [name for name, score in final.items() if not math.isfinite(score.value)]:
-            names = ", ".join(broken)
-            raise Fault(
-                f"after {spent.steps} steps {names} is not finite; lower learner.learning_rate"
-            )
+        check_finite(final, f"after {spent.steps} steps", "lower learner.learning_rate")
         return final

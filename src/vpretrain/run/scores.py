@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from vpretrain.system.errors import Fault
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ def score(items: Tensor, *, higher_is_better: bool) -> Score:
     values = tuple(float(item) for item in items)
     mean, stderr = sum(values) / len(values), mean_stderr(values) or 0.0
     return Score(mean, stderr, len(values), higher_is_better, values)
+
+
+def check_finite(scores: Mapping[str, Score], when: str, fix: str) -> None:
+    """Raises Fault where a score is not finite: it says ``when`` that was, and the ``fix``."""
+    if broken := [name for name, each in scores.items() if not math.isfinite(each.value)]:
+        raise Fault(f"{when} {', '.join(broken)} is not finite; {fix}")
+
+
+STEP0_FIX = "the model's weights, or rows of the held-out set, are unusable: take others"
+"""For scores of an untouched checkpoint."""
 
 
 def mean_stderr(values: Sequence[float]) -> float | None:

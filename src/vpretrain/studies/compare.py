@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Budget, Measure, Recipe
 from vpretrain.run.build import new_step
 from vpretrain.run.checkpoint import CheckpointManager
-from vpretrain.run.flops import Cost, count
+from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import (
     PICTURES,
     accepted_changes,
@@ -30,11 +29,22 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.records import Records
+from vpretrain.run.resources import disk_shortage
 from vpretrain.run.run import Record, Run
+from vpretrain.run.scores import STEP0_FIX, check_finite
 from vpretrain.run.train import Result, train
+from vpretrain.studies.entries import (
+    Pair,
+    as_json,
+    checkpoints_path,
+    entry_path,
+    read_entry,
+    read_result,
+)
 from vpretrain.studies.statistics import paired_table
-from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.errors import Fault, UserError, user_error
 from vpretrain.system.files import remove, write_json, write_text
+from vpretrain.system.lock import writing
 from vpretrain.system.processes import in_processes
 from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
@@ -55,10 +65,6 @@ _MOST_SEEDS = 10_000
 Progress = Callable[[int, int, str, float], None]
 """Told how many runs are done, how many there are, what was last done, and how much of a run those
 that are on their way have done together."""
-
-
-Pair = tuple[str, int]
-"""Arm and seed."""
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
@@ -105,7 +111,8 @@ def compare(
         ``compare.json`` as a dictionary (docs: outputs).
 
     Raises:
-        UserError: bad arms or numbers, or ``out`` holds runs of another recipe or other data.
+        UserError: bad arms or numbers, ``out`` holds runs of another recipe or other data or a
+            result that is not whole, or another command is writing there.
     """
     check_arms(recipe, arms)
     if not 1 <= seeds <= _MOST_SEEDS:
@@ -118,22 +125,25 @@ def compare(
     accepted_changes(out, changed, accept=accept_changes)  # refused before anything is read
     # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
-    finished = {pair: _read(path) for pair in plan if (path := _path(out, *pair)).is_file()}
+    finished = {
+        pair: read_entry(path, pair) for pair in plan if (path := entry_path(out, *pair)).is_file()
+    }
     total = len(plan) + 1
     progress(len(finished), total, "reading data", 0.0)
     worker = _Worker(recipe, out)
     hashes = worker.modality.data_hashes(worker.materials)
     changed += changed_data(out, hashes)
     noted = accepted_changes(out, changed, accept=accept_changes)
-    step0 = worker.step0(arms[0])
-    # Not before data and model were found to be in order.
-    write_text(out / "recipe.yaml", recipes.dump(resolved))
-    write_environment(out, hashes, noted)
-    progress(len(finished) + 1, total, "step 0", 0.0)
-    _run_missing(worker, plan, jobs, finished, partial(_report, progress, total))
-    table = _table(recipe, match, step0, [finished[pair] for pair in plan], out)
-    table |= {"changes": noted} if noted else {}
-    write_json(out / "compare.json", table)
+    with writing(out):
+        step0 = worker.step0(arms[0])
+        # Not before data and model were found to be in order.
+        write_text(out / "recipe.yaml", recipes.dump(resolved))
+        write_environment(out, hashes, noted)
+        progress(len(finished) + 1, total, "step 0", 0.0)
+        _run_missing(worker, plan, jobs, finished, partial(_report, progress, total))
+        table = _table(recipe, match, step0, [finished[pair] for pair in plan], out)
+        table |= {"changes": noted} if noted else {}
+        write_json(out / "compare.json", table)
     return table
 
 
@@ -141,7 +151,7 @@ def _table(
     recipe: Recipe, match: Measure, step0: dict[str, Any], runs: list[dict[str, Any]], out: Path
 ) -> dict[str, Any]:
     direct, baseline = MODALITIES[recipe.modality]().direct, runs[0]["arm"]
-    _check_streams([entry for entry in runs if entry["arm"] not in direct], match)
+    _check_streams([entry for entry in runs if entry["arm"] not in direct], match, out)
     summary, paired = paired_table(runs, step0["metrics"], baseline)
     add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
     return {
@@ -175,7 +185,7 @@ def _run_missing(
     """Adds the missing runs to the finished ones."""
     missing = [pair for pair in plan if pair not in finished]
     for pair in finished:
-        remove(_checkpoints(worker.out, *pair))
+        remove(checkpoints_path(worker.out, *pair))
     underway = dict.fromkeys(missing, 0.0)
     make: Callable[[], _Worker] = partial(lambda same: same, worker)  # it has read the data
     if jobs > 1 and len(missing) > 1:
@@ -197,8 +207,8 @@ def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[
     decides nothing."""
 
     def items(arm: str) -> list[dict[str, list[float]]]:
-        paths = [_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
-        return [_read(path) for path in paths if path.is_file()]
+        paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
+        return [read_result(path) for path in paths if path.is_file()]
 
     of_baseline = items(baseline)
     for arm, metrics in paired.items():
@@ -232,6 +242,7 @@ class _Worker:
         path = self.out / "runs" / "step0.json"
         if not path.is_file():
             scores = self._build(self.recipe.model_copy(update={"arm": arm})).evaluate()
+            check_finite(scores, "before the first step", STEP0_FIX)
             scored = {
                 "unit": self.unit,
                 "step0": {
@@ -243,7 +254,7 @@ class _Worker:
                 },
             }
             write_json(path, scored)
-        return {"unit": self.unit} | _read(path)
+        return {"unit": self.unit} | read_result(path, {"step0", "metrics"})
 
     def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
         # A comparison measures the last model of every run; the best one would not be looked at.
@@ -255,7 +266,7 @@ class _Worker:
         parts = self._build(recipe)
         if arm not in self.costs:
             self._count(recipe, parts)
-        checkpoints = CheckpointManager.of(_checkpoints(self.out, arm, seed), recipe.checkpoint)
+        checkpoints = CheckpointManager.of(checkpoints_path(self.out, arm, seed), recipe.checkpoint)
         try:
             result = self._trained(recipe, parts, checkpoints, tell)
         except Fault as fault:
@@ -278,7 +289,7 @@ class _Worker:
     ) -> Result:
         """The run, from its newest checkpoint if there is one."""
         _, state = checkpoints.newest() or (0, None)
-        path = _path(self.out, recipe.arm, recipe.seed).with_suffix(".metrics.jsonl")
+        path = entry_path(self.out, recipe.arm, recipe.seed).with_suffix(".metrics.jsonl")
         pace = Pace(1.0)
         with (
             Records(path, kept=state["records"] if state else 0) as records,
@@ -314,11 +325,19 @@ class _Worker:
 
     def _count(self, recipe: Recipe, parts: AnyParts | None = None) -> None:
         parts = parts or self._build(recipe)
-        self.costs[recipe.arm] = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+        rehearsal = rehearse(new_step(recipe, parts), parts, recipe.learner.accumulate)
+        self.costs[recipe.arm] = rehearsal.cost
+        if problems := disk_shortage(
+            parts.learner.model,
+            recipe.checkpoint,
+            self.out,
+            checkpoint_bytes=rehearsal.checkpoint_bytes,
+        ):
+            raise UserError(*problems)
 
     def _written(self, result: Result) -> dict[str, Any]:
         entry = as_json(result)
-        path = _path(self.out, result.arm, result.seed)
+        path = entry_path(self.out, result.arm, result.seed)
         items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
         write_json(path.with_suffix(".items.json"), items)
         write_json(path, entry)
@@ -331,43 +350,7 @@ def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:
     return _Worker(recipe, out)
 
 
-def as_json(result: Result) -> dict[str, Any]:
-    """One entry of ``runs`` in ``compare.json``."""
-    return {
-        "arm": result.arm,
-        "seed": result.seed,
-        "steps": result.spent.steps,
-        "tokens_or_images": result.spent.tokens,
-        "flops": result.spent.flops,
-        "seconds": round(result.spent.seconds, 2),
-        "stream_digest": result.stream_digest,
-        "draws": result.draws,
-        "drawn": result.drawn,
-        "final": {name: score.value for name, score in result.final.items()},
-    }
-
-
-def _path(out: Path, arm: str, seed: int) -> Path:
-    return out / "runs" / f"{arm}-{seed}.json"
-
-
-def _checkpoints(out: Path, arm: str, seed: int) -> Path:
-    """Of a run that is not finished."""
-    return _path(out, arm, seed).with_suffix(".checkpoints")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        message = (
-            f"this result is not whole ({error}); remove the file, and the same command runs what "
-            "is missing"
-        )
-        raise user_error(str(path), message) from None
-
-
-def _check_streams(runs: Sequence[dict[str, Any]], match: Measure) -> None:
+def _check_streams(runs: Sequence[dict[str, Any]], match: Measure, out: Path) -> None:
     """At equal steps the arms of a seed that draw as much must have drawn the same batches."""
     if match != "steps":
         return
@@ -377,6 +360,9 @@ def _check_streams(runs: Sequence[dict[str, Any]], match: Measure) -> None:
         alike.setdefault(key, set()).add(entry["stream_digest"])
     for (seed, _), digests in alike.items():
         if len(digests) != 1:
-            raise RuntimeError(
-                f"the arms of seed {seed} did not see the same stream: {sorted(digests)}"
+            message = (
+                "the arms of this seed did not see the same stream, as after a change of data; "
+                f"remove the files of that seed in {out / 'runs'}, and the same command runs them"
             )
+            accepted = f"one stream, got {', '.join(sorted(map(str, digests)))}"
+            raise user_error("seed", message, value=seed, accepted=accepted)

@@ -7,10 +7,8 @@ process a search that was stopped finds what it would have."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +25,12 @@ from vpretrain.config.yaml_places import written
 from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.run import Record, Run
+from vpretrain.run.scores import STEP0_FIX, check_finite
 from vpretrain.run.train import train
 from vpretrain.studies.compare import Progress
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
-from vpretrain.system.files import write_json
+from vpretrain.system.files import read_json, write_json
+from vpretrain.system.lock import writing
 from vpretrain.system.processes import in_processes
 from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
@@ -150,8 +150,7 @@ def sweep(
             data, or is searched just now.
         Fault: no trial came to an end.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with writing(out):  # or trials of another that goes on would be taken for those of a dead one
         step0, accepted = _opened(plan, out, accept_changes)
         study = _study(out)
         for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -249,7 +248,15 @@ def _storage(out: Path) -> str:
 
 def _study(out: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(study_name="sweep", storage=_storage(out))
+    try:
+        study = optuna.load_study(study_name="sweep", storage=_storage(out))
+    except Exception as error:  # SQLite, SQLAlchemy and Optuna each raise their own
+        reason = (str(error).splitlines() or [""])[0]
+        message = (
+            f"this search cannot be read ({type(error).__name__}: {reason}); put the file back, or "
+            "name another folder to begin again"
+        )
+        raise user_error(str(out / "sweep.db"), message) from error
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     return study
 
@@ -289,6 +296,7 @@ def _opened(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list
     scores_path = out / "step0.json"
     if not scores_path.is_file():
         scores = modality.build(plan.recipe, materials).evaluate()
+        check_finite(scores, "before the first step", STEP0_FIX)
         for metric in plan.sweep.objectives:
             if metric not in scores:
                 message = "this is not measured"
@@ -306,7 +314,16 @@ def _opened(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list
         path.write_text(description, encoding="utf-8")
         write_json(scores_path, {name: score.value for name, score in scores.items()})
     write_environment(out, hashes, accepted)
-    return json.loads(scores_path.read_text(encoding="utf-8")), accepted
+    return _step0(scores_path, plan.sweep.objectives), accepted
+
+
+def _step0(path: Path, objectives: Sequence[str]) -> dict[str, float]:
+    try:
+        scores = read_json(path)
+        return {name: float(scores[name]) for name in objectives}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"this file is not whole ({error}); remove it, and the same command writes it"
+        raise user_error(str(path), message) from None
 
 
 def _written(
@@ -370,18 +387,3 @@ def _draw(
     axes.set_ylabel(objectives[1])
     axes.legend()
     FigureCanvasAgg(figure).print_figure(path, dpi=120, metadata={"Software": None})
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One command a folder: trials of another that still runs would be taken for those of a process
-    that is gone."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            message = (
-                "another command is searching in this folder; give it more --jobs, or wait for it"
-            )
-            raise user_error("--out", message, value=str(out)) from None
-        yield

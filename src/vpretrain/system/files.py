@@ -80,6 +80,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not whole, not text, or nested deeper than anything that is written here.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder with all that is in it; nothing is not an error."""
     if path.is_dir() and not path.is_symlink():

@@ -1,0 +1,73 @@
+"""The runs of a comparison in its folder: where each is, and whether what is there is whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from vpretrain.run.train import Result
+from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.files import read_json
+
+Pair = tuple[str, int]
+"""Arm and seed."""
+_NEEDED = {"arm", "seed", "steps", "tokens_or_images", "seconds", "stream_digest", "final"}
+
+
+def entry_path(out: Path, arm: str, seed: int) -> Path:
+    """Of a finished run's entry."""
+    return out / "runs" / f"{arm}-{seed}.json"
+
+
+def checkpoints_path(out: Path, arm: str, seed: int) -> Path:
+    """Of a run that is not finished."""
+    return entry_path(out, arm, seed).with_suffix(".checkpoints")
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """One entry of ``runs`` in ``compare.json``."""
+    return {
+        "arm": result.arm,
+        "seed": result.seed,
+        "steps": result.spent.steps,
+        "tokens_or_images": result.spent.tokens,
+        "flops": result.spent.flops,
+        "seconds": round(result.spent.seconds, 2),
+        "stream_digest": result.stream_digest,
+        "draws": result.draws,
+        "drawn": result.drawn,
+        "final": {name: score.value for name, score in result.final.items()},
+    }
+
+
+def read_entry(path: Path, pair: Pair) -> dict[str, Any]:
+    """The entry of that run; raises UserError where the file holds none."""
+    entry = read_result(path, _NEEDED)
+    if (entry["arm"], entry["seed"]) != pair:
+        raise _not_whole(path, "it is of another arm or seed")
+    scores = entry["final"].values() if isinstance(entry["final"], dict) else [None]
+    for figure in (*scores, entry["seconds"]):
+        if not isinstance(figure, (int, float)) or not math.isfinite(figure):
+            raise _not_whole(path, f"{figure} is no figure")
+    return entry
+
+
+def read_result(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON object with these keys; raises UserError where the file holds none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise _not_whole(path, str(error)) from None
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        raise _not_whole(path, f"it is no object with {', '.join(sorted(keys))}")
+    return value
+
+
+def _not_whole(path: Path, why: str) -> UserError:
+    message = (
+        f"this result is not whole ({why}); remove the file, and the same command runs what "
+        "is missing"
+    )
+    return user_error(str(path), message)
