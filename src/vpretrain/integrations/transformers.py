@@ -121,7 +121,9 @@ class SteeredTrainer(Trainer):
         Raises:
             UserError: it is True, and no checkpoint is whole.
         """
-        if resume_from_checkpoint is True and (whole := newest_whole(Path(self.args.output_dir))):
+        if resume_from_checkpoint is True and (
+            whole := newest_whole(Path(str(self.args.output_dir)))
+        ):
             resume_from_checkpoint = str(whole)
         return super().train(resume_from_checkpoint, *given, **named)
 
