@@ -78,8 +78,9 @@ class RunFolder:
         self._metrics.append(record)
         figures = {name: x for name, x in record.items() if isinstance(x, (int, float))}
         with self._onto_board() as board:
-            for name, value in figures.items() if board is not None else ():
-                board.add_scalar(name, value, global_step=record["step"])
+            for name, value in figures.items():
+                if board is not None:
+                    board.add_scalar(name, value, global_step=record["step"])
         if self._tracker is not None:
             self._tracker.log(figures, record["step"])
 
