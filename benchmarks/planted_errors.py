@@ -40,7 +40,7 @@ SETTLE_STEPS = 8
 
 
 def load(model: str, data: str, blocks: str, errors: float) -> Recipe:
-    """The recipe with GSM8K rows alone in its stream."""
+    """The recipe with next to nothing but GSM8K rows in its stream."""
     return recipes.load(
         str(ROOT / "recipes/language/gsm8k-smollm2.yaml"),
         [
@@ -48,8 +48,8 @@ def load(model: str, data: str, blocks: str, errors: float) -> Recipe:
             f"learner.model={model}",
             f"learner.aligned_blocks={blocks}",
             f"data.stream.2.rows.corrupt_digits={errors}",
-            "data.stream.0.weight=0",
-            "data.stream.1.weight=0",
+            "data.stream.0.weight=0.001",
+            "data.stream.1.weight=0.001",
             f"data.feedback.batches={FEEDBACK_BATCHES}",
             f"data.feedback.batch_size={FEEDBACK_ROWS}",
             f"value.settle_steps={SETTLE_STEPS}",
@@ -110,7 +110,13 @@ def measure(recipe: Recipe, clean: set[bytes], count: int, rows: list[int]) -> l
         of_document = of_document.index_add(0, context.document, losses) / counts
         planted = [key(d.ids) not in clean for d in batch.documents]
         for name, figures in zip(results, [*values, -of_document], strict=True):
-            pairs = list(zip(figures.tolist(), planted, strict=True))
+            pairs = [
+                (value, wrong)
+                for value, wrong, document in zip(
+                    figures.tolist(), planted, batch.documents, strict=True
+                )
+                if document.source == "gsm8k"
+            ]
             results[name].append(
                 ([v for v, wrong in pairs if not wrong], [v for v, wrong in pairs if wrong])
             )

@@ -127,9 +127,9 @@ def test_a_model_folder_with_code_is_refused_and_nobody_is_asked(tmp_path, monke
     marker = tmp_path / "owned"
     folder = folder_with_code(tmp_path / "model", marker, "evil")
     for modality, recipe in ((Language(), language_recipe), (Vision(), vision_recipe)):
-        problems = modality.check(recipe("learner.config=null", f"learner.model={folder}"))
+        problems = modality.check(recipe("learner.config=null", f"learner.model={folder}")).problems
         assert "learner.model" in {problem.where for problem in problems}
-    problems = Language().check(language_recipe(f"learner.tokenizer={folder}"))
+    problems = Language().check(language_recipe(f"learner.tokenizer={folder}")).problems
     assert "learner.tokenizer" in {problem.where for problem in problems}
     assert not marker.exists()
 
@@ -142,7 +142,9 @@ def test_pickled_weights_are_not_unpickled(tmp_path):
     (folder / "pytorch_model.bin").write_bytes(
         pickle.dumps({"model.embed_tokens.weight": Owned(marker)})
     )
-    problems = Language().check(language_recipe("learner.config=null", f"learner.model={folder}"))
+    problems = (
+        Language().check(language_recipe("learner.config=null", f"learner.model={folder}")).problems
+    )
     assert [problem.where for problem in problems] == ["learner.model"]
     assert not marker.exists()
 

@@ -214,7 +214,7 @@ def test_check_counts_a_part_of_what_is_shared_out(machine):
         250_000, 10**12
     )  # 296,832 bytes are too many; 74,496 of them are those of the block below S
     found = {
-        shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}"))
+        shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}")).problems
         for shard in (False, True)
     }
     assert {

@@ -1,19 +1,26 @@
 """What ``check`` says beside problems."""
 
 from tests.test_recipes import shrunken
-from vpretrain.studies.check import needs
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.studies.check import check, needs
+
+
+def needs_of(*overrides: str):
+    recipe = shrunken("demo-language", *overrides)
+    checked = MODALITIES[recipe.modality]().check(recipe)
+    assert not checked.problems
+    return needs(recipe, checked.parts)
 
 
 def test_what_a_run_needs_follows_from_model_budget_and_one_forward_pass():
-    few = needs(shrunken("demo-language", "budget.steps=10"))
-    many = needs(shrunken("demo-language", "budget.steps=1000"))
+    few, many = needs_of("budget.steps=10"), needs_of("budget.steps=1000")
     assert few.memory_bytes == many.memory_bytes > 0 and few.disk_bytes > 0
     assert few.seconds == 30 * few.forward_seconds
     assert many.seconds == 3000 * many.forward_seconds
-    assert needs(shrunken("demo-language", "budget.seconds=0.0001")).seconds == 0.0001
+    assert needs_of("budget.seconds=0.0001").seconds == 0.0001
 
 
-def test_a_checkpoint_that_is_not_there_yet_is_not_made():
-    recipe = shrunken("demo-language")
-    made = recipe.learner.model_copy(update={"config": None, "model": None, "prepare": object()})
-    assert needs(recipe.model_copy(update={"learner": made})) is None
+def test_a_checkpoint_that_is_not_there_yet_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
+    problems, need = check("demo-language", ["learner.model=null", "data.batch_size=2"])
+    assert (problems, need) == ([], None) and not list(tmp_path.rglob("*.safetensors"))

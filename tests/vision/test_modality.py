@@ -255,7 +255,9 @@ def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypat
         "arm=plain",
     ]
     recipe = tiny_recipe(*description)
-    assert Vision().check(recipe) == [] and not list(tmp_path.iterdir())  # looks, and makes nothing
+    assert not Vision().check(recipe).problems and not list(
+        tmp_path.iterdir()
+    )  # looks, and makes nothing
     folder = Vision().prepare(recipe, None)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",

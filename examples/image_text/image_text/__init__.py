@@ -23,9 +23,9 @@ from vpretrain.method.simple import (
     halves,
 )
 from vpretrain.run.controls import controlled
-from vpretrain.run.parts import Modality, Parts
+from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.run.scores import Score, score
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import UserError
 from vpretrain.vision.data.scenes import Scenes
 
 
@@ -112,13 +112,13 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
             for split in ("stream", "feedback", "test")
         }
 
-    def check(self, recipe: ImageTextRecipe) -> list[Problem]:
+    def check(self, recipe: ImageTextRecipe) -> Checked:
         """What the sections cannot know of themselves."""
         try:
             ARMS.named(recipe.arm)
         except UserError as error:
-            return list(error.problems)
-        return []
+            return Checked(error.problems)
+        return Checked()
 
     def build(self, recipe: ImageTextRecipe, materials: dict[str, Scenes]) -> Parts:
         """Fresh parts for the recipe's arm and seed."""

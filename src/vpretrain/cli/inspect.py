@@ -96,14 +96,13 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
     from vpretrain.run.resources import readable_size
     from vpretrain.studies.check import check as examine
-    from vpretrain.studies.check import needs
 
-    problems = examine(recipe, overrides or [])
+    problems, need = examine(recipe, overrides or [])
     console = shell.console_for_people(as_json)
     for problem in problems:
         say(console, str(problem))
     console.print("no problem found" if not problems else f"{len(problems)} problem(s)")
-    if not problems and (need := needs(shell.resolved_recipe(recipe, overrides))) is not None:
+    if need is not None:
         memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
         hours = "" if need.seconds is None else f", {_duration(need.seconds)} of training"
         say(

@@ -15,7 +15,7 @@ from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream
-from vpretrain.language.data.texts import documents_of, notices, read
+from vpretrain.language.data.texts import Texts, documents_of, notices, read
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
@@ -46,7 +46,7 @@ from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, shuffles_labels
-from vpretrain.run.parts import Modality, Parts
+from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
@@ -67,7 +67,9 @@ class Language(Modality[LanguageRecipe, Materials]):
 
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""
-        texts = read(recipe)
+        return self._materials(recipe, read(recipe))
+
+    def _materials(self, recipe: LanguageRecipe, texts: Texts) -> Materials:
         shapes = skeleton(recipe)
         followers = ARMS.section_of(recipe).followers
         if problems := refusals(shapes, packing=recipe.data.packing) or too_large(
@@ -114,12 +116,12 @@ class Language(Modality[LanguageRecipe, Materials]):
             benchmarks_of(recipe),
         )
 
-    def check(self, recipe: LanguageRecipe) -> list[Problem]:
+    def check(self, recipe: LanguageRecipe) -> Checked:
         """Reads the data, and loads tokenizer and model where they are there already; makes
         nothing.
         """
         problems: list[Problem] = []
-        section, texts = recipe.learner, None
+        section, texts, parts = recipe.learner, None, None
         named_model = section.prepare is None or section.model is not None
         arm = recipe.designer
         try:
@@ -149,10 +151,10 @@ class Language(Modality[LanguageRecipe, Materials]):
             problems += error.problems
         try:
             if texts and not problems and (named_model or is_model(cached(recipe, texts))):
-                self.build(recipe, self.load(recipe))
+                parts = self.build(recipe, self._materials(recipe, texts))
         except UserError as error:
             problems += error.problems
-        return problems
+        return Checked(problems, parts)
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
         """Tokenizer and model from the recipe's stream, as ``learner.prepare`` says."""

@@ -74,6 +74,21 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
 AnyParts = Parts[Any, Any, Any]
 """Parts of some modality: what a run does with them does not depend on which."""
 
+
+@dataclass(frozen=True)
+class Checked:
+    """What a look at a recipe's data and model came to.
+
+    Args:
+        problems: what is wrong; empty when a run can start.
+        parts: of a run, where they were put together on the way: what a run needs is read from
+            them, and nothing is loaded twice.
+    """
+
+    problems: Sequence[Problem] = ()
+    parts: AnyParts | None = None
+
+
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 MaterialsT = TypeVar("MaterialsT")
 
@@ -100,9 +115,9 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
             UserError: with what is wrong in recipe or data.
         """
 
-    def check(self, recipe: RecipeT) -> list[Problem]:
-        """What is wrong with data and model; empty when a run can start."""
-        return []
+    def check(self, recipe: RecipeT) -> Checked:
+        """What is wrong with data and model; nothing is trained, and nothing made."""
+        return Checked()
 
     def prepare(self, recipe: RecipeT, out: Path | None) -> Path:
         """Makes the checkpoint that the recipe describes, in ``out`` or in the cache.

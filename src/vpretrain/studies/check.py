@@ -11,6 +11,7 @@ import torch
 
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.parts import AnyParts
 from vpretrain.run.resources import disk_needed, memory_needed, smaller
 from vpretrain.run.tracking import missing
 from vpretrain.system.errors import Problem, UserError
@@ -34,16 +35,11 @@ class Needs:
     forward_seconds: float
 
 
-def needs(recipe: Recipe) -> Needs | None:
-    """Measured by one forward pass of the learner on a batch; None where its checkpoint would have
-    to be made first."""
-    learner: Any = recipe.learner
-    if getattr(learner, "prepare", None) is not None and learner.model is None:
-        return None
+def needs(recipe: Recipe, parts: AnyParts) -> Needs:
+    """Measured by one forward pass of the learner on a batch."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    modality = MODALITIES[recipe.modality]()
-    parts = modality.build(recipe, modality.load(recipe))
+    learner: Any = recipe.learner
     batch = next(parts.stream)
     started = time.perf_counter()
     with torch.no_grad():
@@ -66,7 +62,7 @@ def needs(recipe: Recipe) -> Needs | None:
     )
 
 
-def check(source: str, overrides: Sequence[str]) -> list[Problem]:
+def check(source: str, overrides: Sequence[str]) -> tuple[list[Problem], Needs | None]:
     """All problems of recipe, data, model, memory and disk; nothing is trained or written.
 
     Args:
@@ -74,24 +70,21 @@ def check(source: str, overrides: Sequence[str]) -> list[Problem]:
         overrides: ``dotted.key=value`` each.
 
     Returns:
-        Those of the recipe alone where it cannot be read, since they say what else there is to look
-        at. Otherwise those of data, model and machine together. ``where`` is ``memory`` or ``disk``
-        for what this machine is too small for.
+        Problems: those of the recipe alone where it cannot be read, since they say what else there
+        is to look at; otherwise those of data, model and machine together, ``where`` being
+        ``memory`` or ``disk`` for what this machine is too small for. And what a run needs, where
+        nothing is wrong and its checkpoint does not have to be made first.
     """
     try:
         recipe = load(source, overrides, schemas=SCHEMAS)
     except UserError as error:
-        return list(error.problems)
+        return list(error.problems), None
     try:
-        return [*missing(recipe.track), *MODALITIES[recipe.modality]().check(recipe)]
+        checked = MODALITIES[recipe.modality]().check(recipe)
+        problems, parts = [*missing(recipe.track), *checked.problems], checked.parts
+        return problems, None if problems or parts is None else needs(recipe, parts)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return [
-            Problem(
-                "memory",
-                "",
-                "",
-                f"memory ran out while the run was put together: {smaller(recipe)}",
-            )
-        ]
+        message = f"memory ran out while the run was put together: {smaller(recipe)}"
+        return [Problem("memory", "", "", message)], None

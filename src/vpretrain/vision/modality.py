@@ -16,7 +16,7 @@ from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer
 from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.folder import PICTURES
-from vpretrain.run.parts import Modality, Parts
+from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, collecting, user_error
 from vpretrain.system.sampling import Order
@@ -71,10 +71,10 @@ class Vision(Modality[VisionRecipe, Materials]):
         _warn(sets)
         return Materials(locate(recipe, sets), sets)
 
-    def check(self, recipe: VisionRecipe) -> list[Problem]:
+    def check(self, recipe: VisionRecipe) -> Checked:
         """Reads the data, and loads the model where it is there already; makes nothing."""
         problems: list[Problem] = []
-        section, sets = recipe.learner, None
+        section, sets, parts = recipe.learner, None, None
         with collecting(problems):
             _designer(recipe)
         with collecting(problems):
@@ -83,7 +83,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         with collecting(problems):
             problems += shape_problems(recipe)
         if sets is None or problems:
-            return problems
+            return Checked(problems)
         there = section.prepare is None or section.model is not None
         if there or (cached(recipe, sets) / "config.json").is_file():
             # Everything but the heads' training, which takes long and fails as training does.
@@ -93,8 +93,10 @@ class Vision(Modality[VisionRecipe, Materials]):
             data = recipe.data.model_copy(update={"feedback": feedback})
             with collecting(problems):
                 materials = Materials(locate(recipe, sets), sets)
-                self.build(recipe.model_copy(update={"learner": brief, "data": data}), materials)
-        return problems
+                parts = self.build(
+                    recipe.model_copy(update={"learner": brief, "data": data}), materials
+                )
+        return Checked(problems, parts)
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:
         sets = materials.sets

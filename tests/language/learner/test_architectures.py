@@ -154,7 +154,7 @@ def test_layers_that_carry_a_state_take_one_document_a_row(kind, folder_of, monk
     learner = Language().build(recipe, Language().load(recipe)).learner
     assert learner.forward(tiny_batch()).predictions.labels.numel() > 0
     monkeypatch.setattr("vpretrain.language.modality.load_model", None)
-    (problem,) = Language().check(recipe_of(folder))
+    (problem,) = Language().check(recipe_of(folder)).problems
     assert problem.where == "data.packing" and "row of its own" in problem.message
     with pytest.raises(UserError, match=r"data\.packing"):
         Language().load(recipe_of(folder))
@@ -168,5 +168,5 @@ def test_a_router_loss_that_is_not_known_is_refused_before_anything_is_loaded(fo
     shapes.config.output_router_logits = True
     shapes.config.router_aux_loss_coef = None
     shapes.config.save_pretrained(folder)
-    (problem,) = Language().check(recipe)
+    (problem,) = Language().check(recipe).problems
     assert problem.where == "learner.model" and "router loss" in problem.message

@@ -195,11 +195,13 @@ def test_a_dtype_that_does_not_train(folder, dtype):
 
 
 def test_check_tells_a_lora_target_that_matches_nothing_before_any_weight_is_loaded(folder):
-    problems = Language().check(recipe_of(folder, "learner.lora={targets: [query]}"))
+    problems = Language().check(recipe_of(folder, "learner.lora={targets: [query]}")).problems
     (found,) = [problem for problem in problems if problem.where == "learner.lora.targets"]
     assert "q_proj" in found.accepted
-    assert not Language().check(
-        recipe_of(folder, "learner.lora={r: 2}", "learner.activation_checkpointing=true")
+    assert (
+        not Language()
+        .check(recipe_of(folder, "learner.lora={r: 2}", "learner.activation_checkpointing=true"))
+        .problems
     )
 
 

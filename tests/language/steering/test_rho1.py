@@ -82,8 +82,8 @@ def test_the_reference_counts_in_memory_and_on_the_disk(materials, monkeypatch):
     memory, disk = needed[0]
     monkeypatch.setattr(resources, "available_memory_bytes", lambda: memory)
     monkeypatch.setattr(shutil, "disk_usage", lambda at: shutil._ntuple_diskusage(disk, 0, disk))
-    assert Language().check(tiny_recipe("arm=onehot")) == []
-    assert [problem.where for problem in Language().check(recipe)] == ["memory", "disk"]
+    assert not Language().check(tiny_recipe("arm=onehot")).problems
+    assert [problem.where for problem in Language().check(recipe).problems] == ["memory", "disk"]
     parts = Language().build(recipe, materials)
     assert parts.followers == 1 and needed[1] > needed[0]
 

@@ -229,7 +229,7 @@ def test_a_pool_larger_than_the_stream_is_refused():
     recipe = tiny_recipe("arm=greats_topk", "designer.draws=400")
     with pytest.raises(UserError, match=r"designer\.draws.*more than the stream"):
         Language().build(recipe, Language().load(recipe))
-    assert [problem.where for problem in Language().check(recipe)] == ["designer.draws"]
+    assert [problem.where for problem in Language().check(recipe).problems] == ["designer.draws"]
 
 
 @pytest.mark.parametrize("draws", [0, 1])

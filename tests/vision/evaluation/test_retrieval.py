@@ -100,7 +100,7 @@ def test_a_recipe_can_ask_for_retrieval(tmp_path, materials):
     assert {"test/tiny_map_easy", "test/tiny_map_medium", "test/tiny_map_hard"} < scores.keys()
     assert 0 <= scores["test/tiny_map_hard"].value <= 1 and scores["test/tiny_map_medium"].n == 2
     assert "evaluate.retrieval.tiny.size" in str(
-        Vision().check(tiny_recipe(*known, asked.format(30)))[0]
+        Vision().check(tiny_recipe(*known, asked.format(30))).problems[0]
     )
     (tmp_path / "b.jpg").unlink()
-    assert "b.jpg" in str(Vision().check(recipe)[0])
+    assert "b.jpg" in str(Vision().check(recipe).problems[0])
