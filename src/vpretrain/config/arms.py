@@ -247,8 +247,16 @@ class Arms(Kinds[SectionT]):
     @property
     def by_name(self) -> KindChoice:
         """The annotation of ``designers``: sections by kind."""
-        return KindChoice(self._several, lambda read: {k: v for k, v in read if v is not None})
+        return KindChoice(
+            lambda: tuple(self.kinds.values()),
+            _by_name,
+            lambda read: {kind: section for kind, section in read if section is not None},
+        )
 
-    def _several(self) -> Any:
-        fields: dict[str, Any] = {kind: (made | None, None) for kind, made in self.kinds.items()}
-        return create_model("Designers", __base__=Section, **fields)
+
+def _by_name(*sections: type[KindSection]) -> type[Section]:
+    """Each section under the name of its kind, or left out."""
+    fields: dict[str, Any] = {
+        section.model_fields["kind"].default: (section | None, None) for section in sections
+    }
+    return create_model("Designers", __base__=Section, **fields)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -71,7 +72,7 @@ class Kinds(Generic[SectionT]):
     @property
     def by_kind(self) -> KindChoice:
         """The annotation of a key that takes one of the sections."""
-        return KindChoice(lambda: one_of(*self.kinds.values()))
+        return KindChoice(lambda: tuple(self.kinds.values()), one_of)
 
 
 def one_of(*sections: type[KindSection]) -> Any:
@@ -90,17 +91,19 @@ class KindChoice:
     """A pydantic type that is asked for when a value is read.
 
     Args:
-        type: makes it.
+        sections: those that are declared by then.
+        combine: makes the type of them.
         read: from what pydantic read to the value.
     """
 
-    type: Callable[[], Any]
+    sections: Callable[[], tuple[type[KindSection], ...]]
+    combine: Callable[..., Any]
     read: Callable[[Any], Any] = lambda read: read
 
     def validate(self, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, KindSection):
             return value
-        adapter: TypeAdapter[Any] = TypeAdapter(self.type())
+        adapter = _adapter(self.combine, self.sections())
         if info.mode == "json":  # JSON has no tuples and no paths, and strict Python wants them
             return self.read(adapter.validate_json(json.dumps(value)))
         return self.read(adapter.validate_python(value))
@@ -114,7 +117,14 @@ class KindChoice:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return handler(TypeAdapter(self.type()).core_schema)
+        return handler(_adapter(self.combine, self.sections()).core_schema)
+
+
+@lru_cache
+def _adapter(
+    combine: Callable[..., Any], sections: tuple[type[KindSection], ...]
+) -> TypeAdapter[Any]:
+    return TypeAdapter(combine(*sections))
 
 
 def _plain(value: Any, info: Any) -> Any:

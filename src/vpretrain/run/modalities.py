@@ -9,7 +9,9 @@ A package brings one under the name that recipes give as ``modality``; it names 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -36,22 +38,27 @@ class Installed(Mapping[str, Callable[[], T]]):
         self.take = take
 
     def __getitem__(self, name: str) -> Callable[[], T]:
-        points = [*entry_points(group=GROUP, name=name)]
-        if not points:
-            raise KeyError(name)
-        point = min(points, key=lambda point: not _is_own(point))
+        point = _points(tuple(sys.path))[name]
         return lambda: self.take(_class_of(point))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(entry_points(group=GROUP, name=name))
+        return name in _points(tuple(sys.path))
 
     def __iter__(self) -> Iterator[str]:
-        # Those of this package come first, as they win.
-        points = sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point))
-        return iter(dict.fromkeys(point.name for point in points))
+        return iter(_points(tuple(sys.path)))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(_points(tuple(sys.path)))
+
+
+@lru_cache
+def _points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """By name; finding them reads a file of every package that is installed on the path."""
+    found: dict[str, EntryPoint] = {}
+    # Those of this package come first, as they win.
+    for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point)):
+        found.setdefault(point.name, point)
+    return found
 
 
 def _is_own(point: EntryPoint) -> bool:

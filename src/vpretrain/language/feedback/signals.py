@@ -163,7 +163,7 @@ def task_of(signal: type[Signal]) -> type[Task]:
     )
 
 
-TASK = KindChoice(lambda: one_of(*map(task_of, SIGNALS.kinds.values())))
+TASK = KindChoice(lambda: tuple(map(task_of, SIGNALS.kinds.values())), one_of)
 """The annotation of a recipe's task."""
 
 
