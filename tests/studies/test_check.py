@@ -2,7 +2,7 @@
 
 from tests.test_recipes import shrunken
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.studies.check import check, needs
+from vpretrain.studies.check import Examined, examine, needs
 
 
 def needs_of(*overrides: str):
@@ -22,5 +22,5 @@ def test_what_a_run_needs_follows_from_model_budget_and_one_forward_pass():
 
 def test_a_checkpoint_that_is_not_there_yet_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
-    problems, need = check("demo-language", ["learner.model=null", "data.batch_size=2"])
-    assert (problems, need) == ([], None) and not list(tmp_path.rglob("*.safetensors"))
+    found = examine("demo-language", ["learner.model=null", "data.batch_size=2"])
+    assert found == Examined([]) and not list(tmp_path.rglob("*.safetensors"))

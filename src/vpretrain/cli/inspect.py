@@ -95,9 +95,10 @@ def explain(
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
     from vpretrain.run.resources import readable_size
-    from vpretrain.studies.check import check as examine
+    from vpretrain.studies.check import examine
 
-    problems, need = examine(recipe, overrides or [])
+    found = examine(recipe, overrides or [])
+    problems, need = found.problems, found.needs
     console = shell.console_for_people(as_json)
     for problem in problems:
         say(console, str(problem))

@@ -62,29 +62,45 @@ def needs(recipe: Recipe, parts: AnyParts) -> Needs:
     )
 
 
-def check(source: str, overrides: Sequence[str]) -> tuple[list[Problem], Needs | None]:
-    """All problems of recipe, data, model, memory and disk; nothing is trained or written.
+@dataclass(frozen=True)
+class Examined:
+    """What ``check`` says.
+
+    Args:
+        problems: those of the recipe alone where it cannot be read, since they say what else there
+            is to look at; otherwise those of data, model and machine together. ``where`` is
+            ``memory`` or ``disk`` for what this machine is too small for.
+        needs: of a run, where nothing is wrong and its checkpoint does not have to be made first.
+    """
+
+    problems: list[Problem]
+    needs: Needs | None = None
+
+
+def check(source: str, overrides: Sequence[str]) -> list[Problem]:
+    """All problems of recipe, data, model, memory and disk: those of :func:`examine`."""
+    return examine(source, overrides).problems
+
+
+def examine(source: str, overrides: Sequence[str]) -> Examined:
+    """Looks at everything that can be wrong; nothing is trained or written.
 
     Args:
         source: a packaged name or a path, as in :func:`vpretrain.config.recipe.load`.
         overrides: ``dotted.key=value`` each.
-
-    Returns:
-        Problems: those of the recipe alone where it cannot be read, since they say what else there
-        is to look at; otherwise those of data, model and machine together, ``where`` being
-        ``memory`` or ``disk`` for what this machine is too small for. And what a run needs, where
-        nothing is wrong and its checkpoint does not have to be made first.
     """
     try:
         recipe = load(source, overrides, schemas=SCHEMAS)
     except UserError as error:
-        return list(error.problems), None
+        return Examined(list(error.problems))
     try:
         checked = MODALITIES[recipe.modality]().check(recipe)
-        problems, parts = [*missing(recipe.track), *checked.problems], checked.parts
-        return problems, None if problems or parts is None else needs(recipe, parts)
+        problems = [*missing(recipe.track), *checked.problems]
+        if problems or checked.parts is None:
+            return Examined(problems)
+        return Examined([], needs(recipe, checked.parts))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         message = f"memory ran out while the run was put together: {smaller(recipe)}"
-        return [Problem("memory", "", "", message)], None
+        return Examined([Problem("memory", "", "", message)])
