@@ -62,3 +62,12 @@ def test_none_that_is_whole_is_refused_in_words(trained, tmp_path, feedback, str
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     with pytest.raises(ValueError, match="No valid checkpoint"):  # the Trainer's own
         steered(tmp_path, feedback, stream).train(resume_from_checkpoint=True)
+
+
+def test_other_feedback_than_the_checkpoint_was_steered_by_is_refused(
+    trained, tmp_path, feedback, stream
+):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    other = [*feedback[:-1], {**feedback[-1], "solution": "= 7"}]
+    with pytest.raises(UserError, match=r"another feedback_dataset \(SHA-256 of its rows\)"):
+        steered(tmp_path, other, stream, max_steps=5).train(resume_from_checkpoint=True)

@@ -132,3 +132,11 @@ def test_what_is_unusable():
     for value in (float("nan"), float("-inf"), 1e19):
         worst = unusable({**whole, "c": torch.tensor([0.0, value])}.items())
         assert worst is not None and worst.startswith("c: ")
+
+
+def test_a_configuration_far_larger_than_the_weights_is_refused_before_it_is_made(saved, tmp_path):
+    folder = copied(saved, "whole", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"head_dim": 10**6}))
+    with pytest.raises(UserError, match="more parameters than its weights can hold"):
+        open_model(str(folder), "MODEL", dtype="float32", device="cpu")

@@ -18,7 +18,7 @@ from vpretrain.integrations.datasets import check_apart, feedback_of, log, train
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
 from vpretrain.integrations.resuming import STATE, files_in, newest_whole
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
-from vpretrain.language.data.rows import Document
+from vpretrain.language.data.rows import Document, documents_hash
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
@@ -216,6 +216,7 @@ class SteeredTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             choices = {"arm": self.steering.arm, "kind": self.steering.feedback.kind}
+            choices["rows"] = documents_hash(self._feedback.documents)
             files = {"files": files_in(folder.parent)}
             checkpoint.save({**state, "step": step.state_dict(), **choices, **files}, folder)
 
@@ -236,9 +237,11 @@ class SteeredTrainer(Trainer):
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
             raise user_error(where, message, value=str(folder), accepted=accepted) from None
         kind = state.get("kind", LikelihoodSignal().kind)
+        rows = documents_hash(self._feedback.documents)
         for what, saved, now in (
             ("arm", state["arm"], self.steering.arm),
             ("kind of feedback", kind, self.steering.feedback.kind),
+            ("feedback_dataset (SHA-256 of its rows)", state.get("rows", rows), rows),
         ):
             if saved != now:
                 message = f"the checkpoint was steered by another {what}; resume with that one"

@@ -93,6 +93,7 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
         UserError: there is no such model, it does not run with this attention here, or its weights
             are not those that its configuration asks for, or not finite.
     """
+    _refuse_empty(kind, location, dtype, attention)
     with explained(location, attention=attention), _without_load_report():
         name, options = source(location)
         model, report = kind.auto.from_pretrained(
@@ -116,6 +117,25 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
     model = _dequantised(kind, model, dtype, attention) if is_gguf(location) else model
     refuse_unusable(model.named_parameters(), location)
     return model
+
+
+def _refuse_empty(kind: ModelKind, location: str, dtype: torch.dtype, attention: str) -> None:
+    """Raises UserError where a configuration asks for far more than its folder's weights can hold:
+    transformers would make the rest first."""
+    files = [*Path(location).glob("*.safetensors"), *Path(location).glob("*.bin")]
+    if not files:
+        return
+    held, config = sum(path.stat().st_size for path in files), load_config(location)
+    with torch.device("meta"):
+        model = from_config(
+            kind, config, "learner.model", location, dtype=dtype, attention=attention
+        )
+    asked = sum(p.numel() for p in model.parameters())
+    if asked > _MOST_A_BYTE * held + _HARMLESS:
+        message = "its config.json asks for more parameters than its weights can hold"
+        accepted = "a folder whose weights and config.json were saved together"
+        value = f"{asked:,} parameters, {held:,} bytes of weights"
+        raise user_error("learner.model", message, value=value, accepted=accepted)
 
 
 @contextmanager
@@ -239,6 +259,8 @@ _OLD_KEYS = (
     "torch_dtype",
 )  # transformers still reads them, and keeps them elsewhere
 _MOST_LAYERS = 1_000
+_HARMLESS = 2**24
+_MOST_A_BYTE = 8  # parameters: quantised to 4 bits two, and matrices may be tied
 _DEPTH = re.compile(r"(layers?|depths?|stages|blocks|experts)$")
 
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from vpretrain.config.yaml_places import parse
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.files import MOST_BYTES
 
 T = TypeVar("T")
 
-_MOST_BYTES = 2**26
 _MOST_RECORD_BYTES = 2**20
 
 EITHER = "tokens or images"
@@ -113,9 +113,9 @@ class RunFile(BaseModel):
 def read_text(path: Path) -> str:
     """The file's text, or a UserError that says why there is none."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > MOST_BYTES:
             message = "this file is longer than any that is written here; was it replaced?"
-            raise user_error(str(path), message, accepted=f"up to {_MOST_BYTES >> 20} MiB")
+            raise user_error(str(path), message, accepted=f"up to {MOST_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         message = "this file is missing; name a folder that compare or train wrote"

@@ -38,7 +38,6 @@ from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import (
     put_in_place,
-    read_json,
     remove,
     replacing,
     scratch_beside,
@@ -132,7 +131,7 @@ def load(folder: Path) -> State:
 
 
 def _loaded(folder: Path) -> State:
-    rest = read_json(folder / "state.json")
+    rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors: dict[str, Tensor] = {}
     if any(folder.glob("*.safetensors")):
         reader = HuggingFaceStorageReader(path=str(folder))

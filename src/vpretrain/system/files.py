@@ -12,6 +12,9 @@ from typing import Any
 
 from vpretrain.system.errors import user_error
 
+MOST_BYTES = 2**26
+"""Of a file of results."""
+
 
 @contextmanager
 def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
@@ -85,8 +88,10 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not whole, not text, or nested deeper than anything that is written here.
+        ValueError: it is not whole, not text, or longer or nested deeper than any result.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

@@ -28,7 +28,9 @@ def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
     with explained(name, where, what="tokenizer"):
         name, options = source(name)
         # Refused here: transformers would ask on the terminal whether to run what the folder holds.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer("a")  # some values of its configuration are read no earlier
+        return tokenizer
 
 
 def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
