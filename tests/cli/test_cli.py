@@ -576,6 +576,8 @@ def test_a_fault_is_exit_code_4_and_keeps_what_was_finished(call, here):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "data.batch_size"),
         (MemoryError(), 4, "memory"),
         (PermissionError(errno.EACCES, "denied", "/root/x"), 2, "/root/x"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), 2, "/x/y: Read-only file system"),
+        (OSError(errno.ELOOP, "Too many links", "/x/y"), 2, "name another place"),
     ],
 )
 def test_exit_codes(call, monkeypatch, error, code, description):
@@ -615,3 +617,12 @@ def test_a_folder_that_can_have_no_name_is_refused_before_anything_is_read(call,
     called = call(verb, *given, "--out", "x" * 300)
     assert called.code == 2 and "--out" in called.err
     assert "File name too long" in called.err and "name another folder" in called.err
+
+
+def test_a_cache_that_cannot_be_written_has_its_own_words(call, here, monkeypatch):
+    def broken(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(here / "cache" / "prepared"))
+
+    monkeypatch.setattr(launch, "train_one", broken)
+    called = call("train", "tiny.yaml")
+    assert called.code == 2 and "set VPRETRAIN_CACHE to a folder" in called.err

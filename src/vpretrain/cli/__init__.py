@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,6 +86,14 @@ _OF_THE_PLACE = (
 _DISK_FULL = "the disk is full; make room and run the same command again", Fault.exit_code
 
 
+def _elsewhere(error: OSError) -> str:
+    from vpretrain.models.prepared import cache_folder
+
+    if Path(str(error.filename)).is_relative_to(cache_folder()):
+        return "set VPRETRAIN_CACHE to a folder that can be written"
+    return "name another place"
+
+
 def _machine_says(error: Exception) -> tuple[str, int] | None:
     """What to do about a limit of this machine, and the exit code; None for what can only be a
     bug."""
@@ -92,12 +101,10 @@ def _machine_says(error: Exception) -> tuple[str, int] | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _DISK_FULL
         if isinstance(error, PermissionError):
-            return (
-                f"{error.filename}: no permission to read or write this; name another place",
-                UserError.exit_code,
-            )
+            message = f"{error.filename}: no permission to read or write this; {_elsewhere(error)}"
+            return message, UserError.exit_code
         if error.errno in _OF_THE_PLACE:
-            message = f"{error.filename}: {error.strerror}; name another place"
+            message = f"{error.filename}: {error.strerror}; {_elsewhere(error)}"
             return message, UserError.exit_code
         return None
     if isinstance(error, BrokenExecutor):
