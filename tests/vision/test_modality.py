@@ -382,7 +382,7 @@ def test_check_refuses(override, where, description):
     assert found and where in shown and description in shown
 
 
-def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, capsys):
+def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, caplog):
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (data_root / "train/images").iterdir():
@@ -393,9 +393,9 @@ def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path
         Vision().load(tiny_recipe(*description))
     kept = Vision().load(tiny_recipe(*description, "data.on_bad_row=skip"))
     assert len(kept.sets.stream[0].pictures) == 8
-    assert "1 pictures are left out" in (
-        said := capsys.readouterr().err
-    ) and "broken.png" in said.replace("\n", "")
+    assert "1 pictures are left out" in (said := caplog.text) and "broken.png" in said.replace(
+        "\n", ""
+    )
 
 
 def test_the_demo_shows_the_baseline_first():

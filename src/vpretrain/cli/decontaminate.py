@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,8 @@ from vpretrain.cli.shell import File, Json, say
 from vpretrain.system.errors import user_error
 
 app = typer.Typer()
+
+Document = Literal["line", "paragraph", "file"]
 
 _SUSPICIOUS = 0.01
 """Share of removed rows from which on the report deserves a look: a column of the protected rows
@@ -42,7 +44,7 @@ class _Lists(TyperCommand):
 @app.command(cls=_Lists)
 def decontaminate(
     stream: Annotated[
-        list[str], typer.Argument(metavar="STREAM", help="JSON Lines, parquet, text; or globs.")
+        list[str], typer.Argument(metavar="STREAM", help="Files that recipes read; or globs.")
     ],
     against: Annotated[
         list[str],
@@ -55,6 +57,9 @@ def decontaminate(
             "--columns", metavar="NAME...", help="Of the protected rows; default all text."
         ),
     ] = None,
+    document: Annotated[
+        Document, typer.Option(help="What a row of plain text is; as in the recipe.")
+    ] = "line",
     ngram: Annotated[int, typer.Option(min=1, help="Words in an n-gram.")] = 3,
     threshold: Annotated[
         float, typer.Option(help="Share of a protected text's n-grams, above 0, at most 1.")
@@ -80,6 +85,7 @@ def decontaminate(
             against,
             out,
             columns=columns or [],
+            document=document,
             ngram=ngram,
             threshold=threshold,
             jobs=min(jobs, os.cpu_count() or 1),

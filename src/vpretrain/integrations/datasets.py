@@ -9,13 +9,12 @@ from itertools import chain
 from typing import Any
 
 from vpretrain.integrations.collated import IGNORED
-from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.formats import conversation
-from vpretrain.language.data.rows import SEPARATOR, Document, Row
+from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.feedback.signals import Signal, TaskDocuments, TaskRows
 from vpretrain.language.feedback.tasks import encode_task
-from vpretrain.system.errors import Problem, UserError, renamed, user_error
+from vpretrain.system.errors import Problem, UserError, renamed, shortened, user_error
 
 log = logging.getLogger(__name__)
 
@@ -138,15 +137,7 @@ def check_apart(
     Raises:
         UserError: with the first rows that are in both.
     """
-    origins = {
-        key: document.origin for document in reversed(feedback) for key in _keys(document, special)
-    }
-    shared = {
-        origins[key]: document.origin
-        for document in train
-        for key in _keys(document, special)
-        if key in origins
-    }
+    shared = same_tokens(feedback, train, special)
     if shared:
         pairs = [f"{row} = {other}" for row, other in shared.items()]
         of = " and ".join(dict.fromkeys(other.partition("[")[0] for other in shared.values()))
@@ -216,14 +207,6 @@ def _unpacked(row: Mapping[str, Any], place: int) -> Iterator[Document]:
         part = slice(at, at + int(length))
         yield Document(ids[part], predicted[part], f"train_dataset[{place}]", "train_dataset")
         at += int(length)
-
-
-def _keys(document: Document, special: Set[int]) -> set[tuple[int, ...]]:
-    first = next((at for at, counts in enumerate(document.predicted) if counts), 0)
-    parts = (document.ids, document.ids[:first])
-    return {
-        key for part in parts if (key := tuple(token for token in part if token not in special))
-    }
 
 
 def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[str]) -> Row:

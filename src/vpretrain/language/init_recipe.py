@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from vpretrain.language.data.opening import ENDINGS, kind_by_name, parsed
 from vpretrain.language.data.raw_rows import lines
 from vpretrain.run.resources import available_memory_bytes
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.tables import ENDINGS, kind_by_name, parsed
 
 ROWS_A_STEP = 16
 """Rows of the stream in a learner step, as batches of ``batch_size`` that are accumulated."""
@@ -31,6 +31,7 @@ _PAIRS = (
     ("prompt", "solution"),
     ("instruction", "output"),
     ("query", "response"),
+    ("prompt", "chosen"),
 )
 
 
@@ -101,25 +102,35 @@ class Place:
             path = str(Path(path) / f"*{files[0].suffix}")
         if kind == "text":
             return {"kind": kind, "path": path}
-        columns = self.columns or self._columns(files, solutions)
-        names = ("text",) if len(columns) == 1 else ("prompt", "solution")
-        by_name = dict(zip(names, columns, strict=True))
+        by_name = self._named(files, solutions)
         return {"kind": kind, "path": path, **by_name, **dict(self.part)}
 
-    def _columns(self, files: Sequence[Path], solutions: bool) -> tuple[str, ...]:
-        names = columns_of(files[0]) if files else []
-        pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
-        texts = [(name,) for name in _TEXT if name in names]
-        columns = pairs if solutions else texts + pairs
-        if not columns:
+    def _named(self, files: Sequence[Path], solutions: bool) -> dict[str, str]:
+        """The keys that name the columns: those of the flag, or of the first row."""
+        if self.columns:
+            names = ("text",) if len(self.columns) == 1 else ("prompt", "solution")
+            return dict(zip(names, self.columns, strict=True))
+        row = first_row(files[0]) if files else {}
+        known = [pair for pair in _PAIRS if set(pair) <= set(row)]
+        pairs = [dict(zip(("prompt", "solution"), pair, strict=True)) for pair in known]
+        texts = [{"text": name} for name in _TEXT if isinstance(row.get(name), str)]
+        options = pairs if solutions else texts + pairs
+        if "messages" in row:
+            options.append({"format": "chat"})
+        if "input_ids" in row and (not solutions or "labels" in row):
+            labels = {"labels": "labels"} if "labels" in row else {}
+            options.append({"tokens": "input_ids", **labels})
+        if not options:
             wanted = "PROMPT,SOLUTION" if solutions else "TEXT or PROMPT,SOLUTION"
             raise user_error(
                 f"{self.flag}-columns",
                 f"no columns of {self.path} have names that are known here; name them",
-                value=", ".join(names),
+                value=", ".join(row),
                 accepted=f"{wanted}, as in {self.flag}-columns question,answer",
             )
-        return columns[0]
+        # Data sets of preferences have lists of messages in these columns.
+        turns = isinstance(row.get(options[0].get("solution", "")), list)
+        return options[0] | ({"format": "chat"} if turns else {})
 
 
 def holds_pictures(place: str) -> bool:
@@ -130,15 +141,15 @@ def holds_pictures(place: str) -> bool:
     return "image" in kinds and not any(kind_by_name(Path(name)) for name in names)
 
 
-def columns_of(path: Path) -> list[str]:
-    """The columns of a table's first row; none of what is not read as one (``check`` says what is
-    wrong with it)."""
+def first_row(path: Path) -> dict[str, Any]:
+    """The first row of a table; empty where it is not read as one (``check`` says what is wrong
+    with it)."""
     try:
         _, line = next(lines(path), (0, b""))
     except UserError:
-        return []
+        return {}
     row = parsed(line, str(path))
-    return list(row) if isinstance(row, dict) else []
+    return row if isinstance(row, dict) else {}
 
 
 def count_rows(files: Sequence[Path]) -> int:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream
-from vpretrain.language.data.texts import Texts, documents_of, notices, read
+from vpretrain.language.data.texts import Texts, documents_of, notices, read, refuse_shared
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
@@ -102,6 +103,13 @@ class Language(Modality[LanguageRecipe, Materials]):
         }
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
+        others: dict[str, Iterable[Document]] = {
+            "the stream": chain.from_iterable(source.documents for source in sources),
+            f"the {recipe.evaluate.split} rows": evaluation,
+            **{f"the {name} rows": rows for name, rows in also.items()},
+        }
+        of_feedback = [document for task in tasks.values() for document in task.documents]
+        refuse_shared(texts, of_feedback, others, {*tokenizer.all_special_ids})
         for line in notices(texts, counts, recipe.data):
             _warn(line)
         return Materials(

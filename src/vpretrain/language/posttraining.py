@@ -143,7 +143,7 @@ def after(
         raise user_error(
             "posttraining.grpo.prompts", message, value=prompts, accepted=f"1 to {len(rows)}"
         )
-    if bare := [row.origin for row in drawn.get("grpo", ()) if not row.prompt]:
+    if bare := [row.origin for row in drawn.get("grpo", ()) if row.tokens or not row.prompt]:
         message = (
             f"{bare[0]} has no prompt that grpo could answer; name rows with prompt and solution"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.errors import UserError, brief, user_error
 from vpretrain.system.memory import out_of_memory
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -118,9 +118,3 @@ def _why(what: str, folder: Path, error: Exception) -> str:
 def _pickled(folder: Path) -> list[str]:
     endings = ("*.bin", "*.pt", "*.pth")
     return sorted(path.name for ending in endings for path in folder.glob(ending))
-
-
-def brief(error: Exception) -> str:
-    """An exception's message on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

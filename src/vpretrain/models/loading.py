@@ -28,13 +28,12 @@ from vpretrain.config.problems import nearest, shown
 from vpretrain.models.explained import (
     ASSETS,
     about_attention,
-    brief,
     explained,
     lacks_attention,
     may_be_hub_id,
 )
 from vpretrain.models.finite import refuse_unusable
-from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
+from vpretrain.system.errors import Problem, UserError, abbreviated, brief, user_error
 from vpretrain.system.memory import out_of_memory
 
 

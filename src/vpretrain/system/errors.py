@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,13 +46,13 @@ class Problem:
 
 class UserError(Exception):
     """The user's input is wrong (exit code 2). Carries every problem that was found, not the first
-    alone."""
+    alone, and each once."""
 
     exit_code = 2
 
     def __init__(self, *problems: Problem) -> None:
-        self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
@@ -58,6 +60,28 @@ def user_error(where: str, message: str, *, value: object = "", accepted: str = 
     it is)."""
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
+
+
+def brief(error: Exception) -> str:
+    """What an exception says, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def shortened(text: str) -> str:
+    """At most 80 characters of it."""
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def kind_of(value: object) -> str:
+    """What a value of a table is, in words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "no number (NaN)"
+    kind = type(value)
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(kind) or ("a number" if kind in (int, float) else f"of type {kind.__name__}")
 
 
 def abbreviated(names: Iterable[str], most: int = 12) -> str:

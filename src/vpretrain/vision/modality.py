@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
 from vpretrain.method.reliability import Reliability
@@ -36,6 +36,8 @@ from vpretrain.vision.steering.arms import ARMS, DEMO, Site, check_kind
 
 HELD_OUT_PICTURES = 64
 """Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,14 @@ def _warn(sets: PictureSets) -> None:
     lines = [f"warning: {problem}" for problem in sets.warnings]
     if sets.skipped:
         lines.append(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):")
-    console = Console(stderr=True)
-    for line in (*lines, *map(str, sets.skipped)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if lines := [*lines, *map(str, sets.skipped)]:
+        _say("\n".join(lines))
+
+
+@cache
+def _say(lines: str) -> None:
+    """Once a process, however often a recipe's pictures are read in it."""
+    log.warning(lines)
 
 
 def _stream(

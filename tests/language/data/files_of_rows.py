@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vpretrain.language.data import sources
 from vpretrain.language.data.columns import Columns
-from vpretrain.language.data.opening import kind_by_name
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.tables import kind_by_name
 
 WHERE = "data.stream.0.rows"
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vpretrain.language.data import opening, raw_rows
+from vpretrain.language.data import raw_rows
+from vpretrain.system import tables
 from vpretrain.system.errors import Problem, UserError
 
 TEXT = b"\xef\xbb\xbfone\r\n\n  \ntwo"
@@ -47,7 +48,7 @@ def test_a_broken_file_and_a_line_that_is_not_utf8_are_named(tmp_path):
 
 @pytest.mark.parametrize("line", [b"[1]", b"3", b"{", b"nan"])
 def test_a_line_that_is_no_object_is_a_problem(line):
-    problem = opening.parsed(line, "a.jsonl:7")
+    problem = tables.parsed(line, "a.jsonl:7")
     assert isinstance(problem, Problem) and problem.where == "a.jsonl:7"
 
 

@@ -24,9 +24,12 @@ def test_bad_rows_are_skipped_counted_and_named(here):
         + [json.dumps({"problem": "1+1?", "solution": ""})]
     )
     (here / "stream.jsonl").write_text("\n".join(lines))
-    assert set(refused(here)) == {f"stream.jsonl:{line}" for line in range(13, 18)} | {
+    problems = refused(here)
+    hint = problems.pop("data.on_bad_row")
+    assert set(problems) == {f"stream.jsonl:{line}" for line in range(13, 18)} | {
         "data.stream.0.rows"
     }
+    assert hint.message.startswith("8 rows cannot be used") and hint.accepted.startswith("skip")
     found = texts(here, "data.on_bad_row=skip")
     assert [row.prompt for row in found.stream["problems"]] == [row["problem"] for row in STREAM]
     assert [p.where.rpartition(":")[2] for p in found.skipped[:5]] == ["13", "14", "15", "16", "17"]

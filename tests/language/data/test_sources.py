@@ -14,6 +14,7 @@ from vpretrain.language.data import sources
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe.rows import Hub
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.located import files
 
 
 def test_raw_text_and_pairs_are_read_in_order(tmp_path: Path) -> None:
@@ -209,9 +210,7 @@ def test_a_pattern_takes_its_files_in_order_and_each_once(tmp_path: Path) -> Non
     os.symlink(tmp_path / "self.jsonl", tmp_path / "self.jsonl")
 
     def names(pattern: str) -> list[str]:
-        return [
-            str(path.relative_to(tmp_path)) for path in sources.files(tmp_path / pattern, WHERE)
-        ]
+        return [str(path.relative_to(tmp_path)) for path in files(tmp_path / pattern, WHERE)]
 
     assert names("*.jsonl") == ["a.jsonl", "b.jsonl"]
     assert names("**/*.jsonl") == ["a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/er/d.jsonl"]
@@ -223,12 +222,12 @@ def test_a_pattern_takes_its_files_in_order_and_each_once(tmp_path: Path) -> Non
 def test_a_pattern_without_a_match_says_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"text": "a"})
     with pytest.raises(UserError) as caught:
-        sources.files(tmp_path / "b*.jsonl", WHERE)
+        files(tmp_path / "b*.jsonl", WHERE)
     (problem,) = caught.value.problems
     assert problem.where == f"{WHERE}.path"
     assert "no file matches" in problem.message and "a.jsonl" in problem.accepted
     with pytest.raises(UserError, match="does not"):
-        sources.files(tmp_path / "nowhere" / "*.jsonl", WHERE)
+        files(tmp_path / "nowhere" / "*.jsonl", WHERE)
 
 
 def test_links_that_lead_nowhere_say_so(tmp_path: Path) -> None:

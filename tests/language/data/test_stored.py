@@ -71,7 +71,7 @@ def test_a_full_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     full = open("/dev/full", "wb")  # noqa: SIM115
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
     documents = StoredDocuments("s")
-    documents.keep([1, 2, 3], 1, ROWS[0])
+    documents.keep([1, 2, 3], b"\0\1\1", ROWS[0])
     with pytest.raises(Fault, match="set TMPDIR"):
         documents[0]
     del documents  # silently: it was said

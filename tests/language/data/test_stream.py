@@ -321,9 +321,8 @@ def test_documents_on_disk_give_the_same_batches() -> None:
     documents = make_documents("many", [2 + (7 * i) % 22 for i in range(40)], prompt=2)
     stored = StoredDocuments("many")
     for document in documents:
-        stored.keep(
-            list(document.ids), document.predicted.index(True), Row("", "", document.origin, "many")
-        )
+        row = Row("", "", document.origin, "many")
+        stored.keep(list(document.ids), bytes(document.predicted), row)
     one, other = (
         Stream([Source("many", found, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD)
         for found in (documents, stored)

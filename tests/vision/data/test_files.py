@@ -13,8 +13,9 @@ from PIL import Image, TiffImagePlugin
 
 from vpretrain.system.errors import UserError
 from vpretrain.vision.data.decoding import Decoding
-from vpretrain.vision.data.files import LabelCode, Reading
+from vpretrain.vision.data.files import Reading
 from vpretrain.vision.data.images import IGNORE
+from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.readers import read_categories, read_folder
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vpretrain.system.errors import UserError
-from vpretrain.vision.data.files import LabelCode, Reading
+from vpretrain.vision.data.files import Reading
 from vpretrain.vision.data.images import (
     IGNORE,
     IMAGENET_MEAN,
@@ -26,6 +26,7 @@ from vpretrain.vision.data.images import (
     resized,
     valid_depth,
 )
+from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.readers import (
     FolderContents,
     eigen_crop,

@@ -83,17 +83,17 @@ def test_nothing_is_wrong_with_whole_files(folder: Path) -> None:
     [label_of_another_size, class_out_of_range, unreadable_image, depth_without_a_valid_pixel],
 )
 def test_a_bad_file_is_named_or_left_out_and_named(
-    breaks: Callable[[Path], Path], folder: Path, capsys: pytest.CaptureFixture[str]
+    breaks: Callable[[Path], Path], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = breaks(folder)
     assert str(path) in problems(*description(folder))
     with pytest.raises(UserError, match=path.name):
         Vision().load(tiny_recipe(*description(folder)))
-    capsys.readouterr()
+    caplog.clear()
     sets = Vision().load(tiny_recipe(*description(folder), "data.on_bad_row=skip")).sets
     assert len(sets.train) + len(sets.meta) == 11
     assert all(Path(picture.name).name != "03.png" for picture in [*sets.train, *sets.meta])
-    said = capsys.readouterr().err.replace("\n", "")
+    said = caplog.text.replace("\n", "")
     assert "1 pictures are left out" in said and path.name in said
 
 
@@ -157,29 +157,30 @@ def test_scenes_that_are_evaluated_on_are_refused_in_the_stream() -> None:
 
 
 def test_copies_in_the_stream_are_counted_and_left_out_when_asked(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for at in (1, 2):
         Image.open(folder / "images/04.png").save(folder / f"images/copy{at}.bmp")
     options = [f"data.root={folder}", STREAM]
     sets = Vision().load(tiny_recipe(*options)).sets
-    said = capsys.readouterr().err.replace("\n", "")
+    said = caplog.text.replace("\n", "")
     assert len(sets.stream[0].pictures) == 14
     assert "2 of 14 pictures are exact copies" in said and "data.duplicates=drop" in said
     assert "copy1.bmp" in said and "04.png" in said
+    caplog.clear()
     sets = Vision().load(tiny_recipe(*options, "data.duplicates=drop")).sets
     kept = sets.stream[0].pictures
     names = {Path(kept[at].name).name for at in range(len(kept))}
     assert len(kept) == 12 and not names & {"copy1.bmp", "copy2.bmp"}
-    assert "copies" not in capsys.readouterr().err
+    assert "copies" not in caplog.text
 
 
 def test_files_that_are_not_read_are_counted_by_check(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "images/a.heic").write_bytes(b"x")
     assert problems(f"data.root={folder}", STREAM) == ""
-    assert "1 files are not read" in capsys.readouterr().err.replace("\n", "")
+    assert "1 files are not read" in caplog.text.replace("\n", "")
 
 
 def test_masks_of_0_and_255_are_asked_about_in_a_recipe(folder: Path) -> None:
@@ -209,18 +210,19 @@ def test_backgrounds_and_white_are_recipe_values(folder: Path) -> None:
     assert picture.pixels[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_more_prototypes_than_pictures_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_prototypes_than_pictures_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     head = "learner.head={hidden: [32], bottleneck: 16, prototypes: 8192}"
     assert problems(head) == ""
-    shown = capsys.readouterr().err
+    shown = caplog.text
     assert "learner.head.prototypes: more prototypes than the stream has pictures (12)" in shown
     assert "such as 64" in shown
+    caplog.clear()
     problems()
-    assert "prototypes" not in capsys.readouterr().err
+    assert "prototypes" not in caplog.text
 
 
 def test_a_class_that_no_feedback_picture_holds_is_warned_about(
-    tmp_path, capsys: pytest.CaptureFixture[str]
+    tmp_path, caplog: pytest.LogCaptureFixture
 ) -> None:
     draw = numpy.random.default_rng(0)
     for part, classes in (("train", 2), ("test", 4)):
@@ -242,7 +244,7 @@ def test_a_class_that_no_feedback_picture_holds_is_warned_about(
         "evaluate.probes=[segmentation]",
     ]
     assert problems(*options) == ""
-    shown = capsys.readouterr().err
+    shown = caplog.text
     assert "no feedback picture holds these classes" in shown and "segmentation: 2, 3" in shown
 
 
@@ -253,8 +255,8 @@ def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
     assert "data.feedback.batch_size" in problems("data.feedback.batch_size=4")
 
 
-def test_warnings_of_a_run_are_those_of_its_sets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_a_run_are_those_of_its_sets(caplog: pytest.LogCaptureFixture) -> None:
     recipe = tiny_recipe("learner.head={hidden: [32], bottleneck: 16, prototypes: 4096}")
     (warning,) = Vision().load(recipe).sets.warnings
     assert warning.where == "learner.head.prototypes" and warning.value == "4096"
-    assert "4096" in capsys.readouterr().err
+    assert "4096" in caplog.text

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b, file_digest
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 from vpretrain.language.data.rows import Row, asked
 from vpretrain.language.data.similarity import words
 from vpretrain.system.errors import Problem
 from vpretrain.system.files import write_json
+from vpretrain.system.located import Place, Remote, is_url, opened
 
 SUFFIX = ".decontaminated.json"
 
@@ -59,14 +61,19 @@ def fingerprint(text: str) -> str:
     return blake2b(" ".join(words(text)).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+def digest(path: Place) -> str:
+    """SHA-256 of a file, as it is stored."""
+    sha = sha256()
+    with opened(path) as file:
+        while block := file.read(2**20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
-def read(stream: Path) -> Certificate | None:
+def read(stream: Place) -> Certificate | None:
     """The certificate of a stream; None where there is none of this file as it is now."""
+    if isinstance(stream, Remote):
+        return None
     try:
         certificate = Certificate(**json.loads(path_of(stream).read_text(encoding="utf-8")))
         return certificate if stream.stat().st_size == certificate.out_bytes else None
@@ -74,7 +81,7 @@ def read(stream: Path) -> Certificate | None:
         return None
 
 
-def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
+def checked_against(stream: Place, rows: Iterable[Row]) -> bool | None:
     """Whether a stream was searched for near-duplicates of these rows.
 
     A row is covered if the file that it was read from (by its ``origin``; the content counts, not
@@ -98,28 +105,73 @@ def checked_against(stream: Path, rows: Iterable[Row]) -> bool | None:
     return True
 
 
-def unchecked(streams: Iterable[tuple[str, Path]], rows: Iterable[Row]) -> list[Problem]:
-    """A warning for each file that was not checked against all verified and held-out rows.
+@dataclass(frozen=True)
+class StreamFiles:
+    """The files of one source of a stream.
 
     Args:
-        streams: the files of the stream, each with the dotted recipe key that names it.
+        where: dotted recipe key of its rows.
+        pattern: of its files, as ``vpretrain decontaminate`` takes it.
+        files: that it stands for.
+        root: that paths of the recipe start from.
+        unit: what a document of plain text is; None for tables.
+    """
+
+    where: str
+    pattern: str
+    files: Sequence[Place]
+    root: Path = Path()
+    unit: str | None = None
+
+
+def unchecked(streams: Iterable[StreamFiles], rows: Iterable[Row]) -> list[Problem]:
+    """A warning for each source that was not checked against all verified and held-out rows, with
+    the command that does it.
+
+    Args:
+        streams: the sources that are read from files.
         rows: those of the feedback and evaluation sets; generated ones are left out.
     """
     rows = list(rows)
-    files = {name for name in {_file_of(row) for row in rows} if Path(name).is_file()}
+    files = {
+        name for name in {_file_of(row) for row in rows} if is_url(name) or Path(name).is_file()
+    }
     rows = [row for row in rows if _file_of(row) in files]
     doubts = []
-    for where, path in streams:
-        covered = checked_against(path, rows)
-        if not rows or covered:
+    for stream in streams if rows else ():
+        covered = [checked_against(path, rows) for path in stream.files]
+        if all(covered):
             continue
-        state = "was never searched for" if covered is None else "was not searched for all"
-        command = f"`vpretrain decontaminate {path} --against FILE... --out CLEAN`"
-        message = f"{path} {state} near-duplicates of the feedback and evaluation rows, which "
-        message += f"would flatter the results; {command} writes a file without them"
+        state = "were never searched for" if None in covered else "were not searched for all"
+        message = f"{_counted(stream, covered)} {state} near-duplicates of the feedback and "
+        message += f"evaluation rows, which would flatter the results; {_command(stream, files)}"
         accepted = f"a file with its certificate, *{SUFFIX}, beside it"
-        doubts.append(Problem(where, str(path), accepted, message))
+        doubts.append(Problem(f"{stream.where}.path", stream.pattern, accepted, message))
     return doubts
+
+
+def _counted(stream: StreamFiles, covered: Sequence[bool | None]) -> str:
+    if len(covered) == 1:
+        return f"the rows of {stream.pattern}"
+    return f"{len(covered) - covered.count(True)} files of {stream.pattern}"
+
+
+def _command(stream: StreamFiles, against: Iterable[str]) -> str:
+    """What searches the source, and what then names the file without near-duplicates."""
+    pattern, where = Path(stream.pattern), stream.where
+    name = pattern.name.partition(".")[0].strip("*?[]-_ ") or pattern.parent.name.strip("*?[]")
+    out = f"{name or 'stream'}.clean.jsonl"
+    saved = pattern / "*.arrow" if pattern.is_dir() else pattern
+    words = ["vpretrain", "decontaminate", str(saved), "--against", *sorted(against)]
+    if stream.unit not in (None, "line"):
+        words += ["--document", str(stream.unit)]
+    words += ["--out", str(stream.root / out)]
+    then = f"{where}.path={out}"
+    if stream.unit is not None:
+        then = f"{where}={{kind: jsonl, path: {out}, text: text}}"
+    elif pattern.suffix != ".jsonl":
+        then = f"{where}.kind=jsonl and {then}"
+    return f"`{shlex.join(words)}` writes them without; then set {then}"
 
 
 def _file_of(row: Row) -> str:

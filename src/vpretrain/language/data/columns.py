@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vpretrain.language.data.rows import Row
-from vpretrain.system.errors import Problem
+from vpretrain.system.errors import Problem, kind_of, shortened
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # json lets these through, tokenizers do not
 
@@ -164,19 +164,3 @@ def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
         return Problem(origin, repr(cell), "text that is not only white space", message)
     message = f"column {column!r} holds half of a surrogate pair, no character: correct the row"
     return Problem(origin, shortened(ascii(cell)), "Unicode text", message)
-
-
-def kind_of(value: object) -> str:
-    """What a value of a table is, in words."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, float) and math.isnan(value):
-        return "no number (NaN)"
-    kind = type(value)
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
-    return names.get(kind) or ("a number" if kind in (int, float) else f"of type {kind.__name__}")
-
-
-def shortened(text: str) -> str:
-    """At most 80 characters of it."""
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpretrain.language.data import certificate
-from vpretrain.language.data.opening import parsed
-from vpretrain.language.data.raw_rows import files, lines, text_of
+from vpretrain.language.data.raw_rows import lines, places, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.system.files import replacing
+from vpretrain.system.located import Place
+from vpretrain.system.tables import Unit, parsed
 
 _PIECE_ROWS, _PIECE_BYTES = 1_000, 4_000_000  # whichever fills a piece first
 _PROBLEMS_SHOWN = 5
@@ -55,7 +56,7 @@ class Summary:
 class _Piece:
     """Some rows of one file, each a line of JSON, with their line (parquet: row) numbers."""
 
-    file: Path
+    file: Place
     numbers: list[int]
     lines: list[bytes]
 
@@ -73,6 +74,7 @@ def decontaminate(
     out: Path,
     *,
     columns: Sequence[str] = (),
+    document: Unit = "line",
     ngram: int = NGRAM,
     threshold: float = THRESHOLD,
     jobs: int = 1,
@@ -81,14 +83,15 @@ def decontaminate(
 ) -> Summary:
     """Writes a stream without the rows that are near-duplicates of protected rows, or contain one.
 
-    All text of a stream row counts, in whatever column. Files are JSON Lines (also ``.gz``),
-    parquet, or plain text with a row a line; kept lines of JSON Lines are written byte for byte.
+    All text of a stream row counts, in whatever column. Files are of any kind that a recipe reads;
+    kept lines of JSON Lines are written byte for byte.
 
     Args:
         stream: files or globs, in the order of the output.
         against: files or globs with the protected rows: feedback and evaluation sets.
         out: the JSON Lines file to write. It appears when all is done, or not at all.
         columns: of the protected rows, each looked for by itself; empty: all that hold text.
+        document: what a row of plain text is.
         ngram: words in an n-gram.
         threshold: least similarity to be removed, in (0, 1].
         jobs: processes.
@@ -100,13 +103,18 @@ def decontaminate(
     """
     # an ending that the stream's *.jsonl does not find
     report = report or out.with_name(out.name + ".removed.ndjson")
-    sources, shields = files(stream, "STREAM"), files(against, "--against")
+    sources, shields = places(stream, "STREAM"), places(against, "--against")
     _check_apart(sources, shields)
     _writable(out, report, sources + shields)
     texts = list(_protected_texts(shields, columns))
     protected = _protected(texts, ngram, threshold)
     rows, removed = _sorted_out(
-        sources, _screened(_pieces(sources), protected, jobs), texts, out, report, progress
+        sources,
+        _screened(_pieces(sources, document), protected, jobs),
+        texts,
+        out,
+        report,
+        progress,
     )
     beside = certificate.Certificate(
         stream=[str(path) for path in sources],
@@ -133,7 +141,7 @@ def _protected(texts: Sequence[_Text], ngram: int, threshold: float) -> Protecte
 
 
 def _sorted_out(
-    sources: Sequence[Path],
+    sources: Sequence[Place],
     screened: Iterable[tuple[_Piece, Matches]],
     texts: Sequence[_Text],
     out: Path,
@@ -176,15 +184,17 @@ def _sorted_out(
     return rows, removed
 
 
-def _check_apart(sources: Sequence[Path], shields: Sequence[Path]) -> None:
-    if both := {path.resolve() for path in sources} & {path.resolve() for path in shields}:
+def _check_apart(sources: Sequence[Place], shields: Sequence[Place]) -> None:
+    if both := {*map(_real, sources)} & {*map(_real, shields)}:
         message = "the stream holds this file too, and all of it would go: take it out of one"
         accepted = "files that are not in the stream"
-        raise user_error("--against", message, value=_shown(sorted(both)), accepted=accepted)
+        raise user_error(
+            "--against", message, value=_shown(sorted(both, key=str)), accepted=accepted
+        )
 
 
-def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:
-    taken = {path.resolve() for path in inputs}
+def _writable(out: Path, report: Path, inputs: Sequence[Place]) -> None:
+    taken = {*map(_real, inputs)}
     for flag, path in (("--out", out), ("--report", report)):
         folder = path.absolute().parent
         if path.resolve() in taken:
@@ -202,10 +212,14 @@ def _writable(out: Path, report: Path, inputs: Sequence[Path]) -> None:
         raise user_error(flag, message, value=str(path), accepted=accepted)
 
 
-def _pieces(files: Sequence[Path]) -> Iterator[_Piece]:
+def _real(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def _pieces(files: Sequence[Place], document: Unit) -> Iterator[_Piece]:
     for file in files:
         piece, size = _Piece(file, [], []), 0
-        for number, line in lines(file):
+        for number, line in lines(file, document):
             piece.numbers.append(number)
             piece.lines.append(line)
             size += len(line)
@@ -216,7 +230,7 @@ def _pieces(files: Sequence[Path]) -> Iterator[_Piece]:
             yield piece
 
 
-def _protected_texts(files: Sequence[Path], columns: Sequence[str]) -> Iterator[_Text]:
+def _protected_texts(files: Sequence[Place], columns: Sequence[str]) -> Iterator[_Text]:
     problems: list[Problem] = []
     for file in files:
         empty = True
@@ -304,5 +318,5 @@ def _screen_here(piece: _Piece) -> Matches | list[Problem]:
     return _screen(piece, _here)
 
 
-def _shown(files: Sequence[Path]) -> str:
+def _shown(files: Sequence[Place]) -> str:
     return ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")

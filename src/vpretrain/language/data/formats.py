@@ -11,6 +11,7 @@ the format of conversations: the learner's own chat template writes it once the 
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Callable, Mapping
@@ -18,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vpretrain.language.data.columns import Columns, kind_of, shortened, solved
+from vpretrain.language.data.columns import Columns, solved
 from vpretrain.language.data.rows import Row
-from vpretrain.system.errors import Problem
+from vpretrain.system.errors import Problem, kind_of, shortened
 
 Record = Mapping[str, Any]
 
@@ -201,13 +202,17 @@ class ChatColumns(Columns):
     Args:
         messages: column of ``[{"role": ..., "content": ...}, ...]``, the last the assistant's; read
             where no prompt and solution are named.
+        tools: column of descriptions of tools for the chat template, lists or their JSON; None
+            where the rows have none.
     """
 
     messages: str = "messages"
+    tools: str | None = None
 
     @cached_property
     def named(self) -> dict[str, str]:
-        return super().named or {self.messages: "columns.messages"}
+        of_tools = {} if self.tools is None else {self.tools: "columns.tools"}
+        return super().named or {self.messages: "columns.messages"} | of_tools
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
         if self.solution is not None:
@@ -228,7 +233,15 @@ class ChatColumns(Columns):
             return replace(chat, question=row.question or row.prompt)
         if problem := self.missing(cells, origin):
             return problem
-        return conversation(_plain(cells[self.messages]), origin, self.source)
+        tools = None if self.tools is None else _plain(cells[self.tools])
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools)
+            except ValueError as error:
+                message = f"the tools are no JSON: {error}"
+                return Problem(origin, shortened(str(tools)), "a list, or JSON of one", message)
+        messages = _plain(cells[self.messages])
+        return conversation(messages, origin, self.source, tools=tools or None)
 
 
 def conversation(messages: object, origin: str, source: str, *, tools: Any = None) -> Row | Problem:

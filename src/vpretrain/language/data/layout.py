@@ -57,6 +57,11 @@ class Layout:
         self.begin = _begin(tokenizer)
         self._control = _control_tokens(tokenizer)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id of the tokenizer."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
     def documents(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[int], int, bool]]:
         """Of every row: the row, its token ids without the end token, how many of them are given
         (beginning and prompt), and whether these are all that the prompt has without the text.

@@ -8,27 +8,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpretrain.language.data.opening import (
+from vpretrain.system.errors import Problem, UserError, collecting
+from vpretrain.system.located import Place, Remote, files, is_url
+from vpretrain.system.tables import (
+    Unit,
     check_length,
+    documents,
     is_list,
     kind_by_name,
-    not_utf8,
     numbered,
     readable,
     records,
 )
-from vpretrain.system.errors import Problem, UserError
 
 
-def files(patterns: Sequence[str], where: str) -> list[Path]:
-    """The files that names and globs of the flag ``where`` stand for, in their order, each once.
+def places(patterns: Sequence[str], where: str) -> list[Place]:
+    """The files that names, globs and URLs of the flag ``where`` stand for, in their order, each
+    once.
 
     Raises:
         UserError: with all names that stand for no file.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Place, None] = {}
     problems: list[Problem] = []
     for pattern in patterns:
+        if is_url(pattern):
+            with collecting(problems):
+                paths |= dict.fromkeys(files(Remote(pattern), where))
+            continue
         path = Path(pattern).expanduser()
         if path.is_dir():
             message = "this is a folder: name files in it, or a glob"
@@ -49,8 +56,12 @@ def files(patterns: Sequence[str], where: str) -> list[Path]:
     return list(paths)
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Place, document: Unit = "line") -> Iterator[tuple[int, bytes]]:
     """Every row as a line of JSON, with its number in the file from 1; blank lines are none.
+
+    Args:
+        path: of a file.
+        document: what a row of plain text is.
 
     Raises:
         UserError: the file cannot be read, or a row of it; what is wrong with a line of JSON is
@@ -58,27 +69,19 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     kind = kind_by_name(path) or "jsonl"
     with readable(path, kind, str(path)):
-        if kind == "text" or (kind == "jsonl" and not is_list(path)):
-            yield from _as_they_stand(path, kind)
+        if kind == "jsonl" and not is_list(path):
+            for number, line in numbered(path):
+                if line.strip():
+                    yield number, line if line.endswith(b"\n") else line + b"\n"
             return
-        for number, row in records(path, kind, list):
+        for number, row in (
+            documents(path, document) if kind == "text" else records(path, kind, list)
+        ):
             if isinstance(row, Problem):
                 raise UserError(row)
-            line = _as_json(row)
+            line = _as_json({"text": row} if isinstance(row, str) else row)
             check_length(line, f"{path}:{number}")
             yield number, line
-
-
-def _as_they_stand(path: Path, kind: str) -> Iterator[tuple[int, bytes]]:
-    for number, line in numbered(path):
-        if not line.strip():
-            continue
-        if kind == "text":
-            try:
-                line = _as_json({"text": line.decode("utf-8").rstrip("\r\n")})
-            except UnicodeDecodeError as error:
-                raise UserError(not_utf8(f"{path}:{number}", error)) from None
-        yield number, line if line.endswith(b"\n") else line + b"\n"
 
 
 def _as_json(row: dict[str, Any]) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from vpretrain.language.data.formats import CHAT, FORMAT_SEPARATOR, ChatColumns,
 from vpretrain.language.data.planted_errors import corrupt_digits
 from vpretrain.language.data.rows import Row, held_out
 from vpretrain.language.data.stored import StoredRows
+from vpretrain.language.data.token_columns import TokenColumns
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.rows import (
     Chatter,
@@ -31,6 +31,7 @@ from vpretrain.language.recipe.rows import (
     WordProblems,
 )
 from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.located import Place, files, under
 
 _PROBLEMS_SHOWN = 5
 
@@ -45,6 +46,7 @@ class Reader:
         problems: what a run cannot start with.
         skipped: what is wrong with rows that ``on_bad_row: skip`` left out: of every place the
             first five, and how many more there are.
+        unusable: rows that the run would be stopped by, where others of their place can be used.
         copies: of each source of the stream that is not made up, the rows that are exactly an
             earlier one of it.
     """
@@ -52,6 +54,7 @@ class Reader:
     def __init__(self, data: Data) -> None:
         self.problems: list[Problem] = []
         self.skipped: list[Problem] = []
+        self.unusable = 0
         self.copies: dict[str, int] = {}
         self._root = data.root.expanduser()
         self._skip = data.on_bad_row == "skip"
@@ -121,9 +124,11 @@ class Reader:
                 bad.append(row)
             else:
                 unseen += 1
+        unusable = len(bad) + unseen
         if unseen:
             bad.append(Problem(where, "", "", f"{unseen} more rows are unusable"))
         if bad and not (self._skip and good):
+            self.unusable += unusable if good else 0
             raise UserError(*bad)
         self.skipped += bad
         if not good:
@@ -139,9 +144,10 @@ class Reader:
         if isinstance(spec, _GENERATED):
             return iter(_generated(spec, name, where, self._separator))
         if isinstance(spec, TextFiles):
-            files, document = self._files(spec.path, where), spec.document
+            document = spec.document
             return chain.from_iterable(
-                sources.text(path, name, where, document=document) for path in files
+                sources.text(path, name, where, document=document)
+                for path in self._files(spec.path, where)
             )
         columns = self._columns(spec, name, where)
         if isinstance(spec, Hub):
@@ -157,17 +163,20 @@ class Reader:
             Filter(column, _values(each, spec.kind), each.one_of is not None)
             for column, each in (spec.where or {}).items()
         )
+        if spec.tokens is not None:
+            of_tokens = TokenColumns(name, where, filters=filters)
+            return replace(of_tokens, tokens=spec.tokens, labels=spec.labels)
         if spec.format is None:
             around = "" if spec.text is not None else self._instruction or ""
             return Columns(name, where, *named, self._separator, around, filters)
         if spec.format == CHAT:
-            messages = renamed.get("messages", "messages")
-            return ChatColumns(name, where, *named, filters=filters, messages=messages)
+            chat = ChatColumns(name, where, *named, filters=filters, tools=renamed.get("tools"))
+            return replace(chat, messages=renamed.get("messages", "messages"))
         columns = FormatColumns(name, where, separator=FORMAT_SEPARATOR, filters=filters)
         return replace(columns, format=spec.format, renamed=renamed)
 
-    def _files(self, path: Path, where: str) -> list[Path]:
-        return sources.files(self._root / path.expanduser(), where)
+    def _files(self, path: Place, where: str) -> list[Place]:
+        return files(under(self._root, path), where)
 
     def _away(self, spec: HeldOut, where: str) -> StoredRows:
         if spec.source not in self._held_out:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vpretrain.language.data.layout import Layout
+from vpretrain.system.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,17 @@ SHORTEST_TAIL_TOKENS = 8
 """From here on the rest of a chunked raw text is kept, end token included: less teaches little."""
 
 
+_PROBLEMS_SHOWN = 5
+
 UNKNOWN_SHARE = 0.01
 """Of a place's tokens: from here on a person is told."""
+
+
+class Tokens(NamedTuple):
+    """What a row of tokens holds: ids as int32, and a byte each, 1 where it is predicted."""
+
+    ids: bytes
+    predicted: bytes
 
 
 @dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
@@ -53,6 +63,7 @@ class Row:
     source: str
     question: str = ""
     conversation: dict[str, Any] | None = None
+    tokens: Tokens | None = None
 
 
 @dataclass(slots=True)
@@ -131,16 +142,15 @@ def encode(
     """The documents of rows, in their order, and the counts; see :func:`encode_into`."""
     documents: list[Document] = []
 
-    def keep(ids: list[int], given_tokens: int, row: Row) -> None:
-        predicted = [False] * given_tokens + [True] * (len(ids) - given_tokens)
-        documents.append(Document(ids, predicted, row.origin, row.source))
+    def keep(ids: list[int], predicted: bytes, row: Row) -> None:
+        documents.append(Document(ids, [*map(bool, predicted)], row.origin, row.source))
 
     layout = Layout(tokenizer, parse_special_tokens=parse_special_tokens)
     return documents, encode_into(keep, rows, layout, max_tokens=max_tokens)
 
 
 def encode_into(
-    keep: Callable[[list[int], int, Row], object],
+    keep: Callable[[list[int], bytes, Row], object],
     rows: Sequence[Row],
     layout: Layout,
     *,
@@ -151,9 +161,9 @@ def encode_into(
     """Tokenises rows into documents with their loss masks, and hands them on one by one.
 
     Args:
-        keep: gets the documents in the order of their rows: ids, how many of them at the beginning
-            are not predicted, and the row. Each has a token to predict after its first.
-        rows: the rows; those without a prompt are raw text.
+        keep: gets the documents in the order of their rows: ids, a byte for each (1 where it is
+            predicted), and the row. Each has a token to predict after its first.
+        rows: the rows; those without a prompt are raw text. Either all or none are tokens.
         layout: how they are written in tokens; the end token follows, predicted.
         max_tokens: the longest document, at least 2 (None: no bound). Longer raw text is cut into
             chunks, each begun as the text is, the last with the end token; a longer solution is
@@ -162,7 +172,7 @@ def encode_into(
         max_documents: how many are kept, the first ones (None: all); rows after them are not read.
 
     Raises:
-        UserError: as :meth:`Layout.documents`.
+        UserError: as :meth:`Layout.documents`, and for tokens that the tokenizer does not have.
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
@@ -170,18 +180,18 @@ def encode_into(
     unknown = layout.tokenizer.unk_token_id
     if unknown == layout.end:  # as in GPT-2, whose bytes can spell everything
         unknown = None
-    for row, ids, given, natural in layout.documents(rows):
+    tokenised = len(rows) > 0 and rows[0].tokens is not None
+    for row, ids, predicted, natural in (_tokenised if tokenised else _written)(rows, layout):
         if count["documents"] == max_documents:
             break
         count["rows"] += 1
-        limit = len(ids) + 1 if max_tokens is None else max_tokens
-        if (unusable := len(ids) == given) or given >= limit:
+        limit = len(ids) if max_tokens is None else max_tokens
+        if (unusable := not any(predicted[1:])) or not any(predicted[1:limit]):
             count["empty" if unusable else "dropped"] += 1
             continue
         count["merged"] += not natural
-        ids.append(layout.end)
-        pieces = [ids]
-        if len(ids) > limit and row.prompt:
+        pieces, given = [ids], predicted.index(1)
+        if len(ids) > limit and (row.prompt or 0 in predicted[given:]):
             count["truncated"] += 1
             pieces = [ids[:limit]]
         elif len(ids) > limit:
@@ -192,12 +202,42 @@ def encode_into(
                 del pieces[-1]
         left = None if max_documents is None else max_documents - count["documents"]
         for piece in pieces[:left]:
-            keep(piece, given, row)
+            keep(piece, predicted[: len(piece)], row)
             count["documents"] += 1
             count["tokens"] += len(piece)
             count["unknown"] += piece.count(unknown)
     read = count.pop("rows", 0)
     return Encoded(rows=len(rows), capped=len(rows) - read, **count)
+
+
+Encoding = tuple[Row, list[int], bytes, bool]
+"""A row, its ids, a byte for each that is 1 where it is predicted, and whether its text begins
+where the prompt's own tokens end."""
+
+
+def _written(rows: Sequence[Row], layout: Layout) -> Iterator[Encoding]:
+    for row, ids, given, natural in layout.documents(rows):
+        ids.append(layout.end)
+        learnable = len(ids) > given + 1  # the end alone is nothing to learn
+        given = given if learnable else len(ids)
+        yield row, ids, bytes(given) + b"\1" * (len(ids) - given), natural
+
+
+def _tokenised(rows: Sequence[Row], layout: Layout) -> Iterator[Encoding]:
+    size, wrong = layout.vocabulary_size, list[Problem]()
+    for row in rows:
+        assert row.tokens is not None
+        ids = array("i", row.tokens.ids).tolist()
+        if (largest := max(ids)) < size:
+            yield row, ids, row.tokens.predicted, True
+            continue
+        message = f"token {ids.index(largest) + 1} of this row is none of the learner's tokenizer: "
+        message += "tokenise the rows with it, or name the model that they were made for"
+        wrong.append(Problem(row.origin, str(largest), f"0 to {size - 1}", message))
+        if len(wrong) == _PROBLEMS_SHOWN:
+            break
+    if wrong:
+        raise UserError(*wrong)
 
 
 def _chunks(ids: list[int], given: int, limit: int) -> list[list[int]]:
@@ -231,6 +271,33 @@ def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row
         for row in rows_a
     )
     return [(row, other) for row, other in zip(rows_a, same, strict=True) if other is not None]
+
+
+def same_tokens(
+    documents_a: Iterable[Document], documents_b: Iterable[Document], special: Set[int]
+) -> dict[str, str]:
+    """The origin of each of ``documents_a`` that is in ``documents_b`` (read once), with the last
+    such one there.
+
+    Two documents are the same if their prompts are, or all of their tokens, special ones apart.
+    """
+    origins: dict[tuple[int, ...], str] = {}
+    for document in documents_a:
+        for key in _token_keys(document, special):
+            origins.setdefault(key, document.origin)
+    return {
+        origins[key]: document.origin
+        for document in documents_b
+        for key in _token_keys(document, special)
+        if key in origins
+    }
+
+
+def _token_keys(document: Document, special: Set[int]) -> set[tuple[int, ...]]:
+    first = next((at for at, counts in enumerate(document.predicted) if counts), 0)
+    parts = (document.ids, document.ids[:first])
+    keys = (tuple(token for token in part if token not in special) for part in parts)
+    return {key for key in keys if key}
 
 
 def held_out(row: Row, fraction: float, seed: int) -> bool:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import IO, Any, TypeVar, overload
 
-from vpretrain.language.data.rows import Document, Row
+from vpretrain.language.data.rows import Document, Row, Tokens
 from vpretrain.system.errors import Fault
 
 _RECORDS_PER_READ = 1_000  # when all are read in order
@@ -98,16 +98,19 @@ class StoredRows(_Stored[Row]):
 
     def append(self, row: Row) -> None:
         """Adds a row; ``Fault`` if the disk is full."""
-        self._lay_down((row.prompt, row.text, row.origin, row.question, row.conversation))
+        tokens = None if row.tokens is None else tuple(row.tokens)
+        content = (row.prompt, row.text, row.origin, row.question, row.conversation, tokens)
+        self._lay_down(content)
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Adds rows."""
         for row in rows:
             self.append(row)
 
-    def _unpacked(self, record: tuple[str, str, str, str, dict[str, Any] | None]) -> Row:
-        prompt, text, origin, question, conversation = record
-        return Row(prompt, text, origin, self._source, question, conversation)
+    def _unpacked(self, record: Any) -> Row:
+        prompt, text, origin, question, conversation, packed = record
+        tokens = None if packed is None else Tokens(*packed)
+        return Row(prompt, text, origin, self._source, question, conversation, tokens)
 
 
 class StoredDocuments(_Stored[Document]):
@@ -125,16 +128,14 @@ class StoredDocuments(_Stored[Document]):
         self._source = source
         self.lengths = array("i")
 
-    def keep(self, ids: list[int], given_tokens: int, row: Row) -> None:
-        """Adds a document whose first ``given_tokens`` are not predicted."""
-        self._lay_down((array("i", ids).tobytes(), given_tokens, row.origin))
+    def keep(self, ids: list[int], predicted: bytes, row: Row) -> None:
+        """Adds a document with a byte for each token, 1 where it is predicted."""
+        self._lay_down((array("i", ids).tobytes(), predicted, row.origin))
         self.lengths.append(len(ids))
 
-    def _unpacked(self, record: tuple[bytes, int, str]) -> Document:
-        packed, given_tokens, origin = record
-        ids = array("i", packed)
-        predicted = bytes(given_tokens) + b"\1" * (len(ids) - given_tokens)
-        return Document(ids, predicted, origin, self._source)
+    def _unpacked(self, record: tuple[bytes, bytes, str]) -> Document:
+        packed, predicted, origin = record
+        return Document(array("i", packed), predicted, origin, self._source)
 
 
 def _closed(file: IO[bytes]) -> None:

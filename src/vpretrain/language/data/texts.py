@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpretrain.language import posttraining
-from vpretrain.language.data import certificate, sources
-from vpretrain.language.data.columns import shortened
+from vpretrain.language.data import certificate
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
-from vpretrain.language.data.rows import Encoded, Row, encode_into, overlap
+from vpretrain.language.data.rows import Document, Encoded, Row, encode_into, overlap, same_tokens
 from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.language.feedback.signals import TaskRows
 from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import Problem, UserError, shortened
+from vpretrain.system.located import files, under
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ class Texts:
         also: those of ``evaluate.also``, by split.
         posttraining: the rows of ``posttraining.rows``.
         skipped: what is wrong with rows that ``data.on_bad_row: skip`` left out.
-        doubts: files of the stream that were not searched for near-duplicates of the others.
+        doubts: sources of the stream that were not searched for near-duplicates of the others.
         copies: rows of each source of the stream that are exactly an earlier one of it.
     """
 
@@ -82,6 +81,7 @@ def read(recipe: LanguageRecipe) -> Texts:
         for name in (split, *recipe.evaluate.also)
     }
     problems += [*misfits, *_misfits(recipe, splits[split])]
+    problems += _without_text(recipe, stream)
     trained = posttraining.rows_of(recipe, reader, stream, feedback)
     key = "data.feedback.rows" if data.feedback.rows is not None else "data.feedback.tasks"
     problems += _leaks(key, feedback, chain(*stream.values()), "the stream")
@@ -92,22 +92,31 @@ def read(recipe: LanguageRecipe) -> Texts:
         if isinstance(data.evaluation[name], HeldOut):  # another source may bring them back
             where = f"data.evaluation.{name}"
             problems += _leaks(where, rows, chain(*stream.values()), "the stream")
+    if reader.unusable:
+        message = f"{reader.unusable} rows cannot be used, as said: correct them, or leave them out"
+        accepted = "skip, which leaves them out and names them"
+        problems.append(Problem("data.on_bad_row", "stop", accepted, message))
     if problems:
         raise UserError(*problems)
     also = {name: splits[name] for name in recipe.evaluate.also}
-    doubts = certificate.unchecked(_files(data), [*feedback, *chain(*splits.values())])
+    in_text = [row for row in chain(feedback, *splits.values()) if row.tokens is None]
+    doubts = certificate.unchecked(_files(data), in_text)
     return Texts(
         stream, feedback, tasks, splits[split], also, trained, reader.skipped, doubts, reader.copies
     )
 
 
-def _files(data: Data) -> Iterator[tuple[str, Path]]:
-    """The files of the stream, each with the recipe key that names it."""
+def _files(data: Data) -> Iterator[certificate.StreamFiles]:
+    """The files of the stream, source by source; tokens are not searched for near-duplicates."""
     for number, source in enumerate(data.stream):
-        if isinstance(source.rows, TableFiles | TextFiles):
+        rows = source.rows
+        if isinstance(rows, TextFiles) or (isinstance(rows, TableFiles) and rows.tokens is None):
             where = f"data.stream.{number}.rows"
-            pattern = data.root.expanduser() / source.rows.path.expanduser()
-            yield from ((f"{where}.path", path) for path in sources.files(pattern, where))
+            root, unit = data.root.expanduser(), None
+            if isinstance(rows, TextFiles):
+                unit = rows.document
+            pattern = under(root, rows.path)
+            yield certificate.StreamFiles(where, str(pattern), files(pattern, where), root, unit)
 
 
 def documents_of(
@@ -175,7 +184,7 @@ def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Prob
             yield Problem(f"data.{key}", str(tokens), "2 or more; usually hundreds", message)
     if answer is None or not evaluation:
         return
-    if raw := next((row for row in evaluation if not row.prompt), None):
+    if raw := next((row for row in evaluation if row.tokens or not row.prompt), None):
         message = "evaluate.answer asks for generated answers, and this row has no prompt to answer"
         accepted = "rows with a prompt and a solution, or evaluate.answer=null"
         where = f"data.evaluation.{split} {raw.origin}"
@@ -185,6 +194,52 @@ def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Prob
         message = f"this finds an answer in {count}; correct the expression"
         accepted = f"one that matches, say, {shortened(evaluation[0].text)!r}"
         yield Problem("evaluate.answer", answer, accepted, message)
+
+
+def _without_text(recipe: LanguageRecipe, stream: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+    """Rows of tokens in a stream that a tokenizer is to be made from."""
+    if recipe.learner.model is not None or recipe.learner.prepare is None:
+        return
+    for number, (name, rows) in enumerate(stream.items()):
+        if rows and rows[0].tokens is not None:
+            message = "a learner that is made from the stream has no tokenizer yet, and these rows "
+            message += "are tokens: name the model that they were made for in learner.model"
+            yield Problem(f"data.stream.{number}.rows.tokens", name, "rows of text", message)
+
+
+def refuse_shared(
+    texts: Texts,
+    feedback: Sequence[Document],
+    others: Mapping[str, Iterable[Document]],
+    special: Set[int],
+) -> None:
+    """Feedback rows that stand in another set too, as tokens in one and as text in the other: what
+    only the tokenizer tells.
+
+    Args:
+        texts: all rows; where none are tokens :func:`read` knew.
+        feedback: its documents.
+        others: documents of the stream and of what is evaluated on.
+        special: tokens that do not count: of beginning, end, padding.
+
+    Raises:
+        UserError: with the first such rows.
+    """
+    parts = [*texts.stream.values(), texts.feedback, texts.evaluation, *texts.also.values()]
+    if not any(rows and rows[0].tokens is not None for rows in parts):
+        return
+    problems = []
+    for name, documents in others.items():
+        if shared := list(same_tokens(feedback, documents, special).items()):
+            shown = ", ".join(f"{row} = {there}" for row, there in shared[:_PAIRS_SHOWN])
+            message = (
+                f"{len(shared)} of the feedback rows are also in {name}, token by token; take "
+            )
+            message += "them out of one of the two"
+            accepted = "rows that stand nowhere else"
+            problems.append(Problem("data.feedback", shown, accepted, message))
+    if problems:
+        raise UserError(*problems)
 
 
 def _leaks(where: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:

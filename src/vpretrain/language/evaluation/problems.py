@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config.problems import nearest
-from vpretrain.language.data.opening import parsed
 from vpretrain.language.data.raw_rows import lines
 from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
 from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.tables import parsed
 
 ENDINGS = (".jsonl", ".parquet")
 

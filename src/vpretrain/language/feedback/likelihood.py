@@ -101,13 +101,17 @@ def too_few(rows: int, batches: int, batch_size: int, key: str) -> str:
 
 def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
     """The same problems with the solutions of others (a control: right format, wrong labels)."""
-    prompts, solutions = [list(side) for side in zip(*map(split, documents), strict=True)]
+    prompts = [split(document)[0] for document in documents]
+    solutions = [
+        (list(document.ids[cut:]), [*map(bool, document.predicted[cut:])])
+        for document, cut in zip(documents, map(len, prompts), strict=True)
+    ]
     random.Random(f"shuffled {seed}").shuffle(solutions)
     return [
         dataclasses.replace(
-            document,
-            ids=prompt + solution,
-            predicted=[False] * len(prompt) + [True] * len(solution),
+            document, ids=prompt + solution, predicted=[False] * len(prompt) + predicted
         )
-        for document, prompt, solution in zip(documents, prompts, solutions, strict=True)
+        for document, prompt, (solution, predicted) in zip(
+            documents, prompts, solutions, strict=True
+        )
     ]

@@ -24,12 +24,11 @@ from pydantic import PositiveFloat, PositiveInt, create_model, model_validator
 
 from vpretrain.config.kinds import KindChoice, Kinds, KindSection, one_of
 from vpretrain.language.data.batch import LossMean
-from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.recipe.rows import Rows, Table
 from vpretrain.method.roles import Feedback
-from vpretrain.system.errors import Problem
+from vpretrain.system.errors import Problem, shortened
 
 _PROBLEMS_SHOWN = 5
 

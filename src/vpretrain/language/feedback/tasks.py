@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vpretrain.language.data.columns import shortened
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
 from vpretrain.language.feedback.likelihood import parted, shuffled, too_few
 from vpretrain.language.feedback.signals import FeedbackSite, TaskDocuments, TaskRows
@@ -17,7 +16,7 @@ from vpretrain.language.recipe.rows import Rows
 from vpretrain.method.conflict import Resolve, kept, projected
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import Problem, UserError, shortened
 
 RESOLVE: Mapping[str, Resolve] = {"sum": kept, "project": projected}
 
@@ -65,6 +64,9 @@ def _misfits(
         )
         accepted = "rows with a prompt and a `solution`, or of word_problems"
         yield Problem(f"{where}.rows {raw.origin}", shortened(raw.text), accepted, message)
+    if task.reads_text and rows and rows[0].tokens is not None:
+        message = f"feedback of the kind {task.kind} reads text, and these rows are tokens"
+        yield Problem(f"{where}.rows.tokens", rows[0].origin, "prompts with answers", message)
     for source in task.sources:
         if source not in stream:
             message = "the stream has no source of this name; correct it"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from vpretrain.config.place import FilePlace
 from vpretrain.config.recipe import MadeUp, Section
 from vpretrain.language.data.columns import template_pieces
 from vpretrain.language.data.formats import CHAT, FORMATS
@@ -44,7 +44,7 @@ class Where(Section):
 
 
 class Table(Part):
-    """The columns of a table that make a row: raw text, or prompts (masked) with solutions."""
+    """The columns of a table that make a row: raw text, prompt (masked) and solution, or tokens."""
 
     text: str | None = None
     """Column of raw text; every token of it is predicted."""
@@ -55,6 +55,12 @@ class Table(Part):
     {question}\\nAnswer:"."""
     solution: str | None = None
     """Column of the solution."""
+    tokens: str | None = Field(default=None, exclude_if=unset)
+    """Column of token ids (``input_ids``) that the learner's tokenizer made, in the place of text.
+    They are taken as they are: no beginning and no end is added."""
+    labels: str | None = Field(default=None, exclude_if=unset)
+    """With ``tokens``: column that repeats them, with -100 where none is predicted; null predicts
+    all."""
     format: str | None = Field(default=None, exclude_if=unset)
     """Prompt and solution as an evaluation writes them, in the place of all of these: ``gsm8k@1``,
     ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``; ``metamathqa@1`` as GSM8K's,
@@ -62,7 +68,8 @@ class Table(Part):
     chat template writes them, a turn each, or the column ``messages`` where no prompt and solution
     are named."""
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
-    """Columns that hold the format's fields, by field, where they have other names."""
+    """Columns that hold the format's fields, by field, where they have other names. A chat's
+    ``tools`` are read where this names their column."""
     where: dict[str, Where] | None = Field(default=None, exclude_if=unset)
     """Rows that are read, by the values of columns: ``{source: {none_of: [gsm8k, math]}}``."""
     corrupt_digits: Share = 0.0
@@ -71,6 +78,9 @@ class Table(Part):
 
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
+        if self.tokens is not None or self.labels is not None:
+            self._is_tokens()
+            return self
         one_by_one = (self.text, self.prompt, self.template, self.solution)
         of_chat = self.format == CHAT and one_by_one != (None, None, None, None)
         if of_chat and (self.text, self.columns) != (None, None):
@@ -102,8 +112,19 @@ class Table(Part):
             template_pieces(self.template)
         return self
 
+    def _is_tokens(self) -> None:
+        if self.tokens is None:
+            raise ValueError("`labels` goes together with `tokens`, a column of token ids")
+        others = ("text", "prompt", "template", "solution", "format", "columns")
+        if named := [key for key in others if getattr(self, key) is not None]:
+            raise ValueError(f"`tokens` takes the place of text; leave out {', '.join(named)}")
+        if self.corrupt_digits:
+            raise ValueError("`corrupt_digits` alters text, and these rows are `tokens`")
+
     def _fits_format(self, name: str) -> None:
-        fields = {CHAT: ("messages",)} | {name: form.fields for name, form in FORMATS.items()}
+        fields = {CHAT: ("messages", "tools")} | {
+            name: form.fields for name, form in FORMATS.items()
+        }
         if name not in fields:
             raise ValueError(f"there is no format {name!r}; there are {', '.join(fields)}")
         unknown = [field for field in self.columns or {} if field not in fields[name]]
@@ -119,16 +140,17 @@ class TableFiles(Table):
     kind: Literal["jsonl", "csv", "tsv", "parquet", "arrow"]
     """``jsonl`` is an object a line, or a list of objects; ``arrow`` a file or a stream of Arrow
     (Feather), or a folder that ``save_to_disk`` of ``datasets`` wrote."""
-    path: Path
+    path: FilePlace
     """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches,
-    sorted. Names of JSON, CSV and TSV may end in ``.gz`` or ``.zst``."""
+    sorted. Names of JSON, CSV and TSV may end in ``.gz`` or ``.zst``. Or a URL that fsspec reads:
+    ``hf://datasets/OWNER/NAME/*.parquet``, ``s3://...``, ``https://...``."""
 
 
 class TextFiles(Part):
     """Raw text of local files."""
 
     kind: Literal["text"]
-    path: Path
+    path: FilePlace
     """As for tables."""
     document: Literal["file", "paragraph", "line"] = "file"
     """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file

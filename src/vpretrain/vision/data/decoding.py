@@ -3,12 +3,16 @@ name."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,10 +30,52 @@ _WHITE_16_BITS = 65535
 _TWELVE_BITS = 4095
 
 
+class Container:
+    """A file that others are read from, at positions, so that a forked process may read too; it is
+    closed when the last of them is gone."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        weakref.finalize(self, file.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file within a larger one.
+
+    Args:
+        name: by which messages call it: ``shard-00.tar:0001.jpg``.
+        within: what holds it.
+        offset: in bytes.
+        length: in bytes.
+    """
+
+    name: str
+    within: Container
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def suffix(self) -> str:
+        """How its name ends, with the dot."""
+        return PurePath(self.name).suffix.lower()
+
+    def open(self) -> IO[bytes]:
+        """Its bytes, in memory."""
+        return io.BytesIO(os.pread(self.within.file.fileno(), self.length, self.offset))
+
+
+ImageSource = Path | Member
+"""Where a picture or a map is read from."""
+
+
 class BadFile(Exception):
     """What is wrong with one file."""
 
-    def __init__(self, where: Path, message: str, value: str, accepted: str) -> None:
+    def __init__(self, where: ImageSource, message: str, value: str, accepted: str) -> None:
         self.problem = Problem(str(where), value, accepted, message)
         super().__init__(str(self.problem))
 
@@ -48,7 +94,7 @@ class Decoding:
     background: tuple[int, int, int] = (255, 255, 255)
     white_level: float | None = None
 
-    def pixels(self, path: Path) -> np.ndarray:
+    def pixels(self, path: ImageSource) -> np.ndarray:
         """RGB, uint8 ``[H, W, 3]``, upright (EXIF orientation applied); of an animation the first
         frame.
 
@@ -68,7 +114,7 @@ class Decoding:
                 image = Image.alpha_composite(ground, image.convert("RGBA"))
             return np.array(image.convert("RGB"))
 
-    def _eight_bits(self, path: Path, values: np.ndarray, *, sixteen: bool) -> np.ndarray:
+    def _eight_bits(self, path: ImageSource, values: np.ndarray, *, sixteen: bool) -> np.ndarray:
         wide = values.astype(np.float64)
         low, high, white = float(wide.min()), float(wide.max()), self.white_level
         span, key = f"{low:g} to {high:g}", "data.white_level"
@@ -91,26 +137,39 @@ class Decoding:
 DECODING = Decoding()
 
 
-def label_numbers(path: Path) -> np.ndarray:
+def packed(colours: np.ndarray) -> np.ndarray:
+    """One number for R, G and B: ``[..., 3]`` uint8 to ``[...]`` int32."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def label_numbers(path: ImageSource, *, colours: bool = False) -> np.ndarray:
     """The numbers of a label map as they are written, upright; whole numbers ``[H, W]``.
 
+    Args:
+        path: of an image.
+        colours: read :func:`packed` colours (of a palette, those that it stands for).
+
     Raises:
-        BadFile: the file cannot be read, or its channels differ.
+        BadFile: the file cannot be read, or its channels differ and no colours are asked for.
     """
     with _opened(path) as image:
+        if colours:
+            return packed(np.asarray(image.convert("RGB")))
         values = np.asarray(image)
     if values.ndim == 3 and values.shape[2] in (2, 4) and (values[:, :, -1] == 255).all():
         values = values[:, :, :-1]  # nothing is transparent
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as RGB
     if values.ndim != 2 or values.dtype.kind not in "bui":
-        message = "this is no label map: it has several channels, or no whole numbers"
+        message = "this is no label map: it has several channels, or no whole numbers (where "
+        message += "colours stand for classes, set label_colours)"
         accepted = "an image of one channel with class numbers"
         raise BadFile(path, message, described(values), accepted)
     return values
 
 
-def depth_in_metres(path: Path) -> np.ndarray:
+def depth_in_metres(path: ImageSource) -> np.ndarray:
     """A depth map in metres, float32 ``[H, W]``: a PNG of 16 bits in millimetres (upright), or a
     ``.npy`` of floating metres.
 
@@ -120,7 +179,8 @@ def depth_in_metres(path: Path) -> np.ndarray:
     accepted = "a PNG of 16 bits in millimetres, or a .npy of floating metres, of one channel"
     if path.suffix == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
+            source = path if isinstance(path, Path) else path.open()
+            values = np.load(source, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             message = "the depth map is cut off or broken: get it again, or take it out"
             raise BadFile(path, message, str(error), accepted) from error
@@ -140,10 +200,10 @@ def described(values: np.ndarray) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: ImageSource) -> Iterator[Image.Image]:
     """The image of a file, upright; whatever PIL finds wrong while it is decoded is a BadFile."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if isinstance(path, Path) else path.open()) as image:
             image.info[_FORMAT] = image.format
             # Pillow turns these in 8 bits alone.
             tags = getattr(image, "tag_v2", {})

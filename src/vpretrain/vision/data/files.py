@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vpretrain.system.errors import UserError, abbreviated
+from vpretrain.system.errors import UserError
 from vpretrain.vision.data.decoding import (
     DECODING,
     BadFile,
     Decoding,
+    ImageSource,
     depth_in_metres,
     label_numbers,
 )
 from vpretrain.vision.data.images import (
-    IGNORE,
     Picture,
     content_id,
     cropped,
@@ -27,6 +26,7 @@ from vpretrain.vision.data.images import (
     valid_depth,
 )
 from vpretrain.vision.data.kept import GIB
+from vpretrain.vision.data.labels import LabelCode
 
 Size = int | tuple[int, int]
 """Height and width; a single number is the shorter side, the proportions kept (see
@@ -43,79 +43,20 @@ PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class LabelCode:
-    """What the numbers in a label map mean.
-
-    Args:
-        classes: how many there are, 2 or more.
-        void: the number of pixels without a label, which become ``IGNORE``; None if there is none.
-            255 means that too, unless it is one of ``values``.
-        first: the number that class 0 is written as; class c is ``first + c``.
-        values: the numbers that classes 0, 1, ... are written as, in the place of ``first``.
-    """
-
-    classes: int
-    void: int | None = None
-    first: int = 0
-    values: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.classes <= IGNORE:
-            raise ValueError(f"there are 2 to {IGNORE} classes, got {self.classes}")
-        if len(set(self.numbers)) != self.classes:
-            raise ValueError(f"{self.classes} classes need as many distinct values")
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """How classes 0, 1, ... are written."""
-        return self.values or tuple(range(self.first, self.first + self.classes))
-
-    @property
-    def void_numbers(self) -> list[int]:
-        """How pixels without a label are written."""
-        return sorted({IGNORE, *(() if self.void is None else (self.void,))} - {*self.numbers})
-
-    def decode(self, path: Path, written: np.ndarray) -> Tensor:
-        """Classes from 0, and ``IGNORE``; int64 of the map's shape.
-
-        Raises:
-            BadFile: a number is neither a class nor void.
-        """
-        void = np.isin(written, self.void_numbers)
-        wrong = ~void & ~np.isin(written, self.numbers)
-        if wrong.any():
-            message = (
-                "a class number is out of range: correct the map, or the keys it is read with "
-                "(classes, void, label_values)"
-            )
-            shown = ", ".join(str(number) for number in np.unique(written[wrong])[:PROBLEMS_SHOWN])
-            accepted = abbreviated(map(str, self.numbers))
-            if self.values is None:
-                accepted = f"{self.first} to {self.first + self.classes - 1}"
-            unlabelled = IGNORE if self.void is None else self.void
-            if unlabelled in self.void_numbers:
-                accepted += f"; without a label {unlabelled}"
-            raise BadFile(path, message, shown, accepted)
-        order = np.argsort(self.numbers)
-        classes = order[np.searchsorted(self.numbers, written, sorter=order) % self.classes]
-        return torch.from_numpy(np.where(void, IGNORE, classes))
-
-
-@dataclass(frozen=True)
 class Files:
     """The files of one picture, and its category.
 
     Args:
         image: its pixels, in any format and mode that PIL reads.
-        labels: an image of one channel with a class number at each pixel.
+        labels: an image with a class number, or a colour, at each pixel.
         depth: a PNG of 16 bits in millimetres, or a ``.npy`` of floating metres.
         category: class of the whole image.
         window: the part of the image that is meant; None: all of it. For images without maps.
     """
 
-    image: Path
-    labels: Path | None = None
-    depth: Path | None = None
+    image: ImageSource
+    labels: ImageSource | None = None
+    depth: ImageSource | None = None
     category: int | None = None
     window: Window | None = None
 
@@ -130,7 +71,7 @@ class Files:
         self._check_proportions(pixels)
         labels = depth = None
         if self.labels is not None and reading.code is not None:
-            written = label_numbers(self.labels)
+            written = label_numbers(self.labels, colours=reading.code.colours)
             self._check_size(self.labels, "label map", written, pixels)
             labels = reading.code.decode(self.labels, written)
         if self.depth is not None:
@@ -164,7 +105,7 @@ class Files:
             accepted = f"sides that differ by a factor of {LONGEST_TO_SHORTEST} at most"
             raise BadFile(self.image, message, f"{_shape(pixels)} pixels", accepted)
 
-    def _check_size(self, path: Path, what: str, values: np.ndarray, pixels: Tensor) -> None:
+    def _check_size(self, path: ImageSource, what: str, values: np.ndarray, pixels: Tensor) -> None:
         if values.shape != tuple(pixels.shape[1:]):
             message = (
                 f"the {what} does not have the size of its image {self.image} (turned as its EXIF "
@@ -199,10 +140,14 @@ AS_STORED = Reading()
 
 
 class Folder:
-    """Pictures that are decoded from their files whenever they are asked for."""
+    """Pictures that are decoded from their files whenever they are asked for.
 
-    def __init__(self, files: Sequence[Files], reading: Reading) -> None:
-        self.files, self.reading = tuple(files), reading
+    ``origins``: :attr:`Picture.origin` of each, where all were decoded once."""
+
+    def __init__(
+        self, files: Sequence[Files], reading: Reading, origins: Sequence[str] = ()
+    ) -> None:
+        self.files, self.reading, self.origins = tuple(files), reading, tuple(origins)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, abbreviated, collecting, user_error
-from vpretrain.vision.data import readers, scenes
+from vpretrain.system.located import under
+from vpretrain.vision.data import packed, readers, scenes
 from vpretrain.vision.data.decoding import Decoding
-from vpretrain.vision.data.files import Folder, LabelCode, Reading
+from vpretrain.vision.data.files import Files, Folder, Reading
 from vpretrain.vision.data.images import IGNORE, Picture, Pictures, Some
 from vpretrain.vision.data.kept import GIB, PictureStore
+from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
 from vpretrain.vision.dino.loss import fitting_prototypes
@@ -29,10 +31,14 @@ from vpretrain.vision.recipe import (
     Ade20kPictures,
     FolderPictures,
     ImageNetPictures,
+    LabelledPictures,
     NyuV2Pictures,
+    PackedPictures,
     PictureSet,
     RetrievalSection,
     ScenePictures,
+    TablePictures,
+    TarPictures,
     VisionRecipe,
 )
 
@@ -207,12 +213,12 @@ class _Reader:
             self._has_classes(len(scenes.CLASSES), where, labelled)
             count = spec.skip + spec.count
             return scenes.Scenes(spec.split, count, side, spec.seed, labelled=labelled)
-        if isinstance(spec, FolderPictures):
-            self._has_classes(spec.classes, where, labelled)
+        if isinstance(spec, LabelledPictures):
+            self._has_classes(spec.class_count, where, labelled)
         if isinstance(spec, Ade20kPictures):
             self._has_classes(ADE20K_CLASSES, where, labelled)
         if key not in self._known:
-            self._known[key], skipped, unread = self._from_files(spec, size, labelled)
+            self._known[key], skipped, unread = self._from_files(spec, size, labelled, where)
             self.skipped += [note for note in skipped if note not in self.skipped]
             self.warnings += [note for note in unread if note not in self.warnings]
         return self._known[key]
@@ -225,28 +231,49 @@ class _Reader:
             memory_bytes=data.memory_gib * GIB,
         )
 
-    def _from_files(self, spec: Any, size: Any, labelled: bool) -> readers.FolderContents:
+    def _from_files(
+        self, spec: Any, size: Any, labelled: bool, where: str
+    ) -> readers.FolderContents:
         root, skip, reading = self.data.root.expanduser(), self.data.on_bad_row, self._reading(size)
+        if isinstance(spec, LabelledPictures):
+            reading = replace(reading, code=_label_code(spec) if labelled else None)
+        if isinstance(spec, FolderPictures | PackedPictures):
+            reading = replace(reading, depth_metres=spec.depth_metres)
+        if isinstance(spec, TablePictures | TarPictures):
+            samples = self._samples(spec, labelled, where)
+            return readers.read_packed(
+                where, samples, reading=reading, on_bad_row=skip, check=spec.check
+            )
         path = root / (spec.images if isinstance(spec, FolderPictures) else spec.path).expanduser()
         if isinstance(spec, ImageNetPictures):
             return readers.read_categories(path, reading=reading, on_bad_row=skip, check=spec.check)
         if isinstance(spec, FolderPictures):
             maps = [None if f is None else root / f.expanduser() for f in (spec.labels, spec.depth)]
-            if not labelled:
-                apart = [each for each in maps if each is not None]
-                return readers.read_folder(path, reading=reading, on_bad_row=skip, apart_from=apart)
-            if spec.classes is not None:
-                values = None if spec.label_values is None else tuple(spec.label_values)
-                code = LabelCode(spec.classes, spec.void, spec.first_class, values)
-                reading = replace(reading, code=code)
-            reading = replace(reading, depth_metres=spec.depth_metres)
-            return readers.read_folder(path, *maps, reading=reading, on_bad_row=skip)
+            apart = [each for each in maps if each is not None and each != path]
+            return readers.read_folder(
+                path,
+                *(maps if labelled else ()),
+                reading=reading,
+                on_bad_row=skip,
+                apart_from=apart,
+                label_suffix=spec.label_suffix,
+            )
         if not labelled:
             ade20k = isinstance(spec, Ade20kPictures)
             images = path / "images" / spec.split if ade20k else path / spec.split / "rgb"
             return readers.read_folder(images, reading=reading, on_bad_row=skip)
         kind = readers.read_ade20k if isinstance(spec, Ade20kPictures) else readers.read_nyuv2
         return kind(path, spec.split, reading=reading, on_bad_row=skip)
+
+    def _samples(
+        self, spec: TablePictures | TarPictures, labelled: bool, where: str
+    ) -> Iterator[Files | Problem]:
+        pattern, parts = under(self.data.root, spec.path), packed.Parts(spec.image)
+        if labelled:
+            parts = packed.Parts(spec.image, spec.labels, spec.depth, spec.category)
+        if isinstance(spec, TablePictures):
+            return packed.of_tables(pattern, spec.kind, parts, where)
+        return packed.of_tars(pattern, parts, where)
 
     def _has_classes(self, classes: int | None, where: str, labelled: bool) -> None:
         if not labelled or classes is None:
@@ -256,6 +283,21 @@ class _Reader:
             shown, accepted = f"{classes} classes", f"{self.classes} classes"
             raise user_error(where, message, value=shown, accepted=accepted)
         self.classes = classes
+
+
+def _label_code(spec: LabelledPictures) -> LabelCode | None:
+    if spec.class_count is None:
+        return None
+    if spec.label_colours is not None:
+        return LabelCode.painted(spec.label_colours, spec.other_labels)
+    return LabelCode(
+        spec.class_count,
+        spec.void,
+        spec.first_class,
+        None if spec.label_values is None else tuple(spec.label_values),
+        None if spec.label_map is None else tuple(spec.label_map.items()),
+        others=spec.other_labels,
+    )
 
 
 def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:

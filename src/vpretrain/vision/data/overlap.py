@@ -18,12 +18,12 @@ _TAIL_BYTES = 4096
 def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: str) -> list[Problem]:
     """A problem if some of the pictures are evaluated on.
 
-    Pictures that are decoded already are compared by their pixels in the file. Of a folder that is
-    only decoded when drawn (a million files) a file is one of those evaluated on if both have the
-    same number of bytes and the same last 4,096."""
+    Pictures that were decoded are compared by their pixels in the file. Of a folder that is only
+    decoded when drawn (a million files) a file is one of those evaluated on if both have the same
+    number of bytes and the same last 4,096."""
     known = {picture.identity: picture.name for picture in held_out}
     pairs = [(name, known[key]) for name, key in identities(pictures) if key in known]
-    if isinstance(pictures, Folder):
+    if isinstance(pictures, Folder) and not pictures.origins:
         pairs += _same_files(pictures, held_out)
     if not pairs:
         return []
@@ -57,13 +57,16 @@ def repeats_warning(where: str, pictures: Pictures, pairs: Sequence[tuple[str, s
 
 def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
     """Name and :attr:`Picture.identity` of each, of scenes without rendering them; nothing of a
-    folder that is only decoded when drawn."""
+    folder that was never decoded."""
     if isinstance(pictures, Scenes):
         yield from ((name, name) for name in pictures.names())
     elif isinstance(pictures, Some):
         known = list(identities(pictures.pictures))
         yield from (known[place] for place in pictures.places if known)
-    elif not isinstance(pictures, Folder):
+    elif isinstance(pictures, Folder):
+        names = (str(files.image) for files in pictures.files)
+        yield from zip(names, pictures.origins, strict=bool(pictures.origins))
+    else:
         for place in range(len(pictures)):
             yield pictures[place].name, pictures[place].identity
 
@@ -72,7 +75,7 @@ def _same_files(folder: Folder, held_out: Sequence[Picture]) -> Iterator[tuple[s
     files = [Path(picture.name) for picture in held_out if Path(picture.name).is_file()]
     known = {_tail(path): str(path) for path in files}
     sizes = {path.stat().st_size for path in files}
-    for path in (each.image for each in folder.files):
+    for path in (each.image for each in folder.files if isinstance(each.image, Path)):
         if path.stat().st_size in sizes and (tail := _tail(path)) in known:
             yield str(path), known[tail]
 

@@ -5,9 +5,10 @@ cannot be used is either an error that names it, or is left out, counted and nam
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,15 +19,18 @@ from torch import Tensor
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.system.phases import phase
 from vpretrain.vision.data.decoding import DEPTH_SUFFIXES, BadFile
-from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, LabelCode, Reading
+from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading
 from vpretrain.vision.data.images import IGNORE, Pictures
 from vpretrain.vision.data.kept import PictureStore
+from vpretrain.vision.data.labels import LabelCode
 
 OnBadRow = Literal["stop", "skip"]
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"),
     *(".pgm", ".pbm", ".gif", ".avif", ".jp2", ".tga"),
 )
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+"""Of label maps: what JPEG writes are other numbers."""
 _ENDINGS = f"files ending in {', '.join(IMAGE_SUFFIXES)}"
 _EIGEN_ROWS, _EIGEN_COLUMNS, _EIGEN_SIZE = (45, 471), (41, 601), (480, 640)
 
@@ -49,18 +53,21 @@ def read_folder(
     on_bad_row: OnBadRow = "stop",
     keep: bool = True,
     apart_from: Sequence[Path] = (),
+    label_suffix: str = "",
 ) -> FolderContents:
     """The images of a folder and its subfolders by name, each with the maps of the same name.
 
     Args:
         images: folder of the images; ``labels`` and ``depth`` may be within it.
-        labels: folder of the label maps (``.png``), with the same subfolders; needs
-            ``reading.code``.
+        labels: folder of the label maps (see :data:`LABEL_SUFFIXES`), with the same subfolders, or
+            that of the images; needs ``reading.code``.
         depth: of the depth maps, ``.png`` of 16 bits in millimetres or ``.npy`` of floating metres.
         reading: how they are decoded.
         on_bad_row: "stop" raises for what cannot be used, "skip" leaves it out.
         keep: True keeps the decoded pictures; False decodes them again whenever they are drawn.
         apart_from: subfolders that hold no pictures of the set, as ``labels`` and ``depth`` do not.
+        label_suffix: what the names of label maps have beyond those of their images; images of
+            such names are none of the set.
 
     Raises:
         UserError: a folder is missing or holds no picture, two images have one label map, pictures
@@ -70,7 +77,7 @@ def read_folder(
         raise ValueError("label maps need a code: LabelCode(classes=...)")
     folder = Path(images)
     maps = [Path(each) for each in (labels, depth) if each is not None]
-    paths, others = image_files(folder, [*maps, *apart_from])
+    paths, others = image_files(folder, [*maps, *apart_from], label_suffix)
     names = Counter(image.relative_to(folder).with_suffix("") for image in paths)
     files, problems = [], []
     for image in paths:
@@ -79,7 +86,8 @@ def read_folder(
             if maps and names[name] > 1:
                 message = "images that differ in their endings alone would share one map: rename"
                 raise BadFile(image, message, "", f"one image called {name}")
-            label_map = _map_of(image, labels, name, (".png",), "label map")
+            map_name = name.with_name(name.name + label_suffix)
+            label_map = _map_of(image, labels, map_name, LABEL_SUFFIXES, "label map")
             depth_map = _map_of(image, depth, name, DEPTH_SUFFIXES, "depth map")
             files.append(Files(image, label_map, depth_map))
         except BadFile as bad:
@@ -161,12 +169,45 @@ def eigen_crop(depth: Tensor) -> Tensor:
     return mask
 
 
+def read_packed(
+    where: str,
+    samples: Iterable[Files | Problem],
+    *,
+    reading: Reading = AS_STORED,
+    on_bad_row: OnBadRow = "stop",
+    check: bool = True,
+) -> FolderContents:
+    """Pictures within larger files (:mod:`vpretrain.vision.data.packed`), decoded when they are
+    drawn; without ``check`` not before either. See :func:`read_folder`."""
+    files: list[Files] = []
+    problems: list[Problem] = []
+    for sample in samples:
+        if isinstance(sample, Problem):
+            problems.append(sample)
+        else:
+            files.append(sample)
+    if not files and not problems:
+        message = "there are no pictures: fill the file, or name another"
+        raise user_error(where, message, value="0 pictures", accepted="one picture or more")
+    pictures = Folder(files, reading)
+    if check or problems:
+        read = _read(where, pictures, problems, on_bad_row, keep=False)
+        return FolderContents(read, problems, [])
+    return FolderContents(pictures, problems, [])
+
+
 def _read(
-    where: Path, pictures: Folder, problems: list[Problem], on_bad_row: OnBadRow, *, keep: bool
+    where: Path | str,
+    pictures: Folder,
+    problems: list[Problem],
+    on_bad_row: OnBadRow,
+    *,
+    keep: bool,
 ) -> Pictures:
     """Decodes everything once, and keeps what can be used; what is wrong is added to
     ``problems``."""
     good: list[Files] = []
+    origins: list[str] = []
     decoded = PictureStore(pictures.reading.memory_bytes)
     classes: set[int] = set()
     for files in phase(f"reading {where}", pictures.files, len(pictures)):
@@ -176,6 +217,7 @@ def _read(
             problems.append(bad.problem)
             continue
         good.append(files)
+        origins.append(picture.origin)
         if picture.labels is not None:
             classes.update(picture.labels.unique().tolist())
         if keep:
@@ -191,14 +233,14 @@ def _read(
         last = Problem("data.on_bad_row", on_bad_row, accepted, f"{message}; {fix}")
         raise UserError(*problems[:PROBLEMS_SHOWN], last)
     _check_classes(where, pictures.reading.code, classes)
-    return decoded.pictures() if keep else Folder(good, pictures.reading)
+    return decoded.pictures() if keep else Folder(good, pictures.reading, origins)
 
 
-def _check_classes(where: Path, code: LabelCode | None, classes: set[int]) -> None:
+def _check_classes(where: Path | str, code: LabelCode | None, classes: set[int]) -> None:
     """Nothing can be learned where all pixels are of one class; masks of 0 and 255 look so."""
     if code is None or len(labelled := classes - {IGNORE}) != 1:
         return
-    written = code.numbers[labelled.pop()]
+    written = code.written(labelled.pop())
     message = f"every labelled pixel of these pictures is {written}: one class cannot be learned"
     if IGNORE in classes and IGNORE in code.void_numbers:
         message += (
@@ -216,9 +258,11 @@ def _check_folder(folder: Path) -> None:
         raise user_error(str(folder), f"{what}: correct the path", accepted="a folder")
 
 
-def image_files(folder: Path, apart_from: Sequence[Path] = ()) -> tuple[list[Path], Counter[str]]:
+def image_files(
+    folder: Path, apart_from: Sequence[Path] = (), label_suffix: str = ""
+) -> tuple[list[Path], Counter[str]]:
     """The image files in and below a folder by name, at least one, and the number of other files by
-    ending.
+    ending; label maps, whose names end in the suffix, are neither.
 
     Hidden files and folders are passed over without a word; linked folders are not followed."""
     _check_folder(folder)
@@ -231,6 +275,8 @@ def image_files(folder: Path, apart_from: Sequence[Path] = ()) -> tuple[list[Pat
         others["linked folders"] += sum((here / name).is_symlink() for name in folders)
         for name in names:
             suffix = Path(name).suffix.lower()
+            if label_suffix and Path(name).stem.endswith(label_suffix):
+                continue
             if suffix in IMAGE_SUFFIXES and name[0] != ".":
                 images.append(here / name)
             elif name[0] != "." and name != "Thumbs.db":
@@ -265,5 +311,12 @@ def _map_of(
         for written in (path, path.with_suffix(path.suffix.upper())):
             if written.is_file():
                 return written
-    accepted = " or ".join(map(str, paths))
-    raise BadFile(image, f"this image has no {what}: add it, or take the image out", "", accepted)
+    accepted = " or ".join(map(str, paths[:2]))
+    near = [
+        path for path in sorted(paths[0].parent.glob(f"{glob.escape(name.name)}*")) if path != image
+    ]
+    hint = ""
+    if near and what == "label map":
+        hint = f" ({near[0]} is there: label_suffix: {near[0].stem.removeprefix(name.name)}?)"
+    message = f"this image has no {what}{hint}: add it, or take the image out"
+    raise BadFile(image, message, "", accepted)

@@ -17,10 +17,14 @@ from vpretrain.vision.recipe.pictures import (
     Ade20kPictures,
     FolderPictures,
     ImageNetPictures,
+    LabelledPictures,
     NyuV2Pictures,
+    PackedPictures,
     Pictures,
     PictureSet,
     ScenePictures,
+    TablePictures,
+    TarPictures,
 )
 from vpretrain.vision.steering.arms import ARMS, VisionArm
 from vpretrain.vision.steering.masks import AscentArm
@@ -33,8 +37,10 @@ __all__ = [
     "FeedbackSet",
     "FolderPictures",
     "ImageNetPictures",
+    "LabelledPictures",
     "LearnerSection",
     "NyuV2Pictures",
+    "PackedPictures",
     "PictureSet",
     "Pictures",
     "Prepare",
@@ -42,6 +48,8 @@ __all__ = [
     "RetrievalSection",
     "ScenePictures",
     "Source",
+    "TablePictures",
+    "TarPictures",
     "VisionEvaluate",
     "VisionRecipe",
 ]

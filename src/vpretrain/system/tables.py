@@ -12,18 +12,20 @@ import gzip
 import io
 import json
 import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow
 from pyarrow import parquet
 
-from vpretrain.language.data.columns import kind_of, shortened
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.errors import Problem, UserError, brief, kind_of, shortened, user_error
+from vpretrain.system.located import Place, opened
 
 ENDINGS = {
     ".jsonl": "jsonl",
@@ -52,15 +54,16 @@ _CHUNK_BYTES = 2**20  # of a JSON list
 Record = dict[str, Any]
 Records = Iterator[tuple[int, Record | Problem]]
 Choose = Callable[[Sequence[str]], Sequence[str]]
+Unit = Literal["file", "paragraph", "line"]
 
 
-def kind_by_name(path: Path) -> str | None:
+def kind_by_name(path: Place) -> str | None:
     """The kind of a file as its name has it; None for other endings."""
     return ENDINGS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
 
 
 @contextmanager
-def readable(path: Path, kind: str, where: str) -> Iterator[None]:
+def readable(path: Place, kind: str, where: str) -> Iterator[None]:
     """Turns what reading a broken file raises into a ``UserError`` at ``where``."""
     try:
         yield
@@ -73,7 +76,9 @@ def readable(path: Path, kind: str, where: str) -> Iterator[None]:
         raise user_error(where, message, value=str(path), accepted=accepted) from error
 
 
-def records(path: Path, kind: str, choose: Choose) -> Records:
+def records(
+    path: Place, kind: str, choose: Choose, *, rows_per_read: int = _ROWS_PER_READ
+) -> Records:
     """The records of a table.
 
     Args:
@@ -81,15 +86,16 @@ def records(path: Path, kind: str, choose: Choose) -> Records:
         kind: one of :data:`ENDINGS`, but no text.
         choose: given the columns of a table that names them once, returns those that are read, or
             raises. Records of JSON come whole, and each names its own.
+        rows_per_read: of parquet and Arrow, which are in memory at a time.
 
     Raises:
         UserError: from a place on, which is named, the file cannot be read.
         OSError, EOFError, ArrowException: it cannot be read at all; see :func:`readable`.
     """
-    yield from _READERS[kind](path, choose)
+    yield from _READERS[kind](path, choose, rows_per_read)
 
 
-def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered(path: Place) -> Iterator[tuple[int, bytes]]:
     """The lines of a file (``.gz`` and ``.zst`` are decompressed) from number 1, without a byte
     order mark.
 
@@ -97,7 +103,7 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
         UserError: one is longer than any row may be, or the file breaks off in it.
     """
     number = 0
-    with _opened(path) as file:
+    with decompressed(path) as file:
         while True:
             number += 1
             try:
@@ -112,10 +118,46 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
-def is_list(path: Path) -> bool:
+def documents(path: Place, unit: Unit) -> Iterator[tuple[int, str | Problem]]:
+    """The documents of a file of plain text, each with the line on which it begins.
+
+    Blank lines before a document and white space after it are left out, CRLF becomes LF, and a
+    blank document is none. One that holds bytes which are not UTF-8 is wrong as a whole.
+
+    Args:
+        path: of a file.
+        unit: a document is the file, a paragraph (blank lines stand between them), or a line.
+    """
+    lines: list[str] = []
+    flaw: Problem | None = None
+    start = 1
+
+    def finished() -> Iterator[tuple[int, str | Problem]]:
+        if flaw is not None:
+            yield start, flaw
+        elif whole := "\n".join(lines).rstrip():
+            yield start, whole
+
+    for number, ended in numbered(path):
+        line = ended.rstrip(b"\r\n")
+        if unit == "line" or (unit == "paragraph" and not line.strip()):
+            yield from finished()
+            lines.clear()
+            flaw = None
+        if not lines and flaw is None:
+            start = number
+        try:
+            if lines or line.strip():
+                lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            flaw = flaw or not_utf8(f"{path}:{number}", error)
+    yield from finished()
+
+
+def is_list(path: Place) -> bool:
     """Whether a file is one JSON list, and not a record a line; False if it cannot be read."""
     try:
-        with _opened(path) as file:
+        with decompressed(path) as file:
             return file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     except BROKEN:
         return False
@@ -149,18 +191,28 @@ def not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
     return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
 
 
-def brief(error: Exception) -> str:
-    """What an error says, in one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _opened(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path)
+def decompressed(path: Place) -> Any:
+    """The bytes of a file, those of ``.gz``, ``.tgz`` and ``.zst`` decompressed."""
+    if path.suffix in (".gz", ".tgz"):
+        return gzip.open(path if isinstance(path, Path) else opened(path))
     if path.suffix == ".zst":
-        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
-    return path.open("rb")
+        source = path if isinstance(path, Path) else opened(path)
+        return io.BufferedReader(pyarrow.input_stream(source, compression="zstd"))
+    return opened(path)
+
+
+def _seekable(path: Place) -> Any:
+    """What pyarrow reads at any place: a local path, an open file, or a copy of one that can only
+    be read from its beginning."""
+    if isinstance(path, Path):
+        return path
+    file = opened(path)
+    if file.seekable():
+        return file
+    copy = tempfile.TemporaryFile(prefix="vpretrain-")  # noqa: SIM115
+    shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
 
 
 def _record(row: object, origin: str) -> Record | Problem:
@@ -170,7 +222,7 @@ def _record(row: object, origin: str) -> Record | Problem:
     return Problem(origin, shortened(json.dumps(row)), '{"column": "text", ...}', message)
 
 
-def _json(path: Path, choose: Choose) -> Records:
+def _json(path: Place, choose: Choose, rows_per_read: int) -> Records:
     if is_list(path):
         yield from _elements(path)
         return
@@ -179,13 +231,13 @@ def _json(path: Path, choose: Choose) -> Records:
             yield number, parsed(line, f"{path}:{number}")
 
 
-def _elements(path: Path) -> Records:
+def _elements(path: Place) -> Records:
     """The elements of a JSON list, however long it is."""
     raw_decode = json.JSONDecoder().raw_decode
     # Bytes that are not UTF-8 become halves of surrogate pairs, by which their row is named.
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     between = re.compile(r"\s*,?\s*")
-    with _opened(path) as file:
+    with decompressed(path) as file:
         text, line, size = decode(file.read(_CHUNK_BYTES)), 1, _CHUNK_BYTES
         at = text.index("[") + 1
         line += text.count("\n", 0, at)
@@ -222,7 +274,7 @@ def _element(row: object, source: str, origin: str) -> Record | Problem:
     return _record(row, origin)
 
 
-def _broken_list(error: Exception, path: Path, text: str, at: int, line: int) -> Problem:
+def _broken_list(error: Exception, path: Place, text: str, at: int, line: int) -> Problem:
     place = error.pos if isinstance(error, json.JSONDecodeError) else at
     message = f"from here on the list is not JSON: {getattr(error, 'msg', error)}"
     if place >= len(text.rstrip()):
@@ -231,7 +283,7 @@ def _broken_list(error: Exception, path: Path, text: str, at: int, line: int) ->
     return Problem(where, shortened(text[place:]), "[{...}, {...}]", message)
 
 
-def _separated(path: Path, choose: Choose, *, delimiter: str) -> Records:
+def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: str) -> Records:
     flaws: list[Problem] = []
 
     def decoded() -> Iterator[str]:
@@ -275,29 +327,31 @@ def _separated(path: Path, choose: Choose, *, delimiter: str) -> Records:
             yield start, Problem(f"{path}:{start}", f"{len(cells)} cells", accepted, message)
 
 
-def _parquet(path: Path, choose: Choose) -> Records:
-    with parquet.ParquetFile(path) as file:
+def _parquet(path: Place, choose: Choose, rows_per_read: int) -> Records:
+    with parquet.ParquetFile(_seekable(path)) as file:
         names = list(choose(file.schema_arrow.names))
-        yield from _of_batches(file.iter_batches(_ROWS_PER_READ, columns=names), path)
+        yield from _of_batches(file.iter_batches(rows_per_read, columns=names), path)
 
 
-def _arrow(path: Path, choose: Choose) -> Records:
+def _arrow(path: Place, choose: Choose, rows_per_read: int) -> Records:
     """Of a file or a stream, as ``datasets`` and ``pandas`` write them."""
-    with pyarrow.memory_map(str(path)) as file:
+    source = _seekable(path)
+    whole = pyarrow.memory_map(str(path)) if source is path else pyarrow.PythonFile(source, "r")
+    with whole as file:
         is_file = file.read(6) == b"ARROW1"
         file.seek(0)
         reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
         names = list(choose(reader.schema.names))
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         some = (
-            batch.slice(start, _ROWS_PER_READ).select(names)
+            batch.slice(start, rows_per_read).select(names)
             for batch in batches
-            for start in range(0, batch.num_rows, _ROWS_PER_READ)
+            for start in range(0, batch.num_rows, rows_per_read)
         )
         yield from _of_batches(some, path)
 
 
-def _of_batches(batches: Iterable[Any], path: Path) -> Records:
+def _of_batches(batches: Iterable[Any], path: Place) -> Records:
     number = 0
     for batch in batches:
         try:
@@ -321,7 +375,7 @@ def _cells(row: Any) -> Record | None:
     return cells
 
 
-_READERS: Mapping[str, Callable[[Path, Choose], Records]] = {
+_READERS: Mapping[str, Callable[[Place, Choose, int], Records]] = {
     "jsonl": _json,
     "csv": partial(_separated, delimiter=","),
     "tsv": partial(_separated, delimiter="\t"),

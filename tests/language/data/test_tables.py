@@ -15,9 +15,11 @@ import pytest
 
 from tests.language.data.files_of_rows import WHERE, columns, rows_of, the_problem
 from tests.language.data.small_recipe import STREAM, recipe, refused, texts
-from vpretrain.language.data import opening, raw_rows, sources
+from vpretrain.language.data import raw_rows, sources
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.located import files
+from vpretrain.system.tables import kind_by_name
 
 ROWS = [
     {"q": 'one, "two"?', "a": "three\nlines; é", "n": 1},
@@ -27,8 +29,8 @@ ROWS = [
 
 
 def read(path: Path, kind: str | None = None) -> list[Row | Problem]:
-    kind = kind or opening.kind_by_name(path) or ""
-    some = sources.files(path, WHERE)
+    kind = kind or kind_by_name(path) or ""
+    some = files(path, WHERE)
     return [
         row for one in some for row in sources.table(one, kind, columns(prompt="q", solution="a"))
     ]

@@ -1,0 +1,226 @@
+"""Files by path, by pattern, or by the URL of a place that fsspec reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vpretrain.system.errors import UserError, brief, user_error
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # no drive letter
+_BUFFER_BYTES = 2**20
+_FILES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that fsspec reads: ``hf://datasets/OWNER/NAME/a.parquet``, ``s3://bucket/a.jsonl.gz``,
+    ``https://...``.
+
+    Args:
+        url: with its scheme.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """Its last part, without a query."""
+        return self.url.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """How the name ends, with the dot."""
+        return Path(self.name).suffix
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it may stand for several files; ``?`` in an address of the web begins a query."""
+        return not self.url.startswith("http") and any(sign in self.url for sign in "*[")
+
+    def open(self) -> BinaryIO:
+        """Its bytes, as they are stored.
+
+        Raises:
+            UserError: the package that reads such places is not installed, or fsspec knows none.
+            OSError: it cannot be read; later reads raise that alone too.
+        """
+        import fsspec
+
+        with _explained(self.url):
+            file = fsspec.open(self.url, "rb").open()
+        return io.BufferedReader(_Raw(file), _BUFFER_BYTES)
+
+
+Place = Path | Remote
+
+
+def is_url(text: str) -> bool:
+    """Whether it begins with a scheme, as ``s3://`` does."""
+    return _URL.match(text) is not None
+
+
+def under(root: Path, place: Place) -> Place:
+    """A path relative to the root, or a URL as it is."""
+    return place if isinstance(place, Remote) else root.expanduser() / place.expanduser()
+
+
+def opened(place: Place) -> BinaryIO:
+    """The bytes of a file, as they are stored."""
+    return place.open() if isinstance(place, Remote) else place.open("rb")
+
+
+def files(pattern: Place, where: str) -> list[Place]:
+    """The file of this path or URL; or, if there is none and it is a pattern (``*``, ``?``, ``[``,
+    ``**``), all that match it, sorted; a file that several links lead to comes once.
+
+    Of a folder that ``datasets`` saved (``save_to_disk``) these are its Arrow files, in its order.
+
+    Raises:
+        UserError: nothing matches; ``where`` is the dotted recipe key of the section.
+    """
+    if isinstance(pattern, Remote):
+        return list(_matching(pattern, where)) if pattern.is_pattern else [pattern]
+    if (pattern / "state.json").is_file():
+        return _saved(pattern, where)
+    if pattern.exists() or not any(sign in str(pattern) for sign in "*?["):
+        return [pattern]  # reading it reports what is wrong with it
+    plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
+    fixed = next(plain)
+    matches = sorted(path for path in fixed.glob(str(pattern.relative_to(fixed))) if path.is_file())
+    if not matches:
+        message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
+        raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
+    once: dict[str, Path] = {}
+    for path in matches:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values())
+
+
+def check_file(place: Place, where: str) -> None:
+    """``UserError`` if a local path is no file; what a URL leads to is known when it is opened."""
+    if isinstance(place, Remote) or place.is_file():
+        return
+    accepted = _there(place.parent, place.suffix)
+    if splits := sorted(each.parent.name for each in place.glob("*/state.json")):
+        message = "this folder holds several data sets: name the folder of one"
+        accepted = ", ".join(str(place / split) for split in splits)
+    elif place.is_dir():
+        message = "this is a folder: name a file in it, or all of them with a pattern (*)"
+        accepted = _there(place, place.suffix or ".jsonl")
+    elif place.is_symlink():
+        message = "this link leads nowhere, or in a circle: correct it, or name the file itself"
+    elif place.exists():
+        message = "this is no ordinary file: name one"
+    elif place.parent.is_dir():
+        message = "there is no such file: correct the path, or make the file"
+    else:
+        start = Path.cwd()
+        message = f"there is no such file, nor its folder: correct the path (it starts at {start})"
+    raise user_error(f"{where}.path", message, value=str(place), accepted=accepted)
+
+
+class _Raw(io.RawIOBase):
+    """What fsspec opened, so that whatever goes wrong with it is an ``OSError``: each place has
+    exceptions of its own."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            raise OSError(brief(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return int(self._file.seek(offset, whence))
+        except Exception as error:
+            raise OSError(brief(error)) from error
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _matching(pattern: Remote, where: str) -> Iterator[Remote]:
+    import fsspec
+
+    try:
+        with _explained(pattern.url):
+            system, path = fsspec.core.url_to_fs(pattern.url)
+            names = sorted(system.glob(path))
+    except OSError as error:
+        message = f"this place cannot be searched: {error}"
+        raise user_error(f"{where}.path", message, value=pattern.url) from error
+    if not names:
+        accepted = "a pattern with a file or more"
+        message = "no file matches this pattern: correct it"
+        raise user_error(f"{where}.path", message, value=pattern.url, accepted=accepted)
+    yield from (Remote(system.unstrip_protocol(name)) for name in names)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    scheme = url.partition("://")[0]
+    try:
+        yield
+    except ImportError as error:
+        # fsspec says which: "Install s3fs to access S3"
+        package = re.search(r"[Ii]nstall ['\"]?([\w.\[\]-]+)", str(error))
+        needed = package.group(1) if package else (error.name or scheme)
+        message = f"{scheme}:// is read by a package that is not installed: pip install {needed}"
+        accepted = "a local path, or that package"
+        raise user_error(url, message, accepted=accepted) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if "Protocol not known" in str(error):
+            message = f"there is no place of the kind {scheme}://: correct it"
+            accepted = "a path, or a URL that fsspec reads (hf://, s3://, gs://, https://)"
+            raise user_error(url, message, accepted=accepted) from error
+        raise OSError(f"{url}: {brief(error)}") from error
+
+
+def _saved(folder: Path, where: str) -> list[Place]:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [folder / each["filename"] for each in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"the state.json of this folder names no data files: {brief(error)}"
+        accepted = "a folder that save_to_disk of `datasets` wrote"
+        raise user_error(f"{where}.path", message, value=str(folder), accepted=accepted) from error
+
+
+def _there(folder: Path, ending: str) -> str:
+    if not folder.is_dir():
+        return f"a file in a folder that exists; {folder} does not"
+    entries = (each for each in folder.iterdir() if each.is_file() and each.suffix == ending)
+    names = sorted(entry.name for entry in entries)
+    if not names:
+        missing = f"*{ending}" if ending else "file without an ending"
+        return f"a file that is there (no {missing} is in {folder})"
+    more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
+    return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
