@@ -41,11 +41,11 @@ from datasketch import MinHash, MinHashLSH
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vpretrain.language.data.decontaminate import decontaminate
-from vpretrain.language.data.opening import parsed
 from vpretrain.language.data.raw_rows import lines, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Protected, words
 from vpretrain.run.folder import environment
 from vpretrain.system.files import write_json
+from vpretrain.system.tables import parsed
 
 SEEDS = (0, 1, 2)
 CAPITALISED = re.compile(  # and no name

@@ -240,8 +240,8 @@ class ChatColumns(Columns):
             except ValueError as error:
                 message = f"the tools are no JSON: {error}"
                 return Problem(origin, shortened(str(tools)), "a list, or JSON of one", message)
-        messages = _plain(cells[self.messages])
-        return conversation(messages, origin, self.source, tools=tools or None)
+        talk = _plain(cells[self.messages])
+        return conversation(talk, origin, self.source, tools=tools or None)
 
 
 def conversation(messages: object, origin: str, source: str, *, tools: Any = None) -> Row | Problem:
