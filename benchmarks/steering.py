@@ -132,7 +132,8 @@ def work_off(job: Job, work: Path, root: str, models: Path) -> None:
         return
     result = train(Run(recipe, parts, step0={}))
     means = {}
-    for key in MEANS:
+    shares = {key for record in result.history for key in record if key.startswith("chosen.")}
+    for key in (*MEANS, *sorted(shares)):
         if found := [record[key] for record in result.history if key in record]:
             means[key] = round(statistics.fmean(found), 5)
     metrics = list(result.final)

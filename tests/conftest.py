@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is 
 
 import json
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class Called:
 
 
 @pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that have imported already what this process has: a second each in the place of ten.
+
+    tests/reliability/test_studies.py starts them as people do.
+    """
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: fork)
+
+
+@pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports of tables and text alone: drawing takes most of the time, and tests/report does it."""
     monkeypatch.setattr(report, "write_plots", lambda *given: [])
@@ -70,7 +81,10 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def command(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_plots: None
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_plots: None,
+    forked: None,
 ) -> Callable[..., Called]:
     """``vpretrain ARGUMENTS`` in this process, which has imported torch and transformers already.
 

@@ -13,11 +13,9 @@ import pytest
 import torch
 import typer
 
-from tests.reliability.processes import FORK
 from tests.run.test_train import tiny_recipe
 from vpretrain.cli import app
 from vpretrain.language import Language
-from vpretrain.studies import profile
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
@@ -88,6 +86,8 @@ BLOCKS = [
 ]
 SHORTER = {
     "probe": "--draws 4",
+    "profile": "data.batch_size=2 data.feedback.batch_size=4",
+    "doctor": "data.batch_size=2 data.feedback.batch_size=4",
     "compare": "budget.steps=2 data.evaluation.test.rows=8 --seeds 1 --jobs 1",
 }
 """What is added to a command, which it has to take: the test is about whether it runs."""
@@ -98,7 +98,6 @@ SHORTER = {
 )
 def test_blocks_run(name, block, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(profile.multiprocessing, "get_context", lambda method: FORK)
     for line in block.strip().splitlines():
         program, verb, *words = shlex.split(line)
         assert program == "vpretrain", f"{name}: {line}"

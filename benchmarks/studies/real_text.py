@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.paper_designer import PAPER
 from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, D, W
 from studies.study import STUDIES, Start, Study, add, arms
 
@@ -75,23 +74,23 @@ add(
 )
 
 ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
-SMOL_ORACLE = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0"}
+ORACLE_FILTER = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0"}
+BY_HAND = {
+    "onehot, GSM8K rows alone": "arm=onehot data.stream.0.weight=0.001 data.stream.1.weight=0.001"
+}
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 add(
     "dev-smollm2-noisy",
-    "SmolLM2-135M after 30 one-hot steps: which surface, and how far",
+    "SmolLM2-135M after 30 one-hot steps: weights or selection",
     SMOL,
     (replace(ADAPTED, seeds=(100,)),),
     {"onehot": "arm=onehot"}
-    | SMOL_ORACLE
+    | ORACLE_FILTER
     | {
         "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
         "greats_topk, 2 draws": GREATS,
-        "document_weights, tilt 0.4": f"{D} designer.tilt=0.4",
-        "document_weights, tilt 1.5, S 8 blocks": f"{D} designer.tilt=1.5 learner.aligned_blocks=8",
-        "greats_topk, 2 draws, S 8 blocks": f"{GREATS} learner.aligned_blocks=8",
-        "token_weights, tilt 0.4": f"{W} designer.tilt=0.4",
-    },
+    }
+    | BY_HAND,
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
     ERRORS,
@@ -101,15 +100,7 @@ add(
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
     SMOL,
     (ADAPTED,),
-    {
-        "onehot": f"arm=onehot {ERRORS}",
-        "document_weights": f"arm=document_weights {ERRORS} designers.document_weights.tilt=0.4",
-        "oracle: onehot, clean stream": "arm=onehot",
-        "fixed random direction": "arm=document_weights feedback.control=fixed_direction "
-        f"{ERRORS} designers.document_weights.tilt=0.4",
-        "token_weights": f"arm=token_weights {ERRORS}",
-        "ascent": f"{PAPER} {ERRORS}",
-        "feedback_sft": f"arm=feedback_sft {ERRORS}",
-    },
+    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS} | ORACLE_FILTER | BY_HAND,
     "data.evaluation.test.rows=100",
+    ERRORS,
 )

@@ -53,7 +53,12 @@ def at_work(verb, out, process):
 
 
 @pytest.mark.parametrize(
-    ("verb", "by"), [("compare", signal.SIGTERM), ("sweep", signal.SIGKILL)], ids=VERBS
+    ("verb", "by"),
+    [
+        ("compare", signal.SIGTERM),
+        pytest.param("sweep", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+    ids=VERBS,
 )
 def test_a_signal_to_a_command_reaches_its_workers(verb, by, tmp_path):
     out = tmp_path / "out"

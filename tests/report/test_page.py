@@ -120,7 +120,8 @@ def test_plots_are_written_as_svg_and_png(made: Path) -> None:
         assert "<svg" in path.read_text()
 
 
-def test_what_comes_from_data_is_text(tmp_path: Path) -> None:
+def test_what_comes_from_data_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vpretrain.report, "write_plots", lambda *given: [])
     arms = ["onehot", HOSTILE, "_$x$ \x07'\""]
     metrics = {f"test/{HOSTILE}": True, 'test/"><svg onload=alert(1)>': False}
     folder = comparison(

@@ -26,7 +26,13 @@ ARMS = {
     ),
     "demo-vision": ("plain", "ascent", "closed_form", "random_masks", "direct"),
 }
-CASES = [(recipe, arm) for recipe, arms in ARMS.items() for arm in arms]
+IN_FULL = {"field", "random_feedback", "closed_form", "random_masks"}
+"""Arms that count as others do; with ``-m slow``."""
+CASES = [
+    pytest.param(recipe, arm, marks=[pytest.mark.slow] if arm in IN_FULL else [])
+    for recipe, arms in ARMS.items()
+    for arm in arms
+]
 
 
 @pytest.mark.parametrize(("name", "arm"), CASES)

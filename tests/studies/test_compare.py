@@ -29,7 +29,7 @@ def without_times(table):
     return [{k: v for k, v in run.items() if k != "seconds"} for run in table["runs"]]
 
 
-def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path):
+def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path, forked):
     first = compared(tmp_path / "a", amount=3)
     assert without_times(first) == without_times(compared(tmp_path / "b", amount=3))
     assert without_times(first) == without_times(compared(tmp_path / "c", amount=3, jobs=2))
@@ -85,7 +85,7 @@ def test_step_zero_is_always_there(tmp_path):
 
 
 def test_items_that_do_not_agree_decide_nothing(tmp_path):
-    table = compared(tmp_path, seeds=3)
+    table = compared(tmp_path, seeds=3, amount=2)
     found = table["paired"]["closed_form"]["test/nll"]
     low, high = found["items"]["ci95"]
     assert low <= found["difference"] <= high

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.reliability.processes import FORK
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
 from vpretrain.method.accumulation import next_batches
@@ -13,13 +12,7 @@ from vpretrain.system import timing
 from vpretrain.system.errors import UserError
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Processes that have imported already what this one has."""
-    monkeypatch.setattr(profiling.multiprocessing, "get_context", lambda method: FORK)
-
-
-def test_arms_are_measured_side_by_side():
+def test_arms_are_measured_side_by_side(forked):
     recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0")
     found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
     assert list(found["arms"]) == ["onehot", "closed_form"] and found["unit"] == "tokens"

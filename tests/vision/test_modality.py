@@ -51,7 +51,20 @@ def plain(materials):
     return {kind: trained(materials[kind], "arm=plain", kind=kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "arm"), [(kind, arm) for kind in KINDS for arm in OF[kind]])
+IN_FULL = {*OF["ijepa"]} - {"plain", "ascent", "uneven_masks", "patch_weights"}
+"""Arms of I-JEPA whose like is tried here, or under DINO; with ``-m slow``."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "arm"),
+    [
+        pytest.param(
+            kind, arm, marks=[pytest.mark.slow] if kind == "ijepa" and arm in IN_FULL else []
+        )
+        for kind in KINDS
+        for arm in OF[kind]
+    ],
+)
 def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
     before = weights_hash(Vision().build(tiny_recipe(kind=kind), materials[kind]))
     after, result = trained(materials[kind], f"arm={arm}", kind=kind)

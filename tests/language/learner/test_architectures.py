@@ -116,8 +116,16 @@ def recipe_of(folder, *overrides):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("adapters", "dtype"),
+    [
+        (False, "float32"),
+        (True, "bfloat16"),
+        pytest.param(False, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(True, "float32", marks=pytest.mark.slow),
+    ],
+    ids=["full-float32", "lora-bfloat16", "full-bfloat16", "lora-float32"],
+)
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_two_steered_steps_saved_and_opened_again(kind, adapters, dtype, folder_of, tmp_path):
     recipe = recipe_of(
