@@ -64,6 +64,17 @@ def test_none_that_is_whole_is_refused_in_words(trained, tmp_path, feedback, str
         steered(tmp_path, feedback, stream).train(resume_from_checkpoint=True)
 
 
+def test_half_of_the_first_save_is_no_reason_not_to_begin(
+    trained, tmp_path, feedback, stream, caplog
+):
+    shutil.copytree(trained[0] / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    again = steered(tmp_path, feedback, stream, max_steps=4)
+    again.train(resume_from_checkpoint=True)
+    assert "beginning from the start" in caplog.text
+    same(again.losses, trained[1].losses)
+
+
 def test_other_feedback_than_the_checkpoint_was_steered_by_is_refused(
     trained, tmp_path, feedback, stream
 ):

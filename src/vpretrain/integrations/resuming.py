@@ -29,31 +29,42 @@ def files_in(checkpoint: Path) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if not name.startswith(f"{STATE}/")}
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in a trainer's ``output_dir`` that is whole; newer ones that are not
-    are named in the log. None where there is no checkpoint at all.
+def resumable(folder: Path) -> str | bool:
+    """What a Trainer is to resume: the newest checkpoint in its ``output_dir`` that is whole, where
+    newer ones that are not are named in the log; True where there is none at all; False where
+    nothing was ever saved but half of the first, which is logged too.
 
     Raises:
         UserError: there are checkpoints, and none is whole.
     """
     named = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*") if path.is_dir())
     steps = {int(match[1]): path for path, match in named if match}
-    broken: list[str] = []
+    broken: dict[str, Damaged] = {}
     for step in sorted(steps, reverse=True):
         try:
             _check(steps[step])
         except Damaged as damage:
-            broken.append(f"{steps[step].name} ({damage})")
+            broken[steps[step].name] = damage
             continue
         if broken:
-            here = steps[step].name
-            log.warning("not whole: %s; resuming from %s", ", ".join(broken), here)
-        return steps[step]
+            log.warning("not whole: %s; resuming from %s", _listed(broken), steps[step].name)
+        return str(steps[step])
     if not broken:
-        return None
-    message = "no checkpoint here is whole: " + ", ".join(broken) + "; remove them to begin again"
+        return True
+    if all(isinstance(damage, _Unfinished) for damage in broken.values()):
+        log.warning("not whole: %s; beginning from the start", _listed(broken))
+        return False
+    message = f"no checkpoint here is whole: {_listed(broken)}; remove them to begin again"
     accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
     raise user_error("resume_from_checkpoint", message, value=str(folder), accepted=accepted)
+
+
+class _Unfinished(Damaged):
+    """Its last file was never written."""
+
+
+def _listed(broken: dict[str, Damaged]) -> str:
+    return ", ".join(f"{name} ({damage})" for name, damage in broken.items())
 
 
 def _check(checkpoint: Path) -> None:
@@ -61,7 +72,7 @@ def _check(checkpoint: Path) -> None:
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
     except (OSError, ValueError):
-        raise Damaged(f"{TRAINER_STATE_NAME} is not there or cut off") from None
+        raise _Unfinished(f"{TRAINER_STATE_NAME} is not there or cut off") from None
     state: dict[str, Any] = load(checkpoint / STATE)
     there = files_in(checkpoint)
     for name, size in state.get("files", {}).items():  # earlier versions did not list them

@@ -16,7 +16,7 @@ from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
-from vpretrain.integrations.resuming import STATE, files_in, newest_whole
+from vpretrain.integrations.resuming import STATE, files_in, resumable
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
 from vpretrain.language.data.rows import Document, documents_hash
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
@@ -121,10 +121,8 @@ class SteeredTrainer(Trainer):
         Raises:
             UserError: it is True, and no checkpoint is whole.
         """
-        if resume_from_checkpoint is True and (
-            whole := newest_whole(Path(str(self.args.output_dir)))
-        ):
-            resume_from_checkpoint = str(whole)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = resumable(Path(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, *given, **named)
 
     def compute_loss(
