@@ -1,19 +1,24 @@
-"""Feeds broken recipes and broken data to what reads them: each either works, or is refused with a
-word on the place.
+"""Feeds broken recipes, data, run folders and model folders, and bombs, to what reads them: each
+either works, or is refused with a word on the place.
 
-    python -m tests.reliability.fuzz [--cases 2400] [--seed 0] [--out results/fuzz.json]
+    python -m tests.reliability.fuzz [--cases 5000] [--seconds 60] [--seed 0] [--only KIND] [--out
+    results/fuzz.json]
 
 Prints one JSON document: how many cases of each kind, how many of them worked and were refused, and
 every case that did neither: another exception, a problem that names no place, more than ``SECONDS``
-of work.
+of work or ``GIBIBYTES`` of memory. With ``--seconds`` every kind has its part of them, and the
+cases that fit.
 """
 
 import argparse
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import re
+import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,23 +27,41 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.reliability import bombs
+from tests.reliability.broken_folders import (
+    broken_models,
+    broken_runs,
+    changed_data,
+    copied,
+    damage,
+    recipe_on,
+)
 from tests.reliability.broken_recipes import broken_recipes
 from tests.reliability.broken_rows import broken_rows
 from tests.reliability.runs import language_recipe, record
+from vpretrain import report
+from vpretrain.cli.shell import resolved_recipe
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.data import raw_rows
+from vpretrain.language.evaluation.benchmark_run import open_model
+from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.studies.check import check
-from vpretrain.system.errors import UserError
+from vpretrain.studies.compare import compare
+from vpretrain.studies.explain import explain
+from vpretrain.system.errors import Fault, Stopped, UserError
 
 SECONDS = 20.0
 """Of one core, that a case may take."""
+GIBIBYTES = 2.0
+"""That the process may come to hold in a case."""
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -58,7 +81,8 @@ def deadline(seconds):
         raise _Late
 
     before = signal.signal(signal.SIGPROF, ring)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    # Again and again: what rings inside a callback of the interpreter's is swallowed.
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
     try:
         yield
     finally:
@@ -68,8 +92,8 @@ def deadline(seconds):
 
 SECTIONS = "modality|description|seed|arm|threads|value|learner|budget|checkpoint|faults|evaluate|data|designer"
 PLACE = re.compile(
-    rf"(memory|disk|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( "
-    r".+)?|tiny\.yaml( [^ ]+)?)",
+    rf"(memory|disk|--[a-z-]+|RUN|report|data of .+|recipe\b.*|override\b.*|({SECTIONS})(\.[^\s]+)*( .+:\d+)?|.*/.+|.+:\d+( "
+    r".+)?|(tiny|bomb)\.yaml( [^ ]+)?|rows)",
     re.DOTALL,
 )
 
@@ -89,17 +113,29 @@ def places(error):
 
 def outcome(work):
     """``works`` or ``refused``; raises :class:`Broken` for all else."""
+    before = most_gibibytes()
     try:
         with deadline(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             work()
     except UserError as error:
         return places(error)
+    except (Fault, Stopped) as error:
+        return "refused" if str(error) else "nameless"
     except _Late:
         raise Broken(f"not done after {SECONDS} s") from None
     except Exception as error:
         raise Broken(f"{type(error).__name__}: {str(error)[:200]}") from error
+    finally:
+        after = most_gibibytes()
+    if after > max(before, GIBIBYTES):
+        raise Broken(f"held {after:.1f} GiB")
     return "works"
+
+
+def most_gibibytes():
+    """The most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def read_recipe(folder, case):
@@ -163,7 +199,86 @@ def read_rows(folder, case):
     return first
 
 
-KINDS = {"recipes": (broken_recipes(), read_recipe), "rows": (broken_rows(), read_rows)}
+def nothing(record, fraction):
+    """Of a run whose steps nobody looks at."""
+
+
+def written_report(out, page):
+    """The page without its plots, which take most of the time."""
+    with (
+        mock.patch.object(report, "write_plots", lambda *given: []),
+        mock.patch.object(sys.modules["vpretrain.report.page"], "panel", lambda chart, large: ""),
+    ):
+        report.write_report([out], page)
+
+
+def read_run(folder, case):
+    """Gives a damaged folder to a command that meets it: to that which wrote it, to those that look
+    at it, or to one that starts from its model.
+    """
+    kind, damages, verb = case
+    place = copied(kind, folder)
+    out = place / "out"
+    for how in damages:
+        damage(out, how)
+    verbs = {
+        "train": lambda: train_one(recipe_on(place), out, nothing),
+        "resume": lambda: train_one(recipe_on(place), out, nothing),
+        "report": lambda: written_report(out, place / "report.html"),
+        "explain": lambda: explain(out, documents=2, out=place / "explain.html"),
+        "start": lambda: Language().check(resolved_recipe(str(out), [])),
+        "compare": lambda: compare(
+            recipe_on(place), arms=["onehot", "token_weights"], seeds=1, match="steps", out=out
+        ),
+    }
+    if verb == "resume":
+        (out / "result.json").unlink(missing_ok=True)
+    return outcome(verbs[verb])
+
+
+def read_model(folder, case):
+    """Checks a recipe that starts from a damaged model folder, and opens it as ``evaluate`` does."""
+    kind, damages = case
+    place = copied(kind, folder)
+    for how in damages:
+        damage(place / "out", how)
+
+    def work():
+        keys = ["learner.config=null", f"learner.model={place / 'out'}"]
+        if problems := Language().check(recipe_on(place, *keys)):
+            raise UserError(*problems)
+
+    first = outcome(work)
+    outcome(lambda: open_model(str(place / "out"), "learner.model", dtype="float32", device="cpu"))
+    return first
+
+
+def read_changed(folder, case):
+    """Goes on with a run whose data were changed."""
+    damages, accept = case
+    place = copied("run", folder)
+    (place / "out" / "result.json").unlink()
+    shutil.rmtree(place / "out" / "checkpoints" / "step-0000002")
+    for how in damages:
+        damage(place / "data", how)
+    return outcome(
+        lambda: train_one(recipe_on(place), place / "out", nothing, accept_changes=accept)
+    )
+
+
+def read_bomb(folder, case):
+    """Meets a bomb."""
+    return outcome(bombs.meet(folder, case))
+
+
+KINDS = {
+    "recipes": (broken_recipes(), read_recipe),
+    "rows": (broken_rows(), read_rows),
+    "runs": (broken_runs(), read_run),
+    "models": (broken_models(), read_model),
+    "changed": (changed_data(), read_changed),
+    "bombs": (bombs.bombs(), read_bomb),
+}
 
 
 @contextlib.contextmanager
@@ -182,18 +297,28 @@ def traps():
             os.chdir(before)
 
 
+class _TimeIsUp(BaseException):
+    """Of a kind; beyond the reach of Hypothesis."""
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=2_400)
+    parser.add_argument("--cases", type=int, default=5_000)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    kinds = [options.only] if options.only else [*KINDS]
     counts, failures, slowest = Counter(), {}, [0.0]
     started = time.monotonic()
 
     def feed(kind, cases, read):
+        end = time.monotonic() + options.seconds / len(kinds)
+
         def one(case):
+            if time.monotonic() > end:
+                raise _TimeIsUp
             faulthandler.dump_traceback_later(600, exit=True)
             before = time.process_time()
             counts[kind] += 1
@@ -212,25 +337,27 @@ def main():
                 )
 
         few = settings(
-            max_examples=options.cases // (1 if options.only else len(KINDS)),
+            max_examples=options.cases // len(kinds),
             database=None,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        seed(options.seed)(few(given(cases)(one)))()
+        with contextlib.suppress(_TimeIsUp):
+            seed(options.seed)(few(given(cases)(one)))()
 
     with traps() as folder:
-        for kind in [options.only] if options.only else KINDS:
+        for kind in kinds:
             feed(kind, *KINDS[kind])
     faulthandler.cancel_dump_traceback_later()
     record(
         {
-            "cases": counts["recipes"] + counts["rows"],
+            "cases": sum(counts[kind] for kind in kinds),
             "seed": options.seed,
             **counts,
             "broken": len(failures),
             "slowest_case_cpu_seconds": round(slowest[0], 1),
+            "most_gibibytes": round(most_gibibytes(), 2),
             "seconds": round(time.monotonic() - started),
             "failures": failures,
         },

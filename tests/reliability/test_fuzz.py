@@ -45,6 +45,34 @@ def test_rows(folder, case):
     assert fuzz.read_rows(folder, case) in ("works", "refused")
 
 
+@seed(7)
+@few(6)
+@given(case=fuzz.KINDS["runs"][0])
+def test_runs(folder, case):
+    assert fuzz.read_run(folder, case) in ("works", "refused")
+
+
+@seed(7)
+@few(8)
+@given(case=fuzz.KINDS["models"][0])
+def test_models(folder, case):
+    assert fuzz.read_model(folder, case) in ("works", "refused")
+
+
+@seed(7)
+@few(6)
+@given(case=fuzz.KINDS["changed"][0])
+def test_data_that_changed_under_a_run(folder, case):
+    assert fuzz.read_changed(folder, case) in ("works", "refused")
+
+
+@seed(7)
+@few(10)
+@given(case=fuzz.KINDS["bombs"][0])
+def test_bombs(folder, case):
+    assert fuzz.read_bomb(folder, case) in ("works", "refused")
+
+
 def test_what_the_cases_are_made_from_works(folder):
     (folder / "tiny.yaml").write_text(recipes.dump(language_recipe()))
     assert (
