@@ -139,6 +139,13 @@ def test_ways_of_running_that_were_never_steered_are_refused(
         assert places() == refused
 
 
+def test_without_feedback_there_is_nothing_to_steer_by(tmp_path, stream):
+    with pytest.raises(
+        UserError, match=r"(?s)feedback_dataset: .*take the Trainer.*accepted +prompt"
+    ):
+        made(tmp_path, None, stream)
+
+
 def test_feedback_that_is_trained_on_is_refused(tmp_path, feedback, stream, caplog):
     with pytest.raises(
         UserError, match="feedback_dataset: 40 of 40 rows are also in train_dataset"

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling
 
@@ -209,6 +210,34 @@ def test_steering_begins_at_its_start_step(tmp_path, feedback, stream):
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["steering/steered"] for entry in entries] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_the_model_card_says_what_steered(tmp_path, feedback, stream):
+    for arm, said in (("token_weights", True), ("onehot", False)):
+        trainer = steered(tmp_path, feedback, stream, steering={"arm": arm}, max_steps=1)
+        trainer.train()
+        trainer.create_model_card(model_name="mine")
+        card = ModelCard.load(tmp_path / "README.md")
+        assert ("gradient of 40 verified examples" in card.text) == said
+        assert "Training procedure" in card.text and card.data.library_name == "transformers"
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same_run(tmp_path, feedback, stream):
+    """The hooks that a steered pass sets are part of what is compiled."""
+    plain = steered(tmp_path, feedback, stream, max_steps=4)
+    plain.train()
+    compiled = steered(
+        tmp_path,
+        feedback,
+        stream,
+        max_steps=4,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+    compiled.train()
+    torch.testing.assert_close(torch.stack(compiled.losses), torch.stack(plain.losses))
+    assert compiled.steered_metrics == pytest.approx(plain.steered_metrics, rel=1e-3, abs=1e-6)
 
 
 def test_model_init_starts_with_a_fresh_designer(tmp_path, feedback, stream):

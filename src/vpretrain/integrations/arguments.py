@@ -75,15 +75,11 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
     without a scaler."""
     args, forward_mode = trainer.args, trainer.steering.estimator == "forward_mode"
     yield (
-        args.torch_compile,
+        args.torch_compile and forward_mode,
         "args.torch_compile",
         True,
-        "False",
-        "compiled code has no forward-mode derivative, and runs without the hooks of a steered "
-        "pass; leave it out"
-        if forward_mode
-        else "a compiled model runs without the hooks by which its blocks' inputs are read; leave "
-        "it out",
+        "False, or Steering(estimator='central_difference')",
+        "compiled code has no forward-mode derivative",
     )
     message = "gradients of the feedback vanish in float16, which needs a loss scaler; take bf16"
     yield args.fp16, "args.fp16", True, "bf16=True, or neither", message
@@ -92,8 +88,8 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "args.use_liger_kernel",
         True,
         "False",
-        "these kernels replace the model's forward pass and have no second derivatives; leave "
-        "them out",
+        "its fused loss never makes the logits that are weighted here, and its kernels have no "
+        "second derivatives; leave it out: predicted tokens alone are projected as it is",
     )
     yield (
         getattr(args, "activation_offloading", False),
@@ -123,11 +119,11 @@ def _sharding(trainer: Any) -> Iterator[Refusal]:
     """Ways of spreading a model over devices, whose parts are then not whole in one process."""
     args = trainer.args
     whole = (
-        "DDP, where every process holds the model whole: accelerate launch or torchrun, without a "
-        "plugin"
+        "DDP, where every process holds the model whole (accelerate launch or torchrun, without a "
+        "plugin); or learner.shard: true in a recipe, which shares out the blocks below S by FSDP2"
     )
     loaded = getattr(trainer, "is_distributed_loading_by_transformers", False)
-    message = "sharded parameters cannot be run again block by block"
+    message = "S has to be whole in every process, and a plugin's shards of it are not"
     yield trainer.is_fsdp_enabled or loaded, "args.fsdp", args.fsdp or "sharded", whole, message
     yield (
         trainer.is_deepspeed_enabled,

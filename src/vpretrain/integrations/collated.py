@@ -75,7 +75,7 @@ def _rows(inputs: Mapping[str, Any], name: str, like: torch.Size | None = None) 
         "DataCollatorForLanguageModeling(tokenizer, mlm=False), or one of your own that makes it",
         value=f"a tensor of shape {tuple(value.shape)}"
         if isinstance(value, Tensor)
-        else type(value).__name__,
+        else f"{', '.join(inputs) or 'nothing'}, and no {name}",
         accepted=f"a tensor of shape {shape}"
         + (", -100 where nothing is predicted" if name == "labels" else ""),
     )

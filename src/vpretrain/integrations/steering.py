@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 
+from vpretrain import __version__
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
 from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
@@ -121,6 +122,18 @@ class Steering(Value):
         weighted, mixed = (cost.weighted, cost.candidates) if cost else (False, True)
         shape = [*(["weight_spread"] if weighted else []), *(["gate"] if mixed else [])]
         return "steered", "gain", "reliability", "cosine", *shape
+
+    def card(self, rows: int) -> str:
+        """The section of a model card that says what steered; ``rows`` is the feedback's number."""
+        return (
+            "\n## Steering\n\n"
+            f"What each batch taught was shaped by the gradient of {rows} verified examples, none "
+            "of which was trained on (V-pretraining, "
+            "[arXiv 2601.22108](https://arxiv.org/abs/2601.22108)).\n\n"
+            f"- Arm: {self.arm}, {ARMS.all[self.arm].description}\n"
+            f"- Value: {self.alignment}, {self.estimator}, every {self.meta_period} steps\n"
+            f"- vpretrain {__version__}\n"
+        )
 
     def new_designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
         """The arm's designer, fresh or transferred from a run.

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
-from vpretrain.integrations.datasets import check_apart, feedback_of, log, trained_on
+from vpretrain.integrations.datasets import FORMATS, check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
 from vpretrain.integrations.resuming import STATE, files_in, resumable
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
@@ -58,13 +58,16 @@ class SteeredTrainer(Trainer):
     def __init__(
         self,
         *given: Any,
-        feedback_dataset: Iterable[Mapping[str, Any]],
+        feedback_dataset: Iterable[Mapping[str, Any]] | None,
         steering: Steering | None = None,
         **arguments: Any,
     ) -> None:
         # Passed on unread: what a Trainer takes differs between its versions and between it and
         # TRL's.
         super().__init__(*given, **arguments)
+        if feedback_dataset is None:
+            message = "these rows are what steers; give some, or take the Trainer"
+            raise user_error("feedback_dataset", message, value=None, accepted=FORMATS)
         self.steering = Steering() if steering is None else steering
         if problems := list(problems_of(self, self.steering, SteeredTrainer.compute_loss)):
             raise UserError(*problems)
@@ -165,6 +168,13 @@ class SteeredTrainer(Trainer):
             shown = (name for name in self.steering.logged if name in figures)
             logs |= {f"{STATE}/{name}": figures[name] for name in shown}
         super().log(logs, start_time)
+
+    def create_model_card(self, *given: Any, **named: Any) -> None:
+        """The Trainer's card, and what steered."""
+        super().create_model_card(*given, **named)
+        if self.is_world_process_zero() and self.designer.uses_feedback:
+            with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
+                card.write(self.steering.card(len(self.feedback)))
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
         """Learner, designer and feedback of the present model; made anew where ``model_init`` made
