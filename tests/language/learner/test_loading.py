@@ -7,7 +7,9 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from tests.language.conftest import CONFIGS
 from tests.run.test_train import tiny_recipe
@@ -54,6 +56,17 @@ def test_a_configuration_that_makes_no_model(change, where, description):
     (problem,) = caught.value.problems
     assert problem.where == where
     assert description in problem.message
+
+
+def test_weights_that_nobody_reads_bring_no_report_to_the_screen(tmp_path, capfd, caplog):
+    made(CONFIGS["llama"]).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "value_head.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    capfd.readouterr()
+    load_model(LearnerSection(model=str(tmp_path)), str(tmp_path), 0)
+    assert "REPORT" not in "".join(capfd.readouterr()) + caplog.text
+    verbosity = logging.get_verbosity()
+    assert verbosity == logging.WARNING, "and what transformers says elsewhere is still said"
 
 
 def test_old_and_mapped_keys_are_keys():
