@@ -18,7 +18,7 @@ class Package(ModuleType):
 
     def __init__(self, name, failing=""):
         super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)
+        self.__spec__ = ModuleSpec(name, None, origin="somewhere")
         self.failing, self.begun, self.logged, self.finished = failing, [], [], 0
 
     def _try(self, what):

@@ -173,7 +173,9 @@ class SteeredTrainer(Trainer):
         """The Trainer's card, and what steered."""
         super().create_model_card(*given, **named)
         if self.is_world_process_zero() and self.designer.uses_feedback:
-            with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
+            with (Path(str(self.args.output_dir)) / "README.md").open(
+                "a", encoding="utf-8"
+            ) as card:
                 card.write(self.steering.card(len(self.feedback)))
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:

@@ -24,7 +24,8 @@ _NAME = "tracked.json"
 
 def missing(track: Track | None) -> Iterator[Problem]:
     """What has to be installed first."""
-    if track is not None and find_spec(track.kind) is None:
+    # wandb writes to a folder of its own name, which Python takes for a package without a file.
+    if track is not None and getattr(find_spec(track.kind), "origin", None) is None:
         message = "this package is not installed; install it, or leave the key out"
         yield Problem("track.kind", track.kind, f"pip install {track.kind}", message)
 
