@@ -27,6 +27,7 @@ class Package(ModuleType):
 
     def init(self, **named):
         self._try("init")
+        print("* a line of its own")
         self.begun.append(named)
 
     def log(self, figures, *, step):
@@ -53,7 +54,7 @@ def tracked(kind):
 
 @pytest.mark.parametrize(("kind", "named_by"), [("wandb", {"id", "name"}), ("trackio", {"name"})])
 def test_it_gets_the_figures_and_a_resumed_run_goes_on_under_its_name(
-    kind, named_by, package, tmp_path
+    kind, named_by, package, tmp_path, capsys
 ):
     fake, recipe, folder = package(kind), tracked(kind), tmp_path / "run"
     first = RunFolder(folder, recipe)
@@ -61,7 +62,8 @@ def test_it_gets_the_figures_and_a_resumed_run_goes_on_under_its_name(
     first.close()
     RunFolder(folder, recipe, records=1).close()
     RunFolder(folder, recipe).close()
-    assert fake.logged == [(1, {"step": 1, "loss": 0.5})] and fake.finished == 3
+    assert fake.logged == [(1, {"loss": 0.5})] and fake.finished == 3
+    assert capsys.readouterr().out == "", "--json promises one document there"
     one, resumed, anew = fake.begun
     assert one["project"] == "mine" and one["resume"] == "allow"
     assert one["config"]["budget"] == recipe.model_dump(mode="json")["budget"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,20 +51,22 @@ class Tracker:
         name = _name(folder, resumed=resumed)
         self.kind, self._broken = track.kind, False
         try:
-            self._module: Any = import_module(track.kind)
-            self._module.init(
-                project=track.project,
-                config=recipe.model_dump(mode="json"),
-                resume="allow",
-                **dict.fromkeys(_NAMED_BY[track.kind], name),
-            )
+            with redirect_stdout(sys.stderr):  # standard output is the caller's: --json
+                self._module: Any = import_module(track.kind)
+                self._module.init(
+                    project=track.project,
+                    config=recipe.model_dump(mode="json"),
+                    resume="allow",
+                    **dict.fromkeys(_NAMED_BY[track.kind], name),
+                )
         except Exception as error:  # each has its own for no account, no network, an old version
             message = f"{track.kind} does not begin ({_line(error)}); see to it, or leave this out"
             raise user_error("track.kind", message, value=track.kind) from error
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """The figures of a step."""
-        self._call("log", dict(figures), step=step)
+        """The figures of a step, but its number: both keep the name for themselves."""
+        shown = {name: figure for name, figure in figures.items() if name != "step"}
+        self._call("log", shown, step=step)
 
     def close(self) -> None:
         """Waits until everything is sent."""
@@ -72,7 +76,8 @@ class Tracker:
         if self._broken:
             return
         try:
-            getattr(self._module, function)(*given, **named)
+            with redirect_stdout(sys.stderr):
+                getattr(self._module, function)(*given, **named)
         except Exception as error:  # what is shown is worth less than the run
             self._broken = True
             log.warning("%s failed, and gets nothing more: %s", self.kind, _line(error))
