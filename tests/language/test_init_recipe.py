@@ -14,10 +14,12 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from vpretrain import __version__, cli
+from vpretrain.cli import init
 from vpretrain.config.recipe import load
 from vpretrain.language.init_recipe import ROWS_A_STEP, Place, fit, halved
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies.check import check
+from vpretrain.system.errors import UserError
 
 
 def rows(first, last):
@@ -267,3 +269,27 @@ def test_files_of_other_libraries_are_named_like_any_other(tmp_path):
         assert (section["kind"], section["rows"]) == (kind, 15)
         assert (section["prompt"], section["solution"]) == ("question", "answer")
         assert rest.section(solutions=True)["skip_rows"] == 15
+
+
+def test_a_folder_of_several_endings_is_read_whole_and_the_rest_is_said(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.txt", "b.md", "c.pdf", ".hidden.txt"):
+        (tmp_path / name).write_text("text\n")
+    place = Place("--stream", str(tmp_path))
+    section = place.section(solutions=False)
+    assert section == {"kind": "text", "path": f"{tmp_path}/*.{{md,txt}}"}
+    assert place.left_out() == "1 x .pdf"
+    (tmp_path / "deep" / "d.md").write_text("text\n")
+    assert place.section(solutions=False)["path"] == f"{tmp_path}/**/*.{{md,txt}}"
+    assert [file.name for file in place.files()] == ["a.txt", "b.md", "d.md"]
+
+
+def test_columns_that_no_name_tells_are_asked_for(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "odd.jsonl", [{"frage": "Was?", "antwort": "Das."}])
+    place = Place("--feedback", str(tmp_path / "odd.jsonl"))
+    with pytest.raises(UserError, match="feedback-columns"):
+        init._with_columns(place, solutions=True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("frage,antwort\n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert init._with_columns(place, solutions=True).columns == ("frage", "antwort")
+    assert "frage, antwort. Which is that of the prompt" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from pyarrow import feather, parquet
 from vpretrain.config.recipe import dump, load
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.located import Remote, files, is_url, under
+from vpretrain.system.located import Remote, _spelled, files, is_url, under
 from vpretrain.system.tables import kind_by_name, readable, records
 
 ROWS = [{"q": f"{at}?", "a": f"{at} é" * 50} for at in range(300)]
@@ -108,3 +108,19 @@ def test_a_recipe_keeps_a_url_as_it_is(tmp_path: Path) -> None:
     assert load(tmp_path / "again.yaml", schemas=SCHEMAS).data.stream[0].rows.path == Remote(url)
     assert under(Path("/root"), Remote(url)) == Remote(url)
     assert not is_url("C:/a.jsonl") and not is_url("a://b"), "a drive's letter is no scheme"
+
+
+def test_ranges_in_braces_are_the_names_that_they_stand_for() -> None:
+    assert list(_spelled("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert list(_spelled("{a,b}/{0..1}.tar")) == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+
+
+def test_braces_name_files_of_several_endings(tmp_path: Path) -> None:
+    for name in ("b.md", "a.txt", "c.pdf"):
+        (tmp_path / name).touch()
+    found = files(tmp_path / "*.{md,txt}", WHERE)
+    assert [place.name for place in found] == ["b.md", "a.txt"]
+    with pytest.raises(UserError, match="no file matches"):
+        files(tmp_path / "*.{md,csv}", WHERE)
+    (tmp_path / "{a,b}.txt").touch()
+    assert files(tmp_path / "{a,b}.txt", WHERE) == [tmp_path / "{a,b}.txt"]

@@ -82,6 +82,47 @@ def test_the_head_fits_the_number_of_pictures(folder: Path) -> None:
     assert learner["head"] == {"prototypes": 64} and learner["head_warmup_steps"] == 38
 
 
+def test_masks_with_a_suffix_are_found_in_their_folder_and_beside_the_pictures(
+    folder: Path,
+) -> None:
+    masks(folder, 0, 128)
+    (folder / "labelled/labels").rename(folder / "labelled/masks")
+    for path in sorted((folder / "labelled/masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    _, recipe = written(folder)
+    pictures = recipe["data"]["evaluation"]["test"][0]
+    assert pictures["label_suffix"] == "_mask" and pictures["label_values"] == [0, 128]
+    assert pictures["labels"].endswith("labelled/masks")
+    assert check(str(folder / "steer.yaml"), []) == []
+    for path in [*(folder / "labelled/masks").iterdir(), *(folder / "labelled/images").iterdir()]:
+        path.rename(folder / "labelled" / path.name)
+    (folder / "labelled/masks").rmdir()
+    (folder / "labelled/images").rmdir()
+    _, recipe = written(folder)
+    pictures = recipe["data"]["evaluation"]["test"][0]
+    assert pictures["images"] == pictures["labels"] and pictures["label_suffix"] == "_mask"
+
+
+def test_painted_masks_have_a_class_a_colour(folder: Path) -> None:
+    colours = np.array([[0, 0, 0], [0, 128, 0], [200, 0, 10]], np.uint8)
+    for at in range(12):
+        classes = np.random.default_rng(at).integers(0, 3, (40, 48))
+        Image.fromarray(colours[classes]).save(folder / f"labelled/labels/{at:02}.png")
+    _, recipe = written(folder)
+    assert recipe["data"]["evaluation"]["test"][0]["label_colours"] == colours.tolist()
+
+
+def test_a_head_that_came_with_the_model_keeps_its_shape(folder: Path) -> None:
+    masks(folder, 0, 1)
+    text = recipe_of(
+        "scenes-dino", str(folder / "stream"), str(folder / "labelled"), None, out=folder / "a.yaml"
+    )
+    head = yaml.safe_load(text)["learner"]["head"]
+    assert head == {"hidden": [128], "bottleneck": 32, "prototypes": 64}
+    (folder / "a.yaml").write_text(text)
+    assert check(str(folder / "a.yaml"), []) == []
+
+
 def test_lines_are_short_but_for_the_names_of_files(folder: Path) -> None:
     masks(folder, 0, 1)
     text, _ = written(folder)

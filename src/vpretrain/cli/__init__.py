@@ -49,7 +49,8 @@ def main() -> None:
     """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4
     fault, 1 a bug)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by worker processes too
+    for bars in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(bars, "1")  # read by worker processes too
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         with interrupting():

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vpretrain.cli import shell
 from vpretrain.cli.shell import Json, say
 from vpretrain.config.recipe import load
-from vpretrain.system.errors import renamed, user_error
+from vpretrain.system.errors import UserError, renamed, user_error
 from vpretrain.system.files import write_text
+
+if TYPE_CHECKING:
+    from vpretrain.language.init_recipe import Place
 
 app = typer.Typer()
 
 _ROWS = "a file (.jsonl, .csv, .txt, ...), a pattern, a folder, or the id of a data set on the hub"
-_LABELLED = "for pictures a folder with images and labels"
+_LABELLED = "for pictures a folder with images and masks"
 Columns = Annotated[
     str | None, typer.Option(metavar="NAME[,NAME]", help="Its column of text, or prompt,solution.")
 ]
@@ -50,18 +54,21 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
-    from vpretrain.language.init_recipe import holds_pictures
-    from vpretrain.studies.check import check
-
     if out.exists():
         raise user_error("--out", "there is something already; name another file", value=str(out))
     model = model or _asked(
-        "--model", "Model (folder, hub id, or one that comes with this)", "word-problems-majority"
+        "--model",
+        "Model, a folder or hub id (Enter: a toy that comes along, and knows sums alone)",
+        "word-problems-majority",
     )
     stream = stream or _asked(
         "--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)"
     )
     feedback = feedback or _asked("--feedback", f"Verified rows that steer ({_LABELLED})")
+    # Loading the libraries takes seconds: after the questions.
+    from vpretrain.language.init_recipe import holds_pictures
+    from vpretrain.studies.check import check
+
     given = (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
     columns = [tuple(shell.names(each or "")) for each in given]
     write = _of_pictures if holds_pictures(stream) else _of_text
@@ -124,20 +131,41 @@ def _of_text(
 ) -> str:
     from vpretrain.language.init_recipe import Place, halved, memory_bytes, recipe_of
 
-    steering = Place("--feedback", feedback, columns[1])
+    source = _with_columns(Place("--stream", stream, columns[0]), solutions=False)
+    steering = _with_columns(Place("--feedback", feedback, columns[1]), solutions=True)
     if evaluation is None:
         steering, measured = halved(steering)
     else:
-        measured = Place("--evaluation", evaluation, columns[2])
+        measured = Place("--evaluation", evaluation, columns[2] or steering.columns)
+        measured = _with_columns(measured, solutions=True)
+    for place in (source, steering):
+        if others := place.left_out():
+            print(f"{place.flag}: of {place.path} these are not read: {others}", file=sys.stderr)
     return recipe_of(
         model,
-        Place("--stream", stream, columns[0]),
+        source,
         steering,
         measured,
         out=out,
         shapes=_shapes,
         available=memory_bytes(),
     )
+
+
+def _with_columns(place: Place, *, solutions: bool) -> Place:
+    """The place; on a terminal the columns that its first row does not tell are asked for."""
+    if not place.files():
+        return place  # of the hub: its columns have to be named
+    try:
+        place.section(solutions=solutions)
+    except UserError as error:
+        (problem,) = error.problems
+        if problem.where != f"{place.flag}-columns" or not sys.stdin.isatty():
+            raise
+        wanted = "of the prompt and the solution: NAME,NAME" if solutions else "of the text"
+        question = f"Columns of {place.path}: {problem.value}. Which is that {wanted}"
+        return replace(place, columns=tuple(shell.names(_asked(problem.where, question))))
+    return place
 
 
 def _shapes(model: str) -> Any:

@@ -6,8 +6,11 @@ That of pictures is in :mod:`vpretrain.vision.init_recipe`.
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ ROWS_A_STEP = 16
 """Rows of the stream in a learner step, as batches of ``batch_size`` that are accumulated."""
 WINDOW_TOKENS = 512
 CANDIDATES = 64
-_TEXT = ("text", "content")
+_TEXT = ("text", "content", "body")
+_FILES_LOOKED_AT = 10_000
 _PAIRS = (
     ("question", "answer"),
     ("problem", "solution"),
@@ -32,6 +36,7 @@ _PAIRS = (
     ("instruction", "output"),
     ("query", "response"),
     ("prompt", "chosen"),
+    ("input", "output"),
 )
 
 
@@ -60,12 +65,12 @@ class Place:
         """
         path = Path(self.path).expanduser()
         if path.is_dir():
-            files = [file for file in sorted(path.iterdir()) if kind_by_name(file)]
-            if not files:
+            taken, _ = self._of_folder(path)
+            if not taken:
                 accepted = "a folder with files that end in " + ", ".join(ENDINGS)
                 message = "this folder holds no rows"
                 raise user_error(self.flag, message, value=self.path, accepted=accepted)
-            return [file for file in files if file.suffix == files[0].suffix]
+            return taken
         if path.is_file():
             return [path]
         folder, pattern = (path.parent, path.name) if path.is_absolute() else (Path(), self.path)
@@ -79,6 +84,28 @@ class Place:
                 "set on the hub",
             )
         return files
+
+    def left_out(self) -> str:
+        """The files of a folder that are not read, counted by how they end; empty for none."""
+        path = Path(self.path).expanduser()
+        others = self._of_folder(path)[1] if path.is_dir() else []
+        counts = Counter(file.suffix or "no ending" for file in others).most_common()
+        return ", ".join(f"{count} x {ending}" for ending, count in counts)
+
+    @staticmethod
+    def _of_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+        """The files in and below it of the kind that most are of, and the others."""
+        if (folder / "state.json").is_file():  # of `save_to_disk`
+            return sorted(folder.glob("*.arrow")), []
+        files = [
+            file
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not any(p[0] == "." for p in file.relative_to(folder).parts)
+        ]
+        kinds = Counter(kind for file in files if (kind := kind_by_name(file)))
+        most = kinds.most_common(1)[0][0] if kinds else None
+        taken = [file for file in files if most and kind_by_name(file) == most]
+        return taken, [file for file in files if file not in set(taken)]
 
     def section(self, *, solutions: bool) -> dict[str, Any]:
         """The recipe's section of rows.
@@ -98,8 +125,10 @@ class Place:
             message = "rows are not read from files of this kind"
             raise user_error(self.flag, message, value=self.path, accepted=accepted)
         path = self.path
-        if Path(path).expanduser().is_dir():
-            path = str(Path(path) / f"*{files[0].suffix}")
+        if (folder := Path(path).expanduser()).is_dir() and not (folder / "state.json").is_file():
+            ends = sorted({_ending(file) for file in files})
+            names = "*" + (ends[0] if len(ends) == 1 else f".{{{','.join(e[1:] for e in ends)}}}")
+            path = str(Path(path) / ("**" if {f.parent for f in files} != {folder} else "") / names)
         if kind == "text":
             return {"kind": kind, "path": path}
         by_name = self._named(files, solutions)
@@ -133,10 +162,16 @@ class Place:
         return options[0] | ({"format": "chat"} if turns else {})
 
 
+def _ending(file: Path) -> str:
+    packed = file.suffix in (".gz", ".zst")
+    return Path(file.stem).suffix + file.suffix if packed else file.suffix
+
+
 def holds_pictures(place: str) -> bool:
-    """Whether it is a folder of images, and of nothing that rows of text are read from."""
-    folder = Path(place).expanduser()
-    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    """Whether it is a folder of images, in it or below, and of nothing that rows of text are read
+    from."""
+    of_files = (names for _, _, names in os.walk(Path(place).expanduser()))
+    names = list(islice(chain.from_iterable(of_files), _FILES_LOOKED_AT))
     kinds = {(guess_type(name)[0] or "").partition("/")[0] for name in names}
     return "image" in kinds and not any(kind_by_name(Path(name)) for name in names)
 

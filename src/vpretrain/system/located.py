@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,13 +83,18 @@ def opened(place: Place) -> BinaryIO:
 
 def files(pattern: Place, where: str) -> list[Place]:
     """The file of this path or URL; or, if there is none and it is a pattern (``*``, ``?``, ``[``,
-    ``**``), all that match it, sorted; a file that several links lead to comes once.
+    ``**``), all that match it, sorted; a file that several links lead to comes once. Braces stand
+    for several such: ``*.{md,txt}``, ``{00..31}.tar``.
 
     Of a folder that ``datasets`` saved (``save_to_disk``) these are its Arrow files, in its order.
 
     Raises:
         UserError: nothing matches; ``where`` is the dotted recipe key of the section.
     """
+    spelled = _spelled(str(pattern))
+    if len(spelled) > 1 and not (isinstance(pattern, Path) and pattern.exists()):
+        each = (Remote(one) if isinstance(pattern, Remote) else Path(one) for one in spelled)
+        return list(dict.fromkeys(chain.from_iterable(files(one, where) for one in each)))
     if isinstance(pattern, Remote):
         return list(_matching(pattern, where)) if pattern.is_pattern else [pattern]
     if (pattern / "state.json").is_file():
@@ -163,6 +169,20 @@ class _Raw(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _spelled(pattern: str) -> list[str]:
+    """Without braces: ``a-{00..02}.tar`` is three names, ``{a,b}.tar`` two."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if found is None:
+        return [pattern]
+    first, last, names = found.groups()
+    if names is None:
+        options = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    else:
+        options = names.split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [name for option in options for name in _spelled(before + option + after)]
 
 
 def _matching(pattern: Remote, where: str) -> Iterator[Remote]:

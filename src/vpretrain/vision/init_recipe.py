@@ -4,17 +4,22 @@ with label maps."""
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from vpretrain.models.loading import named
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision.data.decoding import BadFile, label_numbers
 from vpretrain.vision.data.images import IGNORE
-from vpretrain.vision.data.readers import image_files
+from vpretrain.vision.data.readers import LABEL_SUFFIXES, image_files
 from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.loading import load_model
 
@@ -24,14 +29,30 @@ FEWEST = 8
 the other."""
 
 
+_IMAGES = ("images", "image", "imgs", "img", "photos", "JPEGImages", "rgb")
+_LABELS = ("labels", "masks", "label", "mask", "annotations", "segmentation", "SegmentationClass")
+_MOST_COLOURS = 64
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Pictures with label maps: their folders, what the names of maps have beyond those of their
+    images, and the maps."""
+
+    images: str
+    labels: str
+    suffix: str
+    maps: list[Path]
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What a recipe is made of: folders, label code, the sides and how many pictures there are."""
 
     model: str
     stream: str
-    feedback: str
-    evaluation: str | None
+    feedback: _Labelled
+    evaluation: _Labelled | None
     code: dict[str, str]
     steering: int
     sides: tuple[int, int, int]
@@ -44,8 +65,9 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
     Args:
         model: a folder or a hub id of a ViT.
         stream: folder of unlabelled pictures.
-        feedback: folder that holds ``images`` and ``labels`` (``.png`` of the same names, a class
-            number at each pixel).
+        feedback: folder that holds ``images`` and ``labels`` or ``masks`` (of the same names, or
+            with a suffix such as ``_mask``; a class number or a colour at each pixel), or both
+            together.
         evaluation: likewise, of pictures that are measured on; None holds out a quarter of the
             feedback's.
         out: the file that it will be.
@@ -53,29 +75,32 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
     Raises:
         UserError: a folder or the model cannot be read, or the labelled pictures are too few.
     """
-    maps = _maps(feedback, "--feedback")
-    steering = len(maps) if evaluation else len(maps) * 3 // 4
+    steers = _labelled(feedback, "--feedback")
+    steering = len(steers.maps) if evaluation else len(steers.maps) * 3 // 4
     if steering < FEWEST:
         message = (
             "these labelled pictures are too few to teach heads with some, steer with some "
             "and measure on the others"
         )
         least = f"{FEWEST} or more beside --evaluation, {-(-FEWEST * 4 // 3)} or more without"
-        raise user_error("--feedback", message, value=f"{len(maps)} pictures", accepted=least)
-    measured = _maps(evaluation, "--evaluation") if evaluation else []
+        raise user_error(
+            "--feedback", message, value=f"{len(steers.maps)} pictures", accepted=least
+        )
+    measured = _labelled(evaluation, "--evaluation") if evaluation else None
     config = load_model(named(model), dtype=torch.float32, attention="sdpa").config
     patch, side = config.patch_size, getattr(config, "image_size", 224)
     view, local, image = (
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )
-    code, pictures = _label_keys(maps + measured), len(image_files(Path(stream).expanduser())[0])
+    code = _label_keys(steers.maps + (measured.maps if measured else []))
+    pictures = len(image_files(Path(stream).expanduser())[0])
     sides = view, local, image
-    plan = _Plan(model, stream, feedback, evaluation, code, steering, sides, pictures)
+    plan = _Plan(model, stream, steers, measured, code, steering, sides, pictures)
     return _head(plan, out) + _data(plan) + _training(plan)
 
 
 def _head(plan: _Plan, out: Path) -> str:
-    description = f"{Path(plan.stream).name} steered by {Path(plan.feedback).name}"
+    description = f"{Path(plan.stream).name} steered by {Path(plan.feedback.labels).parent.name}"
     return f"""\
 # vpretrain compare {out} --arms plain,ascent,fixed_random_direction
 #
@@ -131,8 +156,7 @@ learner:
   model: {_text(plan.model)}
   learning_rate: 1e-5
   crops: {{global_size: {view}, local_size: {local}}}  # pixels
-  # Fit for {plan.pictures} pictures; a fresh head is trained before the learner moves.
-  head: {{prototypes: {fitting_prototypes(plan.pictures)}}}
+  {_head_keys(plan)}
   head_warmup_steps: {_warmup_steps(plan.pictures)}
   # dtype: bfloat16  # on a GPU
 value: {{meta_period: 4}}
@@ -144,51 +168,117 @@ checkpoint: {{seconds: 600}}  # a killed run resumes when the same command is gi
 """
 
 
+def _head_keys(plan: _Plan) -> str:
+    """Of a fresh head, or of the one that an earlier run left beside the weights."""
+    path = Path(named(plan.model)) / "dino.safetensors"
+    if not path.is_file():
+        comment = (
+            f"# Fit for {plan.pictures} pictures; a fresh head is trained before the learner moves"
+        )
+        return f"{comment}.\n  head: {{prototypes: {fitting_prototypes(plan.pictures)}}}"
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    biases = sorted(name for name in shapes if re.fullmatch(r"head\.mlp\.\d+\.bias", name))
+    *hidden, bottleneck = (shapes[name][0] for name in biases)
+    keys = f"hidden: {hidden}, bottleneck: {bottleneck}, prototypes: {shapes['head.prototypes'][0]}"
+    return f"# The head that came with the model.\n  head: {{{keys}}}"
+
+
 def _warmup_steps(pictures: int) -> int:
     """Ten passes over the pictures, from 20 steps to 500."""
     return min(500, max(20, -(-10 * pictures // BATCH)))
 
 
-def _maps(folder: str, flag: str) -> list[Path]:
-    """The label maps of a folder, as many as it has pictures (``check`` says which is missing)."""
-    maps = sorted((Path(folder).expanduser() / "labels").rglob("*.[pP][nN][gG]"))
-    if not maps or not (Path(folder).expanduser() / "images").is_dir():
-        message = "labelled pictures are a folder of `images` and, of the same names, `labels`"
-        accepted = "FOLDER/images/NAME.jpg and FOLDER/labels/NAME.png"
-        raise user_error(flag, message, value=folder, accepted=accepted)
-    return maps
+def _labelled(folder: str, flag: str) -> _Labelled:
+    """The layout of a folder of labelled pictures (``check`` says which picture has no map)."""
+    root = Path(folder).expanduser()
+    images, labels = (
+        next((name for name in names if (root / name).is_dir()), "") for names in (_IMAGES, _LABELS)
+    )
+    if bool(images) == bool(labels) and root.is_dir():
+        apart = [root / labels] if images != labels else []
+        stems = [path.stem for path in _files(root / images, apart)]
+        maps = [path for path in _files(root / labels) if path.suffix.lower() in LABEL_SUFFIXES]
+        suffix = _suffix(stems, [path.stem for path in maps])
+        if images != labels or suffix:
+            maps = [path for path in maps if path.stem.endswith(suffix)]
+            return _Labelled(str(Path(folder) / images), str(Path(folder) / labels), suffix, maps)
+    message = "labelled pictures are a folder of `images` and, of the same names, `labels` or "
+    message += "`masks`; or masks with a suffix beside them"
+    accepted = "FOLDER/images/NAME.jpg and FOLDER/labels/NAME.png; or FOLDER/NAME.jpg and "
+    accepted += "FOLDER/NAME_mask.png"
+    raise user_error(flag, message, value=folder, accepted=accepted)
+
+
+def _files(folder: Path, apart: Sequence[Path] = ()) -> list[Path]:
+    try:
+        return image_files(folder, apart)[0]
+    except UserError:
+        return []
+
+
+def _suffix(images: list[str], maps: list[str]) -> str:
+    """What most names of maps have beyond a name of an image; empty where they have the same."""
+    known = set(images)
+    if not known.isdisjoint(maps) and known != set(maps):
+        maps = [name for name in maps if name not in known] or maps
+    ends = Counter(
+        name[at:]
+        for name in maps
+        for at in range(1, len(name))
+        if name[:at] in known and not name[at].isalnum()
+    )
+    return ends.most_common(1)[0][0] if ends and max(ends.values()) > 1 else ""
 
 
 def _label_keys(maps: list[Path]) -> dict[str, str]:
-    """The recipe's keys of what the numbers in label maps mean; `check` names maps that cannot be
-    read."""
+    """The recipe's keys of what the numbers or colours in label maps mean; `check` names maps that
+    cannot be read."""
     written: set[int] = set()
+    painted: set[int] = set()
     for path in maps:
         try:
             written.update(np.unique(label_numbers(path)).tolist())
         except BadFile:
-            continue
+            with suppress(BadFile):
+                painted.update(np.unique(label_numbers(path, colours=True)).tolist())
+    if painted:
+        return _colour_keys(painted)
     classes = sorted(written - {IGNORE})
     if len(written) < 2:
         message = "every pixel of the label maps has the same number: one class cannot be learned"
         raise user_error("--feedback", message, value=str(classes), accepted="two classes or more")
     if len(classes) == 1:  # a mask as image editors write it
         return {"classes": "2", "label_values": f"[{classes[0]}, {IGNORE}]"}
+    if len(classes) <= classes[-1] // 2:  # 0 and 128, say: most numbers between stand for nothing
+        return {"classes": str(len(classes)), "label_values": str(classes)}
     return {"classes": str(1 + min(classes[-1], IGNORE - 1))}
 
 
+def _colour_keys(painted: set[int]) -> dict[str, str]:
+    if not 2 <= len(painted) <= _MOST_COLOURS:
+        message = "classes are painted in a few colours: save the maps without loss or smoothing"
+        accepted = f"2 to {_MOST_COLOURS} colours"
+        raise user_error("--feedback", message, value=f"{len(painted)} colours", accepted=accepted)
+    colours = [[n >> 16, n >> 8 & 255, n & 255] for n in sorted(painted)]
+    return {"label_colours": str(colours)}
+
+
 def _label_comment(code: dict[str, str]) -> str:
-    if "label_values" in code:
+    if "label_colours" in code:
+        return "\n    # A class a colour, in this order; `other_labels: void` allows others."
+    if str(IGNORE) in code.get("label_values", ""):
         return f"""
     # They hold two numbers, so that {IGNORE} is taken for a class. If it means "no label" there is
     # one class, and nothing to learn."""
     return f"\n    # {IGNORE} means no label; `void: N` says that N does too."
 
 
-def _set(folder: str, code: dict[str, str], part: str = "") -> list[str]:
-    images, labels = (_text(str(Path(folder) / name)) for name in ("images", "labels"))
-    keys = [f"{key}: {value}" for key, value in code.items()]
-    return ["kind: folder", f"images: {images}", f"labels: {labels}", *keys, *([part] * bool(part))]
+def _set(labelled: _Labelled, code: dict[str, str], part: str = "") -> list[str]:
+    keys = [f"images: {_text(labelled.images)}", f"labels: {_text(labelled.labels)}"]
+    keys += [f"label_suffix: {_text(labelled.suffix)}"] * bool(labelled.suffix)
+    keys += [f"{key}: {value}" for key, value in code.items()]
+    return ["kind: folder", *keys, *([part] * bool(part))]
 
 
 def _item(lines: list[str]) -> str:

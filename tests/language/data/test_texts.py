@@ -254,8 +254,8 @@ def test_what_is_left_out_is_said(here):
     assert "vpretrain decontaminate" in doubt and f"{here}/stream.jsonl" in doubt
     assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [doubt, *few]
     assert [line.partition(" rows")[0] for line in few] == [
-        "warning: feedback feedback has 12",
-        "warning: evaluation has 12",
+        "warning: the feedback has 12",
+        "warning: the evaluation has 12",
     ]
 
 

@@ -16,7 +16,6 @@ from tests.vision.conftest import tiny_recipe
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 from vpretrain.vision.data.files import Folder
-from vpretrain.vision.data.packed import _spelled
 
 COUNT = 12
 
@@ -205,11 +204,6 @@ def test_paths_in_a_table_lead_to_files_beside_it(tmp_path: Path) -> None:
     stream = "data.stream.0.pictures={kind: parquet, path: set.parquet, check: false}"
     (source,) = Vision().load(tiny_recipe(f"data.root={tmp_path}", stream)).sets.stream
     assert np.array_equal(source.pictures[5].pixels.permute(1, 2, 0).numpy(), PICTURES[5])
-
-
-def test_ranges_in_braces_are_the_names_that_they_stand_for() -> None:
-    assert list(_spelled("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert list(_spelled("{a,b}/{0..1}.tar")) == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
 
 
 def test_tars_of_webdataset_are_read(tmp_path: Path) -> None:

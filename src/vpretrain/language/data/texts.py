@@ -18,6 +18,7 @@ from vpretrain.language.feedback.signals import TaskRows
 from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
+from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
 from vpretrain.system.errors import Problem, UserError, shortened
 from vpretrain.system.located import files, under
@@ -162,8 +163,10 @@ def _copies(texts: Texts, data: Data) -> Iterator[str]:
 
 def _few(texts: Texts) -> Iterator[str]:
     """Sets that are too small to say much, by what docs/choosing.md measured."""
-    sets = {f"feedback {name}": len(task.rows) for name, task in texts.tasks.items()}
-    for name, count in {**sets, "evaluation": len(texts.evaluation)}.items():
+    sets = {f"the feedback {name}": len(task.rows) for name, task in texts.tasks.items()}
+    if SINGLE in texts.tasks:
+        sets = {"the feedback": len(texts.tasks[SINGLE].rows)}
+    for name, count in {**sets, "the evaluation": len(texts.evaluation)}.items():
         if count < _FEW_ROWS:
             yield (
                 f"warning: {name} has {count} rows, and on so few a verdict is unlikely: give "

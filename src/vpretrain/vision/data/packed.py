@@ -8,18 +8,17 @@ with the process.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from vpretrain.system.errors import Problem, brief, kind_of, shortened, user_error
-from vpretrain.system.located import Place, Remote, check_file, files
+from vpretrain.system.located import Place, check_file, files
 from vpretrain.system.tables import BROKEN, decompressed, kind_by_name, readable, records
 from vpretrain.vision.data.decoding import Container, Member
 from vpretrain.vision.data.files import Files
@@ -128,7 +127,7 @@ def of_tars(pattern: Place, parts: Parts, where: str) -> Iterator[Files | Proble
         part: [ending.strip(". ").lower() for ending in names.split(";")]
         for part, names in parts.named().items()
     }
-    for place in _shards(pattern, where):
+    for place in files(pattern, where):
         check_file(place, where)
         found = False
         for name, members in _samples(place, {*chain.from_iterable(endings.values())}):
@@ -210,22 +209,3 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     key, _, ending = base.partition(".")
     return (folder + slash + key if key else ""), ending.lower()
-
-
-def _shards(pattern: Place, where: str) -> Iterator[Place]:
-    for each in _spelled(str(pattern)):
-        yield from files(Remote(each) if isinstance(pattern, Remote) else Path(each), where)
-
-
-def _spelled(pattern: str) -> Iterable[str]:
-    """Without braces: ``a-{00..02}.tar`` is three names, ``{a,b}.tar`` two."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if found is None:
-        return [pattern]
-    first, last, names = found.groups()
-    if names is None:
-        options = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    else:
-        options = names.split(",")
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    return [name for option in options for name in _spelled(before + option + after)]
