@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:
     """The items, with lines like ``reading pictures: 120 of 500`` on standard error.
 
     The first line comes after two seconds and the next every ten: a short phase is silent, and no
-    long one stays so. Only the main process writes.
+    long one stays so. Only the main process writes, and none of its workers.
 
     Args:
         name: of the phase.
@@ -31,7 +32,7 @@ def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:
         now = time.monotonic()
         if (now - shown >= wait or (number == total and shown > started)) and total > 1:
             shown, wait = now, EVERY_SECONDS
-            if distributed.is_main_process():
+            if distributed.is_main_process() and multiprocessing.parent_process() is None:
                 took = f" in {now - started:.0f} s" if number == total else ""
                 # Not by a rich console of its own: a bar that is on the screen keeps its place.
                 print(f"{name}: {number} of {total}{took}", file=sys.stderr, flush=True)
