@@ -35,7 +35,7 @@ __all__ = ["weights"]
 FORK = multiprocessing.get_context("fork")
 MARK = "VPRETRAIN_KILL"
 """In the environment of every process that a command starts."""
-ORPHAN_SECONDS = 20.0
+ORPHAN_SECONDS = 60.0
 
 
 def child(verb, folder, jobs, patch, results):

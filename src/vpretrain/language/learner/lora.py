@@ -165,8 +165,9 @@ def merge_into(model: Any, folder: Path) -> Any:
     """The model with the adapter of a local folder in its weights, all of which train again."""
     with explained(str(folder), what="adapter"):
         adapted = PeftModel.from_pretrained(model, str(folder))
-    refuse_unusable(adapted.named_parameters(), folder)
-    return adapted.merge_and_unload().requires_grad_(True)
+        refuse_unusable(adapted.named_parameters(), folder)
+        whole = adapted.merge_and_unload()  # there are kinds of adapters that cannot be merged
+    return whole.requires_grad_(True)
 
 
 def _linear(model: Any) -> dict[str, nn.Module]:
