@@ -88,6 +88,22 @@ def compare_arms(
     folder, test = Path(out), HeldOut(list(held_out), answer, new_tokens)
     console = console_for_people(False)
     console.quiet = not distributed.is_main_process()
+    runs, step0 = _all_runs(make, arms, seeds, test, folder, console)
+    distributed.barrier()  # until the first process has written the last run
+    table = _table(runs, step0, folder)
+    if distributed.is_main_process():
+        _write(table, runs, folder)
+        console.print(comparison_table(table, console.width))
+        for line in verdicts(table):
+            say(console, line)
+        say(console, f"report: {write_report([folder], folder / 'report.html')}")
+    return table
+
+
+def _all_runs(
+    make: Make, arms: Sequence[str], seeds: int, test: HeldOut, folder: Path, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, Score]]:
+    """Entries of ``compare.json``, and the scores of the untouched model."""
     runs: list[dict[str, Any]] = []
     step0: dict[str, Score] = {}
     for seed in range(seeds):
@@ -105,15 +121,7 @@ def compare_arms(
             trainer.accelerator.free_memory()
             del trainer
             gc.collect()
-    distributed.barrier()  # until the first process has written the last run
-    table = _table(runs, step0, folder)
-    if distributed.is_main_process():
-        _write(table, runs, folder)
-        console.print(comparison_table(table, console.width))
-        for line in verdicts(table):
-            say(console, line)
-        say(console, f"report: {write_report([folder], folder / 'report.html')}")
-    return table
+    return runs, step0
 
 
 @dataclass(frozen=True)

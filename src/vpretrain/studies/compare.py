@@ -115,9 +115,7 @@ def compare(
             result that is not whole, or another command is writing there.
     """
     check_arms(recipe, arms)
-    if not 1 <= seeds <= _MOST_SEEDS:
-        accepted = f"1 to {_MOST_SEEDS}; 3 give an interval"
-        raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted=accepted)
+    _check_seeds(seeds)
     resolved = recipe.model_copy(update={"arm": arms[0]})
     changed = changes(
         out, resolved, "give it back, name another folder with --out, or --accept-changes"
@@ -145,6 +143,12 @@ def compare(
         table |= {"changes": noted} if noted else {}
         write_json(out / "compare.json", table)
     return table
+
+
+def _check_seeds(seeds: int) -> None:
+    if not 1 <= seeds <= _MOST_SEEDS:
+        accepted = f"1 to {_MOST_SEEDS}; 3 give an interval"
+        raise user_error("--seeds", "a comparison needs seeds", value=seeds, accepted=accepted)
 
 
 def _table(

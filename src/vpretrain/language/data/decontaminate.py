@@ -108,14 +108,8 @@ def decontaminate(
     _writable(out, report, sources + shields)
     texts = list(_protected_texts(shields, columns))
     protected = _protected(texts, ngram, threshold)
-    rows, removed = _sorted_out(
-        sources,
-        _screened(_pieces(sources, document), protected, jobs),
-        texts,
-        out,
-        report,
-        progress,
-    )
+    screened = _screened(_pieces(sources, document), protected, jobs)
+    rows, removed = _sorted_out(sources, screened, texts, out, report, progress)
     beside = certificate.Certificate(
         stream=[str(path) for path in sources],
         against={str(path): certificate.digest(path) for path in shields},
