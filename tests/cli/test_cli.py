@@ -349,7 +349,7 @@ REFUSED = {
     ),
     "one row of feedback": (
         ["data.feedback.rows.rows=1"],
-        ["data.feedback.batch_size", "none yet: 2 batches need 2 rows or more"],
+        ["data.feedback.batch_size", "1 rows make 2 parts of 0"],
     ),
     "K above the vocabulary": (
         ["arm=closed_form", "designer.candidates=97"],

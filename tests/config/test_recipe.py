@@ -458,10 +458,10 @@ def test_anchors_may_be_used_and_share_nothing(write: Callable[..., Path]) -> No
     ids=["merges of merges", "a chain of merges", "long text"],
 )
 def test_a_few_lines_that_stand_for_much_are_refused_at_once(bomb: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match="with anchors written out"):
         parse(bomb, str)
-    assert time.monotonic() - began < 5  # a second, on a machine that has nothing else to do
+    assert time.process_time() - began < 5  # a second, on a machine that has nothing else to do
 
 
 def test_listing(
@@ -518,7 +518,7 @@ def test_a_folder_of_another_version_is_named_as_such(
 def test_more_than_any_recipe_holds_is_refused_at_once(
     text: str, write: Callable[..., Path]
 ) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"more than 20000 values|too long for a recipe"):
         recipes.load(write(text), schemas=SCHEMAS)
-    assert time.monotonic() - began < 5  # a second, on a machine that has nothing else to do
+    assert time.process_time() - began < 5  # a second, on a machine that has nothing else to do

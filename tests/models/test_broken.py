@@ -45,7 +45,7 @@ def changed(path, change):
 
 def problems(folder):
     recipe = language_recipe("arm=onehot", "learner.config=null", f"learner.model={folder}")
-    return Language().check(recipe)
+    return list(Language().check(recipe).problems)
 
 
 def with_first(value, dtype=torch.float32):

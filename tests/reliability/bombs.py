@@ -192,7 +192,7 @@ def _report(folder, kind, mebibytes):
 
 
 def _checked(recipe):
-    if problems := Language().check(recipe):
+    if problems := Language().check(recipe).problems:
         raise UserError(*problems)
 
 

@@ -245,7 +245,7 @@ def read_model(folder, case):
 
     def work():
         keys = ["learner.config=null", f"learner.model={place / 'out'}"]
-        if problems := Language().check(recipe_on(place, *keys)):
+        if problems := Language().check(recipe_on(place, *keys)).problems:
             raise UserError(*problems)
 
     first = outcome(work)
