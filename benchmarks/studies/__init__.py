@@ -1,6 +1,10 @@
 """The studies of docs/results.md: what is compared, from which starts, with which seeds."""
 
-from studies import dev, images, paper_designer, real_text, selection, word_problems  # noqa: F401
+import sys
+
 from studies.study import STUDIES, Start, Study
+from vpretrain.config.kinds import discover
 
 __all__ = ["STUDIES", "Start", "Study"]
+
+discover(sys.modules[__name__])  # what each file declares

@@ -32,7 +32,7 @@ SCENES = (
 )
 add(
     "vision-scenes",
-    "rendered scenes: do masks that hear segmentation beat masks that do not?",
+    "rendered scenes: do masks steered by segmentation beat masks that are not?",
     "demo-vision",
     SCENES,
     arms(

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from vpretrain.run.manifest import MODEL as MANIFEST
 from vpretrain.run.manifest import Damaged, verify
 from vpretrain.run.saved import read_run
-from vpretrain.system.errors import Fault, user_error
+from vpretrain.system.errors import Fault, brief, user_error
 
 CARD = "README.md"
 
@@ -68,7 +68,7 @@ def upload_of(run: Path, repo: str, *, private: bool = True) -> Upload:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise user_error("--to", str(error).splitlines()[0], value=repo) from None
+        raise user_error("--to", brief(error), value=repo) from None
     read_run(run)
     model = run / "model"
     try:
@@ -141,7 +141,7 @@ def _explained(repo: str) -> Iterator[None]:
         if status == 403:
             message = f"this token may not write to {repo}; take one with write access"
             raise user_error("HF_TOKEN", message, accepted="write access, to this owner") from None
-        raise Fault(f"the hub did not take {repo}: {str(error).splitlines()[0]}") from error
+        raise Fault(f"the hub did not take {repo}: {brief(error)}") from error
     except (HTTPError, ConnectionError) as error:
         raise Fault(f"the hub cannot be reached ({error}); run the same command again") from error
 

@@ -19,7 +19,7 @@ from vpretrain.run.schedule import learning_rate
 from vpretrain.run.scores import STEP0_FIX, Score, check_finite
 from vpretrain.run.state import RunState
 from vpretrain.system import distributed, sharding
-from vpretrain.system.errors import Fault, NonFinite, Stopped, UserError, user_error
+from vpretrain.system.errors import Fault, NonFinite, Stopped, UserError, brief, user_error
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
@@ -128,10 +128,9 @@ class Run:
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             if out_of_memory(error):
                 raise
-            reason = (str(error).splitlines() or [""])[0][:200]
             message = (
                 f"the newest checkpoint is not of a run of this recipe ({type(error).__name__}: "
-                f"{reason}); remove it to go on from the one before, or name another folder"
+                f"{brief(error)}); remove it to go on from the one before, or name another folder"
             )
             raise user_error("--out", message) from error
 

@@ -18,7 +18,7 @@ from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system.distributed import tensors_in
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import brief, user_error
 
 MOMENT_STEPS = 16
 """Steps at learning rate 0 that fill AdamW's moments; a run folder does not keep them."""
@@ -81,8 +81,7 @@ def restore_designer(parts: AnyParts, folder: Path) -> None:
     try:
         parts.designer.load_state_dict(state)
     except Exception as error:  # each designer finds another thing missing
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = f"the designer's state does not go with the recipe ({reason}); train again"
+        message = f"the designer's state does not go with the recipe ({brief(error)}); train again"
         path = folder / "designer" / "state.pt"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
 

@@ -117,9 +117,7 @@ def compare(
     check_arms(recipe, arms)
     _check_seeds(seeds)
     resolved = recipe.model_copy(update={"arm": arms[0]})
-    changed = changes(
-        out, resolved, "give it back, name another folder with --out, or --accept-changes"
-    )
+    changed = changes(out, resolved, _FIX)
     accepted_changes(out, changed, accept=accept_changes)  # refused before anything is read
     # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
@@ -370,3 +368,6 @@ def _check_streams(runs: Sequence[dict[str, Any]], match: Measure, out: Path) ->
             )
             accepted = f"one stream, got {', '.join(sorted(map(str, digests)))}"
             raise user_error("seed", message, value=seed, accepted=accepted)
+
+
+_FIX = "give it back, name another folder with --out, or --accept-changes"

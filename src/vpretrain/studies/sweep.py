@@ -28,7 +28,7 @@ from vpretrain.run.run import Record, Run
 from vpretrain.run.scores import STEP0_FIX, check_finite
 from vpretrain.run.train import train
 from vpretrain.studies.compare import Progress
-from vpretrain.system.errors import Fault, Problem, UserError, user_error
+from vpretrain.system.errors import Fault, Problem, UserError, brief, user_error
 from vpretrain.system.files import read_json, write_json
 from vpretrain.system.lock import writing
 from vpretrain.system.processes import in_processes
@@ -251,10 +251,9 @@ def _study(out: Path) -> optuna.Study:
     try:
         study = optuna.load_study(study_name="sweep", storage=_storage(out))
     except Exception as error:  # SQLite, SQLAlchemy and Optuna each raise their own
-        reason = (str(error).splitlines() or [""])[0]
         message = (
-            f"this search cannot be read ({type(error).__name__}: {reason}); put the file back, or "
-            "name another folder to begin again"
+            f"this search cannot be read ({type(error).__name__}: {brief(error)}); put the "
+            "file back, or name another folder to begin again"
         )
         raise user_error(str(out / "sweep.db"), message) from error
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
