@@ -5,12 +5,11 @@ another learner.
 
 One run of the arm on demo-language leaves a designer. Then, seed by seed and on the same batches:
 one-hot targets, a designer that learns from feedback throughout, and the saved one, frozen. First
-on the learner that it was trained with, then on a learner of another origin (the packaged checkpoint of
-the minority regime: same tokenizer, another stream and other random weights), where it reads either
-that learner's hidden states or those of its own old model (`designer.companion`). Gain is the
-held-out NLL of one-hot less the arm's; what is kept is the ratio of mean gains, carried over
-hearing. Writes `results/portability.json`.
-"""
+on the learner that it was trained with, then on a learner of another origin (the packaged
+checkpoint of the minority regime: same tokenizer, another stream and other random weights), where
+it reads either that learner's hidden states or those of its own old model (`designer.companion`).
+Gain is the held-out NLL of one-hot less the arm's; what is kept is the ratio of mean gains,
+carried over learning. Writes `results/portability.json`. """
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config.recipe import Recipe, Track
-from vpretrain.system.errors import Problem, brief, user_error
+from vpretrain.system.errors import Problem, user_error
 from vpretrain.system.files import write_json
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Tracker:
                     **dict.fromkeys(_NAMED_BY[track.kind], name),
                 )
         except Exception as error:  # each has its own for no account, no network, an old version
-            message = f"{track.kind} does not begin ({brief(error)}); see to it, or leave this out"
+            message = f"{track.kind} does not begin ({_line(error)}); see to it, or leave this out"
             raise user_error("track.kind", message, value=track.kind) from error
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -80,7 +80,7 @@ class Tracker:
                 getattr(self._module, function)(*given, **named)
         except Exception as error:  # what is shown is worth less than the run
             self._broken = True
-            log.warning("%s failed, and gets nothing more: %s", self.kind, brief(error))
+            log.warning("%s failed, and gets nothing more: %s", self.kind, _line(error))
 
 
 def _name(folder: Path, *, resumed: bool) -> str:
@@ -93,3 +93,7 @@ def _name(folder: Path, *, resumed: bool) -> str:
     name = f"{folder.resolve().name}-{uuid.uuid4().hex[:6]}"
     write_json(path, {"name": name})
     return name
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
