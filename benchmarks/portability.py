@@ -9,7 +9,7 @@ on the learner that it was trained with, then on a learner of another origin (th
 checkpoint of the minority regime: same tokenizer, another stream and other random weights), where
 it reads either that learner's hidden states or those of its own old model (`designer.companion`).
 Gain is the held-out NLL of one-hot less the arm's; what is kept is the ratio of mean gains,
-carried over learning. Writes `results/portability.json`. """
+carried over learning. Writes `results/portability.json`."""
 
 from __future__ import annotations
 

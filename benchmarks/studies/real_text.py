@@ -78,7 +78,6 @@ ORACLE_FILTER = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.
 BY_HAND = {
     "onehot, GSM8K rows alone": "arm=onehot data.stream.0.weight=0.001 data.stream.1.weight=0.001"
 }
-BY_DOCUMENTS = f"{D} designer.tilt=1.5 designer.agreement=documents"
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 add(
     "dev-smollm2-noisy",
@@ -89,7 +88,6 @@ add(
     | ORACLE_FILTER
     | {
         "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
-        "document_weights by documents, tilt 1.5": BY_DOCUMENTS,
         "greats_topk, 2 draws": GREATS,
     }
     | BY_HAND,

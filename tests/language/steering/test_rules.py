@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from tests.language.steering.dictated import Dictated, values_like
-from vpretrain.language.steering.rules import (
-    Anchored,
-    DocumentWeights,
-    GroupWeights,
-    TokenWeights,
-    WeightedTargets,
-)
+from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 
@@ -42,34 +36,10 @@ def test_token_weights_bound_an_outlier(context):
     assert weights[0] < 2.4 and weights[1:].min() > 0.8
 
 
-def test_documents_are_told_apart_where_their_tokens_are_noise(context):
-    """Halves of the feedback that disagree on tokens may agree on documents."""
-    row, at = context.where
-    document = context.batch.document[row, at + 1]
-    signal = (document % 2).double() - 0.5
-    noise = values_like(context, 1, 3)[:, 0].double()
-    of = torch.zeros(int(document.max()) + 1, dtype=noise.dtype)
-    counts = document.bincount()
-    noise = noise - (of.index_add(0, document, noise) / counts.clamp_min(1))[document]
-    one, other = ((signal + sign * 20 * noise)[:, None] for sign in (1, -1))
-    factors = []
-    for rule in (GroupWeights(1.0, "document"), DocumentWeights(1.0)):
-        designer = ExactDesigner(rule, Reliability(shrink=True))
-        designer.learn(context, Dictated(one, other))
-        factors.append(designer.reliability.factor)
-    assert factors[0] == 0 and factors[1] == pytest.approx(1)
-    weights = designer.make_task(context, Dictated(one, other)).mass[:, 0]
-    means = torch.zeros_like(of).index_add(0, document, signal) / counts.clamp_min(1)
-    v = (means - means.mean()) / means.std(correction=0)
-    expected = (1 + v.clamp(-3, 3)).clamp_min(0)[document]
-    torch.testing.assert_close(weights.double(), expected / expected.mean())
-
-
 RULES = {
     "closed_form": (6, Anchored(6)),
     "token_weights": (1, TokenWeights()),
     "document_weights": (1, GroupWeights(by="document")),
-    "document_weights by documents": (1, DocumentWeights()),
     "weighted_targets": (6, WeightedTargets(Anchored(6))),
 }
 

@@ -200,32 +200,6 @@ def sources_of(context: Context) -> tuple[Tensor, list[str]]:
     return torch.tensor(source, device=document.device)[document], names
 
 
-@dataclass(frozen=True)
-class DocumentWeights(TokenRule):
-    """One-hot targets whose tokens count by their document: ``w = 1 + c clip(v, +-3)``, >= 0,
-    mean 1, v the document's mean token value against the others', in standard deviations over
-    documents.
-
-    The values whose agreement between halves of the feedback is measured are those of documents:
-    the noise of their tokens averages out, so that documents can be told apart where tokens cannot.
-
-    Args:
-        tilt: ``c`` >= 0, weight per standard deviation.
-    """
-
-    tilt: float = 0.4
-
-    def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
-        """``[documents]``, of this process's part of the batch."""
-        document, count = probe.context.document, len(probe.context.batch.documents)
-        sums = gradient.new_zeros(count).index_add(0, document, gradient[:, 0])
-        means = sums / document.bincount(minlength=count).clamp_min(1)
-        return means - distributed.mean(means)
-
-    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        return SoftTargets(probe.ids, tilted(values[probe.context.document], self.tilt)[:, None])
-
-
 @ARMS.declare(
     "document_weights",
     "one-hot targets, documents weighted by the mean exact value of their tokens (ours)",
@@ -233,16 +207,8 @@ class DocumentWeights(TokenRule):
 class DocumentWeightsArm(TiltArm):
     cost = Cost(exact=True, weighted=True)
 
-    agreement: Literal["tokens", "documents"] = "tokens"
-    """What halves of the feedback have to agree on, and the tilt's unit: token values, a document
-    weighted by the t statistic of its own; or the mean values of documents."""
-
     def build(self, site: Site) -> ExactDesigner:
-        rules: dict[str, TokenRule] = {
-            "tokens": GroupWeights(self.tilt, by="document"),
-            "documents": DocumentWeights(self.tilt),
-        }
-        return ExactDesigner(rules[self.agreement], site.reliability)
+        return ExactDesigner(GroupWeights(self.tilt, by="document"), site.reliability)
 
 
 @ARMS.declare(
