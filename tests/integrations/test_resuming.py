@@ -71,7 +71,7 @@ def test_half_of_the_first_save_is_no_reason_not_to_begin(
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     again = steered(tmp_path, feedback, stream, max_steps=4)
     again.train(resume_from_checkpoint=True)
-    assert "beginning from the start" in caplog.text
+    assert "starting over" in caplog.text
     same(again.losses, trained[1].losses)
 
 

@@ -28,7 +28,7 @@ from vpretrain.studies.compare import add_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system import distributed
 from vpretrain.system.errors import user_error
-from vpretrain.system.files import write_json, write_text
+from vpretrain.system.files import read_json, write_json, write_text
 
 Make = Callable[[str, int], SteeredTrainer]
 """From an arm and a seed to a trainer made anew."""
@@ -235,7 +235,7 @@ def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, floa
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = read_json(path)
     except (OSError, ValueError):
         return None
     return run

@@ -52,7 +52,7 @@ def resumable(folder: Path) -> str | bool:
     if not broken:
         return True
     if all(isinstance(damage, _Unfinished) for damage in broken.values()):
-        log.warning("not whole: %s; beginning from the start", _listed(broken))
+        log.warning("not whole: %s; starting over", _listed(broken))
         return False
     message = f"no checkpoint here is whole: {_listed(broken)}; remove them to begin again"
     accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"

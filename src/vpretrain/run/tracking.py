@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import uuid
@@ -15,7 +14,7 @@ from typing import Any
 
 from vpretrain.config.recipe import Recipe, Track
 from vpretrain.system.errors import Problem, user_error
-from vpretrain.system.files import write_json
+from vpretrain.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def _name(folder: Path, *, resumed: bool) -> str:
     path = folder / _NAME
     try:
         if resumed:
-            return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+            return str(read_json(path)["name"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # gone or broken: what comes is shown as a run of its own
     name = f"{folder.resolve().name}-{uuid.uuid4().hex[:6]}"
