@@ -161,8 +161,10 @@ def main() -> None:
     write_json(
         ROOT / "results" / "planted-errors.json",
         {
-            "command": "python benchmarks/planted_errors.py --model FOLDER --data DIR",
-            "model": Path(given.model).name,
+            "command": "python benchmarks/planted_errors.py --model FOLDER --data DIR "
+            f"--batches {given.batches} --blocks {' '.join(given.blocks)} "
+            f"--rows {' '.join(map(str, given.rows))}",
+            "model": "/".join(Path(given.model).resolve().parts[-2:]),
             "rows": table,
             "environment": environment(),
         },
