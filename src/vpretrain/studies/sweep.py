@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,18 @@ class _Swept(Mapping[str, Callable[[], type[Recipe]]]):
 
     def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
         schema = SCHEMAS[name]
-        return lambda: create_model("Swept", __base__=schema(), sweep=(Sweep, ...))
+        return lambda: _with_sweep(schema())
 
     def __iter__(self) -> Iterator[str]:
         return iter(SCHEMAS)
 
     def __len__(self) -> int:
         return len(SCHEMAS)
+
+
+@cache  # a search reads its recipe for every value and trial; to build a class takes longer
+def _with_sweep(schema: type[Recipe]) -> type[Recipe]:
+    return create_model("Swept", __base__=schema, sweep=(Sweep, ...))
 
 
 def _without_sweep(swept: Recipe) -> Recipe:
