@@ -103,7 +103,7 @@ def resolved(study: Study, start: Start, row: str, seed: int, root: str, models:
         *rooted,
         *study.overrides,
         *start.overrides(ROOT, rooted, models),
-        *study.rows.get(row, ()),
+        *(word.replace("MODELS/", f"{models}/") for word in study.rows.get(row, ())),
         f"seed={seed}",
     ]
     return recipes.load(source, overrides, schemas=SCHEMAS)

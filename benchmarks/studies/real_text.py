@@ -79,6 +79,10 @@ BY_HAND = {
     "onehot, GSM8K rows alone": "arm=onehot data.stream.0.weight=0.001 data.stream.1.weight=0.001"
 }
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
+# MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
+# vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
+#     learner.model=MODELS/smollm2-adapted/model --out MODELS/smollm2-reference
+RHO = "arm=rho1 designer.reference=MODELS/smollm2-reference/model"
 add(
     "dev-smollm2-noisy",
     "SmolLM2-135M after 30 one-hot steps: weights or selection",
@@ -88,7 +92,9 @@ add(
     | ORACLE_FILTER
     | {
         "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "document_weights, tilt 1.5, no shrinkage": f"{D} designer.tilt=1.5 value.shrink=false",
         "greats_topk, 2 draws": GREATS,
+        "rho1": RHO,
     }
     | BY_HAND,
     "evaluate.split=dev",
