@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from vpretrain import cli, report
 
@@ -79,8 +80,15 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["vpretrain.report.page"], "panel", lambda chart, large: "")
 
 
+@pytest.fixture(scope="session")
+def parser() -> Any:
+    """The command line as typer builds it, at every call anew where it is not kept."""
+    return typer.main.get_command(cli.app)
+
+
 @pytest.fixture
 def command(
+    parser: Any,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     no_plots: None,
@@ -90,6 +98,8 @@ def command(
 
     Both outputs hold also what C++ wrote to them. Reports come without their plots.
     """
+
+    monkeypatch.setattr(cli, "app", parser)
 
     def call(*arguments: object) -> Called:
         monkeypatch.setattr("sys.argv", ["vpretrain", *map(str, arguments)])

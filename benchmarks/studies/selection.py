@@ -1,12 +1,12 @@
 """Document weights beside what people would use instead: selection and reweighting of the stream.
 
-Settings on dev, from each method's defaults one change at a time; then test, once.
+Settings on dev, from each method's defaults one change at a time; then on test, once.
 """
 
 from __future__ import annotations
 
-from studies.starts import DEV, D
-from studies.study import add
+from studies.starts import CLEAN, DEV, MAJORITY, D
+from studies.study import add, once
 
 GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
 add(
@@ -35,4 +35,23 @@ add(
         "random_selection": "arm=random_selection",
     },
     "evaluate.split=dev",
+)
+add(
+    "selection",
+    "selection and reweighting of one stream, each at its settings from dev",
+    "demo-language",
+    once(MAJORITY),
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "opus": OPUS,
+        # as many seconds as opus takes
+        "document_weights, 720 steps": f"{D} budget.steps=720",
+        "greats_topk, optimizer-aware, 4 draws": f"{GREATS} designer.alignment=optimizer_aware "
+        "designer.draws=4",
+        "rho1": RHO,
+        "dga": DGA,
+        "random_selection": "arm=random_selection",
+        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
+    },
 )
