@@ -84,11 +84,17 @@ BLOCKS = [
     if name not in ("guide.md", "README.md", "CONTRIBUTING.md")
     for text in re.findall(r"```bash\n(.*?)```", TEXTS[name], re.DOTALL)
 ]
+FEWER = (
+    "data.batch_size=2 data.stream.0.rows.rows=400 data.stream.1.rows.rows=400 "
+    "data.feedback.batch_size=4 data.feedback.rows.rows=64 value.settle_steps=1 "
+    "data.evaluation.dev.rows=8 data.evaluation.test.rows=8"
+)
 SHORTER = {
-    "probe": "--draws 4",
-    "profile": "data.batch_size=2 data.feedback.batch_size=4",
-    "doctor": "data.batch_size=2 data.feedback.batch_size=4",
-    "compare": "budget.steps=2 data.evaluation.test.rows=8 --seeds 1 --jobs 1",
+    "probe": f"--draws 4 {FEWER}",
+    "profile": FEWER,
+    "doctor": FEWER,
+    "compare": f"budget.steps=2 {FEWER} --seeds 1 --jobs 1",
+    "train": FEWER,
 }
 """What is added to a command, which it has to take: the test is about whether it runs."""
 
