@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tests.test_recipes import shrunken
 from vpretrain.cli.tables import comparison_table
+from vpretrain.run import flops
 from vpretrain.run.records import Records
 from vpretrain.studies import compare as comparison
 from vpretrain.system.errors import Fault, Stopped, UserError
@@ -25,23 +26,45 @@ def compared(out, overrides=(), arms=ARMS, seeds=2, match="steps", amount=6, **o
     return comparison.compare(recipe, arms=list(arms), seeds=seeds, match=match, out=out, **options)
 
 
-def without_times(table):
-    return [{k: v for k, v in run.items() if k != "seconds"} for run in table["runs"]]
+def without_times(table, seeds=(0, 1)):
+    runs = [run for run in table["runs"] if run["seed"] in seeds]
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in runs]
 
 
-def test_again_is_the_same_bit_for_bit_in_one_process_or_two(tmp_path, forked):
-    first = compared(tmp_path / "a", amount=3)
-    assert without_times(first) == without_times(compared(tmp_path / "b", amount=3))
-    assert without_times(first) == without_times(compared(tmp_path / "c", amount=3, jobs=2))
+@pytest.fixture(scope="module", autouse=True)
+def uncounted():
+    """What a step costs is made up, but where a test is about it."""
+    made_up = flops.Rehearsal({False: 1e6, True: 2e6}, 1 << 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "rehearse", lambda *given: made_up)
+        yield
 
 
-def test_equal_steps_draw_equal_batches(tmp_path):
-    compared(tmp_path)
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setattr(comparison, "rehearse", flops.rehearse)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder and the table of a comparison; six steps, two seeds."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    return folder, compared(folder)
+
+
+def test_again_is_the_same_bit_for_bit_in_one_process_or_two(finished, tmp_path, forked):
+    _, first = finished
+    assert without_times(first, [0]) == without_times(compared(tmp_path / "b", seeds=1))
+    assert without_times(first) == without_times(compared(tmp_path / "c", jobs=2))
+
+
+def test_equal_steps_draw_equal_batches(finished):
+    folder, _ = finished
     for seed in (0, 1):
         batches = [
             [
                 json.loads(line)["batch"]
-                for line in (tmp_path / "runs" / f"{arm}-{seed}.metrics.jsonl")
+                for line in (folder / "runs" / f"{arm}-{seed}.metrics.jsonl")
                 .read_text()
                 .splitlines()
             ]
@@ -50,6 +73,7 @@ def test_equal_steps_draw_equal_batches(tmp_path):
         assert batches[0] == batches[1] and len(set(batches[0])) == 6
 
 
+@pytest.mark.usefixtures("counted")
 def test_flops_charge_designer_and_meta_step(tmp_path):
     by_steps = compared(tmp_path / "steps", seeds=1)
     spent = {run["arm"]: run["flops"] for run in by_steps["runs"]}
@@ -62,6 +86,7 @@ def test_flops_charge_designer_and_meta_step(tmp_path):
         assert budget <= run["flops"] < budget * (1 + 2.5 / run["steps"])
 
 
+@pytest.mark.usefixtures("counted")
 def test_flops_count_every_batch_of_a_step(tmp_path):
     def spent(accumulate):
         recipe = shrunken(
@@ -78,14 +103,14 @@ def test_flops_count_every_batch_of_a_step(tmp_path):
     assert spent(3) == pytest.approx(3 * spent(1), rel=0.1)
 
 
-def test_step_zero_is_always_there(tmp_path):
-    table = compared(tmp_path, arms=("onehot",), seeds=1)
+def test_step_zero_is_always_there(finished):
+    _, table = finished
     assert table["step0"].keys() == table["metrics"].keys()
     assert table["step0"]["test/nll"]["stderr"] > 0
 
 
-def test_items_that_do_not_agree_decide_nothing(tmp_path):
-    table = compared(tmp_path, seeds=3, amount=2)
+def test_items_that_do_not_agree_decide_nothing(finished):
+    _, table = finished
     found = table["paired"]["closed_form"]["test/nll"]
     low, high = found["items"]["ci95"]
     assert low <= found["difference"] <= high
@@ -148,14 +173,14 @@ def test_no_best_model_is_kept_or_asked_for_in_a_comparison(tmp_path):
     assert [run["steps"] for run in table["runs"]] == [2]
 
 
-def test_a_result_that_is_not_whole_is_named(tmp_path):
-    compared(tmp_path)
-    whole = tmp_path / "runs" / "onehot-1.json"
+def test_a_result_that_is_not_whole_is_named(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    whole = out / "runs" / "onehot-1.json"
     whole.write_text(whole.read_text()[:40])
     with pytest.raises(UserError, match=r"onehot-1\.json.*remove the file"):
-        compared(tmp_path)
+        compared(out)
     whole.unlink()
-    assert len(compared(tmp_path)["runs"]) == 4
+    assert without_times(compared(out)) == without_times(finished[1])
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
@@ -181,9 +206,9 @@ def steps_of(folder, arm):
 @pytest.mark.parametrize(
     ("ended", "again"), [("SIGTERM", 3), ("killed", 4)], ids=["asked to stop", "killed"]
 )
-def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, ended, again):
+def test_a_run_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch, ended, again):
     """At step 3 of the second arm, checkpoints after every second step; 6 steps are a run."""
-    whole = compared(tmp_path / "whole", seeds=1)
+    folder, whole = finished
     append, calls = Records.append, []
 
     def fatal(records, record):
@@ -200,9 +225,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, ended, again):
         compared(tmp_path / "again", recipe, seeds=1)
     resumed = compared(tmp_path / "again", recipe, seeds=1)
     assert len(calls) == 9 + again
-    assert without_times(resumed) == without_times(whole)
+    assert without_times(resumed) == without_times(whole, [0])
     for arm in ("onehot", "closed_form"):
-        assert steps_of(tmp_path / "again", arm) == steps_of(tmp_path / "whole", arm)
+        assert steps_of(tmp_path / "again", arm) == steps_of(folder, arm)
     assert not [*(tmp_path / "again" / "runs").glob("*.checkpoints")]
 
 
