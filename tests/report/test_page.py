@@ -4,16 +4,16 @@ import ast
 import html
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 import vpretrain.report
+from tests.conftest import Called
 from tests.report.synthetic import comparison, run_folder
-from vpretrain.report import write_report
+from vpretrain.report import drawing, write_report
 from vpretrain.system.errors import UserError
 
 HOSTILE = "<script>document.title='owned'</script>"
@@ -35,6 +35,13 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every drawing is made up to its rendering, which takes most of the time."""
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    monkeypatch.setattr(drawing, "_saved", lambda canvas, kind: empty)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +171,7 @@ def test_without_evaluations_it_says_how_to_get_them(tmp_path: Path) -> None:
     assert "during the runs" not in page.replace("evaluated during the runs", "")
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_pareto_front_only_for_several_tasks(tmp_path: Path, made: Path) -> None:
     assert "Trade-offs" not in made.read_text()
     two = {"gsm8k/pass@1": True, "mbpp/pass@1": True}
@@ -174,6 +182,7 @@ def test_a_pareto_front_only_for_several_tasks(tmp_path: Path, made: Path) -> No
     assert (tmp_path / "plots" / "pareto-gsm8k-pass-1-mbpp-pass-1.png").is_file()
 
 
+@pytest.mark.usefixtures("blank")
 def test_several_folders_have_a_section_each(tmp_path: Path) -> None:
     a, b, r = (
         comparison(tmp_path / "a"),
@@ -247,28 +256,15 @@ def test_the_package_imports_no_model_code() -> None:
                     ), (path, module)
 
 
-def test_the_verb_prints_the_pages_place(tmp_path: Path) -> None:
+def test_the_verb_prints_the_pages_place(tmp_path: Path, command: Callable[..., Called]) -> None:
     folder = comparison(tmp_path / "c", steps=12, every=6)
-    command = [
-        sys.executable,
-        "-c",
-        "from vpretrain.cli import main; main()",
-        "report",
-        str(folder),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"page": str(folder / "report.html")}
+    done = command("report", folder, "--json")
+    assert done.code == 0, done.err
+    assert done.document == {"page": str(folder / "report.html")}
     assert (folder / "report.html").is_file()
 
     (folder / "compare.json").write_text("{")
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "other.html")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "compare.json:1" in done.stderr and done.stdout == ""
+    done = command("report", folder, "--json", "--out", tmp_path / "other.html")
+    assert done.code == 2
+    assert "compare.json:1" in done.err and done.out == ""
     assert not (tmp_path / "other.html").exists()
