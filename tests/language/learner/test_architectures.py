@@ -116,17 +116,28 @@ def recipe_of(folder, *overrides):
     )
 
 
+ADAPTED = {"gemma2", "gpt2", "lfm2", "llama", "qwen3_moe"}
+"""A kind each that is tried with adapters too; all in all four ways with ``-m slow``."""
+
+
 @pytest.mark.parametrize(
-    ("adapters", "dtype"),
+    ("kind", "adapters", "dtype"),
     [
-        (False, "float32"),
-        (True, "bfloat16"),
-        pytest.param(False, "bfloat16", marks=pytest.mark.slow),
-        pytest.param(True, "float32", marks=pytest.mark.slow),
+        pytest.param(
+            kind,
+            adapters,
+            dtype,
+            id=f"{kind}-{'lora' if adapters else 'full'}-{dtype}",
+            marks=[]
+            if (adapters, dtype) == (False, "float32")
+            or ((adapters, dtype) == (True, "bfloat16") and kind in ADAPTED)
+            else [pytest.mark.slow],
+        )
+        for kind in sorted(ARCHITECTURES)
+        for adapters in (False, True)
+        for dtype in ("float32", "bfloat16")
     ],
-    ids=["full-float32", "lora-bfloat16", "full-bfloat16", "lora-float32"],
 )
-@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_two_steered_steps_saved_and_opened_again(kind, adapters, dtype, folder_of, tmp_path):
     recipe = recipe_of(
         folder_of(kind, ARCHITECTURES[kind]),
