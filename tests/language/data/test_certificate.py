@@ -51,6 +51,15 @@ def test_training_can_tell_what_a_stream_was_checked_against(
     assert certificate.checked_against(out, known) is None
 
 
+def test_files_that_are_named_alike_are_written_apart(tmp_path: Path, test_set: Path) -> None:
+    names = []
+    row = Row(QUESTION, "18", f"{test_set}:1", "f")
+    streams = [files(f"s{i}", tmp_path / folder / "train.jsonl") for i, folder in enumerate("aab")]
+    for doubt in certificate.unchecked(streams, [row]):
+        names.append(doubt.message.rpartition(".path=")[2])
+    assert names == ["train.clean.jsonl", "a-train.clean.jsonl", "b-train.clean.jsonl"]
+
+
 def test_forty_files_are_one_warning_whose_command_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
+from itertools import chain, count
 from pathlib import Path
 
 from vpretrain.language.data.rows import Row, asked
@@ -137,14 +138,17 @@ def unchecked(streams: Iterable[StreamFiles], rows: Iterable[Row]) -> list[Probl
         name for name in {_file_of(row) for row in rows} if is_url(name) or Path(name).is_file()
     }
     rows = [row for row in rows if _file_of(row) in files]
-    doubts = []
+    doubts: list[Problem] = []
+    outs: list[str] = []
     for stream in streams if rows else ():
         covered = [checked_against(path, rows) for path in stream.files]
         if all(covered):
             continue
         state = "were never searched for" if None in covered else "were not searched for all"
         message = f"{_counted(stream, covered)} {state} near-duplicates of the feedback and "
-        message += f"evaluation rows, which would flatter the results; {_command(stream, files)}"
+        outs.append(_out(Path(stream.pattern), outs))
+        command = _command(stream, files, outs[-1])
+        message += f"evaluation rows, which would flatter the results; {command}"
         accepted = f"a file with its certificate, *{SUFFIX}, beside it"
         doubts.append(Problem(f"{stream.where}.path", stream.pattern, accepted, message))
     return doubts
@@ -156,11 +160,17 @@ def _counted(stream: StreamFiles, covered: Sequence[bool | None]) -> str:
     return f"{len(covered) - covered.count(True)} files of {stream.pattern}"
 
 
-def _command(stream: StreamFiles, against: Iterable[str]) -> str:
+def _out(pattern: Path, taken: Collection[str]) -> str:
+    """A name for the file without near-duplicates; files of two sources may be named alike."""
+    folder = pattern.parent.name.strip("*?[]")
+    name = pattern.name.partition(".")[0].strip("*?[]-_ ") or folder or "stream"
+    names = chain((name, f"{folder}-{name}"), (f"{name}-{number}" for number in count(2)))
+    return next(out for each in names if (out := f"{each}.clean.jsonl") not in taken)
+
+
+def _command(stream: StreamFiles, against: Iterable[str], out: str) -> str:
     """What searches the source, and what then names the file without near-duplicates."""
     pattern, where = Path(stream.pattern), stream.where
-    name = pattern.name.partition(".")[0].strip("*?[]-_ ") or pattern.parent.name.strip("*?[]")
-    out = f"{name or 'stream'}.clean.jsonl"
     saved = pattern / "*.arrow" if pattern.is_dir() else pattern
     words = ["vpretrain", "decontaminate", str(saved), "--against", *sorted(against)]
     if stream.unit not in (None, "line"):
