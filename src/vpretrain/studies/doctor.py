@@ -29,8 +29,9 @@ FIGURES = ("cosine", "relative_error", "seconds", "peak_bytes")
 REPEATS = 7
 REPEAT_SECONDS = 10.0
 """For all repeats together, about."""
-ROWS = 2
-"""Rows of a batch, at most: a few tokens tell how exact an estimator is."""
+FEW = {"batch_size": 2, "max_documents": 256}
+"""Rows of a batch and documents of a source, at most: a few tokens tell how exact an estimator is,
+and a stream of millions need not be tokenised for that."""
 MOMENT_STEPS = 2
 """Batches from which AdamW's second moments are estimated where the direction reads them."""
 
@@ -55,7 +56,7 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     modality = MODALITIES[recipe.modality]()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    data = {name: _few_rows(section) for name, section in recipe if name == "data"}
+    data = {name: _small(section) for name, section in recipe if name == "data"}
     recipe = recipe.model_copy(update=data)
     materials = modality.load(recipe)
     recipe, parts = _with_feedback(recipe, modality, materials)
@@ -80,14 +81,18 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _few_rows(section: SectionT) -> SectionT:
-    """A section of a recipe whose batches, and those of the sections in it, have few rows."""
+def _small(section: SectionT) -> SectionT:
+    """A section of a recipe, and the sections in it, with the few rows of :data:`FEW`."""
     changed: dict[str, Any] = {}
     for name, value in section:
-        if name == "batch_size" and isinstance(value, int):
-            changed[name] = min(value, ROWS)
+        if name in FEW and (name == "max_documents" or value is not None):
+            changed[name] = min(value or FEW[name], FEW[name])
         elif isinstance(value, BaseModel):
-            changed[name] = _few_rows(value)
+            changed[name] = _small(value)
+        elif isinstance(value, list):
+            changed[name] = [
+                _small(each) if isinstance(each, BaseModel) else each for each in value
+            ]
     return section.model_copy(update=changed)
 
 

@@ -1,0 +1,36 @@
+"""What `vpretrain doctor` reads, and that estimators are held against float64."""
+
+import pytest
+
+from tests.run.test_train import tiny_recipe
+from vpretrain.language import Language
+from vpretrain.studies.doctor import doctor
+
+
+def test_a_small_part_of_the_data_is_read(monkeypatch):
+    """A stream of millions of rows is not tokenised for a batch of two."""
+    read = []
+
+    class Enough(Exception):
+        pass
+
+    def load(self, recipe):
+        read.append(recipe.data)
+        raise Enough
+
+    monkeypatch.setattr(Language, "load", load)
+    with pytest.raises(Enough):
+        doctor(tiny_recipe("data.stream.1.max_documents=7"))
+    (data,) = read
+    assert [source.max_documents for source in data.stream] == [256, 7]
+    assert data.batch_size == data.feedback.batch_size == 2
+
+
+def test_estimators_agree_with_double_backward_in_float64():
+    found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
+    assert [row["name"] for row in found] == [
+        "central_difference",
+        "forward_mode",
+        "double_backward",
+    ]
+    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
