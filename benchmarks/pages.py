@@ -1,5 +1,5 @@
-"""Writes the measured tables into README.md and docs/results.md from the raw results: no figure is
-typed by hand.
+"""Writes the measured tables into README.md, docs/results.md and docs/compared.md from the raw
+results: no figure is typed by hand.
 
     python benchmarks/pages.py
 
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plots
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/results.md", "docs/compared.md")
 
 
 def comparison(table: dict) -> list[str]:
@@ -181,7 +182,7 @@ def horizon(found: dict) -> list[str]:
 def main() -> None:
     """Replaces every table whose results are there, and draws the plots."""
     plots.draw()
-    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+    for page in (ROOT / name for name in PAGES):
         text = page.read_text(encoding="utf-8")
         for mark, name, only in re.findall(r"(<!-- table: ([\w-]+)(?: only ([^>]*?))? -->)", text):
             path = ROOT / "results" / f"{name}.json"
