@@ -104,28 +104,50 @@ def alive(pid: int) -> bool:
         return False
 
 
+class Dawdler:
+    """Takes its time to be read in another process, as what imports torch does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dawdle, (self.folder,)
+
+    def __call__(self) -> Sleeper:
+        return Sleeper()
+
+
+def dawdle(folder: Path) -> Dawdler:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+    return Dawdler(folder)
+
+
 PARENT = """
 import sys
 from pathlib import Path
-from tests.system.test_processes import Sleeper
+from tests.system.test_processes import Dawdler, Sleeper
 from vpretrain.system.processes import in_processes
 
 if __name__ == "__main__":
-    calls = [(Path(sys.argv[1]), True), (Path(sys.argv[1]), False)]
-    list(in_processes(Sleeper, calls, 2, lambda call, pid: print(pid, flush=True)))
+    folder = Path(sys.argv[1])
+    make = Dawdler(folder) if sys.argv[2] == "starting" else Sleeper
+    calls = [(folder, True), (folder, False)]
+    list(in_processes(make, calls, 2, lambda call, pid: (folder / str(pid)).touch()))
 """
 
 
-def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
+@pytest.mark.parametrize("when", ["starting", "working"])
+def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path: Path, when: str) -> None:
+    script, folder = tmp_path / "parent.py", tmp_path / "pids"
     script.write_text(PARENT)
-    command = [sys.executable, str(script), str(tmp_path)]
+    folder.mkdir()
+    command = [sys.executable, str(script), str(folder), when]
     places = os.pathsep.join([os.getcwd(), *filter(None, sys.path)])
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": places}, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        pids = [int(parent.stdout.readline()) for _ in range(2)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": places}) as parent:
+        while len(pids := [int(path.name) for path in folder.iterdir()]) < 2:
+            assert parent.poll() is None
+            time.sleep(0.05)
         assert all(alive(pid) for pid in pids)
         parent.kill()
     for _ in range(100):
