@@ -14,18 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain.integrations.steering import Steering
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.feedback.checkers import CheckerFault
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.predictions import WholeLogits
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.method.directional import estimator
-from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.meta_step import MetaStep
-from vpretrain.method.roles import Designer, Feedback, Metrics, State, detached
-from vpretrain.method.value import Alignment
-from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.method.roles import Metrics, State, detached
 from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
@@ -158,36 +153,3 @@ class HostedStep:
         """Restores :meth:`state_dict`."""
         self.step = state["step"]
         self.meta.load_state_dict(state["meta"])
-
-
-def hosted_step(
-    learner: HostedLearner,
-    designer: Designer[Context, SoftTargets],
-    feedback: Feedback[CausalLearner],
-    optimizer: Any,
-    steering: Steering,
-) -> HostedStep:
-    """The step for the parts that a host's arguments ask for.
-
-    Args:
-        learner: the host's model as a learner.
-        designer: of the arm.
-        feedback: what it uses.
-        optimizer: the host's, as it steps: preconditioner and learning rate are read from it.
-        steering: alignment, estimator, meta period, guard.
-    """
-    alignment = Alignment.of(designer, steering.alignment, steering.smoothness)
-    meta = MetaStep(
-        learner,
-        designer,
-        feedback,
-        ValueEstimator(learner, alignment, estimator(steering.estimator)),
-        optimizer,
-        period=steering.meta_period,
-        start=steering.start_step,
-        preconditioner_floor=steering.preconditioner_floor,
-        guard=Guard(steering.guard_window),
-        collapse=Collapse(steering.guard_window, designer.bounds),
-        revert=steering.on_collapse == "revert",
-    )
-    return HostedStep(learner, meta)

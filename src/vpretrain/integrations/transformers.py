@@ -15,7 +15,7 @@ from transformers import Trainer
 from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import FORMATS, check_apart, feedback_of, log, trained_on
-from vpretrain.integrations.hosted import HostedLearner, HostedStep, hosted_step
+from vpretrain.integrations.hosted import HostedLearner, HostedStep
 from vpretrain.integrations.resuming import STATE, files_in, resumable
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
 from vpretrain.language.data.rows import Document, documents_hash
@@ -23,6 +23,7 @@ from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run import checkpoint
+from vpretrain.run.build import new_meta_step
 from vpretrain.system.errors import UserError, user_error
 
 __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
@@ -210,11 +211,11 @@ class SteeredTrainer(Trainer):
 
     def _hosted_step(self) -> HostedStep:
         """Algorithm 1 around the optimizer of the present ``train()``."""
-        if self._steered_step is None or self._steered_step.meta.optimizer is not self.optimizer:
+        optimizer: Any = self.optimizer
+        if self._steered_step is None or self._steered_step.meta.optimizer is not optimizer:
             learner, designer, feedback = self._steered_parts()
-            self._steered_step = hosted_step(
-                learner, designer, feedback, self.optimizer, self.steering
-            )
+            meta = new_meta_step(self.steering, learner, designer, feedback, optimizer)
+            self._steered_step = HostedStep(learner, meta)
         return self._steered_step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

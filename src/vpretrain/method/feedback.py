@@ -5,14 +5,30 @@ their place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpretrain.method import vectors
 from vpretrain.method.conflict import Resolve, cosines, kept
-from vpretrain.method.roles import Feedback, Gradient, LearnerT, State
+from vpretrain.method.roles import Feedback, Gradient, Learner, LearnerT, State
+from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import NonFinite
+
+
+def gradient_on_aligned(learner: Learner[Any, Any, Any], pieces: Iterable[Tensor]) -> Gradient:
+    """The gradient over S of a feedback loss that comes in pieces
+    (:func:`vpretrain.method.vectors.summed_gradient`).
+
+    While pieces are made the learner is in evaluation mode (no dropout), and nothing but S asks for
+    gradients, so that the blocks below it keep no activations.
+    """
+    members = {id(parameter) for parameter in learner.aligned.values()}
+    others = [p for p in learner.model.parameters() if id(p) not in members]
+    with torch.enable_grad(), evaluating(learner.model), frozen(others):
+        return vectors.summed_gradient(pieces, learner.aligned)
 
 
 def finite_norm(batches: Sequence[Gradient]) -> float:

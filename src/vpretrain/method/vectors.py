@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpretrain.method.roles import Gradient
 
@@ -44,6 +44,22 @@ def mean(vectors: Sequence[Gradient]) -> Gradient:
 def named(names: Iterable[str], pieces: Iterable[Tensor]) -> Gradient:
     """A vector from its pieces in the order of the names."""
     return dict(zip(names, pieces, strict=True))
+
+
+def summed_gradient(pieces: Iterable[Tensor], parameters: Mapping[str, nn.Parameter]) -> Gradient:
+    """The gradient of the sum of ``pieces``, in float32 or wider, in the memory of one piece.
+
+    Args:
+        pieces: scalars with their graph to the parameters. A generator makes them one by one, each
+            after the one before it is gone; without any the gradient is zero.
+        parameters: by name; one that no piece depends on has zeros.
+    """
+    total = {name: torch.zeros_like(wide(p.detach())) for name, p in parameters.items()}
+    for piece in pieces:
+        parts = torch.autograd.grad(piece, list(parameters.values()), materialize_grads=True)
+        for running, part in zip(total.values(), parts, strict=True):
+            running += part
+    return total
 
 
 def wide(piece: Tensor) -> Tensor:

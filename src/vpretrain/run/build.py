@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from vpretrain.config.recipe import Recipe
+from vpretrain.config.recipe import Recipe, Value
 from vpretrain.method.directional import estimator
 from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.meta_step import MetaStep
+from vpretrain.method.roles import BatchT, ContextT, Designer, Feedback, Learner, Stream, TaskT
 from vpretrain.method.step import SteeredStep
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -28,7 +29,7 @@ def seed_run(recipe: Recipe) -> None:
 
 def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
     """Algorithm 1 for these parts, with a fresh AdamW."""
-    learner, section, value = parts.learner, recipe.learner, recipe.value
+    learner, section = parts.learner, recipe.learner
     if section.shard:
         if learner.state_dict():
             message = "a learner that keeps a moving average of its model cannot be sharded"
@@ -44,22 +45,51 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         fused=not section.shard,
         foreach=False if section.shard else None,
     )
-    meta = MetaStep(
+    meta = new_meta_step(
+        recipe.value,
         learner,
         parts.designer,
         parts.feedback,
-        ValueEstimator(
-            learner,
-            Alignment.of(parts.designer, value.alignment, value.smoothness, parts.alignment_groups),
-            estimator(value.estimator),
-        ),
+        optimizer,
+        groups=parts.alignment_groups,
+        batches=parts.meta_batches,
+    )
+    return SteeredStep(learner, meta, optimizer, clip_norm=section.clip_norm)
+
+
+def new_meta_step(
+    value: Value,
+    learner: Learner[BatchT, ContextT, TaskT],
+    designer: Designer[ContextT, TaskT],
+    feedback: Feedback[Any],
+    optimizer: torch.optim.Optimizer,
+    *,
+    groups: tuple[str, ...] = (),
+    batches: Stream[BatchT] | None = None,
+) -> MetaStep[BatchT, ContextT, TaskT]:
+    """The designer's side of Algorithm 1.
+
+    Args:
+        value: alignment, estimator, meta period and guard.
+        learner: what is steered.
+        designer: of the arm.
+        feedback: what it is given.
+        optimizer: the learner's.
+        groups: see :class:`vpretrain.method.value.Alignment`.
+        batches: unlabeled batches of the designer's own; None: it learns from the learner's.
+    """
+    alignment = Alignment.of(designer, value.alignment, value.smoothness, groups)
+    return MetaStep(
+        learner,
+        designer,
+        feedback,
+        ValueEstimator(learner, alignment, estimator(value.estimator)),
         optimizer,
         period=value.meta_period,
         start=value.start_step,
         preconditioner_floor=value.preconditioner_floor,
         guard=Guard(value.guard_window),
-        collapse=Collapse(value.guard_window, parts.designer.bounds),
+        collapse=Collapse(value.guard_window, designer.bounds),
         revert=value.on_collapse == "revert",
-        batches=parts.meta_batches,
+        batches=batches,
     )
-    return SteeredStep(learner, meta, optimizer, clip_norm=section.clip_norm)

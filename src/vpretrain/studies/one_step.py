@@ -94,17 +94,7 @@ class OneStep:
 
     def gradient(self, pieces: Iterable[Tensor]) -> Gradient:
         """Of a held-out loss that comes in pieces, over all parameters."""
-        total = {
-            name: torch.zeros_like(vectors.wide(p.detach())) for name, p in self.parameters.items()
-        }
-        for piece in pieces:
-            gradients = torch.autograd.grad(
-                piece, list(self.parameters.values()), allow_unused=True
-            )
-            for name, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
-        return total
+        return vectors.summed_gradient(pieces, self.parameters)
 
 
 @torch.no_grad()

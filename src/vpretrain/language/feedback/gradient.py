@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from vpretrain.language.data.batch import padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.method import vectors
+from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Feedback, Gradient
-from vpretrain.system.contexts import evaluating, frozen
 
 CHUNK_ROWS = 16
 """Feedback rows in one forward pass."""
@@ -62,27 +60,9 @@ class Sampled(Feedback[CausalLearner]):
 
 
 def summed_gradient(learner: CausalLearner, pieces: Iterable[Tensor]) -> Gradient:
-    """The gradient over S of the sum of ``pieces``, in float32 or wider, in the memory of one
-    piece.
-
-    Args:
-        learner: gives S; it is in evaluation mode (no dropout) while pieces are made.
-        pieces: scalars with their graph to the learner. A generator makes them one by one, each
-            after the one before it is gone; without any the gradient is zero.
-    """
-    total = {
-        name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()
-    }
-    members = {id(parameter) for parameter in learner.aligned.values()}
-    others = [
-        p for p in learner.model.parameters() if id(p) not in members
-    ]  # blocks below S keep no activations
-    with torch.enable_grad(), evaluating(learner.model), frozen(others):
-        for piece in pieces:
-            parts = torch.autograd.grad(piece, list(learner.aligned.values()))
-            for running, part in zip(total.values(), parts, strict=True):
-                running += part
-    return total
+    """The gradient over S of the sum of ``pieces``
+    (:func:`vpretrain.method.feedback.gradient_on_aligned`)."""
+    return gradient_on_aligned(learner, pieces)
 
 
 def log_probabilities(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain.method import vectors
+from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Problem, UserError, abbreviated
@@ -124,10 +124,9 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         zeros where no task depends on a parameter of S. The learner is as before."""
         for _ in range(self.steps):
             self._update([freeze(self.encoder(learner), pool.draw()) for pool in self.train])
-        return [
-            self._gradient(learner, [(pool.draw(), pool.tasks) for pool in pools])
-            for pools in self.meta
-        ]
+        batches = [[(pool.draw(), pool.tasks) for pool in pools] for pools in self.meta]
+        encoder = self.encoder(learner)
+        return [gradient_on_aligned(learner, self._pieces(encoder, batch)) for batch in batches]
 
     def held_out_loss(
         self, learner: AnyPictureLearner, pictures: Sequence[Picture]
@@ -166,22 +165,6 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.eval()
-
-    def _gradient(self, learner: AnyPictureLearner, batch: Sequence[Targeted]) -> Gradient:
-        aligned = list(learner.aligned.values())
-        total = {
-            name: torch.zeros_like(vectors.wide(p.detach())) for name, p in learner.aligned.items()
-        }
-        members = {id(parameter) for parameter in aligned}
-        # Nothing but S asks for gradients, so that the blocks below S keep no activations.
-        with frozen(p for p in learner.model.parameters() if id(p) not in members):
-            for piece in self._pieces(self.encoder(learner), batch):
-                parts = torch.autograd.grad(
-                    piece, aligned, allow_unused=True, materialize_grads=True
-                )
-                for summed, part in zip(total.values(), parts, strict=True):
-                    summed += part
-        return total
 
     def _pieces(self, encoder: Encoder, batch: Sequence[Targeted]) -> Iterator[Tensor]:
         """The weighted loss, a chunk of pictures at a time; each picture runs through the encoder
