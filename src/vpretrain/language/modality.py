@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,8 @@ from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
-from vpretrain.system.errors import Problem, UserError, renamed
-
-log = logging.getLogger(__name__)
+from vpretrain.system.errors import Problem, UserError, collecting, renamed
+from vpretrain.system.phases import warn_once
 
 
 class Language(Modality[LanguageRecipe, Materials]):
@@ -111,7 +109,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         of_feedback = [document for task in tasks.values() for document in task.documents]
         refuse_shared(texts, of_feedback, others, {*tokenizer.all_special_ids})
         for line in notices(texts, counts, recipe.data):
-            _warn(line)
+            warn_once(line)
         return Materials(
             location,
             tokenizer,
@@ -132,15 +130,11 @@ class Language(Modality[LanguageRecipe, Materials]):
         section, texts, parts = recipe.learner, None, None
         named_model = section.prepare is None or section.model is not None
         arm = recipe.designer
-        try:
+        with collecting(problems):
             arm = ARMS.section_of(recipe)
-        except UserError as error:
-            problems += error.problems
-        try:
+        with collecting(problems):
             texts = read(recipe)
-        except UserError as error:
-            problems += error.problems
-        try:
+        with collecting(problems):
             shapes = skeleton(recipe)  # so that a model that does not fit is never loaded
             problems += refusals(shapes, packing=recipe.data.packing)
             problems += too_large(recipe, shapes, arm.followers)
@@ -155,13 +149,9 @@ class Language(Modality[LanguageRecipe, Materials]):
             if (count := arm.most_candidates) > (most := shapes.config.vocab_size):
                 message = "there are not so many tokens in the learner's vocabulary"
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
-        except UserError as error:
-            problems += error.problems
-        try:
+        with collecting(problems):
             if texts and not problems and (named_model or is_model(cached(recipe, texts))):
                 parts = self.build(recipe, self._materials(recipe, texts))
-        except UserError as error:
-            problems += error.problems
         return Checked(problems, parts)
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
@@ -208,7 +198,9 @@ class Language(Modality[LanguageRecipe, Materials]):
                 materials.tokenizer,
             ),
             feedback=feedback,
-            stream=_stream(recipe, materials, sources),
+            stream=_stream(
+                recipe, materials, sources, data.batch_size, data.window_tokens, recipe.seed
+            ),
             meta_batches=_meta_batches(recipe, materials, meta_domains),
             alignment_groups=tuple(f"{domain}/" for domain in meta_domains),
             evaluate=partial(evaluate, recipe, materials, learner),
@@ -249,12 +241,6 @@ class Language(Modality[LanguageRecipe, Materials]):
         )
 
 
-@cache
-def _warn(line: str) -> None:
-    """Once a process, however often a recipe's data are read in it."""
-    log.warning(line)
-
-
 def _learner(
     recipe: LanguageRecipe, materials: Materials
 ) -> tuple[CausalLearner, PeftModel | None]:
@@ -274,13 +260,20 @@ def _learner(
     return CausalLearner(model.train(), aligned, autocast=autocast, packed=packed), adapted
 
 
-def _stream(recipe: LanguageRecipe, materials: Materials, sources: Sequence[Source]) -> Stream:
-    """What the learner trains on."""
+def _stream(
+    recipe: LanguageRecipe,
+    materials: Materials,
+    sources: Sequence[Source],
+    batch_size: int,
+    window_tokens: int,
+    seed: int | str,
+) -> Stream:
+    """Batches of the learner's kind, one process's part of them."""
     return Stream(
         sources,
-        batch_size=recipe.data.batch_size,
-        window_tokens=recipe.data.window_tokens,
-        seed=recipe.seed,
+        batch_size=batch_size,
+        window_tokens=window_tokens,
+        seed=seed,
         pad_id=materials.pad_id,
         packing=recipe.data.packing,
         rank=distributed.rank(),
@@ -311,20 +304,10 @@ def _meta_batches(
         return None
 
     def stream(sources: Sequence[Source]) -> Stream:
-        return Stream(
-            [
-                replace(each, documents=CutDocuments(each.documents, section.window_tokens))
-                for each in sources
-            ],
-            batch_size=section.batch_size,
-            window_tokens=section.window_tokens,
-            seed=f"{recipe.seed}/meta/{section.seed}",
-            pad_id=materials.pad_id,
-            packing=recipe.data.packing,
-            rank=distributed.rank(),
-            world=distributed.world(),
-            loss_mean=recipe.learner.loss_mean,
-        )
+        size, window = section.batch_size, section.window_tokens
+        cut = [replace(each, documents=CutDocuments(each.documents, window)) for each in sources]
+        seed = f"{recipe.seed}/meta/{section.seed}"
+        return _stream(recipe, materials, cut, size, window, seed)
 
     with renamed({"data.batch_size": "value.meta_batch.batch_size"}):
         if domains:

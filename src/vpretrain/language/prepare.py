@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from vpretrain.language.data import word_problems
@@ -20,11 +18,13 @@ from vpretrain.language.data.texts import Texts, documents_of, read
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.loading import new_model
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.language.recipe import LanguageRecipe, Phase, Prepare
+from vpretrain.language.recipe import LanguageRecipe, Prepare
 from vpretrain.language.recipe.rows import Table
 from vpretrain.models import prepared
 from vpretrain.models.loading import named
+from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system.errors import user_error
+from vpretrain.system.phases import phase
 
 
 def locate(recipe: LanguageRecipe, texts: Texts) -> str:
@@ -137,7 +137,6 @@ def _train(
     model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts
 ) -> None:
     """Plain next-token prediction on the stream: phases of learning rate, AdamW, no steering."""
-    window = recipe.data.window_tokens
     sources = [
         Source(
             s.name,
@@ -149,40 +148,31 @@ def _train(
     stream = Stream(
         sources,
         batch_size=section.batch_size,
-        window_tokens=window,
+        window_tokens=recipe.data.window_tokens,
         seed=section.seed,
         pad_id=tokenizer.pad_token_id,
         packing=recipe.data.packing,
     )
     parameters = dict(model.named_parameters())
-    learner = CausalLearner(model, parameters, packed=recipe.data.packing)
+    learner = CausalLearner(model.train(), parameters, packed=recipe.data.packing)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    total = sum(phase.steps for phase in section.phases)
-    model.train()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("making the learner (once)", total=total)
-        done = 0
-        for phase in section.phases:
-            for step in range(phase.steps):
-                rate = _rate(phase, step) * min(1.0, (done + 1) / max(1, section.warmup_steps))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                context = learner.forward(next(stream))
-                loss = learner.loss(context, one_hot(context.labels))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                done += 1
-                progress.update(
-                    task,
-                    advance=1,
-                    description=f"making the learner (once): loss {float(loss.detach()):.3f}",
-                )
+    key = "learner.prepare.phases"
+    how = Pretraining(learner, lambda context: one_hot(context.labels), optimizer, 1.0, key)
+    schedule = _schedule(section)
+    losses = pretrain(how, stream, schedule)
+    for _ in phase("making the learner (once), steps", losses, len(schedule)):
+        pass
 
 
-def _rate(phase: Phase, step: int) -> float:
-    if phase.to is None:
-        return phase.learning_rate
-    fraction = (1 + math.cos(math.pi * step / phase.steps)) / 2
-    return phase.to + (phase.learning_rate - phase.to) * fraction
+def _schedule(section: Prepare) -> list[tuple[float, float]]:
+    """Learning rate and progress of each step: a linear warm-up over the phases' cosines."""
+    rates = []
+    for part in section.phases:
+        end = part.learning_rate if part.to is None else part.to
+        for step in range(part.steps):
+            fraction = (1 + math.cos(math.pi * step / part.steps)) / 2
+            rates.append(end + (part.learning_rate - end) * fraction)
+    warmup = max(1, section.warmup_steps)
+    return [
+        (rate * min(1.0, (step + 1) / warmup), step / len(rates)) for step, rate in enumerate(rates)
+    ]

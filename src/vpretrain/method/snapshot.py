@@ -5,16 +5,15 @@ from copies.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 from vpretrain.method.roles import Learner
+from vpretrain.system.random_streams import random_state, set_random_state
 
 
 class Snapshot:
@@ -42,23 +41,14 @@ class Snapshot:
     def __call__(self) -> Iterator[None]:
         """Undoes on leaving whatever the block did."""
         modes = [(module, module.training) for module in self.model.modules()]
-        generators = (
-            random.getstate(),
-            numpy.random.get_state(),
-            torch.get_rng_state(),
-            _accelerator_states(),
-        )
+        generators = random_state()
         try:
             yield
         finally:
             self._restore()
             for module, mode in modes:
                 module.training = mode
-            random.setstate(generators[0])
-            numpy.random.set_state(generators[1])
-            torch.set_rng_state(generators[2])
-            if generators[3]:
-                torch.cuda.set_rng_state_all(generators[3])
+            set_random_state(generators)
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -82,7 +72,3 @@ def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
     }
-
-
-def _accelerator_states() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

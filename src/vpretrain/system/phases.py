@@ -1,17 +1,26 @@
-"""What a person sees while a long part of a run goes on before its first step."""
+"""What a person is told before a run's first step: of its data, and of parts that take long."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from vpretrain.system import distributed
 
 FIRST_SECONDS, EVERY_SECONDS = 2.0, 10.0
 ItemT = TypeVar("ItemT")
+log = logging.getLogger(__name__)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning, once a process, however often the data that it is of are read in it."""
+    log.warning(text)
 
 
 def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:

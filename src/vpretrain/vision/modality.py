@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from vpretrain.run.folder import PICTURES
 from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, collecting, user_error
+from vpretrain.system.phases import warn_once
 from vpretrain.system.sampling import Order
 from vpretrain.vision.data.images import Pictures, pictures_hash
 from vpretrain.vision.data.loading import PictureSets, needed, read
@@ -36,8 +36,6 @@ from vpretrain.vision.steering.arms import ARMS, DEMO, Site, check_kind
 
 HELD_OUT_PICTURES = 64
 """Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,13 +200,7 @@ def _warn(sets: PictureSets) -> None:
     if sets.skipped:
         lines.append(f"{len(sets.skipped)} pictures are left out (data.on_bad_row: skip):")
     if lines := [*lines, *map(str, sets.skipped)]:
-        _say("\n".join(lines))
-
-
-@cache
-def _say(lines: str) -> None:
-    """Once a process, however often a recipe's pictures are read in it."""
-    log.warning(lines)
+        warn_once("\n".join(lines))
 
 
 def _stream(
