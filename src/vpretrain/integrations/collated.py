@@ -10,10 +10,8 @@ from torch import Tensor
 
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.data.rows import Document
+from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.system.errors import user_error
-
-IGNORED = -100
-"""The label of a token that is not predicted."""
 
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from vpretrain.integrations.collated import IGNORED
 from vpretrain.language.data.formats import conversation
 from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
+from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.feedback.signals import Signal, TaskDocuments, TaskRows
 from vpretrain.language.feedback.tasks import encode_task

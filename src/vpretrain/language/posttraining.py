@@ -26,6 +26,7 @@ from vpretrain.config.arms import Arm
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Row, encode
+from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named, reward_of
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
@@ -182,7 +183,10 @@ def _sft(
     in_tokens = [
         {
             "input_ids": list(each.ids),
-            "labels": [i if on else -100 for i, on in zip(each.ids, each.predicted, strict=True)],
+            "labels": [
+                token if predicted else IGNORED
+                for token, predicted in zip(each.ids, each.predicted, strict=True)
+            ],
         }
         for each in documents
     ]

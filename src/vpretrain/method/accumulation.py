@@ -62,12 +62,12 @@ class MicroBatches(Generic[BatchT]):
         """Every batch with what it counts."""
         if len(self.batches) == distributed.world() == 1:
             return [Part(self.batches[0], 1.0, 1.0)]
-        step = sum(weight for _, weight in self._totals) or 1
-        return [
-            Part(batch, sized.weight / step, sized.weight / (own or 1) if several else 1.0)
-            for several in [distributed.world() > 1]
-            for batch, sized, (_, own) in zip(self.batches, self._sized, self._totals, strict=True)
-        ]
+        of_step = sum(weight for _, weight in self._totals) or 1
+        parts = []
+        for batch, sized, (_, whole) in zip(self.batches, self._sized, self._totals, strict=True):
+            fraction_of_batch = sized.weight / (whole or 1) if distributed.world() > 1 else 1.0
+            parts.append(Part(batch, sized.weight / of_step, fraction_of_batch))
+        return parts
 
     def digest(self) -> str:
         """Proof of what was drawn (by this process); that of the batch itself where it is one."""

@@ -33,11 +33,11 @@ def cosines(gradients: Mapping[str, Gradient]) -> dict[str, float]:
     """Cosine of each two tasks' gradients as ``a~b``, in [-1, 1]; 0 where one of them is zero."""
     products = inner_products(list(gradients.values()))
     sizes = products.diagonal().sqrt()
-    found = {}
+    by_pair = {}
     for (a, one), (b, other) in combinations(enumerate(gradients), 2):
         size = float(sizes[a] * sizes[b])
-        found[f"{one}~{other}"] = float(products[a, b]) / size if size else 0.0
-    return found
+        by_pair[f"{one}~{other}"] = float(products[a, b]) / size if size else 0.0
+    return by_pair
 
 
 def kept(gradients: Sequence[Gradient]) -> list[Gradient]:

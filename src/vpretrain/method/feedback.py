@@ -68,9 +68,8 @@ class MultiTaskFeedback(Feedback[LearnerT]):
     ) -> None:
         total = sum(weights[name] for name in tasks)
         self.tasks, self.resolve, self.unit = dict(tasks), resolve, unit
-        self.weights = {
-            name: weights[name] * len(tasks) / total for name in tasks
-        }  # their mean is 1
+        # Their mean is 1.
+        self.weights = {name: weights[name] * len(tasks) / total for name in tasks}
         self.cosines: dict[str, float] = {}
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
@@ -98,20 +97,18 @@ class MultiTaskFeedback(Feedback[LearnerT]):
 
     @staticmethod
     def _size(gradient: Gradient) -> float:
-        return (
-            float(vectors.norm(gradient)) or 1.0
-        )  # a task that has nothing to say keeps its zeros
+        # A task that has nothing to say keeps its zeros.
+        return float(vectors.norm(gradient)) or 1.0
 
     def metrics(self) -> dict[str, float]:
         """``conflict/a~b``, the cosine of each two tasks' mean gradients, and each task's own as
         ``feedback/task/...``.
         """
-        found = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
+        metrics = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
         for name, task in self.tasks.items():
-            found |= {
-                f"feedback/{name}/{metric}": value for metric, value in task.metrics().items()
-            }
-        return found
+            for metric, value in task.metrics().items():
+                metrics[f"feedback/{name}/{metric}"] = value
+        return metrics
 
     def state_dict(self) -> State:
         return {name: task.state_dict() for name, task in self.tasks.items()}
@@ -154,11 +151,11 @@ class EMAFeedback(Feedback[LearnerT]):
         self.sums = [
             {
                 name: torch.add(now[name], total.to(now[name].device), alpha=self.memory)
-                for name, total in held.items()
+                for name, total in sums.items()
             }
-            for held, now in zip(past, present, strict=True)
+            for sums, now in zip(past, present, strict=True)
         ]
-        return [{name: total / self.weight for name, total in held.items()} for held in self.sums]
+        return [{name: total / self.weight for name, total in sums.items()} for sums in self.sums]
 
     def metrics(self) -> dict[str, float]:
         """What the feedback of the present tells."""

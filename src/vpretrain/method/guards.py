@@ -90,9 +90,8 @@ class Collapse:
             return
         for name, (low, high) in self.bounds.items():
             mean, reach = self._mean(name), EDGE * _range(low, high)
-            if (
-                mean is None or low == high
-            ):  # one that can stand nowhere else was asked to stand there
+            # One that can stand nowhere else was asked to stand there.
+            if mean is None or low == high:
                 continue
             if mean <= low + reach:
                 yield f"{name} stood at {low:g}, the lowest there is"

@@ -67,11 +67,9 @@ class Reliability:
 
     def metrics(self) -> dict[str, float]:
         """``agreement`` (running) and ``reliability`` once there were two feedback batches."""
-        return (
-            {}
-            if self.agreement is None
-            else {"agreement": self.agreement, "reliability": self.factor}
-        )
+        if self.agreement is None:
+            return {}
+        return {"agreement": self.agreement, "reliability": self.factor}
 
     def state_dict(self) -> State:
         return {"agreement": self.agreement}

@@ -156,14 +156,10 @@ def adam_preconditioner(
     rms = torch.sqrt(torch.stack([v.sum() for v in second_moments.values()]).sum() / count)
     if rms == 0:
         return None
-    found = {
-        name: rms / torch.clamp(v.sqrt(), min=float(floor * rms))
-        for name, v in second_moments.items()
-    }
-    return {
-        name: found[name] if name in found else torch.ones_like(vectors.wide(p))
-        for name, p in aligned.items()
-    }
+    preconditioner = {name: torch.ones_like(vectors.wide(p)) for name, p in aligned.items()}
+    for name, v in second_moments.items():
+        preconditioner[name] = rms / torch.clamp(v.sqrt(), min=float(floor * rms))
+    return preconditioner
 
 
 BLOCK = 256

@@ -252,11 +252,8 @@ def _makes_no_model(kind: ModelKind, where: str, given: object, error: Exception
     )
 
 
-_OLD_KEYS = (
-    "rope_theta",
-    "rope_scaling",
-    "torch_dtype",
-)  # transformers still reads them, and keeps them elsewhere
+# transformers still reads these, and keeps them elsewhere.
+_OLD_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
 _MOST_LAYERS = 1_000
 _HARMLESS = 2**24
 _MOST_A_BYTE = 8  # parameters: quantised to 4 bits two, and matrices may be tied

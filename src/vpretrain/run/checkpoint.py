@@ -71,7 +71,7 @@ def save(state: State, folder: Path) -> None:
     rest = _encoded(state, "", tensors)
     scratch = scratch_beside(folder)
     together = sharded(tensors)
-    first = distributed.on_first_rank if together else _called
+    first = distributed.on_first_rank if together else lambda make: make()
 
     def begin() -> None:
         remove(scratch)
@@ -84,15 +84,16 @@ def save(state: State, folder: Path) -> None:
 
     try:
         first(begin)
-        mine = {
-            name: t
-            for name, t in tensors.items()
-            if isinstance(t, DTensor) or not (together and distributed.rank())
+        # Of what is no shard the first process writes all.
+        written = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if isinstance(tensor, DTensor) or not (together and distributed.rank())
         }
         if tensors:
             writer = HuggingFaceStorageWriter(path=str(scratch), save_distributed=True)
             with _one_process():
-                distributed_checkpoint.save(mine, storage_writer=writer, no_dist=not together)
+                distributed_checkpoint.save(written, storage_writer=writer, no_dist=not together)
         first(end)
     except BaseException:
         remove(scratch)
@@ -103,17 +104,14 @@ def size(state: State) -> int:
     """About how many bytes :func:`save` writes: tensors, their names, and everything else."""
     tensors = _Tensors()
     rest = _encoded(state, "", tensors)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return held + sum(_HEADER_BYTES + len(name) for name in tensors) + len(json.dumps(rest))
+    contents = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    headers = sum(_HEADER_BYTES + len(name) for name in tensors)
+    return contents + headers + len(json.dumps(rest))
 
 
 def sharded(state: State) -> bool:
     """Whether a state holds shards of tensors: then :func:`save` is for all processes together."""
     return any(isinstance(tensor, DTensor) for tensor in distributed.tensors_in(state))
-
-
-def _called(make: Callable[[], None]) -> None:
-    make()
 
 
 def load(folder: Path) -> State:
@@ -135,9 +133,9 @@ def _loaded(folder: Path) -> State:
     tensors: dict[str, Tensor] = {}
     if any(folder.glob("*.safetensors")):
         reader = HuggingFaceStorageReader(path=str(folder))
-        for name, found in reader.read_metadata().state_dict_metadata.items():
-            assert isinstance(found, TensorStorageMetadata)
-            tensors[name] = torch.empty(found.size, dtype=found.properties.dtype)
+        for name, metadata in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(metadata, TensorStorageMetadata)
+            tensors[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
         with _one_process():
             distributed_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
     return _decoded(rest, tensors)
@@ -235,11 +233,11 @@ class CheckpointManager:
             UserError: the metric is not measured.
         """
         score = measured(metric, scores)
-        found, up = score.value, score.higher_is_better
-        if best is not None and (found <= best if up else found >= best):
+        value = score.value
+        if best is not None and (value <= best if score.higher_is_better else value >= best):
             return best
         if distributed.rank():
-            return found
+            return value
         try:
             with replacing(self.folder / "best") as scratch:
                 scratch.mkdir()
@@ -249,11 +247,11 @@ class CheckpointManager:
             log.warning(
                 "the best model so far, %s %.4g, was not kept: %s; the run goes on",
                 metric,
-                found,
+                value,
                 error,
             )
             return best
-        return found
+        return value
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""
@@ -268,10 +266,10 @@ class CheckpointManager:
         Raises:
             UserError: what the first process found another one cannot read.
         """
-        found = self._newest() if distributed.rank() == 0 else None
-        step = distributed.broadcast_object(None if found is None else found[0])
+        newest = self._newest() if distributed.rank() == 0 else None
+        step = distributed.broadcast_object(None if newest is None else newest[0])
         if distributed.rank() == 0 or step is None:
-            return found
+            return newest
         try:
             return step, self._read(step)
         except Damaged as error:
@@ -355,8 +353,8 @@ class _Tensors(dict[str, Tensor]):
 
     def add(self, name: str, tensor: Tensor) -> str:
         """Adds a tensor, if it is not there yet, and returns the name that it has."""
-        held = sharding.local(tensor)
-        place = (held.data_ptr(), held.dtype, tensor.shape, held.stride()) if held.numel() else name
+        own = sharding.local(tensor)
+        place = (own.data_ptr(), own.dtype, tensor.shape, own.stride()) if own.numel() else name
         known = self._names.setdefault(place, name)
         self[known] = tensor
         return known
@@ -382,12 +380,12 @@ def _encoded(value: Any, at: str, tensors: _Tensors) -> Any:
 def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
-    ((kind, held),) = value.items()
+    ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[held]
+        return tensors[content]
     if kind == "map":
-        return {key: _decoded(item, tensors) for key, item in held}
-    items = [_decoded(item, tensors) for item in held]
+        return {key: _decoded(item, tensors) for key, item in content}
+    items = [_decoded(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
 
 

@@ -30,8 +30,10 @@ def shortages(
     followers: int = 0,
 ) -> list[Problem]:
     """What the machine is too small for: :func:`memory_shortage` and :func:`disk_shortage`."""
-    found = memory_shortage(model, checkpoint, tokens=tokens, followers=followers)
-    return found + disk_shortage(model, checkpoint, folder, followers=followers)
+    return [
+        *memory_shortage(model, checkpoint, tokens=tokens, followers=followers),
+        *disk_shortage(model, checkpoint, folder, followers=followers),
+    ]
 
 
 def memory_shortage(
@@ -86,8 +88,9 @@ def memory_needed(
     """The bytes that :func:`memory_shortage` counts, with its arguments."""
     every, trained = _bytes(model), _bytes(model, trained=True)
     needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens) // processes()
-    held = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
-    needed = max(every, needed - held + (held // processes() if launched() else 0))
+    whole = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
+    part = whole // processes() if launched() else 0
+    needed = max(every, needed - whole + part)
     if checkpoint.asynchronous and not torch.cuda.is_available():
         # The copy that one process writes while the run goes on; it is in the machine's memory.
         needed += (3 + followers) * trained // processes()
@@ -196,7 +199,7 @@ SIZES = (
 
 def smaller(recipe: Recipe) -> str:
     """What to lower in a recipe that does not fit into memory, with the values that it has now."""
-    found: list[str] = []
+    sizes: list[str] = []
 
     def walk(tree: Any, at: str) -> None:
         if isinstance(tree, dict):
@@ -207,10 +210,10 @@ def smaller(recipe: Recipe) -> str:
             and isinstance(tree, int)
             and not at.startswith("learner.prepare")
         ):
-            found.append(f"{at} (now {tree})")
+            sizes.append(f"{at} (now {tree})")
 
     walk(recipe.model_dump(mode="json"), "")
-    return f"lower {', '.join(found)}, or take a smaller learner"
+    return f"lower {', '.join(sizes)}, or take a smaller learner"
 
 
 def readable_size(count: int) -> str:

@@ -217,13 +217,13 @@ def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[
         of_arm = items(arm)
         if not len(of_arm) == len(of_baseline) == len(seeds):
             continue
-        for metric, found in metrics.items():
+        for metric, figures in metrics.items():
             between = paired_items(
                 [run[metric] for run in of_arm], [run[metric] for run in of_baseline]
             )
-            found["items"] = {"ci95": between.ci95, "p": between.p}
+            figures["items"] = {"ci95": between.ci95, "p": between.p}
             if between.ci95[0] <= 0 <= between.ci95[1]:
-                found["verdict"] = "undecided"
+                figures["verdict"] = "undecided"
 
 
 class _Worker:
@@ -278,9 +278,9 @@ class _Worker:
         if seed == self.recipe.seed:
             with drawing():
                 self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
-        found = self._written(result)
+        entry = self._written(result)
         remove(checkpoints.folder)
-        return found
+        return entry
 
     def _trained(
         self,

@@ -20,9 +20,8 @@ def own_random_state(seed: int) -> Iterator[None]:
     """Inside the block the CPU's generator runs from ``seed``; afterwards it is where it was. Other
     devices' are left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would reseed every accelerator too
+        # torch.manual_seed would reseed every accelerator too.
+        torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -8,6 +8,5 @@ import torch
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
     accelerator."""
-    return isinstance(
-        error, (MemoryError, torch.OutOfMemoryError)
-    ) or "can't allocate memory" in str(error)
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -53,9 +53,8 @@ def mean_over_tokens(totals: Tensor, counts: Tensor) -> Score:
     value = float(totals.sum() / counts.sum())
     deviation = totals - value * counts
     stderr = float(deviation.square().sum().sqrt() / counts.sum())
-    items = tuple(
-        (totals * len(totals) / counts.sum()).tolist()
-    )  # their mean is the mean over tokens
+    # Their mean is the mean over tokens.
+    items = tuple((totals * len(totals) / counts.sum()).tolist())
     return Score(value, stderr, int(counts.sum()), higher_is_better=False, items=items)
 
 

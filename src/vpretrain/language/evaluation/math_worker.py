@@ -21,14 +21,13 @@ def main() -> None:
 
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    verify(
-        read("x^2 + 1"), read(r"\frac{1}{2}"), timeout_seconds=None
-    )  # the first question imports half of sympy
+    # The first question imports half of sympy.
+    verify(read("x^2 + 1"), read(r"\frac{1}{2}"), timeout_seconds=None)
     print("ready", flush=True)
     for line in sys.stdin:
-        expected, found = json.loads(line)
+        expected, written = json.loads(line)
         try:
-            gold, answer = read(expected), read(found)
+            gold, answer = read(expected), read(written)
             equal = bool(gold and answer) and verify(gold, answer, timeout_seconds=None)
         # the parsers and sympy have exceptions of many kinds; what cannot be compared is not equal
         except Exception:

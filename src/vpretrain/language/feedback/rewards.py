@@ -167,13 +167,11 @@ class Rewards(Sampled):
         drawn.sort(key=lambda each: len(each[0].ids))
 
         def pieces() -> Iterator[Tensor]:
-            for some in chunks(drawn, CHUNK_ROWS):
-                log_p = log_probabilities(
-                    learner, [document for document, _ in some], pad_id, self.sampling.temperature
-                )
-                yield -(log_p @ log_p.new_tensor([advantage for _, advantage in some])) / len(
-                    prompts
-                )
+            for chunk in chunks(drawn, CHUNK_ROWS):
+                answered = [document for document, _ in chunk]
+                log_p = log_probabilities(learner, answered, pad_id, self.sampling.temperature)
+                advantages = log_p.new_tensor([advantage for _, advantage in chunk])
+                yield -(log_p @ advantages) / len(prompts)
 
         return summed_gradient(learner, pieces())
 

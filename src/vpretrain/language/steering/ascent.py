@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets, mix
@@ -49,16 +49,25 @@ class Climbing(Scored):
     :class:`vpretrain.method.network.NetworkDesigner`: the candidates' values give that of any
     targets over them, one-hot ones too.
 
-    Attributes:
-        gate_max: alpha_max.
+    Args:
+        network: ``phi``, which also gives a gate.
+        targets: gives candidates (eq. 14) and the bound of the gate, alpha_max.
+        learning: see :class:`vpretrain.method.network.Learning`.
         prices: what targets cost.
         start: what ``r`` is before the network has learned: ``uniform`` over the candidates, or
             the ``learner``'s own probabilities of them.
     """
 
-    gate_max: float
-    prices: Prices
-    start: Start = "uniform"
+    def __init__(
+        self,
+        network: nn.Module,
+        targets: Anchored,
+        learning: Learning,
+        prices: Prices,
+        start: Start = "uniform",
+    ) -> None:
+        super().__init__(network, targets, learning)
+        self.gate_max, self.prices, self.start = targets.gate_max, prices, start
 
     def propose(self, context: Context) -> SoftTargets:
         """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
@@ -103,9 +112,8 @@ class CandidateDesigner(Climbing, HiddenDesigner):
     it is one of the candidates.
 
     Args:
-        network, embedding, learning: as :class:`HiddenDesigner`; the network also gives a gate.
-        targets: gives candidates and the bound of the gate.
-        prices, start: as :class:`Climbing`.
+        embedding: as :class:`HiddenDesigner`.
+        network, targets, learning, prices, start: as :class:`Climbing`.
     """
 
     def __init__(
@@ -117,8 +125,8 @@ class CandidateDesigner(Climbing, HiddenDesigner):
         prices: Prices,
         start: Start = "uniform",
     ) -> None:
-        super().__init__(network, embedding, targets, learning)
-        self.gate_max, self.prices, self.start = targets.gate_max, prices, start
+        super().__init__(network, targets, learning, prices, start)
+        self.embedding = embedding
 
 
 class ClimbingArm(NetworkArm, CandidatesArm):

@@ -76,17 +76,11 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
 class HiddenDesigner(Scored):
     """A designer whose network reads the learner's final hidden states.
 
-    Args:
-        network: ``phi``.
+    Attributes:
         embedding: the learner's output embedding ``[V, D]``; read, never trained here.
-        rule, learning: as :class:`Scored`.
     """
 
-    def __init__(
-        self, network: CandidateScorer, embedding: Tensor, rule: TokenRule, learning: Learning
-    ) -> None:
-        super().__init__(network, rule, learning)
-        self.embedding = embedding
+    embedding: Tensor
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         return self.network(Lesson.of(among.context, among.ids, among.log_p), self.embedding)
@@ -168,7 +162,8 @@ class FieldDesigner(HiddenDesigner):
     """Ours: the network regresses ``s / std(s)``; the task follows by a rule.
 
     Args:
-        network, embedding, learning: as :class:`HiddenDesigner`; the network has no extra output.
+        network, learning: as :class:`Scored`; the network has no extra output.
+        embedding: as :class:`HiddenDesigner`.
         rule: what follows from the predicted values.
         replay: batches that are learned from, at least 1: this one and the ones before it, whose
             values are a little out of date.
@@ -183,7 +178,8 @@ class FieldDesigner(HiddenDesigner):
         *,
         replay: int = 1,
     ) -> None:
-        super().__init__(network, embedding, rule, learning)
+        super().__init__(network, rule, learning)
+        self.embedding = embedding
         self.remembered: deque[Lesson] = deque(maxlen=replay - 1)
 
     def state_dict(self) -> State:
@@ -191,17 +187,15 @@ class FieldDesigner(HiddenDesigner):
 
         Where something is remembered, all processes ask for it together.
         """
-        mine = [vars(lesson.to("cpu")) for lesson in self.remembered]
-        return {
-            **super().state_dict(),
-            "remembered": distributed.all_gather_object(mine) if mine else [],
-        }
+        lessons = [vars(lesson.to("cpu")) for lesson in self.remembered]
+        everywhere = distributed.all_gather_object(lessons) if lessons else []
+        return {**super().state_dict(), "remembered": everywhere}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         saved = state.get("remembered", [])
-        mine = saved[distributed.rank()] if len(saved) == distributed.world() else []
-        lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in mine)
+        here = saved[distributed.rank()] if len(saved) == distributed.world() else []
+        lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in here)
         self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
 
     def propose(self, context: Context) -> SoftTargets:

@@ -171,8 +171,8 @@ class Rho1Arm(LanguageArm):
         learner = site.learner
         model = copy.deepcopy(learner.model)
         names = {id(p): name for name, p in learner.model.named_parameters()}
-        mine = dict(model.named_parameters())
-        aligned = {name: mine[names[id(p)]] for name, p in learner.aligned.items()}
+        copied = dict(model.named_parameters())
+        aligned = {name: copied[names[id(p)]] for name, p in learner.aligned.items()}
         return ExcessLoss(
             Reference(
                 CausalLearner(model, aligned, autocast=learner.autocast, packed=learner.packed),
@@ -205,15 +205,15 @@ def _given(folder: Path, site: Site) -> CausalLearner:
 def _check_tokenizer(location: str, tokenizer: Any) -> None:
     with explained(location, WHERE, what="tokenizer"):
         name, options = source(location)
-        its = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options).get_vocab()
-    mine = tokenizer.get_vocab()
-    if its != mine:
-        unlike = sum(its.get(token) != mine.get(token) for token in {*its, *mine})
+        other = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options).get_vocab()
+    own = tokenizer.get_vocab()
+    if other != own:
+        unlike = sum(other.get(token) != own.get(token) for token in {*other, *own})
         raise user_error(
             WHERE,
             "the reference has another tokenizer, so that the losses of its tokens are not those "
             "of the learner's",
             value=location,
-            accepted=f"a model of the learner's tokenizer ({len(mine)} tokens; that one has "
-            f"{len(its)}, and {unlike} differ)",
+            accepted=f"a model of the learner's tokenizer ({len(own)} tokens; that one has "
+            f"{len(other)}, and {unlike} differ)",
         )

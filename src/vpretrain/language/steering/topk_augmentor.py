@@ -15,11 +15,10 @@ from transformers import LlamaConfig, LlamaModel
 
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost, Site
-from vpretrain.language.steering.ascent import Climbing, ClimbingArm, Prices, Start
+from vpretrain.language.steering.ascent import Climbing, ClimbingArm
 from vpretrain.language.steering.networks import TransferableArm
-from vpretrain.language.steering.rules import Anchored, Candidates
+from vpretrain.language.steering.rules import Candidates
 from vpretrain.language.steering.scorer import rows_at_a_time
-from vpretrain.method.network import Learning
 from vpretrain.system.contexts import own_random_state
 
 if TYPE_CHECKING:
@@ -114,25 +113,7 @@ def augmentor_cost(shape: Shape, at: Setting) -> NetworkCost:
 
 
 class TopKDesigner(Climbing):
-    """The paper's designer: :class:`TopKAugmentor` climbs the value of its targets.
-
-    Args:
-        network: ``phi``.
-        targets: gives candidates (eq. 14) and the bound of the gate.
-        learning: see :class:`vpretrain.method.network.Learning`.
-        prices, start: as :class:`Climbing`.
-    """
-
-    def __init__(
-        self,
-        network: TopKAugmentor,
-        targets: Anchored,
-        learning: Learning,
-        prices: Prices,
-        start: Start = "uniform",
-    ) -> None:
-        super().__init__(network, targets, learning)
-        self.gate_max, self.prices, self.start = targets.gate_max, prices, start
+    """The paper's designer: a :class:`TopKAugmentor` climbs the value of its targets."""
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         return self.network(among.context.batch, among.context.where, among.ids)
