@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vpretrain.cli import init, runs, shell
+from vpretrain.cli import init, runs, shell, tables
 
 
 def test_a_redirected_table_is_as_wide_as_columns_says(monkeypatch):
@@ -43,6 +43,20 @@ def test_enter_takes_the_model_that_is_shown(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     assert init._asked("--model", "Model", "word-problems-majority") == "word-problems-majority"
+
+
+def test_doctor_ends_with_what_to_do():
+    def advice(chosen, **errors):
+        rows = [
+            {"name": name, "supported": True, "relative_error": error, "seconds": seconds}
+            for seconds, (name, error) in enumerate(errors.items(), 1)
+        ]
+        return tables.doctor_advice({"estimators": rows}, chosen)
+
+    assert "the fastest that is" in advice("a", a=1e-4, b=1e-6)
+    assert "value.estimator=a is 2.0 times as fast" in advice("b", a=1e-4, b=1e-6)
+    assert advice("a", a=0.2, b=1e-6) == "the recipe's a does not do here: set value.estimator=b"
+    assert "none of them is exact" in advice("a", a=0.2)
 
 
 def test_a_report_of_several_folders_leaves_their_own_alone():

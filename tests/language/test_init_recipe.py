@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from vpretrain import __version__, cli
 from vpretrain.cli import init
+from vpretrain.cli.tables import examined_lines
 from vpretrain.config.recipe import load
-from vpretrain.language.init_recipe import ROWS_A_STEP, Place, fit, halved
+from vpretrain.language.init_places import Place, halved
+from vpretrain.language.init_recipe import ROWS_A_STEP, fit
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.studies.check import check
+from vpretrain.studies.check import Examined, Needs, check
 from vpretrain.system.errors import UserError
 
 
@@ -68,6 +70,8 @@ def test_the_recipe_passes_check_and_holds_rows_out(here, call):
         "init", *MODEL, "--stream", "my notes", "--feedback", "verified.jsonl", "--json"
     )
     assert code == 0 and json.loads(said.out) == {"recipe": "steer.yaml", "problems": []}
+    # The packaged model knows sums alone, both sets of rows are small, the stream was not searched.
+    assert "no problem found that would stop a run; 4 warnings above" in said.err
     assert check("steer.yaml", []) == []
     recipe = load("steer.yaml", schemas=SCHEMAS)
     assert recipe.data.feedback.rows.rows == recipe.data.evaluation["test"].skip_rows == 18
@@ -114,6 +118,10 @@ def test_what_is_held_out_can_be_named_and_so_can_columns(here, call):
             ["--evaluation", "not in the feedback"],
         ),
         (["--stream", "my notes"], ["--feedback", "no terminal"]),
+        (
+            ["--stream", "my notes", "--feedback", "verified.jsonl", "--model", ""],
+            ["--model", "no terminal", init.TEXT_MODEL],
+        ),
         (
             ["--stream", "my notes", "--feedback", "verified.jsonl", "--model", "no/where"],
             ["--model", "no such folder"],
@@ -212,6 +220,7 @@ def pictures(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_pictures_makes_a_vision_recipe_that_passes_check(pictures, call):
+    Path("unlabelled", "README.txt").write_text("Where these come from.")
     code, said = call(*pictures, "--json")
     assert (code, json.loads(said.out)) == (0, {"recipe": "steer.yaml", "problems": []})
     data = load("steer.yaml", schemas=SCHEMAS).data
@@ -235,6 +244,8 @@ def test_pictures_that_are_measured_on_can_be_named(pictures, call):
         (["--feedback", "unlabelled"], ["--feedback", "labels/NAME.png"]),
         (["--feedback", "apart"], ["--feedback", "4 pictures", "11 or more"]),
         (["--model", "nowhere"], ["--model", "nowhere"]),
+        (["--model", "word-problems-majority"], ["--model", "LlamaModel", "DINOv3"]),
+        (["--model", ""], ["--model", init.PICTURES_MODEL]),
         (["--stream-columns", "text"], ["--stream", "no columns"]),
     ],
 )
@@ -282,6 +293,25 @@ def test_a_folder_of_several_endings_is_read_whole_and_the_rest_is_said(tmp_path
     (tmp_path / "deep" / "d.md").write_text("text\n")
     assert place.section(solutions=False)["path"] == f"{tmp_path}/**/*.{{md,txt}}"
     assert [file.name for file in place.files()] == ["a.txt", "b.md", "d.md"]
+
+
+def test_a_folder_of_several_kinds_makes_a_source_of_each(here, call):
+    write(here / "my notes" / "sums.jsonl", [{"text": f"{n} + {n} = {2 * n}"} for n in range(9)])
+    (here / "my notes" / "table.csv").write_text("colour,size\nred,3\n")
+    code, said = call("init", *MODEL, "--stream", "my notes", "--feedback", "verified.jsonl")
+    text, sums = load("steer.yaml", schemas=SCHEMAS).data.stream
+    assert code == 0 and "these are not read: 1 x .csv" in said.err
+    assert (text.name, text.weight) == ("my notes-text", 3.0)
+    assert (sums.rows.kind, sums.rows.text, sums.weight) == ("jsonl", "text", 9.0)
+
+
+def test_a_long_run_is_said_with_a_shorter_one():
+    def lines(seconds):
+        need = Needs(2**30, 2**30, seconds, forward_seconds=2.0, step_seconds=6.0)
+        return list(examined_lines(Examined([], need)))
+
+    assert lines(600.0)[0] == "no problem found" and len(lines(600.0)) == len(lines(None)) == 2
+    assert "for a first look add budget.steps=100 (about 10 min)" in lines(3000.0)[-1]
 
 
 def test_columns_that_no_name_tells_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -116,6 +116,15 @@ def test_the_first_sentence_is_what_people_ask(section: Section, found: str, out
     )
 
 
+def test_of_a_loss_alone_it_says_which_way_is_better(section: Section) -> None:
+    with_scores(section, "undecided")
+    del section.metrics["test/pass@1"]
+    assert said(headline(section)) == (
+        "Whether your examples helped is not decided: held-out loss 0.710 nats per token, 0.803 "
+        "without them, 0.951 before (lower is better). "
+    )
+
+
 def test_shares_that_round_alike_get_a_decimal(section: Section) -> None:
     with_scores(section, "better")
     section.summaries["onehot"]["test/pass@1"].mean = 0.758

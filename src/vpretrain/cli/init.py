@@ -17,10 +17,12 @@ from vpretrain.system.errors import UserError, renamed, user_error
 from vpretrain.system.files import write_text
 
 if TYPE_CHECKING:
-    from vpretrain.language.init_recipe import Place
+    from vpretrain.language.init_places import Place
 
 app = typer.Typer()
 
+TEXT_MODEL, PICTURES_MODEL = "HuggingFaceTB/SmolLM2-135M", "facebook/dino-vits16"
+"""Offered where none is named: small, fetched without an account, Apache 2.0."""
 _ROWS = "a file (.jsonl, .csv, .txt, ...), a pattern, a folder, or the id of a data set on the hub"
 _LABELLED = "for pictures a folder with images and masks"
 Columns = Annotated[
@@ -56,33 +58,45 @@ def init(
     """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
     if out.exists():
         raise user_error("--out", "there is something already; name another file", value=str(out))
-    model = model or _asked(
-        "--model",
-        "Model, a folder or hub id (Enter: a toy that comes along, and knows sums alone)",
-        "word-problems-majority",
-    )
     stream = stream or _asked(
-        "--stream", f"Stream of unlabeled rows ({_ROWS}) or pictures (a folder)"
+        "--stream",
+        f"What to train on, unlabeled: text ({_ROWS}) or pictures (a folder)",
     )
-    feedback = feedback or _asked("--feedback", f"Verified rows that steer ({_LABELLED})")
+    feedback = feedback or _asked(
+        "--feedback", f"Verified examples that steer: prompts with solutions ({_LABELLED})"
+    )
     # Loading the libraries takes seconds: after the questions.
-    from vpretrain.language.init_recipe import holds_pictures
-    from vpretrain.studies.check import check
+    from vpretrain.language.init_places import holds_pictures
 
+    pictures = holds_pictures(stream)
+    default = PICTURES_MODEL if pictures else TEXT_MODEL
+    model = model or _asked(
+        "--model", "Model to continue, a folder or hub id; Enter fetches a small one", default
+    )
     given = (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
     columns = [tuple(shell.names(each or "")) for each in given]
-    write = _of_pictures if holds_pictures(stream) else _of_text
+    write = _of_pictures if pictures else _of_text
     with renamed({"learner.model": "--model"}):
         text = write(model, stream, feedback, evaluation, columns, out)
     write_text(out, text)
-    problems = check(str(out), [])
     console = shell.console_for_people(as_json)
     say(console, f"recipe: {out}")
-    for problem in problems:
-        say(console, str(problem))
+    with console.status("checking it"):
+        from vpretrain.cli.tables import examined_lines, first_look
+        from vpretrain.studies.check import examine
+
+        result = examine(str(out), [])
+    for line in examined_lines(result):
+        say(console, line)
+    problems = result.problems
     command = text.splitlines()[0].removeprefix("# ")
-    fix = f"{len(problems)} problem(s); fix them in the recipe"
-    say(console, fix if problems else f"no problem found; next: {command}")
+    if problems:
+        say(console, f"fix this in {out}, then: vpretrain check {out}")
+    elif result.needs is not None and (fewer := first_look(result.needs)):
+        say(console, f"next, for a first look: vpretrain compare {out} --seeds 1 {fewer}")
+        say(console, f"then, for a verdict: {command}")
+    else:
+        say(console, f"next: {command}")
     shell.emit({"recipe": str(out), "problems": [vars(each) for each in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
@@ -129,21 +143,23 @@ def _of_text(
     columns: list[tuple[str, ...]],
     out: Path,
 ) -> str:
-    from vpretrain.language.init_recipe import Place, halved, memory_bytes, recipe_of
+    from vpretrain.language.init_places import Place, halved
+    from vpretrain.language.init_recipe import memory_bytes, recipe_of
 
     source = _with_columns(Place("--stream", stream, columns[0]), solutions=False)
+    sources = source.by_kind()
     steering = _with_columns(Place("--feedback", feedback, columns[1]), solutions=True)
     if evaluation is None:
         steering, measured = halved(steering)
     else:
         measured = Place("--evaluation", evaluation, columns[2] or steering.columns)
         measured = _with_columns(measured, solutions=True)
-    for place in (source, steering):
-        if others := place.left_out():
+    for place, kinds in ((source, {each.kind for each in sources}), (steering, set())):
+        if others := place.left_out(kinds):
             print(f"{place.flag}: of {place.path} these are not read: {others}", file=sys.stderr)
     return recipe_of(
         model,
-        source,
+        sources,
         steering,
         measured,
         out=out,

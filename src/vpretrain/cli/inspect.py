@@ -21,13 +21,16 @@ app = typer.Typer()
 def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Which estimator works on this model, kernel, dtype and device; how exact it is; what it
     costs."""
-    from vpretrain.cli.tables import doctor_table
-    from vpretrain.studies.doctor import doctor as examine
-
     console = shell.console_for_people(as_json)
-    result = examine(shell.resolved_recipe(recipe, overrides))
+    with console.status("trying the estimators"):
+        from vpretrain.cli.tables import doctor_advice, doctor_table
+        from vpretrain.studies.doctor import doctor as examine
+
+        resolved = shell.resolved_recipe(recipe, overrides)
+        result = examine(resolved)
     console.print(f"{result['device']}, {result['dtype']}, attention {result['attention']}")
     console.print(doctor_table(result))
+    say(console, doctor_advice(result, resolved.value.estimator))
     shell.emit(result, as_json)
 
 
@@ -94,32 +97,17 @@ def explain(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
-    from vpretrain.run.resources import readable_size
-    from vpretrain.studies.check import examine
-
-    found = examine(recipe, overrides or [])
-    problems, need = found.problems, found.needs
     console = shell.console_for_people(as_json)
-    for problem in problems:
-        say(console, str(problem))
-    console.print("no problem found" if not problems else f"{len(problems)} problem(s)")
-    if need is not None:
-        memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
-        hours = "" if need.seconds is None else f", {_duration(need.seconds)} of training"
-        say(
-            console,
-            f"a run takes about {memory} of memory, {disk} of disk{hours}; designer, feedback and "
-            f"evaluation come on top (one forward pass took {need.forward_seconds:.2g} s)",
-        )
-    shell.emit({"problems": [vars(problem) for problem in problems]}, as_json)
-    if problems:
+    with console.status("reading recipe, data and model"):
+        from vpretrain.cli.tables import examined_lines
+        from vpretrain.studies.check import examine
+
+        result = examine(recipe, overrides or [])
+    for line in examined_lines(result):
+        say(console, line)
+    shell.emit({"problems": [vars(problem) for problem in result.problems]}, as_json)
+    if result.problems:
         raise typer.Exit(2)
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 @app.command()

@@ -186,7 +186,10 @@ def _compare(
     import torch
 
     from vpretrain.cli.tables import comparison_table, verdicts
+    from vpretrain.report import first_sentence
+    from vpretrain.report.formatting import many
     from vpretrain.run.folder import PICTURES
+    from vpretrain.run.modalities import MODALITIES
     from vpretrain.studies import compare as comparison
     from vpretrain.system import distributed
 
@@ -203,9 +206,12 @@ def _compare(
     jobs = jobs or (1 if one_by_one else max(1, cores // (resolved.threads or cores)))
     say(
         console,
-        f"{len(arms)} arms ({', '.join(arms)}) x {seeds} seeds, "
-        f"{getattr(resolved.budget, match):g} {match} a run, {jobs} at a time",
+        f"{many(len(arms), 'arm')} x {many(seeds, 'seed')}, "
+        f"{getattr(resolved.budget, match):g} {match} a run, {jobs} at a time:",
     )
+    described = MODALITIES[resolved.modality]().arms
+    for arm in arms:
+        say(console, f"  {arm}: {described.get(arm, '')}")
     with shell.ShownProgress(console) as progress:
         table = comparison.compare(
             resolved,
@@ -226,6 +232,8 @@ def _compare(
     say(console, f"results: {out / 'compare.json'}")
     shell.emit(table, as_json)
     write_page([out], out / "report.html", console)
+    if sentence := first_sentence(out):
+        say(console, sentence)
 
 
 def write_page(folders: list[Path], out: Path, console: Console) -> Path:

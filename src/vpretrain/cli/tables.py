@@ -1,22 +1,37 @@
-"""Results as tables for a terminal; step 0 is the first row of every one."""
+"""Results as tables and lines for a terminal; step 0 is the first row of every table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from vpretrain.method.directional import LEAVE_ABOVE
+from vpretrain.report.formatting import many
+from vpretrain.run.resources import readable_size
+
+if TYPE_CHECKING:
+    from vpretrain.studies.check import Examined, Needs
 
 
 def run_table(result: dict[str, Any]) -> Table:
     """Step 0 and the end of one run."""
     table = Table(title=f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    table.caption = _legend(result["step0"])
     table.add_column("metric")
     table.add_column("step 0", justify="right")
     table.add_column("final", justify="right")
     for metric, value in result["step0"].items():
         table.add_row(metric, f"{value:.4f}", f"{result['final'][metric]:.4f}")
     return table
+
+
+def _legend(metrics: Iterable[str]) -> str:
+    """What a newcomer does not know of a table's words."""
+    loss = "; nll: loss in nats a token, lower is better"
+    untouched = "step 0: the model before training"
+    return untouched + (loss if any(each.endswith("nll") for each in metrics) else "")
 
 
 SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
@@ -45,8 +60,10 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
     fitting = room // (SCORE_WIDTH + DIFFERENCE_WIDTH + 2 * FRAME)
     metrics = list(table["metrics"])[: max(1, fitting)]
     tight = room < len(metrics) * ONE_LINE  # then every figure has a line of its own
+    marks = "* better or ! worse than the first arm, where it is beyond chance"
+    shown.caption = f"{_legend(metrics)}; ± over seeds; {marks}"
     if more := list(table["metrics"])[len(metrics) :]:
-        shown.caption = f"in the report, and not here: {', '.join(more)}"
+        shown.caption += f"; in the report, and not here: {', '.join(more)}"
     shown.add_column("arm", no_wrap=True)
     for metric in metrics:
         better = "↑" if table["metrics"][metric]["higher_is_better"] else "↓"
@@ -83,10 +100,51 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         yield f"{arm}: {relation} {baseline} in {metric}{p}"
 
 
+FIRST_LOOK_SECONDS = 600.0
+"""Of training in a run that shows whether everything works; a run of thrice that is a long one."""
+
+
+def examined_lines(result: Examined) -> Iterator[str]:
+    """What ``check`` came to: its problems, how many warnings there were, and what a run takes."""
+    yield from map(str, result.problems)
+    if result.problems:
+        yield f"{len(result.problems)} problem(s)"
+        return
+    warnings = many(len(result.warnings), "warning")
+    ending = f" that would stop a run; {warnings} above" if result.warnings else ""
+    yield f"no problem found{ending}"
+    if (need := result.needs) is None:
+        return
+    memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
+    time = "" if need.seconds is None else f", {_duration(need.seconds)} of training here"
+    yield (
+        f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
+        f"{need.forward_seconds:.2g} s); steering, feedback and evaluation come on top"
+    )
+    if fewer := first_look(need):
+        yield f"that is long: for a first look add {fewer} (about {_duration(FIRST_LOOK_SECONDS)})"
+
+
+def first_look(need: Needs) -> str:
+    """The override for a run of some ten minutes; empty where the recipe's own is not long."""
+    if need.seconds is None or need.seconds < 3 * FIRST_LOOK_SECONDS:
+        return ""
+    return f"budget.steps={max(2, int(FIRST_LOOK_SECONDS / need.step_seconds))}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def doctor_table(result: dict[str, Any]) -> Table:
     """Estimators, their exactness and their cost."""
     slowest = max((e["seconds"] for e in result["estimators"] if e["seconds"]), default=None)
-    table = Table()
+    table = Table(
+        title="ways to compute a task's value (value.estimator)",
+        caption="cosine and relative error against double backward in float64",
+    )
     for name in ("estimator", "works", "cosine", "relative error", "ms", "of slowest", "peak MiB"):
         table.add_column(name, justify="left" if name in ("estimator", "works") else "right")
     for row in result["estimators"]:
@@ -103,6 +161,27 @@ def doctor_table(result: dict[str, Any]) -> Table:
         else:
             table.add_row(row["name"], f"no: {row['reason']}", "", "", "", "", "")
     return table
+
+
+def doctor_advice(result: dict[str, Any], chosen: str) -> str:
+    """What to make of the table: whether the recipe's estimator does, and the fastest that does."""
+    good = {
+        row["name"]: row["seconds"]
+        for row in result["estimators"]
+        if row["supported"] and row["relative_error"] <= LEAVE_ABOVE
+    }
+    if not good:
+        return "none of them is exact on this model: steering would follow noise"
+    fastest = min(good, key=lambda name: good[name])
+    if chosen not in good:
+        return f"the recipe's {chosen} does not do here: set value.estimator={fastest}"
+    if fastest == chosen:
+        return f"the recipe's {chosen} is exact enough, and the fastest that is"
+    times = good[chosen] / good[fastest]
+    return (
+        f"the recipe's {chosen} is exact enough; value.estimator={fastest} is {times:.1f} times as "
+        "fast here, and takes the memory shown"
+    )
 
 
 def profile_table(result: dict[str, Any]) -> Table:

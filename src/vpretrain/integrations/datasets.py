@@ -10,6 +10,7 @@ from typing import Any
 
 from vpretrain.language.data.formats import conversation
 from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
+from vpretrain.language.data.texts import unfamiliar
 from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.feedback.signals import Signal, TaskDocuments, TaskRows
@@ -78,7 +79,7 @@ def feedback_of(
         documents, counts = encode_task(
             task, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
         )
-    for loss in counts.losses(max_tokens):
+    for loss in (*counts.losses(max_tokens), *unfamiliar({where: counts})):
         log.warning("%s: %s", where, loss)
     return documents
 

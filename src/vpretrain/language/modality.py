@@ -127,7 +127,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         nothing.
         """
         problems: list[Problem] = []
-        section, texts, parts = recipe.learner, None, None
+        section, texts, parts, warnings = recipe.learner, None, None, list[str]()
         named_model = section.prepare is None or section.model is not None
         arm = recipe.designer
         with collecting(problems):
@@ -151,8 +151,11 @@ class Language(Modality[LanguageRecipe, Materials]):
                 problems.append(Problem("designer.candidates", str(count), f"1 to {most}", message))
         with collecting(problems):
             if texts and not problems and (named_model or is_model(cached(recipe, texts))):
-                parts = self.build(recipe, self._materials(recipe, texts))
-        return Checked(problems, parts)
+                materials = self._materials(recipe, texts)
+                lines = notices(texts, materials.counts, recipe.data)
+                warnings = [line for line in lines if line.startswith("warning:")]
+                parts = self.build(recipe, materials)
+        return Checked(problems, parts, warnings)
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
         """Tokenizer and model from the recipe's stream, as ``learner.prepare`` says."""

@@ -9,9 +9,18 @@ from vpretrain.report.drawing import write_plots
 from vpretrain.report.figures import figures
 from vpretrain.report.folders import read
 from vpretrain.report.page import page
+from vpretrain.report.verdict import headline
 from vpretrain.system.files import writable_file, write_text
+from vpretrain.system.html import plain
 
-__all__ = ["write_report"]
+__all__ = ["first_sentence", "write_report"]
+
+
+def first_sentence(folder: Path) -> str:
+    """What a comparison's page begins with, as text: whether the examples helped; empty where none
+    steered. Raises as :func:`write_report`."""
+    (section,) = read([folder])
+    return plain(headline(section)).strip()
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:

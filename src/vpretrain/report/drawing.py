@@ -286,7 +286,8 @@ def _interval(
 def _frame(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(_short(x_label), loc="right", labelpad=3)
     left = (2 - _LEFT) / axes.bbox.width
-    axes.set_title(_short(y_label), loc="left", x=left, color=_INK, gid="label")
+    place: Any = {"loc": "left", "pad": 10}  # clear of a tick's label at the top of the axis
+    axes.set_title(_short(y_label), x=left, color=_INK, gid="label", **place)
     axes.grid(axis="y", color=_RULE, linewidth=1, clip_on=False)
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", length=4)

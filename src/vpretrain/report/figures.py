@@ -82,6 +82,14 @@ STEERING = {
         "Steps whose task was the designer's; the guard closes it while gains are negative.",
     ),
     "learning_rate": ("learning rate", "Of the learner."),
+    "estimator_error": (
+        "error of the estimator",
+        "Of central differences, relative: how far they move with a smaller step.",
+    ),
+    "collapsed": (
+        "designer collapsed",
+        "1 while one of its figures stands at the end of its range.",
+    ),
 }
 LIMITS = ("gain_bound", "regret")
 """Of :data:`STEERING`, what is under a fold: few ask for it, and the words need their sentence."""
@@ -177,8 +185,9 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
     sizes = []
     for name in [name for name in names if (name in LIMITS) == limits]:
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
-        if not by_arm or (name == "weight_spread" and _most(by_arm, name) < 1e-5):
-            continue  # a spread that is rounding: all tokens count the same
+        least = 1e-5 if name == "weight_spread" else 0.0  # a spread below it is rounding
+        if not by_arm or _most(by_arm, name) <= least:
+            continue  # zero all along, as the gate of arms without one
         sizes.append(_size(by_arm))
         arms |= dict.fromkeys(by_arm)
         label, description = STEERING.get(name, (name, ""))

@@ -82,6 +82,7 @@ class Comparison(BaseModel):
     match: str
     budget: float
     unit: str = EITHER
+    arms: dict[str, str] = {}
     metrics: dict[str, Meaning]
     step0: dict[str, Measured]
     runs: list[Entry] = Field(min_length=1)

@@ -67,6 +67,7 @@ class Section:
         unit: what the stream is counted in, in the plural.
         environment: versions, hardware, commit, command.
         notes: what a reader should know about gaps in the data.
+        descriptions: a sentence an arm, where the results have them.
     """
 
     kind: Kind
@@ -84,6 +85,7 @@ class Section:
     unit: str = EITHER
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    descriptions: dict[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -166,6 +168,7 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         table.unit,
         table.environment,
         notes,
+        table.arms,
     )
 
 

@@ -42,7 +42,12 @@ def _section(
 ) -> Markup:
     level = "h3" if several else "h2"
     shown = tables.runs(section) if section.kind == "runs" else tables.results(section)
-    parts = [("Results", joined(shown, tables.reading(section), tables.used(section)))]
+    parts = [
+        (
+            "Results",
+            joined(shown, tables.reading(section), tables.meanings(section), tables.used(section)),
+        )
+    ]
     if figures["curves"]:
         parts.append(("Curves", joined(*map(_figure, figures["curves"]))))
     if section.kind == "comparison":

@@ -92,6 +92,15 @@ def _scale(paired: dict[str, Paired]) -> tuple[float, float]:
     return span([0.0, *filter(math.isfinite, ends)])
 
 
+def meanings(section: Section) -> Markup:
+    """What each arm is, in a sentence; nothing where the results do not say."""
+    pairs = [
+        joined(tag("dt", name(arm)), tag("dd", description))
+        for arm, description in section.descriptions.items()
+    ]
+    return tag("dl", *pairs, class_="facts") if pairs else joined()
+
+
 def reading(section: Section) -> Markup:
     """How the tables' words are meant; nothing where none are said."""
     judged = [pair for metrics in section.paired.values() for pair in metrics.values()]

@@ -45,7 +45,13 @@ def headline(section: Section) -> Markup:
         return joined()
     outcome = _OUTCOME[pairs[first].verdict]
     loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
-    text = joined(outcome, _three(section, first, steered), ". ")
+    before, after = "", ""
+    if kinds[first] not in _SOLVED:
+        before = "held-out loss " if kinds[first] == "nll" else ""
+        after = {True: " (higher is better)", False: " (lower is better)", None: ""}[
+            section.metrics[first]
+        ]
+    text = joined(outcome, before, _three(section, first, steered), after, ". ")
     if loss is not None:
         text = joined(text, "Held-out loss: ", _three(section, loss, steered), ". ")
     return text
@@ -59,8 +65,9 @@ def _three(section: Section, metric: str, steered: str) -> Markup:
     solved = _SOLVED.get(metric.rpartition("/")[2])
     if solved is None:
         shown = [fixed(value, decimals_for([max(map(abs, values)) / 100])) for value in values]
-        what = "" if metric.endswith("nll") else joined(" in ", name(metric))
-        unit = " nats per token" if metric.endswith("nll") else ""
+        loss = metric.endswith("nll")
+        what = "" if loss else joined(" in ", name(metric))
+        unit = " nats per token" if loss else ""
     else:
         whole = [f"{100 * value:.0f}%" for value in values]
         distinct = len(set(whole)) == len(set(values))

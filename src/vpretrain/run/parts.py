@@ -83,10 +83,12 @@ class Checked:
         problems: what is wrong; empty when a run can start.
         parts: of a run, where they were put together on the way: what a run needs is read from
             them, and nothing is loaded twice.
+        warnings: what a person has been told of data that a run can start with, a line each.
     """
 
     problems: Sequence[Problem] = ()
     parts: AnyParts | None = None
+    warnings: Sequence[str] = ()
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

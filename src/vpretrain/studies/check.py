@@ -27,12 +27,14 @@ class Needs:
         disk_bytes: of the run folder at most.
         seconds: of training, without designer and evaluation; None where the budget does not say.
         forward_seconds: what one forward pass took here.
+        step_seconds: what a learner step takes, likewise without what comes on top.
     """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float | None
     forward_seconds: float
+    step_seconds: float
 
 
 def needs(recipe: Recipe, parts: AnyParts) -> Needs:
@@ -51,14 +53,15 @@ def needs(recipe: Recipe, parts: AnyParts) -> Needs:
         limits.append(budget.seconds)
     steps = [] if budget.steps is None else [float(budget.steps)]
     steps += [] if budget.tokens is None else [budget.tokens / (batch.tokens * accumulate)]
-    # Backward costs twice the forward pass.
-    limits += [3 * forward * accumulate * count for count in steps]
+    step = 3 * forward * accumulate  # backward costs twice the forward pass
+    limits += [step * count for count in steps]
     model = parts.learner.model
     return Needs(
         memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
         disk_needed(model, recipe.checkpoint, followers=parts.followers),
         min(limits) if limits else None,
         forward,
+        step,
     )
 
 
@@ -71,10 +74,12 @@ class Examined:
             is to look at; otherwise those of data, model and machine together. ``where`` is
             ``memory`` or ``disk`` for what this machine is too small for.
         needs: of a run, where nothing is wrong and its checkpoint does not have to be made first.
+        warnings: what may make a run useless, but does not stop one; a person was told already.
     """
 
     problems: list[Problem]
     needs: Needs | None = None
+    warnings: Sequence[str] = ()
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:
@@ -97,8 +102,8 @@ def examine(source: str, overrides: Sequence[str]) -> Examined:
         checked = MODALITIES[recipe.modality]().check(recipe)
         problems = [*missing(recipe.track), *checked.problems]
         if problems or checked.parts is None:
-            return Examined(problems)
-        return Examined([], needs(recipe, checked.parts))
+            return Examined(problems, warnings=tuple(checked.warnings))
+        return Examined([], needs(recipe, checked.parts), tuple(checked.warnings))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -152,8 +152,8 @@ def _check_seeds(seeds: int) -> None:
 def _table(
     recipe: Recipe, match: Measure, step0: dict[str, Any], runs: list[dict[str, Any]], out: Path
 ) -> dict[str, Any]:
-    direct, baseline = MODALITIES[recipe.modality]().direct, runs[0]["arm"]
-    _check_streams([entry for entry in runs if entry["arm"] not in direct], match, out)
+    modality, baseline = MODALITIES[recipe.modality](), runs[0]["arm"]
+    _check_streams([entry for entry in runs if entry["arm"] not in modality.direct], match, out)
     summary, paired = paired_table(runs, step0["metrics"], baseline)
     add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
     return {
@@ -162,6 +162,7 @@ def _table(
         "match": match,
         "budget": getattr(recipe.budget, match),
         "unit": step0["unit"],
+        "arms": {entry["arm"]: modality.arms[entry["arm"]] for entry in runs},
         "metrics": step0["metrics"],
         "step0": step0["step0"],
         "runs": runs,

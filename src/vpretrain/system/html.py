@@ -56,6 +56,11 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     return Markup(opened if name in _VOID else f"{opened}{joined(*children)}</{name}>")
 
 
+def plain(markup: Markup) -> str:
+    """The text of it, for a terminal."""
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+
+
 def name(text: object, **attributes: object) -> Markup:
     """A name from the data: set apart from the text around it, and free to break after an
     underscore or a slash."""

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from vpretrain.models.loading import named
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.data.decoding import BadFile, label_numbers
 from vpretrain.vision.data.images import IGNORE
 from vpretrain.vision.data.readers import LABEL_SUFFIXES, image_files
@@ -87,8 +88,9 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
             "--feedback", message, value=f"{len(steers.maps)} pictures", accepted=least
         )
     measured = _labelled(evaluation, "--evaluation") if evaluation else None
-    config = load_model(named(model), dtype=torch.float32, attention="sdpa").config
-    patch, side = config.patch_size, getattr(config, "image_size", 224)
+    backbone = Backbone(load_model(named(model), dtype=torch.float32, attention="sdpa"))
+    patch, side = backbone.patch_size, getattr(backbone.model.config, "image_size", 224)
+    side = side if isinstance(side, int) else min(side)
     view, local, image = (
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )

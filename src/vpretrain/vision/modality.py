@@ -96,7 +96,7 @@ class Vision(Modality[VisionRecipe, Materials]):
                 parts = self.build(
                     recipe.model_copy(update={"learner": brief, "data": data}), materials
                 )
-        return Checked(problems, parts)
+        return Checked(problems, parts, [str(warning) for warning in sets.warnings])
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:
         sets = materials.sets

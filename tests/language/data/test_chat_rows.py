@@ -11,7 +11,7 @@ import pytest
 
 from tests.language.data.small_recipe import FEEDBACK, STREAM, TEST, recipe, refused
 from vpretrain.language.data import word_problems
-from vpretrain.language.init_recipe import Place
+from vpretrain.language.init_places import Place
 from vpretrain.language.modality import Language
 from vpretrain.run.run import Run
 from vpretrain.run.train import train

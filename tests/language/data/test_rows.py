@@ -19,6 +19,7 @@ from vpretrain.language.data.rows import (
     overlap,
 )
 from vpretrain.language.data.stored import StoredDocuments, StoredRows
+from vpretrain.language.data.texts import unfamiliar
 from vpretrain.system.errors import UserError
 
 EOS = 1
@@ -64,9 +65,9 @@ def test_a_tokenizer_of_another_language_is_said() -> None:
     tokenizer.unk_token = "<unk>"
     _, counts = encode(rows, tokenizer)
     assert (counts.unknown, counts.tokens) == (3, 8)
-    (said,) = counts.losses(20)
-    assert said.startswith("38% of the tokens are unknown to the tokenizer")
-    assert encode([raw("w0 w1")] * 100 + rows[1:], tokenizer)[1].losses(20) == [], "a name or so"
+    (said,) = unfamiliar({"notes": counts, "test": counts})
+    assert "unknown tokens: 38% of notes, 38% of test" in said
+    assert encode([raw("w0 w1")] * 100 + rows[1:], tokenizer)[1].unfamiliar() == 0, "a name or so"
     tokenizer.unk_token = tokenizer.eos_token = "<unk>"
     assert encode(rows, tokenizer)[1].unknown == 0, "GPT-2's end is no unknown text"
 
@@ -242,7 +243,7 @@ def test_what_was_lost_is_said_in_words() -> None:
         "1 of 5 rows left out: the prompt alone fills 20 tokens",
         "1 of 5 rows left out: the tokenizer finds nothing to predict in them",
         "1 of 5 rows cut at 20 tokens, their end with it",
-        "1 of 5 rows lost a rest too short for a document",
+        "1 of 5 rows lose their last few tokens, too short for a document of their own",
     ]
     assert Encoded(rows=3, documents=3).losses(20) == []
 

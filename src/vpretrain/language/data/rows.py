@@ -121,15 +121,17 @@ class Encoded:
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
             f"cut at {max_tokens} tokens, their end with it": self.truncated,
-            "lost a rest too short for a document": self.tails,
+            "lose their last few tokens, too short for a document of their own": self.tails,
             "not read: there are documents enough": self.capped,
             "begin inside the last token of their prompt (see data.separator)": self.merged,
         }
         lines = [f"{count} of {self.rows} rows {what}" for what, count in counts.items() if count]
-        if self.unknown > UNKNOWN_SHARE * self.tokens:
-            share = f"{self.unknown / self.tokens:.0%} of the tokens are unknown to the tokenizer"
-            lines.append(f"{share}: name a model or tokenizer of this language and domain")
         return lines
+
+    def unfamiliar(self) -> float:
+        """The share of tokens that stand for text which the tokenizer has none for; 0 where it is
+        too small to matter (a name or so)."""
+        return self.unknown / self.tokens if self.unknown > UNKNOWN_SHARE * self.tokens else 0.0
 
 
 def encode(

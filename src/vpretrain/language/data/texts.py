@@ -148,7 +148,18 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
     for name, count in counts.items():
         limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
         lines += [f"{name}: {loss}" for loss in count.losses(limit)]
-    return lines
+    return [*lines, *unfamiliar(counts)]
+
+
+def unfamiliar(counts: Mapping[str, Encoded]) -> Iterator[str]:
+    """One warning of all sets that the learner's tokenizer has no tokens for."""
+    shares = {name: share for name, count in counts.items() if (share := count.unfamiliar())}
+    if shares:
+        of = ", ".join(f"{share:.0%} of {name}" for name, share in shares.items())
+        yield (
+            "warning: the model's tokenizer does not know this text, and can learn little of it "
+            f"(unknown tokens: {of}); name a model or tokenizer of this language and domain"
+        )
 
 
 def _copies(texts: Texts, data: Data) -> Iterator[str]:
