@@ -12,7 +12,7 @@ from vpretrain.cli.shell import Json, Overrides, RecipeName
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="What steering costs in speed and memory.")
 def profile(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -49,7 +49,7 @@ def _option(meaning: str) -> Any:
     return typer.Option(help=meaning)
 
 
-@app.command()
+@app.command(short_help="Benchmarks of a model or a run: Pass@k and others.")
 def evaluate(
     model: Model,
     tasks: Tasks,

@@ -30,7 +30,7 @@ Columns = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Writes a commented recipe for your text or pictures.")
 def init(
     model: Annotated[
         str | None,

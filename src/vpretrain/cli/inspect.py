@@ -17,7 +17,7 @@ from vpretrain.config.recipe import listing
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="Which way to compute values works on this model.")
 def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Which estimator works on this model, kernel, dtype and device; how exact it is; what it
     costs."""
@@ -34,7 +34,7 @@ def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fals
     shell.emit(result, as_json)
 
 
-@app.command()
+@app.command(short_help="Does a step's value predict what the step does?")
 def probe(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -72,7 +72,7 @@ def probe(
     shell.emit(result, as_json)
 
 
-@app.command()
+@app.command(short_help="Which tokens of the stream your examples value.")
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")],
     documents: Annotated[int, typer.Option(min=1, help="Documents of the stream to look at.")] = 24,
@@ -94,7 +94,7 @@ def explain(
     shell.emit(result, as_json)
 
 
-@app.command()
+@app.command(short_help="Every problem of a recipe, its data and its model.")
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Reads recipe, data and model, and prints every problem at once; nothing is trained."""
     console = shell.console_for_people(as_json)
@@ -110,7 +110,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(short_help="Makes the model that `learner.prepare` describes.")
 def prepare(
     recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
@@ -125,7 +125,7 @@ def prepare(
     shell.emit({"model": str(folder)}, as_json)
 
 
-@app.command()
+@app.command(short_help="Lists the packaged recipes, and those in ./recipes.")
 def recipes(as_json: Json = False) -> None:
     """Lists the packaged recipes, and those under ./recipes."""
     folder = Path("recipes")

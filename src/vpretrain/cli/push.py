@@ -13,7 +13,7 @@ from vpretrain.cli.shell import Json, say
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="A finished run's model to the Hugging Face hub.")
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `train` finished.")],
     to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="The repository on the hub.")],

@@ -19,7 +19,7 @@ from vpretrain.system.errors import user_error
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="One run of a recipe; the same command resumes it.")
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -57,7 +57,7 @@ def train(
     write_page([folder], folder / "report.html", console)
 
 
-@app.command()
+@app.command(short_help="Does steering help? Runs side by side, over seeds.")
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -102,7 +102,7 @@ def compare(
     _compare(resolved, chosen, seeds, match, folder, as_json, jobs, accept_changes)
 
 
-@app.command()
+@app.command(short_help="Plain, steered and control runs on built-in data.")
 def demo(
     modality: Annotated[
         str, typer.Argument(help="language, language-minority or vision.")
@@ -111,8 +111,8 @@ def demo(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """The main job on the embedded default: step 0, unsteered, steered, and a control, on held-out
-    data."""
+    """Plain, steered and control training on problems (or pictures) that come with the package,
+    compared on held-out ones; some minutes on a CPU."""
     demos = [name.removeprefix("demo-") for name in packaged() if name.startswith("demo-")]
     if modality not in demos:
         message = "there is no demo of this"
@@ -123,7 +123,7 @@ def demo(
     _compare(resolved, _default_arms(resolved), seeds, "steps", folder, as_json)
 
 
-@app.command()
+@app.command(short_help="One HTML page of saved results.")
 def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")

@@ -13,7 +13,7 @@ from vpretrain.cli.shell import AcceptChanges, Json, Out, Overrides, RecipeName,
 app = typer.Typer()
 
 
-@app.command()
+@app.command(short_help="Searches what a recipe's `sweep` section names.")
 def sweep(
     recipe: RecipeName,
     overrides: Overrides = None,
