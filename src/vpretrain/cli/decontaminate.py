@@ -41,7 +41,7 @@ class _Lists(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-@app.command(cls=_Lists)
+@app.command(cls=_Lists, short_help="Leaves near-duplicates of protected rows out.")
 def decontaminate(
     stream: Annotated[
         list[str], typer.Argument(metavar="STREAM", help="Files that recipes read; or globs.")
