@@ -78,6 +78,7 @@ ORACLE_FILTER = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.
 BY_HAND = {
     "onehot, GSM8K rows alone": "arm=onehot data.stream.0.weight=0.001 data.stream.1.weight=0.001"
 }
+UNSHRUNK = {"document_weights, tilt 1.5, no shrinkage": f"{D} designer.tilt=1.5 value.shrink=false"}
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 # MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
 # vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
@@ -92,7 +93,7 @@ add(
     | ORACLE_FILTER
     | {
         "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
-        "document_weights, tilt 1.5, no shrinkage": f"{D} designer.tilt=1.5 value.shrink=false",
+        **UNSHRUNK,
         "greats_topk, 2 draws": GREATS,
         "rho1": RHO,
     }
@@ -106,7 +107,7 @@ add(
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
     SMOL,
     (ADAPTED,),
-    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS} | ORACLE_FILTER | BY_HAND,
+    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS, **UNSHRUNK} | ORACLE_FILTER | BY_HAND,
     "data.evaluation.test.rows=100",
     ERRORS,
 )
