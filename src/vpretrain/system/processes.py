@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -108,13 +107,12 @@ def _workers(
 ) -> Iterator[dict[Connection, BaseProcess]]:
     """Processes by the pipe to each; killed when the block is left."""
     context = multiprocessing.get_context("spawn")
-    pickled = pickle.dumps(make)
     workers: dict[Connection, BaseProcess] = {}
     resource_tracker.ensure_running()  # or starting the first worker lets the signals through again
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(pickled, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # workers inherit this
             try:
                 process.start()
@@ -122,6 +120,7 @@ def _workers(
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             workers[ours] = process
+            ours.send(make)
         yield workers
     finally:
         for worker in workers.values():
@@ -137,12 +136,12 @@ def _received(pipe: Connection) -> tuple[str, Any]:
     return message
 
 
-def _serve(pickled: bytes, pipe: Connection) -> None:
-    # Before what is pickled is read: it imports torch, and the parent may end meanwhile.
+def _serve(pipe: Connection) -> None:
+    # Before what is made is received: that imports torch, and the parent may end meanwhile.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # nobody waits any more
         try:
-            worker = pickle.loads(pickled)()
+            worker = pipe.recv()()
             while (call := _next_call(pipe)) is not None:
                 pipe.send(("done", worker(*call, tell=lambda word: pipe.send(("told", word)))))
         except (BrokenPipeError, KeyboardInterrupt):
