@@ -107,7 +107,9 @@ add(
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
     SMOL,
     (ADAPTED,),
-    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS, **UNSHRUNK} | ORACLE_FILTER | BY_HAND,
+    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS, "rho1": RHO, **UNSHRUNK}
+    | ORACLE_FILTER
+    | BY_HAND,
     "data.evaluation.test.rows=100",
     ERRORS,
 )
