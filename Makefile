@@ -16,7 +16,7 @@ test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: setup
-	@$(BIN)/ruff format --quiet --check --output-format concise . || { echo 'Some files are not in the agreed format; mend: $(BIN)/ruff format'; exit 1; }
+	@$(BIN)/ruff format --quiet --check --output-format concise . || { echo 'Some files are not in the agreed format; fix: $(BIN)/ruff format'; exit 1; }
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/mypy --no-error-summary src
 

@@ -2,10 +2,11 @@
 paired.
 
     python benchmarks/steering.py STUDY [STUDY ...] --work DIR [--jobs 2] [--data ../shared/data]
-        [--models DIR]
+        [--models DIR] [--against ROW]
 
 Studies are declared in `benchmarks/studies/`. One run is one JSON file below DIR/STUDY, finished
 ones are not run again; what a study came to is written to `results/STUDY.json`.
+With `--against ROW` finished rows are held against that one, over held-out items, and printed.
 `python benchmarks/pages.py` makes tables and plots of it. Warm checkpoints (a start) are made on
 first use and cached, see `vpretrain.language.prepare`; real ones stand below `--models`.
 """
@@ -161,9 +162,9 @@ def work_off(job: Job, work: Path, root: str, models: Path) -> None:
     )
 
 
-def collect(study: Study, work: Path) -> dict[str, Any]:
-    """What the study's finished runs come to: rows against its baseline, paired over starts and
-    seeds.
+def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, Any]:
+    """What the study's finished runs come to: rows against its baseline (None: its first row),
+    paired over starts and seeds.
     """
     done = [
         json.loads(job.path(work).read_text())
@@ -179,7 +180,7 @@ def collect(study: Study, work: Path) -> dict[str, Any]:
         name: {"higher_is_better": s["higher_is_better"]}
         for name, s in next(iter(step0.values())).items()
     }
-    baseline = next(iter(study.rows))
+    baseline = baseline or next(iter(study.rows))
     summary, paired = paired_table(done, meaning, baseline)
     of = {(entry["arm"], entry["seed"]): entry for entry in done}
     for row, metrics in paired.items():
@@ -224,9 +225,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=str(ROOT / ".." / "shared" / "data"))
     parser.add_argument("--models", type=Path, default=ROOT / ".." / "shared" / "models")
+    parser.add_argument("--against", metavar="ROW")
     options = parser.parse_args()
     for name in options.studies:
         study = STUDIES[name]
+        if options.against:
+            for row, pairs in collect(study, options.work, options.against)["paired"].items():
+                for metric, pair in pairs.items():
+                    print(name, row, metric, f"{pair['difference']:+.4f}", pair["items"]["ci95"])
+            continue
         missing = [job for job in plan(study) if not job.path(options.work).is_file()]
         print(f"{name}: {len(missing)} of {len(list(plan(study)))} runs to do", flush=True)
         for start in study.starts:

@@ -55,7 +55,10 @@ def test_doctor_ends_with_what_to_do():
 
     assert "the fastest that is" in advice("a", a=1e-4, b=1e-6)
     assert "value.estimator=a is 2.0 times as fast" in advice("b", a=1e-4, b=1e-6)
-    assert advice("a", a=0.2, b=1e-6) == "the recipe's a does not do here: set value.estimator=b"
+    assert (
+        advice("a", a=0.2, b=1e-6)
+        == "the recipe's a is not exact enough here: set value.estimator=b"
+    )
     assert "none of them is exact" in advice("a", a=0.2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,16 +91,23 @@ def init(
         say(console, line)
     problems = result.problems
     command = text.splitlines()[0].removeprefix("# ")
-    if problems:
-        say(console, f"fix this in {out}, then: vpretrain check {out}")
-    elif result.needs is not None and (fewer := first_look(result.needs)):
-        say(console, f"next, for a first look: vpretrain compare {out} --seeds 1 {fewer}")
-        say(console, f"then, for a verdict: {command}")
-    else:
-        say(console, f"next: {command}")
+    fewer = first_look(result.needs) if result.needs else ""
+    for line in _next_commands(out, command, fewer, fix=bool(problems)):
+        say(console, line)
     shell.emit({"recipe": str(out), "problems": [vars(each) for each in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
+
+
+def _next_commands(out: Path, command: str, fewer: str, *, fix: bool) -> Iterator[str]:
+    """What to run after ``init``; ``fewer``: the override of a run for a first look, or empty."""
+    if fix:
+        yield f"fix this in {out}, then: vpretrain check {out}"
+    elif fewer:
+        yield f"next, for a first look: vpretrain compare {out} --seeds 1 {fewer}"
+        yield f"then, for a verdict: {command}"
+    else:
+        yield f"next: {command}"
 
 
 def _asked(flag: str, question: str, default: str | None = None) -> str:

@@ -101,7 +101,7 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
 
 
 FIRST_LOOK_SECONDS = 600.0
-"""Of training in a run that shows whether everything works; a run of thrice that is a long one."""
+"""Of training in a run that shows whether everything works; three times that is a long run."""
 
 
 def examined_lines(result: Examined) -> Iterator[str]:
@@ -174,7 +174,7 @@ def doctor_advice(result: dict[str, Any], chosen: str) -> str:
         return "none of them is exact on this model: steering would follow noise"
     fastest = min(good, key=lambda name: good[name])
     if chosen not in good:
-        return f"the recipe's {chosen} does not do here: set value.estimator={fastest}"
+        return f"the recipe's {chosen} is not exact enough here: set value.estimator={fastest}"
     if fastest == chosen:
         return f"the recipe's {chosen} is exact enough, and the fastest that is"
     times = good[chosen] / good[fastest]

@@ -85,7 +85,7 @@ def _small(section: SectionT) -> SectionT:
     """A section of a recipe, and the sections in it, with the few rows of :data:`FEW`."""
     changed: dict[str, Any] = {}
     for name, value in section:
-        if name in FEW and (name == "max_documents" or value is not None):
+        if name in FEW:
             changed[name] = min(value or FEW[name], FEW[name])
         elif isinstance(value, BaseModel):
             changed[name] = _small(value)

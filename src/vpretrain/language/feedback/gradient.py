@@ -3,7 +3,7 @@ S, chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -49,7 +49,7 @@ class Sampled(Feedback[CausalLearner]):
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
         """``g_down`` over S of one batch; rows of a length stand together, for little padding."""
         documents = sorted(documents, key=lambda document: len(document.ids))
-        return summed_gradient(learner, self.losses(learner, documents, pad_id))
+        return gradient_on_aligned(learner, self.losses(learner, documents, pad_id))
 
     def state_dict(self) -> dict[str, Any]:
         return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
@@ -57,12 +57,6 @@ class Sampled(Feedback[CausalLearner]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)
-
-
-def summed_gradient(learner: CausalLearner, pieces: Iterable[Tensor]) -> Gradient:
-    """The gradient over S of the sum of ``pieces``
-    (:func:`vpretrain.method.feedback.gradient_on_aligned`)."""
-    return gradient_on_aligned(learner, pieces)
 
 
 def log_probabilities(

@@ -29,10 +29,10 @@ from vpretrain.language.feedback.gradient import (
     chunks,
     log_probabilities,
     split,
-    summed_gradient,
 )
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method import vectors
+from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Gradient
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
@@ -173,7 +173,7 @@ class Rewards(Sampled):
                 advantages = log_p.new_tensor([advantage for _, advantage in chunk])
                 yield -(log_p @ advantages) / len(prompts)
 
-        return summed_gradient(learner, pieces())
+        return gradient_on_aligned(learner, pieces())
 
     def _answers(
         self, learner: CausalLearner, prompts: Sequence[list[int]], pad_id: int
