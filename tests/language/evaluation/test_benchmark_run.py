@@ -161,7 +161,7 @@ def test_samples_and_columns_and_parquet(call, tmp_path):
     assert [row["expected"] for row in kept] == ["2"] * 4 + ["3"] * 4
 
 
-def test_code_is_run_only_by_leave(call):
+def test_code_is_run_only_by_leave(call, runs_programs):
     arguments = ("model", "--tasks", "mbpp", "--data-root", "data", "--new-tokens", 4, "--json")
     refused = call(*arguments)
     assert refused.code == 2 and "--allow-code" in refused.err and refused.out == ""

@@ -19,27 +19,19 @@ LIMITS = Limits(seconds=5.0, memory_bytes=2**29)
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
 SUPERUSER = os.geteuid() == 0
+pytestmark = pytest.mark.usefixtures("runs_programs")
 needs_box = pytest.mark.skipif(not sandbox._bubblewrap_works(), reason="bubblewrap does not work")
 
 
-def public_python(monkeypatch):
-    """The system's Python, which every user can read."""
-    if not os.access("/usr/bin/python3", os.X_OK):
-        pytest.skip("there is no /usr/bin/python3")
-    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
-    monkeypatch.setattr(sys, "prefix", "/usr")
-    monkeypatch.setattr(sys, "base_prefix", "/usr")
-
-
 @pytest.fixture(params=["boxed", "boxed, ordinary user", "unboxed", "unboxed, ordinary user"])
-def confined(request, monkeypatch, tmp_path):
+def confined(request, public_python):
     """Runs a program confined in every way that this machine has."""
     boxed = request.param.startswith("boxed")
     if boxed and not sandbox._bubblewrap_works():
         pytest.skip("bubblewrap does not work here")
     ordinary = "ordinary" in request.param and SUPERUSER
     if SUPERUSER and (ordinary or not boxed):
-        public_python(monkeypatch)
+        public_python()
 
     def run(program, limits=LIMITS):
         if not ordinary:

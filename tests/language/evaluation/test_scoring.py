@@ -48,7 +48,7 @@ def items(name, rows=None):
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
-def test_gold_scores_one_and_nonsense_zero(name):
+def test_gold_scores_one_and_nonsense_zero(name, runs_programs):
     task, found = items(name)
     for texts, expected in (
         ([GOLD[name](row) for row in ROWS[name]], 1.0),
