@@ -232,7 +232,8 @@ def read_run(folder, case):
         ),
     }
     if verb == "resume":
-        (out / "result.json").unlink(missing_ok=True)
+        result = out / "result.json"
+        shutil.rmtree(result) if result.is_dir() else result.unlink(missing_ok=True)
     return outcome(verbs[verb])
 
 

@@ -112,6 +112,8 @@ def _why(what: str, folder: Path, error: Exception) -> str:
             "there is no config.json in this folder, which every transformers model has; it "
             f"holds {there}"
         )
+    if broken := sorted(path.name for path in folder.iterdir() if not path.exists()):
+        return f"links in this folder lead nowhere: {', '.join(broken)}; copy the files themselves"
     return f"cannot be loaded: {brief(error)}"
 
 

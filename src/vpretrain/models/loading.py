@@ -122,6 +122,7 @@ def _refuse_empty(kind: ModelKind, location: str, dtype: torch.dtype, attention:
     """Raises UserError where a configuration asks for far more than its folder's weights can hold:
     transformers would make the rest first."""
     files = [*Path(location).glob("*.safetensors"), *Path(location).glob("*.bin")]
+    files = [path for path in files if path.is_file()]  # no link that leads nowhere
     if not files:
         return
     held, config = sum(path.stat().st_size for path in files), load_config(location)

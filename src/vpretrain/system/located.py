@@ -103,7 +103,7 @@ def files(pattern: Place, where: str) -> list[Place]:
         return [pattern]  # reading it reports what is wrong with it
     plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
     fixed = next(plain)
-    matches = sorted(path for path in fixed.glob(str(pattern.relative_to(fixed))) if path.is_file())
+    matches = sorted(filter(is_named_file, fixed.glob(str(pattern.relative_to(fixed)))))
     if not matches:
         message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
         raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
@@ -111,6 +111,12 @@ def files(pattern: Place, where: str) -> list[Place]:
     for path in matches:
         once.setdefault(os.path.realpath(path), path)
     return list(once.values())
+
+
+def is_named_file(path: Path) -> bool:
+    """Whether a pattern that matches this path means it: a file, or a link to none, which whoever
+    reads it refuses; no folder."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def check_file(place: Place, where: str) -> None:

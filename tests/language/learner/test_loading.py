@@ -115,6 +115,14 @@ def test_a_folder_without_config(folder):
     assert "model.safetensors" in found.message  # what it does hold
 
 
+@pytest.mark.parametrize("target", ["nowhere", "model.safetensors"], ids=["nowhere", "circle"])
+def test_weights_that_are_a_link_to_nothing(target, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(target)
+    found = problem_of(load_model, section(folder), str(folder), 0)
+    assert "links in this folder lead nowhere: model.safetensors" in found.message
+
+
 @pytest.mark.parametrize("inside", [lambda config: config, lambda config: {"text_config": config}])
 def test_a_folder_whose_model_nobody_could_make_is_refused_at_once(inside, folder):
     path = folder / "config.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, collecting
-from vpretrain.system.located import Place, Remote, files, is_url
+from vpretrain.system.located import Place, Remote, files, is_named_file, is_url
 from vpretrain.system.tables import (
     Unit,
     check_length,
@@ -45,7 +45,7 @@ def places(patterns: Sequence[str], where: str) -> list[Place]:
             paths[path] = None
         else:
             names = map(Path, sorted(glob.glob(str(path), recursive=True)))
-            matches = [name for name in names if name.is_file()]
+            matches = [*filter(is_named_file, names)]
             paths |= dict.fromkeys(matches)
             if not matches:
                 message = f"no such file, and no file matches (paths start at {Path.cwd()})"
