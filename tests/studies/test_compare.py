@@ -118,6 +118,15 @@ def test_items_that_do_not_agree_decide_nothing(finished):
         assert found["verdict"] == "undecided"
 
 
+def test_items_of_another_number_are_refused(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    path = out / "runs" / "onehot-1.items.json"
+    items = json.loads(path.read_text())
+    path.write_text(json.dumps({name: figures[1:] for name, figures in items.items()}))
+    with pytest.raises(UserError, match=r"runs: .*scored on different numbers of items"):
+        compared(out)
+
+
 def test_what_was_begun_is_gone_on_with_under_a_newer_version_and_not_under_another_recipe(
     tmp_path,
 ):
@@ -177,7 +186,7 @@ def test_a_result_that_is_not_whole_is_named(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "out")
     whole = out / "runs" / "onehot-1.json"
     whole.write_text(whole.read_text()[:40])
-    with pytest.raises(UserError, match=r"onehot-1\.json.*remove the file"):
+    with pytest.raises(UserError, match=r"onehot-1\.json.*remove onehot-1"):
         compared(out)
     whole.unlink()
     assert without_times(compared(out)) == without_times(finished[1])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vpretrain.studies.entries import read_entry, read_result
+from vpretrain.studies.entries import read_entry, read_items, read_result
 from vpretrain.system.errors import UserError
 
 ENTRY = {
@@ -48,3 +48,13 @@ def test_a_whole_entry(tmp_path):
         read_result(path, {"step0"})
     with pytest.raises(UserError, match="No such file"):
         read_result(tmp_path / "none")
+
+
+@pytest.mark.parametrize("figures", [1, [], ["onehot"], [{}], [0.1, float("nan")], [[0.1]]])
+def test_items_that_are_no_figures_are_named(figures, tmp_path):
+    path = tmp_path / "onehot-0.items.json"
+    path.write_text(json.dumps({"test/nll": figures}))
+    with pytest.raises(UserError, match=r"not whole \(.*test/nll.*remove onehot-0\.\*"):
+        read_items(path, {"test/nll"})
+    path.write_text(json.dumps({"test/nll": [0.1, 1]}))
+    assert read_items(path, {"test/nll"}) == {"test/nll": [0.1, 1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from vpretrain.studies.entries import (
     checkpoints_path,
     entry_path,
     read_entry,
+    read_items,
     read_result,
 )
 from vpretrain.studies.statistics import paired_table
@@ -209,19 +210,24 @@ def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[
     """Adds each difference's interval over held-out items; one that is not clear of zero there
     decides nothing."""
 
-    def items(arm: str) -> list[dict[str, list[float]]]:
+    def items(arm: str, metrics: Collection[str]) -> list[dict[str, list[float]]]:
         paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
-        return [read_result(path) for path in paths if path.is_file()]
+        return [read_items(path, metrics) for path in paths if path.is_file()]
 
-    of_baseline = items(baseline)
     for arm, metrics in paired.items():
-        of_arm = items(arm)
+        of_arm, of_baseline = items(arm, metrics), items(baseline, metrics)
         if not len(of_arm) == len(of_baseline) == len(seeds):
             continue
         for metric, figures in metrics.items():
-            between = paired_items(
-                [run[metric] for run in of_arm], [run[metric] for run in of_baseline]
-            )
+            pair = [[run[metric] for run in runs] for runs in (of_arm, of_baseline)]
+            counts = {len(run) for runs in pair for run in runs}
+            if len(counts) > 1:
+                message = f"runs of {arm} and {baseline} were scored on different numbers of items"
+                accepted = "one number: remove the runs that differ, and give the command again"
+                raise user_error(
+                    str(out / "runs"), message, value=sorted(counts), accepted=accepted
+                )
+            between = paired_items(*pair)
             figures["items"] = {"ci95": between.ci95, "p": between.p}
             if between.ci95[0] <= 0 <= between.ci95[1]:
                 figures["verdict"] = "undecided"

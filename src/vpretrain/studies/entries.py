@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.run.train import Result
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.errors import UserError, shortened, user_error
 from vpretrain.system.files import read_json
 
 Pair = tuple[str, int]
@@ -65,9 +65,22 @@ def read_result(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     return value
 
 
+def read_items(path: Path, metrics: Collection[str]) -> dict[str, list[float]]:
+    """Each metric's figures, one a held-out item; raises UserError where the file holds none."""
+    items = read_result(path, metrics)
+    for name in metrics:
+        figures = items[name]
+        if not isinstance(figures, list) or not figures:
+            raise _not_whole(path, f"{name} is no list of figures")
+        for figure in figures:
+            if not isinstance(figure, (int, float)) or not math.isfinite(figure):
+                raise _not_whole(path, f"{figure} in {name} is no figure")
+    return items
+
+
 def _not_whole(path: Path, why: str) -> UserError:
     message = (
-        f"this result is not whole ({why}); remove the file, and the same command runs what "
-        "is missing"
+        f"this result is not whole ({shortened(why)}); remove {path.name.partition('.')[0]}.* beside "
+        "it, and the same command runs what is missing"
     )
     return user_error(str(path), message)
