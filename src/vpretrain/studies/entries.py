@@ -79,8 +79,9 @@ def read_items(path: Path, metrics: Collection[str]) -> dict[str, list[float]]:
 
 
 def _not_whole(path: Path, why: str) -> UserError:
+    run = path.name.partition(".")[0]
     message = (
-        f"this result is not whole ({shortened(why)}); remove {path.name.partition('.')[0]}.* beside "
-        "it, and the same command runs what is missing"
+        f"this result is not whole ({shortened(why)}); remove {run}.* there, and the same command "
+        "runs what is missing"
     )
     return user_error(str(path), message)
