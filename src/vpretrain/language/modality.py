@@ -45,7 +45,7 @@ from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
-from vpretrain.run.controls import controlled, shuffles_labels
+from vpretrain.run.controls import controlled, looking_ahead, shuffles_labels
 from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
@@ -180,7 +180,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             seed=recipe.seed,
             wrong_labels=shuffles_labels(control),
             around=lambda _, task: controlled(
-                task, control, memory=recipe.value.memory, seed=recipe.seed
+                task, control, recipe.value, alignment=recipe.alignment, seed=recipe.seed
             ),
         )
         meta_domains = _by_domain(recipe, materials)
@@ -200,7 +200,9 @@ class Language(Modality[LanguageRecipe, Materials]):
                 recipe.learner,
                 materials.tokenizer,
             ),
-            feedback=feedback,
+            feedback=looking_ahead(
+                feedback, recipe.value, alignment=recipe.alignment, batches=data.feedback.batches
+            ),
             stream=_stream(
                 recipe, materials, sources, data.batch_size, data.window_tokens, recipe.seed
             ),

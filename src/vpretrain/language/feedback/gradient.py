@@ -33,10 +33,11 @@ class Sampled(Feedback[CausalLearner]):
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self.samplers = samplers
 
-    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+    def gradients(self, learner: CausalLearner, only: int | None = None) -> list[Gradient]:
         """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are
         left alone."""
-        return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
+        chosen = self.samplers if only is None else [self.samplers[only]]
+        return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in chosen]
 
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int

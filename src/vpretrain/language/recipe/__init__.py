@@ -100,6 +100,23 @@ class LanguageRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _looks_ahead(self) -> Self:
+        if self.arm not in ARMS.all or self.alignment != "lookahead":
+            return self  # an unknown arm has its own message
+        instead = "choose optimizer_aware"
+        if self.learner.shard:
+            raise ValueError(
+                f"value.alignment: lookahead moves S, which shards do not: {instead}, or set "
+                "learner.shard to false"
+            )
+        if any(task.sources for task in self.data.feedback.named().values()):
+            raise ValueError(
+                "value.alignment: lookahead has one copy of S for all of the stream, and "
+                f"data.feedback.tasks name their sources: {instead}, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _documents_stay_apart(self) -> Self:
         if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
             raise ValueError(
