@@ -56,17 +56,19 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("arm", "accumulate", "keys"),
+    ("arm", "accumulate", "alignment", "keys"),
     [
-        ("onehot", 1, {}),
-        ("token_weights", 1, {"tilt": 0.8}),
-        ("token_weights", 2, {"tilt": 0.8}),
-        ("ascent", 1, NETWORK),
+        ("onehot", 1, "optimizer_aware", {}),
+        ("token_weights", 1, "lookahead", {"tilt": 0.8}),
+        ("token_weights", 2, "optimizer_aware", {"tilt": 0.8}),
+        ("ascent", 1, "optimizer_aware", NETWORK),
     ],
 )
-def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
+def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, alignment, keys, tmp_path):
     recipe = tiny_recipe(
         f"arm={arm}",
+        f"value.alignment={alignment}",
+        "value.lookahead_steps=2",
         QWEN2,
         "learner.learning_rate=3e-3",
         "learner.warmup_fraction=0",

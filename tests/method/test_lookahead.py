@@ -91,6 +91,17 @@ def test_the_learner_is_as_it_was():
     assert torch.equal(learner.model.weight, before)
 
 
+def test_a_graph_that_is_alive_stays_good():
+    """A host's loop asks for feedback between its forward and its backward pass."""
+    learner = moved_learner()
+    x = torch.randn(4, 3)
+    loss = torch.tanh(learner.model(torch.tanh(x @ learner.model.weight.T) * x)).sum()
+    expected = torch.autograd.grad(loss, learner.model.weight, retain_graph=True)[0]
+    ahead().gradients(learner)
+    loss.backward()
+    assert torch.equal(learner.model.weight.grad, expected)
+
+
 def test_the_way_of_one_batch_knows_nothing_of_the_others():
     learner = moved_learner()
 

@@ -136,13 +136,12 @@ class Lookahead(Feedback[Learner[Any, Any, Any]]):
 @contextmanager
 def _moved(aligned: Mapping[str, nn.Parameter], back: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it the learner's S is the copy's; after it the learner's own, bit for bit."""
-    own = {name: parameter.detach().clone() for name, parameter in aligned.items()}
+    own = {name: parameter.data for name, parameter in aligned.items()}
     try:
-        with torch.no_grad():
-            for name, parameter in aligned.items():
-                parameter.copy_(own[name] - back[name])
+        for name, parameter in aligned.items():
+            # Another tensor for a while: a graph that is alive holds the own one, unchanged.
+            parameter.data = (own[name] - back[name]).to(own[name].dtype)
         yield
     finally:
-        with torch.no_grad():
-            for name, parameter in aligned.items():
-                parameter.copy_(own[name])
+        for name, parameter in aligned.items():
+            parameter.data = own[name]
