@@ -13,7 +13,7 @@ from vpretrain.system.errors import UserError
         (["learner.shard=true"], "moves S, which shards do not"),
         (
             [
-                "data.feedback={tasks: {sums: {kind: likelihood, rows: {kind: word_problems}, sources: [problems]}}}"
+                "data.feedback={tasks: {sums: {kind: likelihood, rows: {kind: word_problems, split: feedback, rows: 64}, sources: [problems]}}}"
             ],
             "one copy of S for all of the stream",
         ),
