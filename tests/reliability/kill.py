@@ -172,15 +172,17 @@ def kill(verb, kills, rng, scratch, counts):
     for number in range(kills):
         folder, place = scratch / str(number), places[number % len(places)]
 
-        def die(folder=folder, place=place):
+        def die(part, folder=folder, place=place):
             if place == "anywhere":
-                return killed_anywhere(verb, folder, took, rng)
+                return killed_anywhere(verb, folder, part * took, rng)
             if place == "between":
-                return killed_between(verb, folder, took_two, rng)
+                return killed_between(verb, folder, part * took_two, rng)
             return killed_inside(verb, folder, place, spent, rng)
 
-        while not die():
-            shutil.rmtree(folder, ignore_errors=True)  # it was done before the kill: once more
+        part = 1.0
+        while not die(part):
+            shutil.rmtree(folder, ignore_errors=True)
+            part *= 0.7  # it was done before the kill: once more, and sooner
         counts["kills"] += 1
         counts[place] += 1
         counts["orphans"] += orphans(folder)
