@@ -100,10 +100,6 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         yield f"{arm}: {relation} {baseline} in {metric}{p}"
 
 
-FIRST_LOOK_SECONDS = 600.0
-"""Of training in a run that shows whether everything works; three times that is a long run."""
-
-
 def examined_lines(result: Examined) -> Iterator[str]:
     """What ``check`` came to: its problems, how many warnings there were, and what a run takes."""
     yield from map(str, result.problems)
@@ -116,23 +112,22 @@ def examined_lines(result: Examined) -> Iterator[str]:
     if (need := result.needs) is None:
         return
     memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
-    time = "" if need.seconds is None else f", {_duration(need.seconds)} of training here"
+    time = "" if need.seconds is None else f", {duration(need.seconds)} of training here"
+    on_top = "steering, feedback and evaluation come on top"
+    if need.evaluation_seconds is not None:
+        each = duration(need.evaluation_seconds)
+        on_top = f"steering comes on top, and {each} for each look at the held-out rows"
     yield (
         f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
-        f"{need.forward_seconds:.2g} s); steering, feedback and evaluation come on top"
+        f"{need.forward_seconds:.2g} s); {on_top}"
     )
-    if fewer := first_look(need):
-        yield f"that is long: for a first look add {fewer} (about {_duration(FIRST_LOOK_SECONDS)})"
+    if look := need.first_look:
+        yield f"that is long: for a first look of about {duration(look.seconds)} add"
+        yield f"  {look.overrides}"
 
 
-def first_look(need: Needs) -> str:
-    """The override for a run of some ten minutes; empty where the recipe's own is not long."""
-    if need.seconds is None or need.seconds < 3 * FIRST_LOOK_SECONDS:
-        return ""
-    return f"budget.steps={max(2, int(FIRST_LOOK_SECONDS / need.step_seconds))}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -206,7 +206,8 @@ def _documents(place: Place) -> int:
     are longer than a window of some 4 bytes a token."""
     files = place.files()
     whole = len(files) if place.kind == "text" else count_rows(files)
-    return max(whole, sum(file.stat().st_size for file in files) // (4 * WINDOW_TOKENS), 1)
+    size = sum(file.stat().st_size for file in files if isinstance(file, Path))
+    return max(whole, size // (4 * WINDOW_TOKENS), 1)
 
 
 def _name(path: str) -> str:

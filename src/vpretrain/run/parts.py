@@ -76,6 +76,25 @@ AnyParts = Parts[Any, Any, Any]
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What one evaluation reads.
+
+    Args:
+        tokens: of all rows, or pictures.
+        rows: how many.
+        fewer: the override that takes :data:`FEW_ROWS` of them; empty where none does.
+    """
+
+    tokens: int
+    rows: int
+    fewer: str = ""
+
+
+FEW_ROWS = 64
+"""Of feedback or evaluation, below which a verdict is unlikely."""
+
+
+@dataclass(frozen=True)
 class Checked:
     """What a look at a recipe's data and model came to.
 
@@ -84,11 +103,13 @@ class Checked:
         parts: of a run, where they were put together on the way: what a run needs is read from
             them, and nothing is loaded twice.
         warnings: what a person has been told of data that a run can start with, a line each.
+        held_out: what is measured on, where the time of it can be told from that of a step.
     """
 
     problems: Sequence[Problem] = ()
     parts: AnyParts | None = None
     warnings: Sequence[str] = ()
+    held_out: HeldOut | None = None
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

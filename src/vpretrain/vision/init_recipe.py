@@ -60,8 +60,10 @@ class _Plan:
     pictures: int
 
 
-def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path) -> str:
-    """The text of a commented recipe.
+def recipe_of(
+    model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path
+) -> tuple[str, int]:
+    """The text of a commented recipe, and how many labelled pictures steer.
 
     Args:
         model: a folder or a hub id of a ViT.
@@ -98,7 +100,7 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
     pictures = len(image_files(Path(stream).expanduser())[0])
     sides = view, local, image
     plan = _Plan(model, stream, steers, measured, code, steering, sides, pictures)
-    return _head(plan, out) + _data(plan) + _training(plan)
+    return _head(plan, out) + _data(plan) + _training(plan), steering
 
 
 def _head(plan: _Plan, out: Path) -> str:

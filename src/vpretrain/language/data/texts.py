@@ -20,6 +20,7 @@ from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
+from vpretrain.run.parts import FEW_ROWS
 from vpretrain.system.errors import Problem, UserError, shortened
 from vpretrain.system.located import files, under
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PAIRS_SHOWN = 5
-_FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ def _few(texts: Texts) -> Iterator[str]:
     if SINGLE in texts.tasks:
         sets = {"the feedback": len(texts.tasks[SINGLE].rows)}
     for name, count in {**sets, "the evaluation": len(texts.evaluation)}.items():
-        if count < _FEW_ROWS:
+        if count < FEW_ROWS:
             yield (
                 f"warning: {name} has {count} rows, and on so few a verdict is unlikely: give "
-                f"{_FEW_ROWS} or more"
+                f"{FEW_ROWS} or more"
             )
 
 
