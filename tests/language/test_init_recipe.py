@@ -73,6 +73,7 @@ def test_the_recipe_passes_check_and_holds_rows_out(here, call):
     # The packaged model knows sums alone, both sets of rows are small, the stream was not searched.
     assert "no problem found that would stop a run; 4 warnings above" in said.err
     assert check("steer.yaml", []) == []
+    assert "docs/" not in Path("steer.yaml").read_text(), "a wheel has none"
     recipe = load("steer.yaml", schemas=SCHEMAS)
     assert recipe.data.feedback.rows.rows == recipe.data.evaluation["test"].skip_rows == 12
     assert "the first 12 rows of verified.jsonl steer, the others are held out" in said.err
@@ -238,6 +239,8 @@ def test_a_folder_of_pictures_makes_a_vision_recipe_that_passes_check(pictures, 
     Path("unlabelled", "README.txt").write_text("Where these come from.")
     code, said = call(*pictures, "--json")
     assert (code, json.loads(said.out)) == (0, {"recipe": "steer.yaml", "problems": []})
+    assert "the first 9 pictures of my pictures steer" in said.err
+    assert "docs/" not in Path("steer.yaml").read_text()
     data = load("steer.yaml", schemas=SCHEMAS).data
     steers, measured = data.feedback.sets[0], data.evaluation["test"][0]
     assert steers.pictures.classes == measured.classes == 3
@@ -343,18 +346,20 @@ def test_places_are_named_as_in_recipes_and_settings_beside_rows_are_none(tmp_pa
 
 
 def test_a_long_run_is_said_with_a_shorter_one():
-    def lines(look, evaluation=None):
-        need = Needs(2**30, 2**30, 600.0, 2.0, 6.0, evaluation, look)
+    def lines(look, meta=None, evaluation=None):
+        need = Needs(2**30, 2**30, 600.0, 2.0, 6.0, meta, evaluation, look)
         return list(examined_lines(Examined([], need)))
 
     assert lines(None)[0] == "no problem found" and len(lines(None)) == 2
-    assert lines(None, 30.0)[1].endswith("and 30 s for each look at the held-out rows")
+    assert lines(None, 9.0, 30.0)[1].endswith(
+        "9 s a meta step and 30 s a look at the held-out rows"
+    )
     assert lines(FirstLook("budget.steps=9", 300.0))[2:] == [
         "that is long: for a first look of about 5 min add",
         "  budget.steps=9",
     ]
     command = "vpretrain compare a.yaml --arms onehot,token_weights,fixed_random_direction"
-    need = Needs(0, 0, 600.0, 2.0, 6.0, None, FirstLook("budget.steps=9", 300.0))
+    need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0))
     assert list(init._next_commands(Path("a.yaml"), command, Examined([], need))) == [
         "next, for a first look of about 10 min:",
         "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1 budget.steps=9",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from vpretrain.cli import shell
 from vpretrain.cli.shell import File, Json, Out, Overrides, RecipeName, say
 from vpretrain.config.recipe import listing
+from vpretrain.system.errors import user_error
 
 app = typer.Typer()
 
@@ -135,3 +136,22 @@ def recipes(as_json: Json = False) -> None:
         title = f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})"
         console.print(f"{title}\n    {escape(row['description'])}", highlight=False)
     shell.emit(rows, as_json)
+
+
+@app.command(short_help="Lists the arms: the ways to train, steered or not.")
+def arms(
+    modality: Annotated[str, typer.Argument(help="language, vision, or another.")] = "language",
+    as_json: Json = False,
+) -> None:
+    """Lists the arms of a modality, the baseline first: what a recipe's `arm` and `compare --arms`
+    take."""
+    from vpretrain.run.modalities import MODALITIES
+
+    if modality not in MODALITIES:
+        message = "there is no modality of this name"
+        raise user_error("MODALITY", message, value=modality, accepted=", ".join(MODALITIES))
+    described = MODALITIES[modality]().arms
+    console = shell.console_for_people(as_json)
+    for name, words in described.items():
+        console.print(f"[bold]{escape(name)}[/bold]\n    {escape(words)}", highlight=False)
+    shell.emit(dict(described), as_json)

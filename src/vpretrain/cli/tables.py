@@ -10,9 +10,10 @@ from rich.table import Table
 from vpretrain.method.directional import LEAVE_ABOVE
 from vpretrain.report.formatting import many
 from vpretrain.run.resources import readable_size
+from vpretrain.run.scores import MEANINGS
 
 if TYPE_CHECKING:
-    from vpretrain.studies.check import Examined, Needs
+    from vpretrain.studies.check import Examined
 
 
 def run_table(result: dict[str, Any]) -> Table:
@@ -29,9 +30,9 @@ def run_table(result: dict[str, Any]) -> Table:
 
 def _legend(metrics: Iterable[str]) -> str:
     """What a newcomer does not know of a table's words."""
-    loss = "; nll: loss in nats a token, lower is better"
-    untouched = "step 0: the model before training"
-    return untouched + (loss if any(each.endswith("nll") for each in metrics) else "")
+    kinds = dict.fromkeys(metric.rpartition("/")[2] for metric in metrics)
+    known = [f"{kind.replace('_', ' ')}: {MEANINGS[kind]}" for kind in kinds if kind in MEANINGS]
+    return "; ".join(["step 0: the model before training", *known])
 
 
 SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
@@ -114,9 +115,9 @@ def examined_lines(result: Examined) -> Iterator[str]:
     memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
     time = "" if need.seconds is None else f", {duration(need.seconds)} of training here"
     on_top = "steering, feedback and evaluation come on top"
-    if need.evaluation_seconds is not None:
-        each = duration(need.evaluation_seconds)
-        on_top = f"steering comes on top, and {each} for each look at the held-out rows"
+    if need.meta_seconds is not None and need.evaluation_seconds is not None:
+        meta, evaluation = duration(need.meta_seconds), duration(need.evaluation_seconds)
+        on_top = f"on top come {meta} a meta step and {evaluation} a look at the held-out rows"
     yield (
         f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
         f"{need.forward_seconds:.2g} s); {on_top}"

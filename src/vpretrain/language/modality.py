@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from peft import PeftModel
@@ -47,7 +48,7 @@ from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, shuffles_labels
-from vpretrain.run.parts import FEW_ROWS, Checked, HeldOut, Modality, Parts
+from vpretrain.run.parts import FEW_ROWS, Checked, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
@@ -158,7 +159,7 @@ class Language(Modality[LanguageRecipe, Materials]):
                 warnings = [line for line in materials.notices if line.startswith("warning:")]
                 checked = replace(checked, warnings=warnings)
                 parts = self.build(recipe, materials)
-                checked = replace(checked, parts=parts, held_out=_held_out(recipe, materials))
+                checked = replace(checked, parts=parts, reads=_reads(recipe, materials))
         return checked
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
@@ -248,13 +249,19 @@ class Language(Modality[LanguageRecipe, Materials]):
         )
 
 
-def _held_out(recipe: LanguageRecipe, materials: Materials) -> HeldOut:
-    """What an evaluation reads, answers that are generated aside."""
-    documents = [*materials.evaluation, *chain.from_iterable(materials.also.values())]
-    split, count = recipe.evaluate.split, len(documents)
+def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
+    """Tokens of a meta step's feedback and of an evaluation, answers that are generated aside."""
+    feedback = recipe.data.feedback
+    of_meta_step = sum(
+        feedback.batches * feedback.batch_of(name) * fmean(len(each.ids) for each in task.documents)
+        for name, task in materials.tasks.items()
+        if task.documents
+    )
+    held_out = [*materials.evaluation, *chain.from_iterable(materials.also.values())]
+    split, count = recipe.evaluate.split, len(held_out)
     can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS
     fewer = f"data.evaluation.{split}.rows={FEW_ROWS}" if can else ""
-    return HeldOut(sum(len(document.ids) for document in documents), count, fewer)
+    return Reads(of_meta_step, sum(len(each.ids) for each in held_out), count, fewer)
 
 
 def _learner(

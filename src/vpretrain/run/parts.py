@@ -76,17 +76,19 @@ AnyParts = Parts[Any, Any, Any]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What one evaluation reads.
+class Reads:
+    """What a run reads beside its stream.
 
     Args:
-        tokens: of all rows, or pictures.
-        rows: how many.
-        fewer: the override that takes :data:`FEW_ROWS` of them; empty where none does.
+        feedback_tokens: of a meta step, about.
+        held_out_tokens: of an evaluation.
+        held_out_rows: of one.
+        fewer: the override that takes :data:`FEW_ROWS` of those; empty where none does.
     """
 
-    tokens: int
-    rows: int
+    feedback_tokens: float
+    held_out_tokens: int
+    held_out_rows: int
     fewer: str = ""
 
 
@@ -103,13 +105,13 @@ class Checked:
         parts: of a run, where they were put together on the way: what a run needs is read from
             them, and nothing is loaded twice.
         warnings: what a person has been told of data that a run can start with, a line each.
-        held_out: what is measured on, where the time of it can be told from that of a step.
+        reads: what is read beside the stream, where its time can be told from that of a step.
     """
 
     problems: Sequence[Problem] = ()
     parts: AnyParts | None = None
     warnings: Sequence[str] = ()
-    held_out: HeldOut | None = None
+    reads: Reads | None = None
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

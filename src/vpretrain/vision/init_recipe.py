@@ -111,11 +111,10 @@ def _head(plan: _Plan, out: Path) -> str:
 # Written by `vpretrain init`. What is wrong with it, and one run of it:
 #   vpretrain check {out}
 #   vpretrain train {out}
-# Every key with its value is in `recipe.yaml` in the folder of a run; docs/vision.md says what else
-# can be set.
+# Every key with its value is in `recipe.yaml` in the folder of a run.
 modality: vision
 description: {_text(description)}
-arm: ascent  # learned masks on DINO's views; others: docs/vision.md
+arm: ascent  # learned masks on DINO's views; others: `vpretrain arms vision`
 budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 """
 
