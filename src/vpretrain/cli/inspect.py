@@ -17,6 +17,14 @@ from vpretrain.system.errors import user_error
 
 app = typer.Typer()
 
+_TASKS = {
+    "onehot": "plain training (onehot)",
+    "designer": "as this run steers it (designer)",
+    "closed_form": "with targets by the closed form (closed_form)",
+    "bound": "with the best targets that there are (bound)",
+}
+"""What ``explain`` values, in words."""
+
 
 @app.command(short_help="Which way to compute values works on this model.")
 def doctor(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -87,10 +95,12 @@ def explain(
     console = shell.console_for_people(as_json)
     result = examine(run, documents=documents, out=out)
     if "value" in result:
-        values = "  ".join(f"{task} {value:.4g}" for task, value in result["value"].items())
-        say(console, f"value: {values}  (regret {result['regret']:.4g})")
+        say(console, "value of a batch to the examples, higher is better:")
+        for task, value in result["value"].items():
+            say(console, f"  {_TASKS.get(task, task)}: {value:.4g}")
     for source, mean in result.get("sources", {}).items():
-        say(console, f"source {source}: {mean:+.4g} a token")
+        verb = "towards" if mean >= 0 else "away from"
+        say(console, f"the tokens of {source} lead {verb} the examples ({mean:+.4g} each, mean)")
     say(console, f"page: {result['page']}")
     shell.emit(result, as_json)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from peft import PeftModel
@@ -252,11 +251,11 @@ class Language(Modality[LanguageRecipe, Materials]):
 def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
     """Tokens of a meta step's feedback and of an evaluation, answers that are generated aside."""
     feedback = recipe.data.feedback
-    of_meta_step = sum(
-        feedback.batches * feedback.batch_of(name) * fmean(len(each.ids) for each in task.documents)
-        for name, task in materials.tasks.items()
-        if task.documents
-    )
+    of_meta_step = 0
+    for name, task in materials.tasks.items():
+        lengths, size = sorted(len(each.ids) for each in task.documents), feedback.batch_of(name)
+        if lengths:  # rows are padded to the longest of their batch
+            of_meta_step += feedback.batches * size * lengths[-1 - len(lengths) // (size + 1)]
     held_out = [*materials.evaluation, *chain.from_iterable(materials.also.values())]
     split, count = recipe.evaluate.split, len(held_out)
     can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS

@@ -80,13 +80,13 @@ class Reads:
     """What a run reads beside its stream.
 
     Args:
-        feedback_tokens: of a meta step, about.
+        feedback_tokens: of a meta step, with what pads them, about.
         held_out_tokens: of an evaluation.
         held_out_rows: of one.
         fewer: the override that takes :data:`FEW_ROWS` of those; empty where none does.
     """
 
-    feedback_tokens: float
+    feedback_tokens: int
     held_out_tokens: int
     held_out_rows: int
     fewer: str = ""

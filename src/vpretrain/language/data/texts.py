@@ -167,9 +167,9 @@ def _copies(texts: Texts, data: Data) -> Iterator[str]:
         if count and data.on_duplicate_row == "skip":
             yield f"stream/{name}: {count} rows left out, each a copy of an earlier one"
         elif count:
-            total = f"{count} of {len(texts.stream[name])} rows"
+            total = f"{count} of {len(texts.stream[name])}"
             fix = "data.on_duplicate_row=skip leaves them out"
-            yield f"stream/{name}: {total} are exact copies of earlier ones; {fix}"
+            yield f"stream/{name}: rows that are exact copies of earlier ones: {total}; {fix}"
 
 
 def _few(texts: Texts) -> Iterator[str]:
