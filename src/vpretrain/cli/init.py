@@ -82,6 +82,11 @@ def init(
     with renamed({"learner.model": "--model"}):
         text = write(model, stream, feedback, evaluation, columns, out)
     write_text(out, text)
+    _checked(out, text.splitlines()[0].removeprefix("# "), as_json=as_json)
+
+
+def _checked(out: Path, command: str, *, as_json: bool) -> None:
+    """Checks the recipe that was written, and says what to run next."""
     console = shell.console_for_people(as_json)
     say(console, f"recipe: {out}")
     with console.status("checking it"):
@@ -92,7 +97,6 @@ def init(
     for line in examined_lines(result):
         say(console, line)
     problems = result.problems
-    command = text.splitlines()[0].removeprefix("# ")
     for line in _next_commands(out, command, result):
         say(console, line)
     shell.emit({"recipe": str(out), "problems": [vars(each) for each in problems]}, as_json)
