@@ -250,6 +250,9 @@ def test_check_recipes_and_prepare(call, here):
     rows = call("recipes", "--json").document
     assert {"demo-language"} <= {row["name"] for row in rows}
     assert all(list(row) == ["name", "modality", "description"] for row in rows)
+    assert next(iter(call("arms", "--json").document)) == "onehot"
+    assert "masks" in call("arms", "vision", "--json").document["ascent"]
+    assert call("arms", "sound", "--json").code == 2
     made = "learner.prepare={tokenizer: word_problems, phases: [{steps: 1, learning_rate: 1e-3}], "
     made += CONFIG.replace("learner.config=", "config: ").replace("vocab_size: 96, ", "")
     made += "num_hidden_layers: 2, intermediate_size: 16}}"

@@ -20,7 +20,7 @@ from vpretrain.config.recipe import load
 from vpretrain.language.init_places import Place, halved
 from vpretrain.language.init_recipe import ROWS_A_STEP, fit
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.studies.check import Examined, Needs, check
+from vpretrain.studies.check import Examined, FirstLook, Needs, check
 from vpretrain.system.errors import UserError
 
 
@@ -73,8 +73,10 @@ def test_the_recipe_passes_check_and_holds_rows_out(here, call):
     # The packaged model knows sums alone, both sets of rows are small, the stream was not searched.
     assert "no problem found that would stop a run; 4 warnings above" in said.err
     assert check("steer.yaml", []) == []
+    assert "docs/" not in Path("steer.yaml").read_text(), "a wheel has none"
     recipe = load("steer.yaml", schemas=SCHEMAS)
-    assert recipe.data.feedback.rows.rows == recipe.data.evaluation["test"].skip_rows == 18
+    assert recipe.data.feedback.rows.rows == recipe.data.evaluation["test"].skip_rows == 12
+    assert "the first 12 rows of verified.jsonl steer, the others are held out" in said.err
     assert recipe.data.batch_size * recipe.learner.accumulate == ROWS_A_STEP
     assert "steered by verified" in recipe.description and recipe.data.window_tokens == 512
 
@@ -117,6 +119,19 @@ def test_what_is_held_out_can_be_named_and_so_can_columns(here, call):
             ["--stream", "my notes", "--feedback", "a/hub-set"],
             ["--evaluation", "not in the feedback"],
         ),
+        (
+            ["--stream", "a/hub-set", "--feedback", "verified.jsonl"],
+            ["--stream-columns", "not looked up"],
+        ),
+        (
+            ["--stream", "my notes/*.{md,rst}", "--feedback", "verified.jsonl"],
+            ["--stream", "no file matches"],
+        ),
+        (
+            ["--stream", "nil://host/a.jsonl", "--feedback", "verified.jsonl"],
+            ["nil://host/a.jsonl", "no place of the kind nil://"],
+        ),
+        (["--stream", "broken.jsonl", "--feedback", "verified.jsonl"], ["broken.jsonl:1", "JSON"]),
         (["--stream", "my notes"], ["--feedback", "no terminal"]),
         (
             ["--stream", "my notes", "--feedback", "verified.jsonl", "--model", ""],
@@ -129,6 +144,7 @@ def test_what_is_held_out_can_be_named_and_so_can_columns(here, call):
     ],
 )
 def test_what_cannot_be_used_is_said_and_nothing_is_written(given, said, here, call, monkeypatch):
+    (here / "broken.jsonl").write_text("{")
     monkeypatch.setattr("sys.stdin", io.StringIO())
     code, outputs = call("init", *MODEL, *given)
     assert code == 2 and all(word in outputs.err for word in said)
@@ -223,6 +239,8 @@ def test_a_folder_of_pictures_makes_a_vision_recipe_that_passes_check(pictures, 
     Path("unlabelled", "README.txt").write_text("Where these come from.")
     code, said = call(*pictures, "--json")
     assert (code, json.loads(said.out)) == (0, {"recipe": "steer.yaml", "problems": []})
+    assert "the first 9 pictures of my pictures steer" in said.err
+    assert "docs/" not in Path("steer.yaml").read_text()
     data = load("steer.yaml", schemas=SCHEMAS).data
     steers, measured = data.feedback.sets[0], data.evaluation["test"][0]
     assert steers.pictures.classes == measured.classes == 3
@@ -277,9 +295,9 @@ def test_files_of_other_libraries_are_named_like_any_other(tmp_path):
     for name, kind in (("list.json", "jsonl"), ("table.csv.gz", "csv"), ("saved", "arrow")):
         place, rest = halved(Place("--feedback", str(tmp_path / name)))
         section = place.section(solutions=True)
-        assert (section["kind"], section["rows"]) == (kind, 15)
+        assert (section["kind"], section["rows"]) == (kind, 10)
         assert (section["prompt"], section["solution"]) == ("question", "answer")
-        assert rest.section(solutions=True)["skip_rows"] == 15
+        assert rest.section(solutions=True)["skip_rows"] == 10
 
 
 def test_a_folder_of_several_endings_is_read_whole_and_the_rest_is_said(tmp_path):
@@ -305,13 +323,49 @@ def test_a_folder_of_several_kinds_makes_a_source_of_each(here, call):
     assert (sums.rows.kind, sums.rows.text, sums.weight) == ("jsonl", "text", 9.0)
 
 
+@pytest.mark.parametrize(("count", "steering"), [(8, 4), (100, 50), (150, 86), (400, 300)])
+def test_few_examples_are_shared_out_so_that_a_verdict_means_something(tmp_path, count, steering):
+    write(tmp_path / "a.jsonl", rows(1, count + 1))
+    steers, measured = halved(Place("--feedback", str(tmp_path / "a.jsonl")))
+    assert (steers.part, measured.part) == ((("rows", steering),), (("skip_rows", steering),))
+
+
+def test_places_are_named_as_in_recipes_and_settings_beside_rows_are_none(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("b.jsonl", "c.jsonl"):
+        write(tmp_path / "a" / name, rows(1, 4))
+    (tmp_path / "a" / "a.json").write_text('{"title": "settings"}')
+    for spelled in ("a/{b,c}.jsonl", "*/*.jsonl", f"file://{tmp_path}/a/*.jsonl"):
+        place = Place("--stream", spelled if "//" in spelled else f"{tmp_path}/{spelled}")
+        assert [file.name for file in place.files()] == ["b.jsonl", "c.jsonl"]
+        assert place.section(solutions=False)["prompt"] == "question"
+    folder = Place("--stream", str(tmp_path / "a"))
+    assert folder.section(solutions=True)["path"] == f"{tmp_path}/a/*.jsonl"
+    assert [each.kind for each in folder.by_kind()] == ["jsonl"]
+    assert folder.left_out({"jsonl"}) == "1 x .json"
+
+
 def test_a_long_run_is_said_with_a_shorter_one():
-    def lines(seconds):
-        need = Needs(2**30, 2**30, seconds, forward_seconds=2.0, step_seconds=6.0)
+    def lines(look, meta=None, evaluation=None):
+        need = Needs(2**30, 2**30, 600.0, 2.0, 6.0, meta, evaluation, look)
         return list(examined_lines(Examined([], need)))
 
-    assert lines(600.0)[0] == "no problem found" and len(lines(600.0)) == len(lines(None)) == 2
-    assert "for a first look add budget.steps=100 (about 10 min)" in lines(3000.0)[-1]
+    assert lines(None)[0] == "no problem found" and len(lines(None)) == 2
+    assert lines(None, 9.0, 30.0)[1].endswith(
+        "9 s a meta step and 30 s a look at the held-out rows"
+    )
+    assert lines(FirstLook("budget.steps=9", 300.0))[2:] == [
+        "that is long: for a first look of about 5 min add",
+        "  budget.steps=9",
+    ]
+    command = "vpretrain compare a.yaml --arms onehot,token_weights,fixed_random_direction"
+    need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0))
+    assert list(init._next_commands(Path("a.yaml"), command, Examined([], need))) == [
+        "next, for a first look of about 10 min:",
+        "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1 budget.steps=9",
+        "then, for a verdict (9 runs, 1.5 h or more here):",
+        f"  {command}",
+    ]
 
 
 def test_columns_that_no_name_tells_are_asked_for(tmp_path, monkeypatch, capsys):

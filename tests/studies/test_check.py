@@ -1,23 +1,42 @@
 """What ``check`` says beside problems."""
 
+import pytest
+
 from tests.test_recipes import shrunken
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.studies.check import Examined, examine, needs
+from vpretrain.run.parts import Reads
+from vpretrain.studies.check import Examined, Needs, examine, first_look, needs
 
 
 def needs_of(*overrides: str):
     recipe = shrunken("demo-language", *overrides)
     checked = MODALITIES[recipe.modality]().check(recipe)
     assert not checked.problems
-    return needs(recipe, checked.parts)
+    return needs(recipe, checked.parts, checked.reads)
 
 
 def test_what_a_run_needs_follows_from_model_budget_and_one_forward_pass():
     few, many = needs_of("budget.steps=10"), needs_of("budget.steps=1000")
     assert few.memory_bytes == many.memory_bytes > 0 and few.disk_bytes > 0
-    assert few.seconds == 30 * few.forward_seconds
-    assert many.seconds == 3000 * many.forward_seconds
+    settled = shrunken("demo-language").value.settle_steps
+    assert few.seconds == pytest.approx(3 * (10 + settled) * few.forward_seconds)
+    assert many.seconds == pytest.approx(3 * (1000 + settled) * many.forward_seconds)
+    assert few.evaluation_seconds > 0 and few.meta_seconds > 3 * few.forward_seconds
+    assert few.first_look is None
     assert needs_of("budget.seconds=0.0001").seconds == 0.0001
+
+
+def test_a_first_look_counts_settling_steering_and_evaluation():
+    recipe = shrunken("demo-language", "value.settle_steps=16", "learner.accumulate=2")
+    reads = Reads(1_000, 10_000, 640, "data.evaluation.test.rows=64")
+    slow = first_look(recipe, Needs(0, 0, None, 0.0, 40.0, 90.0, 100.0), reads)
+    assert slow.overrides == (
+        "budget.steps=8 value.settle_steps=2 learner.accumulate=1 data.evaluation.test.rows=64"
+    )
+    assert slow.seconds == 10 * 20.0 + 2 * 90.0 + 100.0 / 10
+    fast = first_look(recipe, Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0), reads)
+    assert fast.overrides == "budget.steps=284 learner.accumulate=1"
+    assert fast.seconds == 300 * 0.5 + (2 + 36) * 4.0 + 5.0
 
 
 def test_a_checkpoint_that_is_not_there_yet_is_not_made(tmp_path, monkeypatch):

@@ -135,6 +135,9 @@ def _say_table(console: Console, table: Scores, against: str | None, folder: Pat
 def _shown(table: Scores, against: str | None) -> Table:
     names = ["task", "metric", "value", "stderr", "n"]
     shown = Table()
+    shown.caption = (
+        "strict: the answer stands where it is asked for; flexible: anywhere; stderr over n items"
+    )
     if against is not None:
         shown.title = escape(f"differences are to {against}, on the same items")
         names = [*names[:2], "against", *names[2:], "difference [95%]"]

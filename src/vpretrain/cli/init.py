@@ -19,11 +19,13 @@ from vpretrain.system.files import write_text
 
 if TYPE_CHECKING:
     from vpretrain.language.init_places import Place
+    from vpretrain.studies.check import Examined
 
 app = typer.Typer()
 
 TEXT_MODEL, PICTURES_MODEL = "HuggingFaceTB/SmolLM2-135M", "facebook/dino-vits16"
 """Offered where none is named: small, fetched without an account, Apache 2.0."""
+_SEEDS = 3  # of `compare`, where no flag says
 _ROWS = "a file (.jsonl, .csv, .txt, ...), a pattern, a folder, or the id of a data set on the hub"
 _LABELLED = "for pictures a folder with images and masks"
 Columns = Annotated[
@@ -47,7 +49,7 @@ def init(
     evaluation: Annotated[
         str | None,
         typer.Option(
-            help="What is measured on, likewise; default: a quarter of the feedback, held out."
+            help="What is measured on, likewise; default: the last quarter of the feedback or more."
         ),
     ] = None,
     stream_columns: Columns = None,
@@ -80,34 +82,46 @@ def init(
     with renamed({"learner.model": "--model"}):
         text = write(model, stream, feedback, evaluation, columns, out)
     write_text(out, text)
+    _checked(out, text.splitlines()[0].removeprefix("# "), as_json=as_json)
+
+
+def _checked(out: Path, command: str, *, as_json: bool) -> None:
+    """Checks the recipe that was written, and says what to run next."""
     console = shell.console_for_people(as_json)
     say(console, f"recipe: {out}")
     with console.status("checking it"):
-        from vpretrain.cli.tables import examined_lines, first_look
+        from vpretrain.cli.tables import examined_lines
         from vpretrain.studies.check import examine
 
         result = examine(str(out), [])
     for line in examined_lines(result):
         say(console, line)
     problems = result.problems
-    command = text.splitlines()[0].removeprefix("# ")
-    fewer = first_look(result.needs) if result.needs else ""
-    for line in _next_commands(out, command, fewer, fix=bool(problems)):
+    for line in _next_commands(out, command, result):
         say(console, line)
     shell.emit({"recipe": str(out), "problems": [vars(each) for each in problems]}, as_json)
     if problems:
         raise typer.Exit(2)
 
 
-def _next_commands(out: Path, command: str, fewer: str, *, fix: bool) -> Iterator[str]:
-    """What to run after ``init``; ``fewer``: the override of a run for a first look, or empty."""
-    if fix:
+def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
+    """What to run after ``init``, and how long that takes where it is long."""
+    from vpretrain.cli.tables import duration
+
+    need = result.needs
+    look = need.first_look if need else None
+    if result.problems:
         yield f"fix this in {out}, then: vpretrain check {out}"
-    elif fewer:
-        yield f"next, for a first look: vpretrain compare {out} --seeds 1 {fewer}"
-        yield f"then, for a verdict: {command}"
-    else:
+    elif need is None or need.seconds is None or look is None:
         yield f"next: {command}"
+    else:
+        *_, arms = command.split()
+        runs = _SEEDS * len(arms.split(","))
+        two = ",".join(arms.split(",")[:2])
+        yield f"next, for a first look of about {duration(2 * look.seconds)}:"
+        yield f"  vpretrain compare {out} --arms {two} --seeds 1 {look.overrides}"
+        yield f"then, for a verdict ({runs} runs, {duration(runs * need.seconds)} or more here):"
+        yield f"  {command}"
 
 
 def _asked(flag: str, question: str, default: str | None = None) -> str:
@@ -140,7 +154,10 @@ def _of_pictures(
             "pictures have no columns; leave these flags out, or name rows",
             value=stream,
         )
-    return recipe_of(model, stream, feedback, evaluation, out=out)
+    text, steering = recipe_of(model, stream, feedback, evaluation, out=out)
+    if evaluation is None:
+        _say_held_out(feedback, f"{steering} pictures")
+    return text
 
 
 def _of_text(
@@ -159,6 +176,7 @@ def _of_text(
     steering = _with_columns(Place("--feedback", feedback, columns[1]), solutions=True)
     if evaluation is None:
         steering, measured = halved(steering)
+        _say_held_out(feedback, f"{dict(steering.part)['rows']} rows")
     else:
         measured = Place("--evaluation", evaluation, columns[2] or steering.columns)
         measured = _with_columns(measured, solutions=True)
@@ -174,6 +192,11 @@ def _of_text(
         shapes=_shapes,
         available=memory_bytes(),
     )
+
+
+def _say_held_out(feedback: str, steering: str) -> None:
+    line = f"--feedback: the first {steering} of {feedback} steer, the others are held out to "
+    print(line + "measure on; --evaluation names others", file=sys.stderr)
 
 
 def _with_columns(place: Place, *, solutions: bool) -> Place:

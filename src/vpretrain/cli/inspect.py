@@ -13,8 +13,17 @@ from rich.markup import escape
 from vpretrain.cli import shell
 from vpretrain.cli.shell import File, Json, Out, Overrides, RecipeName, say
 from vpretrain.config.recipe import listing
+from vpretrain.system.errors import user_error
 
 app = typer.Typer()
+
+_TASKS = {
+    "onehot": "plain training (onehot)",
+    "designer": "as this run steers it (designer)",
+    "closed_form": "with targets by the closed form (closed_form)",
+    "bound": "with the best targets that there are (bound)",
+}
+"""What ``explain`` values, in words."""
 
 
 @app.command(short_help="Which way to compute values works on this model.")
@@ -86,10 +95,12 @@ def explain(
     console = shell.console_for_people(as_json)
     result = examine(run, documents=documents, out=out)
     if "value" in result:
-        values = "  ".join(f"{task} {value:.4g}" for task, value in result["value"].items())
-        say(console, f"value: {values}  (regret {result['regret']:.4g})")
+        say(console, "value of a batch to the examples, higher is better:")
+        for task, value in result["value"].items():
+            say(console, f"  {_TASKS.get(task, task)}: {value:.4g}")
     for source, mean in result.get("sources", {}).items():
-        say(console, f"source {source}: {mean:+.4g} a token")
+        verb = "towards" if mean >= 0 else "away from"
+        say(console, f"the tokens of {source} lead {verb} the examples ({mean:+.4g} each, mean)")
     say(console, f"page: {result['page']}")
     shell.emit(result, as_json)
 
@@ -135,3 +146,22 @@ def recipes(as_json: Json = False) -> None:
         title = f"[bold]{escape(row['name'])}[/bold]  ({row['modality']})"
         console.print(f"{title}\n    {escape(row['description'])}", highlight=False)
     shell.emit(rows, as_json)
+
+
+@app.command(short_help="Lists the arms: the ways to train, steered or not.")
+def arms(
+    modality: Annotated[str, typer.Argument(help="language, vision, or another.")] = "language",
+    as_json: Json = False,
+) -> None:
+    """Lists the arms of a modality, the baseline first: what a recipe's `arm` and `compare --arms`
+    take."""
+    from vpretrain.run.modalities import MODALITIES
+
+    if modality not in MODALITIES:
+        message = "there is no modality of this name"
+        raise user_error("MODALITY", message, value=modality, accepted=", ".join(MODALITIES))
+    described = MODALITIES[modality]().arms
+    console = shell.console_for_people(as_json)
+    for name, words in described.items():
+        console.print(f"[bold]{escape(name)}[/bold]\n    {escape(words)}", highlight=False)
+    shell.emit(dict(described), as_json)

@@ -204,11 +204,8 @@ def _compare(
     cores = os.cpu_count() or 1
     one_by_one = match == "seconds" or torch.cuda.is_available()
     jobs = jobs or (1 if one_by_one else max(1, cores // (resolved.threads or cores)))
-    say(
-        console,
-        f"{many(len(arms), 'arm')} x {many(seeds, 'seed')}, "
-        f"{getattr(resolved.budget, match):g} {match} a run, {jobs} at a time:",
-    )
+    times = f"{many(len(arms), 'arm')} x {many(seeds, 'seed')}"
+    say(console, f"{times}, {getattr(resolved.budget, match):g} {match} a run, {jobs} at a time:")
     described = MODALITIES[resolved.modality]().arms
     for arm in arms:
         say(console, f"  {arm}: {described.get(arm, '')}")

@@ -147,6 +147,8 @@ class ShownProgress:
         if self._before is None:
             self._before = done
         reached = done + underway
+        if reached == self._before:  # reading data and step 0 say nothing of how long a run takes
+            self._started = self._now()
         self._bar.update(self._task, completed=reached, total=total, description=what)
         ended, self._done = done > self._done, done
         due = self._pace.due()

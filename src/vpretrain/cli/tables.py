@@ -10,9 +10,10 @@ from rich.table import Table
 from vpretrain.method.directional import LEAVE_ABOVE
 from vpretrain.report.formatting import many
 from vpretrain.run.resources import readable_size
+from vpretrain.run.scores import MEANINGS
 
 if TYPE_CHECKING:
-    from vpretrain.studies.check import Examined, Needs
+    from vpretrain.studies.check import Examined
 
 
 def run_table(result: dict[str, Any]) -> Table:
@@ -29,9 +30,9 @@ def run_table(result: dict[str, Any]) -> Table:
 
 def _legend(metrics: Iterable[str]) -> str:
     """What a newcomer does not know of a table's words."""
-    loss = "; nll: loss in nats a token, lower is better"
-    untouched = "step 0: the model before training"
-    return untouched + (loss if any(each.endswith("nll") for each in metrics) else "")
+    kinds = dict.fromkeys(metric.rpartition("/")[2] for metric in metrics)
+    known = [f"{kind.replace('_', ' ')}: {MEANINGS[kind]}" for kind in kinds if kind in MEANINGS]
+    return "; ".join(["step 0: the model before training", *known])
 
 
 SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
@@ -100,10 +101,6 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         yield f"{arm}: {relation} {baseline} in {metric}{p}"
 
 
-FIRST_LOOK_SECONDS = 600.0
-"""Of training in a run that shows whether everything works; three times that is a long run."""
-
-
 def examined_lines(result: Examined) -> Iterator[str]:
     """What ``check`` came to: its problems, how many warnings there were, and what a run takes."""
     yield from map(str, result.problems)
@@ -116,23 +113,22 @@ def examined_lines(result: Examined) -> Iterator[str]:
     if (need := result.needs) is None:
         return
     memory, disk = readable_size(need.memory_bytes), readable_size(need.disk_bytes)
-    time = "" if need.seconds is None else f", {_duration(need.seconds)} of training here"
+    time = "" if need.seconds is None else f", {duration(need.seconds)} of training here"
+    on_top = "steering, feedback and evaluation come on top"
+    if need.meta_seconds is not None and need.evaluation_seconds is not None:
+        meta, evaluation = duration(need.meta_seconds), duration(need.evaluation_seconds)
+        on_top = f"on top come {meta} a meta step and {evaluation} a look at the held-out rows"
     yield (
         f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
-        f"{need.forward_seconds:.2g} s); steering, feedback and evaluation come on top"
+        f"{need.forward_seconds:.2g} s); {on_top}"
     )
-    if fewer := first_look(need):
-        yield f"that is long: for a first look add {fewer} (about {_duration(FIRST_LOOK_SECONDS)})"
+    if look := need.first_look:
+        yield f"that is long: for a first look of about {duration(look.seconds)} add"
+        yield f"  {look.overrides}"
 
 
-def first_look(need: Needs) -> str:
-    """The override for a run of some ten minutes; empty where the recipe's own is not long."""
-    if need.seconds is None or need.seconds < 3 * FIRST_LOOK_SECONDS:
-        return ""
-    return f"budget.steps={max(2, int(FIRST_LOOK_SECONDS / need.step_seconds))}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

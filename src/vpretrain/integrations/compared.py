@@ -21,7 +21,7 @@ from vpretrain.integrations.transformers import SteeredTrainer
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
-from vpretrain.report import write_report
+from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
 from vpretrain.run.scores import Score
 from vpretrain.studies.compare import add_items
@@ -97,6 +97,8 @@ def compare_arms(
         for line in verdicts(table):
             say(console, line)
         say(console, f"report: {write_report([folder], folder / 'report.html')}")
+        if sentence := first_sentence(folder):
+            say(console, sentence)
     return table
 
 

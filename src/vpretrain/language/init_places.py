@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.language.data.raw_rows import lines
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.run.parts import FEW_ROWS
+from vpretrain.system import located
+from vpretrain.system.errors import Problem, UserError, renamed, user_error
+from vpretrain.system.located import Remote, is_url
 from vpretrain.system.tables import ENDINGS, kind_by_name, parsed
 
 _TEXT = ("text", "content", "body")
@@ -36,11 +39,12 @@ class Place:
 
     Args:
         flag: of the command, for messages.
-        path: a file, a pattern, a folder, or the id of a data set on the hub.
+        path: a file, a pattern, a URL, a folder, or the id of a data set on the hub.
         columns: one of raw text, or those of prompt and solution; none: they follow from the
             first row.
         part: keys that say which of the rows are taken.
-        kind: of the files that are read where the path is a folder; none: what most of them are.
+        kind: of the files that are read where the path is a folder (``json`` apart from
+            ``jsonl``: beside rows it holds settings more often); none: what most of them are.
     """
 
     flag: str
@@ -49,33 +53,33 @@ class Place:
     part: tuple[tuple[str, int], ...] = ()
     kind: str | None = None
 
-    def files(self) -> list[Path]:
-        """The local files that it names; none of a data set on the hub.
+    def files(self) -> list[located.Place]:
+        """The files that it names; none of a data set on the hub.
 
         Raises:
             UserError: there are none, and it can be no id either.
         """
-        path = Path(self.path).expanduser()
-        if path.is_dir():
-            taken, _ = self._of_folder(path)
+        place = Remote(self.path) if is_url(self.path) else Path(self.path).expanduser()
+        if isinstance(place, Path) and place.is_dir():
+            taken, _ = self._of_folder(place)
             if not taken:
                 accepted = "a folder with files that end in " + ", ".join(ENDINGS)
                 message = "this folder holds no rows"
                 raise user_error(self.flag, message, value=self.path, accepted=accepted)
-            return taken
-        if path.is_file():
-            return [path]
-        folder, pattern = (path.parent, path.name) if path.is_absolute() else (Path(), self.path)
-        files = sorted(folder.glob(pattern))
-        if not files and (kind_by_name(path) or path.is_absolute() or len(path.parts) != 2):
+            return list(taken)
+        with renamed({f"{self.flag}.path": self.flag}):
+            found = located.files(place, self.flag)
+        if isinstance(place, Remote) or place.is_file() or found != [place]:
+            return found
+        if kind_by_name(place) or place.is_absolute() or len(place.parts) != 2:
             raise user_error(
                 self.flag,
                 "there is no such file",
                 value=self.path,
-                accepted="a file, a pattern such as 'notes/*.txt', a folder, or the id of a data "
-                "set on the hub",
+                accepted="a file, a pattern such as 'notes/*.txt', a folder, a URL (hf://, s3://, "
+                "https://), or the id of a data set on the hub",
             )
-        return files
+        return []
 
     def by_kind(self) -> list[Place]:
         """A place for each kind of files in a folder that text can be read from, the commonest
@@ -85,10 +89,10 @@ class Place:
         """
         path = Path(self.path).expanduser()
         others = self._of_folder(path)[1] if path.is_dir() else []
-        kinds = Counter(kind for file in others if (kind := kind_by_name(file)))
+        kinds = Counter(kind for file in others if (kind := _group(file)))
         if not kinds:
             return [self]
-        places = [replace(self, kind=kind_by_name(self.files()[0]))]
+        places = [replace(self, kind=_group(self.files()[0]))]
         for kind, _ in kinds.most_common():
             place = replace(self, kind=kind)
             with suppress(UserError):
@@ -104,7 +108,7 @@ class Place:
         """
         path = Path(self.path).expanduser()
         others = self._of_folder(path)[1] if path.is_dir() else []
-        others = [file for file in others if (kind_by_name(file) or "") not in kinds]
+        others = [file for file in others if (_group(file) or "") not in kinds]
         counts = Counter(file.suffix or "no ending" for file in others).most_common()
         return ", ".join(f"{count} x {ending}" for ending, count in counts)
 
@@ -117,9 +121,9 @@ class Place:
             for file in sorted(folder.rglob("*"))
             if file.is_file() and not any(p[0] == "." for p in file.relative_to(folder).parts)
         ]
-        kinds = Counter(kind for file in files if (kind := kind_by_name(file)))
+        kinds = Counter(kind for file in files if (kind := _group(file)))
         most = self.kind or (kinds.most_common(1)[0][0] if kinds else None)
-        taken = [file for file in files if most and kind_by_name(file) == most]
+        taken = [file for file in files if most and _group(file) == most]
         return taken, [file for file in files if file not in set(taken)]
 
     def section(self, *, solutions: bool) -> dict[str, Any]:
@@ -143,13 +147,14 @@ class Place:
         if (folder := Path(path).expanduser()).is_dir() and not (folder / "state.json").is_file():
             ends = sorted({_ending(file) for file in files})
             names = "*" + (ends[0] if len(ends) == 1 else f".{{{','.join(e[1:] for e in ends)}}}")
-            path = str(Path(path) / ("**" if {f.parent for f in files} != {folder} else "") / names)
+            below = any(isinstance(file, Path) and file.parent != folder for file in files)
+            path = str(Path(path) / ("**" if below else "") / names)
         if kind == "text":
             return {"kind": kind, "path": path}
         by_name = self._named(files, solutions)
         return {"kind": kind, "path": path, **by_name, **dict(self.part)}
 
-    def _named(self, files: Sequence[Path], solutions: bool) -> dict[str, str]:
+    def _named(self, files: Sequence[located.Place], solutions: bool) -> dict[str, str]:
         """The keys that name the columns: those of the flag, or of the first row."""
         if self.columns:
             names = ("text",) if len(self.columns) == 1 else ("prompt", "solution")
@@ -166,9 +171,12 @@ class Place:
             options.append({"tokens": "input_ids", **labels})
         if not options:
             wanted = "PROMPT,SOLUTION" if solutions else "TEXT or PROMPT,SOLUTION"
+            message = f"no columns of {self.path} have names that are known here; name them"
+            if not files:
+                message = "the columns of a data set on the hub are not looked up; name them"
             raise user_error(
                 f"{self.flag}-columns",
-                f"no columns of {self.path} have names that are known here; name them",
+                message,
                 value=", ".join(row),
                 accepted=f"{wanted}, as in {self.flag}-columns question,answer",
             )
@@ -177,9 +185,14 @@ class Place:
         return options[0] | ({"format": "chat"} if turns else {})
 
 
-def _ending(file: Path) -> str:
-    packed = file.suffix in (".gz", ".zst")
-    return Path(file.stem).suffix + file.suffix if packed else file.suffix
+def _group(file: located.Place) -> str | None:
+    """The kind of a file of a folder."""
+    ending = _ending(file).removesuffix(".gz").removesuffix(".zst").lower()
+    return "json" if ending == ".json" else kind_by_name(file)
+
+
+def _ending(file: located.Place) -> str:
+    return "".join(Path(file.name).suffixes[-2:]) if file.suffix in (".gz", ".zst") else file.suffix
 
 
 def holds_pictures(place: str) -> bool:
@@ -190,24 +203,27 @@ def holds_pictures(place: str) -> bool:
     return images > sum(kind_by_name(Path(name)) is not None for name in names)
 
 
-def first_row(path: Path) -> dict[str, Any]:
-    """The first row of a table; empty where it is not read as one (``check`` says what is wrong
-    with it)."""
-    try:
-        _, line = next(lines(path), (0, b""))
-    except UserError:
-        return {}
-    row = parsed(line, str(path))
-    return row if isinstance(row, dict) else {}
+def first_row(path: located.Place) -> dict[str, Any]:
+    """The first row of a table; empty where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    number, line = next(lines(path), (0, b""))
+    row = parsed(line, f"{path}:{number}") if number else {}
+    if isinstance(row, Problem):
+        raise UserError(row)
+    return row
 
 
-def count_rows(files: Sequence[Path]) -> int:
-    """Rows of local tables; ``UserError`` if one cannot be read."""
+def count_rows(files: Sequence[located.Place]) -> int:
+    """Rows of tables; ``UserError`` if one cannot be read."""
     return sum(1 for path in files for _ in lines(path))
 
 
 def halved(feedback: Place) -> tuple[Place, Place]:
-    """Feedback and held-out rows from one place: of every four rows the last is held out.
+    """Feedback and held-out rows from one place: the last quarter of the rows is held out, and of
+    few rows more, up to half, so that a verdict on them means something.
 
     Raises:
         UserError: the rows cannot be counted, or are too few.
@@ -219,8 +235,8 @@ def halved(feedback: Place) -> tuple[Place, Place]:
             "--evaluation", message, accepted="a file of rows that are not in the feedback"
         )
     rows = count_rows(files)
-    steering = rows * 3 // 4
-    if rows - steering < 2 or steering < 4:
+    steering = rows - max(rows // 4, min(FEW_ROWS, rows // 2))
+    if steering < 4:
         message = "these rows are too few to steer with some and measure on the others"
         raise user_error(
             feedback.flag, message, value=f"{rows} rows of {feedback.path}", accepted="8 or more"

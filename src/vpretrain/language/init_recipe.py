@@ -93,11 +93,13 @@ RECIPE = """\
 # vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
 #
 # Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
-# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run;
-# docs/guide.md says what matters most.
+# {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run.
+#
+# What matters most, in this order: the stream has something to choose between; the model knows this
+# kind of text already; feedback and evaluation are about the same thing; then `designer.tilt`.
 modality: language
 description: {description}
-arm: token_weights  # tokens weighted by their value to the feedback; others: docs/choosing.md
+arm: token_weights  # tokens weighted by their value to the feedback; others: `vpretrain arms`
 budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
 data:
   window_tokens: {window}  # length of a row of the stream; documents are packed into it
@@ -206,7 +208,8 @@ def _documents(place: Place) -> int:
     are longer than a window of some 4 bytes a token."""
     files = place.files()
     whole = len(files) if place.kind == "text" else count_rows(files)
-    return max(whole, sum(file.stat().st_size for file in files) // (4 * WINDOW_TOKENS), 1)
+    size = sum(file.stat().st_size for file in files if isinstance(file, Path))
+    return max(whole, size // (4 * WINDOW_TOKENS), 1)
 
 
 def _name(path: str) -> str:

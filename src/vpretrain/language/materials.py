@@ -26,6 +26,7 @@ class Materials:
             dropped.
         benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.evaluation`), each with
             its problems.
+        notices: what a person should know of the rows before the first step, a line each.
     """
 
     location: str | None
@@ -37,6 +38,7 @@ class Materials:
     also: dict[str, list[Document]]
     counts: dict[str, Encoded]
     benchmarks: dict[str, tuple[Any, list[Any]]]
+    notices: list[str]
 
     @property
     def feedback(self) -> list[Document]:

@@ -39,6 +39,7 @@ from vpretrain.language.materials import Materials
 from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
+from vpretrain.language.recipe.rows import Part
 from vpretrain.language.steering.arms import ARMS, DEMO, Site
 from vpretrain.language.steering.domains import ALL, domains_of, matched
 from vpretrain.language.transferred import designer_for
@@ -46,7 +47,7 @@ from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, looking_ahead, shuffles_labels
-from vpretrain.run.parts import Checked, Modality, Parts
+from vpretrain.run.parts import FEW_ROWS, Checked, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
@@ -108,7 +109,8 @@ class Language(Modality[LanguageRecipe, Materials]):
         }
         of_feedback = [document for task in tasks.values() for document in task.documents]
         refuse_shared(texts, of_feedback, others, {*tokenizer.all_special_ids})
-        for line in notices(texts, counts, recipe.data):
+        lines = notices(texts, counts, recipe.data)
+        for line in lines:
             warn_once(line)
         return Materials(
             location,
@@ -120,6 +122,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             also,
             counts,
             benchmarks_of(recipe),
+            lines,
         )
 
     def check(self, recipe: LanguageRecipe) -> Checked:
@@ -127,7 +130,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         nothing.
         """
         problems: list[Problem] = []
-        section, texts, parts, warnings = recipe.learner, None, None, list[str]()
+        section, texts, checked = recipe.learner, None, Checked(problems)
         named_model = section.prepare is None or section.model is not None
         arm = recipe.designer
         with collecting(problems):
@@ -152,10 +155,11 @@ class Language(Modality[LanguageRecipe, Materials]):
         with collecting(problems):
             if texts and not problems and (named_model or is_model(cached(recipe, texts))):
                 materials = self._materials(recipe, texts)
-                lines = notices(texts, materials.counts, recipe.data)
-                warnings = [line for line in lines if line.startswith("warning:")]
+                warnings = [line for line in materials.notices if line.startswith("warning:")]
+                checked = replace(checked, warnings=warnings)
                 parts = self.build(recipe, materials)
-        return Checked(problems, parts, warnings)
+                checked = replace(checked, parts=parts, reads=_reads(recipe, materials))
+        return checked
 
     def prepare(self, recipe: LanguageRecipe, out: Path | None) -> Path:
         """Tokenizer and model from the recipe's stream, as ``learner.prepare`` says."""
@@ -244,6 +248,21 @@ class Language(Modality[LanguageRecipe, Materials]):
         write_card(
             folder, recipe, result, location=materials.location, feedback=materials.texts.feedback
         )
+
+
+def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
+    """Tokens of a meta step's feedback and of an evaluation, answers that are generated aside."""
+    feedback = recipe.data.feedback
+    of_meta_step = 0
+    for name, task in materials.tasks.items():
+        lengths, size = sorted(len(each.ids) for each in task.documents), feedback.batch_of(name)
+        if lengths:  # rows are padded to the longest of their batch
+            of_meta_step += feedback.batches * size * lengths[-1 - len(lengths) // (size + 1)]
+    held_out = [*materials.evaluation, *chain.from_iterable(materials.also.values())]
+    split, count = recipe.evaluate.split, len(held_out)
+    can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS
+    fewer = f"data.evaluation.{split}.rows={FEW_ROWS}" if can else ""
+    return Reads(of_meta_step, sum(len(each.ids) for each in held_out), count, fewer)
 
 
 def _learner(

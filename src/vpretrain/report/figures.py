@@ -97,6 +97,7 @@ UNITS = {
     "nll": "nats per token",
     "pass@1": "share solved",
     "miou": "mean IoU",
+    "probe_cross_entropy": "probe loss",
     "depth_rmse": "RMSE",
     "accuracy": "share right",
 }
@@ -131,7 +132,7 @@ def _scores(section: Section, prefix: str) -> Iterator[Figure]:
         by_arm = _by_arm(section, lambda run, metric=metric: evaluated(run, metric))
         shared = "All lines begin at the untouched checkpoint (step\u00a00)."
         shared = shared if metric in section.step0 else ""
-        caption = f" {shared} Seconds are of training: burn-in counts, evaluation does not."
+        caption = f" {shared} Seconds are of training: settling counts, evaluation does not."
         name, title = f"{prefix}evaluation-{_slug(metric)}", f"{metric} during the runs"
         yield from _curves(section, by_arm, metric, None, name, title, caption)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
@@ -47,7 +48,7 @@ def headline(section: Section) -> Markup:
     loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
     before, after = "", ""
     if kinds[first] not in _SOLVED:
-        before = "held-out loss " if kinds[first] == "nll" else ""
+        before = "held-out loss " if kinds[first] == "nll" else _named(kinds[first])
         after = {True: " (higher is better)", False: " (lower is better)", None: ""}[
             section.metrics[first]
         ]
@@ -55,6 +56,10 @@ def headline(section: Section) -> Markup:
     if loss is not None:
         text = joined(text, "Held-out loss: ", _three(section, loss, steered), ". ")
     return text
+
+
+def _named(kind: str) -> str:
+    return f"held-out {UNITS[kind]} " if kind in UNITS else ""
 
 
 def _three(section: Section, metric: str, steered: str) -> Markup:
@@ -65,9 +70,9 @@ def _three(section: Section, metric: str, steered: str) -> Markup:
     solved = _SOLVED.get(metric.rpartition("/")[2])
     if solved is None:
         shown = [fixed(value, decimals_for([max(map(abs, values)) / 100])) for value in values]
-        loss = metric.endswith("nll")
-        what = "" if loss else joined(" in ", name(metric))
-        unit = " nats per token" if loss else ""
+        kind = metric.rpartition("/")[2]
+        what = "" if kind in UNITS else joined(" in ", name(metric))
+        unit = " nats per token" if kind == "nll" else ""
     else:
         whole = [f"{100 * value:.0f}%" for value in values]
         distinct = len(set(whole)) == len(set(values))

@@ -76,6 +76,27 @@ AnyParts = Parts[Any, Any, Any]
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a run reads beside its stream.
+
+    Args:
+        feedback_tokens: of a meta step, with what pads them, about.
+        held_out_tokens: of an evaluation.
+        held_out_rows: of one.
+        fewer: the override that takes :data:`FEW_ROWS` of those; empty where none does.
+    """
+
+    feedback_tokens: int
+    held_out_tokens: int
+    held_out_rows: int
+    fewer: str = ""
+
+
+FEW_ROWS = 64
+"""Of feedback or evaluation, below which a verdict is unlikely."""
+
+
+@dataclass(frozen=True)
 class Checked:
     """What a look at a recipe's data and model came to.
 
@@ -84,11 +105,13 @@ class Checked:
         parts: of a run, where they were put together on the way: what a run needs is read from
             them, and nothing is loaded twice.
         warnings: what a person has been told of data that a run can start with, a line each.
+        reads: what is read beside the stream, where its time can be told from that of a step.
     """
 
     problems: Sequence[Problem] = ()
     parts: AnyParts | None = None
     warnings: Sequence[str] = ()
+    reads: Reads | None = None
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

@@ -10,6 +10,19 @@ from torch import Tensor
 
 from vpretrain.system.errors import Fault
 
+MEANINGS = {
+    "nll": "loss in nats a token",
+    "pass@1": "share of problems solved",
+    "miou": "mean IoU, the overlap of predicted and true areas",
+    "probe_cross_entropy": "loss of the linear probe that is trained on frozen features",
+    "depth_rmse": "root of the mean squared error of depth",
+    "depth_abs_rel": "mean relative error of depth",
+    "depth_delta_1": "share of pixels whose depth is within a factor of 1.25",
+    "accuracy": "share of held-out answers that are right",
+    "knn": "share that the nearest neighbours get right",
+}
+"""Of metrics, by the last part of their names."""
+
 
 @dataclass(frozen=True)
 class Score:

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
 
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
-from vpretrain.run.parts import AnyParts
+from vpretrain.run.parts import FEW_ROWS, AnyParts, Reads
 from vpretrain.run.resources import disk_needed, memory_needed, smaller
 from vpretrain.run.tracking import missing
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.memory import out_of_memory
+
+FIRST_LOOK_SECONDS = 600.0
+"""Of a comparison of two runs that shows whether everything works, if the machine allows it."""
+_FEWEST_STEPS = 10
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """A run that is short enough to try.
+
+    Args:
+        overrides: of the recipe.
+        seconds: that it takes, about, steered and with an evaluation at its end.
+    """
+
+    overrides: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -25,9 +43,13 @@ class Needs:
     Args:
         memory_bytes: at least; what designer, feedback and blocks hold comes on top.
         disk_bytes: of the run folder at most.
-        seconds: of training, without designer and evaluation; None where the budget does not say.
+        seconds: of training, settling included, without steering and evaluation; None where the
+            budget does not say.
         forward_seconds: what one forward pass took here.
         step_seconds: what a learner step takes, likewise without what comes on top.
+        meta_seconds: what a meta step adds; None where that is not known.
+        evaluation_seconds: what a pass over the held-out rows takes; None where it is not known.
+        first_look: a shorter run, where this one is long.
     """
 
     memory_bytes: int
@@ -35,9 +57,12 @@ class Needs:
     seconds: float | None
     forward_seconds: float
     step_seconds: float
+    meta_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    first_look: FirstLook | None = None
 
 
-def needs(recipe: Recipe, parts: AnyParts) -> Needs:
+def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
     """Measured by one forward pass of the learner on a batch."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -48,21 +73,57 @@ def needs(recipe: Recipe, parts: AnyParts) -> Needs:
         parts.learner.forward(batch)
     forward = time.perf_counter() - started
     budget, accumulate = recipe.budget, learner.accumulate
-    limits = []
-    if budget.seconds is not None:
-        limits.append(budget.seconds)
-    steps = [] if budget.steps is None else [float(budget.steps)]
-    steps += [] if budget.tokens is None else [budget.tokens / (batch.tokens * accumulate)]
     step = 3 * forward * accumulate  # backward costs twice the forward pass
-    limits += [step * count for count in steps]
+    limits = [] if budget.seconds is None else [budget.seconds]
+    if budget.steps is not None:
+        limits.append(step * (budget.steps + recipe.value.settle_steps * parts.on_stream))
+    if budget.tokens is not None:
+        limits.append(step * budget.tokens / (batch.tokens * accumulate))
     model = parts.learner.model
-    return Needs(
+    found = Needs(
         memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
         disk_needed(model, recipe.checkpoint, followers=parts.followers),
         min(limits) if limits else None,
         forward,
         step,
     )
+    if reads is not None:
+        a_token = forward / batch.tokens
+        meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value: two passes and more
+        evaluation = a_token * reads.held_out_tokens
+        found = replace(found, meta_seconds=meta, evaluation_seconds=evaluation)
+    if found.seconds is None or found.seconds <= FIRST_LOOK_SECONDS / 2:
+        return found
+    return replace(found, first_look=first_look(recipe, found, reads))
+
+
+def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
+    """As many steps as go into half of :data:`FIRST_LOOK_SECONDS`, without accumulation, and a
+    fifth of them to settle; of held-out rows that take long some.
+
+    Args:
+        recipe: of the long run.
+        need: what that takes.
+        reads: what it reads beside its stream.
+    """
+    learner: Any = recipe.learner
+    step, measuring = need.step_seconds / learner.accumulate, need.evaluation_seconds or 0.0
+    meta = step if need.meta_seconds is None else need.meta_seconds
+    each = step + meta / recipe.value.meta_period
+    steps = max(_FEWEST_STEPS, int(FIRST_LOOK_SECONDS / 2 / each))
+    settle = min(recipe.value.settle_steps, steps // 5)
+    overrides = [f"budget.steps={steps - settle}"]
+    if settle < recipe.value.settle_steps:
+        overrides.append(f"value.settle_steps={settle}")
+    if learner.accumulate > 1:
+        overrides.append("learner.accumulate=1")
+    if reads and reads.fewer and measuring > FIRST_LOOK_SECONDS / 10:
+        overrides.append(reads.fewer)
+        measuring *= FEW_ROWS / reads.held_out_rows
+    metas = ceil(settle / recipe.value.meta_period) + ceil(
+        (steps - settle) / recipe.value.meta_period
+    )
+    return FirstLook(" ".join(overrides), steps * step + metas * meta + measuring)
 
 
 @dataclass(frozen=True)
@@ -103,7 +164,7 @@ def examine(source: str, overrides: Sequence[str]) -> Examined:
         problems = [*missing(recipe.track), *checked.problems]
         if problems or checked.parts is None:
             return Examined(problems, warnings=tuple(checked.warnings))
-        return Examined([], needs(recipe, checked.parts), tuple(checked.warnings))
+        return Examined([], needs(recipe, checked.parts, checked.reads), tuple(checked.warnings))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -106,7 +106,7 @@ def compare(
         jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
         accept_changes: go on although recipe or data are not those of ``out``; they are named in
             ``changes: [{what, before, now}]``.
-        progress: see :data:`Progress`; step 0 counts as a run.
+        progress: see :data:`Progress`; step 0 is no part of its own.
 
     Returns:
         ``compare.json`` as a dictionary (docs: outputs).
@@ -125,7 +125,7 @@ def compare(
     finished = {
         pair: read_entry(path, pair) for pair in plan if (path := entry_path(out, *pair)).is_file()
     }
-    total = len(plan) + 1
+    total = len(plan)
     progress(len(finished), total, "reading data", 0.0)
     worker = _Worker(recipe, out)
     hashes = worker.modality.data_hashes(worker.materials)
@@ -136,7 +136,7 @@ def compare(
         # Not before data and model were found to be in order.
         write_text(out / "recipe.yaml", recipes.dump(resolved))
         write_environment(out, hashes, noted)
-        progress(len(finished) + 1, total, "step 0", 0.0)
+        progress(len(finished), total, "step 0", 0.0)
         _run_missing(worker, plan, jobs, finished, partial(_report, progress, total))
         table = _table(recipe, match, step0, [finished[pair] for pair in plan], out)
         table |= {"changes": noted} if noted else {}
@@ -176,7 +176,7 @@ def _table(
 def _report(
     progress: Progress, total: int, finished: int, underway: Mapping[Pair, float], what: str
 ) -> None:
-    progress(finished + 1, total, what, sum(underway.values()))  # step 0 counts as a run
+    progress(finished, total, what, sum(underway.values()))
 
 
 def _run_missing(

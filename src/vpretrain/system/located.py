@@ -91,9 +91,9 @@ def files(pattern: Place, where: str) -> list[Place]:
     Raises:
         UserError: nothing matches; ``where`` is the dotted recipe key of the section.
     """
-    spelled = _spelled(str(pattern))
-    if len(spelled) > 1 and not (isinstance(pattern, Path) and pattern.exists()):
-        each = (Remote(one) if isinstance(pattern, Remote) else Path(one) for one in spelled)
+    spelled_out = spelled(str(pattern))
+    if len(spelled_out) > 1 and not (isinstance(pattern, Path) and pattern.exists()):
+        each = (Remote(one) if isinstance(pattern, Remote) else Path(one) for one in spelled_out)
         return list(dict.fromkeys(chain.from_iterable(files(one, where) for one in each)))
     if isinstance(pattern, Remote):
         return list(_matching(pattern, where)) if pattern.is_pattern else [pattern]
@@ -177,7 +177,7 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def _spelled(pattern: str) -> list[str]:
+def spelled(pattern: str) -> list[str]:
     """Without braces: ``a-{00..02}.tar`` is three names, ``{a,b}.tar`` two."""
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if found is None:
@@ -188,7 +188,7 @@ def _spelled(pattern: str) -> list[str]:
     else:
         options = names.split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [name for option in options for name in _spelled(before + option + after)]
+    return [name for option in options for name in spelled(before + option + after)]
 
 
 def _matching(pattern: Remote, where: str) -> Iterator[Remote]:

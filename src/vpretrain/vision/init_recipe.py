@@ -60,8 +60,10 @@ class _Plan:
     pictures: int
 
 
-def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path) -> str:
-    """The text of a commented recipe.
+def recipe_of(
+    model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path
+) -> tuple[str, int]:
+    """The text of a commented recipe, and how many labelled pictures steer.
 
     Args:
         model: a folder or a hub id of a ViT.
@@ -98,7 +100,7 @@ def recipe_of(model: str, stream: str, feedback: str, evaluation: str | None, *,
     pictures = len(image_files(Path(stream).expanduser())[0])
     sides = view, local, image
     plan = _Plan(model, stream, steers, measured, code, steering, sides, pictures)
-    return _head(plan, out) + _data(plan) + _training(plan)
+    return _head(plan, out) + _data(plan) + _training(plan), steering
 
 
 def _head(plan: _Plan, out: Path) -> str:
@@ -109,11 +111,10 @@ def _head(plan: _Plan, out: Path) -> str:
 # Written by `vpretrain init`. What is wrong with it, and one run of it:
 #   vpretrain check {out}
 #   vpretrain train {out}
-# Every key with its value is in `recipe.yaml` in the folder of a run; docs/vision.md says what else
-# can be set.
+# Every key with its value is in `recipe.yaml` in the folder of a run.
 modality: vision
 description: {_text(description)}
-arm: ascent  # learned masks on DINO's views; others: docs/vision.md
+arm: ascent  # learned masks on DINO's views; others: `vpretrain arms vision`
 budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 """
 

@@ -55,3 +55,10 @@ def test_a_line_that_is_no_object_is_a_problem(line):
 def test_all_text_of_a_cell_in_order():
     cell = {"messages": [{"content": "one"}, {"content": ["two", 3, None]}], "last": "four"}
     assert raw_rows.text_of(cell) == "one\ntwo\nfour"
+
+
+def test_files_are_named_as_in_recipes(tmp_path):
+    for name in ("a.md", "b.txt", "c.rst"):
+        (tmp_path / name).write_text("text\n")
+    found = raw_rows.places([f"{tmp_path}/*.{{md,txt}}"], "STREAM")
+    assert [path.name for path in found] == ["a.md", "b.txt"]

@@ -312,7 +312,7 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
     pictures, _, (warning,) = read_folder(tmp_path)
     assert len(pictures) == 1 and warning.where == str(tmp_path)
-    assert warning.message.startswith("6 files are not read")
+    assert warning.message.startswith("some files are not read")
     assert "3 x .heic" in warning.value and "1 x .txt" in warning.value
     assert "1 x linked folders" in warning.value
     (tmp_path / "a.png").unlink()

@@ -180,7 +180,7 @@ def test_files_that_are_not_read_are_counted_by_check(
 ) -> None:
     (folder / "images/a.heic").write_bytes(b"x")
     assert problems(f"data.root={folder}", STREAM) == ""
-    assert "1 files are not read" in caplog.text.replace("\n", "")
+    assert "some files are not read" in caplog.text.replace("\n", "")
 
 
 def test_masks_of_0_and_255_are_asked_about_in_a_recipe(folder: Path) -> None:

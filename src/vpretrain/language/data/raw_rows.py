@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, collecting
-from vpretrain.system.located import Place, Remote, files, is_named_file, is_url
+from vpretrain.system.located import Place, Remote, files, is_named_file, is_url, spelled
 from vpretrain.system.tables import (
     Unit,
     check_length,
@@ -23,8 +24,8 @@ from vpretrain.system.tables import (
 
 
 def places(patterns: Sequence[str], where: str) -> list[Place]:
-    """The files that names, globs and URLs of the flag ``where`` stand for, in their order, each
-    once.
+    """The files that names, globs (with braces, as in recipes) and URLs of the flag ``where`` stand
+    for, in their order, each once.
 
     Raises:
         UserError: with all names that stand for no file.
@@ -44,8 +45,10 @@ def places(patterns: Sequence[str], where: str) -> list[Place]:
         elif path.exists():
             paths[path] = None
         else:
-            names = map(Path, sorted(glob.glob(str(path), recursive=True)))
-            matches = [*filter(is_named_file, names)]
+            found = (sorted(glob.glob(one, recursive=True)) for one in spelled(str(path)))
+            matches = [
+                name for name in map(Path, chain.from_iterable(found)) if is_named_file(name)
+            ]
             paths |= dict.fromkeys(matches)
             if not matches:
                 message = f"no such file, and no file matches (paths start at {Path.cwd()})"

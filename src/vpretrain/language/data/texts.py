@@ -20,6 +20,7 @@ from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
+from vpretrain.run.parts import FEW_ROWS
 from vpretrain.system.errors import Problem, UserError, shortened
 from vpretrain.system.located import files, under
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PAIRS_SHOWN = 5
-_FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def _copies(texts: Texts, data: Data) -> Iterator[str]:
         if count and data.on_duplicate_row == "skip":
             yield f"stream/{name}: {count} rows left out, each a copy of an earlier one"
         elif count:
-            total = f"{count} of {len(texts.stream[name])} rows"
+            total = f"{count} of {len(texts.stream[name])}"
             fix = "data.on_duplicate_row=skip leaves them out"
-            yield f"stream/{name}: {total} are exact copies of earlier ones; {fix}"
+            yield f"stream/{name}: rows that are exact copies of earlier ones: {total}; {fix}"
 
 
 def _few(texts: Texts) -> Iterator[str]:
@@ -178,10 +178,10 @@ def _few(texts: Texts) -> Iterator[str]:
     if SINGLE in texts.tasks:
         sets = {"the feedback": len(texts.tasks[SINGLE].rows)}
     for name, count in {**sets, "the evaluation": len(texts.evaluation)}.items():
-        if count < _FEW_ROWS:
+        if count < FEW_ROWS:
             yield (
                 f"warning: {name} has {count} rows, and on so few a verdict is unlikely: give "
-                f"{_FEW_ROWS} or more"
+                f"{FEW_ROWS} or more"
             )
 
 

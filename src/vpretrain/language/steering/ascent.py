@@ -158,7 +158,7 @@ class ClimbingArm(NetworkArm, CandidatesArm):
 @ARMS.declare(
     "hidden_ascent",
     "a network over the learner's hidden states emits targets and gate, and climbs the value "
-    "(ours)",
+    "(not from the paper)",
 )
 class HiddenAscentArm(HiddenArm, ClimbingArm):
     cost = Cost(candidates=True, network=scorer_cost)

@@ -237,7 +237,9 @@ class ReplayArm(HiddenArm):
 
 
 @ARMS.declare(
-    "field", "a network regresses the token values, targets follow by the anchored rule (ours)"
+    "field",
+    "a network regresses the token values, targets follow by the anchored rule "
+    "(not from the paper)",
 )
 class FieldArm(ReplayArm, AnchoredArm):
     cost = Cost(candidates=True, network=scorer_cost)
@@ -247,7 +249,8 @@ class FieldArm(ReplayArm, AnchoredArm):
 
 
 @ARMS.declare(
-    "weight_field", "one-hot targets, tokens weighted by the value that a network predicts (ours)"
+    "weight_field",
+    "one-hot targets, tokens weighted by the value that a network predicts (not from the paper)",
 )
 class WeightFieldArm(ReplayArm, TiltArm):
     cost = Cost(network=scorer_cost, weighted=True)

@@ -123,7 +123,9 @@ class AnchoredArm(CandidatesArm):
         return Anchored(self.candidates, self.temperature, self.clip, self.gate_max)
 
 
-@ARMS.declare("closed_form", "the anchored rule on exact token values, no network (ours)")
+@ARMS.declare(
+    "closed_form", "the anchored rule on exact token values, no network (not from the paper)"
+)
 class ClosedFormArm(AnchoredArm):
     cost = Cost(candidates=True, exact=True)
 
@@ -147,7 +149,9 @@ class TokenWeights(TokenRule):
         return SoftTargets(probe.ids, tilted(centred, self.tilt)[:, None])
 
 
-@ARMS.declare("token_weights", "one-hot targets, tokens weighted by their exact value (ours)")
+@ARMS.declare(
+    "token_weights", "each token weighted by its value to the examples (not from the paper)"
+)
 class TokenWeightsArm(TiltArm):
     cost = Cost(exact=True, weighted=True)
 
@@ -202,7 +206,7 @@ def sources_of(context: Context) -> tuple[Tensor, list[str]]:
 
 @ARMS.declare(
     "document_weights",
-    "one-hot targets, documents weighted by the mean exact value of their tokens (ours)",
+    "each document weighted by the mean value of its tokens to the examples (not from the paper)",
 )
 class DocumentWeightsArm(TiltArm):
     cost = Cost(exact=True, weighted=True)
@@ -213,7 +217,7 @@ class DocumentWeightsArm(TiltArm):
 
 @ARMS.declare(
     "source_weights",
-    "one-hot targets, sources weighted by the mean exact value of their tokens (ours)",
+    "each source weighted by the mean value of its tokens to the examples (not from the paper)",
 )
 class SourceWeightsArm(TiltArm):
     cost = Cost(exact=True, weighted=True)
@@ -254,7 +258,8 @@ class WeightedTargets(TokenRule):
 
 
 @ARMS.declare(
-    "weighted_targets", "the anchored rule and token weights together, on exact values (ours)"
+    "weighted_targets",
+    "the anchored rule and token weights together, on exact values (not from the paper)",
 )
 class WeightedTargetsArm(AnchoredArm, TiltArm):
     cost = Cost(candidates=True, exact=True, weighted=True)

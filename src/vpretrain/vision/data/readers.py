@@ -292,7 +292,7 @@ def image_files(
 def _unread(folder: Path, others: Counter[str]) -> list[Problem]:
     if not others:
         return []
-    message = f"{others.total()} files are not read: their endings are not those of pictures"
+    message = "some files are not read: their endings are not those of pictures"
     return [Problem(str(folder), _counted(others), _ENDINGS, message)]
 
 

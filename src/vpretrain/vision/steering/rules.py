@@ -84,7 +84,8 @@ class AnchoredTargets(DinoRule):
 
 @ARMS.declare(
     "closed_form",
-    "DINO: learned targets over prototypes, the anchored rule on exact values, no network (ours)",
+    "DINO: learned targets over prototypes, the anchored rule on exact values, no network "
+    "(not from the paper)",
 )
 class ClosedFormArm(CandidatesArm):
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -115,7 +116,7 @@ class ViewWeights(DinoRule):
         return LearnedTargets.weighted(probe.mass, tilted(values, self.tilt))
 
 
-@ARMS.declare("view_weights", "DINO: views weighted by their exact value (ours)")
+@ARMS.declare("view_weights", "DINO: views weighted by value to the examples (not from the paper)")
 class ViewWeightsArm(TiltArm):
     learner_kinds = (DINO,)
 
@@ -143,7 +144,9 @@ class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
         return IJepaTask(tilted(values, self.tilt), probe.context_mask)
 
 
-@ARMS.declare("patch_weights", "I-JEPA: target patches weighted by their exact value (ours)")
+@ARMS.declare(
+    "patch_weights", "I-JEPA: patches weighted by value to the examples (not from the paper)"
+)
 class PatchWeightsArm(TiltArm):
     learner_kinds = (IJEPA,)
 
