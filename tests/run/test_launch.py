@@ -46,6 +46,11 @@ def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path,
     (tmp_path / "model" / "README.md").write_text("My own words.")
     assert again() == json.loads((tmp_path / "result.json").read_text())
     assert lines == ["this run is finished; nothing was done"]
+    weights.unlink()
+    weights.mkdir()
+    (tmp_path / "model" / "notes").mkdir()
+    assert again()["final"] == result["final"] and weights.read_bytes() == whole
+    assert (tmp_path / "model" / "notes").is_dir()
     (tmp_path / "result.json").write_text("{")
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(UserError, match=r"result\.json is not whole, and there is no checkpoint"):

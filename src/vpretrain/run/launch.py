@@ -27,7 +27,7 @@ from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, Problem, UserError, user_error
-from vpretrain.system.files import read_json, write_json
+from vpretrain.system.files import read_json, remove, write_json
 from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
@@ -215,6 +215,7 @@ class Launch:
         folder = self.folder
         with sharding.whole(parts.learner.model):
             if self.first:
+                _make_room(folder / "model")
                 with distributed.alone():
                     parts.save(folder / "model")
                     self.modality.card(self.recipe, self.materials, result, folder / "model")
@@ -230,6 +231,7 @@ class Launch:
             "final": {name: score.value for name, score in result.final.items()},
         } | ({"changes": list(changes)} if changes else {})
         if self.first:
+            _make_room(folder / "designer")
             (folder / "designer").mkdir(exist_ok=True)
             torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
             write_manifest(folder / "model", folder / MODEL_MANIFEST)
@@ -237,6 +239,17 @@ class Launch:
             with distributed.alone(), drawing():
                 self.modality.draw(self.recipe, self.materials, parts, folder)
         return summary
+
+
+def _make_room(place: Path) -> None:
+    """Removes what keeps files from being written into a folder: a file in its place, and folders
+    in the places of files. Whatever else a person put there stays."""
+    if not place.is_dir():
+        remove(place)
+        return
+    for entry in place.glob("*.*"):
+        if entry.is_dir():
+            remove(entry)
 
 
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
