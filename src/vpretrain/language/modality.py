@@ -262,6 +262,7 @@ def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
     split, count = recipe.evaluate.split, len(held_out)
     can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS
     fewer = f"data.evaluation.{split}.rows={FEW_ROWS}" if can else ""
+    of_meta_step *= max(1, recipe.steps_ahead)
     return Reads(of_meta_step, sum(len(each.ids) for each in held_out), count, fewer)
 
 

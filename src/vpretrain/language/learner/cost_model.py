@@ -147,7 +147,7 @@ class Setting:
             batches=data.feedback.batches,
             feedback_tokens=data.feedback.batch_size * 64,
             accumulate=recipe.learner.accumulate,
-            lookahead=recipe.value.lookahead_steps if recipe.value.alignment == "lookahead" else 0,
+            lookahead=recipe.steps_ahead,
         )
 
 

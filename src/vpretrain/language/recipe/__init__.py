@@ -67,6 +67,11 @@ class LanguageRecipe(Recipe):
         """
         return ARMS.section_of(self).valued_by or self.value.alignment
 
+    @property
+    def steps_ahead(self) -> int:
+        """Steps of the copies of S at a meta step; 0 where values are derivatives."""
+        return self.value.lookahead_steps if self.alignment == "lookahead" else 0
+
     @model_validator(mode="after")
     def _split_exists(self) -> Self:
         for split in (self.evaluate.split, *self.evaluate.also):
