@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vpretrain.system.errors import UserError
 from vpretrain.system.files import replacing, write_json, write_text
 
 
@@ -36,7 +37,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="mine: a folder stands where this file belongs"):
         write_text(tmp_path / "mine", "page")
     assert [each.name for each in tmp_path.rglob("*")] == ["mine", "thesis"]
 

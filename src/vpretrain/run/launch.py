@@ -3,6 +3,7 @@ ended."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -266,7 +267,7 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
         result = read_json(path)
         if not _is_result(result):
             raise Damaged("result.json holds no result")
-        if manifest.is_file():
+        if os.path.lexists(manifest):
             verify(folder / "model", manifest)
         elif not (folder / "model").is_dir():
             raise Damaged("model is gone")

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vpretrain.system.files import replacing
+
 NAME = "manifest.json"
 MODEL = "model.manifest.json"
 """Beside a run's ``model/``."""
@@ -33,7 +35,8 @@ def write_manifest(folder: Path, manifest: Path | None = None) -> None:
     }
     listed = json.dumps(files, indent=1).encode()
     checked = hashlib.sha256(listed).hexdigest().encode() + b"\n" + listed
-    (manifest or folder / NAME).write_bytes(checked)
+    with replacing(manifest or folder / NAME) as scratch:
+        scratch.write_bytes(checked)
 
 
 def verify(folder: Path, manifest: Path | None = None) -> None:

@@ -43,7 +43,14 @@ def scratch_beside(path: Path) -> Path:
 
 
 def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
-    """Puts a whole file or folder where ``path`` was, or will be."""
+    """Puts a whole file or folder where ``path`` was, or will be.
+
+    Raises:
+        UserError: a folder stands where a file belongs.
+    """
+    if path.is_dir() and not scratch.is_dir():
+        message = "a folder stands where this file belongs: remove it, and give the command again"
+        raise user_error(str(path), message)
     if flush:
         for each in (*scratch.iterdir(), scratch) if scratch.is_dir() else (scratch,):
             _flush(each)
