@@ -4,9 +4,9 @@
         [--steps 1 8 24] [--learning-rate 1e-4] [--threads 1]
 
 The stream of `recipes/language/gsm8k-smollm2.yaml`, a wrong digit in every number of 30% of its
-GSM8K rows. Documents are valued along the gradient of 64 feedback rows, as it is and by AdamW's
-measure, and by the fall of their loss towards copies of S after so many steps of Adam on 16 fresh
-rows each. Two AUCs, with standard errors over batches (0.5 is a coin): that a right GSM8K row has a
+GSM8K rows. Documents are valued along the gradient of 64 and of 256 feedback rows, as it is and by
+AdamW's measure, and by the fall of their loss towards copies of S after so many steps of Adam, each
+on 16 fresh rows. Two AUCs, with standard errors over batches (0.5 is a coin): that a right GSM8K row has a
 higher value than one with wrong digits (`planted`), and than a document of the other sources
 (`relevant`). Beside them those of minus the document's own loss, which asks for no feedback. Writes
 `results/lookahead.json`.
@@ -67,13 +67,15 @@ def directions(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Those that values are derivatives along, and the ways of copies after so many steps."""
     learner = meta.learner
-    gradient = vectors.mean(meta.feedback.gradients(learner))
+    gradients = [vectors.mean(meta.feedback.gradients(learner)) for _ in range(4)]
     scale = meta.preconditioner()
     assert scale is not None
-    along = {
-        "64 rows": gradient,
-        "64 rows, optimizer-aware": {n: scale[n] * piece for n, piece in gradient.items()},
-    }
+    along: dict[str, Any] = {}
+    for name, gradient in (("64 rows", gradients[0]), ("256 rows", vectors.mean(gradients))):
+        along |= {
+            name: gradient,
+            f"{name}, optimizer-aware": {n: scale[n] * piece for n, piece in gradient.items()},
+        }
     ways, done = {}, 0
     looking = Lookahead(
         meta.feedback, batches=1, steps=0, learning_rate=given.learning_rate, memory=1.0
