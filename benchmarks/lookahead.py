@@ -6,10 +6,10 @@
 The stream of `recipes/language/gsm8k-smollm2.yaml`, a wrong digit in every number of 30% of its
 GSM8K rows. Documents are valued along the gradient of 64 and of 256 feedback rows, as it is and by
 AdamW's measure, and by the fall of their loss towards copies of S after so many steps of Adam, each
-on 16 fresh rows. Two AUCs, with standard errors over batches (0.5 is a coin): that a right GSM8K row has a
-higher value than one with wrong digits (`planted`), and than a document of the other sources
-(`relevant`). Beside them those of minus the document's own loss, which asks for no feedback. Writes
-`results/lookahead.json`.
+on 16 fresh rows. Two AUCs, with standard errors over batches (0.5 is a coin): that a right GSM8K
+row has a higher value than one with wrong digits (`planted`), and than a document of the other
+sources (`relevant`). Beside them those of minus the document's own loss, which asks for no
+feedback. Writes `results/lookahead.json`.
 """
 
 from __future__ import annotations
