@@ -12,10 +12,10 @@ def launched(*arguments, folder):
 
 
 def test_a_refused_recipe_is_exit_code_2_and_one_message(tmp_path):
-    train = ["-m", "vpretrain", "train", "demo-language", "budget.steps=none"]
+    train = ["-m", "vpretrain", "train", "no-such-recipe"]
     ended = launched(*train, folder=tmp_path)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.count("override budget.steps") == 1
+    assert ended.stderr.count("there is no such recipe") == 1
     assert "ChildFailedError" not in ended.stderr
 
 
