@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -352,18 +353,32 @@ def test_a_long_run_is_said_with_a_shorter_one():
 
     assert lines(None)[0] == "no problem found" and len(lines(None)) == 2
     assert lines(None, 9.0, 30.0)[1].endswith(
-        "9 s a meta step and 30 s a look at the held-out rows"
+        "9 s a look at the examples (a meta step) and 30 s a look at the held-out rows"
     )
-    assert lines(FirstLook("budget.steps=9", 300.0))[2:] == [
+    assert lines(FirstLook("budget.steps=9", 300.0, 580.0))[2:] == [
         "that is long: for a first look of about 5 min add",
         "  budget.steps=9",
     ]
     command = "vpretrain compare a.yaml --arms onehot,token_weights,fixed_random_direction"
-    need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0))
+    need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0, 580.0))
     assert list(init._next_commands(Path("a.yaml"), command, Examined([], need))) == [
         "next, for a first look of about 10 min:",
         "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1 budget.steps=9",
         "then, for a verdict (9 runs, 1.5 h or more here):",
+        f"  {command}",
+    ]
+    said = list(examined_lines(Examined([], need), first_look=False))
+    assert len(said) == 2, "one figure for it, beside its command"
+    short = Examined([], replace(need, first_look=None, seconds=60.0))
+    assert list(init._next_commands(Path("a.yaml"), command, short)) == [
+        "next, for a verdict (9 runs, 9 min or more here):",
+        f"  {command}",
+    ]
+    several = Examined([], replace(need, first_look=None, seconds=180.0))
+    assert list(init._next_commands(Path("a.yaml"), command, several)) == [
+        "next, for a first look of 6 min or more:",
+        "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1",
+        "then, for a verdict (9 runs, 27 min or more here):",
         f"  {command}",
     ]
 

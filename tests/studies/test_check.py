@@ -1,10 +1,14 @@
 """What ``check`` says beside problems."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.test_recipes import shrunken
+from vpretrain.language.data.rows import Document
+from vpretrain.language.modality import _padded_tokens
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.parts import Reads
+from vpretrain.run.parts import Lighter, Reads
 from vpretrain.studies.check import Examined, Needs, examine, first_look, needs
 
 
@@ -33,10 +37,39 @@ def test_a_first_look_counts_settling_steering_and_evaluation():
     assert slow.overrides == (
         "budget.steps=8 value.settle_steps=2 learner.accumulate=1 data.evaluation.test.rows=64"
     )
-    assert slow.seconds == 10 * 20.0 + 2 * 90.0 + 100.0 / 10
+    assert slow.seconds == 10 * 20.0 + 2 * 90.0 + 2 * 100.0 / 10
+    assert slow.pair_seconds == 2 * 10 * 20.0 + 2 * 90.0 + 3 * 100.0 / 10, "one arm is not steered"
     fast = first_look(recipe, Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0), reads)
     assert fast.overrides == "budget.steps=284 learner.accumulate=1"
-    assert fast.seconds == 300 * 0.5 + (2 + 36) * 4.0 + 5.0
+    assert fast.seconds == 300 * 0.5 + (2 + 36) * 4.0 + 2 * 5.0
+    # No smaller batches where the fewest steps go into the time; otherwise both parts shrink.
+    lighter = Lighter("data.window_tokens=128", 0.25, 0.5)
+    need = Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0)
+    assert first_look(recipe, need, replace(reads, lighter=lighter)) == fast
+    need = Needs(0, 0, None, 0.0, 80.0, 140.0, 5.0)
+    light = first_look(recipe, need, replace(reads, lighter=lighter))
+    assert light.overrides == (
+        "budget.steps=14 value.settle_steps=3 learner.accumulate=1 data.window_tokens=128"
+    )
+    assert light.seconds == 17 * 10.0 + 3 * (10.0 + 50.0) + 2 * 5.0
+
+
+def test_smaller_batches_are_those_that_can_be_smaller():
+    def lighter(*overrides):
+        recipe = shrunken("demo-language", *overrides)
+        return MODALITIES["language"]().check(recipe).reads.lighter
+
+    small = ("data.window_tokens=128", "data.feedback.batch_size=8")
+    assert lighter(*small) is None
+    assert lighter("data.window_tokens=256", small[1]) == Lighter("data.window_tokens=128", 0.5, 1)
+    both = lighter("data.window_tokens=256", "data.feedback.batch_size=16")
+    assert both.overrides == " ".join(small) and 0.4 < both.feedback < 0.6
+
+
+def test_held_out_rows_count_with_their_padding():
+    rows = [Document([0] * length, b"", "a", "a") for length in (3, 9, 2, 7, 1)]
+    assert _padded_tokens(rows, 2) == 2 * 9 + 2 * 3 + 1
+    assert _padded_tokens(rows, 64) == 5 * 9
 
 
 def test_a_checkpoint_that_is_not_there_yet_is_not_made(tmp_path, monkeypatch):

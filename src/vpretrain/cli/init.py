@@ -94,7 +94,7 @@ def _checked(out: Path, command: str, *, as_json: bool) -> None:
         from vpretrain.studies.check import examine
 
         result = examine(str(out), [])
-    for line in examined_lines(result):
+    for line in examined_lines(result, first_look=False):
         say(console, line)
     problems = result.problems
     for line in _next_commands(out, command, result):
@@ -107,21 +107,32 @@ def _checked(out: Path, command: str, *, as_json: bool) -> None:
 def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
     """What to run after ``init``, and how long that takes where it is long."""
     from vpretrain.cli.tables import duration
+    from vpretrain.studies.check import FIRST_LOOK_SECONDS
 
     need = result.needs
     look = need.first_look if need else None
     if result.problems:
         yield f"fix this in {out}, then: vpretrain check {out}"
-    elif need is None or need.seconds is None or look is None:
+        return
+    if need is None or need.seconds is None:
         yield f"next: {command}"
+        return
+    *_, arms = command.split()
+    runs = _SEEDS * len(arms.split(","))
+    all_of_it = f"{runs} runs, {duration(runs * need.seconds)} or more here"
+    two = f"vpretrain compare {out} --arms {','.join(arms.split(',')[:2])} --seeds 1"
+    if look is not None:
+        yield f"next, for a first look of about {duration(look.pair_seconds)}:"
+        yield f"  {two} {look.overrides}"
+    elif runs * need.seconds > FIRST_LOOK_SECONDS:
+        yield f"next, for a first look of {duration(2 * need.seconds)} or more:"
+        yield f"  {two}"
     else:
-        *_, arms = command.split()
-        runs = _SEEDS * len(arms.split(","))
-        two = ",".join(arms.split(",")[:2])
-        yield f"next, for a first look of about {duration(2 * look.seconds)}:"
-        yield f"  vpretrain compare {out} --arms {two} --seeds 1 {look.overrides}"
-        yield f"then, for a verdict ({runs} runs, {duration(runs * need.seconds)} or more here):"
+        yield f"next, for a verdict ({all_of_it}):"
         yield f"  {command}"
+        return
+    yield f"then, for a verdict ({all_of_it}):"
+    yield f"  {command}"
 
 
 def _asked(flag: str, question: str, default: str | None = None) -> str:

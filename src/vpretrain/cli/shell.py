@@ -127,14 +127,15 @@ def progress_bar(console: Console) -> Progress:
 
 class ShownProgress:
     """How many parts are done, what was last done, and how long the rest will take: on a terminal a
-    bar, elsewhere a line every 30 seconds; and a line for each part that ends."""
+    bar, elsewhere a line every 30 seconds; and a line for each part that ends, and for what comes
+    before the first."""
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._bar = console, progress_bar(console)
         self._task = self._bar.add_task("starting", total=None)
         self._now, self._pace, self._started = now, Pace(30.0, now), now()
         self._before: int | None = None  # what was done when this began
-        self._done = -1
+        self._done, self._said = -1, ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -151,7 +152,8 @@ class ShownProgress:
             self._started = self._now()
         self._bar.update(self._task, completed=reached, total=total, description=what)
         ended, self._done = done > self._done, done
-        due = self._pace.due()
+        ended |= reached == self._before and what != self._said  # what comes first may take long
+        due, self._said = self._pace.due(), what
         if ended or (due and not self._console.is_terminal):
             taken = self._now() - self._started
             left = _time_left(taken, reached - self._before, total - reached)

@@ -101,8 +101,9 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         yield f"{arm}: {relation} {baseline} in {metric}{p}"
 
 
-def examined_lines(result: Examined) -> Iterator[str]:
-    """What ``check`` came to: its problems, how many warnings there were, and what a run takes."""
+def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str]:
+    """What ``check`` came to: its problems, how many warnings there were, what a run takes, and
+    where that is long a shorter one, unless its whole command follows anyway."""
     yield from map(str, result.problems)
     if result.problems:
         yield f"{len(result.problems)} problem(s)"
@@ -117,12 +118,13 @@ def examined_lines(result: Examined) -> Iterator[str]:
     on_top = "steering, feedback and evaluation come on top"
     if need.meta_seconds is not None and need.evaluation_seconds is not None:
         meta, evaluation = duration(need.meta_seconds), duration(need.evaluation_seconds)
-        on_top = f"on top come {meta} a meta step and {evaluation} a look at the held-out rows"
+        on_top = f"on top come {meta} a look at the examples (a meta step) and {evaluation} a look "
+        on_top += "at the held-out rows"
     yield (
         f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
         f"{need.forward_seconds:.2g} s); {on_top}"
     )
-    if look := need.first_look:
+    if first_look and (look := need.first_look):
         yield f"that is long: for a first look of about {duration(look.seconds)} add"
         yield f"  {look.overrides}"
 

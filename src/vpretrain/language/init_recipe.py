@@ -132,7 +132,7 @@ value:
   meta_period: 8
   memory: 0.9
   settle_steps: 16
-evaluate: {{split: test, every: 0}}  # `answer: 'REGEX'` scores generated solutions too
+evaluate: {{split: test, every: 0, batch_size: 16}}  # `answer: 'REGEX'` scores answers too
 checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
 """
 """What :func:`recipe_of` fills in."""

@@ -47,7 +47,7 @@ from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, looking_ahead, shuffles_labels
-from vpretrain.run.parts import FEW_ROWS, Checked, Modality, Parts, Reads
+from vpretrain.run.parts import FEW_ROWS, Checked, Lighter, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
@@ -250,20 +250,46 @@ class Language(Modality[LanguageRecipe, Materials]):
         )
 
 
+_LIGHT_WINDOW, _LIGHT_FEEDBACK = 128, 8
+"""Tokens of a row and rows of a feedback batch that show on a slow machine that all works."""
+
+
 def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
     """Tokens of a meta step's feedback and of an evaluation, answers that are generated aside."""
     feedback = recipe.data.feedback
-    of_meta_step = 0
+    of_meta_step, of_lighter = 0, 0
     for name, task in materials.tasks.items():
         lengths, size = sorted(len(each.ids) for each in task.documents), feedback.batch_of(name)
+        fixed = feedback.named()[name].batch_size is not None
         if lengths:  # rows are padded to the longest of their batch
+            few = size if fixed else min(size, _LIGHT_FEEDBACK)
             of_meta_step += feedback.batches * size * lengths[-1 - len(lengths) // (size + 1)]
-    held_out = [*materials.evaluation, *chain.from_iterable(materials.also.values())]
-    split, count = recipe.evaluate.split, len(held_out)
+            of_lighter += feedback.batches * few * lengths[-1 - len(lengths) // (few + 1)]
+    held_out = [materials.evaluation, *materials.also.values()]
+    tokens = sum(_padded_tokens(each, recipe.evaluate.batch_size) for each in held_out)
+    split, count = recipe.evaluate.split, sum(map(len, held_out))
     can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS
     fewer = f"data.evaluation.{split}.rows={FEW_ROWS}" if can else ""
+    lighter = _lighter(recipe, of_lighter / max(1, of_meta_step))
     of_meta_step *= max(1, recipe.steps_ahead)
-    return Reads(of_meta_step, sum(len(each.ids) for each in held_out), count, fewer)
+    return Reads(of_meta_step, tokens, count, fewer, lighter)
+
+
+def _padded_tokens(documents: Sequence[Document], size: int) -> int:
+    """In batches of this size, the longest first, each row as long as the longest of its batch."""
+    lengths = sorted((len(each.ids) for each in documents), reverse=True)
+    return sum(lengths[at] * min(size, len(lengths) - at) for at in range(0, len(lengths), size))
+
+
+def _lighter(recipe: LanguageRecipe, of_feedback: float) -> Lighter | None:
+    """Shorter rows, since a batch keeps its count of them to choose from, and less feedback."""
+    data, overrides, share = recipe.data, [], 1.0
+    if data.window_tokens > _LIGHT_WINDOW:
+        share = _LIGHT_WINDOW / data.window_tokens
+        overrides.append(f"data.window_tokens={_LIGHT_WINDOW}")
+    if data.feedback.batch_size > _LIGHT_FEEDBACK and of_feedback < 1:
+        overrides.append(f"data.feedback.batch_size={_LIGHT_FEEDBACK}")
+    return Lighter(" ".join(overrides), share, of_feedback) if overrides else None
 
 
 def _learner(

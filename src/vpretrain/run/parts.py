@@ -76,20 +76,37 @@ AnyParts = Parts[Any, Any, Any]
 
 
 @dataclass(frozen=True)
+class Lighter:
+    """Smaller batches, for a first look on a slow machine.
+
+    Args:
+        overrides: of the recipe.
+        stream: the share of a step's time that is left.
+        feedback: likewise of the feedback of a meta step.
+    """
+
+    overrides: str
+    stream: float
+    feedback: float
+
+
+@dataclass(frozen=True)
 class Reads:
     """What a run reads beside its stream.
 
     Args:
         feedback_tokens: of a meta step, with what pads them, about.
-        held_out_tokens: of an evaluation.
+        held_out_tokens: of an evaluation, likewise.
         held_out_rows: of one.
         fewer: the override that takes :data:`FEW_ROWS` of those; empty where none does.
+        lighter: smaller batches, where they can be smaller.
     """
 
     feedback_tokens: int
     held_out_tokens: int
     held_out_rows: int
     fewer: str = ""
+    lighter: Lighter | None = None
 
 
 FEW_ROWS = 64

@@ -29,11 +29,13 @@ class FirstLook:
 
     Args:
         overrides: of the recipe.
-        seconds: that it takes, about, steered and with an evaluation at its end.
+        seconds: that it takes, about, steered and with an evaluation before and after.
+        pair_seconds: that a comparison of it with the baseline takes, which does not steer.
     """
 
     overrides: str
     seconds: float
+    pair_seconds: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
 
 def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     """As many steps as go into half of :data:`FIRST_LOOK_SECONDS`, without accumulation, and a
-    fifth of them to settle; of held-out rows that take long some.
+    fifth of them to settle; of held-out rows that take long some. Where the fewest steps take
+    longer, on smaller batches.
 
     Args:
         recipe: of the long run.
@@ -109,21 +112,30 @@ def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     learner: Any = recipe.learner
     step, measuring = need.step_seconds / learner.accumulate, need.evaluation_seconds or 0.0
     meta = step if need.meta_seconds is None else need.meta_seconds
-    each = step + meta / recipe.value.meta_period
-    steps = max(_FEWEST_STEPS, int(FIRST_LOOK_SECONDS / 2 / each))
+    period, room = recipe.value.meta_period, FIRST_LOOK_SECONDS / 2
+    lighter = reads.lighter if reads else None
+    light = lighter is not None and _FEWEST_STEPS * (step + meta / period) > room
+    if lighter is not None and light:
+        # A meta step is the value, which costs what a step does, and the feedback.
+        meta = step * lighter.stream + max(0.0, meta - step) * lighter.feedback
+        step *= lighter.stream
+    steps = max(_FEWEST_STEPS, int(room / (step + meta / period)))
     settle = min(recipe.value.settle_steps, steps // 5)
     overrides = [f"budget.steps={steps - settle}"]
     if settle < recipe.value.settle_steps:
         overrides.append(f"value.settle_steps={settle}")
     if learner.accumulate > 1:
         overrides.append("learner.accumulate=1")
+    if lighter is not None and light:
+        overrides.append(lighter.overrides)
     if reads and reads.fewer and measuring > FIRST_LOOK_SECONDS / 10:
         overrides.append(reads.fewer)
         measuring *= FEW_ROWS / reads.held_out_rows
-    metas = ceil(settle / recipe.value.meta_period) + ceil(
-        (steps - settle) / recipe.value.meta_period
-    )
-    return FirstLook(" ".join(overrides), steps * step + metas * meta + measuring)
+    metas = ceil(settle / period) + ceil((steps - settle) / period)
+    plain = steps * step + measuring
+    steered = plain + metas * meta
+    # Step 0 is measured once a comparison, or once a run.
+    return FirstLook(" ".join(overrides), steered + measuring, plain + steered + measuring)
 
 
 @dataclass(frozen=True)

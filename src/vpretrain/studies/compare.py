@@ -132,11 +132,12 @@ def compare(
     changed += changed_data(out, hashes)
     noted = accepted_changes(out, changed, accept=accept_changes)
     with writing(out):
+        progress(len(finished), total, "measuring the model before training (step 0)", 0.0)
         step0 = worker.step0(arms[0])
         # Not before data and model were found to be in order.
         write_text(out / "recipe.yaml", recipes.dump(resolved))
         write_environment(out, hashes, noted)
-        progress(len(finished), total, "step 0", 0.0)
+        progress(len(finished), total, "step 0 is measured", 0.0)
         _run_missing(worker, plan, jobs, finished, partial(_report, progress, total))
         table = _table(recipe, match, step0, [finished[pair] for pair in plan], out)
         table |= {"changes": noted} if noted else {}

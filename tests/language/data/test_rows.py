@@ -243,7 +243,7 @@ def test_what_was_lost_is_said_in_words() -> None:
         "1 of 5 rows left out: the prompt alone fills 20 tokens",
         "1 of 5 rows left out: the tokenizer finds nothing to predict in them",
         "1 of 5 rows cut at 20 tokens, their end with it",
-        "1 of 5 rows lose their last few tokens, too short for a document of their own",
+        "1 of 5 rows cut into pieces of 20 tokens, the last left out as too short",
     ]
     assert Encoded(rows=3, documents=3).losses(20) == []
 

@@ -121,7 +121,7 @@ class Encoded:
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
             f"cut at {max_tokens} tokens, their end with it": self.truncated,
-            "lose their last few tokens, too short for a document of their own": self.tails,
+            f"cut into pieces of {max_tokens} tokens, the last left out as too short": self.tails,
             "not read: there are documents enough": self.capped,
             "begin inside the last token of their prompt (see data.separator)": self.merged,
         }

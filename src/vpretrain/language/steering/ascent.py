@@ -157,8 +157,7 @@ class ClimbingArm(NetworkArm, CandidatesArm):
 
 @ARMS.declare(
     "hidden_ascent",
-    "a network over the learner's hidden states emits targets and gate, and climbs the value "
-    "(not from the paper)",
+    "as `ascent`, by a network over the learner's hidden states (not from the paper)",
 )
 class HiddenAscentArm(HiddenArm, ClimbingArm):
     cost = Cost(candidates=True, network=scorer_cost)

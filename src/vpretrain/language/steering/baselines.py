@@ -92,7 +92,9 @@ class UniformSmoothing(ConstantGate):
         return torch.full(ids.shape, 1 / self.count, device=ids.device)
 
 
-@ARMS.declare("uniform_smoothing", "control: constant mass spread evenly over the candidates")
+@ARMS.declare(
+    "uniform_smoothing", "control: a constant part of every target spread evenly over likely tokens"
+)
 class UniformSmoothingArm(GateArm):
     def build(self, site: Site) -> UniformSmoothing:
         return UniformSmoothing(self.candidates, self.control_gate)
@@ -106,7 +108,7 @@ class SelfDistillation(ConstantGate):
 
 
 @ARMS.declare(
-    "self_distillation", "control: constant mass spread by the learner's own probabilities"
+    "self_distillation", "control: the same part spread by the learner's own probabilities"
 )
 class SelfDistillationArm(GateArm):
     def build(self, site: Site) -> SelfDistillation:
@@ -131,8 +133,7 @@ class LossWeights(Fixed):
 
 @ARMS.declare(
     "loss_weights",
-    "control: one-hot targets, tokens weighted by how surprising the learner finds them, no "
-    "feedback",
+    "control: each token weighted by how surprising the learner finds it, no feedback",
 )
 class LossWeightsArm(TiltArm):
     uses_feedback = False

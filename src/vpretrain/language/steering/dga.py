@@ -142,7 +142,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
 
 @ARMS.declare(
     "dga",
-    "one-hot targets, sources weighted by exponentiated alignment with the feedback (DGA)",
+    "each source weighted by how well its gradient agrees with that of the feedback (DGA)",
 )
 class DgaArm(LanguageArm):
     """DGA (Fan, Grangier and Ablin, arXiv:2410.02498): the mixture of domains is updated every few

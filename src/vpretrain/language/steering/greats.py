@@ -31,8 +31,8 @@ class AtRandom(Ranking):
 
 @ARMS.declare(
     "greats_topk",
-    "the documents whose gradients have the largest inner products with that of the feedback "
-    "(GREATS)",
+    "trains only on those of the drawn documents whose gradients agree best with that of the "
+    "feedback (GREATS)",
 )
 class GreatsArm(SelectionArm):
     """GREATS (Wang et al., NeurIPS 2024): of the examples that were drawn, a step trains on those

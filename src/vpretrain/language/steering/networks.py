@@ -238,8 +238,7 @@ class ReplayArm(HiddenArm):
 
 @ARMS.declare(
     "field",
-    "a network regresses the token values, targets follow by the anchored rule "
-    "(not from the paper)",
+    "as `closed_form`, with values that a network predicts (not from the paper)",
 )
 class FieldArm(ReplayArm, AnchoredArm):
     cost = Cost(candidates=True, network=scorer_cost)
@@ -250,7 +249,7 @@ class FieldArm(ReplayArm, AnchoredArm):
 
 @ARMS.declare(
     "weight_field",
-    "one-hot targets, tokens weighted by the value that a network predicts (not from the paper)",
+    "as `token_weights`, with values that a network predicts (not from the paper)",
 )
 class WeightFieldArm(ReplayArm, TiltArm):
     cost = Cost(network=scorer_cost, weighted=True)

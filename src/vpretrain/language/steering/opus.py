@@ -32,7 +32,7 @@ class Boltzmann(Ranking):
 
 @ARMS.declare(
     "opus",
-    "documents drawn by optimizer-aware value, less what repeats others (OPUS)",
+    "trains on drawn documents by their value to the examples, less what repeats others (OPUS)",
 )
 class OpusArm(SelectionArm):
     """OPUS (Wang et al., arXiv:2602.05400): a candidate's utility is the inner product of the

@@ -132,8 +132,8 @@ class ExcessLoss(Designer[Context, SoftTargets]):
 
 @ARMS.declare(
     "rho1",
-    "one-hot targets on the tokens whose loss exceeds that of a model fine-tuned on the feedback "
-    "rows most, no feedback gradient (Rho-1)",
+    "trains only on the tokens that a model fine-tuned on the feedback rows finds likelier, no "
+    "feedback gradient (Rho-1)",
 )
 class Rho1Arm(LanguageArm):
     """Rho-1 (Lin et al., arXiv:2404.07965): selective language modeling, the loss of the tokens

@@ -124,7 +124,9 @@ class AnchoredArm(CandidatesArm):
 
 
 @ARMS.declare(
-    "closed_form", "the anchored rule on exact token values, no network (not from the paper)"
+    "closed_form",
+    "part of each target goes to likely tokens of higher value, by a fixed rule (not from the "
+    "paper)",
 )
 class ClosedFormArm(AnchoredArm):
     cost = Cost(candidates=True, exact=True)
@@ -259,7 +261,7 @@ class WeightedTargets(TokenRule):
 
 @ARMS.declare(
     "weighted_targets",
-    "the anchored rule and token weights together, on exact values (not from the paper)",
+    "the targets of `closed_form` and the weights of `token_weights` (not from the paper)",
 )
 class WeightedTargetsArm(AnchoredArm, TiltArm):
     cost = Cost(candidates=True, exact=True, weighted=True)

@@ -121,8 +121,8 @@ class TopKDesigner(Climbing):
 
 @ARMS.declare(
     "ascent",
-    "the paper's designer: a small transformer that knows the next token emits targets and gate, "
-    "and climbs the value",
+    "the paper's designer: a small transformer that knows the next token learns what part of each "
+    "target goes to which likely tokens, so that its value rises",
 )
 class AscentArm(TransferableArm, ClimbingArm):
     cost = Cost(candidates=True, network=augmentor_cost)

@@ -121,7 +121,10 @@ class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
         return LearnedTargets((1 - self.gate) * teacher + self.gate * even)
 
 
-@ARMS.declare("uniform_smoothing", "control, DINO: constant mass spread evenly over the prototypes")
+@ARMS.declare(
+    "uniform_smoothing",
+    "control, DINO: a constant part of every target spread evenly over the prototypes",
+)
 class UniformSmoothingArm(CandidatesArm):
     uses_feedback = False
 

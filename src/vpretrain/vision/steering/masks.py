@@ -161,8 +161,8 @@ def _padded(images: Tensor, multiple: int) -> Tensor:
 
 @ARMS.declare(
     "ascent",
-    "the paper's designer: a network emits masks and climbs their value (learned views; I-JEPA: "
-    "context masks)",
+    "the paper's designer: a network learns masks of pictures, so that their value rises (DINO: "
+    "views; I-JEPA: context)",
 )
 class AscentArm(MaskArm):
     network: Literal["unet", "patch"] = "unet"

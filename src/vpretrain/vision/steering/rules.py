@@ -84,8 +84,8 @@ class AnchoredTargets(DinoRule):
 
 @ARMS.declare(
     "closed_form",
-    "DINO: learned targets over prototypes, the anchored rule on exact values, no network "
-    "(not from the paper)",
+    "DINO: part of each target goes to prototypes of higher value, by a fixed rule (not from the "
+    "paper)",
 )
 class ClosedFormArm(CandidatesArm):
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
