@@ -55,21 +55,3 @@ add(
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
     },
 )
-
-AHEAD = "value.alignment=lookahead"
-add(
-    "dev-lookahead",
-    "values that look ahead",
-    "demo-language",
-    DEV,
-    {
-        "onehot": "arm=onehot",
-        "document_weights": D,
-        "document_weights, 8 steps ahead": f"{D} {AHEAD}",
-        "document_weights, 2 steps ahead": f"{D} {AHEAD} value.lookahead_steps=2",
-        "document_weights, 8 steps ahead, 5e-5": f"{D} {AHEAD} value.lookahead_learning_rate=5e-5",
-        "greats_topk": GREATS,
-        "greats_topk, 8 steps ahead": f"{GREATS} designer.alignment=lookahead",
-    },
-    "evaluate.split=dev",
-)

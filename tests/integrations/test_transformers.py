@@ -56,19 +56,17 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("arm", "accumulate", "alignment", "keys"),
+    ("arm", "accumulate", "keys"),
     [
-        ("onehot", 1, "optimizer_aware", {}),
-        ("token_weights", 1, "lookahead", {"tilt": 0.8}),
-        ("token_weights", 2, "optimizer_aware", {"tilt": 0.8}),
-        ("ascent", 1, "optimizer_aware", NETWORK),
+        ("onehot", 1, {}),
+        ("token_weights", 1, {"tilt": 0.8}),
+        ("token_weights", 2, {"tilt": 0.8}),
+        ("ascent", 1, NETWORK),
     ],
 )
-def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, alignment, keys, tmp_path):
+def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
     recipe = tiny_recipe(
         f"arm={arm}",
-        f"value.alignment={alignment}",
-        "value.lookahead_steps=2",
         QWEN2,
         "learner.learning_rate=3e-3",
         "learner.warmup_fraction=0",

@@ -23,7 +23,7 @@ class Said(Feedback):
         self.batches = batches
         self.calls = 0
 
-    def gradients(self, learner, only=None):
+    def gradients(self, learner):
         self.calls += 1
         return [{"w": self.calls * torch.tensor(batch)} for batch in self.batches]
 
@@ -40,7 +40,7 @@ class Said(Feedback):
 class Silent(Feedback):
     """The least that the role asks for."""
 
-    def gradients(self, learner, only=None):
+    def gradients(self, learner):
         return [{"w": torch.ones(2)}]
 
 
@@ -146,7 +146,7 @@ def test_remembered_gradients_are_the_mean_of_the_past():
         def __init__(self):
             self.calls = 0
 
-        def gradients(self, learner, only=None):
+        def gradients(self, learner):
             self.calls += 1
             return [
                 {"w": torch.tensor([float(self.calls)])},

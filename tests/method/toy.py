@@ -70,8 +70,8 @@ class Truth(Feedback):
     def __init__(self, batches=2):
         self.draw, self.batches = torch.Generator().manual_seed(1), batches
 
-    def gradients(self, learner, only=None):
-        return [self._one(learner) for _ in range(self.batches if only is None else 1)]
+    def gradients(self, learner):
+        return [self._one(learner) for _ in range(self.batches)]
 
     def _one(self, learner):
         x = torch.randn(32, 3, generator=self.draw)

@@ -76,14 +76,6 @@ def test_language_goes_on_bit_for_bit(words, arm, tmp_path):
     assert resumed == uninterrupted
 
 
-@pytest.mark.parametrize("arm", ["document_weights", "random_feedback"])
-def test_lookahead_goes_on_bit_for_bit(words, arm, tmp_path):
-    keys = ["value.alignment=lookahead", "value.lookahead_steps=2"]
-    recipe = language_recipe(f"arm={arm}", *keys)
-    resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)
-    assert resumed == uninterrupted
-
-
 def test_a_checkpoint_of_adapters_is_without_their_base(words, tmp_path):
     recipe = language_recipe("arm=token_weights", "learner.lora={r: 2}")
     resumed, uninterrupted = gone_on_with(recipe, words, tmp_path / "checkpoints", at=4)

@@ -131,17 +131,6 @@ def test_labels_reach_the_learner_through_the_designer_alone(materials, arm):
     )  # else the test could not fail
 
 
-def test_under_lookahead_labels_reach_the_learner_through_the_designer_alone(materials):
-    """The copy of S is trained on the labels, and a designer that weighs all alike keeps them from
-    the learner."""
-    (task,) = materials.tasks.values()
-    mixed = dataclasses.replace(task, documents=shuffled(task.documents, seed=0))
-    wrong = dataclasses.replace(materials, tasks={"feedback": mixed})
-    keys = ["arm=token_weights", "value.alignment=lookahead", "value.shrink=false"]
-    assert trained(materials, *keys, "designer.tilt=0")[0] == trained(materials, "arm=onehot")[0]
-    assert trained(materials, *keys)[0] != trained(wrong, *keys)[0]
-
-
 def test_direct_training_cuts_feedback_to_the_window():
     """Feedback rows may be longer than a window of the stream, which this arm packs them into."""
     recipe = tiny_recipe("arm=feedback_sft", "data.window_tokens=24")

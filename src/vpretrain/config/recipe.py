@@ -66,17 +66,9 @@ class Budget(Section):
 class Value(Section):
     """How the value of a task is measured (eq. 9, 26, 35) and how far it is trusted."""
 
-    alignment: Literal["dot", "cosine", "lower_bound", "optimizer_aware", "lookahead"] = (
-        "optimizer_aware"
-    )
+    alignment: Literal["dot", "cosine", "lower_bound", "optimizer_aware"] = "optimizer_aware"
     """What compares g_pre and g_down; ``optimizer_aware``: u = P g_down, P of the learner's AdamW,
-    eq. 35. ``lookahead`` (ours, for language): in the place of g_down a copy of S that is
-    fine-tuned on the feedback, and what a task's loss falls by on the way there."""
-    lookahead_steps: PositiveInt = 8
-    """Only ``alignment: lookahead`` reads it: steps of the copy at every meta step, each on a fresh
-    feedback batch. ``memory`` is then what is kept of the way between meta steps."""
-    lookahead_learning_rate: PositiveFloat = 1e-4
-    """Of the copy's Adam; only ``alignment: lookahead`` reads it."""
+    eq. 35."""
     estimator: Literal["central_difference", "forward_mode", "double_backward"] = (
         "central_difference"
     )

@@ -23,7 +23,7 @@ from vpretrain.language.steering.rules import TokenWeightsArm
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer, Feedback
-from vpretrain.run.controls import controlled, looking_ahead, shuffles_labels
+from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.system.errors import Problem, UserError
 
 
@@ -177,12 +177,7 @@ class Steering(Value):
             key="feedback_batch_size",
         )
         site = FeedbackSite(task, samplers, tokenizer, seed, "Steering feedback")
-        feedback = controlled(
-            self.feedback.build(site), control, self, alignment=self.alignment, seed=seed
-        )
-        return looking_ahead(
-            feedback, self, alignment=self.alignment, batches=self.feedback_batches
-        )
+        return controlled(self.feedback.build(site), control, memory=self.memory, seed=seed)
 
 
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
-from vpretrain.run.controls import controlled, looking_ahead, shuffles_labels
+from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.parts import FEW_ROWS, Checked, Lighter, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
@@ -184,7 +184,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             seed=recipe.seed,
             wrong_labels=shuffles_labels(control),
             around=lambda _, task: controlled(
-                task, control, recipe.value, alignment=recipe.alignment, seed=recipe.seed
+                task, control, memory=recipe.value.memory, seed=recipe.seed
             ),
         )
         meta_domains = _by_domain(recipe, materials)
@@ -204,9 +204,7 @@ class Language(Modality[LanguageRecipe, Materials]):
                 recipe.learner,
                 materials.tokenizer,
             ),
-            feedback=looking_ahead(
-                feedback, recipe.value, alignment=recipe.alignment, batches=data.feedback.batches
-            ),
+            feedback=feedback,
             stream=_stream(
                 recipe, materials, sources, data.batch_size, data.window_tokens, recipe.seed
             ),
@@ -271,7 +269,6 @@ def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
     can = isinstance(recipe.data.evaluation[split], Part) and count > FEW_ROWS
     fewer = f"data.evaluation.{split}.rows={FEW_ROWS}" if can else ""
     lighter = _lighter(recipe, of_lighter / max(1, of_meta_step))
-    of_meta_step *= max(1, recipe.steps_ahead)
     return Reads(of_meta_step, tokens, count, fewer, lighter)
 
 

@@ -145,52 +145,21 @@ def central_difference(
     epsilon = float(
         relative * (size if size else 1.0) / length
     )  # LoRA's B is zero before the first step
-    ahead, behind = (
-        _loss_and_gradient(loss, parameters, direction, scale, controls)
-        for scale in (epsilon, -epsilon)
-    )
+    losses, gradients = [], []
+    for sign in (epsilon, -epsilon):
+        point = {
+            name: torch.add(value.detach(), direction[name], alpha=sign)
+            for name, value in parameters.items()
+        }
+        with torch.enable_grad():
+            height = loss(point)
+            gradients.append(torch.autograd.grad(height, controls))
+        losses.append(height.detach())
+    ahead, behind = gradients
     return Estimate(
-        (ahead.value - behind.value) / (2 * epsilon),
-        tuple(
-            (a - b) / (2 * epsilon) for a, b in zip(ahead.gradient, behind.gradient, strict=True)
-        ),
+        (losses[0] - losses[1]) / (2 * epsilon),
+        tuple((a - b) / (2 * epsilon) for a, b in zip(ahead, behind, strict=True)),
     )
-
-
-def finite_difference(
-    loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
-) -> Estimate:
-    """``L(S) - L(S - u)``, no derivative: how much a task's loss falls on the whole way ``-u``. To
-    first order in ``u`` it is ``<u, grad_S L>``; two ordinary forwards.
-
-    Args:
-        loss: of S, see the module; right away from S too.
-        parameters: the point S.
-        direction: u, with its length.
-        controls: what the loss closed over.
-    """
-    here, there = (
-        _loss_and_gradient(loss, parameters, direction, scale, controls) for scale in (0.0, -1.0)
-    )
-    gradient = tuple(a - b for a, b in zip(here.gradient, there.gradient, strict=True))
-    return Estimate(here.value - there.value, gradient)
-
-
-def _loss_and_gradient(
-    loss: Loss,
-    parameters: Mapping[str, Tensor],
-    direction: Gradient,
-    scale: float,
-    controls: Sequence[Tensor],
-) -> Estimate:
-    """The loss at ``S + scale u``, and its gradient with respect to the controls."""
-    point = {
-        name: torch.add(value.detach(), direction[name], alpha=scale)
-        for name, value in parameters.items()
-    }
-    with torch.enable_grad():
-        height = loss(point)
-        return Estimate(height.detach(), torch.autograd.grad(height, controls))
 
 
 RELATIVE_STEP = {torch.float64: 1e-5, torch.float32: 1e-3}

@@ -72,15 +72,15 @@ class MultiTaskFeedback(Feedback[LearnerT]):
         self.weights = {name: weights[name] * len(tasks) / total for name in tasks}
         self.cosines: dict[str, float] = {}
 
-    def gradients(self, learner: LearnerT, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """``g_down`` over S, one per feedback batch."""
-        return [vectors.mean(list(batch.values())) for batch in self.each(learner, only)]
+        return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
 
-    def each(self, learner: LearnerT, only: int | None = None) -> list[dict[str, Gradient]]:
+    def each(self, learner: LearnerT) -> list[dict[str, Gradient]]:
         """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
         over tasks.
         """
-        gradients = {name: task.gradients(learner, only) for name, task in self.tasks.items()}
+        gradients = {name: task.gradients(learner) for name, task in self.tasks.items()}
         means = {name: vectors.mean(batches) for name, batches in gradients.items()}
         self.cosines = cosines(means)
         factors = {
@@ -136,15 +136,12 @@ class EMAFeedback(Feedback[LearnerT]):
         self.sums: list[Gradient] = []
         self.weight = 0.0
 
-    def gradients(self, learner: LearnerT, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """The running average of each batch's gradient.
 
         Raises:
             NonFinite: a gradient of the present is not; the average stays as it was.
-            ValueError: one batch alone is asked for; averages move together.
         """
-        if only is not None:
-            raise ValueError("an average over meta steps has no feedback batch by itself")
         present = self.feedback.gradients(learner)
         finite_norm(present)
         self.weight = self.memory * self.weight + 1
@@ -191,9 +188,9 @@ class RandomDirection(Feedback[LearnerT]):
         self.feedback, self.seed, self.fixed = feedback, seed, fixed
         self.generator = torch.Generator().manual_seed(seed)
 
-    def gradients(self, learner: LearnerT, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Random vectors over S, one per feedback batch."""
-        return [self._like(real) for real in self.feedback.gradients(learner, only)]
+        return [self._like(real) for real in self.feedback.gradients(learner)]
 
     def metrics(self) -> dict[str, float]:
         return self.feedback.metrics()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from vpretrain.method.selection import Selector
 
-AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound", "lookahead"]
+AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound"]
 """What compares ``g_pre`` and ``g_down`` (:mod:`vpretrain.method.value`)."""
 Gradient = dict[str, Tensor]
 """A vector over the aligned parameters S, by parameter name (also a direction ``u`` there)."""
@@ -86,14 +86,11 @@ class Objective:
         inputs: where the task's controls enter the part that depends on S, with their graph to the
             controls: the controls themselves (soft targets), or what the blocks below S make of
             them (learned views). Computed once, whatever the estimator.
-        loss: ``(S, inputs) -> L``, a scalar. Its value and first derivatives are right at the
-            learner's S; away from it it may be right to first order alone.
-        away: the same, right wherever S is; None: ``loss`` is.
+        loss: ``(S, inputs) -> L``, a scalar.
     """
 
     inputs: tuple[Tensor, ...]
     loss: Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
-    away: Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,15 +241,9 @@ class Feedback(ABC, Generic[LearnerT]):
     """The feedback set behind its verifiable signal: the only place where labels appear."""
 
     @abstractmethod
-    def gradients(self, learner: LearnerT, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
         """``g_down`` over S (eq. 7) on each of the next feedback batches, detached; ``.grad`` and
-        the random number generators are left alone.
-
-        Args:
-            learner: as it is now.
-            only: the number of one feedback batch, from 0: the list holds its gradient alone, and
-                the draws of the others stay where they are. None: all of them.
-        """
+        the random number generators are left alone."""
 
     def metrics(self) -> Metrics:
         """Figures about the batches that were used last."""

@@ -165,12 +165,11 @@ class LossFeedback(Feedback[Learner[Any, Any, Any]]):
     ) -> None:
         self.batches, self.loss = list(batches), loss
 
-    def gradients(self, learner: Learner[Any, Any, Any], only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: Learner[Any, Any, Any]) -> list[Gradient]:
         """One a feedback batch, without dropout; parameters of S that the loss does not reach get
         zeros.
         """
-        chosen = self.batches if only is None else [self.batches[only]]
-        return [self._gradient(learner, next(batch)) for batch in chosen]
+        return [self._gradient(learner, next(batch)) for batch in self.batches]
 
     def _gradient(self, learner: Learner[Any, Any, Any], batch: Any) -> Gradient:
         with evaluating(learner.model):

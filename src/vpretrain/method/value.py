@@ -14,13 +14,7 @@ cosine (eq. 26)      gd . gp / (|gd| |gp|)        gd / (|gd| |gp|)           yes
                                                   - cos gp / |gp|^2
 lower_bound          gd . gp - L eta |gp|^2 / 2   gd - L eta gp              yes
                      (Prop. 2.1)
-lookahead (ours)     L(S) - L(S - u)              the way back from where    no
-                                                  fine-tuning on the
-                                                  feedback leads
 ===================  ===========================  =========================  ==========
-
-All but the last are derivatives, the value of an infinitely small step. ``lookahead`` asks the same
-of a step of finite length (:mod:`vpretrain.method.lookahead`).
 """
 
 from __future__ import annotations
@@ -77,12 +71,7 @@ class Alignment:
         """Whether ``u`` does not depend on ``g_pre`` (then the value is ``<u, g_pre>`` and needs no
         backward pass).
         """
-        return self.name in ("dot", "optimizer_aware", "lookahead")
-
-    @property
-    def finite(self) -> bool:
-        """Whether the value is a difference over the whole of ``u``, not a derivative along it."""
-        return self.name == "lookahead"
+        return self.name in ("dot", "optimizer_aware")
 
     @property
     def preconditioned(self) -> bool:

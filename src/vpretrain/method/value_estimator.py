@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.method import vectors
-from vpretrain.method.directional import Estimator, Function, Loss, finite_difference
+from vpretrain.method.directional import Estimator, Function, Loss
 from vpretrain.method.roles import (
     BatchT,
     ContextT,
@@ -35,8 +35,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
     Args:
         learner: gives S and the self-supervised objective.
         alignment: turns ``g_down`` (and, where it needs it, ``g_pre``) into a direction.
-        estimator: takes the directional derivative; a function is exact, or has a fixed step. Of
-            an alignment that is finite there is none to take.
+        estimator: takes the directional derivative; a function is exact, or has a fixed step.
 
     Attributes:
         feedback_gradients: ``g_down`` over S, one a feedback batch, preconditioned where the
@@ -50,7 +49,6 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         estimator: Estimator | Function,
     ) -> None:
         self.learner, self.alignment = learner, alignment
-        estimator = finite_difference if alignment.finite else estimator
         self.estimator = estimator if isinstance(estimator, Estimator) else Estimator(estimator)
         self.feedback_gradients: list[Gradient] = []
         self.step_size = 0.0
@@ -110,12 +108,11 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         # Whatever is valued is a task of this learner.
         objective = learner.objective(context, cast(TaskT, task.with_controls(controls)))
         inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
-        of_s = (alignment.finite and objective.away) or objective.loss
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
             # As views: a module that leaves enter cannot be counted in FLOPs.
             views = tuple(tensor.view_as(tensor) for tensor in inputs)
-            return fraction * of_s(parameters, views)
+            return fraction * objective.loss(parameters, views)
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
             along = self.estimator(loss, point, direction, inputs)

@@ -139,9 +139,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         return Parts(
             learner=ARMS.section_of(recipe).trained(learner, feedback),
             designer=designer,
-            feedback=controlled(
-                feedback, control, recipe.value, alignment=recipe.value.alignment, seed=recipe.seed
-            ),
+            feedback=controlled(feedback, control, memory=recipe.value.memory, seed=recipe.seed),
             stream=_stream(recipe, materials, recipe.seed, **part),
             meta_batches=_meta_batches(recipe, materials, **part),
             evaluate=partial(

@@ -193,24 +193,3 @@ def test_values_under_bfloat16_arithmetic(family):
         found.double().flatten(), reference.double().flatten(), dim=0
     )
     assert cosine >= 0.999
-
-
-@pytest.mark.parametrize("family", ["qwen2", "qwen2_tied"])
-def test_under_lookahead_a_token_is_worth_what_its_loss_falls_by(family, kind):
-    """Whether or not S reaches the head, and however the head is passed over."""
-    learner, there = learner_of(new_model(family)), learner_of(new_model(family))
-    way = downstream(learner)
-    with torch.no_grad():
-        for name, parameter in there.aligned.items():
-            parameter -= way[name]
-    context = learner.forward(tiny_batch())
-    assert type(context.predictions) is kind
-    task = one_hot(context.labels)
-    value_of = ValueEstimator(learner, Alignment("lookahead"), ESTIMATORS["central_difference"])
-    value_of.update([way], None, 0.0)
-    found = value_of(context, task)
-    falls = [each.token_losses(tiny_batch())[0].detach() for each in (learner, there)]
-    fall = falls[0] - falls[1]
-    assert fall.abs().max() > 0.05
-    torch.testing.assert_close(found.gradient[0][:, 0] * len(fall), fall, rtol=1e-3, atol=1e-4)
-    assert float(found.value) == pytest.approx(float(fall.mean()), rel=1e-3, abs=1e-5)

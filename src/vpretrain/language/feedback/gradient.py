@@ -33,11 +33,10 @@ class Sampled(Feedback[CausalLearner]):
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self.samplers = samplers
 
-    def gradients(self, learner: CausalLearner, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
         """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are
         left alone."""
-        chosen = self.samplers if only is None else [self.samplers[only]]
-        return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in chosen]
+        return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int

@@ -70,13 +70,13 @@ class Preferences(Sampled):
                     document.origin: margin for document, margin in zip(some, margins, strict=True)
                 }
 
-    def gradients(self, learner: CausalLearner, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
         """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched
         yet, as the reference."""
         self.margins = []
         if not self.reference:
             self.refer(learner)
-        return super().gradients(learner, only)
+        return super().gradients(learner)
 
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int

@@ -144,9 +144,9 @@ class Rewards(Sampled):
         self.draws = 0
         self.earned_rewards: list[Tensor] = []
 
-    def gradients(self, learner: CausalLearner, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
         self.earned_rewards = []
-        return super().gradients(learner, only)
+        return super().gradients(learner)
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
         """Of one batch, each prompt's answers drawn anew."""

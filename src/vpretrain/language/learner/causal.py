@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -135,18 +134,14 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
 
         Where S does not reach the head it is taken to first order about the learner's S
         (:meth:`HeadPass.tangent_loss`): all directional derivatives there are the same, and no
-        perturbed suffix is projected to the vocabulary. ``away`` projects it.
+        perturbed suffix is projected to the vocabulary.
         """
         passed = context.predictions if isinstance(context.predictions, HeadPass) else None
         tangent = None
         if passed is not None and not self.suffix.reaches_head:
             tangent = self._valued(context, passed)
 
-        def loss(
-            tangent: HeadPass | None,
-            parameters: Mapping[str, Tensor],
-            inputs: tuple[Tensor, ...],
-        ) -> Tensor:
+        def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             shaped = _averaged(context, task.with_controls(inputs))
             with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
@@ -157,8 +152,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
                     return HeadPass(states, head, context.labels).loss(shaped)
                 return soft_target_loss(self.suffix.project(states, parameters), shaped)
 
-        away = None if tangent is None else partial(loss, None)
-        return Objective(task.controls(), partial(loss, tangent), away)
+        return Objective(task.controls(), loss)
 
     def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
         """The pass over the head of what is valued: the learner's own, or another one.

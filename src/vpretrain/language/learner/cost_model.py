@@ -16,14 +16,12 @@ nothing. FLOPs of the parts:
 * designer, of arms with a network: a forward pass every batch, and one with its gradient at the
   meta step (:class:`~vpretrain.language.steering.arms.NetworkCost`);
 * feedback, at the meta step: ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``, forward, backward to
-  the states of the blocks in S and to their weights. Under ``alignment: lookahead`` as often as the
-  copy of S takes steps, and values always run the head.
+  the states of the blocks in S and to their weights.
 
 Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
 for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
 MLP; the head's chunk of logits, or 3 times all of them where they are whole; the gradients to the
-hidden states; directions over S, F + 1 of them (3 F + 1 under ``lookahead``); the designer's
-weights, gradients and moments.
+hidden states; directions over S, F + 1 of them; the designer's weights, gradients and moments.
 
 Shapes are decoder blocks with a gated MLP (Qwen, Llama, Mistral).
 """
@@ -109,8 +107,8 @@ KINDS = {kind: section.cost for kind, section in ARMS.kinds.items() if section.c
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, steps that are looked
-    ahead (0: values are derivatives), and the kind of device (which chunks of logits depend on)."""
+    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, and the kind of device
+    (which chunks of logits depend on)."""
 
     tokens: int
     predicted: int
@@ -123,7 +121,6 @@ class Setting:
     batches: int = 2
     feedback_tokens: int = 32 * 64
     accumulate: int = 1
-    lookahead: int = 0
     device: str = "cpu"
 
     @classmethod
@@ -147,7 +144,6 @@ class Setting:
             batches=data.feedback.batches,
             feedback_tokens=data.feedback.batch_size * 64,
             accumulate=recipe.learner.accumulate,
-            lookahead=recipe.steps_ahead,
         )
 
 
@@ -158,8 +154,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     block = at.tokens * (2 * shape.block + 4 * at.window * shape.attention)
     fraction = 1 / at.period if kind.uses_feedback else 0.0
     sparse = 2 * n * k * shape.width * kind.candidates
-    sees_head = at.lookahead or not shape.tied
-    value = 2 * at.aligned * block + (2 * head if sees_head else 2 * sparse)
+    value = 2 * at.aligned * block + (2 * sparse if shape.tied else 2 * head)
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
     parts = {  # the designer learns from the first of a step's batches
@@ -167,9 +162,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
         "head": at.accumulate * ((4 if kind.weighted else 3) * head + sparse),
         "values": (at.accumulate - fraction) * value * kind.exact,
         "designer": at.accumulate * network.forward + fraction * network.update,
-        "meta": fraction
-        * at.batches
-        * (value + max(1, at.lookahead) * at.feedback_tokens * per_row),
+        "meta": fraction * at.batches * (value + at.feedback_tokens * per_row),
     }
     return {part: float(figure) for part, figure in parts.items()}
 
@@ -187,7 +180,7 @@ def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
         "weights, gradients, moments": 4 * shape.parameters,
         "blocks": at.tokens * shape.blocks * kept,
         "head": whole + 2 * n * width,
-        "directions": ((3 if at.lookahead else 1) * at.batches + 1) * aligned * kind.uses_feedback,
+        "directions": (at.batches + 1) * aligned * kind.uses_feedback,
         "designer": 4 * network.parameters,
     }
     return {part: 4.0 * figure for part, figure in numbers.items()}

@@ -67,11 +67,6 @@ class LanguageRecipe(Recipe):
         """
         return ARMS.section_of(self).valued_by or self.value.alignment
 
-    @property
-    def steps_ahead(self) -> int:
-        """Steps of the copies of S at a meta step; 0 where values are derivatives."""
-        return self.value.lookahead_steps if self.alignment == "lookahead" else 0
-
     @model_validator(mode="after")
     def _split_exists(self) -> Self:
         for split in (self.evaluate.split, *self.evaluate.also):
@@ -101,23 +96,6 @@ class LanguageRecipe(Recipe):
             raise ValueError(
                 "value.alignment: lower_bound has no mean over domains: choose another, or set "
                 "value.meta_batch.per_domain to false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _looks_ahead(self) -> Self:
-        if self.arm not in ARMS.all or self.alignment != "lookahead":
-            return self  # an unknown arm has its own message
-        instead = "choose optimizer_aware"
-        if self.learner.shard:
-            raise ValueError(
-                f"value.alignment: lookahead moves S, which shards do not: {instead}, or set "
-                "learner.shard to false"
-            )
-        if any(task.sources for task in self.data.feedback.named().values()):
-            raise ValueError(
-                "value.alignment: lookahead has one copy of S for all of the stream, and "
-                f"data.feedback.tasks name their sources: {instead}, or leave them out"
             )
         return self
 

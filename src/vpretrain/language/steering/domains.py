@@ -144,7 +144,7 @@ class MatchedFeedback(Feedback[Matched]):
     def __init__(self, tasks: MultiTaskFeedback, domains: Domains) -> None:
         self.tasks, self.domains = tasks, domains
 
-    def gradients(self, learner: Matched, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: Matched) -> list[Gradient]:
         """``g_down`` over the copies of S, one per feedback batch."""
         return [
             {
@@ -152,7 +152,7 @@ class MatchedFeedback(Feedback[Matched]):
                 for domain, tasks in self.domains.items()
                 for name, piece in vectors.mean([batch[task] for task in tasks]).items()
             }
-            for batch in self.tasks.each(learner.learner, only)
+            for batch in self.tasks.each(learner.learner)
         ]
 
     def metrics(self) -> dict[str, float]:

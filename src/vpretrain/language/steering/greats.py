@@ -47,10 +47,9 @@ class GreatsArm(SelectionArm):
     at rates of AdamW changes no choice.
     """
 
-    alignment: Literal["dot", "optimizer_aware", "lookahead"] = "dot"
+    alignment: Literal["dot", "optimizer_aware"] = "dot"
     """What a document is valued by, whatever ``value.alignment`` is: the inner product with g_down
-    over S, or with P g_down; or, ours, the fall of its loss on the way to a copy of S that is
-    fine-tuned on the feedback (``value.lookahead_steps``)."""
+    over S, or with P g_down."""
     interaction: NonNegativeFloat = 0.0
     """What a document loses that has a gradient like those chosen before it, in standard deviations
     of either over what was drawn; 0: nothing, and no pass for it."""

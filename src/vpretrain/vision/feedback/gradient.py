@@ -119,13 +119,12 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
             pairs = zip(known, self.train, strict=True)
             self._update([features.at(pool.draws.draw()) for features, pool in pairs])
 
-    def gradients(self, learner: AnyPictureLearner, only: int | None = None) -> list[Gradient]:
+    def gradients(self, learner: AnyPictureLearner) -> list[Gradient]:
         """``g_down`` over S after the heads' updates, one a meta batch, summed in float32 or wider;
         zeros where no task depends on a parameter of S. The learner is as before."""
         for _ in range(self.steps):
             self._update([freeze(self.encoder(learner), pool.draw()) for pool in self.train])
-        chosen = self.meta if only is None else [self.meta[only]]
-        batches = [[(pool.draw(), pool.tasks) for pool in pools] for pools in chosen]
+        batches = [[(pool.draw(), pool.tasks) for pool in pools] for pools in self.meta]
         encoder = self.encoder(learner)
         return [gradient_on_aligned(learner, self._pieces(encoder, batch)) for batch in batches]
 

@@ -71,15 +71,6 @@ class VisionRecipe(Recipe):
     evaluate: VisionEvaluate = VisionEvaluate()
 
     @model_validator(mode="after")
-    def _values_by_derivatives(self) -> Self:
-        if self.value.alignment == "lookahead":
-            raise ValueError(
-                "value.alignment: lookahead is for language: the heads of image feedback would "
-                "train on the copy of S; choose optimizer_aware"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _splits_exist(self) -> Self:
         for split in ("train", self.evaluate.split):
             if not self.data.evaluation.get(split):
