@@ -42,7 +42,7 @@ def masks(folder: Path, *numbers: int) -> None:
 
 
 def written(folder: Path) -> tuple[str, dict]:
-    text = recipe_of(
+    text, _ = recipe_of(
         str(folder / "vit"),
         str(folder / "stream"),
         str(folder / "labelled"),
@@ -114,9 +114,10 @@ def test_painted_masks_have_a_class_a_colour(folder: Path) -> None:
 
 def test_a_head_that_came_with_the_model_keeps_its_shape(folder: Path) -> None:
     masks(folder, 0, 1)
-    text = recipe_of(
+    text, steering = recipe_of(
         "scenes-dino", str(folder / "stream"), str(folder / "labelled"), None, out=folder / "a.yaml"
     )
+    assert steering == 3 * len(list((folder / "labelled" / "images").iterdir())) // 4
     head = yaml.safe_load(text)["learner"]["head"]
     assert head == {"hidden": [128], "bottleneck": 32, "prototypes": 64}
     (folder / "a.yaml").write_text(text)

@@ -54,7 +54,7 @@ def test_exact_copies_are_counted_and_left_out_where_that_is_asked(here):
     assert found.copies == {"problems": 3}, "made-up rows repeat themselves, and are not looked at"
     assert len(found.stream["problems"]) == 16
     (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
-    assert said.startswith("stream/problems: 3 of 16 rows") and "on_duplicate_row=skip" in said
+    assert "exact copies of earlier ones: 3 of 16" in said and "on_duplicate_row=skip" in said
     made = recipe(here, "data.on_duplicate_row=skip")
     found = read(made)
     (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
