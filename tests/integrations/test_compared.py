@@ -51,6 +51,7 @@ def test_arms_are_compared_over_seeds_and_rows(
     said = capsys.readouterr().out
     assert "step 0" in said and "token_weights: not told apart from onehot" in said
     assert "Whether your examples helped is not decided" in said.replace("\n", " ")
+    assert "one seed decides nothing" not in said
     assert [(run["arm"], run["seed"], run["steps"]) for run in table["runs"]] == [
         ("onehot", 0, 3),
         ("token_weights", 0, 3),

@@ -90,7 +90,7 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
 
 def verdicts(table: dict[str, Any]) -> Iterator[str]:
     """One sentence an arm on the first metric, which leads; "better" only where the corrected
-    interval is clear of zero."""
+    interval is clear of zero. Where that cannot be for want of seeds, a sentence says so."""
     metric = next(iter(table["metrics"]))
     baseline = table["runs"][0]["arm"]
     for arm, metrics in table["paired"].items():
@@ -99,6 +99,8 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         relation = "not told apart from" if undecided else f"{pair['verdict']} than"
         p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
         yield f"{arm}: {relation} {baseline} in {metric}{p}"
+    if table["paired"] and len({run["seed"] for run in table["runs"]}) < 2:
+        yield "one seed decides nothing: compare three or more for a verdict"
 
 
 def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str]:

@@ -21,6 +21,7 @@ from vpretrain.run.state import RunState
 from vpretrain.system import distributed, sharding
 from vpretrain.system.errors import Fault, NonFinite, Stopped, UserError, brief, user_error
 from vpretrain.system.memory import out_of_memory
+from vpretrain.system.phases import phase
 from vpretrain.system.signals import Interruption
 
 Record = dict[str, Any]
@@ -110,7 +111,8 @@ class Run:
                 raise self._used_up("what the arm trains beforehand", "let it train on less")
             self.state.prepared = replace(self.state.spent)
         seed_run(self.recipe)
-        for settled in range(self.recipe.value.settle_steps if parts.on_stream else 0):
+        steps = self.recipe.value.settle_steps if parts.on_stream else 0
+        for settled in phase("settling at learning rate 0, steps", range(steps), steps):
             if self.exhausted:
                 raise self._used_up(*self._settling(settled))
             batch = self.next_batch()
