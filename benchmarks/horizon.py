@@ -77,6 +77,65 @@ def take(step: SteeredStep[Any, Any, Any], context: Any, task: Any, rate: float)
     step.optimizer.zero_grad(set_to_none=True)
 
 
+def followed(
+    step: SteeredStep[Any, Any, Any], parts: Parts, batches: list[Any], tilt: float, rate: float
+) -> tuple[list[float], list[torch.Tensor]]:
+    """One step whose tokens are weighted by so much and plain ones after it: the held-out loss at
+    every horizon, and the parameters after the first."""
+    losses, after = [], []
+    for at, batch in enumerate(batches, 1):
+        context = step.learner.forward(batch)
+        task = one_hot(context.labels)
+        if at == 1 and tilt:
+            rule = TokenWeights(tilt)
+            values = step.meta.value_estimator.on_part()(context, task).gradient[0]
+            task = rule.task(rule.probe(context), values / values.std(correction=0))
+        take(step, context, task, rate)
+        if at == 1:
+            after = [p.detach().clone() for p in step.parameters]
+        if at in HORIZONS:
+            losses.append(held_out(parts))
+    return losses, after
+
+
+def drawn(step: SteeredStep[Any, Any, Any], parts: Parts, rate: float) -> dict[float, Any]:
+    """Of one draw: what each tilt's step is predicted to gain, and what it gained at each
+    horizon."""
+    for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
+        step(next_batches(parts.stream, 1), rate)
+    step.meta.value_estimator.update(
+        step.meta.feedback.gradients(step.learner), step.meta.preconditioner(), rate
+    )
+    batches = [next(parts.stream) for _ in range(max(HORIZONS))]
+    here, gradient = Settled(step), held_out_gradient(parts)
+    paths = {}
+    for tilt in (0.0, *TILTS):
+        here.restore()
+        paths[tilt] = followed(step, parts, batches, tilt, rate)
+    here.restore()
+    plain_losses, plain_point = paths[0.0]
+    gains = {}
+    for tilt in TILTS:
+        losses, point = paths[tilt]
+        moved = zip(gradient, plain_point, point, strict=True)
+        gains[tilt] = {
+            "predicted": float(sum((g * (plain - steered)).sum() for g, plain, steered in moved)),
+            "realised": [a - b for a, b in zip(plain_losses, losses, strict=True)],
+        }
+    return gains
+
+
+def summary(tilt: float, gains: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over draws, and their standard errors."""
+    realised = list(zip(*(each["realised"] for each in gains), strict=True))
+    return {
+        "tilt": tilt,
+        "predicted": statistics.fmean(each["predicted"] for each in gains),
+        "realised": [statistics.fmean(figures) for figures in realised],
+        "stderr": [statistics.stdev(figures) / len(gains) ** 0.5 for figures in realised],
+    }
+
+
 def main() -> None:
     """Draws, and prints one line a tilt."""
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
@@ -93,64 +152,15 @@ def main() -> None:
     modality = MODALITIES[recipe.modality]()
     parts = modality.build(recipe, modality.load(recipe))
     step, rate = new_step(recipe, parts), recipe.learner.learning_rate
-    rows: dict[float, list[dict[str, Any]]] = {tilt: [] for tilt in TILTS}
     for _ in range(recipe.value.settle_steps):
         step(next_batches(parts.stream, 1), 0.0)
-    for _ in range(draws):
-        for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
-            step(next_batches(parts.stream, 1), rate)
-        step.meta.value_estimator.update(
-            step.meta.feedback.gradients(step.learner), step.meta.preconditioner(), rate
-        )
-        batches = [next(parts.stream) for _ in range(max(HORIZONS))]
-        here, gradient = Settled(step), held_out_gradient(parts)
-        paths: dict[float, tuple[list[float], list[torch.Tensor]]] = {}
-        for tilt in (0.0, *TILTS):
-            here.restore()
-            losses = []
-            for at, batch in enumerate(batches, 1):
-                context = step.learner.forward(batch)
-                if at == 1 and tilt:
-                    rule = TokenWeights(tilt)
-                    values = step.meta.value_estimator.on_part()(
-                        context, one_hot(context.labels)
-                    ).gradient[0]
-                    take(
-                        step,
-                        context,
-                        rule.task(rule.probe(context), values / values.std(correction=0)),
-                        rate,
-                    )
-                else:
-                    take(step, context, one_hot(context.labels), rate)
-                if at == 1:
-                    after = [p.detach().clone() for p in step.parameters]
-                if at in HORIZONS:
-                    losses.append(held_out(parts))
-            paths[tilt] = losses, after
-        for tilt in TILTS:
-            moved = zip(gradient, paths[0.0][1], paths[tilt][1], strict=True)
-            predicted = float(sum((g * (plain - steered)).sum() for g, plain, steered in moved))
-            realised = [
-                plain - steered
-                for plain, steered in zip(paths[0.0][0], paths[tilt][0], strict=True)
-            ]
-            rows[tilt].append({"predicted": predicted, "realised": realised})
-        here.restore()
-    table = []
-    for tilt, found in rows.items():
-        mean = [
-            statistics.fmean(row["realised"][at] for row in found) for at in range(len(HORIZONS))
-        ]
-        error = [
-            statistics.stdev(row["realised"][at] for row in found) / len(found) ** 0.5
-            for at in range(len(HORIZONS))
-        ]
-        predicted = statistics.fmean(row["predicted"] for row in found)
-        table.append({"tilt": tilt, "predicted": predicted, "realised": mean, "stderr": error})
+    gains = [drawn(step, parts, rate) for _ in range(draws)]
+    table = [summary(tilt, [each[tilt] for each in gains]) for tilt in TILTS]
+    for row in table:
+        figures = zip(HORIZONS, row["realised"], row["stderr"], strict=True)
         print(
-            f"tilt {tilt}: first order {predicted:.2e}, realised",
-            *(f"{h}:{m:.2e}±{e:.0e}" for h, m, e in zip(HORIZONS, mean, error, strict=True)),
+            f"tilt {row['tilt']}: first order {row['predicted']:.2e}, realised",
+            *(f"{h}:{m:.2e}±{e:.0e}" for h, m, e in figures),
         )
     found = {
         "recipe": source,

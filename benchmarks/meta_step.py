@@ -21,6 +21,7 @@ whole graph's.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import statistics
 import time
@@ -68,36 +69,31 @@ def estimated(
     return value_estimator(context, task).gradient[0]
 
 
-def main() -> None:
-    """Prints one line a way, and writes them."""
+SIZES = {
+    "vocabulary": 32000,
+    "width": 896,
+    "blocks": 8,
+    "length": 512,
+    "aligned": 2,
+    "candidates": 64,
+}
+QUICK = {"vocabulary": 9000, "width": 64, "blocks": 3, "length": 512, "candidates": 8, "rounds": 1}
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     made = parser(__doc__, rounds=5)
-    sizes = {
-        "vocabulary": 32000,
-        "width": 896,
-        "blocks": 8,
-        "length": 512,
-        "aligned": 2,
-        "candidates": 64,
-    }
-    for name, default in sizes.items():
+    for name, default in SIZES.items():
         made.add_argument(f"--{name}", type=int, default=default)
     given = made.parse_args()
     if given.quick:
-        (
-            given.vocabulary,
-            given.width,
-            given.blocks,
-            given.length,
-            given.candidates,
-            given.rounds,
-        ) = (
-            9000,
-            64,
-            3,
-            512,
-            8,
-            1,
-        )
+        vars(given).update(QUICK)
+    return given
+
+
+def main() -> None:
+    """Prints one line a way, and writes them."""
+    given = arguments()
     torch.set_num_threads(1)
     shape = Shape(given.vocabulary, given.width, given.blocks, given.length)
     model = new_model(shape)
@@ -142,7 +138,7 @@ def main() -> None:
             f"({row['memory']:.2f})  cosine {row['cosine']:.6f}",
             flush=True,
         )
-    sizes = {name: getattr(given, name) for name in sizes}
+    sizes = {name: getattr(given, name) for name in SIZES}
     save("meta-step", given, sizes=sizes, rounds=given.rounds, ways=rows)
 
 

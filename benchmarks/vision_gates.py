@@ -120,6 +120,29 @@ def miou(
     return float(torch.stack([overlap(label) for label in range(task.classes)]).mean())
 
 
+def decided(
+    found: dict[str, list[float]],
+    mean: dict[str, float],
+    paired: list[float],
+    refit: float,
+    bootstrap: float,
+) -> dict[str, bool]:
+    """Whether each gate holds; ``mean``, ``paired`` and errors in percent."""
+    above = {name: figure - mean["random weights"] for name, figure in mean.items()}
+    return {
+        "pretraining lifts the probe above random weights, by five bootstrap errors or more": above[
+            "packaged learner"
+        ]
+        > 5 * bootstrap,
+        "plain continuation still improves, in every seed": min(found["plain"])
+        > found["packaged learner"][0],
+        "supervised training of the same backbone is at least twice as far above random "
+        "weights": above["supervised"] > 2 * above["plain"],
+        "direct is above plain in every seed, by five refit errors or more": min(paired)
+        > 5 * refit,
+    }
+
+
 def main() -> None:
     """Measures, decides, writes."""
     parser = argparse.ArgumentParser(
@@ -160,20 +183,7 @@ def main() -> None:
     mean = {name: 100 * statistics.fmean(figures) for name, figures in found.items()}
     refit, bootstrap = 100 * noise.refit_std["miou"], 100 * noise.scores["miou"].stderr
     paired = [100 * (a - b) for a, b in zip(found["direct"], found["plain"], strict=True)]
-    gates = {
-        "pretraining lifts the probe above random weights, by five bootstrap errors or more": mean[
-            "packaged learner"
-        ]
-        - mean["random weights"]
-        > 5 * bootstrap,
-        "plain continuation still improves, in every seed": min(found["plain"])
-        > found["packaged learner"][0],
-        "supervised training of the same backbone is at least twice as far above random "
-        "weights": mean["supervised"] - mean["random weights"]
-        > 2 * (mean["plain"] - mean["random weights"]),
-        "direct is above plain in every seed, by five refit errors or more": min(paired)
-        > 5 * refit,
-    }
+    gates = decided(found, mean, paired, refit, bootstrap)
     write_json(
         options.out,
         {

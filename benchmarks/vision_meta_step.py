@@ -63,15 +63,17 @@ def whole_graph(
     return found
 
 
-def main() -> None:
-    """Prints one line a way, and writes them."""
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = {"images": 4, "size": 112, "blocks": 12, "width": 384, "aligned": 2, "repeats": 5}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    chosen = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def made(chosen: argparse.Namespace) -> DinoLearner:
+    """A learner of these sizes on noise."""
     model = new_model(
         {
             "model_type": "dinov3_vit",
@@ -89,18 +91,25 @@ def main() -> None:
     backbone = Backbone(model)
     aligned = aligned_parameters(backbone, blocks=chosen.aligned, patterns=[])
     shape = (2, chosen.images, 3, chosen.size, chosen.size)
-    head = DinoHead(backbone.width)
-    learner = DinoLearner(
+    return DinoLearner(
         backbone,
-        head,
+        DinoHead(backbone.width),
         aligned,
         lambda seed: Views(list(torch.randn(shape)), []),
         DinoSettings(teacher_views="plain"),
     )
+
+
+def main() -> None:
+    """Prints one line a way, and writes them."""
+    chosen = arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    learner = made(chosen)
     context = learner.forward(0)
     mask = torch.rand(2, chosen.images, 1, chosen.size, chosen.size)
     task = LearnedViews(mask, blur(context.global_views, 2.0))
-    down = {name: torch.randn_like(p) for name, p in aligned.items()}
+    down = {name: torch.randn_like(p) for name, p in learner.aligned.items()}
     assert context.teacher_logits is not None  # once, before anything is timed
 
     def estimated(name: str) -> Callable[[], Tensor]:

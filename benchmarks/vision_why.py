@@ -94,6 +94,39 @@ def first_step(arm: str, materials: Materials, multiple: float) -> float:
     return fixed[1] - fixed[0]
 
 
+KINDS = ("fixed", "refitted")
+
+
+def reading(runs: dict[str, Any], scan: dict[str, Any], last: int) -> list[str]:
+    """What the figures say, a line a question."""
+
+    def over(arm: str, baseline: str, at: int) -> float:
+        return runs[arm]["fixed"][at] - runs[baseline]["fixed"][at]
+
+    steered = {
+        arm: (over(arm, "plain", 1), over(arm, "plain", last)) for arm in (*STEERED, "direct")
+    }
+    refitted = {
+        arm: runs[arm]["refitted"][last] - runs["plain"]["refitted"][last] for arm in steered
+    }
+    of_scan = {m: scan["closed_form"][m] - scan["plain"][m] for m in MULTIPLES}
+    plain = {kind: runs["plain"][kind][last] - runs["plain"][kind][0] for kind in KINDS}
+    return [
+        f"fixed heads, arm minus plain, after 1 step and after {last}: "
+        + "; ".join(f"{arm} {one:+.4f}, {all_:+.4f}" for arm, (one, all_) in steered.items()),
+        f"refitted heads, arm minus plain, after {last}: "
+        + "; ".join(f"{arm} {x:+.4f}" for arm, x in refitted.items()),
+        "step size: closed_form minus plain after the first step at multiples of the learning "
+        "rate: " + "; ".join(f"{m:g} {x:+.5f}" for m, x in of_scan.items()),
+        f"teacher: closed_form minus plain after {last} is "
+        f"{over('closed_form', 'plain', last):+.4f} with a teacher that follows"
+        f" and {over('closed_form, teacher still', 'plain, teacher still', last):+.4f} with "
+        "one that stands still",
+        f"stale head: plain itself moves the fixed-head loss by {plain['fixed']:+.4f} and the "
+        f"refitted one by {plain['refitted']:+.4f}",
+    ]
+
+
 def main() -> None:
     """Measures, and says what the figures say."""
     parser = argparse.ArgumentParser(
@@ -118,49 +151,18 @@ def main() -> None:
         arm: {m: round(first_step(arm, materials, m), 6) for m in MULTIPLES}
         for arm in ("plain", "closed_form")
     }
-
-    def over(arm: str, baseline: str, at: int) -> float:
-        return runs[arm]["fixed"][at] - runs[baseline]["fixed"][at]
-
-    last = options.steps
-    steered = {
-        arm: (over(arm, "plain", 1), over(arm, "plain", last)) for arm in (*STEERED, "direct")
-    }
-    refitted = {
-        arm: runs[arm]["refitted"][last] - runs["plain"]["refitted"][last] for arm in steered
-    }
-    of_scan = {m: scan["closed_form"][m] - scan["plain"][m] for m in MULTIPLES}
-    reading = [
-        "fixed heads, arm minus plain, after 1 step and after "
-        + str(last)
-        + ": "
-        + "; ".join(f"{arm} {one:+.4f}, {all_:+.4f}" for arm, (one, all_) in steered.items()),
-        "refitted heads, arm minus plain, after "
-        + str(last)
-        + ": "
-        + "; ".join(f"{arm} {x:+.4f}" for arm, x in refitted.items()),
-        "step size: closed_form minus plain after the first step at multiples of the learning "
-        "rate: " + "; ".join(f"{m:g} {x:+.5f}" for m, x in of_scan.items()),
-        f"teacher: closed_form minus plain after {last} is "
-        f"{over('closed_form', 'plain', last):+.4f} with a teacher that follows"
-        f" and {over('closed_form, teacher still', 'plain, teacher still', last):+.4f} with "
-        "one that stands still",
-        "stale head: plain itself moves the fixed-head loss by "
-        f"{runs['plain']['fixed'][last] - runs['plain']['fixed'][0]:+.4f}"
-        " and the refitted one by "
-        f"{runs['plain']['refitted'][last] - runs['plain']['refitted'][0]:+.4f}",
-    ]
+    said = reading(runs, scan, options.steps)
     write_json(
         options.out,
         {
-            "steps": last,
+            "steps": options.steps,
             "runs": runs,
             "first_step": scan,
-            "reading": reading,
+            "reading": said,
             "environment": environment(),
         },
     )
-    print("\n".join(reading))
+    print("\n".join(said))
 
 
 if __name__ == "__main__":
