@@ -158,9 +158,8 @@ def main() -> None:
 
     def random_weights(seed: int) -> float:
         torch.manual_seed(seed)
-        model = new_model(
-            recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa"
-        ).eval()
+        config = recipe.learner.prepare.config
+        model = new_model(config, dtype=torch.float32, attention="sdpa").eval()
         return probed(recipe, model, materials).scores["miou"].value
 
     def continued(arm: str, seed: int) -> float:

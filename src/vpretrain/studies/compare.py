@@ -99,8 +99,7 @@ def compare(
     Args:
         recipe: with the budget of one run; its own arm and seed are ignored.
         arms: the first is the baseline.
-        seeds: how many, from the recipe's seed on; an arm's run of a seed sees the stream that the
-            others saw.
+        seeds: how many, from the recipe's seed on; with one of them all arms see the same stream.
         match: the measure of the budget (what every arm has the same of).
         out: folder for ``compare.json`` and ``runs/``.
         jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
