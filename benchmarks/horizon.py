@@ -101,7 +101,7 @@ def followed(
 def drawn(step: SteeredStep[Any, Any, Any], parts: Parts, rate: float) -> dict[float, Any]:
     """Of one draw: what each tilt's step is predicted to gain, and what it gained at each
     horizon."""
-    for _ in range(4):  # the draws are apart, and so are the feedback rows that they hear
+    for _ in range(4):  # the draws are apart, and so are their feedback rows
         step(next_batches(parts.stream, 1), rate)
     step.meta.value_estimator.update(
         step.meta.feedback.gradients(step.learner), step.meta.preconditioner(), rate

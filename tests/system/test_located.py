@@ -18,7 +18,7 @@ from pyarrow import feather, parquet
 from vpretrain.config.recipe import dump, load
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.located import Remote, files, is_url, spelled, under
+from vpretrain.system.located import Remote, _spelled, files, is_url, under
 from vpretrain.system.tables import kind_by_name, readable, records
 
 ROWS = [{"q": f"{at}?", "a": f"{at} é" * 50} for at in range(300)]
@@ -111,8 +111,8 @@ def test_a_recipe_keeps_a_url_as_it_is(tmp_path: Path) -> None:
 
 
 def test_ranges_in_braces_are_the_names_that_they_stand_for() -> None:
-    assert list(spelled("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert list(spelled("{a,b}/{0..1}.tar")) == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+    assert list(_spelled("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert list(_spelled("{a,b}/{0..1}.tar")) == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
 
 
 def test_braces_name_files_of_several_endings(tmp_path: Path) -> None:

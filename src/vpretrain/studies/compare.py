@@ -214,8 +214,9 @@ def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[
         paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
         return [read_items(path, metrics) for path in paths if path.is_file()]
 
+    of_baseline = items(baseline, {metric for metrics in paired.values() for metric in metrics})
     for arm, metrics in paired.items():
-        of_arm, of_baseline = items(arm, metrics), items(baseline, metrics)
+        of_arm = items(arm, metrics)
         if not len(of_arm) == len(of_baseline) == len(seeds):
             continue
         for metric, figures in metrics.items():

@@ -91,9 +91,9 @@ def files(pattern: Place, where: str) -> list[Place]:
     Raises:
         UserError: nothing matches; ``where`` is the dotted recipe key of the section.
     """
-    spelled_out = spelled(str(pattern))
-    if len(spelled_out) > 1 and not (isinstance(pattern, Path) and pattern.exists()):
-        each = (Remote(one) if isinstance(pattern, Remote) else Path(one) for one in spelled_out)
+    spelled = _spelled(str(pattern))
+    if len(spelled) > 1 and not (isinstance(pattern, Path) and pattern.exists()):
+        each = (Remote(one) if isinstance(pattern, Remote) else Path(one) for one in spelled)
         return list(dict.fromkeys(chain.from_iterable(files(one, where) for one in each)))
     if isinstance(pattern, Remote):
         return list(_matching(pattern, where)) if pattern.is_pattern else [pattern]
@@ -103,7 +103,7 @@ def files(pattern: Place, where: str) -> list[Place]:
         return [pattern]  # reading it reports what is wrong with it
     plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
     fixed = next(plain)
-    matches = sorted(filter(is_named_file, fixed.glob(str(pattern.relative_to(fixed)))))
+    matches = sorted(filter(_is_meant, fixed.glob(str(pattern.relative_to(fixed)))))
     if not matches:
         message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
         raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
@@ -113,7 +113,7 @@ def files(pattern: Place, where: str) -> list[Place]:
     return list(once.values())
 
 
-def is_named_file(path: Path) -> bool:
+def _is_meant(path: Path) -> bool:
     """Whether a pattern that matches this path means it: a file, or a link to none, which whoever
     reads it refuses; no folder."""
     return path.is_file() or (path.is_symlink() and not path.exists())
@@ -177,7 +177,7 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def spelled(pattern: str) -> list[str]:
+def _spelled(pattern: str) -> list[str]:
     """Without braces: ``a-{00..02}.tar`` is three names, ``{a,b}.tar`` two."""
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if found is None:
@@ -188,7 +188,7 @@ def spelled(pattern: str) -> list[str]:
     else:
         options = names.split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [name for option in options for name in spelled(before + option + after)]
+    return [name for option in options for name in _spelled(before + option + after)]
 
 
 def _matching(pattern: Remote, where: str) -> Iterator[Remote]:

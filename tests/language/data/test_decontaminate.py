@@ -131,7 +131,7 @@ def test_bad_input_is_refused_by_file_and_line_before_anything_is_written(
     empty, short = write(tmp_path / "empty.jsonl"), write(tmp_path / "short.jsonl", {"q": "Why?"})
     certificate.path_of(out).write_text("{}")  # of an earlier run, which is kept
     assert "no such file" in refused("nowhere.jsonl", test_set, out)
-    assert "no such file" in refused(stream, tmp_path / "*.none", out)
+    assert "no file matches this pattern" in refused(stream, tmp_path / "*.none", out)
     assert "folder" in refused(tmp_path, test_set, out)
     assert "holds no rows" in refused(empty, test_set, out)
     assert "--against" in refused(stream, empty, out)

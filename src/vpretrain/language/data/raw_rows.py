@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vpretrain.system.errors import Problem, UserError, collecting
-from vpretrain.system.located import Place, Remote, files, is_named_file, is_url, spelled
+from vpretrain.system.errors import Problem, UserError, collecting, renamed
+from vpretrain.system.located import Place, Remote, check_file, files, is_url
 from vpretrain.system.tables import (
     Unit,
     check_length,
@@ -33,27 +31,11 @@ def places(patterns: Sequence[str], where: str) -> list[Place]:
     paths: dict[Place, None] = {}
     problems: list[Problem] = []
     for pattern in patterns:
-        if is_url(pattern):
-            with collecting(problems):
-                paths |= dict.fromkeys(files(Remote(pattern), where))
-            continue
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            message = "this is a folder: name files in it, or a glob"
-            accepted = f"a file, or say '{path / '*.jsonl'}'"
-            problems.append(Problem(where, pattern, accepted, message))
-        elif path.exists():
-            paths[path] = None
-        else:
-            found = (sorted(glob.glob(one, recursive=True)) for one in spelled(str(path)))
-            matches = [
-                name for name in map(Path, chain.from_iterable(found)) if is_named_file(name)
-            ]
-            paths |= dict.fromkeys(matches)
-            if not matches:
-                message = f"no such file, and no file matches (paths start at {Path.cwd()})"
-                accepted = "JSON Lines, CSV, parquet, Arrow or plain text, or a glob of such"
-                problems.append(Problem(where, pattern, accepted, message))
+        place = Remote(pattern) if is_url(pattern) else Path(pattern).expanduser()
+        with collecting(problems), renamed({f"{where}.path": where}):
+            for path in files(place, where):
+                check_file(path, where)
+                paths[path] = None
     if problems:
         raise UserError(*problems)
     return list(paths)
