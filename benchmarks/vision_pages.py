@@ -39,7 +39,7 @@ NAMES = {
     "knn": "k-NN, %",
 }
 MARK = re.compile(
-    r"(<!-- vision: ([\w-]+)(?: metrics ([\w ]+?))?(?: rows ([^>]+?))?(?: of (\w+))? "
+    r"(<!-- vision: ([\w-]+)(?: metrics ([\w ]+?))?(?: rows ([^>]+?))?(?: of (\w[\w, -]*?))? "
     r"-->\n)(?:\|.*\n)*"
 )
 SUMMARY = {"miou", "depth_rmse"}
@@ -237,7 +237,49 @@ def plain_dino(found: Mapping[str, Any]) -> list[str]:
     return markdown(lines)
 
 
+def picture_gates(found: Mapping[str, Any]) -> list[str]:
+    """What each way of training comes to on real pictures, and how far apart they are."""
+    name = NAMES[found["metric"].split("/")[1]]
+    lines = [[f"{name}, dev pictures", "each seed"]]
+    lines += [
+        [kind, ", ".join(f"{x:.2f}" for x in each)] for kind, each in found["percent"].items()
+    ]
+    for gate, errors in found["standard_errors_apart"].items():
+        verdict = "holds" if found["gates"][gate] else "**fails**"
+        apart = ", ".join(f"{x:.1f}" for x in errors)
+        lines.append([f"gate: {gate}", f"{verdict}: {apart} standard errors"])
+    return markdown(lines)
+
+
+def horizon(found: Mapping[str, Any]) -> list[str]:
+    """What one steered step gains over a plain one, in thousandths of a nat."""
+    steps = found["horizons"]
+
+    def cell(row: Mapping[str, Any], kind: str, at: int) -> str:
+        return f"{1e3 * row[kind][at]:+.2f} ±{1e3 * row[f'{kind}_stderr'][at]:.2f}"
+
+    head = ["surface", "predicted", *(f"heads stay, {n}" for n in steps)]
+    lines = [[*head, *(f"refitted, {n}" for n in steps)]]
+    for name, row in found["rows"].items():
+        kinds = [(kind, at) for kind in ("fixed", "refitted") for at in range(len(steps))]
+        lines.append([name, cell(row, "predicted", 0), *(cell(row, *each) for each in kinds)])
+    return markdown(lines)
+
+
+def costs(found: Mapping[str, Any]) -> list[str]:
+    """CPU milliseconds a step, and speed and memory beside plain steps."""
+    lines = [["arm", "ms a step", "of plain's speed", "of its memory"]]
+    for row in found["table"]:
+        low, high = row["speed_range"]
+        speed = f"{row['speed']:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append([row["arm"], f"{1e3 * row['cpu_seconds']:.0f}", speed, f"{row['memory']:.2f}"])
+    return markdown(lines)
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "standard_errors_apart": picture_gates,
+    "steps_before": horizon,
+    "finished_rounds": costs,
     "gates": gates,
     "reading": why,
     "ways": meta_step,
