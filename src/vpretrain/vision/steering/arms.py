@@ -100,7 +100,7 @@ class MaskArm(VisionArm):
 
 ARMS: Arms[VisionArm] = Arms(VisionArm, baseline="plain", default="ascent")
 """The designers of vision, and the arms that are made of them."""
-DEMO = ("plain", "ascent", "random_masks", "fixed_random_direction")
+DEMO = ("plain", "ascent", "reversed_feedback", "uneven_masks")
 """Those that ``vpretrain demo vision`` shows."""
 
 
