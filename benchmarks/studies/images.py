@@ -101,3 +101,49 @@ add(
         "direct",
     ),
 )
+
+W = "arm=view_weights"
+FAR = f"{W} learner.aligned_blocks=3 value.shrink=false"
+add(
+    "vision-weights-dev",
+    "weights of views: which value, how often, how far",
+    "demo-vision",
+    (Start("scenes-0", "demo-vision", None, (100, 101)),),
+    {
+        "plain": "arm=plain",
+        "plain, 220 steps": "arm=plain budget.steps=220",
+        "view_weights": W,
+        "tilt 2": f"{W} designer.tilt=2.0",
+        "period 8, memory 0.9": f"{W} value.meta_period=8 value.memory=0.9",
+        "128 pictures of feedback": f"{W} data.feedback.batch_size=64",
+        "16 steps of the heads": f"{W} data.feedback.head.steps=16",
+        "S is everything": f"{W} learner.aligned_blocks=3",
+        "dot": f"{W} value.alignment=dot",
+        "no shrinkage": f"{W} value.shrink=false",
+        "no shrinkage, tilt 2": f"{W} value.shrink=false designer.tilt=2.0",
+        "S is everything, no shrinkage, period 16": f"{FAR} value.meta_period=16",
+        "the same, tilt 2": f"{FAR} value.meta_period=16 designer.tilt=2.0",
+        "the same, period 32": f"{FAR} value.meta_period=32",
+        "ascent": V,
+    },
+    "evaluate.split=dev",
+    "evaluate.probes=[segmentation]",
+)
+PAPER_META = (
+    f"{V} value.unit=raw value.memory=0 value.shrink=false value.settle_steps=0 "
+    "data.meta_batch_size=32 "
+    "data.feedback.tasks.depth=8 designer.updates=1 designer.sparsity=0.131 "
+    "designer.total_variation=0.144 designer.keep_ratio=0.6"
+)
+add(
+    "vision-masks",
+    "rendered scenes: learned masks, controls as uneven as they are, and the paper's meta step",
+    "demo-vision",
+    SCENES,
+    arms("plain", "ascent", "uneven_masks", "other_pictures", "fixed_random_direction")
+    | {
+        "the paper's meta step": f"{PAPER_META} designer.learning_rate=1.54e-4",
+        "the paper's meta step, rate 1e-2": f"{PAPER_META} designer.learning_rate=1e-2",
+        "plain, 330 steps": "arm=plain budget.steps=330",
+    },
+)
