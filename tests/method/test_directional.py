@@ -8,6 +8,7 @@ import torch
 
 from vpretrain.method.directional import (
     CentralDifference,
+    OneSidedDifference,
     central_difference,
     double_backward,
     forward_mode,
@@ -131,3 +132,58 @@ def test_a_direction_that_says_nothing_settles_no_step(useless):
     direction = {"w": torch.eye(SIZE)[0]}
     exact = double_backward(loss, parameters, direction, [controls])
     assert error(estimator(loss, parameters, direction, [controls]), exact) <= 1e-3
+
+
+def one_sided_along(sharpness, direction):
+    """What a one-sided difference comes to on the curved learner, its class, the exact value, and
+    how often the loss was asked for beside the learner's own pass."""
+    loss, parameters, controls = curved(sharpness)
+    asked = []
+
+    def counted(point):
+        asked.append(point)
+        return loss(point)
+
+    measured = OneSidedDifference()
+    given = counted, parameters, direction, [controls], lambda: loss(parameters)
+    measured(*given)
+    asked.clear()
+    found = measured(*given)
+    return found, measured, double_backward(loss, parameters, direction, [controls]), len(asked)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 30.0, 300.0])
+def test_one_sided_differences_take_one_pass_and_are_one_percent_off_at_most(sharpness):
+    found, measured, exact, passes = one_sided_along(sharpness, {"w": torch.ones(SIZE)})
+    assert passes == 1 and not measured.central
+    assert error(found, exact) <= 1e-2
+    assert float(found.value) == pytest.approx(float(exact.value), rel=1e-2)
+    assert error(found, exact) <= 3 * measured.error + 1e-3, "the error that it reports is honest"
+
+
+def test_where_one_side_is_not_enough_there_are_two():
+    """Curvature so strong that the step it wants drowns in rounding."""
+    controls = torch.ones(4).requires_grad_()
+
+    def loss(parameters):
+        return (controls * torch.exp(1e4 * (parameters["w"] - 1))).sum()
+
+    parameters, direction = {"w": torch.ones(4)}, {"w": torch.ones(4)}
+    measured = OneSidedDifference()
+    found = measured(loss, parameters, direction, [controls], lambda: loss(parameters))
+    assert measured.central
+    exact = double_backward(loss, parameters, direction, [controls])
+    assert error(found, exact) <= 2e-2
+    again = OneSidedDifference()
+    again.load_state_dict(measured.state_dict())
+    assert again.central and again.step == measured.step
+
+
+def test_without_the_learners_own_pass_differences_are_central():
+    loss, parameters, controls = curved(30.0)
+    direction = {"w": torch.ones(SIZE)}
+    one, other = (
+        each(loss, parameters, direction, [controls])
+        for each in (OneSidedDifference(), CentralDifference())
+    )
+    assert torch.equal(one.gradient[0], other.gradient[0])

@@ -1,4 +1,4 @@
-"""The value of a task as a directional derivative, three ways behind one signature.
+"""The value of a task as a directional derivative, four ways behind one signature.
 
 For a direction ``u`` over the aligned parameters S and the loss ``L(S; controls)`` of a task,
 
@@ -14,14 +14,15 @@ and a designer needs ``V`` and ``dV/d controls``. Every estimator here takes
 and returns an :class:`Estimate`. They differ in what they ask of the kernels in the path of S, in
 cost and in error:
 
-==================  ====================================  ==========================  ========
-estimator           needs                                 cost                        error
-==================  ====================================  ==========================  ========
-double_backward     kernels differentiable twice          forward, backward, and the  rounding
-                                                          backward of both
-forward_mode        kernels with forward-mode formulas    one dual forward            rounding
-central_difference  nothing                               two ordinary forwards       O(eps^2)
-==================  ====================================  ==========================  ========
+====================  ====================================  ==========================  ========
+estimator             needs                                 cost                        error
+====================  ====================================  ==========================  ========
+double_backward       kernels differentiable twice          forward, backward, and the  rounding
+                                                            backward of both
+forward_mode          kernels with forward-mode formulas    one dual forward            rounding
+central_difference    nothing                               two ordinary forwards       O(eps^2)
+one_sided_difference  the learner's own pass in float32     one ordinary forward        O(eps)
+====================  ====================================  ==========================  ========
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from vpretrain.method.roles import Estimate, Gradient, Metrics, State
 from vpretrain.system import distributed
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
+Here = Callable[[], Tensor]
+"""The loss at S itself, from a pass that was made anyway."""
 
 
 log = logging.getLogger(__name__)
@@ -136,29 +139,82 @@ def central_difference(
         relative_step: norm of the perturbation over the norm of S; None: :data:`RELATIVE_STEP`,
             which no model need suit. :class:`CentralDifference` measures one.
     """
+    if not (epsilon := _epsilon(parameters, direction, relative_step)):
+        return _nothing(direction, controls)
+    ahead, behind = (
+        _heights(lambda: loss(_moved(parameters, direction, step)), controls)  # noqa: B023
+        for step in (epsilon, -epsilon)
+    )
+    return _quotient(ahead, behind, 2 * epsilon)
+
+
+def one_sided_difference(
+    loss: Loss,
+    parameters: Mapping[str, Tensor],
+    direction: Gradient,
+    controls: Sequence[Tensor],
+    here: Here,
+    relative_step: float | None = None,
+) -> Estimate:
+    """``[L(S + eps u) - L(S)] / eps``: one forward, beside the one that the learner makes anyway.
+
+    Args:
+        loss: of S, see the module.
+        parameters: the point S.
+        direction: u.
+        controls: what the loss closed over.
+        here: the loss at S.
+        relative_step: as of :func:`central_difference`.
+    """
+    if not (epsilon := _epsilon(parameters, direction, relative_step)):
+        return _nothing(direction, controls)
+    ahead = _heights(lambda: loss(_moved(parameters, direction, epsilon)), controls)
+    return _quotient(ahead, _heights(here, controls), epsilon)
+
+
+def _epsilon(
+    parameters: Mapping[str, Tensor], direction: Gradient, relative_step: float | None
+) -> float:
+    """How often ``u`` is added to S; 0 where there is no direction."""
     length, size = vectors.norm(direction), vectors.norm(parameters)
     if length == 0:
-        return Estimate(
-            length.new_zeros(()), tuple(torch.zeros_like(control) for control in controls)
-        )
+        return 0.0
     relative = relative_step or RELATIVE_STEP[next(iter(parameters.values())).dtype]
-    epsilon = float(
+    return float(
         relative * (size if size else 1.0) / length
     )  # LoRA's B is zero before the first step
-    losses, gradients = [], []
-    for sign in (epsilon, -epsilon):
-        point = {
-            name: torch.add(value.detach(), direction[name], alpha=sign)
-            for name, value in parameters.items()
-        }
-        with torch.enable_grad():
-            height = loss(point)
-            gradients.append(torch.autograd.grad(height, controls))
-        losses.append(height.detach())
-    ahead, behind = gradients
+
+
+def _nothing(direction: Gradient, controls: Sequence[Tensor]) -> Estimate:
+    zero = next(iter(direction.values())).new_zeros(())
+    return Estimate(zero, tuple(torch.zeros_like(control) for control in controls))
+
+
+def _moved(parameters: Mapping[str, Tensor], direction: Gradient, step: float) -> dict[str, Tensor]:
+    return {
+        name: torch.add(value.detach(), direction[name], alpha=step)
+        for name, value in parameters.items()
+    }
+
+
+def _heights(
+    loss: Callable[[], Tensor], controls: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss and its gradient with respect to the controls."""
+    with torch.enable_grad():
+        height = loss()
+        gradient = torch.autograd.grad(height, controls)
+    return height.detach(), gradient
+
+
+def _quotient(
+    ahead: tuple[Tensor, tuple[Tensor, ...]],
+    behind: tuple[Tensor, tuple[Tensor, ...]],
+    distance: float,
+) -> Estimate:
     return Estimate(
-        (losses[0] - losses[1]) / (2 * epsilon),
-        tuple((a - b) / (2 * epsilon) for a, b in zip(ahead, behind, strict=True)),
+        (ahead[0] - behind[0]) / distance,
+        tuple((a - b) / distance for a, b in zip(ahead[1], behind[1], strict=True)),
     )
 
 
@@ -190,8 +246,17 @@ class Estimator:
         parameters: Mapping[str, Tensor],
         direction: Gradient,
         controls: Sequence[Tensor],
+        here: Here | None = None,
     ) -> Estimate:
-        """See the module."""
+        """See the module.
+
+        Args:
+            loss: of S.
+            parameters: the point S.
+            direction: u.
+            controls: what the loss closed over.
+            here: the loss at S where it is known anyway, which :class:`OneSidedDifference` reads.
+        """
         return self.function(loss, parameters, direction, controls)
 
     def metrics(self) -> Metrics:
@@ -243,24 +308,53 @@ class CentralDifference(Estimator):
         parameters: Mapping[str, Tensor],
         direction: Gradient,
         controls: Sequence[Tensor],
+        here: Here | None = None,
     ) -> Estimate:
         """See the module."""
+        given = loss, parameters, direction, controls
         if self.left and self.otherwise is not None:
-            return self.otherwise(loss, parameters, direction, controls)
+            return self.otherwise(*given)
+        if not float(vectors.norm(direction)):  # no step can be measured along nothing
+            return central_difference(*given)
 
         def at(step: float) -> Estimate:
-            return central_difference(loss, parameters, direction, controls, step)
+            return self.difference(*given, here, step)
 
-        if not float(vectors.norm(direction)):  # no step can be measured along nothing
-            return central_difference(loss, parameters, direction, controls)
         due = not self.step or self.calls % CHECK_PERIOD == 0
         if due and not self._still_good(at):
-            ladder = LADDER[next(iter(parameters.values())).dtype]
-            self._climb(at, ladder)
-            if self.error > LEAVE_ABOVE and self._can_leave(loss, parameters, direction, controls):
-                return self(loss, parameters, direction, controls)
+            self._climb(at, LADDER[next(iter(parameters.values())).dtype])
+            if self.error > WARN_ABOVE and self.gives_way(*given):
+                return self(*given, here)
         self.calls += 1
         return at(self.step)
+
+    def difference(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+        here: Here | None,
+        step: float,
+    ) -> Estimate:
+        """The quotient at a relative step."""
+        return central_difference(loss, parameters, direction, controls, step)
+
+    def gives_way(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+    ) -> bool:
+        """Says that no step is good enough; whether another way is taken from now on."""
+        if distributed.rank() == 0:
+            log.warning(
+                "central differences are about %.1f%% off on this model, whatever the step; "
+                "`vpretrain doctor` says which estimator is exact on it",
+                100 * self.error,
+            )
+        return self.error > LEAVE_ABOVE and self._can_leave(loss, parameters, direction, controls)
 
     def _still_good(self, at: Callable[[float], Estimate]) -> bool:
         """Checks the step in use against a smaller one; there is none at the beginning."""
@@ -276,14 +370,7 @@ class CentralDifference(Estimator):
         best = min(range(len(errors)), key=errors.__getitem__)
         self.step, self.error = ladder[best], errors[best]
         if not math.isfinite(self.error):  # a broken batch says nothing: measure on the next
-            self.step = 0.0
-            return
-        if self.error > WARN_ABOVE and distributed.rank() == 0:
-            log.warning(
-                "central differences are about %.1f%% off on this model, whatever the step; "
-                "`vpretrain doctor` says which estimator is exact on it",
-                100 * self.error,
-            )
+            self.step = self.error = 0.0
 
     def _can_leave(
         self,
@@ -321,6 +408,52 @@ class CentralDifference(Estimator):
         self.calls, self.left = int(state["calls"]), bool(state["left"])
 
 
+class OneSidedDifference(CentralDifference):
+    """One-sided differences, along a step that is measured and checked likewise.
+
+    The other side is the learner's own pass, so that a value takes half the passes of the suffix.
+    Where there is no such pass (learned views, narrow dtypes, dropout), or the error of the best
+    step is above 1%, differences are central from then on.
+    """
+
+    def __init__(self, otherwise: Function | None = forward_mode) -> None:
+        super().__init__(otherwise)
+        self.central = False
+
+    def difference(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+        here: Here | None,
+        step: float,
+    ) -> Estimate:
+        if here is None or self.central:
+            return central_difference(loss, parameters, direction, controls, step)
+        return one_sided_difference(loss, parameters, direction, controls, here, step)
+
+    def gives_way(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        direction: Gradient,
+        controls: Sequence[Tensor],
+    ) -> bool:
+        if self.central:
+            return super().gives_way(loss, parameters, direction, controls)
+        log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
+        self.central, self.step = True, 0.0
+        return True
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"central": self.central}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.central = bool(state["central"])
+
+
 def _difference(a: Estimate, b: Estimate) -> float:
     """Norm of the difference of two gradients over that of the second, on all processes."""
     pairs = zip(a.gradient, b.gradient, strict=True)
@@ -331,8 +464,14 @@ def _difference(a: Estimate, b: Estimate) -> float:
     return 0.0 if size == 0 else float((apart / size).sqrt())
 
 
+NAMES = (*ESTIMATORS, "one_sided_difference")
+"""What a recipe can ask for."""
+
+
 def estimator(name: str) -> Estimator:
     """A fresh estimator for one run, by the recipe's name of it."""
     if name == "central_difference":
         return CentralDifference()
+    if name == "one_sided_difference":
+        return OneSidedDifference()
     return Estimator(ESTIMATORS[name])

@@ -87,10 +87,13 @@ class Objective:
             controls: the controls themselves (soft targets), or what the blocks below S make of
             them (learned views). Computed once, whatever the estimator.
         loss: ``(S, inputs) -> L``, a scalar.
+        here: ``inputs -> L`` at the learner's own S, from the pass that it trains by, which costs
+            nothing more; None where that pass is of another dtype than the loss, or drops out.
     """
 
     inputs: tuple[Tensor, ...]
     loss: Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
+    here: Callable[[tuple[Tensor, ...]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,11 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
             views = tuple(tensor.view_as(tensor) for tensor in inputs)
             return fraction * objective.loss(parameters, views)
 
+        own = objective.here
+        here = None if own is None else lambda: fraction * own(inputs)
+
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
-            along = self.estimator(loss, point, direction, inputs)
+            along = self.estimator(loss, point, direction, inputs, here)
             # From the inputs back to the controls: a no-op where they are the same.
             gradient = torch.autograd.grad(
                 objective.inputs, controls, along.gradient, retain_graph=True

@@ -20,6 +20,17 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a module is called with: positional and named arguments."""
 
 
+def drops_out(model: nn.Module) -> bool:
+    """Whether a forward pass is random now: dropout of units, of attention or of whole paths."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or getattr(module, "attention_dropout", 0)
+        or getattr(module, "drop_prob", 0)
+        for module in model.modules()
+        if module.training
+    )
+
+
 class Suffix:
     """The blocks from the first aligned one on and the final norm, as a function of S.
 
@@ -54,6 +65,11 @@ class Suffix:
         after = _parameter_ids(beyond) - _parameter_ids([backbone])
         self.whole = not set(self.names) <= _parameter_ids(above) | after
         self.modules: list[nn.Module] = [backbone] if self.whole else above
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether a forward pass of these modules is random now."""
+        return any(drops_out(module) for module in self.modules)
 
     def run(
         self, hidden: Tensor, calls: Sequence[Call], parameters: Mapping[str, Tensor]

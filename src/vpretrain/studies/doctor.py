@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
-from vpretrain.method.directional import ESTIMATORS, EstimatorUnsupported
+from vpretrain.method.directional import NAMES, EstimatorUnsupported
 from vpretrain.method.directional import estimator as estimator_named
 from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, detached
 from vpretrain.method.value import Alignment, adam_preconditioner
@@ -141,7 +141,7 @@ def _tried(
     gradients: dict[str, Tensor] = {}
     down = [{name: piece.float() for name, piece in direction.items()}]
     context = _context(parts, batch)
-    for name in ESTIMATORS:
+    for name in NAMES:
         bench = _Bench(recipe, parts, name, down, context)
         row = rows[name] = dict.fromkeys(("name", "supported", "reason", *FIGURES))
         row |= {"name": name, "supported": True, "reason": ""}

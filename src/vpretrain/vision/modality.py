@@ -116,8 +116,9 @@ class Vision(Modality[VisionRecipe, Materials]):
 
     def build(self, recipe: VisionRecipe, materials: Materials) -> Parts:
         """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
-        designer, control = _designer(recipe), ARMS.control_of(recipe)
+        _designer(recipe)  # refuses what no learner could use, before one is loaded
         learner, complete = new_learner(recipe, materials.location)
+        designer, control = _designer(recipe, learner), ARMS.control_of(recipe)
         check_fit(recipe, learner.backbone)
         if not complete:
             _warmed(
@@ -240,12 +241,12 @@ def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) ->
         materials.warmed[key] = copy.deepcopy(get())
 
 
-def _designer(recipe: VisionRecipe) -> Designer:
-    section, learner = ARMS.section_of(recipe), recipe.learner
-    check_kind(section, learner.kind, recipe.arm)
+def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) -> Designer:
+    section, of = ARMS.section_of(recipe), recipe.learner
+    check_kind(section, of.kind, recipe.arm)
     reliability = Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit)
     site = Site(
-        learner.kind, learner.local_views_in_value, devices.device(), recipe.seed, reliability
+        of.kind, of.local_views_in_value, devices.device(), recipe.seed, reliability, learner
     )
     return section.build(site)
 

@@ -11,7 +11,7 @@ from tests.language.learner.test_causal import learner_of, new_model
 from vpretrain.language.learner import predictions
 from vpretrain.language.learner.head import HeadPass
 from vpretrain.language.learner.predictions import WholeLogits
-from vpretrain.language.learner.targets import one_hot
+from vpretrain.language.learner.targets import SoftTargets, one_hot
 from vpretrain.language.steering.baselines import (
     LossWeights,
     OneHot,
@@ -19,7 +19,7 @@ from vpretrain.language.steering.baselines import (
     UniformSmoothing,
 )
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
-from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.directional import ESTIMATORS, estimator
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.value import Alignment
@@ -239,3 +239,37 @@ def test_few_logits_and_heads_that_are_more_than_linear_are_taken_whole(monkeypa
     assert isinstance(learner.forward(tiny_batch()).predictions, HeadPass)
     learner.anatomy.head = torch.nn.Sequential(learner.anatomy.head)
     assert isinstance(learner.forward(tiny_batch()).predictions, WholeLogits)
+
+
+def test_values_beside_the_learners_own_pass(kind):
+    """One-sided differences: a percent off at most, with one pass of the suffix in the place of
+    two, whichever way the head is passed over."""
+    learner = tiny_learner("llama", torch.float32)
+    context = learner.forward(tiny_batch())
+    ids = context.predictions.candidates(6)
+    draw = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0))
+    task = SoftTargets(ids, draw / draw.sum(dim=1, keepdim=True))
+    objective = learner.objective(context, task)
+    point = {name: p.detach() for name, p in learner.aligned.items()}
+    known = objective.here(task.controls())
+    assert float(known) == pytest.approx(float(objective.loss(point, task.controls())), rel=1e-5)
+    passes = []
+    run = learner.suffix.hidden
+    learner.suffix.hidden = lambda *given: passes.append(1) or run(*given)
+    found = {}
+    for name in ("double_backward", "central_difference", "one_sided_difference"):
+        valued = ValueEstimator(learner, Alignment("dot"), estimator(name))
+        valued.update([downstream(learner)], None, 0.0)
+        valued(context, task)  # measures its step
+        passes.clear()
+        found[name] = valued(context, task).gradient[0], len(passes)
+    exact = found["double_backward"][0]
+    gradient, count = found["one_sided_difference"]
+    assert float((gradient - exact).norm()) <= 1e-2 * float(exact.norm())
+    assert (count, found["central_difference"][1]) == (1, 2)
+
+
+def test_a_narrow_pass_is_no_side_of_a_difference(kind):
+    learner = tiny_learner("llama", torch.bfloat16)
+    context = learner.forward(tiny_batch())
+    assert learner.objective(context, one_hot(context.labels)).here is None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vpretrain.method import vectors
 from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.directional import estimator as estimator_named
 from vpretrain.method.roles import Gradient, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -610,3 +611,40 @@ def test_two_global_views_are_enough() -> None:
     assert torch.allclose(
         found.gradient[0], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max())
     )
+
+
+def test_targets_are_valued_beside_the_students_own_pass() -> None:
+    """One-sided: exact to a percent, half the suffix's passes, and the loss is that of the pass
+    that was valued."""
+    made = learner(blocks=2, dtype=torch.float32, crops=narrow_crop)
+    context = made.forward(0)
+    task = LearnedTargets(soft(context).mass.requires_grad_())
+    objective = made.objective(context, task)
+    assert objective.here is not None
+    point = {name: p.detach() for name, p in made.aligned.items()}
+    known = float(objective.here(task.controls()).detach())
+    computed = float(objective.loss(point, task.controls()).detach())
+    assert known == pytest.approx(computed, rel=1e-5)
+    exact = value_estimator(made, "double_backward")(context, task).gradient[0]
+    found = ValueEstimator(made, Alignment("dot"), estimator_named("one_sided_difference"))
+    found.update([direction(made)], None, 0.1)
+    gradient = found(context, task).gradient[0]
+    assert float((gradient - exact).norm()) <= 1e-2 * float(exact.norm())
+    assert not found.estimator.central  # type: ignore[attr-defined]
+    loss = made.loss(context, task)
+    assert float(loss.detach()) == pytest.approx(known, rel=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in made.aligned.values())
+
+
+@pytest.mark.parametrize("why", ["views", "narrow", "dropout"])
+def test_a_pass_that_is_not_what_is_valued_does_not_serve(why: str) -> None:
+    dtype = torch.bfloat16 if why == "narrow" else torch.float32
+    made = learner("dinov2", dtype=dtype, crops=lambda seed: crop(seed, dtype=dtype))
+    if why == "dropout":
+        made.model.train()
+        made.backbone.blocks[0].drop_path = torch.nn.Dropout(0.5)  # type: ignore[union-attr]
+    context = made.forward(0)
+    task = masked(context) if why == "views" else soft(context)
+    task = task.with_controls((task.controls()[0].requires_grad_(),))
+    assert made.objective(context, task).here is None

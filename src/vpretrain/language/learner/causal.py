@@ -152,7 +152,19 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
                     return HeadPass(states, head, context.labels).loss(shaped)
                 return soft_target_loss(self.suffix.project(states, parameters), shaped)
 
-        return Objective(task.controls(), loss)
+        def here(inputs: tuple[Tensor, ...]) -> Tensor:
+            shaped = _averaged(context, task.with_controls(inputs))
+            log_p = context.predictions.log_p(shaped.ids)
+            return -(shaped.mass * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1).mean()
+
+        return Objective(task.controls(), loss, here if self._passes_as_valued(context) else None)
+
+    def _passes_as_valued(self, context: Context) -> bool:
+        """Whether the learner's own pass computes what is valued, but for rounding: the same
+        positions, no dropout in the suffix, no narrow dtype."""
+        exact = vectors.wide(context.hidden).dtype == context.hidden.dtype and not self.autocast
+        same = context.predictions.labels is context.labels
+        return exact and same and not self.suffix.drops_out
 
     def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
         """The pass over the head of what is valued: the learner's own, or another one.

@@ -111,16 +111,6 @@ class DecoderSuffix(Suffix):
         self.reaches_head = any(id(p) in self.names for p in anatomy.head.parameters())
         """Whether the head, or what is tied to it, is in S."""
 
-    @property
-    def drops_out(self) -> bool:
-        """Whether a forward pass of these modules is random now."""
-        modules = (each for above in self.modules for each in above.modules() if each.training)
-        return any(
-            (isinstance(module, nn.Dropout) and module.p > 0)
-            or getattr(module, "attention_dropout", 0)
-            for module in modules
-        )
-
     @contextmanager
     def trace(self) -> Iterator[Trace]:
         """Records what every module of the suffix is called with inside the block."""

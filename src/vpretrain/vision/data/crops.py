@@ -94,7 +94,9 @@ class MultiCrop:
 
     def __call__(self, batch: ImageBatch) -> Crops:
         """The views of a batch, on its device, without a graph; equal batches give equal views, bit
-        for bit."""
+        for bit. A batch that has been cut already keeps its views."""
+        if batch.views is not None:
+            return batch.views
         first, other, local = self._distortions
         pixels = batch.pixels.float() / 255
 

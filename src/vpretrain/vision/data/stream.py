@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from vpretrain.vision.data.images import (
     stacked,
     unlabelled,
 )
+
+if TYPE_CHECKING:
+    from vpretrain.vision.data.crops import Crops
 
 _FINGERPRINTS = 3
 """Pictures of a source whose content goes into its identity: the first, the last and what lies
@@ -46,6 +49,7 @@ class ImageBatch:
             ``world``-th after it. What is drawn from the seed is drawn for all of them, so that a
             picture looks the same however they are shared out.
         world: how many parts there are.
+        views: of these pictures, where they have been cut already; None: they follow from the seed.
     """
 
     pixels: Tensor
@@ -54,6 +58,7 @@ class ImageBatch:
     seed: int
     rank: int = 0
     world: int = 1
+    views: Crops | None = None
 
     @property
     def tokens(self) -> int:

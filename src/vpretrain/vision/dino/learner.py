@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
+from vpretrain.models.suffix import drops_out
 from vpretrain.system.errors import user_error
 from vpretrain.vision.backbone import Backbone, EncoderSuffix, Entry
 from vpretrain.vision.data.crops import Crops
@@ -122,6 +123,11 @@ class Context:
         return self.learner.targets(self.teacher_logits)
 
     @cached_property
+    def student_logits(self) -> Tensor:
+        """``[V, B, P]``, the student's scores of the plain views, with their graph to it."""
+        return self.learner._student_logits(self.global_views, self.local_views)
+
+    @cached_property
     def global_entry(self) -> Entry:
         """The plain global views where S begins to matter, ``[G * B, T, D]``; detached."""
         return self._enter(self.global_views)
@@ -222,11 +228,12 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         self.running_center.observe(scores)
-        student = [self._student_logits(views)]
-        if context.local_views is not None:
-            student.append(self._student_logits(context.local_views))
+        if views is context.global_views:
+            student = context.student_logits
+        else:
+            student = self._student_logits(views, context.local_views)
         targets = task.targets(self._teacher_targets(context, scores))
-        return dino_loss(torch.cat(student), targets, temperature=self.settings.student_temperature)
+        return dino_loss(student, targets, temperature=self.settings.student_temperature)
 
     def objective(self, context: Context, task: ViewTask) -> Objective:
         """The loss as a function of S alone, without dropout, cut where the controls enter what
@@ -265,8 +272,19 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
             temperature = self.settings.student_temperature
             return dino_loss(student, mass, temperature=temperature, pairs=pairs)
 
+        def here(inputs: tuple[Tensor, ...]) -> Tensor:
+            student, (mass,) = context.student_logits.detach(), inputs
+            temperature = self.settings.student_temperature
+            return dino_loss(student, mass, temperature=temperature, pairs=pairs)
+
         inputs = ((entry.hidden,) if steers_views else ()) + ((targets,) if steers_targets else ())
-        return Objective(inputs, loss)
+        known = steers_targets and not steers_views and self._passes_as_valued()
+        return Objective(inputs, loss, here if known else None)
+
+    def _passes_as_valued(self) -> bool:
+        """Whether the student that trains computes what the value's does, but for rounding."""
+        narrow = any(vectors.wide(p).dtype != p.dtype for p in self.backbone.model.parameters())
+        return not (narrow or self.backbone.autocast or drops_out(self.model))
 
     def targets(self, logits: Tensor) -> Tensor:
         """The teacher's scores sharpened and centred: ``[G, B, P]``, rows sum to 1, detached."""
@@ -295,9 +313,13 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
     def _teacher_targets(self, context: Context, scores: Tensor) -> Tensor:
         return context.teacher_targets if scores is context.teacher_logits else self.targets(scores)
 
-    def _student_logits(self, views: Tensor) -> Tensor:
-        pooled = self.backbone.features(views.flatten(0, 1)).pooled
-        return self.model.head(pooled).unflatten(0, views.shape[:2])
+    def _student_logits(self, *views: Tensor | None) -> Tensor:
+        """``[V, B, P]`` scores of all views, with their graph to the student."""
+        scores = []
+        for some in (each for each in views if each is not None):
+            pooled = self.backbone.features(some.flatten(0, 1)).pooled
+            scores.append(self.model.head(pooled).unflatten(0, some.shape[:2]))
+        return torch.cat(scores)
 
     def _suffix_logits(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
         """``[N, P]`` scores of the views in ``entry`` as a function of S."""

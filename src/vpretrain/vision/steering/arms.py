@@ -30,6 +30,7 @@ class Site:
         device: of its network.
         seed: of its first weights and its noise.
         reliability: how its values shrink.
+        learner: what it steers; None while a recipe is only checked.
     """
 
     learner_kind: str
@@ -37,6 +38,7 @@ class Site:
     device: torch.device
     seed: int
     reliability: Reliability
+    learner: Any = None
 
     def surface(self, blur_sigma: float = 4.0) -> Surface:
         """Where choices enter the learner's task; the blur is that of DINO's views, in pixels."""

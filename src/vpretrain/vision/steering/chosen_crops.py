@@ -1,0 +1,144 @@
+"""Crops chosen by value: of several ways to cut and distort a picture, the learner is given the one
+that is worth most.
+
+The value of a picture's views is ``<u, grad_S L_b>``, ``L_b`` its part of DINO's loss: how fast the
+feedback loss falls along ``u`` when the learner descends on them. The candidates of a picture are
+valued exactly, by one pass of the suffix each and no backward pass over the learner.
+
+Shapes: F feedback batches, m candidates, G global views, B images, P prototypes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vpretrain.method.reliability import correlation
+from vpretrain.method.roles import DirectedValue, Metrics
+from vpretrain.method.selection import Selected, Selector
+from vpretrain.method.simple import BaselineDesigner
+from vpretrain.system import distributed
+from vpretrain.system.contexts import evaluating
+from vpretrain.system.sampling import seed_of
+from vpretrain.vision.data.crops import Crops
+from vpretrain.vision.data.stream import ImageBatch
+from vpretrain.vision.dino.learner import Context, DinoLearner
+from vpretrain.vision.steering.arms import ARMS, DINO, Site, VisionArm
+from vpretrain.vision.steering.views import LearnedTargets
+
+
+def picture_values(probe: LearnedTargets, gradient: Tensor) -> Tensor:
+    """``[B]``: what the views of each picture are worth, from ``dV/d targets`` ``[G, B, P]``."""
+    return (gradient * probe.mass).sum(dim=(0, 2))
+
+
+class CropSelector(Selector[ImageBatch, Context], ABC):
+    """Gives every picture one of several candidate cuts; the first is the stream's own.
+
+    Args:
+        learner: whose loss is valued.
+        candidates: m, at least 2.
+    """
+
+    draws = 1
+
+    def __init__(self, learner: DinoLearner, candidates: int) -> None:
+        self.learner, self.candidates = learner, candidates
+
+    @abstractmethod
+    def choice(self, batch: ImageBatch, values: Tensor) -> Tensor:
+        """int64 ``[B]``: which candidate each picture is given, from values ``[m, B]``."""
+
+    def values(self, contexts: Sequence[Context], value_of: DirectedValue[Context]) -> Tensor:
+        """``[F, m, B]`` under each feedback batch."""
+        found = []
+        for context in contexts:
+            probe = LearnedTargets(context.teacher_targets)
+            estimates = value_of.each(context, probe)
+            found.append(torch.stack([picture_values(probe, e.gradient[0]) for e in estimates]))
+        return torch.stack(found, dim=1)
+
+    def select(
+        self, drawn: Sequence[ImageBatch], value_of: DirectedValue[Context]
+    ) -> Selected[ImageBatch]:
+        batches, figures = [], []
+        for batch in drawn:
+            with torch.no_grad():
+                contexts = [self.learner.forward(each) for each in self.cuts(batch)]
+            with evaluating(self.learner.model):
+                values = self.values(contexts, value_of)
+            chosen = self.choice(batch, values.mean(dim=0))
+            batches.append(replace(batch, views=gathered(contexts, chosen)))
+            figures.append(self.figures(values, chosen))
+        mean = {key: sum(each[key] for each in figures) / len(figures) for key in figures[0]}
+        return Selected(tuple(batches), distributed.averaged(mean))
+
+    def cuts(self, batch: ImageBatch) -> list[ImageBatch]:
+        """The batch under m seeds of its views, its own first."""
+        others = range(1, self.candidates)
+        return [batch, *(replace(batch, seed=seed_of(f"{batch.seed}/{at}")) for at in others)]
+
+    def figures(self, values: Tensor, chosen: Tensor) -> Metrics:
+        """What was chosen over what was drawn, per picture, in standard deviations of the value;
+        ``gain`` is cross-fitted over feedback batches."""
+        mean = values.mean(dim=0)
+        scale = float(mean.std(correction=0).clamp_min(torch.finfo(mean.dtype).tiny))
+        taken = mean.gather(0, chosen[None])[0]
+        metrics = {
+            "value_kept": float(taken.mean()) / scale,
+            "value_drawn": float(mean.mean()) / scale,
+        }
+        if len(values) == 1:
+            return metrics
+        halves = values[0::2].mean(dim=0), values[1::2].mean(dim=0)
+        gains = [
+            float((other.gather(0, one.argmax(0)[None])[0] - other.mean(0)).mean())
+            for one, other in (halves, halves[::-1])
+        ]
+        return metrics | {"gain": sum(gains) / 2, "agreement": correlation(*halves)}
+
+
+class MostValuable(CropSelector):
+    """The candidate of the highest value."""
+
+    def choice(self, batch: ImageBatch, values: Tensor) -> Tensor:
+        return values.argmax(dim=0)
+
+
+def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:
+    """The views of the chosen candidates, ``[B]`` of them."""
+    rows = torch.arange(len(chosen))
+
+    def pick(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(torch.stack(list(views))[chosen.to(views[0].device), :, rows].unbind(1))
+
+    local = [context.local_views for context in contexts if context.local_views is not None]
+    return Crops(pick([c.global_views for c in contexts]), pick(local) if local else ())
+
+
+class PlainOnChosen(BaselineDesigner[Context, LearnedTargets]):
+    """Plain DINO on the crops that a selector chooses."""
+
+    uses_feedback = True
+
+
+@ARMS.declare(
+    "chosen_crops",
+    "DINO: of several crops of each picture the one that the examples value most (not from the "
+    "paper)",
+)
+class ChosenCropsArm(VisionArm):
+    learner_kinds: ClassVar[tuple[str, ...]] = (DINO,)
+
+    candidates: Annotated[int, Field(ge=2)] = 4
+    """m: ways to cut each picture that are valued."""
+
+    def build(self, site: Site) -> PlainOnChosen:
+        designer = PlainOnChosen(site.surface())
+        designer.selector = MostValuable(site.learner, self.candidates)
+        return designer

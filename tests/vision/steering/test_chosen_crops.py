@@ -1,0 +1,97 @@
+"""Crops chosen by value: the figures are those of the slow definition, and what is chosen is what is
+trained on."""
+
+import pytest
+import torch
+
+from tests.vision.conftest import tiny_recipe, trained
+from vpretrain.method import vectors
+from vpretrain.method.directional import double_backward
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.vision import Vision
+from vpretrain.vision.steering.chosen_crops import MostValuable
+from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
+
+
+@pytest.fixture(scope="module")
+def parts():
+    recipe = tiny_recipe("arm=chosen_crops", "designer.candidates=3")
+    return Vision().build(recipe, Vision().load(recipe))
+
+
+def valued(learner, count=2):
+    """Along directions of no importance."""
+    generator = torch.Generator().manual_seed(5)
+    made = ValueEstimator(learner, Alignment("dot"), double_backward)
+    directions = [
+        {name: torch.randn(p.shape, generator=generator) for name, p in learner.aligned.items()}
+        for _ in range(count)
+    ]
+    made.update(directions, None, 0.0)
+    return made
+
+
+def test_a_picture_is_worth_what_its_own_part_of_the_loss_is(parts):
+    learner, selector = parts.learner, parts.designer.selector
+    context = learner.forward(next(parts.stream))
+    value_of = valued(learner)
+    found = selector.values([context], value_of)[:, 0]
+    targets = context.teacher_targets
+    for place in range(targets.shape[1]):
+        alone = torch.zeros_like(targets)
+        alone[:, place] = targets[:, place]
+        gradient = value_of.gradient(context, LearnedTargets(alone))
+        for direction, figure in zip(value_of.feedback_gradients, found[:, place], strict=True):
+            assert float(figure) == pytest.approx(
+                float(vectors.inner(direction, gradient)), rel=1e-3, abs=1e-6
+            )
+
+
+def test_the_best_cut_of_each_picture_is_what_is_trained_on(parts):
+    learner, selector = parts.learner, parts.designer.selector
+    batch, value_of = next(parts.stream), valued(learner)
+    state = torch.get_rng_state()
+    selected = selector.select([batch], value_of)
+    assert torch.equal(torch.get_rng_state(), state)
+    [chosen] = selected.batches
+    contexts = [learner.forward(each) for each in selector.cuts(batch)]
+    best = selector.values(contexts, value_of).mean(0).argmax(0)
+    seen = learner.forward(chosen)
+    for place, at in enumerate(best.tolist()):
+        assert torch.equal(seen.global_views[:, place], contexts[at].global_views[:, place])
+        assert torch.equal(seen.local_views[:, place], contexts[at].local_views[:, place])
+    assert torch.equal(chosen.pixels, batch.pixels) and chosen.names == batch.names
+    assert len(set(best.tolist())) > 1
+    figures = selected.metrics
+    assert figures["value_kept"] > figures["value_drawn"] and "gain" in figures
+    assert torch.isfinite(learner.loss(seen, BaselineViews()))
+
+
+def test_the_first_candidate_is_the_streams_own_cut(parts):
+    batch = next(parts.stream)
+    own, *others = parts.designer.selector.cuts(batch)
+    assert own is batch and len(others) == 2
+    assert len({each.seed for each in (own, *others)}) == 3
+
+
+def test_noise_gains_nothing_on_average(parts):
+    """Feedback whose halves have nothing in common: the cross-fitted gain is about zero, while what
+    was kept looks better than what was drawn."""
+    selector = MostValuable(parts.learner, 3)
+    generator = torch.Generator().manual_seed(0)
+    gains = []
+    for _ in range(200):
+        values = torch.randn(2, 3, 16, generator=generator)
+        figures = selector.figures(values, values.mean(0).argmax(0))
+        gains.append(figures["gain"])
+        assert figures["value_kept"] > figures["value_drawn"]
+    gains = torch.tensor(gains)
+    assert abs(float(gains.mean())) < 4 * float(gains.std()) / len(gains) ** 0.5
+
+
+def test_a_whole_run_hears_the_feedback_and_draws_what_the_plain_one_draws(materials):
+    (chosen, its), (plain, other) = (
+        trained(materials["dino"], f"arm={arm}") for arm in ("chosen_crops", "plain")
+    )
+    assert chosen != plain and its.stream_digest == other.stream_digest
