@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studies.study import Start, add, arms
+from studies.study import STUDIES, Start, Study, add, arms
 
 V = "arm=ascent"
 add(
@@ -125,6 +125,8 @@ add(
         "the same, tilt 2": f"{FAR} value.meta_period=16 designer.tilt=2.0",
         "the same, period 32": f"{FAR} value.meta_period=32",
         "ascent": V,
+        "chosen_crops": "arm=chosen_crops",
+        "chosen_crops, 8": "arm=chosen_crops designer.candidates=8",
     },
     "evaluate.split=dev",
     "evaluate.probes=[segmentation]",
@@ -146,4 +148,54 @@ add(
         "the paper's meta step, rate 1e-2": f"{PAPER_META} designer.learning_rate=1e-2",
         "plain, 330 steps": "arm=plain budget.steps=330",
     },
+)
+
+SPARING = f"{FAR} value.meta_period=16 value.estimator=one_sided_difference"
+"""Weights of views as dev chose them, at the lowest cost."""
+SPARING_ROWS = {
+    "plain": "arm=plain",
+    "view_weights, sparing": SPARING,
+    "view_weights, sparing, one random direction": SPARING.replace(
+        W, "arm=fixed_random_direction designer.kind=view_weights"
+    ),
+    "plain, 200 steps": "arm=plain budget.steps=200",
+}
+add(
+    "vision-sparing",
+    "rendered scenes: weights of views at the lowest cost",
+    "demo-vision",
+    SCENES,
+    SPARING_ROWS,
+)
+NUCLEI = "recipes/vision/nuclei.yaml"
+add(
+    "vision-nuclei",
+    "micrographs: does segmentation steer masks and weights of views?",
+    NUCLEI,
+    (
+        Start("nuclei-0", NUCLEI, None, (0, 1)),
+        Start("nuclei-1", NUCLEI, 1, (2, 3)),
+        Start("nuclei-2", NUCLEI, 2, (4, 5)),
+    ),
+    SPARING_ROWS | arms("ascent", "uneven_masks", "fixed_random_direction", "direct"),
+)
+IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
+STUDIES["vision-ijepa"] = Study(
+    "vision-ijepa",
+    "I-JEPA on rendered scenes: learned context masks beside the paper's blocks, random and uneven",
+    "demo-vision",
+    (
+        Start("ijepa-0", "demo-vision", 0, (0, 1), IJEPA),
+        Start("ijepa-1", "demo-vision", 1, (2, 3), IJEPA),
+        Start("ijepa-2", "demo-vision", 2, (4, 5), IJEPA),
+    ),
+    {
+        "plain": ("arm=plain",),
+        "ascent": (V,),
+        "uneven_masks": ("arm=uneven_masks",),
+        "random_masks": ("arm=random_masks",),
+        "fixed_random_direction": ("arm=fixed_random_direction",),
+        "patch_weights": ("arm=patch_weights",),
+    },
+    (*IJEPA, "evaluate.probes=[segmentation, classification, knn]"),
 )
