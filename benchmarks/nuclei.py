@@ -7,7 +7,8 @@
 664 pictures with a mask a nucleus, read from the repository's objects. Each is scaled so that its
 shorter side has 128 pixels, and cut into tiles of 32 x 32. Label maps: 0 around the nuclei, 1
 inside, 2 on their rims (2 pixels of the original). Tiles of one picture stand in one file only, but
-for `supervised`, which is the stream with its labels. Nothing of it belongs into this repository.
+for `supervised`, which is the stream with its labels; a tile that another file has is left out.
+Nothing of it belongs into this repository.
 """
 
 from __future__ import annotations
@@ -105,12 +106,15 @@ def main() -> None:
     for name, (count, _) in PARTS.items():
         plan[name], at = pictures[at : at + count], at + count
     plan["stream"] = pictures[at:]
+    seen: set[bytes] = set()
     for name, chosen in plan.items():
         made: list[tuple[bytes, bytes]] = []
         for picture in chosen:
             of = found[picture]
             image, *masks = contents(options.repository, [*of["images"], *of["masks"]])
             made += tiles(*labelled(image, masks))
+        made = [tile for tile in made if tile[0] not in seen]  # black ones, mostly
+        seen.update(image for image, _ in made)
         random.Random(name).shuffle(made)
         made = made[: PARTS[name][1]] if name in PARTS else made
         columns = {"image": [image for image, _ in made]}
