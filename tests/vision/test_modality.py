@@ -83,10 +83,7 @@ def test_every_arm_trains_and_sees_the_same_stream(kind, arm, materials, plain):
         "uniform_smoothing",
     )
     figures = {"gain", "agreement"} | ({"gate"} if arm != "chosen_crops" else set())
-    assert all(
-        (figures <= record.keys()) == uses_feedback
-        for record in result.history
-    )
+    assert all((figures <= record.keys()) == uses_feedback for record in result.history)
 
 
 def test_masks_say_whether_they_have_collapsed(materials):

@@ -168,8 +168,9 @@ def one_sided_difference(
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _nothing(direction, controls)
+    behind = _heights(here, controls)  # first: the other side may use what that pass has computed
     ahead = _heights(lambda: loss(_moved(parameters, direction, epsilon)), controls)
-    return _quotient(ahead, _heights(here, controls), epsilon)
+    return _quotient(ahead, behind, epsilon)
 
 
 def _epsilon(

@@ -7,12 +7,14 @@ the grid of patches."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vpretrain.method import vectors
 from vpretrain.models.suffix import Call, Suffix, choose_aligned, first_output
@@ -253,12 +255,29 @@ class EncoderSuffix(Suffix):
             with evaluating(model), frozen(model.parameters()):
                 self.backbone.tokens(images)
         except _Entered as entered:
-            args, kwargs = entered.args
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            return Entry(vectors.wide(hidden), (args[1:], kwargs))
+            return _entry(*entered.args)
         finally:
             hook.remove()
         raise self.backbone.refused("does not run its blocks one after another")
+
+    @contextmanager
+    def entering(self) -> Iterator[list[Entry]]:
+        """Keeps how images enter the suffix in passes of the whole model inside the block, one
+        entry a pass, without their graph; none where the suffix is the whole model."""
+        entries: list[Entry] = []
+        if self.whole:
+            yield entries
+            return
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = tree_map_only(Tensor, Tensor.detach, (args, dict(kwargs)))
+            entries.append(_entry(*call))
+
+        hook = self.modules[0].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield entries
+        finally:
+            hook.remove()
 
     def features(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
         """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the
@@ -267,6 +286,12 @@ class EncoderSuffix(Suffix):
         calls = [entry.rest] * (len(self.modules) - len(norm)) + norm
         with evaluating(self.backbone.model):
             return self.run(entry.hidden, calls, parameters)
+
+
+def _entry(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    """From what the first module of the suffix is called with."""
+    hidden = args[0] if args else kwargs.pop("hidden_states")
+    return Entry(vectors.wide(hidden), (args[1:], kwargs))
 
 
 class _Entered(Exception):

@@ -648,3 +648,35 @@ def test_a_pass_that_is_not_what_is_valued_does_not_serve(why: str) -> None:
     task = masked(context) if why == "views" else soft(context)
     task = task.with_controls((task.controls()[0].requires_grad_(),))
     assert made.objective(context, task).here is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [1, 2, "all"])
+def test_what_enters_the_suffix_is_computed_once(kind: str, blocks: Any) -> None:
+    """After the student's own pass its views enter S as that pass left them: the blocks below S run
+    no second time, and values are the same."""
+    made = learner(kind, blocks=blocks, dtype=torch.float32, crops=narrow_crop)
+    task = soft(made.forward(0))
+    runs: list[int] = []
+    hook = made.backbone.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    found = {}
+    for name in ("central_difference", "one_sided_difference"):
+        value = ValueEstimator(made, Alignment("dot"), estimator_named(name))
+        value.update([direction(made)], None, 0.1)
+        value(made.forward(0), task)  # measures its step
+        context = made.forward(0)
+        runs.clear()
+        found[name] = value(context, task).gradient[0]
+        made.loss(context, task).backward()
+        found[name, "runs"] = len(runs)
+    hook.remove()
+    error = (found["one_sided_difference"] - found["central_difference"]).norm()
+    assert float(error) <= 1e-2 * float(found["central_difference"].norm())
+    below = made.suffix.first if not made.suffix.whole else 0
+    student, teacher = 2, 0  # passes of the whole: global views and local ones
+    if below:  # the first block is below S
+        assert found["one_sided_difference", "runs"] == student + teacher
+        assert found["central_difference", "runs"] == 2 * student
+    else:
+        assert found["one_sided_difference", "runs"] == 2 * student
+        assert found["central_difference", "runs"] == 3 * student

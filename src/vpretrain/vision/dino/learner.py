@@ -124,8 +124,13 @@ class Context:
 
     @cached_property
     def student_logits(self) -> Tensor:
-        """``[V, B, P]``, the student's scores of the plain views, with their graph to it."""
-        return self.learner._student_logits(self.global_views, self.local_views)
+        """``[V, B, P]``, the student's scores of the plain views, with their graph to it; the
+        entries of these views are those of this pass from then on."""
+        with self.learner.suffix.entering() as entries:
+            scores = self.learner._student_logits(self.global_views, self.local_views)
+        if entries and self.learner._passes_as_valued():
+            self.global_entry, self.local_entry = (*entries, None)[:2]
+        return scores
 
     @cached_property
     def global_entry(self) -> Entry:
@@ -252,21 +257,18 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         scores = self._teacher_logits(context, views)
         targets = task.targets(self._teacher_targets(context, scores))
         steers_views, steers_targets = views.requires_grad, targets.requires_grad
-        entry = (
-            context.global_entry
-            if views is context.global_views
-            else self.suffix.enter(views.flatten(0, 1))
-        )
-        local = (
-            context.local_entry if steers_targets or self.settings.local_views_in_value else None
-        )
+        plain = views is context.global_views
+        entry = None if plain else self.suffix.enter(views.flatten(0, 1))
+        with_local = steers_targets or self.settings.local_views_in_value
         count = len(views) + (0 if context.local_views is None else len(context.local_views))
         pairs = len(views) * (count - 1)
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            hidden = inputs[0] if steers_views else entry.hidden
+            own = context.global_entry if entry is None else entry
+            hidden = inputs[0] if steers_views else own.hidden
             mass = inputs[-1] if steers_targets else targets
-            entries = [Entry(hidden, entry.rest), *([] if local is None else [local])]
+            local = context.local_entry if with_local else None
+            entries = [Entry(hidden, own.rest), *([] if local is None else [local])]
             student = torch.cat([self._suffix_logits(each, parameters) for each in entries])
             student = student.unflatten(0, (-1, mass.shape[1]))
             temperature = self.settings.student_temperature
@@ -277,7 +279,10 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
             temperature = self.settings.student_temperature
             return dino_loss(student, mass, temperature=temperature, pairs=pairs)
 
-        inputs = ((entry.hidden,) if steers_views else ()) + ((targets,) if steers_targets else ())
+        inputs = (
+            *((entry.hidden,) if steers_views and entry is not None else ()),
+            *((targets,) if steers_targets else ()),
+        )
         known = steers_targets and not steers_views and self._passes_as_valued()
         return Objective(inputs, loss, here if known else None)
 
