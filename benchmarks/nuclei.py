@@ -27,7 +27,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 SIDE, TILE, RIM = 128, 32, 2
-PARTS = {"feedback": (40, 512), "probe": (40, 512), "dev": (60, 512), "test": (120, 1024)}
+PARTS = {"feedback": (40, 512), "probe": (70, 1024), "dev": (70, 1024), "test": (120, 1536)}
 """Pictures, and tiles that are taken of them; the rest of the pictures are the stream."""
 
 
