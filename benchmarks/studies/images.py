@@ -142,7 +142,14 @@ add(
     "rendered scenes: learned masks, controls as uneven as they are, and the paper's meta step",
     "demo-vision",
     SCENES,
-    arms("plain", "ascent", "uneven_masks", "other_pictures", "fixed_random_direction")
+    arms(
+        "plain",
+        "ascent",
+        "reversed_feedback",
+        "fixed_random_direction",
+        "uneven_masks",
+        "other_pictures",
+    )
     | {
         "the paper's meta step": f"{PAPER_META} designer.learning_rate=1.54e-4",
         "the paper's meta step, rate 1e-2": f"{PAPER_META} designer.learning_rate=1e-2",
@@ -152,11 +159,14 @@ add(
 
 SPARING = f"{FAR} value.meta_period=16 value.estimator=one_sided_difference"
 """Weights of views as dev chose them, at the lowest cost."""
-SPARING_ROWS = {
+VALUED_ROWS = {
     "plain": "arm=plain",
     "view_weights, sparing": SPARING,
     "view_weights, sparing, one random direction": SPARING.replace(
         W, "arm=fixed_random_direction designer.kind=view_weights"
+    ),
+    "view_weights, sparing, reversed": SPARING.replace(
+        W, "arm=reversed_feedback designer.kind=view_weights"
     ),
     "plain, 200 steps": "arm=plain budget.steps=200",
 }
@@ -165,7 +175,7 @@ add(
     "rendered scenes: weights of views at the lowest cost",
     "demo-vision",
     SCENES,
-    SPARING_ROWS,
+    VALUED_ROWS,
 )
 NUCLEI = "recipes/vision/nuclei.yaml"
 add(
@@ -177,7 +187,7 @@ add(
         Start("nuclei-1", NUCLEI, 1, (2, 3)),
         Start("nuclei-2", NUCLEI, 2, (4, 5)),
     ),
-    SPARING_ROWS | arms("ascent", "uneven_masks", "fixed_random_direction", "direct"),
+    VALUED_ROWS | arms("ascent", "uneven_masks", "fixed_random_direction", "direct"),
 )
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
 STUDIES["vision-ijepa"] = Study(
