@@ -9,7 +9,8 @@ tokens and optimizer.
 A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one
 thread, AdamW, gradient clipping at 1; a step adds up the gradients of so many batches as
 --accumulation says. A steered arm's step is seven plain steps and one meta step in eight, measured
-apart. Batches are handed to the others' trainers for nothing: fetching them is not in their time.
+apart. "closed_form, one-sided" and the like value by one-sided differences, the others by central
+ones. Batches are handed to the others' trainers for nothing: fetching them is not in their time.
 --unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and
 memory are ratios to the first arm.
 """
@@ -44,7 +45,7 @@ from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
 from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.directional import ESTIMATORS, Estimator, one_sided_difference
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.network import Learning
 from vpretrain.method.reliability import Reliability
@@ -63,7 +64,18 @@ ARMS = (
     "token_weights",
     "document_weights",
 )
+ONE_SIDED = ", one-sided"
 RATE = 1e-5
+
+
+class OneSided(Estimator):
+    """Along a step that is not measured, as the central one here."""
+
+    def __init__(self) -> None:
+        super().__init__(ESTIMATORS["central_difference"])
+
+    def __call__(self, *given: Any) -> Any:
+        return one_sided_difference(*given)
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,8 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, weight_decay=0.0, fused=not shape.unfused
     )
-    value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["central_difference"])
+    estimator = OneSided() if arm.endswith(ONE_SIDED) else ESTIMATORS["central_difference"]
+    value_estimator = ValueEstimator(learner, Alignment("dot"), estimator)
     texts = [
         Document(ids, [True] * len(ids), f"f:{at}", "f")
         for at, ids in enumerate(windows(shape, 4 * shape.feedback_rows, 48, 2))
@@ -199,7 +212,7 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
     feedback = Likelihood(parted(texts, 2, batch_size=shape.feedback_rows, seed=0, pad_id=0))
     step = steered_step(
         learner,
-        designers[arm](),
+        designers[arm.removesuffix(ONE_SIDED)](),
         feedback,
         value_estimator,
         optimizer,

@@ -199,7 +199,10 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("weights.code=much", "a number"),
         ("weights=3", "a section of names, each with a number"),
         ("learner.model=1.5", "a whole number or text or null"),
-        ("value.estimator=forward", "one of central_difference, forward_mode, double_backward"),
+        (
+            "value.estimator=forward",
+            "one of central_difference, one_sided_difference, forward_mode, double_backward",
+        ),
         ("designer.kind=fild", "field or onehot"),
     ],
 )

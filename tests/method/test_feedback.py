@@ -11,8 +11,10 @@ from vpretrain.method.feedback import (
     EMAFeedback,
     MultiTaskFeedback,
     RandomDirection,
+    Reversed,
 )
 from vpretrain.method.roles import Feedback
+from vpretrain.run.controls import controlled
 from vpretrain.system.errors import NonFinite
 
 
@@ -158,3 +160,18 @@ def test_remembered_gradients_are_the_mean_of_the_past():
     first, second = remembered.gradients(None)
     assert float(first["w"]) == pytest.approx((0.5 * 1 + 2) / 1.5)
     assert float(second["w"]) == pytest.approx(-2 * (0.5 * 1 + 2) / 1.5)
+
+
+def test_reversed_feedback_is_the_opposite_with_its_memory_and_its_place():
+    real, against = (
+        EMAFeedback(Said([1.0, -2.0], [0.5, 0.0]), 0.5),
+        controlled(Said([1.0, -2.0], [0.5, 0.0]), "reversed", memory=0.5, seed=0),
+    )
+    for _ in range(3):
+        pairs = zip(real.gradients(None), against.gradients(None), strict=True)
+        for one, other in pairs:
+            assert torch.equal(one["w"], -other["w"])
+    again = controlled(Said([1.0, -2.0], [0.5, 0.0]), "reversed", memory=0.5, seed=0)
+    again.load_state_dict(against.state_dict())
+    assert isinstance(again.feedback, Reversed)
+    assert pieces(again.gradients(None)) == pieces(against.gradients(None))

@@ -22,6 +22,7 @@ from tests.vision.conftest import (
 from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
 from vpretrain.method.accumulation import next_batches
+from vpretrain.method.directional import NAMES
 from vpretrain.run.build import new_step
 from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare
@@ -317,11 +318,7 @@ def test_compare_writes_the_table(tmp_path):
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_doctor_finds_every_estimator_right(kind):
     found = doctor(tiny_recipe(kind=kind))
-    assert [row["name"] for row in found["estimators"]] == [
-        "central_difference",
-        "forward_mode",
-        "double_backward",
-    ]
+    assert [row["name"] for row in found["estimators"]] == list(NAMES)
     assert all(row["supported"] and row["cosine"] > 0.999 for row in found["estimators"])
 
 

@@ -27,9 +27,10 @@ from vpretrain.config.problems import Marks, explain, nearest
 from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
 
-Control = Literal["none", "random", "fixed_direction", "shuffled"]
+Control = Literal["none", "random", "fixed_direction", "reversed", "shuffled"]
 """What the designer is given in the place of the feedback set: itself, a fresh random direction at
-every batch, one random direction for the whole run, or the right inputs with the wrong labels."""
+every batch, one random direction for the whole run, its opposite, or the right inputs with the
+wrong labels."""
 TrainsOn = Literal["stream", "feedback"]
 
 
@@ -45,7 +46,7 @@ class FeedbackControl(Section):
 
     control: Control = "none"
     """``random``, ``fixed_direction`` and ``shuffled`` put noise in its place: what steering is
-    worth without what the feedback says."""
+    worth without what the feedback says; ``reversed`` steers away from it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ CONTROLS: Mapping[str, Arm] = {
     "fixed_random_direction": Arm(
         "control: the recipe's designer is given one random direction for the whole run",
         control="fixed_direction",
+    ),
+    "reversed_feedback": Arm(
+        "control: the recipe's designer is given the feedback with the opposite sign",
+        control="reversed",
     ),
     "shuffled_feedback": Arm(
         "control: the recipe's designer is given the feedback set with the labels of other items",

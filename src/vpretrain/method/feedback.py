@@ -169,6 +169,34 @@ class EMAFeedback(Feedback[LearnerT]):
         self.feedback.load_state_dict(state["feedback"])
 
 
+class Reversed(Feedback[LearnerT]):
+    """``-g_down``: what is good for the feedback counts as bad (a control of ours). All else is as
+    it was, so that what gains as much this way does not follow the feedback.
+
+    Args:
+        feedback: the real one.
+    """
+
+    def __init__(self, feedback: Feedback[LearnerT]) -> None:
+        self.feedback = feedback
+
+    def gradients(self, learner: LearnerT) -> list[Gradient]:
+        """Those of the real feedback, negated."""
+        return [
+            {name: -piece for name, piece in real.items()}
+            for real in self.feedback.gradients(learner)
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        return self.feedback.metrics()
+
+    def state_dict(self) -> State:
+        return self.feedback.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.feedback.load_state_dict(state)
+
+
 class RandomDirection(Feedback[LearnerT]):
     """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a
     control of Table 5).

@@ -16,10 +16,14 @@ from vpretrain.system.html import Markup, joined, name, tag
 _CONTROLS = {
     "random_feedback",
     "fixed_random_direction",
+    "reversed_feedback",
     "shuffled_feedback",
     "uniform_smoothing",
     "self_distillation",
+    "random_selection",
     "random_masks",
+    "uneven_masks",
+    "other_pictures",
     "constant_mask",
 }
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vpretrain.config.arms import Control
-from vpretrain.method.feedback import EMAFeedback, RandomDirection
+from vpretrain.method.feedback import EMAFeedback, RandomDirection, Reversed
 from vpretrain.method.roles import Feedback
 
 
@@ -19,7 +19,9 @@ def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int
         memory: of the running average over meta steps, in [0, 1); 0: none.
         seed: of random directions.
     """
-    if control in ("random", "fixed_direction"):
+    if control == "reversed":
+        feedback = Reversed(feedback)
+    elif control in ("random", "fixed_direction"):
         feedback = RandomDirection(feedback, seed, fixed=control == "fixed_direction")
     return EMAFeedback(feedback, memory) if memory else feedback
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vpretrain.method import vectors
-from vpretrain.models.suffix import Call, Suffix, choose_aligned, first_output
+from vpretrain.models.suffix import Call, Suffix, choose_aligned, drops_out, first_output
 from vpretrain.system.contexts import computing, evaluating, frozen
 from vpretrain.system.errors import UserError, user_error
 
@@ -148,6 +148,16 @@ class Backbone:
         """The error of a layout that is not understood."""
         message = f"{type(self.model).__name__} {what}, so its suffix cannot be run on its own"
         return user_error("learner.model", message, accepted=LAYOUTS)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass is random now: by dropout, or by positions that are moved and
+        rescaled while it trains (DINOv3)."""
+        moved = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+        config = self.model.config
+        return drops_out(self.model) or (
+            self.model.training and any(getattr(config, name, None) for name in moved)
+        )
 
     def _check_layout(self) -> int:
         """The number of prefix tokens; sets :attr:`reached`."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
-from vpretrain.models.suffix import drops_out
 from vpretrain.system.errors import user_error
 from vpretrain.vision.backbone import Backbone, EncoderSuffix, Entry
 from vpretrain.vision.data.crops import Crops
@@ -124,11 +123,11 @@ class Context:
 
     @cached_property
     def student_logits(self) -> Tensor:
-        """``[V, B, P]``, the student's scores of the plain views, with their graph to it; the
-        entries of these views are those of this pass from then on."""
+        """``[V, B, P]``, the student's scores of the plain views, with their graph to it, for one
+        loss; the entries of these views are those of this pass from then on."""
         with self.learner.suffix.entering() as entries:
             scores = self.learner._student_logits(self.global_views, self.local_views)
-        if entries and self.learner._passes_as_valued():
+        if entries:
             self.global_entry, self.local_entry = (*entries, None)[:2]
         return scores
 
@@ -233,10 +232,12 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         self.running_center.observe(scores)
-        if views is context.global_views:
-            student = context.student_logits
-        else:
-            student = self._student_logits(views, context.local_views)
+        known = views is context.global_views and "student_logits" in vars(context)
+        student = (
+            vars(context).pop("student_logits")  # its graph serves once
+            if known
+            else self._student_logits(views, context.local_views)
+        )
         targets = task.targets(self._teacher_targets(context, scores))
         return dino_loss(student, targets, temperature=self.settings.student_temperature)
 
@@ -289,7 +290,7 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
     def _passes_as_valued(self) -> bool:
         """Whether the student that trains computes what the value's does, but for rounding."""
         narrow = any(vectors.wide(p).dtype != p.dtype for p in self.backbone.model.parameters())
-        return not (narrow or self.backbone.autocast or drops_out(self.model))
+        return not (narrow or self.backbone.autocast or self.backbone.draws)
 
     def targets(self, logits: Tensor) -> Tensor:
         """The teacher's scores sharpened and centred: ``[G, B, P]``, rows sum to 1, detached."""
