@@ -110,6 +110,18 @@ def resolved(study: Study, start: Start, row: str, seed: int, root: str, models:
     return recipes.load(source, overrides, schemas=SCHEMAS)
 
 
+def quarters(history: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """How the designer's measures moved: their means over each quarter of a run."""
+    found = {}
+    for key in MEANS:
+        values = [record[key] for record in history if key in record]
+        if len(values) >= 4:
+            cuts = [len(values) * i // 4 for i in range(5)]
+            parts = [values[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            found[key] = [round(statistics.fmean(part), 5) for part in parts]
+    return found
+
+
 def work_off(job: Job, work: Path, root: str, models: Path) -> None:
     """Trains and scores one job, and writes its file."""
     study = STUDIES[job.study]
@@ -154,6 +166,7 @@ def work_off(job: Job, work: Path, root: str, models: Path) -> None:
             "stream_digest": result.stream_digest,
             "final": {name: round(score.value, 6) for name, score in result.final.items()},
             "means": means,
+            "quarters": quarters(result.history),
             "curve": curve,
             "items": {
                 name: [round(x, 6) for x in score.items] for name, score in result.final.items()

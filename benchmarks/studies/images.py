@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studies.study import Start, add, arms
+from studies.study import STUDIES, Start, Study, add, arms
 
 V = "arm=ascent"
 add(
@@ -100,4 +100,112 @@ add(
         "closed_form",
         "direct",
     ),
+)
+
+W = "arm=view_weights"
+FAR = f"{W} learner.aligned_blocks=3 value.shrink=false"
+add(
+    "vision-weights-dev",
+    "weights of views: which value, how often, how far",
+    "demo-vision",
+    (Start("scenes-0", "demo-vision", None, (100, 101)),),
+    {
+        "plain": "arm=plain",
+        "plain, 220 steps": "arm=plain budget.steps=220",
+        "view_weights": W,
+        "tilt 2": f"{W} designer.tilt=2.0",
+        "period 8, memory 0.9": f"{W} value.meta_period=8 value.memory=0.9",
+        "128 pictures of feedback": f"{W} data.feedback.batch_size=64",
+        "16 steps of the heads": f"{W} data.feedback.head.steps=16",
+        "S is everything": f"{W} learner.aligned_blocks=3",
+        "dot": f"{W} value.alignment=dot",
+        "no shrinkage": f"{W} value.shrink=false",
+        "no shrinkage, tilt 2": f"{W} value.shrink=false designer.tilt=2.0",
+        "S is everything, no shrinkage, period 16": f"{FAR} value.meta_period=16",
+        "the same, tilt 2": f"{FAR} value.meta_period=16 designer.tilt=2.0",
+        "the same, period 32": f"{FAR} value.meta_period=32",
+        "ascent": V,
+        "chosen_crops": "arm=chosen_crops",
+        "chosen_crops, 8": "arm=chosen_crops designer.candidates=8",
+    },
+    "evaluate.split=dev",
+    "evaluate.probes=[segmentation]",
+)
+PAPER_META = (
+    f"{V} value.unit=raw value.memory=0 value.shrink=false value.settle_steps=0 "
+    "data.meta_batch_size=32 "
+    "data.feedback.tasks.depth=8 designer.updates=1 designer.sparsity=0.131 "
+    "designer.total_variation=0.144 designer.keep_ratio=0.6"
+)
+add(
+    "vision-masks",
+    "rendered scenes: learned masks, controls as uneven as they are, and the paper's meta step",
+    "demo-vision",
+    SCENES,
+    arms(
+        "plain",
+        "ascent",
+        "reversed_feedback",
+        "fixed_random_direction",
+        "uneven_masks",
+        "other_pictures",
+    )
+    | {
+        "the paper's meta step": f"{PAPER_META} designer.learning_rate=1.54e-4",
+        "the paper's meta step, rate 1e-2": f"{PAPER_META} designer.learning_rate=1e-2",
+        "plain, 330 steps": "arm=plain budget.steps=330",
+    },
+)
+
+SPARING = f"{FAR} value.meta_period=16 value.estimator=one_sided_difference"
+"""Weights of views as dev chose them, at the lowest cost."""
+VALUED_ROWS = {
+    "plain": "arm=plain",
+    "view_weights, sparing": SPARING,
+    "view_weights, sparing, one random direction": SPARING.replace(
+        W, "arm=fixed_random_direction designer.kind=view_weights"
+    ),
+    "view_weights, sparing, reversed": SPARING.replace(
+        W, "arm=reversed_feedback designer.kind=view_weights"
+    ),
+    "plain, 200 steps": "arm=plain budget.steps=200",
+}
+add(
+    "vision-sparing",
+    "rendered scenes: weights of views at the lowest cost",
+    "demo-vision",
+    SCENES,
+    VALUED_ROWS,
+)
+NUCLEI = "recipes/vision/nuclei.yaml"
+add(
+    "vision-nuclei",
+    "micrographs: does segmentation steer masks and weights of views?",
+    NUCLEI,
+    (
+        Start("nuclei-0", NUCLEI, None, (0, 1)),
+        Start("nuclei-1", NUCLEI, 1, (2, 3)),
+        Start("nuclei-2", NUCLEI, 2, (4, 5)),
+    ),
+    VALUED_ROWS | arms("ascent", "uneven_masks", "fixed_random_direction", "direct"),
+)
+IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
+STUDIES["vision-ijepa"] = Study(
+    "vision-ijepa",
+    "I-JEPA on rendered scenes: learned context masks beside the paper's blocks, random and uneven",
+    "demo-vision",
+    (
+        Start("ijepa-0", "demo-vision", 0, (0, 1), IJEPA),
+        Start("ijepa-1", "demo-vision", 1, (2, 3), IJEPA),
+        Start("ijepa-2", "demo-vision", 2, (4, 5), IJEPA),
+    ),
+    {
+        "plain": ("arm=plain",),
+        "ascent": (V,),
+        "uneven_masks": ("arm=uneven_masks",),
+        "random_masks": ("arm=random_masks",),
+        "fixed_random_direction": ("arm=fixed_random_direction",),
+        "patch_weights": ("arm=patch_weights",),
+    },
+    (*IJEPA, "evaluate.probes=[segmentation, classification, knn]"),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from studies.starts import DEV, MAJORITY
+from dataclasses import replace
+
+from studies.starts import DEV, GSM, MAJORITY, NOISY, WEAK_START
 from studies.study import add, once
 
 PAPER_VALUE = (
@@ -76,6 +78,7 @@ PAPER_ROWS = {
     "ascent, random feedback": f"{PAPER} feedback.control=random",
     "ascent from the learner": LEARNED,
     "ascent from the learner, random feedback": f"{LEARNED} feedback.control=random",
+    "reads hidden states": OURS_HIDDEN,
     "uniform smoothing, same gate": "arm=uniform_smoothing designer.candidates=64 "
     "designer.control_gate=0.023",
     "self-distillation, same gate": "arm=self_distillation designer.candidates=64 "
@@ -87,20 +90,53 @@ add(
     "paper-designer",
     "the paper's designer as the paper has it, 30 updates",
     "demo-language",
-    MAJORITY,
+    once(MAJORITY),
     PAPER_ROWS,
     *PAPER_SCHEDULE,
 )
+LONG_ROWS = {
+    row: PAPER_ROWS[row]
+    for row in ("onehot", "ascent", "document_weights", "ascent from the learner")
+}
 add(
-    "paper-designer-long",
-    "the same with 125 updates",
+    "paper-designer-250",
+    "the same with 250 updates, in 2,000 steps",
     "demo-language",
     once(MAJORITY),
-    {
-        row: PAPER_ROWS[row]
-        for row in ("onehot", "ascent", "ascent from the learner", "document_weights")
-    },
-    "budget.steps=1000",
-    "evaluate.every=125",
+    LONG_ROWS,
+    "budget.steps=2000",
+    "evaluate.every=250",
+    *PAPER_SCHEDULE,
+)
+add(
+    "paper-designer-1000",
+    "the same with 1,000 updates, in 8,000 steps",
+    "demo-language",
+    once(MAJORITY),
+    LONG_ROWS,
+    "budget.steps=8000",
+    "evaluate.every=1000",
+    *PAPER_SCHEDULE,
+)
+REAL_ROWS = {row: PAPER_ROWS[row] for row in ("onehot", "ascent", "ascent from the learner")}
+REAL_START = (replace(WEAK_START, seeds=(0, 1, 2)),)
+add(
+    "paper-designer-gsm8k",
+    "the paper's designer on real text",
+    GSM,
+    REAL_START,
+    REAL_ROWS,
+    "evaluate.tasks=[]",
+    "budget.steps=120",
+    *PAPER_SCHEDULE,
+)
+add(
+    "paper-designer-gsm8k-noisy",
+    "the paper's designer on real text with planted errors",
+    NOISY,
+    REAL_START,
+    REAL_ROWS,
+    "evaluate.tasks=[]",
+    "budget.steps=120",
     *PAPER_SCHEDULE,
 )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, D, W
+from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, WEAK_START, D, W
 from studies.study import STUDIES, Start, Study, add, arms
 
-WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
-WEAK_START = (Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,)),)
 REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")
 add(
     "gsm8k-noisy",
@@ -26,7 +24,7 @@ add(
     arms("onehot", "token_weights"),
 )
 add(
-    "gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, WEAK_START, REAL
+    "gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, (WEAK_START,), REAL
 )
 add(
     "gsm8k",

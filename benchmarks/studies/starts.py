@@ -22,6 +22,8 @@ MINORITY = (
 
 GSM, NOISY = "recipes/language/gsm8k-small.yaml", "recipes/language/gsm8k-small-noisy.yaml"
 GSM_START = (Start("gsm8k-0", GSM, 0, (0, 1, 2)),)
+WEAK = "learner.prepare.phases=[{steps: 1000, learning_rate: 1.5e-3, to: 1e-4}]"
+WEAK_START = Start("gsm8k-1, half the steps", GSM, 1, (2,), (WEAK,))
 
 SMOL = "recipes/language/gsm8k-smollm2.yaml"
 RELEASED = Start(
