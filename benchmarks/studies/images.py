@@ -168,7 +168,7 @@ VALUED_ROWS = {
     "view_weights, sparing, reversed": SPARING.replace(
         W, "arm=reversed_feedback designer.kind=view_weights"
     ),
-    "plain, 200 steps": "arm=plain budget.steps=200",
+    "plain, 215 steps": "arm=plain budget.steps=215",
 }
 add(
     "vision-sparing",
@@ -187,7 +187,7 @@ add(
         Start("nuclei-1", NUCLEI, 1, (2, 3)),
         Start("nuclei-2", NUCLEI, 2, (4, 5)),
     ),
-    VALUED_ROWS | arms("ascent", "uneven_masks", "fixed_random_direction", "direct"),
+    VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
 STUDIES["vision-ijepa"] = Study(

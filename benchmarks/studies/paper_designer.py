@@ -96,7 +96,7 @@ add(
 )
 LONG_ROWS = {
     row: PAPER_ROWS[row]
-    for row in ("onehot", "ascent", "document_weights", "ascent from the learner")
+    for row in ("onehot", "ascent", "document_weights")
 }
 add(
     "paper-designer-250",

@@ -24,7 +24,11 @@ add(
     arms("onehot", "token_weights"),
 )
 add(
-    "gsm8k-weak", "the same from a learner that was made in half the steps", NOISY, (WEAK_START,), REAL
+    "gsm8k-weak",
+    "the same from a learner that was made in half the steps",
+    NOISY,
+    (WEAK_START,),
+    REAL,
 )
 add(
     "gsm8k",
