@@ -182,11 +182,7 @@ add(
     "vision-nuclei",
     "micrographs: does segmentation steer masks and weights of views?",
     NUCLEI,
-    (
-        Start("nuclei-0", NUCLEI, None, (0, 1)),
-        Start("nuclei-1", NUCLEI, 1, (2, 3)),
-        Start("nuclei-2", NUCLEI, 2, (4, 5)),
-    ),
+    (Start("nuclei-0", NUCLEI, None, (0, 1, 2)),),
     VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
