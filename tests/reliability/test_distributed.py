@@ -98,7 +98,7 @@ LANGUAGE = {
     "onehot": [],
     "token_weights": [],
     "document_weights": [],
-    "source_weights": [],
+    "source_weights": ["value.estimator=one_sided_difference"],
     "closed_form": [],
     "ascent": [
         "designer.updates=2",
@@ -126,6 +126,8 @@ def test_two_processes_train_language_as_one(words, arm):
 VISION = [
     ("dino", "ascent", []),
     ("dino", "view_weights", ["learner.centering=sinkhorn"]),
+    ("dino", "view_weights", ["value.estimator=one_sided_difference"]),
+    ("dino", "chosen_crops", ["designer.candidates=2"]),
     ("dino", "random_masks", []),
     ("ijepa", "patch_weights", ["designer.kind=patch_weights"]),
     ("ijepa", "ascent", ["designers.ascent.meta_images=2"]),

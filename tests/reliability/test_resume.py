@@ -128,7 +128,8 @@ def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tm
 
 @pytest.mark.parametrize("arm", arms_of(VISION_ARMS, "dino"))
 def test_dino_goes_on_bit_for_bit(pictures, arm, tmp_path):
-    recipe = vision_recipe(f"arm={arm}", "budget.steps=5", "value.meta_period=2")
+    one_sided = ["value.estimator=one_sided_difference"] if arm == "view_weights" else []
+    recipe = vision_recipe(f"arm={arm}", "budget.steps=5", "value.meta_period=2", *one_sided)
     resumed, uninterrupted = gone_on_with(recipe, pictures["dino"], tmp_path / "checkpoints", at=3)
     assert resumed == uninterrupted
 

@@ -40,7 +40,7 @@ def test_a_picture_is_worth_what_its_own_part_of_the_loss_is(parts):
     targets = context.teacher_targets
     for place in range(targets.shape[1]):
         alone = torch.zeros_like(targets)
-        alone[:, place] = targets[:, place]
+        alone[:, place] = targets.shape[1] * targets[:, place]
         gradient = value_of.gradient(context, LearnedTargets(alone))
         for direction, figure in zip(value_of.feedback_gradients, found[:, place], strict=True):
             assert float(figure) == pytest.approx(

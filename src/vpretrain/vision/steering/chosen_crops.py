@@ -1,9 +1,9 @@
 """Crops chosen by value: of several ways to cut and distort a picture, the learner is given the one
 that is worth most.
 
-The value of a picture's views is ``<u, grad_S L_b>``, ``L_b`` its part of DINO's loss: how fast the
-feedback loss falls along ``u`` when the learner descends on them. The candidates of a picture are
-valued exactly, by one pass of the suffix each and no backward pass over the learner.
+The value of a picture's views is ``<u, grad_S L_b>``, ``L_b`` DINO's loss on them alone: how fast
+the feedback loss falls along ``u`` when the learner descends on them. The candidates of a picture
+are valued exactly, without a backward pass over the learner.
 
 Shapes: F feedback batches, m candidates, G global views, B images, P prototypes."""
 
@@ -33,8 +33,9 @@ from vpretrain.vision.steering.views import LearnedTargets
 
 
 def picture_values(probe: LearnedTargets, gradient: Tensor) -> Tensor:
-    """``[B]``: what the views of each picture are worth, from ``dV/d targets`` ``[G, B, P]``."""
-    return (gradient * probe.mass).sum(dim=(0, 2))
+    """``[B]``: what the views of each picture are worth, from ``dV/d targets`` ``[G, B, P]`` of the
+    mean over pictures."""
+    return probe.mass.shape[1] * (gradient * probe.mass).sum(dim=(0, 2))
 
 
 class CropSelector(Selector[ImageBatch, Context], ABC):
@@ -84,8 +85,8 @@ class CropSelector(Selector[ImageBatch, Context], ABC):
         return [batch, *(replace(batch, seed=seed_of(f"{batch.seed}/{at}")) for at in others)]
 
     def figures(self, values: Tensor, chosen: Tensor) -> Metrics:
-        """What was chosen over what was drawn, per picture, in standard deviations of the value;
-        ``gain`` is cross-fitted over feedback batches."""
+        """What was chosen and what was drawn, per picture, in standard deviations of this process's
+        values; ``gain`` is cross-fitted over feedback batches."""
         mean = values.mean(dim=0)
         scale = float(mean.std(correction=0).clamp_min(torch.finfo(mean.dtype).tiny))
         taken = mean.gather(0, chosen[None])[0]
