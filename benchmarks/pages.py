@@ -145,6 +145,25 @@ def study(table: dict, only: list[str]) -> list[str]:
     return markdown(rows)
 
 
+def course(table: dict) -> list[str]:
+    """How a study's rows went: the first metric along the run, and what the designer did in each
+    quarter, means over pairs.
+    """
+    metric = next(iter(table["metrics"]))
+    rows = [["row", f"{metric} after each quarter", "gate", "gain on feedback not used"]]
+    for row in table["summary"]:
+        runs = [run for run in table["runs"] if run["arm"] == row]
+        points = [len(runs[0]["curve"]) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+        scores = [f"{_mean(run['curve'][at][2] for run in runs):.4f}" for at in points]
+        line = [row, ", ".join(scores)]
+        for key in ("gate", "gain"):
+            known = [run["quarters"][key] for run in runs if key in run["quarters"]]
+            means = [_mean(each) for each in zip(*known, strict=True)]
+            line.append(", ".join(f"{mean:.4f}" for mean in means))
+        rows.append(line)
+    return markdown(rows)
+
+
 def _steering(runs: list[dict]) -> list[str]:
     """How far the task was from the plain one (mean mass off the true token, spread of weights),
     and how far trusted.
@@ -191,9 +210,11 @@ def main() -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             chosen = [row.strip() for row in only.split(";") if row.strip()]
             if "study" in found:
-                lines = (
-                    markdown(plots.reached(found)) if only == "reached" else study(found, chosen)
-                )
+                special = {
+                    "reached": lambda found: markdown(plots.reached(found)),
+                    "course": course,
+                }
+                lines = special[only](found) if only in special else study(found, chosen)
             elif "horizons" in found:
                 lines = horizon(found)
             else:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def quarters(history: list[dict[str, Any]]) -> dict[str, list[float]]:
         values = [record[key] for record in history if key in record]
         if len(values) >= 4:
             cuts = [len(values) * i // 4 for i in range(5)]
-            parts = [values[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [values[a:b] for a, b in pairwise(cuts)]
             found[key] = [round(statistics.fmean(part), 5) for part in parts]
     return found
 

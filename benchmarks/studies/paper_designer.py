@@ -94,10 +94,7 @@ add(
     PAPER_ROWS,
     *PAPER_SCHEDULE,
 )
-LONG_ROWS = {
-    row: PAPER_ROWS[row]
-    for row in ("onehot", "ascent", "document_weights")
-}
+LONG_ROWS = {row: PAPER_ROWS[row] for row in ("onehot", "ascent", "document_weights")}
 add(
     "paper-designer-250",
     "the same with 250 updates, in 2,000 steps",
