@@ -52,7 +52,7 @@ STEERING = {
     ),
     "documents_kept": ("documents kept", "What a step trains on, of all that were drawn for it."),
     "documents_dropped": ("documents dropped", "What was drawn for a step and left out."),
-    "value_kept": ("value of what is kept", "Mean ⟨u, g⟩ of the chosen documents."),
+    "value_kept": ("value of what is kept", "Mean ⟨u, g⟩ of the chosen documents, or crops."),
     "value_drawn": ("value of what is drawn", "The same of all that were chosen among."),
     "agreement": (
         "agreement of feedback halves",

@@ -85,15 +85,11 @@ class CropSelector(Selector[ImageBatch, Context], ABC):
         return [batch, *(replace(batch, seed=seed_of(f"{batch.seed}/{at}")) for at in others)]
 
     def figures(self, values: Tensor, chosen: Tensor) -> Metrics:
-        """What was chosen and what was drawn, per picture, in standard deviations of this process's
-        values; ``gain`` is cross-fitted over feedback batches."""
+        """The mean value of what was chosen and of what was drawn; ``gain`` is cross-fitted over
+        feedback batches."""
         mean = values.mean(dim=0)
-        scale = float(mean.std(correction=0).clamp_min(torch.finfo(mean.dtype).tiny))
         taken = mean.gather(0, chosen[None])[0]
-        metrics = {
-            "value_kept": float(taken.mean()) / scale,
-            "value_drawn": float(mean.mean()) / scale,
-        }
+        metrics = {"value_kept": float(taken.mean()), "value_drawn": float(mean.mean())}
         if len(values) == 1:
             return metrics
         halves = values[0::2].mean(dim=0), values[1::2].mean(dim=0)
