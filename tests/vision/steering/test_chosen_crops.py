@@ -10,7 +10,7 @@ from vpretrain.method.directional import double_backward
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.vision import Vision
-from vpretrain.vision.steering.chosen_crops import MostValuable
+from vpretrain.vision.steering.chosen_crops import CropSelector
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
 
 
@@ -78,7 +78,7 @@ def test_the_first_candidate_is_the_streams_own_cut(parts):
 def test_noise_gains_nothing_on_average(parts):
     """Feedback whose halves have nothing in common: the cross-fitted gain is about zero, while what
     was kept looks better than what was drawn."""
-    selector = MostValuable(parts.learner, 3)
+    selector = CropSelector(parts.learner, 3)
     generator = torch.Generator().manual_seed(0)
     gains = []
     for _ in range(200):

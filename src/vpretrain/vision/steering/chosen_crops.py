@@ -9,7 +9,6 @@ Shapes: F feedback batches, m candidates, G global views, B images, P prototypes
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
@@ -38,8 +37,9 @@ def picture_values(probe: LearnedTargets, gradient: Tensor) -> Tensor:
     return probe.mass.shape[1] * (gradient * probe.mass).sum(dim=(0, 2))
 
 
-class CropSelector(Selector[ImageBatch, Context], ABC):
-    """Gives every picture one of several candidate cuts; the first is the stream's own.
+class CropSelector(Selector[ImageBatch, Context]):
+    """Gives every picture the most valuable of several candidate cuts; the first is the stream's
+    own.
 
     Args:
         learner: whose loss is valued.
@@ -50,10 +50,6 @@ class CropSelector(Selector[ImageBatch, Context], ABC):
 
     def __init__(self, learner: DinoLearner, candidates: int) -> None:
         self.learner, self.candidates = learner, candidates
-
-    @abstractmethod
-    def choice(self, batch: ImageBatch, values: Tensor) -> Tensor:
-        """int64 ``[B]``: which candidate each picture is given, from values ``[m, B]``."""
 
     def values(self, contexts: Sequence[Context], value_of: DirectedValue[Context]) -> Tensor:
         """``[F, m, B]`` under each feedback batch."""
@@ -73,7 +69,7 @@ class CropSelector(Selector[ImageBatch, Context], ABC):
                 contexts = [self.learner.forward(each) for each in self.cuts(batch)]
             with evaluating(self.learner.model):
                 values = self.values(contexts, value_of)
-            chosen = self.choice(batch, values.mean(dim=0))
+            chosen = values.mean(dim=0).argmax(dim=0)
             batches.append(replace(batch, views=gathered(contexts, chosen)))
             figures.append(self.figures(values, chosen))
         mean = {key: sum(each[key] for each in figures) / len(figures) for key in figures[0]}
@@ -98,13 +94,6 @@ class CropSelector(Selector[ImageBatch, Context], ABC):
             for one, other in (halves, halves[::-1])
         ]
         return metrics | {"gain": sum(gains) / 2, "agreement": correlation(*halves)}
-
-
-class MostValuable(CropSelector):
-    """The candidate of the highest value."""
-
-    def choice(self, batch: ImageBatch, values: Tensor) -> Tensor:
-        return values.argmax(dim=0)
 
 
 def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:
@@ -137,5 +126,5 @@ class ChosenCropsArm(VisionArm):
 
     def build(self, site: Site) -> PlainOnChosen:
         designer = PlainOnChosen(site.surface())
-        designer.selector = MostValuable(site.learner, self.candidates)
+        designer.selector = CropSelector(site.learner, self.candidates)
         return designer
