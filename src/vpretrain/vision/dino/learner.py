@@ -128,7 +128,8 @@ class Context:
         with self.learner.suffix.entering() as entries:
             scores = self.learner._student_logits(self.global_views, self.local_views)
         if entries:
-            self.global_entry, self.local_entry = (*entries, None)[:2]
+            self.global_entry = entries[0]
+            self.local_entry = entries[1] if len(entries) > 1 else None
         return scores
 
     @cached_property
