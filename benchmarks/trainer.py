@@ -45,7 +45,8 @@ from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
 from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.directional import ESTIMATORS, Estimator, one_sided_difference
+from vpretrain.method.directional import ESTIMATORS, one_sided_difference
+from vpretrain.method.estimators import Estimator
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.network import Learning
 from vpretrain.method.reliability import Reliability

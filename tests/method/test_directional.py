@@ -6,13 +6,8 @@ import math
 import pytest
 import torch
 
-from vpretrain.method.directional import (
-    CentralDifference,
-    OneSidedDifference,
-    central_difference,
-    double_backward,
-    forward_mode,
-)
+from vpretrain.method.directional import central_difference, double_backward, forward_mode
+from vpretrain.method.estimators import CentralDifference, OneSidedDifference
 
 SIZE = 64
 
@@ -88,7 +83,7 @@ def test_a_run_that_goes_on_keeps_its_step(monkeypatch):
 
 
 def test_the_check_during_a_run_costs_two_passes_and_finds_a_model_that_has_changed(monkeypatch):
-    monkeypatch.setattr("vpretrain.method.directional.CHECK_PERIOD", 4)
+    monkeypatch.setattr("vpretrain.method.estimators.CHECK_PERIOD", 4)
     passes = 0
     loss, parameters, controls = curved(1.0)
 

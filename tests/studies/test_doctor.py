@@ -4,7 +4,7 @@ import pytest
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
-from vpretrain.method.directional import NAMES
+from vpretrain.method.estimators import NAMES
 from vpretrain.studies.doctor import doctor
 
 

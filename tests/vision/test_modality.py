@@ -22,7 +22,7 @@ from tests.vision.conftest import (
 from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.directional import NAMES
+from vpretrain.method.estimators import NAMES
 from vpretrain.run.build import new_step
 from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare

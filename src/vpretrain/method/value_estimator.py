@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vpretrain.method import vectors
-from vpretrain.method.directional import Estimator, Function, Loss
+from vpretrain.method.directional import Function, Loss
+from vpretrain.method.estimators import Estimator
 from vpretrain.method.roles import (
     BatchT,
     ContextT,

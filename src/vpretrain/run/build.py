@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vpretrain.config.recipe import Recipe, Value
-from vpretrain.method.directional import estimator
+from vpretrain.method.estimators import estimator
 from vpretrain.method.guards import Collapse, Guard
 from vpretrain.method.meta_step import MetaStep
 from vpretrain.method.roles import BatchT, ContextT, Designer, Feedback, Learner, Stream, TaskT

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
-from vpretrain.method.directional import NAMES, EstimatorUnsupported
-from vpretrain.method.directional import estimator as estimator_named
+from vpretrain.method.directional import EstimatorUnsupported
+from vpretrain.method.estimators import NAMES
+from vpretrain.method.estimators import estimator as estimator_named
 from vpretrain.method.roles import Estimate, Gradient, Task, ValueFunction, detached
 from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator

@@ -19,7 +19,8 @@ from vpretrain.language.steering.baselines import (
     UniformSmoothing,
 )
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
-from vpretrain.method.directional import ESTIMATORS, estimator
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.estimators import estimator
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.value import Alignment

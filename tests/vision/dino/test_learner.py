@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vpretrain.method import vectors
 from vpretrain.method.directional import ESTIMATORS
-from vpretrain.method.directional import estimator as estimator_named
+from vpretrain.method.estimators import estimator as estimator_named
 from vpretrain.method.roles import Gradient, detached
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
