@@ -182,7 +182,7 @@ add(
     "vision-nuclei",
     "micrographs: does segmentation steer masks and weights of views?",
     NUCLEI,
-    (Start("nuclei-0", NUCLEI, None, (0, 1, 2)),),
+    (Start("nuclei-0", NUCLEI, None, (0, 1)),),
     VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
