@@ -126,7 +126,6 @@ add(
         "the same, period 32": f"{FAR} value.meta_period=32",
         "ascent": V,
         "chosen_crops": "arm=chosen_crops",
-        "chosen_crops, 8": "arm=chosen_crops designer.candidates=8",
     },
     "evaluate.split=dev",
     "evaluate.probes=[segmentation]",
