@@ -236,7 +236,12 @@ def test_doctor(call):
     keys = {"name", "supported", "reason", "cosine", "relative_error", "seconds", "peak_bytes"}
     assert all(keys <= set(row) for row in found["estimators"])
     exact = {row["name"]: row["cosine"] for row in found["estimators"]}
-    assert set(exact) == {"central_difference", "forward_mode", "double_backward"}
+    assert set(exact) == {
+        "central_difference",
+        "one_sided_difference",
+        "forward_mode",
+        "double_backward",
+    }
     assert all(cosine > 0.999 for cosine in exact.values()), (
         "random weights are the same ones in every dtype"
     )

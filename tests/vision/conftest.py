@@ -3,8 +3,11 @@ by.
 """
 
 import hashlib
+import io
 
 import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -97,7 +100,7 @@ def materials():
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
-    """ImageNet, ADE20K, NYUv2 and CamVid of eight noise images of 32 x 32 pixels a split."""
+    """ImageNet, ADE20K, NYUv2, CamVid and packed pictures of eight noise images of 32 x 32 pixels a split."""
     root = tmp_path_factory.mktemp("data")
     draw = numpy.random.default_rng(0)
 
@@ -107,6 +110,20 @@ def data_root(tmp_path_factory):
 
     def noise():
         return draw.integers(0, 256, (32, 32, 3), dtype=numpy.uint8)
+
+    def png(values):
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, "PNG")
+        return file.getvalue()
+
+    for part in ("stream", "feedback", "probe", "dev", "test"):  # as nuclei and cifar10 are packed
+        labels = draw.integers(0, 3, (8, 32, 32), dtype=numpy.uint8)
+        table = {
+            "image": [png(noise()) for _ in labels],
+            "labels": [png(each) for each in labels],
+            "category": [at % 4 for at in range(len(labels))],
+        }
+        pyarrow.parquet.write_table(pyarrow.table(table), root / f"{part}.parquet")
 
     for at in range(8):
         write(root / f"imagenet/train/n{at % 2}/{at}.png", noise())
