@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from git_objects import contents, listed
 
 CATEGORIES = [
     "airplane",
@@ -36,32 +36,13 @@ PARTS = {"feedback": 1024, "probe": 4000, "dev": 2000, "stream": 20000}
 TEST = 5000
 
 
-def listed(repository: Path, split: str) -> list[tuple[str, int]]:
-    """Object and category of every picture of a split, shuffled."""
-    command = ["git", "-C", str(repository), "ls-tree", "-r", "HEAD", f"{split}/"]
-    found = []
-    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split(
-        "\n"
-    ):
-        if line:
-            about, path = line.split("\t")
-            found.append((about.split()[2], CATEGORIES.index(path.split("/")[1])))
+def shuffled(repository: Path, split: str) -> list[tuple[str, int]]:
+    """Object and category of every picture of a split."""
+    found = [
+        (name, CATEGORIES.index(path.split("/")[1]))
+        for name, path in listed(repository, f"{split}/")
+    ]
     random.Random(f"cifar10 {split}").shuffle(found)
-    return found
-
-
-def contents(repository: Path, objects: list[str]) -> list[bytes]:
-    """The files behind object names."""
-    command = ["git", "-C", str(repository), "cat-file", "--batch"]
-    said = subprocess.run(
-        command, check=True, capture_output=True, input="\n".join(objects).encode()
-    ).stdout
-    found, at = [], 0
-    for _ in objects:
-        end = said.index(b"\n", at)
-        size = int(said[at:end].split()[2])
-        found.append(said[end + 1 : end + 1 + size])
-        at = end + size + 2
     return found
 
 
@@ -83,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    train, at = listed(options.repository, "train"), 0
+    train, at = shuffled(options.repository, "train"), 0
     for name, count in PARTS.items():
         part, at = train[at : at + count], at + count
         file = options.out / f"{name}.parquet"
@@ -91,7 +72,7 @@ def main() -> None:
         if name == "stream":
             file = options.out / "supervised.parquet"
             write(options.repository, part, file, labelled=True)
-    test = listed(options.repository, "test")[:TEST]
+    test = shuffled(options.repository, "test")[:TEST]
     write(options.repository, test, options.out / "test.parquet", labelled=True)
 
 

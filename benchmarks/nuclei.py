@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import io
 import random
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import numpy
 import pyarrow
 import pyarrow.parquet
+from git_objects import contents, listed
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
@@ -33,28 +33,11 @@ PARTS = {"feedback": (40, 512), "probe": (70, 1024), "dev": (70, 1024), "test": 
 
 def files(repository: Path) -> dict[str, dict[str, list[str]]]:
     """Objects of every picture: its image, and its masks."""
-    command = ["git", "-C", str(repository), "ls-tree", "-r", "HEAD", "stage1_train/"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for line in said.splitlines():
-        about, path = line.split("\t")
+    for name, path in listed(repository, "stage1_train/"):
         if path.endswith(".png"):
             _, picture, kind, _ = path.split("/")
-            found[picture][kind].append(about.split()[2])
-    return found
-
-
-def contents(repository: Path, objects: list[str]) -> list[bytes]:
-    """The files behind object names."""
-    command = ["git", "-C", str(repository), "cat-file", "--batch"]
-    asked = "\n".join(objects).encode()
-    said = subprocess.run(command, check=True, capture_output=True, input=asked).stdout
-    found, at = [], 0
-    for _ in objects:
-        end = said.index(b"\n", at)
-        size = int(said[at:end].split()[2])
-        found.append(said[end + 1 : end + 1 + size])
-        at = end + size + 2
+            found[picture][kind].append(name)
     return found
 
 

@@ -182,3 +182,17 @@ def test_without_the_learners_own_pass_differences_are_central():
         for each in (OneSidedDifference(), CentralDifference())
     )
     assert torch.equal(one.gradient[0], other.gradient[0])
+
+
+def test_a_step_measured_for_one_side_does_not_serve_two():
+    """A designer may value one task beside the learner's pass and another without it."""
+    loss, parameters, controls = curved(30.0)
+    given = loss, parameters, {"w": torch.ones(SIZE)}, [controls]
+    mixed, central = OneSidedDifference(), CentralDifference()
+    mixed(*given, lambda: loss(parameters))
+    assert not mixed.central
+    first, again = mixed(*given), mixed(*given, lambda: loss(parameters))
+    exact = central(*given)
+    assert mixed.step == central.step
+    assert torch.equal(first.gradient[0], exact.gradient[0])
+    assert torch.equal(again.gradient[0], exact.gradient[0])

@@ -134,11 +134,11 @@ def central_difference(
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _nothing(direction, controls)
-    ahead, behind = (
-        _heights(lambda: loss(_moved(parameters, direction, step)), controls)  # noqa: B023
-        for step in (epsilon, -epsilon)
-    )
-    return _quotient(ahead, behind, 2 * epsilon)
+
+    def at(step: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return _with_gradient(lambda: loss(_moved(parameters, direction, step)), controls)
+
+    return _quotient(at(epsilon), at(-epsilon), 2 * epsilon)
 
 
 def one_sided_difference(
@@ -161,8 +161,10 @@ def one_sided_difference(
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _nothing(direction, controls)
-    behind = _heights(here, controls)  # first: the other side may use what that pass has computed
-    ahead = _heights(lambda: loss(_moved(parameters, direction, epsilon)), controls)
+    behind = _with_gradient(
+        here, controls
+    )  # first: the other side may use what that pass has computed
+    ahead = _with_gradient(lambda: loss(_moved(parameters, direction, epsilon)), controls)
     return _quotient(ahead, behind, epsilon)
 
 
@@ -174,9 +176,8 @@ def _epsilon(
     if length == 0:
         return 0.0
     relative = relative_step or RELATIVE_STEP[next(iter(parameters.values())).dtype]
-    return float(
-        relative * (size if size else 1.0) / length
-    )  # LoRA's B is zero before the first step
+    # LoRA's B is zero before the first step.
+    return float(relative * (size if size else 1.0) / length)
 
 
 def _nothing(direction: Gradient, controls: Sequence[Tensor]) -> Estimate:
@@ -191,14 +192,14 @@ def _moved(parameters: Mapping[str, Tensor], direction: Gradient, step: float) -
     }
 
 
-def _heights(
+def _with_gradient(
     loss: Callable[[], Tensor], controls: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The loss and its gradient with respect to the controls."""
     with torch.enable_grad():
-        height = loss()
-        gradient = torch.autograd.grad(height, controls)
-    return height.detach(), gradient
+        value = loss()
+        gradient = torch.autograd.grad(value, controls)
+    return value.detach(), gradient
 
 
 def _quotient(

@@ -28,6 +28,9 @@ from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
 
+Given = tuple[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]]
+"""What every estimator takes: loss, point S, direction and controls."""
+
 
 class Estimator:
     """An estimator in the course of a run; this one is exact, and has nothing to remember.
@@ -117,35 +120,21 @@ class CentralDifference(Estimator):
             return central_difference(*given)
 
         def at(step: float) -> Estimate:
-            return self.difference(*given, here, step)
+            return self.difference(given, here, step)
 
         due = not self.step or self.calls % CHECK_PERIOD == 0
         if due and not self._still_good(at):
             self._climb(at, LADDER[next(iter(parameters.values())).dtype])
-            if self.error > WARN_ABOVE and self.gives_way(*given):
+            if self.error > WARN_ABOVE and self.gives_way(given):
                 return self(*given, here)
         self.calls += 1
         return at(self.step)
 
-    def difference(
-        self,
-        loss: Loss,
-        parameters: Mapping[str, Tensor],
-        direction: Gradient,
-        controls: Sequence[Tensor],
-        here: Here | None,
-        step: float,
-    ) -> Estimate:
+    def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
         """The quotient at a relative step."""
-        return central_difference(loss, parameters, direction, controls, step)
+        return central_difference(*given, step)
 
-    def gives_way(
-        self,
-        loss: Loss,
-        parameters: Mapping[str, Tensor],
-        direction: Gradient,
-        controls: Sequence[Tensor],
-    ) -> bool:
+    def gives_way(self, given: Given) -> bool:
         """Says that no step is good enough; whether another way is taken from now on."""
         if distributed.rank() == 0:
             log.warning(
@@ -153,7 +142,7 @@ class CentralDifference(Estimator):
                 "`vpretrain doctor` says which estimator is exact on it",
                 100 * self.error,
             )
-        return self.error > LEAVE_ABOVE and self._can_leave(loss, parameters, direction, controls)
+        return self.error > LEAVE_ABOVE and self._can_leave(given)
 
     def _still_good(self, at: Callable[[float], Estimate]) -> bool:
         """Checks the step in use against a smaller one; there is none at the beginning."""
@@ -171,18 +160,12 @@ class CentralDifference(Estimator):
         if not math.isfinite(self.error):  # a broken batch says nothing: measure on the next
             self.step = self.error = 0.0
 
-    def _can_leave(
-        self,
-        loss: Loss,
-        parameters: Mapping[str, Tensor],
-        direction: Gradient,
-        controls: Sequence[Tensor],
-    ) -> bool:
+    def _can_leave(self, given: Given) -> bool:
         """Whether the other estimator works on this model; it is used from now on if so."""
         if self.otherwise is None:
             return False
         try:
-            self.otherwise(loss, parameters, direction, controls)
+            self.otherwise(*given)
         except EstimatorUnsupported:
             return False
         if distributed.rank() == 0:
@@ -211,36 +194,34 @@ class OneSidedDifference(CentralDifference):
     """One-sided differences, along a step that is measured and checked likewise.
 
     The other side is the learner's own pass, so that a value takes half the passes of the suffix.
-    Where there is no such pass (learned views, narrow dtypes, dropout), or the error of the best
-    step is above 1%, differences are central from then on.
+    From the first value that has no such pass on (learned views, narrow dtypes, dropout), or where
+    the best step is more than 1% off, differences are central.
     """
 
     def __init__(self, otherwise: Function | None = forward_mode) -> None:
         super().__init__(otherwise)
         self.central = False
 
-    def difference(
+    def __call__(
         self,
         loss: Loss,
         parameters: Mapping[str, Tensor],
         direction: Gradient,
         controls: Sequence[Tensor],
-        here: Here | None,
-        step: float,
+        here: Here | None = None,
     ) -> Estimate:
-        if here is None or self.central:
-            return central_difference(loss, parameters, direction, controls, step)
-        return one_sided_difference(loss, parameters, direction, controls, here, step)
+        if here is None and not self.central:  # a step measured for one kind is not the other's
+            self.central, self.step = True, 0.0
+        return super().__call__(loss, parameters, direction, controls, here)
 
-    def gives_way(
-        self,
-        loss: Loss,
-        parameters: Mapping[str, Tensor],
-        direction: Gradient,
-        controls: Sequence[Tensor],
-    ) -> bool:
+    def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
+        if here is None or self.central:
+            return super().difference(given, here, step)
+        return one_sided_difference(*given, here, step)
+
+    def gives_way(self, given: Given) -> bool:
         if self.central:
-            return super().gives_way(loss, parameters, direction, controls)
+            return super().gives_way(given)
         log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
         self.central, self.step = True, 0.0
         return True

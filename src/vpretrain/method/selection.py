@@ -31,7 +31,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
     """Chooses what a step is taken on.
 
     Attributes:
-        draws: batches that are drawn for one that is trained on, at least 2.
+        draws: batches that are drawn for one that is trained on, at least 1.
     """
 
     draws: int
