@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from studies.starts import CLEAN, CLOSED, DEV, GSM, NOISY, C, D, F, W
 from studies.study import STUDIES, Start, add
 
@@ -154,3 +156,41 @@ add(
 for size in (64, 256, 2048):
     spec = ROWS.format(size)
     STUDIES["dev-knobs"].rows[f"{size} feedback problems"] = (D, spec)
+
+THREE = tuple(replace(start, seeds=(100, 101, 102)) for start in DEV)
+ONE_SIDED = "value.estimator=one_sided_difference"
+add(
+    "dev-one-sided",
+    "whether one-sided differences do as well as central ones",
+    "demo-language",
+    THREE,
+    {
+        "onehot": "arm=onehot",
+        **{
+            f"{name}{label}": f"{arm} {estimator}"
+            for name, arm in (
+                ("document_weights", D),
+                ("token_weights", W),
+                ("closed_form", CLOSED),
+            )
+            for label, estimator in (("", ""), (", one-sided", ONE_SIDED))
+        },
+    },
+    "evaluate.split=dev",
+)
+add(
+    "dev-listening",
+    "how much feedback is listened to, and how often",
+    "demo-language",
+    THREE,
+    {
+        "onehot": "arm=onehot",
+        **{
+            f"{rows} rows every {period}": f"{D} data.feedback.batch_size={rows} "
+            f"value.meta_period={period}"
+            for period in (8, 16, 32)
+            for rows in (8, 16, 32)
+        },
+    },
+    "evaluate.split=dev",
+)

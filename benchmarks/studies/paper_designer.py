@@ -90,7 +90,7 @@ add(
     "paper-designer",
     "the paper's designer as the paper has it, 30 updates",
     "demo-language",
-    once(MAJORITY),
+    MAJORITY,
     PAPER_ROWS,
     *PAPER_SCHEDULE,
 )
@@ -99,7 +99,7 @@ add(
     "paper-designer-250",
     "the same with 250 updates, in 2,000 steps",
     "demo-language",
-    once(MAJORITY),
+    MAJORITY,
     LONG_ROWS,
     "budget.steps=2000",
     "evaluate.every=250",

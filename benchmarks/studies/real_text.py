@@ -84,7 +84,7 @@ UNSHRUNK = {"document_weights, tilt 1.5, no shrinkage": f"{D} designer.tilt=1.5 
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 # MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
 # vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
-#     learner.model=MODELS/smollm2-adapted/model --out MODELS/smollm2-reference
+#     learner.dtype=bfloat16 learner.model=MODELS/smollm2-adapted/model --out MODELS/smollm2-reference
 RHO = "arm=rho1 designer.reference=MODELS/smollm2-reference/model"
 add(
     "dev-smollm2-noisy",
@@ -104,14 +104,24 @@ add(
     "data.evaluation.dev.rows=100",
     ERRORS,
 )
+ELSEWHERE = (
+    "data.stream.1.rows.skip_rows=40",  # of the prose, so that some is held out
+    "data.evaluation.prose={kind: jsonl, path: prose/docs.jsonl, text: text, rows: 12}",
+    "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
+    "evaluate.also=[mathematics,prose]",
+)
 add(
     "smollm2-noisy",
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
     SMOL,
     (ADAPTED,),
-    {"onehot": "arm=onehot", "greats_topk, 2 draws": GREATS, "rho1": RHO, **UNSHRUNK}
-    | ORACLE_FILTER
-    | BY_HAND,
+    {"onehot": "arm=onehot", **UNSHRUNK, "greats_topk, 2 draws": GREATS, "rho1": RHO}
+    | BY_HAND
+    # as many seconds as greats_topk takes
+    | {"onehot, 48 steps": "arm=onehot budget.steps=48"},
     "data.evaluation.test.rows=100",
     ERRORS,
+    "learner.dtype=bfloat16",
+    "threads=1",
+    *ELSEWHERE,
 )

@@ -38,7 +38,7 @@ ADAPTED = replace(
     RELEASED,
     name="adapted",
     folder="smollm2-adapted/model",
-    command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 "
+    command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 learner.dtype=bfloat16 "
     "learner.model=MODELS/smollm2 --out MODELS/smollm2-adapted",
 )
 

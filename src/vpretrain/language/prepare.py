@@ -34,9 +34,7 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, texts)
-    if not prepared.is_model(folder):
-        make(recipe, texts, folder)
-    return str(folder)
+    return str(prepared.made_once(folder, lambda: make(recipe, texts, folder)))
 
 
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:

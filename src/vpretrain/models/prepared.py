@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import put_in_place
+from vpretrain.system.lock import one_at_a_time
 
 SectionT = TypeVar("SectionT")
 
@@ -36,6 +37,15 @@ def cache_path(description: Any) -> Path:
 def is_model(folder: Path) -> bool:
     """Whether there is an ordinary model folder."""
     return (folder / "config.json").is_file()
+
+
+def made_once(folder: Path, make: Callable[[], Path]) -> Path:
+    """The model folder in the cache, made where it is missing, by one process for all that ask."""
+    if not is_model(folder):
+        with one_at_a_time(folder.with_suffix(".lock"), "making this learner"):
+            if not is_model(folder):  # it was not made by the process that was waited for
+                make()
+    return folder
 
 
 def section_of(prepare: SectionT | None) -> SectionT:

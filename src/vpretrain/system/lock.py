@@ -1,8 +1,11 @@
-"""One writer a folder: two commands on one results folder would mix their records."""
+"""One writer a folder: two commands on one results folder would mix their records. And one maker
+of what several commands need.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from pathlib import Path
 from vpretrain.system.errors import user_error
 
 PID_FILE = ".writer"
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -48,6 +52,26 @@ def writing(folder: Path, key: str = "--out") -> Iterator[None]:
             (folder / PID_FILE).unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def one_at_a_time(path: Path, what: str) -> Iterator[None]:
+    """Waits, and says so, until no other process is in such a block with the same ``path``.
+
+    Args:
+        path: an empty file that the system's lock is on; made if missing, and stays.
+        what: what the other process is doing, for the line that is logged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another command is %s; waiting for it", what)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # no locks here
+            pass
+        yield
 
 
 def _writer(folder: Path) -> str:

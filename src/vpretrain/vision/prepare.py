@@ -49,9 +49,7 @@ def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, sets)
-    if not prepared.is_model(folder):
-        make(recipe, sets, folder)
-    return str(folder)
+    return str(prepared.made_once(folder, lambda: make(recipe, sets, folder)))
 
 
 def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
