@@ -84,7 +84,8 @@ UNSHRUNK = {"document_weights, tilt 1.5, no shrinkage": f"{D} designer.tilt=1.5 
 GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 # MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
 # vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
-#     learner.dtype=bfloat16 learner.model=MODELS/smollm2-adapted/model --out MODELS/smollm2-reference
+#     learner.dtype=bfloat16 learner.model=MODELS/smollm2-adapted/model
+#     --out MODELS/smollm2-reference
 RHO = "arm=rho1 designer.reference=MODELS/smollm2-reference/model"
 add(
     "dev-smollm2-noisy",
