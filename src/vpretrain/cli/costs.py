@@ -30,7 +30,7 @@ def profile(
 ) -> None:
     """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time
     goes, what it should be."""
-    from vpretrain.cli.tables import profile_table
+    from vpretrain.cli.tables import profile_tables
     from vpretrain.run.modalities import MODALITIES
     from vpretrain.studies.profile import profile as measure
 
@@ -40,7 +40,8 @@ def profile(
     chosen = list(dict.fromkeys(chosen))
     result = measure(resolved, arms=chosen, rounds=rounds, warm_up=warm_up)
     console = shell.console_for_people(as_json)
-    console.print(profile_table(result))
+    for table in profile_tables(result):
+        console.print(table)
     if predictions := _predictions(resolved, chosen):
         result["predicted"] = predictions
         console.print(_predicted_table(predictions, chosen))

@@ -184,20 +184,21 @@ def doctor_advice(result: dict[str, Any], chosen: str) -> str:
     )
 
 
-def profile_table(result: dict[str, Any]) -> Table:
-    """Arms by speed, memory and FLOPs, with the ratio to the first, and where a step's time
-    goes."""
-    parts = list(next(iter(result["shares"].values())))
-    table = Table(
-        title=f"medians of {result['rounds']} interleaved rounds; ratios to the first arm"
-    )
+def profile_tables(result: dict[str, Any]) -> tuple[Table, Table]:
+    """What each arm takes, beside the first; and where a step's time goes. Each fits a terminal of
+    100 characters."""
+    return _cost_table(result), _shares_table(result)
+
+
+def _cost_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"medians of {result['rounds']} interleaved rounds; ratios to the first")
     table.add_column("arm")
     speed = f"{result['unit']}/s"
-    for name in (speed, "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio", *parts):
+    for name in (speed, "spread", "ratio", "peak MiB", "ratio", "GFLOP/step", "ratio"):
         table.add_column(name, justify="right")
     for arm, row in result["arms"].items():
         ratio = {
-            what: f"{result['ratios'][what].get(arm, 1.0):.3f}"
+            what: f"{result['ratios'][what].get(arm, 1.0):.2f}"
             for what in ("throughput", "memory", "flops")
         }
         table.add_row(
@@ -209,8 +210,18 @@ def profile_table(result: dict[str, Any]) -> Table:
             ratio["memory"],
             f"{row['flops'] / 1e9:.1f}",
             ratio["flops"],
-            *(f"{result['shares'][arm][part]:.1%}" for part in parts),
         )
+    return table
+
+
+def _shares_table(result: dict[str, Any]) -> Table:
+    parts = list(next(iter(result["shares"].values())))
+    table = Table(title="where the time goes")
+    table.add_column("arm")
+    for name in parts:
+        table.add_column(name, justify="right")
+    for arm, shares in result["shares"].items():
+        table.add_row(arm, *(f"{shares[part]:.1%}" for part in parts))
     return table
 
 

@@ -1,0 +1,34 @@
+"""Tables in a terminal: whole words, at a width that terminals have."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from vpretrain.cli.tables import profile_tables
+from vpretrain.studies.profile import PARTS
+
+ARMS = ("onehot", "fixed_random_direction")
+WHAT_IT_TAKES = {
+    "tokens_per_second": 123456.0,
+    "spread": 0.12,
+    "peak_bytes": 123456 * 2**20,
+    "flops": 123456e9,
+}
+
+
+def test_the_profile_fits_a_hundred_characters_with_nothing_cut():
+    result = {
+        "rounds": 5,
+        "unit": "pictures",
+        "arms": dict.fromkeys(ARMS, WHAT_IT_TAKES),
+        "ratios": {what: {ARMS[1]: 0.912} for what in ("throughput", "memory", "flops")},
+        "shares": dict.fromkeys(ARMS, dict.fromkeys((*PARTS, "rest"), 0.123)),
+    }
+    console = Console(width=100, record=True, file=StringIO())
+    for table in profile_tables(result):
+        assert len(table.columns) <= 12
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    for word in (*ARMS, "pictures/s", "GFLOP/step", *PARTS, "rest", "123456", "123456.0", "0.91"):
+        assert word in text
