@@ -44,10 +44,21 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("arm", ["onehot", "closed_form", "token_weights", "field", "ascent"])
-def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
+CENTRAL, ONE_SIDED = ("central_difference", 2), ("one_sided_difference", 1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "estimator", "passes"),
+    [
+        *((arm, *CENTRAL) for arm in ("onehot", "closed_form", "token_weights", "field", "ascent")),
+        ("token_weights", *ONE_SIDED),
+    ],
+)
+def test_flops_of_a_plain_step_are_those_that_are_counted(arm, estimator, passes, monkeypatch):
     monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
-    recipe = tiny_recipe("value.meta_period=1000", *of_every_kind(ARMS, candidates=8), f"arm={arm}")
+    words = ("value.meta_period=1000", f"value.estimator={estimator}", f"arm={arm}")
+    recipe = tiny_recipe(*of_every_kind(ARMS, candidates=8), *words)
+    assert Setting.of(recipe, SIZES["0.5B"], "cpu").passes == passes
     learner = recipe.learner.model_copy(update={"config": LARGE, "model": None, "prepare": None})
     recipe = recipe.model_copy(update={"learner": learner})
     modality = MODALITIES["language"]()
@@ -65,6 +76,7 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, monkeypatch):
         window=0,
         candidates=8,
         period=10**9,
+        passes=passes,
         aligned=recipe.learner.aligned_blocks,
         hidden=designer.hidden,
         layers=designer.layers,

@@ -11,8 +11,8 @@ nothing. FLOPs of the parts:
 * head, every batch: ``3 * 2 N V D``; 4 where token weights follow a look at the batch and the head
   trains (see head.py); and ``2 N K D`` for sparse targets over K candidates;
 * values, of exact arms at every batch but the first of a meta step (F' = 1), of all arms there
-  (F' = F, by a central difference): ``F' * 2 M s (2 P + 4 T A)``, and ``F' * 4 N K D`` where the
-  head is not in S; where it is, it is run: ``F' * 4 N V D``;
+  (F' = F), by a central difference in d = 2 passes, one-sided in d = 1: ``F' d M s (2 P + 4 T A)``,
+  and ``F' d 2 N K D`` where the head is not in S; where it is, it is run: ``F' d 2 N V D``;
 * designer, of arms with a network: a forward pass every batch, and one with its gradient at the
   meta step (:class:`~vpretrain.language.steering.arms.NetworkCost`);
 * feedback, at the meta step: ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``, forward, backward to
@@ -107,8 +107,8 @@ KINDS = {kind: section.cost for kind, section in ARMS.kinds.items() if section.c
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, and the kind of device
-    (which chunks of logits depend on)."""
+    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, d, and the kind of
+    device (which chunks of logits depend on)."""
 
     tokens: int
     predicted: int
@@ -121,6 +121,7 @@ class Setting:
     batches: int = 2
     feedback_tokens: int = 32 * 64
     accumulate: int = 1
+    passes: int = 2
     device: str = "cpu"
 
     @classmethod
@@ -144,6 +145,7 @@ class Setting:
             batches=data.feedback.batches,
             feedback_tokens=data.feedback.batch_size * 64,
             accumulate=recipe.learner.accumulate,
+            passes=1 if recipe.value.estimator == "one_sided_difference" else 2,
         )
 
 
@@ -154,7 +156,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     block = at.tokens * (2 * shape.block + 4 * at.window * shape.attention)
     fraction = 1 / at.period if kind.uses_feedback else 0.0
     sparse = 2 * n * k * shape.width * kind.candidates
-    value = 2 * at.aligned * block + (2 * sparse if shape.tied else 2 * head)
+    value = at.passes * (at.aligned * block + (sparse if shape.tied else head))
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
     parts = {  # the designer learns from the first of a step's batches
