@@ -97,14 +97,15 @@ class Shape:
 def new_model(shape: Shape) -> Any:
     """Qwen2 of that shape, the same weights in every arm."""
     torch.manual_seed(0)
+    heads = max(2, shape.width // 64)
     config = AutoConfig.for_model(
         "qwen2",
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.width * 38 // 7,
         num_hidden_layers=shape.blocks,
-        num_attention_heads=max(2, shape.width // 64),
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=1 if heads % 2 else 2,
         max_position_embeddings=max(shape.length, 128),
         tie_word_embeddings=True,
     )

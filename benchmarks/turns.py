@@ -72,6 +72,8 @@ def in_turn(
             (pipe, theirs), (peak, their_peak) = context.Pipe(), context.Pipe()
             process = context.Process(target=_child, args=(body, theirs, their_peak), daemon=True)
             process.start()
+            for end in (theirs, their_peak):  # else a child that died would be waited for
+                end.close()
             children[name] = process, pipe, peak
             _answer(process, pipe, name)  # built
         before = {name: peak.recv() for name, (_, _, peak) in children.items()}

@@ -40,7 +40,7 @@ def made(
         ({"meta_perod": 4}, r"there is no such key; did you mean meta_period\?"),
         (
             {"estimator": "forward"},
-            "Steering estimator.*accepted +one of central_difference, one_sided_difference",
+            "Steering estimator.*accepted +one of one_sided_difference, central_difference",
         ),
         ({"aligned_blocks": 0}, "Steering aligned_blocks"),
         ({"arm": "ascent", "gate_max": 1.5}, "Steering gate_max: this value is out of range"),

@@ -70,11 +70,11 @@ class Value(Section):
     """What compares g_pre and g_down; ``optimizer_aware``: u = P g_down, P of the learner's AdamW,
     eq. 35."""
     estimator: Literal[
-        "central_difference", "one_sided_difference", "forward_mode", "double_backward"
-    ] = "central_difference"
+        "one_sided_difference", "central_difference", "forward_mode", "double_backward"
+    ] = "one_sided_difference"
     """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` says which of them work
-    here. ``one_sided_difference`` takes half the passes of ``central_difference``
-    where it is exact enough, and is that where it is not."""
+    here. ``one_sided_difference`` takes half the passes of ``central_difference`` where it is
+    within 1% and the learner's own pass serves (float32, no dropout), and is that elsewhere."""
     unit: Literal["standardised", "raw"] = "standardised"
     """What designers are given values in: standard deviations over the batch (ours), or ``raw``, as
     eq. 9 has them. The paper's V is raw, with ``memory: 0``, ``shrink: false``,

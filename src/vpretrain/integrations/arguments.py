@@ -78,7 +78,7 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         args.torch_compile and forward_mode,
         "args.torch_compile",
         True,
-        "False, or Steering(estimator='central_difference')",
+        "False, or Steering(estimator='one_sided_difference')",
         "compiled code has no forward-mode derivative",
     )
     message = "gradients of the feedback vanish in float16, which needs a loss scaler; take bf16"

@@ -128,7 +128,6 @@ designers:  # keys of other arms, for `compare --arms`
   field: {{candidates: {candidates}}}
 value:
   alignment: optimizer_aware
-  estimator: central_difference
   meta_period: 8
   memory: 0.9
   settle_steps: 16
