@@ -10,7 +10,8 @@ A Qwen2 with random float32 weights and tied embeddings trains on windows of ran
 thread, AdamW, gradient clipping at 1; a step adds up the gradients of so many batches as
 --accumulation says. A steered arm's step is seven plain steps and one meta step in eight, measured
 apart. "closed_form, one-sided" and the like value by one-sided differences, the others by central
-ones. Batches are handed to the others' trainers for nothing: fetching them is not in their time.
+ones; "SteeredTrainer token_weights" and the like are that arm in our Trainer. Batches are handed to
+the trainers for nothing: fetching them is not in their time.
 --unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and
 memory are ratios to the first arm.
 """
@@ -34,6 +35,7 @@ from transformers import (
 )
 from turns import Turn, compared, in_turn, parser, save, show
 
+from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
@@ -66,6 +68,7 @@ ARMS = (
     "document_weights",
 )
 ONE_SIDED = ", one-sided"
+STEERED = "SteeredTrainer "
 RATE = 1e-5
 
 
@@ -118,11 +121,18 @@ def windows(shape: Shape, count: int, length: int, seed: int) -> list[list[int]]
     return torch.randint(shape.vocabulary, (count, length), generator=generator).tolist()
 
 
-class InTurn(TrainerCallback):
-    """Steps of another trainer when it is their turn, two at a time."""
+def verified(shape: Shape) -> list[list[int]]:
+    """Feedback rows."""
+    return windows(shape, 4 * shape.feedback_rows, 48, seed=2)
 
-    def __init__(self, turn: Turn) -> None:
-        self.turn = turn
+
+class InTurn(TrainerCallback):
+    """Steps of another trainer when it is their turn, two at a time; ``steered``: the first of
+    them is a meta step.
+    """
+
+    def __init__(self, turn: Turn, *, steered: bool) -> None:
+        self.turn, self.steered = turn, steered
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Waits where a round is over."""
@@ -131,8 +141,8 @@ class InTurn(TrainerCallback):
         self.turn.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Clocks the step."""
-        self.turn.stop("plain")
+        """Clocks the step, which is counted by now."""
+        self.turn.stop("meta" if self.steered and state.global_step % 2 else "plain")
 
 
 def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
@@ -158,9 +168,22 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
             gradient_accumulation_steps=shape.accumulation,
         )
         trainer: Any
+        data = [{"input_ids": ids, "labels": ids} for ids in rows]
         if name == "HF Trainer":
-            data = [{"input_ids": ids, "labels": ids} for ids in rows]
             trainer = Trainer(new_model(shape), TrainingArguments(**fixed), train_dataset=data)
+        elif name.startswith(STEERED):
+            trainer = SteeredTrainer(
+                new_model(shape),
+                TrainingArguments(**fixed),
+                train_dataset=data,
+                feedback_dataset=[{"input_ids": ids, "labels": ids} for ids in verified(shape)],
+                steering=Steering(
+                    arm=name.removeprefix(STEERED),
+                    feedback_batch_size=shape.feedback_rows,
+                    meta_period=2,  # see InTurn
+                    aligned_blocks=min(2, shape.blocks),
+                ),
+            )
         else:
             from datasets import Dataset
             from trl import SFTConfig, SFTTrainer
@@ -174,7 +197,8 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
                 train_dataset=data,
                 processing_class=word_problems.tokenizer(),
             )
-        trainer.add_callback(InTurn(turn))
+        steered = name.startswith(STEERED) and name != f"{STEERED}onehot"
+        trainer.add_callback(InTurn(turn, steered=steered))
         trainer.train()
 
 
@@ -208,8 +232,7 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
     estimator = OneSided() if arm.endswith(ONE_SIDED) else ESTIMATORS["central_difference"]
     value_estimator = ValueEstimator(learner, Alignment("dot"), estimator)
     texts = [
-        Document(ids, [True] * len(ids), f"f:{at}", "f")
-        for at, ids in enumerate(windows(shape, 4 * shape.feedback_rows, 48, 2))
+        Document(ids, [True] * len(ids), f"f:{at}", "f") for at, ids in enumerate(verified(shape))
     ]
     feedback = Likelihood(parted(texts, 2, batch_size=shape.feedback_rows, seed=0, pad_id=0))
     step = steered_step(
@@ -263,9 +286,8 @@ def main() -> None:
     )
     if given.quick:
         shape, given.rounds = Shape(300, 64, 2, 32, candidates=8, feedback_rows=4), 1
-    others = ("HF Trainer", "TRL SFTTrainer")
     bodies = {
-        arm: functools.partial(another_trainer if arm in others else ours, arm, shape)
+        arm: functools.partial(another_trainer if "Trainer" in arm else ours, arm, shape)
         for arm in given.arms
     }
     for at, found in enumerate(in_turn(bodies, given.rounds), start=1):

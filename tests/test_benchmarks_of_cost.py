@@ -10,7 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 COMMANDS = {
     "head": ["--minute", "--rounds", "1", "--arms", "plain", "pass 8"],
-    "trainer": ["--quick", "--arms", "HF Trainer", "onehot", "token_weights"],
+    "trainer": ["--quick", "--arms", "HF Trainer", "onehot", "SteeredTrainer token_weights"],
     "meta_step": ["--quick"],
     "growth": ["--quick", "--axes", "vocabulary", "--arms", "closed_form"],
 }
