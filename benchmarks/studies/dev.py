@@ -158,7 +158,9 @@ for size in (64, 256, 2048):
     STUDIES["dev-knobs"].rows[f"{size} feedback problems"] = (D, spec)
 
 THREE = tuple(replace(start, seeds=(100, 101, 102)) for start in DEV)
-ONE_SIDED = "value.estimator=one_sided_difference"
+CENTRAL, ONE_SIDED = (
+    f"value.estimator={side}" for side in ("central_difference", "one_sided_difference")
+)
 add(
     "dev-one-sided",
     "whether one-sided differences do as well as central ones",
@@ -173,7 +175,7 @@ add(
                 ("token_weights", W),
                 ("closed_form", CLOSED),
             )
-            for label, estimator in (("", ""), (", one-sided", ONE_SIDED))
+            for label, estimator in (("", CENTRAL), (", one-sided", ONE_SIDED))
         },
     },
     "evaluate.split=dev",
@@ -191,6 +193,20 @@ add(
             for period in (8, 16, 32)
             for rows in (8, 16, 32)
         },
+    },
+    "evaluate.split=dev",
+)
+add(
+    "dev-cheaper",
+    "document weights for fewer seconds: values from the last block alone, rarer meta steps",
+    "demo-language",
+    THREE,
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "S: last block": f"{D} learner.aligned_blocks=1",
+        "period 32": f"{D} value.meta_period=32",
+        "S: last block, period 32": f"{D} learner.aligned_blocks=1 value.meta_period=32",
     },
     "evaluate.split=dev",
 )
