@@ -195,6 +195,7 @@ add(
         },
     },
     "evaluate.split=dev",
+    CENTRAL,
 )
 add(
     "dev-cheaper",
