@@ -75,8 +75,14 @@ def test_arms_are_compared_over_seeds_and_rows(
 
     monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("this run was finished"))
     assert compare_arms(make, held_out, **given)["runs"] == table["runs"]
-    with pytest.raises(UserError, match=r"onehot-0\.json: this run was made with other arguments"):
-        compare_arms(lambda *of: make(*of, meta_period=2), held_out, **given)
+    for what, changed in (
+        ("steering", {"make": lambda *of: make(*of, meta_period=2)}),
+        ("held_out", {"held_out": held_out[:-1]}),
+        ("held_out", {"new_tokens": 5}),
+        ("weights", {"make": lambda *of: make(*of, lambda: tiny(initializer_range=0.3))}),
+    ):
+        with pytest.raises(UserError, match=rf"onehot-0\.json: .* made with another {what};"):
+            compare_arms(**{"make": make, "held_out": held_out, **given, **changed})
     assert json.loads((out / "compare.json").read_text())["runs"] == table["runs"]
 
 
@@ -84,13 +90,15 @@ def test_runs_that_are_no_pair_are_refused(make, held_out, feedback, tmp_path):
     def other_weights(arm, seed):
         return make(arm, seed, lambda: tiny(initializer_range=0.2 if arm == "onehot" else 0.1))
 
-    for making, rows, said in (
-        (lambda arm, seed: make("onehot", seed), held_out, "Steering arm: .*another"),
-        (lambda arm, seed: make(arm, 3), held_out, "args.seed: .*another"),
-        (other_weights, held_out, "token_weights, seed 0: .*other weights to start from"),
-        (make, feedback, "held_out: 40 of 40 rows are also in feedback_dataset"),
+    for number, (making, rows, said) in enumerate(
+        (
+            (lambda arm, seed: make("onehot", seed), held_out, "Steering arm: .*another"),
+            (lambda arm, seed: make(arm, 3), held_out, "args.seed: .*another"),
+            (other_weights, held_out, "token_weights, seed 0: .*other weights to start from"),
+            (make, feedback, "held_out: 40 of 40 rows are also in feedback_dataset"),
+        )
     ):
         with pytest.raises(UserError, match=f"(?s){said}"):
-            compare_arms(making, rows, seeds=1, out=tmp_path / "out")
+            compare_arms(making, rows, seeds=1, out=tmp_path / str(number))
     with pytest.raises(UserError, match="two arms or more"):
         compare_arms(make, held_out, arms=("onehot",))

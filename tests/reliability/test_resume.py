@@ -252,6 +252,9 @@ def test_a_batch_that_is_not_finite_is_left_out_counted_and_named(words):
     result = train(Run(recipe, poisoned(recipe, words, {2}), step0={}))
     assert [record["step"] for record in result.history] == [1, 1, 2, 3, 4]
     assert "not both finite" in result.history[1]["skipped"] and result.spent.steps == 4
+    longer = language_recipe("arm=onehot", "value.settle_steps=0", "budget.steps=5")
+    whole = train(Run(longer, build(longer, words), step0={}))
+    assert (result.batches, result.stream_digest) == (5, whole.stream_digest)
 
 
 @pytest.mark.parametrize("arm", ["token_weights", "ascent"])

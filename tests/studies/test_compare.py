@@ -285,6 +285,17 @@ def test_arms_that_saw_different_streams_are_not_held_against_each_other(tmp_pat
     comparison._check_streams([runs[0], {**runs[1], "seed": 1}], "steps", tmp_path)
 
 
+def test_a_run_that_left_a_batch_out_drew_one_more_and_is_compared(tmp_path):
+    runs = [
+        {"seed": 0, "stream_digest": digest, "batches": batches}
+        for digest, batches in (("one", 4), ("another", 5))
+    ]
+    comparison._check_streams(runs, "steps", tmp_path)
+    runs[1]["batches"] = 4
+    with pytest.raises(UserError, match="did not see the same stream"):
+        comparison._check_streams(runs, "steps", tmp_path)
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_first_run(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(UserError, match="disk"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vpretrain.config.yaml_places import written
 from vpretrain.integrations.datasets import check_apart, feedback_of, trained_on
 from vpretrain.integrations.transformers import SteeredTrainer
 from vpretrain.language.data.layout import Layout
+from vpretrain.language.data.rows import documents_hash
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.report import first_sentence, write_report
@@ -34,14 +36,11 @@ Make = Callable[[str, int], SteeredTrainer]
 """From an arm and a seed to a trainer made anew."""
 
 _ARGUMENTS = (
-    "learning_rate",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
 )
-"""What makes another experiment of a script."""
+"""What makes another experiment of a script, beside steering, rows and weights."""
 
 
 def compare_arms(
@@ -119,7 +118,8 @@ def _all_runs(
                 raise user_error(f"{arm}, seed {seed}", message, accepted=f"those of {arms[0]}")
             start = weights
             step0 = step0 or test.scores(trainer)
-            runs.append(_run(trainer, test, folder, console))
+            script = _script(trainer, test, weights)
+            runs.append(_run(trainer, test, script, folder, console))
             trainer.accelerator.free_memory()
             del trainer
             gc.collect()
@@ -139,6 +139,12 @@ class HeldOut:
     rows: Sequence[Mapping[str, Any]]
     answer: str | None
     new_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """Of the rows and what is asked of them."""
+        said = [[dict(row) for row in self.rows], self.answer, self.new_tokens]
+        return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
 
     def scores(self, trainer: SteeredTrainer) -> dict[str, Score]:
         """Of the trainer's present model, the leading metric first."""
@@ -183,17 +189,31 @@ def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:
     return trainer
 
 
-def _run(trainer: SteeredTrainer, test: HeldOut, folder: Path, console: Console) -> dict[str, Any]:
+def _script(trainer: SteeredTrainer, test: HeldOut, weights: float) -> dict[str, str]:
+    """All that a run's scores depend on: an earlier run counts if it says the same."""
+    rows = trained_on(trainer.train_dataset, trainer.processing_class)
+    return {name: str(getattr(trainer.args, name, None)) for name in _ARGUMENTS} | {
+        "steering": trainer.steering.model_dump_json(),
+        "weights": f"{weights:.12g}",
+        "train_dataset": "not known" if rows is None else documents_hash(rows),
+        "feedback_dataset": documents_hash(trainer.feedback),
+        "held_out": test.digest,
+    }
+
+
+def _run(
+    trainer: SteeredTrainer, test: HeldOut, script: dict[str, str], folder: Path, console: Console
+) -> dict[str, Any]:
     """One run, as an entry of ``compare.json``; an earlier one of the same script is not run
     again."""
     arm, seed = trainer.steering.arm, trainer.args.seed
-    script = {name: str(getattr(trainer.args, name)) for name in _ARGUMENTS}
-    script["steering"] = trainer.steering.model_dump_json()
     path = folder / "runs" / f"{arm}-{seed}.json"
     finished = distributed.from_first_rank(lambda: _read(path))
     if finished is not None:
-        if finished["script"] != script:
-            message = "this run was made with other arguments; name another folder, or remove it"
+        other = [name for name in script if finished["script"].get(name) != script[name]]
+        if other:
+            message = f"this run was made with another {', '.join(other)}; "
+            message += "name another folder, or remove it"
             raise user_error(str(path), message)
         return finished
     say(console, f"{arm}, seed {seed}")

@@ -13,6 +13,7 @@ from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, mo
 from vpretrain import __version__
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
+from vpretrain.config.section import Section
 from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
 from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal, TaskDocuments
 from vpretrain.language.feedback.tasks import mislabelled
@@ -96,6 +97,9 @@ class Steering(Value):
         if self.arm not in (arms := steering_arms()):
             message = f"there is no such arm beside a trainer{nearest(self.arm, arms)}"
             yield Problem("Steering arm", self.arm, ", ".join(arms), message)
+        elif (own := ARMS.named(self.arm).designer) not in (None, self.designer.kind):
+            message = f"the designer of the arm {self.arm} is {own}; give the keys of that one"
+            yield Problem("Steering designer", f"kind: {self.designer.kind}", str(own), message)
         if self.settle_steps:
             message = (
                 "a trainer's loop takes no steps before its first; let its warm-up settle "
@@ -183,9 +187,12 @@ class Steering(Value):
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
     """The keys of designers in a section of their own."""
     rest = dict(keys)
-    if "designer" in rest:
-        return {"arm": dict(rest["designer"])["kind"], **rest}
     arm = ARMS.all.get(str(rest.get("arm", ARMS.default)))
+    if "designer" in rest:
+        if not isinstance(given := rest["designer"], Mapping | Section):
+            return rest  # refused as what it is
+        section = {"kind": (arm and arm.designer) or ARMS.default, **dict(given)}
+        return {"arm": section["kind"], **rest, "designer": section}
     of_designers = {key for section in ARMS.kinds.values() for key in section.model_fields} - own
     section = {key: rest.pop(key) for key in list(rest) if key in of_designers}
     if arm is not None and arm.designer is not None:

@@ -41,6 +41,7 @@ class Estimator:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
 
     def __call__(
         self,
@@ -79,7 +80,7 @@ LADDER = {
 }
 """Relative steps that are tried, by dtype of S."""
 CHECK_PERIOD = 400
-"""Estimates from one check of the step to the next: two passes more in 800, below 1%."""
+"""Estimates from one check of the step to the next: one estimate more in 400, below 1%."""
 WARN_ABOVE, LEAVE_ABOVE = 0.01, 0.05
 
 
@@ -122,13 +123,15 @@ class CentralDifference(Estimator):
         def at(step: float) -> Estimate:
             return self.difference(given, here, step)
 
-        due = not self.step or self.calls % CHECK_PERIOD == 0
-        if due and not self._still_good(at):
+        due, found = not self.step or self.calls % CHECK_PERIOD == 0, None
+        if due and self.step:
+            found = self._checked(at)
+        if due and found is None:
             self._climb(at, LADDER[next(iter(parameters.values())).dtype])
             if self.error > WARN_ABOVE and self.gives_way(given):
                 return self(*given, here)
         self.calls += 1
-        return at(self.step)
+        return at(self.step) if found is None else found
 
     def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
         """The quotient at a relative step."""
@@ -144,12 +147,11 @@ class CentralDifference(Estimator):
             )
         return self.error > LEAVE_ABOVE and self._can_leave(given)
 
-    def _still_good(self, at: Callable[[float], Estimate]) -> bool:
-        """Checks the step in use against a smaller one; there is none at the beginning."""
-        if not self.step:
-            return False
-        self.error = _difference(at(self.step), at(self.step / 3))
-        return self.error <= WARN_ABOVE
+    def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
+        """The estimate at the step in use, checked against a smaller one; None: it is not good."""
+        found = at(self.step)
+        self.error = _difference(found, at(self.step / 3))
+        return found if self.error <= WARN_ABOVE else None
 
     def _climb(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
         """Keeps the step that differs least from the next smaller one."""
@@ -200,7 +202,7 @@ class OneSidedDifference(CentralDifference):
 
     def __init__(self, otherwise: Function | None = forward_mode) -> None:
         super().__init__(otherwise)
-        self.central = False
+        self.name, self.central = "one_sided_difference", False
 
     def __call__(
         self,

@@ -26,6 +26,7 @@ from vpretrain.method.roles import (
 )
 from vpretrain.method.value import Alignment
 from vpretrain.system import distributed
+from vpretrain.system.errors import NonFinite
 
 
 class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
@@ -80,7 +81,22 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return self.along_mean(context, task)
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        return self.along(context, task, self.feedback_gradients)
+        """The values along each feedback batch's own gradient, for a designer that learns.
+
+        Raises:
+            NonFinite: one is not, so that no designer learns from it.
+        """
+        return self.each_on_part(context, task, 1.0)
+
+    def each_on_part(self, context: ContextT, task: Task, fraction: float) -> list[Estimate]:
+        """:meth:`each` on a part of a batch, see :meth:`on_part`."""
+        estimates = self.along(context, task, self.feedback_gradients, fraction)
+        figures = torch.stack(
+            [sum((g.sum() for g in each.gradient), each.value) for each in estimates]
+        )
+        if any(distributed.any_rank(not bool(figures.isfinite().all()))):
+            raise NonFinite("a value of the batch is not finite, and the designer did not learn")
+        return estimates
 
     def on_part(self, fraction: float = 1.0) -> ValueFunction[ContextT]:
         """Values tasks on a part of a batch.
@@ -152,7 +168,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return {
             "feedback_gradients": self.feedback_gradients,
             "step_size": self.step_size,
-            "estimator": self.estimator.state_dict(),
+            "estimator": {"name": self.estimator.name, **self.estimator.state_dict()},
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -163,7 +179,9 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
             for gradient in state["feedback_gradients"]
         ]
         self.step_size = state["step_size"]
-        self.estimator.load_state_dict(state["estimator"])
+        estimator = dict(state["estimator"])
+        if estimator.pop("name", None) == self.estimator.name:  # another measures its step anew
+            self.estimator.load_state_dict(estimator)
 
 
 @dataclass(frozen=True)
@@ -177,7 +195,7 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
         return self.whole.along_mean(context, task, self.fraction)
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        return self.whole.along(context, task, self.whole.feedback_gradients, self.fraction)
+        return self.whole.each_on_part(context, task, self.fraction)
 
 
 def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:

@@ -29,7 +29,8 @@ class RunState:
         drawn: tokens (images) of the stream that were drawn for it: more than were trained on where
             a selector chooses.
         step0: scores of the untouched checkpoint.
-        digest: over all batches drawn, in their order.
+        digest: over all batches that training drew, in their order, those left out included.
+        batches: how many these are.
         records: how many were logged, so that a log can be cut back to here.
         best: the best score so far of the metric that is kept by; None before the first.
     """
@@ -39,12 +40,13 @@ class RunState:
         self.spent, self.prepared = Spending(), Spending()
         self.drawn = 0
         self.step0: dict[str, Score] = {}
-        self.digest = ""
+        self.digest, self.batches = "", 0
         self.records = 0
         self.best: float | None = None
 
     def add_digest(self, batch: str) -> None:
         """Adds a batch's digest to the run's."""
+        self.batches += 1
         self.digest = hashlib.sha256((self.digest + batch).encode()).hexdigest()[:16]
 
     def state_dict(self) -> State:
@@ -66,6 +68,7 @@ class RunState:
             "drawn": self.drawn,
             "step0": {name: vars(score) for name, score in self.step0.items()},
             "digest": self.digest,
+            "batches": self.batches,
             "records": self.records,
             "best": self.best,
             "random": distributed.all_gather_object(random_state()),
@@ -91,7 +94,8 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        # Checkpoints of earlier versions have neither.
+        # Checkpoints of earlier versions have none of these three.
+        self.batches = state.get("batches", self.spent.steps)
         self.prepared = Spending(**state.get("prepared", {}))
         self.drawn = state.get("drawn", self.spent.tokens)
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
@@ -102,7 +106,8 @@ class RunState:
     def rewind(self, state: State) -> None:
         """Goes back to an earlier state of this run, but on with the data that follow and with the
         log as it is."""
-        stream, records = self.parts.stream.state_dict(), self.records
+        stream = self.parts.stream.state_dict()
+        records, drawn = self.records, (self.digest, self.batches)
         self.load_state_dict(state)
         self.parts.stream.load_state_dict(stream)
-        self.records = records
+        self.records, (self.digest, self.batches) = records, drawn

@@ -20,7 +20,8 @@ class Result:
         spent: steps, tokens (images) and seconds of training; evaluation is not charged.
         step0: scores of the untouched checkpoint, same protocol.
         final: scores at the end.
-        stream_digest: digest over all batches drawn: equal in arms that saw the same stream.
+        stream_digest: over all batches drawn: equal in arms that saw as many of the same stream.
+        batches: how many these are: the steps, and what was left out or taken again after it.
         draws: batches that were drawn for one that was trained on; 1 where nothing chooses.
         drawn: tokens (images) that were drawn.
         history: one record a step (and a skipped batch), since the start or since the run was
@@ -33,6 +34,7 @@ class Result:
     step0: dict[str, Score]
     final: dict[str, Score]
     stream_digest: str
+    batches: int = 0
     draws: int = 1
     drawn: int = 0
     history: list[Record] = field(repr=False, default_factory=list)
@@ -55,6 +57,7 @@ def train(run: Run) -> Result:
             batch, metrics = run.take(drawn)  # a selector trains on a part of what is drawn
         except NonFinite as fault:
             run.recover(drawn, fault)  # skip, rewind once, then raise
+            run.state.add_digest(drawn.digest())
             continue
         run.advance(batch, drawn)
         run.record(drawn, metrics | run.evaluate_if_due())
@@ -68,6 +71,7 @@ def train(run: Run) -> Result:
         state.step0,
         final,
         state.digest,
+        state.batches,
         run.parts.draws,
         state.drawn,
         run.history,

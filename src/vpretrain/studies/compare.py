@@ -361,14 +361,15 @@ def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:
 
 
 def _check_streams(runs: Sequence[dict[str, Any]], match: Measure, out: Path) -> None:
-    """At equal steps the arms of a seed that draw as much must have drawn the same batches."""
+    """At equal steps the arms of a seed that draw as much must have drawn the same batches, but for
+    runs that left some out, which drew more."""
     if match != "steps":
         return
-    alike: dict[tuple[int, int], set[str]] = {}
+    alike: dict[tuple[int, int, int | None], set[str]] = {}
     for entry in runs:
-        key = (entry["seed"], entry.get("draws", 1))
+        key = (entry["seed"], entry.get("draws", 1), entry.get("batches"))
         alike.setdefault(key, set()).add(entry["stream_digest"])
-    for (seed, _), digests in alike.items():
+    for (seed, *_), digests in alike.items():
         if len(digests) != 1:
             message = (
                 "the arms of this seed did not see the same stream, as after a change of data; "

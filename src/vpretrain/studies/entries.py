@@ -36,6 +36,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "flops": result.spent.flops,
         "seconds": round(result.spent.seconds, 2),
         "stream_digest": result.stream_digest,
+        "batches": result.batches,
         "draws": result.draws,
         "drawn": result.drawn,
         "final": {name: score.value for name, score in result.final.items()},

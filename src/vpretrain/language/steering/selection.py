@@ -201,7 +201,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         score = values = in_deviations(values)
         taken: list[int] = []
         for part in range(1, rounds + 1):
-            rest = torch.tensor(sorted(set(range(len(values))) - set(taken)))
+            rest = torch.tensor(sorted(set(range(len(values))) - set(taken)), dtype=torch.int64)
             order = rest[self.ranking.order(score[rest], self.generator)]
             taken = pool.filled(taken, order.tolist(), part / (rounds * self.draws))
             if part < rounds:
