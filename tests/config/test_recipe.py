@@ -201,7 +201,7 @@ def test_numbers_as_people_write_them(write: Callable[..., Path]) -> None:
         ("learner.model=1.5", "a whole number or text or null"),
         (
             "value.estimator=forward",
-            "one of central_difference, one_sided_difference, forward_mode, double_backward",
+            "one of one_sided_difference, central_difference, forward_mode, double_backward",
         ),
         ("designer.kind=fild", "field or onehot"),
     ],

@@ -43,6 +43,11 @@ def made(
             "Steering estimator.*accepted +one of one_sided_difference, central_difference",
         ),
         ({"aligned_blocks": 0}, "Steering aligned_blocks"),
+        (
+            {"arm": "onehot", "designer": {"kind": "token_weights", "tilt": 0.6}},
+            "Steering designer: the designer of the arm onehot is onehot",
+        ),
+        ({"designer": 3}, "Steering designer: .*kind of value"),
         ({"arm": "ascent", "gate_max": 1.5}, "Steering gate_max: this value is out of range"),
         ({"gate_max": 0.2}, "Steering gate_max: this is a key of the kind closed_form or"),
         ({"arm": "random_feedback", "kind": "fild"}, r"Steering kind: .*did you mean field\?"),
@@ -51,6 +56,20 @@ def made(
 def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
     with pytest.raises(UserError, match=f"(?s){said}"):
         Steering(**keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"tilt": 0.6}, "token_weights"),
+        ({"designer": {"tilt": 0.6}}, "token_weights"),
+        ({"arm": "document_weights", "designer": {"tilt": 0.6}}, "document_weights"),
+        ({"designer": {"kind": "document_weights", "tilt": 0.6}}, "document_weights"),
+    ],
+)
+def test_the_designers_keys_stand_beside_the_others_or_in_a_section(keys, kind):
+    steering = Steering(**keys)
+    assert (steering.arm, steering.designer.kind, steering.designer.tilt) == (kind, kind, 0.6)
 
 
 @pytest.mark.parametrize(

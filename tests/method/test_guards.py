@@ -158,12 +158,12 @@ def test_guard_closes_on_a_negative_window_and_opens_again():
     guard = Guard(3)
     for gain in (-1.0, -1.0):
         guard.update(gain)
-    assert guard.open
+    assert guard.allows
     guard.update(-1.0)
-    assert not guard.open
+    assert not guard.allows
     for gain in (2.0, 2.0):
         guard.update(gain)
-    assert guard.open
+    assert guard.allows
     off = Guard(0)
     off.update(-1.0)
-    assert off.open
+    assert off.allows

@@ -7,8 +7,11 @@ import torch
 
 from tests.method.toy import Context, Regression, Weights, pairs
 from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.estimators import NAMES
+from vpretrain.method.estimators import estimator as named
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.system.errors import NonFinite
 
 ALIGNMENTS = ("dot", "optimizer_aware", "cosine", "lower_bound")
 
@@ -112,3 +115,26 @@ def test_the_direction_comes_back_with_the_state(setting):
     other.load_state_dict(one.state_dict())
     assert other.step_size == 0.5
     assert torch.equal(other(context, task).gradient[0], one(context, task).gradient[0])
+
+
+@pytest.mark.parametrize("saved", NAMES)
+@pytest.mark.parametrize("now", NAMES)
+def test_a_run_goes_on_under_another_estimator_which_measures_its_own_step(setting, saved, now):
+    learner, context, task, gradients = setting
+    one, other = (ValueEstimator(learner, Alignment("dot"), named(name)) for name in (saved, now))
+    one.update(gradients, None, 0.0)
+    expected = one(context, task).gradient[0]  # a step was measured by now
+    other.load_state_dict(one.state_dict())
+    assert other.estimator.state_dict() == (
+        one.estimator.state_dict() if now == saved else named(now).state_dict()
+    )
+    torch.testing.assert_close(other(context, task).gradient[0], expected, rtol=1e-2, atol=1e-3)
+
+
+def test_no_designer_learns_from_a_value_that_is_not_finite(setting):
+    learner, context, task, gradients = setting
+    value_of = estimator(learner)
+    value_of.update([gradients[0], {"weight": torch.full((1, 3), torch.nan)}], None, 0.0)
+    for each in (value_of.each, value_of.on_part(0.5).each):
+        with pytest.raises(NonFinite, match="did not learn"):
+            each(context, task)

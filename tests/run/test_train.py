@@ -146,6 +146,16 @@ def test_budget_in_tokens_and_seconds(materials):
     assert by_seconds.history[-1]["seconds"] >= 1
 
 
+def test_settling_leaves_the_warm_up_whole_where_the_budget_is_in_seconds(materials):
+    recipe = tiny_recipe(
+        "arm=onehot", "budget={seconds: 3}", "budget.steps=null", "value.settle_steps=8"
+    )
+    run = Run(recipe, Language().build(recipe, materials), step0={})
+    run.start()
+    assert run.state.spent.seconds > 0
+    assert run.state.spent.fraction(recipe.budget, since=run.state.prepared) == 0
+
+
 def test_a_budget_that_settling_uses_up_is_no_run_of_no_steps(materials):
     """Step 0 would stand as the final score, and nothing would say so."""
     overrides = ("arm=onehot", "budget={seconds: 0.05}", "budget.steps=null")

@@ -44,7 +44,7 @@ def test_the_passes_of_a_selection_are_in_no_section_of_a_step():
     step.meta.ask(0.0)
     clock = timing.Clock()
     with timing.clocked(clock):
-        drawn = next_batches(parts.stream, parts.draws)
+        drawn = next_batches(parts.stream, parts.designer.draws)
         step.meta.designer.selector.select(drawn.batches, step.meta.value_estimator)
     assert clock.seconds == {}
 

@@ -80,6 +80,12 @@ def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
     assert load(here / "out" / "recipe.yaml", schemas=sweeps._Swept()).sweep == plan().sweep
 
 
+def test_trials_may_have_a_budget_in_flops(here):
+    space = SPACE.replace("budget: {steps: 2}", "budget: {flops: 5.0e+7}")
+    found = sweeps.sweep(plan(space), trials=2, out=here / "out")
+    assert (found["trials"], found["failed"]) == (2, 0)
+
+
 def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypatch):
     sweeps.sweep(plan(), trials=4, out=here / "whole")
     ours = sweeps.train

@@ -91,7 +91,7 @@ class Value(Section):
     settle_steps: NonNegativeInt = 0
     """Ours: steps at learning rate 0 before the first learner step, in every arm: AdamW's moments
     (which P reads), the designer and its reliability settle while the learner stands still. They
-    count as seconds, not as steps or tokens."""
+    count as seconds and FLOPs, not as steps or tokens."""
     preconditioner_floor: PositiveFloat = 0.1
     """Floor on sqrt(v_hat) in P, as a share of the root mean square of sqrt(v_hat). Rows of rare
     tokens (embeddings, head) have a tiny v_hat; without a floor they dominate u = P g_down."""
@@ -99,14 +99,14 @@ class Value(Section):
     """L of Prop. 2.1 (bounds the feedback loss's curvature); only ``alignment: lower_bound`` reads
     it."""
     guard_window: NonNegativeInt = 16
-    """Meta steps over which a mean gain below zero closes the gate, and over which the designer is
-    watched for collapse; 0 switches both off."""
+    """Meta steps over which a mean gain below zero switches steering off, and over which the
+    designer is watched for collapse; 0: neither."""
     on_collapse: Literal["log", "revert"] = "log"
     """What follows where gate, targets or masks stand at a bound, or halves of the feedback do not
     agree: it is logged, and with ``revert`` the task is the plain one until that is over."""
     shrink: bool = True
     """Whether token values are shrunk by the agreement between the two halves of the feedback
-    batch, so that noise does not open the gate as signal does."""
+    batch, so that noise does not steer as signal does."""
 
 
 class Checkpoint(Section):

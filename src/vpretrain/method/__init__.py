@@ -1,3 +1,3 @@
-"""V-pretraining itself: roles, value, the three estimators, designers, feedback, one step. Knows no
+"""V-pretraining itself: roles, value, its estimators, designers, feedback, one step. Knows no
 recipe, file, command or modality.
 """

@@ -37,6 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.method import vectors
 from vpretrain.method.roles import Estimate, Gradient
+from vpretrain.system.memory import out_of_memory
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 Here = Callable[[], Tensor]
@@ -56,7 +57,7 @@ def _second_order(estimator: str) -> Iterator[None]:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise
         raise EstimatorUnsupported(
             f"{estimator} cannot differentiate this model on this device: "

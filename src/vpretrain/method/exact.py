@@ -5,6 +5,7 @@ rule says which task follows (ours).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -76,7 +77,8 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     """A designer that takes the exact values of every learner batch, and so needs no network.
 
     Gain is cross-fitted: tasks made from one half of the feedback are valued by the other, which
-    random feedback cannot fool.
+    random feedback cannot fool. With one feedback batch there is no other half, and no gain for a
+    guard to look at.
 
     Args:
         rule: what follows from the values.
@@ -110,22 +112,25 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update([self.rule.values(probe, gradient) for gradient in gradients])
         mean = torch.stack(gradients).mean(dim=0)
-        halves = [
-            torch.stack(part).mean(0) for part in (gradients[0::2], gradients[1::2] or gradients)
-        ]
-        plain = probe.controls()[0]
-        tasks = [self.shape(probe, half) for half in halves]
-        gains = [
-            float(distributed.total(((task.controls()[0] - plain) * half).sum()))
-            for task, half in zip(tasks, reversed(halves), strict=True)
-        ]
+        plain, task = probe.controls()[0], self.shape(probe, mean)
         metrics = {
-            "gain": sum(gains) / 2,
-            "value_baseline": float(distributed.total((plain * sum(halves)).sum()) / 2),
-            **self.rule.metrics(probe, tasks[0], mean),
+            "value_baseline": float(distributed.total((plain * mean).sum())),
+            **self.rule.metrics(probe, task, mean),
             **self.reliability.metrics(),
         }
-        return Learned(metrics, self.shape(probe, mean))
+        if len(gradients) > 1:
+            metrics["gain"] = self._gain(probe, gradients)
+        return Learned(metrics, task)
+
+    def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
+        """Of the tasks that either half of the feedback asks for, valued by the other half."""
+        halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
+        plain = probe.controls()[0]
+        gains = [
+            float(distributed.total(((self.shape(probe, own).controls()[0] - plain) * other).sum()))
+            for own, other in (halves, reversed(halves))
+        ]
+        return sum(gains) / 2
 
     def state_dict(self) -> State:
         return self.reliability.state_dict()

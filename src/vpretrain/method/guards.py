@@ -1,5 +1,5 @@
-"""What keeps steering from doing harm: a gate that closes, and signs that a designer no longer
-designs.
+"""What keeps steering from doing harm: a guard that switches it off, and signs that a designer no
+longer designs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ one on one side alone.
 
 
 class Guard:
-    """Do no harm: closes the gate while the mean gain over the last meta steps is negative.
+    """Do no harm: no steering while the mean gain over the last meta steps is negative.
 
     Args:
-        window: how many meta steps the mean is over; 0 leaves the gate open whatever happens. Until
-            the window is full the gate is open.
+        window: how many meta steps the mean is over; until it is full the guard allows steering,
+            and with 0 whatever happens.
     """
 
     def __init__(self, window: int) -> None:
@@ -36,7 +36,7 @@ class Guard:
         self.gains.append(gain)
 
     @property
-    def open(self) -> bool:
+    def allows(self) -> bool:
         """Whether the designer's task may be used."""
         full = self.gains.maxlen and len(self.gains) == self.gains.maxlen
         return not full or sum(self.gains) >= 0
@@ -59,7 +59,7 @@ class Collapse:
 
     Args:
         window: meta steps, 0 to look at nothing. Before it is full nothing is said.
-        bounds: what the designer says of its own figures (``designer.bounds``); None: nothing.
+        bounds: what the designer says of its own figures (``designer.bounds``).
     """
 
     def __init__(self, window: int, bounds: Bounds) -> None:

@@ -78,7 +78,7 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
     def steers(self, step: int) -> bool:
         """Whether the designer's task is used, or the baseline's in its place."""
         begun = step >= self.start or not self.designer.uses_feedback
-        return begun and self.guard.open and not (self.revert and self.collapse.signs)
+        return begun and self.guard.allows and not (self.revert and self.collapse.signs)
 
     def task(self, context: ContextT, value_of: ValueFunction[ContextT], step: int) -> TaskT:
         """``c_phi``: the task that the learner is given at this step, not yet detached."""
@@ -161,7 +161,12 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         return adam_preconditioner(self.optimizer, self.learner.aligned, floor)
 
     def alignment_metrics(self) -> Metrics:
-        """How the update's gradient on S, now in ``.grad``, lies to the feedback's direction."""
+        """How the update's gradient on S, now in ``.grad``, lies to the feedback's direction.
+
+        Nothing where S is there once a domain (eq. 44-46): all copies share one gradient.
+        """
+        if len({id(p) for p in self.learner.aligned.values()}) < len(self.learner.aligned):
+            return {}
         pre = {name: p.grad for name, p in self.learner.aligned.items() if p.grad is not None}
         mean = vectors.mean(self.value_estimator.feedback_gradients)
         down = {name: piece for name, piece in mean.items() if name in pre}

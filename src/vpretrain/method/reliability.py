@@ -24,7 +24,7 @@ class Reliability:
 
     Agreement is Pearson's r between the values under two halves of the feedback; their mean has the
     reliability ``2 r / (1 + r)`` (Spearman and Brown), by which values shrink. Noise then cannot
-    open the gate as signal does.
+    steer as signal does.
 
     Args:
         shrink: if False values are taken as they are (reliability 1); agreement is still reported.

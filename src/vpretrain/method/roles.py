@@ -166,8 +166,9 @@ class Learned(Generic[TaskT]):
     """What a designer's update came to.
 
     Args:
-        metrics: among them ``gain``, ``V(task) - V(baseline task)`` of the task made before this
-            feedback was known.
+        metrics: among them ``gain``, ``V(task) - V(baseline task)`` of a task that this feedback
+            had no part in: one made before it was known (networks, mixtures), or from the other
+            half of it (exact values).
         task: the next task of the same context, where the update has just computed all that it
             takes; None: it has to be made.
     """
@@ -204,6 +205,11 @@ class Designer(ABC, Generic[ContextT, TaskT]):
     are made for all of it. Its state is the designer's to keep."""
     alignment: AlignmentName | None = None
     """What its rule is stated for; None: whatever the run has."""
+
+    @property
+    def draws(self) -> int:
+        """Batches of the stream that are drawn for one that is trained on."""
+        return 1 if self.selector is None else self.selector.draws
 
     @property
     def bounds(self) -> Bounds:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpretrain.method import vectors
+from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.network import Surface
 from vpretrain.method.roles import (
     BatchT,
@@ -102,7 +101,7 @@ class WholeLearner(Learner[BatchT, BatchT, TaskT]):
 
 class ShuffledBatches(Stream[BatchT]):
     """Endless batches of items, shuffled anew in every pass
-    (:class:`vpretrain.method.roles.Batches`).
+    (:class:`vpretrain.method.roles.Stream`).
 
     Args:
         count: items, at least 1.
@@ -169,14 +168,9 @@ class LossFeedback(Feedback[Learner[Any, Any, Any]]):
         """One a feedback batch, without dropout; parameters of S that the loss does not reach get
         zeros.
         """
-        return [self._gradient(learner, next(batch)) for batch in self.batches]
-
-    def _gradient(self, learner: Learner[Any, Any, Any], batch: Any) -> Gradient:
-        with evaluating(learner.model):
-            pieces = torch.autograd.grad(
-                self.loss(batch), list(learner.aligned.values()), materialize_grads=True
-            )
-        return vectors.named(learner.aligned, pieces)
+        return [
+            gradient_on_aligned(learner, map(self.loss, (next(batch),))) for batch in self.batches
+        ]
 
     def state_dict(self) -> State:
         return {"batches": [batch.state_dict() for batch in self.batches]}

@@ -55,12 +55,6 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
-    @property
-    def draws(self) -> int:
-        """Batches that are drawn for one that is trained on."""
-        selector = self.meta.designer.selector
-        return 1 if selector is None else selector.draws
-
     def __call__(
         self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float = 0.0
     ) -> Metrics:
@@ -73,8 +67,9 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         """Takes one step, and counts it.
 
         Args:
-            drawn: ``B_u``, unlabeled, :attr:`draws` for each that is trained on; gradients of its
-                parts are added up, and the first part is what the designer learns from.
+            drawn: ``B_u``, unlabeled, the designer's ``draws`` for each that is trained on;
+                gradients of its parts are added up, and the first part is what the designer learns
+                from.
             learning_rate: of the learner; at 0 the parameters stay bit for bit, and only the
                 optimizer's moments, the designer and its direction move.
             progress: fraction of the budget that is used, in [0, 1].
@@ -140,7 +135,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         """What is trained on: the selector's choice, or the first batches while nothing steers.
 
-        At a meta step the choice is made all the same: its gain is what opens a closed guard."""
+        At a meta step the choice is made all the same: its gain is what a guard goes by."""
         selector = self.meta.designer.selector
         if selector is None:
             return drawn, {}
@@ -153,7 +148,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return batch, dict(chosen.metrics)
 
     def _first(self, drawn: MicroBatches[BatchT]) -> MicroBatches[BatchT]:
-        return MicroBatches(drawn.batches[: len(drawn.batches) // self.draws])
+        return MicroBatches(drawn.batches[: len(drawn.batches) // self.meta.designer.draws])
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
         """AdamW on the gradients that were added up, their norm clipped."""

@@ -84,7 +84,7 @@ STEERING = {
     "learning_rate": ("learning rate", "Of the learner."),
     "estimator_error": (
         "error of the estimator",
-        "Of central differences, relative: how far they move with a smaller step.",
+        "Of differences, relative: how far they move with a smaller step.",
     ),
     "collapsed": (
         "designer collapsed",

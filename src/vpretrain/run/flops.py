@@ -10,8 +10,10 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from vpretrain.config.recipe import Recipe
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.step import SteeredStep
+from vpretrain.run.build import new_step
 from vpretrain.run.checkpoint import size
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.state import RunState
@@ -41,6 +43,13 @@ def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1
     return rehearse(step, parts, accumulate).cost
 
 
+def cost_in_budget(recipe: Recipe, parts: AnyParts) -> Cost | None:
+    """:func:`count` where the recipe's budget is in FLOPs; None: no need to count."""
+    if recipe.budget.flops is None:
+        return None
+    return count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     """What a run will use.
@@ -63,7 +72,7 @@ def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int 
     buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
     counted: dict[bool, float] = {}
     step.count = step.meta.start  # before it tasks are the baseline's
-    if parts.designer.uses_feedback:  # the first measures the central difference's step, once a run
+    if parts.designer.uses_feedback:  # the first measures the difference's step, once a run
         _counted(step, parts, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         counted[meta] = _counted(step, parts, meta_due=meta)
@@ -82,7 +91,7 @@ def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: boo
     finite, is left out here as in the run."""
 
     def take() -> float:
-        batch = next_batches(parts.stream, parts.draws)
+        batch = next_batches(parts.stream, parts.designer.draws)
         with FlopCounterMode(display=False) as counter:
             step.uncounted(batch, 0.0, 0.0, meta_due=meta_due)
         return float(counter.get_total_flops())

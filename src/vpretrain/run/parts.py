@@ -65,11 +65,6 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
         if self.designer.selector is not None:
             self.designer.selector.check(self.stream)
 
-    @property
-    def draws(self) -> int:
-        """Batches of the stream that are drawn for one that is trained on."""
-        return 1 if self.designer.selector is None else self.designer.selector.draws
-
 
 AnyParts = Parts[Any, Any, Any]
 """Parts of some modality: what a run does with them does not depend on which."""

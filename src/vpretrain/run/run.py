@@ -80,7 +80,9 @@ class Run:
         self.waited_seconds = 0.0
         self.batches: Iterator[Batches] | None = None
         if prefetch:
-            self.batches = Prefetcher(parts.stream, recipe.learner.accumulate * parts.draws)
+            self.batches = Prefetcher(
+                parts.stream, recipe.learner.accumulate * parts.designer.draws
+            )
             parts = replace(parts, stream=self.batches)
         self.parts, self.step_once = parts, new_step(recipe, parts)
         self.state = RunState(parts, self.step_once)
@@ -106,10 +108,8 @@ class Run:
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
-        if self.prepared:
-            if self.exhausted:
-                raise self._used_up("what the arm trains beforehand", "let it train on less")
-            self.state.prepared = replace(self.state.spent)
+        if self.prepared and self.exhausted:
+            raise self._used_up("what the arm trains beforehand", "let it train on less")
         seed_run(self.recipe)
         steps = self.recipe.value.settle_steps if parts.on_stream else 0
         for settled in phase("settling at learning rate 0, steps", range(steps), steps):
@@ -123,6 +123,7 @@ class Run:
         self.step_once.count = 0
         if parts.on_stream and self.exhausted:
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
+        self.state.prepared = replace(self.state.spent)
 
     def _go_on_from(self, state: State) -> None:
         try:
@@ -184,7 +185,7 @@ class Run:
             if self.batches is not None:
                 batch = next(self.batches)
             else:
-                count = self.recipe.learner.accumulate * self.parts.draws
+                count = self.recipe.learner.accumulate * self.parts.designer.draws
                 batch = next_batches(self.parts.stream, count)
             self.waited_seconds = time.perf_counter() - started
         return batch
@@ -196,7 +197,8 @@ class Run:
     def take(self, drawn: Batches) -> tuple[Batches, Metrics]:
         """One learner step at the schedule's rate: what it was taken on, and its metrics.
 
-        The schedule is over what the arm left of the budget when it had trained beforehand.
+        The schedule is over what was left of the budget at the first step, after settling and what
+        the arm trained beforehand.
 
         Raises:
             NonFinite: it was not taken.

@@ -61,8 +61,8 @@ STEP0_FIX = "the model's weights, or rows of the held-out set, are unusable: tak
 
 
 def mean_stderr(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as :func:`summary`
-    does."""
+    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as
+    :func:`moments` does."""
     _, std = moments(values)
     return None if std is None else std / math.sqrt(len(values))
 

@@ -25,7 +25,7 @@ class RunState:
 
     Attributes:
         spent: what was used so far.
-        prepared: what of it the arm used before the first step.
+        prepared: what of it was used before the first step, by settling and by the arm.
         drawn: tokens (images) of the stream that were drawn for it: more than were trained on where
             a selector chooses.
         step0: scores of the untouched checkpoint.

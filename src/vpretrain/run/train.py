@@ -72,7 +72,7 @@ def train(run: Run) -> Result:
         final,
         state.digest,
         state.batches,
-        run.parts.draws,
+        run.parts.designer.draws,
         state.drawn,
         run.history,
     )

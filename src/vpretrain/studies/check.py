@@ -91,7 +91,7 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
     )
     if reads is not None:
         a_token = forward / batch.tokens
-        meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value: two passes and more
+        meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value: a pass or two
         evaluation = a_token * reads.held_out_tokens
         found = replace(found, meta_seconds=meta, evaluation_seconds=evaluation)
     if found.seconds is None or found.seconds <= FIRST_LOOK_SECONDS / 2:

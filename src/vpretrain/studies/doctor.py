@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vpretrain.config.recipe import Recipe
+from vpretrain.method import vectors
 from vpretrain.method.directional import EstimatorUnsupported
 from vpretrain.method.estimators import NAMES
 from vpretrain.method.estimators import estimator as estimator_named
@@ -125,7 +126,7 @@ def _direction(recipe: Recipe, parts: AnyParts) -> Gradient:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         preconditioner = adam_preconditioner(optimizer, aligned, value.preconditioner_floor)
-    down = parts.feedback.gradients(parts.learner)[0]
+    down = vectors.mean(parts.feedback.gradients(parts.learner))
     return {
         name: g.double() * (1 if preconditioner is None else preconditioner[name].double())
         for name, g in down.items()

@@ -25,8 +25,8 @@ from torch import Tensor
 from vpretrain.config.recipe import Recipe
 from vpretrain.method import vectors
 from vpretrain.method.roles import Task
-from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.flops import count
+from vpretrain.run.build import seed_run
+from vpretrain.run.flops import cost_in_budget
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts
@@ -129,9 +129,7 @@ def _write(out: Path, result: dict[str, Any], draws: list[Draw]) -> None:
 
 def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
     """A run that stops at equal parts of its budget and goes on when it is asked for the next."""
-    cost = None
-    if recipe.budget.flops is not None:
-        cost = count(new_step(recipe, parts), parts, recipe.learner.accumulate)
+    cost = cost_in_budget(recipe, parts)
     seed_run(recipe)
     run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
     run.start()

@@ -188,7 +188,7 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
     for _ in range(recipe.value.meta_period):
         started = _now()
-        drawn = next_batches(parts.stream, recipe.learner.accumulate * parts.draws)
+        drawn = next_batches(parts.stream, recipe.learner.accumulate * parts.designer.draws)
         totals["data"] += _now() - started
         clock = timing.Clock(synchronize=True)
         with timing.clocked(clock):

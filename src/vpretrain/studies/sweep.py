@@ -22,6 +22,7 @@ from pydantic import create_model
 from vpretrain.config.recipe import Recipe, dump, load
 from vpretrain.config.sweep import Alternatives, Range, Sweep
 from vpretrain.config.yaml_places import written
+from vpretrain.run.flops import cost_in_budget
 from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.run import Record, Run
@@ -217,9 +218,16 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
 
         parts = modality.build(recipe, modality.load(recipe))
         with Interruption() as stop:
-            result = train(
-                Run(recipe, parts, step0={}, on_record=on_record, stop=stop, keep_history=False)
+            run = Run(
+                recipe,
+                parts,
+                step0={},
+                cost=cost_in_budget(recipe, parts),
+                on_record=on_record,
+                stop=stop,
+                keep_history=False,
             )
+            result = train(run)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"

@@ -140,9 +140,9 @@ class View:
             notes.append(control + ARMS.all[self.recipe.arm].description + ".")
         if self.designer.uses_feedback and self.last.get("steered") == 0:
             notes.append(
-                "When the run ended its guard had closed the gate, since steering had stopped "
-                "to pay: the learner was "
-                "trained on plain targets then. Shown is what the designer would ask for."
+                "When the run ended its guard had switched steering off, since it had stopped to "
+                "pay: the learner was trained on plain targets then. Shown is what the designer "
+                "would ask for."
             )
         return tag(
             "div",
