@@ -207,6 +207,7 @@ add(
         "document_weights": D,
         "S: last block": f"{D} learner.aligned_blocks=1",
         "period 32": f"{D} value.meta_period=32",
+        "S: last block, period 16": f"{D} learner.aligned_blocks=1 value.meta_period=16",
         "S: last block, period 32": f"{D} learner.aligned_blocks=1 value.meta_period=32",
     },
     "evaluate.split=dev",

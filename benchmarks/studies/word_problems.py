@@ -5,6 +5,8 @@ from __future__ import annotations
 from studies.starts import CLEAN, CLOSED, MAJORITY, MINORITY
 from studies.study import Start, add, arms, once
 
+# As good on dev at a fraction of the cost (dev-cheaper).
+SPARING = "arm=document_weights learner.aligned_blocks=1 value.meta_period=32"
 add(
     "majority",
     "the embedded default: 55% of the problems that need a carry or a borrow are solved by "
@@ -22,7 +24,7 @@ add(
         "loss_weights",
         "feedback_sft",
     )
-    | {"closed_form": CLOSED},
+    | {"closed_form": CLOSED, "document_weights, sparing": SPARING},
 )
 add(
     "majority-others",
