@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from vpretrain.language.data import word_problems
+from vpretrain.language.learner import predictions
 
 TOKENIZER = word_problems.tokenizer()
 SIZES = dict(
@@ -41,6 +42,14 @@ def arguments(folder, base=TrainingArguments, **more):
         disable_tqdm=True,
     )
     return base(**fixed | more)
+
+
+@pytest.fixture(params=["whole logits", "chunks"])
+def head(request, monkeypatch):
+    """Both ways over the head, whatever the size of the vocabulary."""
+    whole = request.param == "whole logits"
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 2**40 if whole else 0)
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def padded(rows):
 
 
 @pytest.mark.parametrize("arm", ["onehot", "document_weights", "ascent", "weight_field"])
-def test_two_processes_make_the_run_of_one(arm, tmp_path, feedback, stream):
+def test_two_processes_make_the_run_of_one(arm, tmp_path, feedback, stream, head):
     losses, weights, metrics = trained(arm, tmp_path / "one", feedback, stream)
     first, second = together(2, trained, arm, tmp_path / "two", feedback, stream)
     assert first[0] == second[0] == pytest.approx(losses, rel=1e-5)

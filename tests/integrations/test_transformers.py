@@ -14,6 +14,7 @@ from tests.language.test_parity import QWEN2, Windows
 from tests.run.test_train import tiny_recipe
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language import Language
+from vpretrain.language.learner import predictions
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.method.roles import Learned
 from vpretrain.run.run import Run
@@ -64,7 +65,7 @@ def same(found, expected):
         ("ascent", 1, NETWORK),
     ],
 )
-def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path):
+def test_it_follows_our_own_loop_bit_for_bit(arm, accumulate, keys, tmp_path, head):
     recipe = tiny_recipe(
         f"arm={arm}",
         QWEN2,
@@ -167,7 +168,7 @@ def test_a_checkpoint_of_another_arm_or_without_steering_is_refused(tmp_path, fe
         steered(tmp_path, feedback, stream).train(resume_from_checkpoint=saved)
 
 
-def test_in_bfloat16_the_task_is_valued_in_float32(tmp_path, feedback, stream):
+def test_in_bfloat16_the_task_is_valued_in_float32(tmp_path, feedback, stream, head):
     narrow = steered(
         tmp_path, feedback, stream, bf16=True, max_steps=1, steering={"arm": "closed_form"}
     )
@@ -223,7 +224,7 @@ def test_the_model_card_says_what_steered(tmp_path, feedback, stream):
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same_run(tmp_path, feedback, stream):
+def test_compiled_it_is_the_same_run(tmp_path, feedback, stream, head):
     """The hooks that a steered pass sets are part of what is compiled."""
     plain = steered(tmp_path, feedback, stream, max_steps=4)
     plain.train()
@@ -238,6 +239,28 @@ def test_compiled_it_is_the_same_run(tmp_path, feedback, stream):
     compiled.train()
     torch.testing.assert_close(torch.stack(compiled.losses), torch.stack(plain.losses))
     assert compiled.steered_metrics == pytest.approx(plain.steered_metrics, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_large_vocabulary_is_never_projected_as_a_whole(
+    is_tied, tmp_path, feedback, stream, monkeypatch
+):
+    """The same run, but for rounding; the head itself is called with nothing."""
+
+    def run(whole):
+        monkeypatch.setattr(predictions, "WHOLE_LOGITS", whole)
+        model, projected = tiny(tie_word_embeddings=is_tied), []
+        trainer = steered(tmp_path, feedback, stream, model=model)
+        model.get_output_embeddings().register_forward_hook(
+            lambda _, args, out: projected.append(out.numel()) if model.training else None
+        )
+        trainer.train()
+        return torch.stack(trainer.losses), dict(model.state_dict()), max(projected)
+
+    whole, chunked = run(2**40), run(0)
+    torch.testing.assert_close(chunked[0], whole[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunked[1], whole[1], rtol=1e-2, atol=1e-3)
+    assert whole[2] > 0 and chunked[2] == 0
 
 
 def test_model_init_starts_with_a_fresh_designer(tmp_path, feedback, stream):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.feedback.checkers import CheckerFault
 from vpretrain.language.learner.causal import CausalLearner, Context
-from vpretrain.language.learner.predictions import WholeLogits
+from vpretrain.language.learner.head import HeadPass
+from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.method.meta_step import MetaStep
 from vpretrain.method.roles import Metrics, State, detached
@@ -50,25 +51,33 @@ class HostedLearner(CausalLearner):
 
     def forward(self, batch: TokenBatch) -> Context:
         """One forward pass of the wrapped model; as in the plain learner, prompts and padding are
-        never projected."""
+        never projected, and a large vocabulary is passed over in chunks: its head is then called
+        with nothing."""
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
+        labels = batch.input_ids[row, at]
+        head = chunked_head(self.anatomy, len(labels))
         hidden: list[Tensor] = []
 
         def predicted_alone(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(args[0])
-            return (args[0][row, at - 1],)
+            return (args[0][row, at - 1] if head is None else args[0][:0, 0],)
 
         hook = self.anatomy.head.register_forward_pre_hook(predicted_alone)
         try:
-            with self.suffix.trace() as trace:
+            with self.suffix.trace() as trace, self._lookup_for(head) as shared:
                 logits = self.wrapped(
                     input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
                 ).logits
         finally:
             hook.remove()
-        labels = batch.input_ids[row, at]
-        return Context(batch, (row, at - 1), labels, hidden[0], WholeLogits(logits, labels), trace)
+        where = (row, at - 1)
+        predictions: Predictions = WholeLogits(logits, labels)
+        if head is not None:
+            with self.computing():
+                weight = None if shared is None else shared.weight
+                predictions = HeadPass(hidden[0][where], head, labels, weight=weight)
+        return Context(batch, where, labels, hidden[0], predictions, trace)
 
 
 class HostedStep:

@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 
 from vpretrain.language.data.stream import TokenBatch
 from vpretrain.language.learner.head import HeadPass
-from vpretrain.language.learner.head_tied import tied, tied_lookup
+from vpretrain.language.learner.head_chunks import Head
+from vpretrain.language.learner.head_tied import TiedWeight, tied, tied_lookup
 from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.learner.router import RouterLoss
@@ -221,10 +222,8 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
         head = chunked_head(self.anatomy, len(labels), temperature)
-        table = self.model.get_input_embeddings()
-        shares = head is not None and tied(table, head.weight)
         with self.computing():
-            with tied_lookup(table) if shares else nullcontext() as shared:
+            with self._lookup_for(head) as shared:
                 out = self._backbone(batch)
             hidden, routed = out.last_hidden_state, None
             if self.router_loss is not None:
@@ -236,6 +235,13 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             logits = self.anatomy.finished(self.anatomy.head(states))
             scores = logits if temperature == 1 else logits / temperature
             return hidden, WholeLogits(scores, labels), routed
+
+    def _lookup_for(self, head: Head | None) -> AbstractContextManager[TiedWeight | None]:
+        """Around a pass that ``head`` is to follow: what both read as one matrix, the lookup in it
+        and the head, gets one gradient."""
+        table = self.model.get_input_embeddings()
+        shares = head is not None and tied(table, head.weight)
+        return tied_lookup(table) if shares else nullcontext()
 
 
 def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
