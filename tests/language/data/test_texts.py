@@ -113,6 +113,8 @@ def test_feedback_that_stands_elsewhere_is_named_row_by_row(here):
     assert problem.value == f"{here}/feedback.jsonl:8 = {here}/leaky.jsonl:13"
     assert "in the stream" in problem.message
     other = [{"problem": row["problem"].upper(), "solution": "0"} for row in FEEDBACK]
+    problem = refused(here, "data.evaluation.test.path=stream.jsonl")["data.evaluation.test"]
+    assert f"{len(STREAM)} of the evaluation rows are also in the stream" in problem.message
     write(here / "leaky.jsonl", [*TEST, *other])
     problem = refused(here, "data.evaluation.test.path=leaky.jsonl")["data.feedback.rows"]
     assert "12 of the feedback rows are also in the test rows" in problem.message
@@ -131,11 +133,12 @@ def test_answers_that_cannot_be_scored(here):
     assert texts(here, "evaluate.answer='= ([\\d ]+)'").evaluation
     problem = refused(here, "evaluate.answer='#### (.*)'")["evaluate.answer"]
     assert problem.value == "#### (.*)" and TEST[0]["solution"] in problem.accepted
-    found = refused(here, "evaluate.answer='(a)'", "data.evaluation.test={kind: chatter, rows: 3}")
-    assert "no prompt" in found["data.evaluation.test test:1"].message
-    assert texts(here, "data.evaluation.test={kind: chatter, rows: 3}").evaluation, (
-        "NLL alone needs no prompt"
-    )
+    write(here / "plain.jsonl", [{"text": f"a plain text, number {number}"} for number in range(3)])
+    plain = "data.evaluation.test={kind: jsonl, path: plain.jsonl, text: text}"
+    found = refused(here, "evaluate.answer='(a)'", plain)
+    (problem,) = (each for where, each in found.items() if where.startswith("data.evaluation.test"))
+    assert "no prompt" in problem.message
+    assert texts(here, plain).evaluation, "NLL alone needs no prompt"
 
 
 def test_every_kind_of_file_and_patterns_over_several(here):

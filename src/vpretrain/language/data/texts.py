@@ -19,7 +19,7 @@ from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.feedback import SINGLE
-from vpretrain.language.recipe.rows import HeldOut, TableFiles, TextFiles
+from vpretrain.language.recipe.rows import TableFiles, TextFiles
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.system.errors import Problem, UserError, shortened
 from vpretrain.system.located import files, under
@@ -90,9 +90,7 @@ def read(recipe: LanguageRecipe) -> Texts:
         problems += _leaks(key, feedback, rows, f"the {name} rows")
         if trained is not feedback:
             problems += _leaks("posttraining.rows", trained, rows, f"the {name} rows")
-        if isinstance(data.evaluation[name], HeldOut):  # another source may bring them back
-            where = f"data.evaluation.{name}"
-            problems += _leaks(where, rows, chain(*stream.values()), "the stream")
+        problems += _leaks(f"data.evaluation.{name}", rows, chain(*stream.values()), "the stream")
     if reader.unusable:
         message = f"{reader.unusable} rows cannot be used, as said: correct them, or leave them out"
         accepted = "skip, which leaves them out and names them"
