@@ -536,6 +536,16 @@ def test_check_tells_every_problem_at_once(call, here, monkeypatch):
     }
 
 
+def test_a_run_and_a_comparison_are_never_mixed_in_one_folder(call, here):
+    for folder, mark in (("run", "metrics.jsonl"), ("comparison", "runs/step0.json")):
+        (here / folder / mark).parent.mkdir(parents=True)
+        (here / folder / mark).touch()
+    said = call("train", "tiny.yaml", "--out", "comparison")
+    assert said.code == 2 and "this folder holds a comparison" in said.err
+    said = call("compare", "tiny.yaml", "--out", "run")
+    assert said.code == 2 and "this folder holds a run" in said.err
+
+
 def test_folders_that_are_something_else(call, here):
     before = files_in(here)
     assert "is a file" in call("train", "tiny.yaml", "--out", "tiny.yaml").err

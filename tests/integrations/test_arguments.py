@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
+from vpretrain.language.steering.rules import TokenWeightsArm
 from vpretrain.system.errors import UserError
 
 
@@ -44,9 +45,10 @@ def made(
         ),
         ({"aligned_blocks": 0}, "Steering aligned_blocks"),
         (
-            {"arm": "onehot", "designer": {"kind": "token_weights", "tilt": 0.6}},
-            "Steering designer: the designer of the arm onehot is onehot",
+            {"arm": "field", "designer": {"kind": "token_weights", "tilt": 0.6}},
+            "Steering designer: the designer of the arm field is field",
         ),
+        ({"arm": "onehot", "tillt": 0.6}, "Steering tillt: there is no such key"),
         ({"designer": 3}, "Steering designer: .*kind of value"),
         ({"arm": "ascent", "gate_max": 1.5}, "Steering gate_max: this value is out of range"),
         ({"gate_max": 0.2}, "Steering gate_max: this is a key of the kind closed_form or"),
@@ -70,6 +72,18 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
 def test_the_designers_keys_stand_beside_the_others_or_in_a_section(keys, kind):
     steering = Steering(**keys)
     assert (steering.arm, steering.designer.kind, steering.designer.tilt) == (kind, kind, 0.6)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"tilt": 0.6}, {"designer": {"tilt": 0.6}}, {"designer": TokenWeightsArm(tilt=0.6)}]
+)
+def test_the_baseline_leaves_the_keys_of_arms_that_steer_aside(keys):
+    """``make(arm, seed)`` of a comparison gives all arms the same."""
+    assert Steering(arm="onehot", **keys).designer.kind == "onehot"
+    smoothed = (
+        Steering(arm="uniform_smoothing", control_gate=0.2, **keys) if "tilt" in keys else None
+    )
+    assert smoothed is None or smoothed.designer.control_gate == 0.2
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,19 @@ def test_runs_that_are_no_pair_are_refused(make, held_out, feedback, tmp_path):
             compare_arms(making, rows, seeds=1, out=tmp_path / str(number))
     with pytest.raises(UserError, match="two arms or more"):
         compare_arms(make, held_out, arms=("onehot",))
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(held_out, tmp_path):
+    def never(arm, seed):
+        pytest.fail("nothing can come of this")
+
+    (tmp_path / "file").touch()
+    for given, said in (
+        ({"arms": ("onehot", "token_wights")}, r"arms: .*did you mean token_weights\?"),
+        ({"out": tmp_path / "file"}, "out: .*is a file"),
+        ({"held_out": []}, "held_out: there are no rows"),
+        ({"answer": r"foo (\d+)"}, "answer: this finds an answer in none of the"),
+        ({"answer": r"= \d+"}, "answer: .*group"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){said}"):
+            compare_arms(never, **{"held_out": held_out, "out": tmp_path / "out", **given})

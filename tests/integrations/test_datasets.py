@@ -81,6 +81,11 @@ def test_rows_in_tokens_are_taken_as_they_are_and_cut():
         ),
         ({"input_ids": [5, 6]}, r"feedback_dataset\[0\]: these tokens have nothing to predict"),
         (
+            {"prompt": "x", "solution": None},
+            r"feedback_dataset\[0\]: the cell of solution is empty",
+        ),
+        ("train", "feedback_dataset: rows are dicts of columns; of a DatasetDict take one split"),
+        (
             {"messages": [say("user", "a"), say("assistant", "b")]},
             "no chat template; set its chat_template",
         ),

@@ -38,7 +38,7 @@ def train(
     console.quiet = not distributed.is_main_process()
     resolved = shell.resolved_recipe(recipe, overrides)
     name = f"{shell.stem(recipe)}-{resolved.arm}-{resolved.seed}"
-    folder = shell.results_folder(out or Path("runs") / name)
+    folder = shell.results_folder(out or Path("runs") / name, "a run")
     unit = MODALITIES[resolved.modality]().unit
     with shell.ShownSteps(console, unit) as shown:
         result = train_one(
@@ -199,7 +199,8 @@ def _compare(
             "for several processes"
         )
         raise user_error("torchrun", message, accepted="this command without torchrun")
-    shell.results_folder(out)
+    shell.results_folder(out, "a comparison")
+    comparison.check_arms(resolved, arms)
     console = shell.console_for_people(as_json)
     cores = os.cpu_count() or 1
     one_by_one = match == "seconds" or torch.cuda.is_available()

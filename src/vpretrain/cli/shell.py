@@ -198,8 +198,21 @@ def _time_left(seconds: float, done: float, rest: float) -> str:
     return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
 
 
-def results_folder(path: Path) -> Path:
-    """The folder for results, refused before any work where it can be none."""
+_MARKS = {
+    "a run": "metrics.jsonl",
+    "a comparison": "runs/step0.json",
+    "a search": "sweep.db",
+}
+"""By what a folder holds: the file that it has from the beginning."""
+
+
+def results_folder(path: Path, holds: str | None = None) -> Path:
+    """The folder for results, refused before any work where it can be none.
+
+    Args:
+        path: new, or one that is there.
+        holds: of :data:`_MARKS`, what is to be written; a folder that holds another is refused.
+    """
     try:
         look_up(path)
     except ValueError as error:
@@ -217,6 +230,10 @@ def results_folder(path: Path) -> Path:
         raise user_error(
             "--out", f"no permission to write in {there}; name another folder", value=str(path)
         )
+    for other, mark in _MARKS.items():
+        if holds not in (None, other) and (path / mark).exists():
+            message = f"this folder holds {other}, and {holds} would be mixed with it; name another"
+            raise user_error("--out", message, value=str(path), accepted="a new folder")
     return path
 
 

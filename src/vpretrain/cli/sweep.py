@@ -35,7 +35,7 @@ def sweep(
 
     console = shell.console_for_people(as_json)
     plan = Plan.read(recipe, overrides or [])
-    folder = shell.results_folder(out or Path("runs") / f"sweep-{shell.stem(recipe)}")
+    folder = shell.results_folder(out or Path("runs") / f"sweep-{shell.stem(recipe)}", "a search")
     with shell.ShownProgress(console) as progress:
         result = search(
             plan,

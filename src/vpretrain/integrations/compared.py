@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,23 +16,29 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vpretrain.cli.shell import console_for_people, say
+from vpretrain.cli.shell import console_for_people, results_folder, say
 from vpretrain.cli.tables import comparison_table, verdicts
+from vpretrain.config.problems import nearest
 from vpretrain.config.yaml_places import written
-from vpretrain.integrations.datasets import check_apart, feedback_of, trained_on
+from vpretrain.integrations.datasets import ANSWERS, check_apart, feedback_of, trained_on
+from vpretrain.integrations.steering import steering_arms
 from vpretrain.integrations.transformers import SteeredTrainer
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import documents_hash
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
+from vpretrain.language.recipe.common import one_group
 from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
+from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
 from vpretrain.studies.compare import add_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system import distributed
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import renamed, shortened, user_error
 from vpretrain.system.files import read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
 
 Make = Callable[[str, int], SteeredTrainer]
 """From an arm and a seed to a trainer made anew."""
@@ -84,7 +92,13 @@ def compare_arms(
     if len(set(arms)) < len(arms) or len(arms) < 2 or seeds < 1:
         message = "a comparison needs two arms or more, each named once, and a seed"
         raise user_error("compare_arms", message, value=f"arms={list(arms)}, seeds={seeds}")
-    folder, test = Path(out), HeldOut(list(held_out), answer, new_tokens)
+    for arm in arms:
+        if arm not in (known := steering_arms()):
+            message = f"there is no such arm beside a trainer{nearest(arm, known)}"
+            raise user_error("arms", message, value=arm, accepted=", ".join(known))
+    with renamed({"--out": "out"}):
+        folder = results_folder(Path(out))
+    test = HeldOut(list(held_out), answer, new_tokens)
     console = console_for_people(False)
     console.quiet = not distributed.is_main_process()
     runs, step0 = _all_runs(make, arms, seeds, test, folder, console)
@@ -140,6 +154,28 @@ class HeldOut:
     answer: str | None
     new_tokens: int
 
+    def __post_init__(self) -> None:
+        """Refuses, before anything is trained, what cannot be scored."""
+        if not self.rows:
+            raise user_error("held_out", "there are no rows to measure success on", accepted="rows")
+        if len(self.rows) < FEW_ROWS:
+            log.warning(
+                "held_out has %d rows, and on so few a verdict is unlikely: give %d or more",
+                len(self.rows),
+                FEW_ROWS,
+            )
+        if self.answer is None:
+            return
+        try:
+            one_group(self.answer)
+        except ValueError as error:
+            raise user_error("answer", str(error), value=self.answer) from None
+        texts = [text for row in self.rows if isinstance(text := _solution(row), str)]
+        if texts and not any(re.search(self.answer, text) for text in texts):
+            message = f"this finds an answer in none of the {len(texts)} held-out solutions"
+            accepted = f"one that matches, say, {shortened(texts[0])!r}"
+            raise user_error("answer", message, value=self.answer, accepted=accepted)
+
     @property
     def digest(self) -> str:
         """Of the rows and what is asked of them."""
@@ -174,6 +210,13 @@ class HeldOut:
                 batch_size=size,
             )
         return {"held_out/pass@1": solved, "held_out/nll": nll}
+
+
+def _solution(row: Any) -> Any:
+    """The text that a held-out row has as its answer; None where it has messages, or is no row."""
+    if not isinstance(row, Mapping):
+        return None
+    return next((row[name] for name in ANSWERS if name in row), None)
 
 
 def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:

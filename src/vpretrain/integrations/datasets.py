@@ -68,6 +68,9 @@ def feedback_of(
             feedback, or asks for a tokenizer or a template that is not there.
     """
     rows = list(rows)
+    if any(not isinstance(row, Mapping) for row in rows[:1]):
+        message = "rows are dicts of columns; of a DatasetDict take one split (split='train')"
+        raise user_error(where, message, value=shortened(repr(rows[0])), accepted=FORMATS)
     if rows and "input_ids" in rows[0]:
         if signal.reads_text or signal.second_answer is not None:
             message = f"feedback of the kind {signal.kind} reads text, and these rows are tokens"
@@ -226,6 +229,10 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[
         return chat
     if prompt is None and isinstance(row.get("text"), str):
         return Row("", _unended(row["text"], tokenizer), origin, origin)
+    for name in ("prompt", *columns, "messages", "text"):
+        if name in row and row[name] is None:
+            message = f"the cell of {name} is empty: fill it, or leave the row out"
+            raise user_error(origin, message, value=None, accepted="text")
     raise user_error(
         origin,
         "this row has none of the columns that are read; rename them",

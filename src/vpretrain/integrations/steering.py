@@ -185,19 +185,25 @@ class Steering(Value):
 
 
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
-    """The keys of designers in a section of their own."""
+    """The keys of designers in a section of their own. Arms that read no feedback leave aside those
+    of the others, so that one script serves both."""
     rest = dict(keys)
     arm = ARMS.all.get(str(rest.get("arm", ARMS.default)))
+    kind = (arm and arm.designer) or ARMS.default
     if "designer" in rest:
-        if not isinstance(given := rest["designer"], Mapping | Section):
-            return rest  # refused as what it is
-        section = {"kind": (arm and arm.designer) or ARMS.default, **dict(given)}
-        return {"arm": section["kind"], **rest, "designer": section}
-    of_designers = {key for section in ARMS.kinds.values() for key in section.model_fields} - own
-    section = {key: rest.pop(key) for key in list(rest) if key in of_designers}
-    if arm is not None and arm.designer is not None:
-        section["kind"] = arm.designer
-    return {**rest, "designer": {"kind": ARMS.default, **section}}
+        if not isinstance(given := rest.pop("designer"), Mapping | Section):
+            return {**rest, "designer": given}  # refused as what it is
+        section = {"kind": kind, **dict(given)}
+        rest = {"arm": section["kind"], **rest}
+    else:
+        of_designers = {key for each in ARMS.kinds.values() for key in each.model_fields} - own
+        section = {"kind": kind, **{key: rest.pop(key) for key in [*rest] if key in of_designers}}
+        if arm is not None and arm.designer:
+            section["kind"] = kind
+    if arm is not None and arm.designer and not ARMS.kinds[arm.designer].uses_feedback:
+        fields = ARMS.kinds[arm.designer].model_fields
+        section = {key: held for key, held in section.items() if key in fields} | {"kind": kind}
+    return {**rest, "designer": section}
 
 
 _SECTIONS = ("learner.", "designer.", "value.")

@@ -32,13 +32,12 @@ def read_run(folder: Path) -> Recipe:
     """
     accepted = "a folder that `vpretrain train` wrote and finished"
     path = folder / "recipe.yaml"
+    if (folder / "compare.json").is_file():
+        message = "this is a comparison, which keeps no models; train the arm you want to look at"
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
     if not path.is_file():
         message = "this is no run folder: there is no recipe.yaml in it"
-        if (folder / "compare.json").is_file():
-            message = (
-                "this is a comparison, which keeps no models; train the arm you want to look at"
-            )
-        elif not folder.exists():
+        if not folder.exists():
             message = "there is no such folder"
         raise user_error("RUN", message, value=str(folder), accepted=accepted)
     missing = [] if (folder / "designer" / "state.pt").is_file() else ["designer/state.pt"]

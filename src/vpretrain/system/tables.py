@@ -322,7 +322,10 @@ def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: st
             yield start, dict(zip(names, cells, strict=True))
         elif cells:
             message = "this row has another number of cells than there are columns: quote a cell "
-            message += "that holds the delimiter or a line break"
+            message += "that holds a comma or a line break"
+            if len(names) <= 2 and any(";" in name for name in names):
+                message = "cells are told apart by commas, and this file seems to have semicolons: "
+                message += "save it as CSV with commas, or with tabs as .tsv"
             accepted = f"{len(names)}: {shortened(', '.join(names))}"
             yield start, Problem(f"{path}:{start}", f"{len(cells)} cells", accepted, message)
 

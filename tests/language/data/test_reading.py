@@ -46,6 +46,14 @@ def test_a_file_of_nothing_but_bad_rows_stops_all_the_same(here):
         assert "no rows" in problem.message and problem.value == "stream.jsonl"
 
 
+def test_copies_among_the_feedback_rows_are_warned_of(here):
+    rows = (here / "feedback.jsonl").read_text().splitlines()
+    write(here / "feedback.jsonl", [json.loads(row) for row in [*rows, rows[0], rows[1]]])
+    made = recipe(here)
+    said = "\n".join(notices(read(made), {}, made.data))
+    assert f"2 of the {len(rows) + 2} rows of the feedback are copies of others" in said
+
+
 def test_exact_copies_are_counted_and_left_out_where_that_is_asked(here):
     other = {**STREAM[0], "solution": STREAM[1]["solution"]}
     write(here / "stream.jsonl", [*STREAM, STREAM[3], other, *STREAM[:2]])

@@ -142,7 +142,7 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
     if texts.skipped:
         lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
         lines += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]
-    lines += [*_copies(texts, data), *_few(texts)]
+    lines += [*_copies(texts, data), *_few(texts), *_repeated(texts)]
     for name, count in counts.items():
         limit = data.window_tokens if name.startswith("stream/") else data.feedback.max_tokens
         lines += [f"{name}: {loss}" for loss in count.losses(limit)]
@@ -168,6 +168,19 @@ def _copies(texts: Texts, data: Data) -> Iterator[str]:
             total = f"{count} of {len(texts.stream[name])}"
             fix = "data.on_duplicate_row=skip leaves them out"
             yield f"stream/{name}: rows that are exact copies of earlier ones: {total}; {fix}"
+
+
+def _repeated(texts: Texts) -> Iterator[str]:
+    """Copies among verified rows make halves of the feedback agree that share no information."""
+    for name, task in texts.tasks.items():
+        distinct = len({(row.prompt, row.text) for row in task.rows if row.tokens is None})
+        rows = sum(row.tokens is None for row in task.rows)
+        if distinct < rows:
+            whose = "the feedback" if name == SINGLE else f"the feedback {name}"
+            yield (
+                f"warning: {rows - distinct} of the {rows} rows of {whose} are copies of others, "
+                "which makes the feedback look more reliable than it is: leave them out"
+            )
 
 
 def _few(texts: Texts) -> Iterator[str]:
