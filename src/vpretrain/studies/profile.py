@@ -6,7 +6,6 @@ arms' rounds are interleaved (A B A B), so that what else the machine does meets
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import resource
 import statistics
 import time
@@ -29,6 +28,8 @@ from vpretrain.run.parts import Parts
 from vpretrain.studies.compare import check_arms
 from vpretrain.system import timing
 from vpretrain.system.errors import Fault
+from vpretrain.system.phases import phase
+from vpretrain.system.processes import spawned
 
 PARTS = ("data", "meta", "designer", "candidates", "loss", "learner")
 """Of a step: ``designer`` is what makes the task, ``candidates`` the search for them, ``loss`` the
@@ -61,26 +62,17 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         Fault: a process ended.
     """
     check_arms(recipe, arms)
-    context = multiprocessing.get_context("spawn")
     children: dict[str, tuple[Any, Connection]] = {}
     try:
         for arm in arms:
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_child, args=(recipe.model_copy(update={"arm": arm}), theirs), daemon=True
-            )
-            process.start()
-            theirs.close()
-            children[arm] = (process, ours)
-        for _, pipe in children.values():
+            children[arm] = spawned(_child, recipe.model_copy(update={"arm": arm}))
+        for _, pipe in phase("loading, arms", children.values(), len(arms)):
             _ask(pipe, "build")
-        for _ in range(warm_up):
-            for _, pipe in children.values():
-                _ask(pipe, "round")
         rounds_of: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-        for _ in range(rounds):
+        for _ in phase("measuring, rounds", range(warm_up + rounds), warm_up + rounds):
             for arm, (_, pipe) in children.items():
                 rounds_of[arm].append(_ask(pipe, "round"))
+        rounds_of = {arm: found[warm_up:] for arm, found in rounds_of.items()}
         peaks = {arm: _ask(pipe, "peak") for arm, (_, pipe) in children.items()}
         flops = {arm: _ask(pipe, "count") for arm, (_, pipe) in children.items()}
     finally:

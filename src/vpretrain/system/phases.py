@@ -23,7 +23,9 @@ def warn_once(text: str) -> None:
     log.warning(text)
 
 
-def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:
+def phase(
+    name: str, items: Iterable[ItemT], total: int, *, first_seconds: float = FIRST_SECONDS
+) -> Iterator[ItemT]:
     """The items, with lines like ``reading pictures: 120 of 500`` on standard error.
 
     The first line comes after two seconds and the next every ten: a short phase is silent, and no
@@ -33,9 +35,10 @@ def phase(name: str, items: Iterable[ItemT], total: int) -> Iterator[ItemT]:
         name: of the phase.
         items: whatever is worked through.
         total: how many there are.
+        first_seconds: before the first line; more for what comes again and again.
     """
     started = shown = time.monotonic()
-    wait = FIRST_SECONDS
+    wait = first_seconds
     for number, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()

@@ -106,19 +106,10 @@ def _workers(
     make: Callable[[], Callable[..., Any]], count: int
 ) -> Iterator[dict[Connection, BaseProcess]]:
     """Processes by the pipe to each; killed when the block is left."""
-    context = multiprocessing.get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
-    resource_tracker.ensure_running()  # or starting the first worker lets the signals through again
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # workers inherit this
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+            process, ours = spawned(_serve)
             workers[ours] = process
             ours.send(make)
         yield workers
@@ -126,6 +117,21 @@ def _workers(
         for worker in workers.values():
             worker.kill()
             worker.join()
+
+
+def spawned(target: Callable[..., None], *given: Any) -> tuple[BaseProcess, Connection]:
+    """A fresh process of ``target(*given, pipe)`` that leaves Ctrl-C to this one, and its pipe."""
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # or the first start lets the signals through again
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*given, theirs), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # processes inherit this
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return process, ours
 
 
 def _received(pipe: Connection) -> tuple[str, Any]:

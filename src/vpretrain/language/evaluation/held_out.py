@@ -16,6 +16,7 @@ from vpretrain.language.evaluation.extraction import plain_match
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.run.scores import Score, proportion_stderr
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.phases import EVERY_SECONDS, phase
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def negative_log_likelihood(
         # Longest first: rows of one batch are then of a length, and a batch that is too large fails
         # at once.
         ordered = sorted(range(len(documents)), key=lambda at: -len(documents[at].ids))
-        for chunk in _batches(ordered, batch_size):
+        for chunk in _batches(ordered, batch_size, "measuring the held-out NLL, batches"):
             losses, row = learner.token_losses(
                 padded([documents[at] for at in chunk], pad_id=pad_id)
             )
@@ -75,7 +76,7 @@ def greedy_exact_match(
     right = [0.0] * len(rows)
     with evaluating(learner.model):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
-        for chunk in _batches(ordered, batch_size):
+        for chunk in _batches(ordered, batch_size, "answering held-out prompts, batches"):
             prompts = layout.prompts([rows[at] for at in chunk])
             pad = layout.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             ids, mask = left_padded(prompts, pad_id=pad, device=learner.device)
@@ -96,6 +97,8 @@ def greedy_exact_match(
     return Score(fraction, stderr, len(rows), higher_is_better=True, items=tuple(right))
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _batches(items: Sequence[Any], size: int, name: str) -> Iterator[Sequence[Any]]:
+    """Batches of the items; a measurement that takes long says how far it is."""
+    starts = range(0, len(items), size)
+    batches = (items[start : start + size] for start in starts)
+    return phase(name, batches, len(starts), first_seconds=EVERY_SECONDS)
