@@ -15,7 +15,14 @@ from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream
-from vpretrain.language.data.texts import Texts, documents_of, notices, read, refuse_shared
+from vpretrain.language.data.texts import (
+    Texts,
+    documents_of,
+    notices,
+    read,
+    refuse_shared,
+    repeated,
+)
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
@@ -109,7 +116,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         }
         of_feedback = [document for task in tasks.values() for document in task.documents]
         refuse_shared(texts, of_feedback, others, {*tokenizer.all_special_ids})
-        lines = notices(texts, counts, recipe.data)
+        lines = [*notices(texts, counts, recipe.data), *repeated(recipe, counts)]
         for line in lines:
             warn_once(line)
         return Materials(

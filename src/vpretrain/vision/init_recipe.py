@@ -104,9 +104,11 @@ def recipe_of(
 
 
 def _head(plan: _Plan, out: Path) -> str:
-    description = f"{Path(plan.stream).name} steered by {Path(plan.feedback.labels).parent.name}"
+    labels = Path(plan.feedback.labels)
+    steers = labels.parent.name or labels.name  # `beside`: pictures and maps in one folder
+    description = f"{Path(plan.stream).name} steered by {steers}"
     return f"""\
-# vpretrain compare {out} --arms plain,ascent,fixed_random_direction
+# vpretrain compare {out} --arms plain,view_weights,reversed_feedback
 #
 # Written by `vpretrain init`. What is wrong with it, and one run of it:
 #   vpretrain check {out}
@@ -114,7 +116,7 @@ def _head(plan: _Plan, out: Path) -> str:
 # Every key with its value is in `recipe.yaml` in the folder of a run.
 modality: vision
 description: {_text(description)}
-arm: ascent  # learned masks on DINO's views; others: `vpretrain arms vision`
+arm: view_weights  # views by their value to the labels; others: `vpretrain arms vision`
 budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 """
 
@@ -162,7 +164,8 @@ learner:
   {_head_keys(plan)}
   head_warmup_steps: {_warmup_steps(plan.pictures)}
   # dtype: bfloat16  # on a GPU
-value: {{meta_period: 4}}
+designer: {{kind: view_weights, tilt: 1.0}}
+value: {{meta_period: 8}}
 evaluate:
   split: test
   probes: [segmentation]
