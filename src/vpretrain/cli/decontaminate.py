@@ -92,11 +92,11 @@ def decontaminate(
             report=report,
             progress=lambda rows: bar.update(task, completed=rows),
         )
-    _say_summary(console, summary)
+    _say_summary(console, summary, document)
     shell.emit(asdict(summary), as_json)
 
 
-def _say_summary(console: Console, summary: Any) -> None:
+def _say_summary(console: Console, summary: Any, document: str) -> None:
     fraction = summary.removed / summary.rows
     removed = f"{summary.removed:,} removed ({fraction:.3%})"
     say(console, f"{summary.rows:,} rows, {removed}, against {summary.protected:,} texts")
@@ -107,10 +107,9 @@ def _say_summary(console: Console, summary: Any) -> None:
             "near-duplicates of",
         )
     if fraction > _SUSPICIOUS:
-        say(
-            console,
-            "more than one row in a hundred: read the report; --columns says which columns "
-            "are protected",
-        )
+        advice = "--columns says which columns are protected"
+        if document == "file":
+            advice += ", --document paragraph or line takes out less than whole files"
+        say(console, f"more than one row in a hundred: read the report; {advice}")
     for name in ("out", "report", "certificate"):
         say(console, f"{name}: {getattr(summary, name)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,6 +62,9 @@ def init(
     """Writes a commented recipe for text or pictures and checks it; asks for what no flag says."""
     if out.exists():
         raise user_error("--out", "there is something already; name another file", value=str(out))
+    if out.parent.is_dir() and not os.access(out.parent, os.W_OK):
+        message = f"no permission to write in {out.parent}; name a file elsewhere"
+        raise user_error("--out", message, value=str(out))
     stream = stream or _asked(
         "--stream",
         f"What to train on, unlabeled: text ({_ROWS}) or pictures (a folder)",
