@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests.integrations.conftest import TOKENIZER
+from tests.integrations.conftest import TOKENIZER, tiny
 from tests.integrations.test_examples import EXAMPLE
 from tests.integrations.test_transformers import steered
 from tests.reliability.processes import together
@@ -24,7 +24,7 @@ NETWORKS = {
 """Keys of the arms that have a network."""
 
 
-def trained(arm, folder, feedback, stream, empty=()):
+def trained(arm, folder, feedback, stream, empty=(), is_tied=False):
     """Losses, weights and metrics; the rows of ``empty`` have no label, and with two processes fall
     to the second.
     """
@@ -39,6 +39,7 @@ def trained(arm, folder, feedback, stream, empty=()):
         folder,
         feedback,
         rows,
+        model=tiny(tie_word_embeddings=is_tied),
         steering={"arm": arm, **NETWORKS.get(arm, {})},
         max_steps=5,
         per_device_train_batch_size=4 // distributed.world(),
@@ -65,10 +66,13 @@ def padded(rows):
     }
 
 
-@pytest.mark.parametrize("arm", ["onehot", "document_weights", "ascent", "weight_field"])
-def test_two_processes_make_the_run_of_one(arm, tmp_path, feedback, stream, head):
-    losses, weights, metrics = trained(arm, tmp_path / "one", feedback, stream)
-    first, second = together(2, trained, arm, tmp_path / "two", feedback, stream)
+@pytest.mark.parametrize(
+    ("arm", "is_tied"),
+    [("onehot", False), ("document_weights", True), ("ascent", False), ("weight_field", False)],
+)
+def test_two_processes_make_the_run_of_one(arm, is_tied, tmp_path, feedback, stream, head):
+    losses, weights, metrics = trained(arm, tmp_path / "one", feedback, stream, (), is_tied)
+    first, second = together(2, trained, arm, tmp_path / "two", feedback, stream, (), is_tied)
     assert first[0] == second[0] == pytest.approx(losses, rel=1e-5)
     for a, b, c in zip(first[1], second[1], weights, strict=True):
         assert (a == b).all() and a == pytest.approx(c, abs=1e-4)
