@@ -244,9 +244,12 @@ def from_config(
 
 
 def _makes_no_model(kind: ModelKind, where: str, given: object, error: Exception) -> UserError:
+    why, of_another = brief(error), re.search(r"configuration class .*\.(\w+)Config'", str(error))
+    if of_another:  # and then a list of all that transformers has
+        why = f"it is a {of_another[1]}, which is of another kind"
     return user_error(
         where,
-        f"this makes no {kind.name}: {brief(error)}",
+        f"this makes no {kind.name}: {why}",
         value=given,
         accepted=f"`model_type` of a transformers {kind.name}, and values for its keys that go "
         "together",
