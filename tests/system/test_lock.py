@@ -9,7 +9,7 @@ import time
 import pytest
 
 from vpretrain.system.errors import UserError
-from vpretrain.system.lock import writing
+from vpretrain.system.lock import one_at_a_time, writing
 
 HOLDS = """
 import sys, time
@@ -45,3 +45,21 @@ def test_the_folder_is_free_after_a_fault(tmp_path):
     with writing(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_who_waits_for_another_command_is_told_of_it(tmp_path, caplog):
+    code = """
+import sys, time
+from pathlib import Path
+from vpretrain.system.lock import one_at_a_time
+with one_at_a_time(Path(sys.argv[1]), "making this"):
+    print("held", flush=True)
+    time.sleep(1)
+"""
+    path = tmp_path / "made.lock"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with one_at_a_time(path, "making this"):
+            assert holder.wait(10) == 0
+    assert "another command is making this; waiting for it" in caplog.text

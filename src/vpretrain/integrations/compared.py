@@ -89,13 +89,7 @@ def compare_arms(
             weights, a held-out row is trained on or steers, or ``out`` holds runs of another
             script.
     """
-    if len(set(arms)) < len(arms) or len(arms) < 2 or seeds < 1:
-        message = "a comparison needs two arms or more, each named once, and a seed"
-        raise user_error("compare_arms", message, value=f"arms={list(arms)}, seeds={seeds}")
-    for arm in arms:
-        if arm not in (known := steering_arms()):
-            message = f"there is no such arm beside a trainer{nearest(arm, known)}"
-            raise user_error("arms", message, value=arm, accepted=", ".join(known))
+    _check_arms(arms, seeds)
     with renamed({"--out": "out"}):
         folder = results_folder(Path(out))
     test = HeldOut(list(held_out), answer, new_tokens)
@@ -113,6 +107,17 @@ def compare_arms(
         if sentence := first_sentence(folder):
             say(console, sentence)
     return table
+
+
+def _check_arms(arms: Sequence[str], seeds: int) -> None:
+    if len(set(arms)) < len(arms) or len(arms) < 2 or seeds < 1:
+        message = "a comparison needs two arms or more, each named once, and a seed"
+        raise user_error("compare_arms", message, value=f"arms={list(arms)}, seeds={seeds}")
+    known = steering_arms()
+    for arm in arms:
+        if arm not in known:
+            message = f"there is no such arm beside a trainer{nearest(arm, known)}"
+            raise user_error("arms", message, value=arm, accepted=", ".join(known))
 
 
 def _all_runs(

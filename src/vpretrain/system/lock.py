@@ -67,7 +67,7 @@ def one_at_a_time(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another command is %s; waiting for it", what)
+            log.warning("another command is %s; waiting for it", what)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # no locks here
             pass
