@@ -26,6 +26,10 @@ ENVIRONMENT = {
     "command": "vpretrain compare demo-language --arms onehot,closed_form",
 }
 # How far an arm takes a score from step 0 to perfect, by the end.
+DESCRIPTIONS = {
+    "onehot": "no steering: plain next-token prediction",
+    "random_feedback": "control: a fresh random direction at every feedback batch",
+}
 GAINS = {"onehot": 0.1, "field": 0.45, "closed_form": 0.6, "random_feedback": 0.12}
 
 
@@ -167,6 +171,7 @@ def comparison(
             "match": "steps",
             "budget": steps,
             "unit": unit,
+            "arms": {arm: DESCRIPTIONS.get(arm, "steers") for arm in arms},
             "metrics": meaning,
             "step0": step0,
             "runs": runs,

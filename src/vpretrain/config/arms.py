@@ -54,7 +54,8 @@ class Arm:
     """What the name of an arm stands for.
 
     Args:
-        description: a sentence.
+        description: a sentence; of a control, which does not hear the feedback as it is, it begins
+            with that word, and reports hold the steered arm against it.
         designer: a kind; None: the recipe's ``designer``.
         control: None: the recipe's ``feedback.control``.
         trains_on: whether the learner's data are those of the stream.

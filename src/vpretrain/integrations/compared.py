@@ -315,7 +315,7 @@ def _table(
     runs: Sequence[dict[str, Any]], step0: Mapping[str, Score], folder: Path
 ) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": s.higher_is_better} for name, s in step0.items()}
-    baseline = runs[0]["arm"]
+    baseline, known = runs[0]["arm"], steering_arms()
     summary, paired = paired_table(runs, metrics, baseline)
     add_items(paired, folder, baseline, sorted({run["seed"] for run in runs}))
     return {
@@ -324,6 +324,7 @@ def _table(
         "match": "steps",
         "budget": max(run["steps"] for run in runs),
         "unit": "tokens",
+        "arms": {run["arm"]: known[run["arm"]] for run in runs},
         "metrics": metrics,
         "step0": {
             name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in step0.items()

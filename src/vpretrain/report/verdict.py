@@ -10,45 +10,37 @@ from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
+from vpretrain.studies.statistics import paired_table
 from vpretrain.system.html import Markup, joined, name, tag
 
-# Arms that hold something against steering, and are not steered by the examples.
-_CONTROLS = {
-    "random_feedback",
-    "fixed_random_direction",
-    "reversed_feedback",
-    "shuffled_feedback",
-    "uniform_smoothing",
-    "self_distillation",
-    "random_selection",
-    "random_masks",
-    "uneven_masks",
-    "other_pictures",
-    "constant_mask",
-}
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
 _OUTCOME = {
     "better": "Your examples helped: ",
     "worse": "Your examples did harm: ",
     "undecided": "Whether your examples helped is not decided: ",
 }
+_BY_CHANCE = "Steering helped, and whether it is your examples that did is not decided: "
 
 
 def headline(section: Section) -> Markup:
     """What people ask first, in the metric that they care about, then the loss; empty where no arm
     was steered by examples or nothing is paired.
 
-    The steered arm is the first after the baseline, unless that is a control."""
+    The steered arm is the first after the baseline, unless that is a control. It has the examples
+    to thank only where it is better than every control too."""
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
-    if section.kind != "comparison" or steered in _CONTROLS or not pairs:
+    controls = [arm for arm in section.arms[1:] if _is_control(section, arm)]
+    if section.kind != "comparison" or steered in controls or not pairs:
         return joined()
     kinds = {metric: metric.rpartition("/")[2] for metric in section.metrics if metric in pairs}
     first = next((metric for metric in kinds if kinds[metric] in _SOLVED), None)
     first = first or next(iter(kinds), None)
     if first is None:
         return joined()
-    outcome = _OUTCOME[pairs[first].verdict]
+    found = pairs[first].verdict
+    equals = _not_beaten(section, steered, controls, first) if found == "better" else []
+    outcome = _BY_CHANCE if equals else _OUTCOME[found]
     loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
     before, after = "", ""
     if kinds[first] not in _SOLVED:
@@ -59,7 +51,44 @@ def headline(section: Section) -> Markup:
     text = joined(outcome, before, _three(section, first, steered), after, ". ")
     if loss is not None:
         text = joined(text, "Held-out loss: ", _three(section, loss, steered), ". ")
+    if found == "better":
+        text = joined(text, _beside_controls(controls, equals))
     return text
+
+
+def _is_control(section: Section, arm: str) -> bool:
+    """As its description says, which for such an arm begins with the word."""
+    return section.descriptions.get(arm, "").startswith("control")
+
+
+def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric: str) -> list[str]:
+    """The controls that the steered arm is not better than, in pairs over seeds."""
+    runs = [
+        {"arm": run.arm, "seed": run.entry.seed, "final": run.entry.final}
+        for run in section.runs
+        if run.arm in (steered, *controls)
+    ]
+    meaning = {metric: {"higher_is_better": section.metrics[metric]}}
+    _, paired = paired_table(runs, meaning, steered)
+    return [
+        arm
+        for arm in controls
+        # Of the control against the steered arm, so that worse is what it should be.
+        if metric not in paired[arm] or paired[arm][metric]["verdict"] != "worse"
+    ]
+
+
+def _beside_controls(controls: Sequence[str], equals: Sequence[str]) -> Markup:
+    if not controls:
+        control = tag("code", "fixed_random_direction")
+        return joined(
+            "No control was run: with ", control, " among the arms, chance is ruled out. "
+        )
+    if not equals:
+        whom = "the control " if len(controls) == 1 else "the controls "
+        return joined("It is ahead of ", whom, _names(controls), " too. ")
+    whom = "the control " if len(equals) == 1 else "the controls "
+    return joined("It is not clearly ahead of ", whom, _names(equals), ". ")
 
 
 def _named(kind: str) -> str:
