@@ -1,125 +1,19 @@
+"""A recipe's keys and values: read typed, overridden, refused where they are, and dumped."""
+
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
 import pytest
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import ValidationError
 
-from vpretrain.config import recipe as recipes
-from vpretrain.config.changes import changes
+from tests.config.toy import GOOD, Source, read, refused
 from vpretrain.config.problems import shown
-from vpretrain.config.recipe import (
-    Budget,
-    Evaluate,
-    Recipe,
-    Section,
-    Value,
-    dump,
-    listing,
-    load,
-    packaged,
-)
+from vpretrain.config.recipe import Budget, Value, dump
 from vpretrain.config.renamed import RENAMED
 from vpretrain.config.yaml_places import parse
-from vpretrain.system.errors import Problem, UserError
-
-
-class Source(Section):
-    path: Path
-    weight: float = Field(1.0, gt=0, le=10)
-
-
-class Data(Section):
-    stream: tuple[Source, ...] = Field(min_length=1)
-
-
-class Learner(Section):
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    model: int | str | None = None
-    shard: bool = False
-
-
-class FieldDesigner(Section):
-    kind: Literal["field"]
-    hidden: PositiveInt = 64
-
-
-class Onehot(Section):
-    kind: Literal["onehot"]
-
-
-class ToyEvaluate(Evaluate):
-    split: str | None = None
-
-
-class Toy(Recipe):
-    data: Data
-    learner: Learner = Learner()
-    designer: Annotated[FieldDesigner | Onehot, Field(discriminator="kind")]
-    weights: dict[str, float] = Field(default_factory=dict)
-    evaluate: ToyEvaluate = ToyEvaluate()
-
-    @model_validator(mode="after")
-    def _split_is_known(self) -> Self:
-        if self.evaluate.split == "nope":
-            raise ValueError("evaluate.split is 'nope'; data has ['test']")
-        if self.evaluate.split == "odd":
-            raise ValueError("e.g. this opens with no key")
-        return self
-
-
-def never() -> type[Recipe]:
-    raise AssertionError("the recipe of another modality was asked for")
-
-
-SCHEMAS: dict[str, Callable[[], type[Recipe]]] = {"toy": lambda: Toy, "vision": never}
-
-GOOD = """\
-modality: toy
-description: A toy.
-arm: onehot
-budget:
-  steps: 10
-value:
-  meta_period: 2
-data:
-  stream:
-    - {path: a.jsonl}
-    - {path: b.jsonl, weight: 5e-5}
-designer: {kind: field}
-"""
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    def write(text: str, name: str = "toy.yaml") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-def read(path: Path | str, *overrides: str) -> Toy:
-    recipe = load(path, overrides, schemas=SCHEMAS)
-    assert isinstance(recipe, Toy)
-    return recipe
-
-
-def refused(path: Path | str, *overrides: str) -> dict[str, Problem]:
-    """The problems by where they are, the folder of the file left out."""
-    with pytest.raises(UserError) as caught:
-        load(path, overrides, schemas=SCHEMAS)
-    folder = f"{Path(path).parent}/"
-    found = {problem.where.replace(folder, ""): problem for problem in caught.value.problems}
-    assert len(found) == len(caught.value.problems), "one problem, one place"
-    return found
 
 
 def test_a_recipe_is_read_typed_and_frozen(write: Callable[..., Path]) -> None:
@@ -320,95 +214,6 @@ def test_an_override_that_cannot_be_applied(
     assert description in problem.message
 
 
-def test_extends_merges_deeply_and_replaces_lists(write: Callable[..., Path]) -> None:
-    write(GOOD, "base.yaml")
-    write(
-        "extends: ../base.yaml\nvalue: {settle_steps: 3}\ndata: {stream: [{path: c}]}\n",
-        "more/middle.yaml",
-    )
-    path = write("extends: more/middle.yaml\nvalue: {settle_steps: 4}\nbudget: {tokens: 5}\n")
-    recipe = read(path)
-    assert recipe.value == Value(meta_period=2, settle_steps=4)
-    assert recipe.budget == Budget(steps=10, tokens=5)
-    assert recipe.data.stream == (Source(path=Path("c")),)
-    path = write("extends: base.yaml\nvalue: {smoothness: -1}\n")
-    assert "toy.yaml:2 value.smoothness" in refused(path)
-    write(GOOD.replace("steps: 10", "steps: ten"), "base.yaml")
-    assert "base.yaml:5 budget.steps" in refused(write("extends: base.yaml\n")), (
-        "the file that said it"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "description"),
-    [
-        ("extends: toy.yaml\n", "toy.yaml:1 extends", "circle"),
-        ("extends: other.yaml\n", "other.yaml:2 extends", "circle"),
-        ("seed: 1\nextends: [a]\n", "toy.yaml:2 extends", "one other"),
-        ("extends: othr.yaml\n", "toy.yaml:1 extends", "did you mean"),
-    ],
-)
-def test_extends_that_leads_nowhere(
-    write: Callable[..., Path], text: str, where: str, description: str
-) -> None:
-    write("seed: 1\nextends: toy.yaml\n", "other.yaml")
-    found = refused(write(text))
-    assert list(found) == [where]
-    assert description in found[where].message
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "description"),
-    [
-        ("seed: 1\nseed: 2\n", "toy.yaml:2 seed", "line 1"),
-        ("value:\n  shrink: true\n  shrink: true\n", "toy.yaml:3 value.shrink", "line 2"),
-        ("seed: 1\nbudget: [\n", "toy.yaml:2", "not valid YAML"),
-        ("seed: 1\n\tarm: x\n", "toy.yaml:2", "not valid YAML"),
-        ("description: a: b\n", "toy.yaml:1", "not valid YAML"),
-        ("description: &a [*a]\n", "toy.yaml:1", "contains itself"),
-        ("description: !!python/name:os.system\n", "toy.yaml:1", "not valid YAML"),
-        ("a: 1\n---\nb: 1\n", "toy.yaml:2", "single document"),
-        ("description: !!int abc\n", "toy.yaml:1", "not valid YAML"),
-        ("description: !!timestamp x\n", "toy.yaml:1", "not valid YAML"),
-        (f"a: {'[' * 5000}\n", "toy.yaml:1", "not valid YAML"),
-        (f"seed: {'9' * 5000}\n", "toy.yaml:1", "not valid YAML"),
-        ("description: \a\n", "toy.yaml:1", "special characters"),
-        ("- a\n", "toy.yaml", "mapping"),
-        ("", "toy.yaml", "mapping"),
-    ],
-)
-def test_a_broken_file(write: Callable[..., Path], text: str, where: str, description: str) -> None:
-    found = refused(write(text), "foo")
-    assert description in found[where].message
-    assert "override foo" in found, "the other problems are told as well"
-
-
-def test_a_file_that_is_not_text_or_not_there(write: Callable[..., Path], tmp_path: Path) -> None:
-    path = write(GOOD)
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in refused(tmp_path / "binary.yaml")["binary.yaml"].message
-    (problem,) = refused(tmp_path / "tpy.yaml").values()
-    assert f"did you mean {path}?" in problem.message
-    assert problem.value == str(tmp_path / "tpy.yaml")
-    for name in packaged():
-        assert name in problem.accepted
-    (folder,) = refused(tmp_path).values()
-    assert "this is a folder" in folder.message and str(path) in folder.accepted
-    (problem,) = refused("seed=3").values()
-    assert "the recipe comes first" in problem.message
-
-
-def test_a_packaged_recipe_goes_by_its_name(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(GOOD, "demo-toy.yaml")
-    monkeypatch.setattr(recipes, "packaged", lambda: {"demo-toy": path})
-    assert read("demo-toy") == read(path)
-    assert read(write("extends: demo-toy\nseed: 3\n")).seed == 3
-    with pytest.raises(UserError, match="did you mean demo-toy"):
-        read("demo-tyo")
-
-
 def test_what_is_dumped_loads_to_the_same_recipe(write: Callable[..., Path]) -> None:
     awkward = [
         "1e5",
@@ -435,63 +240,6 @@ def test_what_is_dumped_loads_to_the_same_recipe(write: Callable[..., Path]) -> 
     )
 
 
-def test_anchors_may_be_used_and_share_nothing(write: Callable[..., Path]) -> None:
-    text = GOOD.replace("- {path: a.jsonl}", "- &a {path: a.jsonl, weight: 2}")
-    path = write(text.replace("- {path: b.jsonl, weight: 5e-5}", "- *a\n    - {<<: *a, weight: 3}"))
-    weights = [source.weight for source in read(path, "data.stream.0.weight=7").data.stream]
-    assert weights == [7.0, 2.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    "bomb",
-    [
-        "\n".join(
-            ["a0: &a0 {k0: 1}"]
-            + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
-        ),
-        "\n".join(
-            ["a0: &a0 {k0: 1}"]
-            + [
-                f"a{n}: &a{n} {{<<: *a{n - 1}, {', '.join(f'k{n}x{i}: 1' for i in range(10))}}}"
-                for n in range(1, 300)
-            ]
-        ),
-        f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 1_000)}]",
-    ],
-    ids=["merges of merges", "a chain of merges", "long text"],
-)
-def test_a_few_lines_that_stand_for_much_are_refused_at_once(bomb: str) -> None:
-    began = time.process_time()
-    with pytest.raises(UserError, match="with anchors written out"):
-        parse(bomb, str)
-    assert time.process_time() - began < 5  # a second, on a machine that has nothing else to do
-
-
-def test_listing(
-    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recipes, "packaged", lambda: {})
-    assert listing(None) == listing(tmp_path / "none") == []
-    write("value: {}\n", "a/base.yaml")  # there to be extended
-    write(GOOD, "a/toy.yaml")
-    write("extends: toy.yaml\ndescription: Another.\n", "a/z.yaml")
-    write("a: [\n", "a/broken.yaml")
-    broken, toy, another = listing(tmp_path)
-    assert toy == {
-        "name": str(tmp_path / "a" / "toy.yaml"),
-        "modality": "toy",
-        "description": "A toy.",
-    }
-    assert another["description"] == "Another."
-    assert broken["description"].startswith("cannot be read: ")
-    assert read(toy["name"]).description == "A toy."
-
-
-def test_every_packaged_recipe_is_listed() -> None:
-    assert {row["name"] for row in listing(None)} >= set(packaged())
-    assert all(row["modality"] and row["description"] for row in listing(None))
-
-
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_renamed_key_is_refused_with_its_new_name(write: Callable[..., Path], old: str) -> None:
     """In a file and as an override, and nothing else is said of it."""
@@ -504,24 +252,3 @@ def test_a_renamed_key_is_refused_with_its_new_name(write: Callable[..., Path], 
 def test_a_renamed_key_of_a_file_is_shown_at_its_line(write: Callable[..., Path]) -> None:
     found = refused(write(GOOD.replace("description:", "says:")))
     assert list(found) == ["toy.yaml:2 says"]
-
-
-def test_a_folder_of_another_version_is_named_as_such(
-    write: Callable[..., Path], tmp_path: Path
-) -> None:
-    recipe = read(write(GOOD))
-    (tmp_path / "run").mkdir()
-    old = GOOD.replace("description:", "says:")
-    (tmp_path / "run" / "recipe.yaml").write_text(old, encoding="utf-8")
-    (problem,) = changes(tmp_path / "run", recipe, "name another folder")
-    assert "an earlier version" in problem.message and "name another folder" in problem.message
-
-
-@pytest.mark.parametrize("text", ["x: [" + "1, " * 60_000 + "]", "x" * 20_000_000])
-def test_more_than_any_recipe_holds_is_refused_at_once(
-    text: str, write: Callable[..., Path]
-) -> None:
-    began = time.process_time()
-    with pytest.raises(UserError, match=r"more than 20000 values|too long for a recipe"):
-        recipes.load(write(text), schemas=SCHEMAS)
-    assert time.process_time() - began < 5  # a second, on a machine that has nothing else to do
