@@ -71,3 +71,45 @@ def test_the_same_block_twice_does_the_same(kept):
             learn(*kept)
             weights.append(kept[0].model[3].weight.detach().clone())
     assert torch.equal(*weights)
+
+
+class Followed:
+    """A learner with something beside its model that follows it."""
+
+    def __init__(self, model):
+        self.model, self.teacher = model, torch.zeros(3)
+
+    def state_dict(self):
+        return {"teacher": self.teacher}
+
+    def load_state_dict(self, state):
+        self.teacher.copy_(state["teacher"])
+
+
+def test_a_snapshot_keeps_buffers_modes_and_generators_and_what_follows_the_model():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    learner = Followed(model)
+    unchanged = Snapshot(learner, optimizer)
+    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generators = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ZeroDivisionError), unchanged():
+        model.eval()
+        model.train()
+        model[2].eval()
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.param_groups[0]["lr"] = 1.0
+        optimizer.step()
+        learner.teacher += 1
+        random.random()
+        assert not torch.equal(saved["1.running_mean"], model[1].running_mean)
+        raise ZeroDivisionError
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generators[0]) and random.getstate() == generators[1]
+    assert (
+        model[2].training and optimizer.param_groups[0]["lr"] == 0.0 and not learner.teacher.any()
+    )
+    assert all(state["step"] == 1 for state in optimizer.state.values())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.studies.test_probe import TINY, tiny_recipe
+from tests.studies.small_recipe import TINY, tiny_recipe
 from vpretrain.cli import app
 from vpretrain.language import Language
 from vpretrain.method import vectors
