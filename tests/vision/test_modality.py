@@ -1,35 +1,20 @@
-"""Whole runs on tiny backbones: the information bottlenecks, the baselines, checkpoints, and what
-is refused.
-"""
+"""Whole runs on tiny backbones: the information bottlenecks, the baselines, and the studies."""
 
 import json
 
 import pytest
 import torch
-from transformers import AutoModel
 
 from tests.designers import arms_of
-from tests.vision.conftest import (
-    IJEPA,
-    KINDS,
-    SCENES,
-    SHAPE,
-    SMALL,
-    tiny_recipe,
-    trained,
-    weights_hash,
-)
+from tests.vision.conftest import KINDS, tiny_recipe, trained, weights_hash
 from vpretrain.config.arms import CONTROLS
 from vpretrain.method import vectors
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.estimators import NAMES
 from vpretrain.run.build import new_step
-from vpretrain.studies.check import check
 from vpretrain.studies.compare import compare
 from vpretrain.studies.doctor import doctor
-from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision, modality
-from vpretrain.vision.learners import beside
 from vpretrain.vision.steering.arms import ARMS, DEMO
 from vpretrain.vision.steering.views import BaselineViews
 
@@ -43,6 +28,7 @@ METRICS = {
     "test/accuracy",
     "test/knn",
 }
+
 # a guard that closes on bad gains is a way, if a narrow one, from labels to the learner
 OPEN = "value.guard_window=0"
 
@@ -205,88 +191,6 @@ def test_held_out_heads_are_made_once_a_build(materials, monkeypatch):
     assert len(made) == 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "of_head"), [("dino", "head.prototypes"), ("ijepa", "predictor.mask_token")]
-)
-def test_heads_are_warmed_up_once_and_alike(kind, of_head):
-    """A build that finds them made is the same as one that makes them, and the backbone has not
-    moved.
-    """
-    recipe = tiny_recipe("arm=plain", kind=kind)
-    shared = Vision().load(recipe)
-    first, second = Vision().build(recipe, shared), Vision().build(recipe, shared)
-    alone = Vision().build(recipe, Vision().load(recipe))
-    cold = Vision().build(
-        tiny_recipe("arm=plain", "learner.head_warmup_steps=0", kind=kind), Vision().load(recipe)
-    )
-    moved = {
-        name
-        for name, parameter in first.learner.model.named_parameters()
-        if not torch.equal(parameter, cold.learner.model.get_parameter(name))
-    }
-    assert moved and all(name.startswith(("head.", "predictor.")) for name in moved)
-    states = [beside(parts.learner) for parts in (first, second, alone, cold)]
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
-    assert not torch.equal(states[0][of_head], states[3][of_head])
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
-    recipe = tiny_recipe("arm=plain", kind=kind)
-    parts = Vision().build(recipe, materials[kind])
-    parts.learner.after_step(0.5)
-    with torch.no_grad():
-        for parameter in parts.learner.model.parameters():
-            parameter.add_(0.01)
-    parts.save(tmp_path / "model")
-    AutoModel.from_pretrained(tmp_path / "model")
-    description = ["arm=plain", "learner.config=null", f"learner.model={tmp_path / 'model'}"]
-    going_on = tiny_recipe(*description, kind=kind)
-    again = Vision().build(going_on, Vision().load(going_on))
-    assert weights_hash(again) == weights_hash(parts)
-    states = [beside(each.learner) for each in (parts, again)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_a_head_of_another_shape_is_refused(materials, tmp_path):
-    Vision().build(tiny_recipe(), materials["dino"]).save(tmp_path)
-    description = ["learner.config=null", f"learner.model={tmp_path}", "learner.head.prototypes=20"]
-    recipe = tiny_recipe(*description)
-    with pytest.raises(UserError, match=r"learner\.head.*shape it was made with"):
-        Vision().build(recipe, Vision().load(recipe))
-
-
-def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypatch):
-    monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
-    config = f"{{model_type: dinov3_vit, {SHAPE}, patch_size: 8}}"
-    description = [
-        "learner.config=null",
-        f"learner.prepare={{config: {config}, steps: 2, batch_size: 4}}",
-        "arm=plain",
-    ]
-    recipe = tiny_recipe(*description)
-    assert not Vision().check(recipe).problems and not list(
-        tmp_path.iterdir()
-    )  # looks, and makes nothing
-    folder = Vision().prepare(recipe, None)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "dino.safetensors",
-        "model.safetensors",
-    ]
-    materials = Vision().load(recipe)
-    assert materials.location == str(folder)
-    assert not any(key[0] == "learner" for key in materials.warmed)
-    learner = Vision().build(recipe, materials).learner
-    assert float(learner.center.abs().sum()) > 0  # came with the head, not from a warm-up
-    other = tiny_recipe(*description, "learner.prepare.seed=1")
-    assert Vision().prepare(other, None) != folder
-    again = Vision().prepare(recipe, tmp_path / "again")
-    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-
-
 def test_compare_writes_the_table(tmp_path):
     arms = ["plain", "ascent", "direct"]
     small = tiny_recipe("evaluate.probe={steps: 1, batch_size: 4, train_size: [4, 4]}")
@@ -320,90 +224,6 @@ def test_doctor_finds_every_estimator_right(kind):
     found = doctor(tiny_recipe(kind=kind))
     assert [row["name"] for row in found["estimators"]] == list(NAMES)
     assert all(row["supported"] and row["cosine"] > 0.999 for row in found["estimators"])
-
-
-def problems(*overrides):
-    return {
-        problem.where: problem.message
-        for problem in check("demo-vision", [*SMALL, *SCENES, *overrides])
-    }
-
-
-def test_check_finds_nothing_wrong_where_nothing_is():
-    assert problems() == {} and problems(*IJEPA) == {}
-
-
-def test_check_names_every_problem_at_once():
-    found = problems(
-        "arm=patch_weights",
-        "learner.crops.local_size=15",
-        "data.feedback.sets.0.train=300",
-        "evaluate.neighbours=90",
-    )
-    assert set(found) == {"arm", "learner.crops.local_size", "data.feedback.sets.0.train"}
-    found = problems(
-        "evaluate.neighbours=90",
-        "data.feedback.batch_size=20",
-        "arm=ascent",
-        "designer.keep_ratio=1",
-    )
-    assert set(found) == {"evaluate.neighbours", "data.feedback.batch_size", "designer.keep_ratio"}
-    found = problems(
-        "evaluate.blocks=7",
-        "data.feedback.head.blocks=3",
-        "designers.closed_form.candidates=99",
-        "arm=closed_form",
-        "data.image_size=28",
-    )
-    assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(
-        found
-    ) and "data.evaluation.test.0.size" in found
-    found = problems(
-        "evaluate.blocks=7",
-        "data.feedback.head.blocks=3",
-        "designers.closed_form.candidates=99",
-        "arm=closed_form",
-    )
-    assert set(found) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
-
-
-@pytest.mark.parametrize(
-    ("override", "where", "description"),
-    [
-        (
-            "data.evaluation.test.0={kind: scenes, split: feedback, count: 6}",
-            "data.feedback.sets",
-            "also in data.eval",
-        ),
-        ("data.stream.0.pictures={kind: folder, images: nowhere}", "nowhere", "no such folder"),
-        ("learner.config.patch_size=7", "learner.crops.global_size", "do not tile"),
-        ("learner.config.hiden_size=7", "learner.config.hiden_size", "no such key"),
-        ("learner.crops.global_scale=[0.9, 0.1]", "learner.crops", "lowest <= highest"),
-        ("learner.blocks.targets=0", "learner.blocks.targets", "above 0"),
-        ("evaluate.split=train", "", "which the probes learn from"),
-        ("data.feedback.tasks={colour: 1}", "data.feedback.tasks", ""),
-    ],
-)
-def test_check_refuses(override, where, description):
-    found = check("demo-vision", [*SMALL, *SCENES, override])
-    shown = "\n".join(str(problem) for problem in found)
-    assert found and where in shown and description in shown
-
-
-def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, caplog):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in (data_root / "train/images").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "broken.png").write_bytes(b"no image")
-    description = [f"data.stream.0.pictures={{kind: folder, images: {folder}}}"]
-    with pytest.raises(UserError, match="broken"):
-        Vision().load(tiny_recipe(*description))
-    kept = Vision().load(tiny_recipe(*description, "data.on_bad_row=skip"))
-    assert len(kept.sets.stream[0].pictures) == 8
-    assert "1 pictures are left out" in (said := caplog.text) and "broken.png" in said.replace(
-        "\n", ""
-    )
 
 
 def test_the_demo_shows_the_baseline_first():
