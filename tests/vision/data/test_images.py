@@ -1,4 +1,4 @@
-"""Pictures at another size keep their maps in place, numbers are normalised, digests are of content."""
+"""Pictures at another size keep their maps in place; numbers are normalised, digests of content."""
 
 from __future__ import annotations
 
