@@ -55,3 +55,20 @@ add(
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
     },
 )
+REPLAY = "arm=replay"
+add(
+    "dev-replay",
+    "selection at the price of a meta step in n: how much is trained on again, and how often",
+    "demo-language",
+    DEV,
+    {
+        "onehot": "arm=onehot",
+        "replay": REPLAY,
+        "replay, 16 repeats": f"{REPLAY} designer.repeats=16",
+        "replay, period 4, 4 repeats": f"{REPLAY} value.meta_period=4 designer.repeats=4",
+        "replay, a quarter": f"{REPLAY} designer.share=0.25",
+        "replay, all": f"{REPLAY} designer.share=1 designer.repeats=16",
+        "replay, period 4, 8 repeats": f"{REPLAY} value.meta_period=4",
+    },
+    "evaluate.split=dev",
+)

@@ -207,6 +207,7 @@ class Language(Modality[LanguageRecipe, Materials]):
                     materials.feedback,
                     materials.tokenizer,
                     recipe.learner.learning_rate,
+                    recipe.value.meta_period,
                 ),
                 recipe.learner,
                 materials.tokenizer,

@@ -119,7 +119,13 @@ class ValueFunction(ABC, Generic[ContextT]):
 
 class DirectedValue(ValueFunction[ContextT]):
     """A value function that can look along other directions than that of the feedback, on this
-    process's part of the data."""
+    process's part of the data.
+
+    Attributes:
+        renewed: whether the feedback was heard at this step (a meta step).
+    """
+
+    renewed: bool
 
     @abstractmethod
     def along(self, context: ContextT, task: Task, gradients: Sequence[Gradient]) -> list[Estimate]:

@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Pool:
     Args:
         documents: in the order in which a single process would have drawn them.
         places: of each the rank that drew it, the batch there, and its index in that batch.
+        tokens: of all that was drawn.
         rows: of all batches.
         width: tokens of the longest row, padding included.
         packed: whether a row holds several documents.
@@ -30,6 +31,7 @@ class Pool:
 
     documents: list[Document]
     places: list[tuple[int, int, int]]
+    tokens: int
     rows: int
     width: int
     packed: bool
@@ -55,7 +57,13 @@ class Pool:
                     documents += [document for _, document in row]
                     places += [(rank, number, at) for at, _ in row]
         longest = max(width for _, width in shares)
-        return cls(documents, places, rows, longest, packed, batches[0].loss_mean)
+        tokens = sum(len(document.ids) for document in documents)
+        return cls(documents, places, tokens, rows, longest, packed, batches[0].loss_mean)
+
+    def joined_by(self, others: Sequence[Document]) -> Pool:
+        """With documents that were drawn before, behind the others; a batch has the size that it
+        had without them."""
+        return replace(self, documents=[*self.documents, *others])
 
     def ordered(self, values: Sequence[Tensor]) -> Tensor:
         """Figures of all documents, float64 ``[n]``, from this process's share of them: a tensor a
@@ -83,7 +91,7 @@ class Pool:
             share: in [0, 1].
         """
         sizes = [len(document.ids) for document in self.documents]
-        wanted = share * sum(sizes) if self.packed else 0.0
+        wanted = share * self.tokens if self.packed else 0.0
         found, tokens = list(taken), sum(sizes[at] for at in taken)
         for at in order:
             if tokens >= wanted and len(found) >= share * self.rows:

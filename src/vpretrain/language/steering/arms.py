@@ -78,6 +78,7 @@ class Site:
         feedback: the verified rows, for a baseline that trains a model of its own on them.
         tokenizer: the learner's.
         learning_rate: the learner's.
+        meta_period: steps from one meta step to the next.
     """
 
     learner: CausalLearner
@@ -86,6 +87,7 @@ class Site:
     feedback: Sequence[Document] = ()
     tokenizer: Any = None
     learning_rate: float = 1.5e-5
+    meta_period: int = 8
 
     @property
     def embedding(self) -> Tensor:

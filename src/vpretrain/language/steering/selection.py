@@ -242,7 +242,11 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         if self.ranking.uses_values:
             metrics["value_kept"] = float(values[list(chosen)].mean())
             metrics["value_drawn"] = float(values.mean())
-        taken = [documents[at] for at in chosen]
+        return metrics | self.shares(documents, [documents[at] for at in chosen])
+
+    def shares(self, documents: Sequence[Document], taken: Sequence[Document]) -> Metrics:
+        """Each source's share of the tokens that were drawn, and of those that are trained on."""
+        metrics: Metrics = {}
         for name, some in (("drawn", documents), ("chosen", taken)):
             tokens: Counter[str] = Counter()
             for document in some:

@@ -1,0 +1,168 @@
+"""Replay: documents of high value are trained on again, in the place of a part of what is drawn.
+
+To choose among documents each has to be valued, which costs a forward pass of each
+(:mod:`vpretrain.language.steering.selection`). Values change slowly, so here only what a meta step
+draws is valued, and its best documents stand in for others until the next: a meta step in n costs
+an n-th of that. What it costs in documents is that a chosen one is seen several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from vpretrain.language.data.batch import TokenBatch
+from vpretrain.language.data.pool import Pool
+from vpretrain.language.data.rows import Document
+from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
+from vpretrain.language.steering.greats import Highest
+from vpretrain.language.steering.selection import (
+    DocumentSelector,
+    OneHotOnChosen,
+    Redundancy,
+    in_deviations,
+)
+from vpretrain.method.roles import DirectedValue, Metrics, State
+from vpretrain.method.selection import Selected
+from vpretrain.system.contexts import evaluating
+
+
+@dataclass
+class Kept:
+    """A document that is to be trained on again.
+
+    Args:
+        document: as it was drawn.
+        value: standard deviations above the mean of what was drawn with it.
+        left: how many times more.
+    """
+
+    document: Document
+    value: float
+    left: int
+
+
+class ReplaySelector(DocumentSelector):
+    """Fills a share of every batch with the best documents of the last meta steps.
+
+    Args:
+        learner: whose loss is valued; without dropout.
+        share: of the tokens of a batch, in (0, 1].
+        repeats: times that a kept document is trained on again, once a step at most.
+        period: steps from one meta step to the next: as many documents are kept as that share of
+            their batches takes.
+        seed: of which documents make room, and in what order those that are kept come.
+    """
+
+    def __init__(
+        self, learner: CausalLearner, *, share: float, repeats: int, period: int, seed: int
+    ) -> None:
+        super().__init__(learner, Highest(), Redundancy(), draws=1, seed=seed)
+        self.share, self.repeats, self.period = share, repeats, period
+        self.kept: list[Kept] = []
+
+    def select(
+        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context]
+    ) -> Selected[TokenBatch]:
+        pool, metrics = Pool.gathered(drawn, packed=self.learner.packed), Metrics()
+        again = self._again(pool)
+        order = torch.randperm(len(pool.documents), generator=self.generator)
+        if value_of.renewed:
+            with evaluating(self.learner.model):
+                values = self.values(pool, self.seen(drawn), value_of)
+            order = self.ranking.order(values.mean(dim=0), self.generator)
+            self._keep(pool.documents, values.mean(dim=0))
+            if len(values) > 1:
+                metrics |= self._cross_fitted(values, self._places(len(pool.documents)))
+        first = len(pool.documents)
+        whole = pool.joined_by([kept.document for kept in again])
+        chosen = whole.filled(range(first, len(whole.documents)), order.tolist(), 1.0)
+        batches, held = whole.batches(chosen, count=len(drawn), share=1.0)
+        for at in held:
+            if at >= first:
+                again[at - first].left -= 1
+        self.kept = [kept for kept in self.kept if kept.left]
+        trained = [whole.documents[at] for at in held]
+        replayed = sum(len(whole.documents[at].ids) for at in held if at >= first)
+        metrics["replayed"] = replayed / sum(len(document.ids) for document in trained)
+        return Selected(batches, metrics | self.shares(pool.documents, trained))
+
+    def _places(self, documents: int) -> int:
+        """How many are kept, where a batch holds so many documents."""
+        return max(1, round(documents * self.share * max(1.0, self.period / self.repeats)))
+
+    def _keep(self, documents: Sequence[Document], values: Tensor) -> None:
+        """The best of what was kept and of what was drawn."""
+        above = in_deviations(values - values.mean()).tolist()
+        new = [Kept(*pair, self.repeats) for pair in zip(documents, above, strict=True)]
+        best = sorted([*new, *self.kept], key=lambda kept: -kept.value)
+        self.kept = best[: self._places(len(documents))]
+
+    def _again(self, pool: Pool) -> list[Kept]:
+        """What this step trains on again, the least used first, up to its share of the batch."""
+        order = torch.randperm(len(self.kept), generator=self.generator).tolist()
+        order.sort(key=lambda at: -self.kept[at].left)
+        found: list[Kept] = []
+        room = self.share * (pool.tokens if pool.packed else pool.rows)
+        for kept in (self.kept[at] for at in order):
+            size = len(kept.document.ids) if pool.packed else 1
+            if size <= room:
+                found.append(kept)
+                room -= size
+        return found
+
+    def state_dict(self) -> State:
+        kept = [
+            {
+                "ids": list(kept.document.ids),
+                "predicted": [bool(each) for each in kept.document.predicted],
+                "origin": kept.document.origin,
+                "source": kept.document.source,
+                "value": kept.value,
+                "left": kept.left,
+            }
+            for kept in self.kept
+        ]
+        return super().state_dict() | {"kept": kept}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        names = ("ids", "predicted", "origin", "source")
+        self.kept = [
+            Kept(Document(**{name: one[name] for name in names}), one["value"], one["left"])
+            for one in state["kept"]
+        ]
+
+
+@ARMS.declare(
+    "replay",
+    "trains again on the drawn documents whose gradients agree best with that of the feedback, in "
+    "the place of a part of what is drawn after them",
+)
+class ReplayArm(LanguageArm):
+    """Selection at the price of a meta step in n: what a meta step draws is valued, and the best of
+    it is trained on again until the next."""
+
+    needs_run = True
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the tokens of a batch, those that are trained on again."""
+    repeats: PositiveInt = 8
+    """Times that a document is trained on again, once a step at most. The less, the more documents
+    of a meta step are kept: from ``share * value.meta_period`` on at least that part of them."""
+
+    def build(self, site: Site) -> OneHotOnChosen:
+        selector = ReplaySelector(
+            site.learner,
+            share=self.share,
+            repeats=self.repeats,
+            period=site.meta_period,
+            seed=site.seed,
+        )
+        return OneHotOnChosen(selector, uses_feedback=True, alignment=None)
