@@ -126,3 +126,18 @@ add(
     "threads=1",
     *ELSEWHERE,
 )
+
+LISTEN = "data.feedback.batch_size=8"
+REPLAY = f"arm=replay {LISTEN}"
+add(
+    "dev-smollm2-replay",
+    "SmolLM2-135M after 30 one-hot steps: a cheap selection",
+    SMOL,
+    (replace(ADAPTED, seeds=(100,)),),
+    {"onehot": "arm=onehot", "replay": REPLAY, "replay, 3/4": f"{REPLAY} designer.share=0.75"},
+    "evaluate.split=dev",
+    "data.evaluation.dev.rows=100",
+    ERRORS,
+    "learner.dtype=bfloat16",
+    "threads=1",
+)
