@@ -87,6 +87,7 @@ class Followed:
 
 
 def test_a_snapshot_keeps_buffers_modes_and_generators_and_what_follows_the_model():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     model(torch.randn(8, 4)).sum().backward()

@@ -66,8 +66,8 @@ def test_check_names_every_problem_at_once():
         ("learner.config.hiden_size=7", "learner.config.hiden_size", "no such key"),
         ("learner.crops.global_scale=[0.9, 0.1]", "learner.crops", "lowest <= highest"),
         ("learner.blocks.targets=0", "learner.blocks.targets", "above 0"),
-        ("evaluate.split=train", "", "which the probes learn from"),
-        ("data.feedback.tasks={colour: 1}", "data.feedback.tasks", ""),
+        ("evaluate.split=train", "evaluate.split", "which the probes learn from"),
+        ("data.feedback.tasks={colour: 1}", "data.feedback.tasks", "colour"),
     ],
 )
 def test_check_refuses(override, where, description):

@@ -247,7 +247,7 @@ def test_bad_depth_is_refused(
 ) -> None:
     write(tmp_path / "train" / "rgb" / "0.png", colours(0, 2, 3))
     write(tmp_path / "train" / "depth" / name, values, kind)
-    refused(lambda: read_nyuv2(tmp_path, "train"), "0", said)
+    refused(lambda: read_nyuv2(tmp_path, "train"), str(tmp_path / "train"), said)
 
 
 def test_a_truncated_depth_file(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_state_comes_back() -> None:
     first.loss(first.forward(0), BaselineViews())
     first.after_step(0.0)
     second.model.load_state_dict(first.model.state_dict())
-    second.load_state_dict({k: v for k, v in first.state_dict().items()})
+    second.load_state_dict(first.state_dict())
     with torch.no_grad():
         assert torch.equal(
             *(made.loss(made.forward(1), BaselineViews()) for made in (first, second))
