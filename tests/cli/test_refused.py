@@ -114,7 +114,10 @@ REFUSED = {
         ["learner.config.hidden_sise=16"],
         ["learner.config.hidden_sise", "did you mean hidden_size?"],
     ),
-    "sizes that do not fit": (["learner.config.hidden_size=17"], ["learner.config", "num_attention_heads", "17"]),
+    "sizes that do not fit": (
+        ["learner.config.hidden_size=17"],
+        ["learner.config", "num_attention_heads", "17"],
+    ),
     "no such model folder": (
         ["learner.config=null", "learner.model=/no/such/model"],
         ["learner.model", "no such folder", "/no/such/model", "word-problems-majority"],

@@ -24,6 +24,7 @@ ARMS = {
         "random_feedback",
         "feedback_sft",
         "greats_topk",
+        "replay",
     ),
     "demo-vision": ("plain", "ascent", "closed_form", "random_masks", "direct"),
 }
@@ -86,8 +87,11 @@ def test_valuing_what_is_drawn_is_charged():
     def cost(arm):
         chosen = recipe.model_copy(update={"arm": arm})
         parts = modality.build(chosen, materials)
-        return count(new_step(chosen, parts), parts)[False]
+        return count(new_step(chosen, parts), parts)
 
-    plain, control, selected = cost("onehot"), cost("random_selection"), cost("greats_topk")
+    plain, control = cost("onehot")[False], cost("random_selection")[False]
     assert control == pytest.approx(plain, rel=0.1)  # other documents, nothing beside the step
-    assert selected > 1.5 * plain
+    assert cost("greats_topk")[False] > 1.5 * plain
+    replay = cost("replay")
+    assert replay[False] == pytest.approx(plain, rel=0.1)  # meta steps alone pay
+    assert replay[True] > replay[False] + plain / 4
