@@ -137,7 +137,7 @@ add(
     {
         "onehot": "arm=onehot",
         "replay": REPLAY,
-        "dga": f"arm=dga {LISTEN}",
+        "dga, step 1": f"arm=dga designer.step_size=1 {LISTEN}",
         "source_weights": f"arm=source_weights {LISTEN}",
         "replay, 3/4": f"{REPLAY} designer.share=0.75",
     },
