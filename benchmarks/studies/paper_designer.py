@@ -131,7 +131,6 @@ add(
 )
 REAL_ROWS = {row: PAPER_ROWS[row] for row in ("onehot", "ascent", "ascent from the learner")} | {
     "ascent from the learner, optimizer-aware": BETTER_START,
-    "token_weights": "arm=token_weights",
 }
 for suffix, recipe, text in (
     ("-noisy", NOISY, "real text with planted errors"),
