@@ -128,22 +128,20 @@ add(
 )
 
 LISTEN = "data.feedback.batch_size=8"
-REPLAY = f"arm=replay {LISTEN}"
+AMORTISED = f"arm=amortised_topk {LISTEN}"
+CHEAP = (ERRORS, "learner.dtype=bfloat16", "threads=1")
 add(
-    "dev-smollm2-replay",
-    "SmolLM2-135M after 30 one-hot steps: a cheap selection",
+    "dev-smollm2-amortised",
+    "SmolLM2-135M after 30 one-hot steps: what chooses at little cost",
     SMOL,
     (replace(ADAPTED, seeds=(100,)),),
     {
         "onehot": "arm=onehot",
-        "replay": REPLAY,
+        "replay": f"arm=replay {LISTEN}",
         "dga, step 1": f"arm=dga designer.step_size=1 {LISTEN}",
-        "source_weights": f"arm=source_weights {LISTEN}",
-        "replay, 3/4": f"{REPLAY} designer.share=0.75",
+        "amortised_topk": AMORTISED,
     },
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
-    ERRORS,
-    "learner.dtype=bfloat16",
-    "threads=1",
+    *CHEAP,
 )
