@@ -55,20 +55,51 @@ add(
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
     },
 )
-REPLAY = "arm=replay"
+REPLAY, AMORTISED = "arm=replay", "arm=amortised_topk"
 add(
-    "dev-replay",
-    "selection at the price of a meta step in n: how much is trained on again, and how often",
+    "dev-amortised",
+    "selection at the price of a meta step in n, where right and wrong rows have the same words",
     "demo-language",
     DEV,
     {
         "onehot": "arm=onehot",
+        "document_weights": D,
         "replay": REPLAY,
-        "replay, 16 repeats": f"{REPLAY} designer.repeats=16",
-        "replay, period 4, 4 repeats": f"{REPLAY} value.meta_period=4 designer.repeats=4",
-        "replay, a quarter": f"{REPLAY} designer.share=0.25",
-        "replay, all": f"{REPLAY} designer.share=1 designer.repeats=16",
-        "replay, period 4, 8 repeats": f"{REPLAY} value.meta_period=4",
+        "replay, period 4": f"{REPLAY} value.meta_period=4",
+        "amortised_topk": AMORTISED,
     },
     "evaluate.split=dev",
+)
+add(
+    "dev-amortised-irrelevant",
+    "the same where nine documents of ten are about something else, which their words tell",
+    "recipes/language/regimes/mostly-irrelevant.yaml",
+    DEV,
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "amortised_topk": AMORTISED,
+        "amortised_topk, 4 draws": f"{AMORTISED} designer.draws=4",
+        "amortised_topk, 4 draws, period 16": f"{AMORTISED} designer.draws=4 value.meta_period=16",
+        "amortised_topk, period 16": f"{AMORTISED} value.meta_period=16",
+        "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
+        "replay": REPLAY,
+        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
+    },
+    "evaluate.split=dev",
+)
+CONTROL = "arm=fixed_random_direction designer.kind=amortised_topk"
+add(
+    "amortised-irrelevant",
+    "nine documents of ten are about something else: selection by predicted values",
+    "recipes/language/regimes/mostly-irrelevant.yaml",
+    once(MAJORITY),
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "amortised_topk": AMORTISED,
+        "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
+        "amortised_topk, fixed random direction": CONTROL,
+        "onehot, 360 steps": "arm=onehot budget.steps=360",  # as many seconds, or more
+    },
 )
