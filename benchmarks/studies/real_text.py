@@ -137,7 +137,7 @@ add(
     (replace(ADAPTED, seeds=(100,)),),
     {
         "onehot": "arm=onehot",
-        "replay": f"arm=replay {LISTEN}",
+        "repeat_topk": f"arm=repeat_topk {LISTEN}",
         "dga, step 1": f"arm=dga designer.step_size=1 {LISTEN}",
         "amortised_topk": AMORTISED,
     },

@@ -55,7 +55,7 @@ add(
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
     },
 )
-REPLAY, AMORTISED = "arm=replay", "arm=amortised_topk"
+REPEAT, AMORTISED = "arm=repeat_topk", "arm=amortised_topk"
 add(
     "dev-amortised",
     "selection at the price of a meta step in n, where right and wrong rows have the same words",
@@ -64,8 +64,8 @@ add(
     {
         "onehot": "arm=onehot",
         "document_weights": D,
-        "replay": REPLAY,
-        "replay, period 4": f"{REPLAY} value.meta_period=4",
+        "repeat_topk": REPEAT,
+        "repeat_topk, period 4": f"{REPEAT} value.meta_period=4",
         "amortised_topk": AMORTISED,
     },
     "evaluate.split=dev",
@@ -83,7 +83,7 @@ add(
         "amortised_topk, 4 draws, period 16": f"{AMORTISED} designer.draws=4 value.meta_period=16",
         "amortised_topk, period 16": f"{AMORTISED} value.meta_period=16",
         "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
-        "replay": REPLAY,
+        "repeat_topk": REPEAT,
         "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
     },
     "evaluate.split=dev",

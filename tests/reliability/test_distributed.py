@@ -112,7 +112,7 @@ LANGUAGE = {
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
     "greats_topk": ["learner.accumulate=2"],
     "amortised_topk": ["value.meta_period=2"],
-    "replay": ["learner.accumulate=2", "designer.repeats=3"],
+    "repeat_topk": ["learner.accumulate=2", "designer.repeats=3"],
     "dga": [],
     "rho1": [],
     "random_selection": [],

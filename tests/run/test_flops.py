@@ -24,7 +24,7 @@ ARMS = {
         "random_feedback",
         "feedback_sft",
         "greats_topk",
-        "replay",
+        "repeat_topk",
     ),
     "demo-vision": ("plain", "ascent", "closed_form", "random_masks", "direct"),
 }
@@ -92,6 +92,6 @@ def test_valuing_what_is_drawn_is_charged():
     plain, control = cost("onehot")[False], cost("random_selection")[False]
     assert control == pytest.approx(plain, rel=0.1)  # other documents, nothing beside the step
     assert cost("greats_topk")[False] > 1.5 * plain
-    replay = cost("replay")
-    assert replay[False] == pytest.approx(plain, rel=0.1)  # meta steps alone pay
-    assert replay[True] > replay[False] + plain / 4
+    repeated = cost("repeat_topk")
+    assert repeated[False] == pytest.approx(plain, rel=0.1)  # meta steps alone pay
+    assert repeated[True] > repeated[False] + plain / 4

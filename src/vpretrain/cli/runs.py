@@ -105,7 +105,10 @@ def compare(
 @app.command(short_help="Plain, steered and control runs on built-in data.")
 def demo(
     modality: Annotated[
-        str, typer.Argument(help="language, language-minority (fewer wrong problems), vision or vision-weights.")
+        str,
+        typer.Argument(
+            help="language, language-minority (fewer wrong problems), vision or vision-weights."
+        ),
     ] = "language",
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 3,
     out: Out = None,

@@ -54,7 +54,7 @@ STEERING = {
     "documents_dropped": ("documents dropped", "What was drawn for a step and left out."),
     "value_kept": ("value of what is kept", "Mean ⟨u, g⟩ of the chosen documents, or crops."),
     "value_drawn": ("value of what is drawn", "The same of all that were chosen among."),
-    "replayed": ("trained on again", "Share of a step's tokens that were drawn and valued before."),
+    "repeated": ("trained on again", "Share of a step's tokens that were drawn and valued before."),
     "agreement": (
         "agreement of feedback halves",
         "Pearson's r of values under two halves of the feedback (running mean).",

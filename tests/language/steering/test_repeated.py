@@ -1,4 +1,4 @@
-"""Replay: what is kept, how often it is trained on again, and what it costs."""
+"""Repetition: what is kept, how often it is trained on again, and what it costs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.run.test_train import tiny_recipe, trained
 from vpretrain.language import Language
 from vpretrain.language.data.batch import laid_out
 from vpretrain.language.data.rows import Document
-from vpretrain.language.steering.replay import ReplaySelector
+from vpretrain.language.steering.repeated import RepeatSelector
 from vpretrain.system.errors import UserError
 
 PERIOD = 4
 
 
 def selector_of(learner, *, share=0.5, repeats=4, seed=0):
-    return ReplaySelector(learner, share=share, repeats=repeats, period=PERIOD, seed=seed)
+    return RepeatSelector(learner, share=share, repeats=repeats, period=PERIOD, seed=seed)
 
 
 def origins(selected):
@@ -70,8 +70,8 @@ def test_a_step_is_as_large_as_the_plain_one(learner):
         (trained_on,) = step.batches
         assert trained_on.input_ids.shape == batch.input_ids.shape
         assert abs(trained_on.tokens - batch.tokens) <= longest
-    assert steps[0].metrics["replayed"] == 0  # nothing was kept before it
-    assert all(0.3 < step.metrics["replayed"] < 0.7 for step in steps[1:])
+    assert steps[0].metrics["repeated"] == 0  # nothing was kept before it
+    assert all(0.3 < step.metrics["repeated"] < 0.7 for step in steps[1:])
 
 
 def test_a_document_is_trained_on_again_as_often_as_it_says_and_no_more(learner):
@@ -82,14 +82,14 @@ def test_a_document_is_trained_on_again_as_often_as_it_says_and_no_more(learner)
     ones = {document.origin for document in drawn[0].documents}
     times = Counter(name for step in steps[1:] for name in origins(step) if name in ones)
     assert times and max(times.values()) <= 2
-    assert not selector.kept and steps[-1].metrics["replayed"] == 0  # and plain steps after that
+    assert not selector.kept and steps[-1].metrics["repeated"] == 0  # and plain steps after that
     assert sorted(origins(steps[-1])) == sorted(d.origin for d in drawn[-1].documents)
 
 
 def test_between_meta_steps_nothing_is_valued(learner, monkeypatch):
-    estimator, calls, seen = estimator_of(learner, downstream(learner)), [], ReplaySelector.seen
+    estimator, calls, seen = estimator_of(learner, downstream(learner)), [], RepeatSelector.seen
     monkeypatch.setattr(
-        ReplaySelector, "seen", lambda self, drawn: calls.append(len(drawn)) or seen(self, drawn)
+        RepeatSelector, "seen", lambda self, drawn: calls.append(len(drawn)) or seen(self, drawn)
     )
     drawn = [packed_batch(seed, rows=3) for seed in range(PERIOD)]
     stretch(selector_of(learner), estimator, drawn)
@@ -121,12 +121,12 @@ def test_it_goes_on_from_its_state_bit_for_bit(learner):
     assert found == expected[2:]
 
 
-def test_all_of_a_batch_can_be_replayed(learner):
+def test_all_of_a_batch_can_be_repeated(learner):
     drawn = [packed_batch(seed, rows=3) for seed in range(PERIOD)]
     selector = selector_of(learner, share=1.0, repeats=8)
     steps = stretch(selector, estimator_of(learner, downstream(learner)), drawn)
     ones = {document.origin for document in drawn[0].documents}
-    assert set(origins(steps[1])) == ones and steps[1].metrics["replayed"] == 1
+    assert set(origins(steps[1])) == ones and steps[1].metrics["repeated"] == 1
 
 
 def test_one_document_a_row_where_nothing_is_packed(learner):
@@ -134,7 +134,7 @@ def test_one_document_a_row_where_nothing_is_packed(learner):
     drawn = [tiny_batch(rows=4, seed=seed) for seed in range(PERIOD)]
     steps = stretch(selector_of(learner), estimator_of(learner, downstream(learner)), drawn)
     assert all(len(step.batches[0].documents) == 4 for step in steps)
-    assert 0 < steps[1].metrics["replayed"] < 1
+    assert 0 < steps[1].metrics["repeated"] < 1
 
 
 def test_a_document_as_long_as_a_window_leaves_room_for_others(learner):
@@ -160,11 +160,11 @@ def materials():
 
 
 def test_it_draws_no_more_than_it_trains_on(materials):
-    result = trained(materials, "arm=replay", "budget.steps=6")[1]
+    result = trained(materials, "arm=repeat_topk", "budget.steps=6")[1]
     assert result.draws == 1 and result.drawn == pytest.approx(result.spent.tokens, rel=0.2)
 
 
 @pytest.mark.parametrize("override", ["share=0", "share=1.1", "repeats=0"])
 def test_shares_and_repeats_out_of_range_are_refused(override):
     with pytest.raises(UserError, match=override.partition("=")[0]):
-        tiny_recipe("arm=replay", f"designer.{override}")
+        tiny_recipe("arm=repeat_topk", f"designer.{override}")

@@ -1,4 +1,4 @@
-"""Replay: documents of high value are trained on again, in the place of a part of what is drawn.
+"""Repetition: documents of high value are trained on again, in the place of others that are drawn.
 
 To choose among documents each has to be valued, which costs a forward pass of each
 (:mod:`vpretrain.language.steering.selection`). Values change slowly, so here only what a meta step
@@ -48,7 +48,7 @@ class Kept:
     left: int
 
 
-class ReplaySelector(DocumentSelector):
+class RepeatSelector(DocumentSelector):
     """Fills a share of every batch with the best documents of the last meta steps.
 
     Args:
@@ -89,8 +89,8 @@ class ReplaySelector(DocumentSelector):
                 again[at - first].left -= 1
         self.kept = [kept for kept in self.kept if kept.left]
         trained = [whole.documents[at] for at in held]
-        replayed = sum(len(whole.documents[at].ids) for at in held if at >= first)
-        metrics["replayed"] = replayed / sum(len(document.ids) for document in trained)
+        repeated = sum(len(whole.documents[at].ids) for at in held if at >= first)
+        metrics["repeated"] = repeated / sum(len(document.ids) for document in trained)
         return Selected(batches, metrics | self.shares(pool.documents, trained))
 
     def _places(self, documents: int) -> int:
@@ -141,11 +141,11 @@ class ReplaySelector(DocumentSelector):
 
 
 @ARMS.declare(
-    "replay",
+    "repeat_topk",
     "trains again on the drawn documents whose gradients agree best with that of the feedback, in "
     "the place of a part of what is drawn after them",
 )
-class ReplayArm(LanguageArm):
+class RepeatArm(LanguageArm):
     """Selection at the price of a meta step in n: what a meta step draws is valued, and the best of
     it is trained on again until the next."""
 
@@ -158,7 +158,7 @@ class ReplayArm(LanguageArm):
     of a meta step are kept: from ``share * value.meta_period`` on at least that part of them."""
 
     def build(self, site: Site) -> OneHotOnChosen:
-        selector = ReplaySelector(
+        selector = RepeatSelector(
             site.learner,
             share=self.share,
             repeats=self.repeats,
