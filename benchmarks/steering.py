@@ -18,7 +18,7 @@ import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
@@ -176,6 +176,24 @@ def work_off(job: Job, work: Path, root: str, models: Path) -> None:
     )
 
 
+def check_streams(rows: Mapping[str, Sequence[str]], done: list[dict[str, Any]]) -> None:
+    """Runs of a seed that trained on as many tokens in as many steps trained on the same ones, but
+    for rows with data of their own.
+    """
+    alike: dict[tuple[str, int, int], set[str]] = {}
+    for run in done:
+        if any(word.startswith("data.") for word in rows[run["arm"]]):
+            continue
+        key = (run["seed"], run["steps"], run["tokens"])
+        alike.setdefault(key, set()).add(run["stream_digest"])
+    for (seed, *_), digests in alike.items():
+        if len(digests) > 1:
+            message = (
+                f"{seed}: rows did not see the same stream; remove its runs and make them again"
+            )
+            raise SystemExit(message)
+
+
 def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, Any]:
     """What the study's finished runs come to: rows against its baseline (None: its first row),
     paired over starts and seeds.
@@ -185,6 +203,7 @@ def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, 
         for job in plan(study)
         if job.row and job.path(work).is_file()
     ]
+    check_streams(study.rows, done)
     step0 = {
         job.start.name: json.loads(job.path(work).read_text())
         for job in plan(study)
