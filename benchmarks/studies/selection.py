@@ -101,5 +101,20 @@ add(
         "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
         "amortised_topk, fixed random direction": CONTROL,
         "onehot, 360 steps": "arm=onehot budget.steps=360",  # as many seconds, or more
+        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
+    },
+)
+add(
+    "repeated",
+    "the best documents of a meta step trained on again",
+    "demo-language",
+    once(MAJORITY),
+    {
+        "onehot": "arm=onehot",
+        "repeat_topk": REPEAT,
+        "repeat_topk, period 4": f"{REPEAT} value.meta_period=4",
+        "repeat_topk, fixed random direction": "arm=fixed_random_direction "
+        "designer.kind=repeat_topk",
+        "onehot, 360 steps": "arm=onehot budget.steps=360",  # more seconds than either
     },
 )
