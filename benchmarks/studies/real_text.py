@@ -127,6 +127,18 @@ add(
     *ELSEWHERE,
 )
 
+add(
+    "gsm8k-repeated",
+    "the noisy stream; the best documents of a meta step trained on again",
+    NOISY,
+    GSM_START,
+    {
+        "onehot": "arm=onehot",
+        "repeat_topk, period 4": "arm=repeat_topk value.meta_period=4",
+        "token_weights": "arm=token_weights",
+    },
+    "evaluate.tasks=[]",
+)
 LISTEN = "data.feedback.batch_size=8"
 AMORTISED = f"arm=amortised_topk {LISTEN}"
 CHEAP = (ERRORS, "learner.dtype=bfloat16", "threads=1")

@@ -108,7 +108,7 @@ add(
     "repeated",
     "the best documents of a meta step trained on again",
     "demo-language",
-    once(MAJORITY),
+    MAJORITY,
     {
         "onehot": "arm=onehot",
         "repeat_topk": REPEAT,
