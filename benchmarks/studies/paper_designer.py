@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from studies.starts import DEV, GSM, GSM_START, MAJORITY, NOISY
+from dataclasses import replace
+
+from studies.starts import DEV, GSM, GSM_START, MAJORITY, NOISY, WEAK_START
 from studies.study import add, once
 
 PAPER_VALUE = (
@@ -132,17 +134,20 @@ add(
 REAL_ROWS = {row: PAPER_ROWS[row] for row in ("onehot", "ascent", "ascent from the learner")} | {
     "ascent from the learner, optimizer-aware": BETTER_START,
 }
-for suffix, recipe, text in (
-    ("-noisy", NOISY, "real text with planted errors"),
-    ("", GSM, "real text"),
-):
-    add(
-        f"paper-designer-gsm8k{suffix}",
-        f"the paper's designer and its two best variants on {text}",
-        recipe,
-        GSM_START,
-        REAL_ROWS,
-        "evaluate.tasks=[]",
-        "budget.steps=120",
-        *PAPER_SCHEDULE,
-    )
+ON_REAL_TEXT = ("evaluate.tasks=[]", "budget.steps=120", *PAPER_SCHEDULE)
+add(
+    "paper-designer-gsm8k",
+    "the paper's designer and its two best variants on real text",
+    GSM,
+    GSM_START,
+    REAL_ROWS,
+    *ON_REAL_TEXT,
+)
+add(
+    "paper-designer-gsm8k-noisy",
+    "the paper's designer on real text with planted errors",
+    NOISY,
+    (replace(WEAK_START, seeds=(0, 1, 2)),),
+    {row: PAPER_ROWS[row] for row in ("onehot", "ascent")},
+    *ON_REAL_TEXT,
+)
