@@ -19,7 +19,7 @@ from vpretrain.system.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/language/regimes/mostly-irrelevant.yaml"
-ARMS = ("document_weights", "greats_topk", "repeat_topk", "amortised_topk")
+ARMS = ("document_weights", "greats_topk", "repeat_topk")
 PERIODS = (4, 8, 16, 32, 64)
 
 

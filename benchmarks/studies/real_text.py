@@ -140,10 +140,8 @@ add(
     "evaluate.tasks=[]",
 )
 LISTEN = "data.feedback.batch_size=8"
-AMORTISED = f"arm=amortised_topk {LISTEN}"
-CHEAP = (ERRORS, "learner.dtype=bfloat16", "threads=1")
 add(
-    "dev-smollm2-amortised",
+    "dev-smollm2-cheap",
     "SmolLM2-135M after 30 one-hot steps: what chooses at little cost",
     SMOL,
     (replace(ADAPTED, seeds=(100,)),),
@@ -151,9 +149,10 @@ add(
         "onehot": "arm=onehot",
         "repeat_topk": f"arm=repeat_topk {LISTEN}",
         "dga, step 1": f"arm=dga designer.step_size=1 {LISTEN}",
-        "amortised_topk": AMORTISED,
     },
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
-    *CHEAP,
+    ERRORS,
+    "learner.dtype=bfloat16",
+    "threads=1",
 )

@@ -55,10 +55,10 @@ add(
         "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
     },
 )
-REPEAT, AMORTISED = "arm=repeat_topk", "arm=amortised_topk"
+REPEAT = "arm=repeat_topk"
 add(
-    "dev-amortised",
-    "selection at the price of a meta step in n, where right and wrong rows have the same words",
+    "dev-repeated",
+    "selection at the price of a meta step in n: the best documents of a meta step, again",
     "demo-language",
     DEV,
     {
@@ -66,43 +66,8 @@ add(
         "document_weights": D,
         "repeat_topk": REPEAT,
         "repeat_topk, period 4": f"{REPEAT} value.meta_period=4",
-        "amortised_topk": AMORTISED,
     },
     "evaluate.split=dev",
-)
-add(
-    "dev-amortised-irrelevant",
-    "the same where nine documents of ten are about something else, which their words tell",
-    "recipes/language/regimes/mostly-irrelevant.yaml",
-    DEV,
-    {
-        "onehot": "arm=onehot",
-        "document_weights": D,
-        "amortised_topk": AMORTISED,
-        "amortised_topk, 4 draws": f"{AMORTISED} designer.draws=4",
-        "amortised_topk, 4 draws, period 16": f"{AMORTISED} designer.draws=4 value.meta_period=16",
-        "amortised_topk, period 16": f"{AMORTISED} value.meta_period=16",
-        "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
-        "repeat_topk": REPEAT,
-        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
-    },
-    "evaluate.split=dev",
-)
-CONTROL = "arm=fixed_random_direction designer.kind=amortised_topk"
-add(
-    "amortised-irrelevant",
-    "nine documents of ten are about something else: selection by predicted values",
-    "recipes/language/regimes/mostly-irrelevant.yaml",
-    once(MAJORITY),
-    {
-        "onehot": "arm=onehot",
-        "document_weights": D,
-        "amortised_topk": AMORTISED,
-        "amortised_topk, period 32": f"{AMORTISED} value.meta_period=32",
-        "amortised_topk, fixed random direction": CONTROL,
-        "onehot, 360 steps": "arm=onehot budget.steps=360",  # as many seconds, or more
-        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
-    },
 )
 add(
     "repeated",
