@@ -78,7 +78,7 @@ add(
         "onehot": "arm=onehot",
         "repeat_topk": REPEAT,
         "repeat_topk, period 4": f"{REPEAT} value.meta_period=4",
-        "repeat_topk, period 32": f"{REPEAT} value.meta_period=32",
+        "repeat_topk, period 32": f"{REPEAT} value.meta_period=32 designer.repeats=32",
         "repeat_topk, fixed random direction": "arm=fixed_random_direction "
         "designer.kind=repeat_topk",
         "onehot, 360 steps": "arm=onehot budget.steps=360",  # more seconds than either

@@ -111,7 +111,7 @@ LANGUAGE = {
     "field": ["designer.replay=2", "designer.updates=2"],
     "weighted_targets": ["value.alignment=cosine", "learner.accumulate=2"],
     "greats_topk": ["learner.accumulate=2"],
-    "repeat_topk": ["learner.accumulate=2", "designer.repeats=3"],
+    "repeat_topk": ["learner.accumulate=2", "designer.repeats=6"],
     "dga": [],
     "rho1": [],
     "random_selection": [],

@@ -164,6 +164,14 @@ def test_it_draws_no_more_than_it_trains_on(materials):
     assert result.draws == 1 and result.drawn == pytest.approx(result.spent.tokens, rel=0.2)
 
 
+def test_repeats_that_would_keep_every_document_are_refused(materials):
+    recipe = tiny_recipe("arm=repeat_topk", "value.meta_period=32")
+    with pytest.raises(UserError, match=r"(?s)designer\.repeats.*none is chosen.*17 or more"):
+        Language().build(recipe, materials)
+    assert [problem.where for problem in Language().check(recipe).problems] == ["designer.repeats"]
+    Language().build(tiny_recipe("arm=repeat_topk", "value.meta_period=15"), materials)
+
+
 @pytest.mark.parametrize("override", ["share=0", "share=1.1", "repeats=0"])
 def test_shares_and_repeats_out_of_range_are_refused(override):
     with pytest.raises(UserError, match=override.partition("=")[0]):

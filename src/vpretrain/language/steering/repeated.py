@@ -8,6 +8,7 @@ an n-th of that. What it costs in documents is that a chosen one is seen several
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -31,6 +32,7 @@ from vpretrain.language.steering.selection import (
 from vpretrain.method.roles import DirectedValue, Metrics, State
 from vpretrain.method.selection import Selected
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import user_error
 
 
 @dataclass
@@ -155,9 +157,20 @@ class RepeatArm(LanguageArm):
     """Of the tokens of a batch, those that are trained on again."""
     repeats: PositiveInt = 8
     """Times that a document is trained on again, once a step at most. The less, the more documents
-    of a meta step are kept: from ``share * value.meta_period`` on at least that part of them."""
+    of a meta step are kept; at ``share * value.meta_period`` all of them, and fewer are refused."""
 
     def build(self, site: Site) -> OneHotOnChosen:
+        """Raises UserError where all that a meta step draws would be kept, and nothing chosen."""
+        fewest = math.floor(self.share * site.meta_period) + 1
+        if self.repeats < fewest:
+            raise user_error(
+                "designer.repeats",
+                f"{self.share:g} of every batch until the next meta step, {site.meta_period} steps "
+                "on, takes all documents of one batch, and none is chosen; repeat each more often, "
+                "or lower designer.share or value.meta_period",
+                value=self.repeats,
+                accepted=f"{fewest} or more",
+            )
         selector = RepeatSelector(
             site.learner,
             share=self.share,
