@@ -84,6 +84,14 @@ def probe(found: dict) -> list[str]:
     return markdown(rows)
 
 
+def flops(found: dict) -> list[str]:
+    """FLOPs over a plain step's, by steps from one meta step to the next."""
+    ratios = found["ratio_of_flops"]
+    rows = [["a meta step in", *next(iter(ratios.values()))]]
+    rows += [[f"`{arm}`", *(f"{x:.2f}" for x in of_arm.values())] for arm, of_arm in ratios.items()]
+    return markdown(rows)
+
+
 PROBES = {
     "sgd_aligned": "plain value, SGD step on S",
     "sgd_full": "plain value, SGD step on all parameters",
@@ -217,6 +225,8 @@ def main() -> None:
                 lines = special[only](found) if only in special else study(found, chosen)
             elif "horizons" in found:
                 lines = horizon(found)
+            elif "ratio_of_flops" in found:
+                lines = flops(found)
             else:
                 kind = (
                     doctor if "estimators" in found else probe if "pearson" in found else comparison

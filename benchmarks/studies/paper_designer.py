@@ -117,20 +117,6 @@ add(
     *PAPER_SCHEDULE,
 )
 BETTER_START = f"{LEARNED} value.alignment=optimizer_aware"
-add(
-    "paper-designer-250-start",
-    "250 updates of the two best variants: targets that start at the learner's probabilities",
-    "demo-language",
-    once(MAJORITY),
-    {
-        "onehot": "arm=onehot",
-        "ascent from the learner": LEARNED,
-        "ascent from the learner, optimizer-aware": BETTER_START,
-    },
-    "budget.steps=2000",
-    "evaluate.every=250",
-    *PAPER_SCHEDULE,
-)
 REAL_ROWS = {row: PAPER_ROWS[row] for row in ("onehot", "ascent", "ascent from the learner")} | {
     "ascent from the learner, optimizer-aware": BETTER_START,
 }

@@ -170,8 +170,15 @@ def test_a_claim_without_a_control_says_so(tmp_path: Path) -> None:
     section = read([comparison(tmp_path / "c", arms=["onehot", "closed_form"])])[0]
     with_scores(section, "better")
     assert said(headline(section)).endswith(
-        "No control was run: with fixed_random_direction among the arms, chance is ruled out. "
+        "No control was run: fixed_random_direction among the arms shows what another direction "
+        "gains. "
     )
+
+
+def test_results_that_do_not_tell_controls_apart_claim_nothing(section: Section) -> None:
+    with_scores(section, "better")
+    section.descriptions.clear()
+    assert said(headline(section)) == ""
 
 
 def test_what_was_not_better_is_not_held_against_controls(section: Section) -> None:

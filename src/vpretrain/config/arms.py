@@ -54,8 +54,8 @@ class Arm:
     """What the name of an arm stands for.
 
     Args:
-        description: a sentence; of a control, which does not hear the feedback as it is, it begins
-            with that word, and reports hold the steered arm against it.
+        description: a sentence; that of a control begins with the word, and reports compare the
+            steered arm with it.
         designer: a kind; None: the recipe's ``designer``.
         control: None: the recipe's ``feedback.control``.
         trains_on: whether the learner's data are those of the stream.

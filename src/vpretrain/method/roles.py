@@ -122,7 +122,7 @@ class DirectedValue(ValueFunction[ContextT]):
     process's part of the data.
 
     Attributes:
-        renewed: whether the feedback was heard at this step (a meta step).
+        renewed: whether the feedback gradients are those of this step (a meta step).
     """
 
     renewed: bool

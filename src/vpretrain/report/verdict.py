@@ -19,19 +19,21 @@ _OUTCOME = {
     "worse": "Your examples did harm: ",
     "undecided": "Whether your examples helped is not decided: ",
 }
-_BY_CHANCE = "Steering helped, and whether it is your examples that did is not decided: "
+_LIKE_A_CONTROL = "Steering helped, and whether it is your examples that did is not decided: "
 
 
 def headline(section: Section) -> Markup:
     """What people ask first, in the metric that they care about, then the loss; empty where no arm
-    was steered by examples or nothing is paired.
+    was steered by examples, nothing is paired, or the results do not say what the arms are.
 
     The steered arm is the first after the baseline, unless that is a control. It has the examples
     to thank only where it is better than every control too."""
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
     controls = [arm for arm in section.arms[1:] if _is_control(section, arm)]
-    if section.kind != "comparison" or steered in controls or not pairs:
+    if section.kind != "comparison" or not section.descriptions:
+        return joined()
+    if steered in controls or not pairs:
         return joined()
     kinds = {metric: metric.rpartition("/")[2] for metric in section.metrics if metric in pairs}
     first = next((metric for metric in kinds if kinds[metric] in _SOLVED), None)
@@ -40,7 +42,7 @@ def headline(section: Section) -> Markup:
         return joined()
     found = pairs[first].verdict
     equals = _not_beaten(section, steered, controls, first) if found == "better" else []
-    outcome = _BY_CHANCE if equals else _OUTCOME[found]
+    outcome = _LIKE_A_CONTROL if equals else _OUTCOME[found]
     loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
     before, after = "", ""
     if kinds[first] not in _SOLVED:
@@ -82,7 +84,7 @@ def _beside_controls(controls: Sequence[str], equals: Sequence[str]) -> Markup:
     if not controls:
         control = tag("code", "fixed_random_direction")
         return joined(
-            "No control was run: with ", control, " among the arms, chance is ruled out. "
+            "No control was run: ", control, " among the arms shows what another direction gains. "
         )
     if not equals:
         whom = "the control " if len(controls) == 1 else "the controls "

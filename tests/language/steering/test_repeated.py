@@ -24,8 +24,8 @@ from vpretrain.system.errors import UserError
 PERIOD = 4
 
 
-def selector_of(learner, *, share=0.5, repeats=4, seed=0):
-    return RepeatSelector(learner, share=share, repeats=repeats, period=PERIOD, seed=seed)
+def selector_of(learner, *, fraction=0.5, repeats=4, seed=0):
+    return RepeatSelector(learner, fraction=fraction, repeats=repeats, period=PERIOD, seed=seed)
 
 
 def origins(selected):
@@ -123,7 +123,7 @@ def test_it_goes_on_from_its_state_bit_for_bit(learner):
 
 def test_all_of_a_batch_can_be_repeated(learner):
     drawn = [packed_batch(seed, rows=3) for seed in range(PERIOD)]
-    selector = selector_of(learner, share=1.0, repeats=8)
+    selector = selector_of(learner, fraction=1.0, repeats=8)
     steps = stretch(selector, estimator_of(learner, downstream(learner)), drawn)
     ones = {document.origin for document in drawn[0].documents}
     assert set(origins(steps[1])) == ones and steps[1].metrics["repeated"] == 1
@@ -172,7 +172,7 @@ def test_repeats_that_would_keep_every_document_are_refused(materials):
     Language().build(tiny_recipe("arm=repeat_topk", "value.meta_period=15"), materials)
 
 
-@pytest.mark.parametrize("override", ["share=0", "share=1.1", "repeats=0"])
-def test_shares_and_repeats_out_of_range_are_refused(override):
+@pytest.mark.parametrize("override", ["fraction=0", "fraction=1.1", "repeats=0"])
+def test_fractions_and_repeats_out_of_range_are_refused(override):
     with pytest.raises(UserError, match=override.partition("=")[0]):
         tiny_recipe("arm=repeat_topk", f"designer.{override}")

@@ -51,22 +51,22 @@ class Kept:
 
 
 class RepeatSelector(DocumentSelector):
-    """Fills a share of every batch with the best documents of the last meta steps.
+    """Fills a fraction of every batch with the best documents of the last meta steps.
 
     Args:
         learner: whose loss is valued; without dropout.
-        share: of the tokens of a batch, in (0, 1].
+        fraction: of the tokens of a batch, in (0, 1].
         repeats: times that a kept document is trained on again, once a step at most.
-        period: steps from one meta step to the next: as many documents are kept as that share of
+        period: steps from one meta step to the next: as many documents are kept as that fraction of
             their batches takes.
         seed: of which documents make room, and in what order those that are kept come.
     """
 
     def __init__(
-        self, learner: CausalLearner, *, share: float, repeats: int, period: int, seed: int
+        self, learner: CausalLearner, *, fraction: float, repeats: int, period: int, seed: int
     ) -> None:
         super().__init__(learner, Highest(), Redundancy(), draws=1, seed=seed)
-        self.share, self.repeats, self.period = share, repeats, period
+        self.fraction, self.repeats, self.period = fraction, repeats, period
         self.kept: list[Kept] = []
 
     def select(
@@ -97,7 +97,7 @@ class RepeatSelector(DocumentSelector):
 
     def _places(self, documents: int) -> int:
         """How many are kept, where a batch holds so many documents."""
-        return max(1, round(documents * self.share * max(1.0, self.period / self.repeats)))
+        return max(1, round(documents * self.fraction * max(1.0, self.period / self.repeats)))
 
     def _keep(self, documents: Sequence[Document], values: Tensor) -> None:
         """The best of what was kept and of what was drawn."""
@@ -107,11 +107,11 @@ class RepeatSelector(DocumentSelector):
         self.kept = best[: self._places(len(documents))]
 
     def _again(self, pool: Pool) -> list[Kept]:
-        """What this step trains on again, the least used first, up to its share of the batch."""
+        """What this step trains on again, the least used first, up to its part of the batch."""
         order = torch.randperm(len(self.kept), generator=self.generator).tolist()
         order.sort(key=lambda at: -self.kept[at].left)
         found: list[Kept] = []
-        room = self.share * (pool.tokens if pool.packed else pool.rows)
+        room = self.fraction * (pool.tokens if pool.packed else pool.rows)
         for kept in (self.kept[at] for at in order):
             size = len(kept.document.ids) if pool.packed else 1
             if size <= room:
@@ -153,27 +153,27 @@ class RepeatArm(LanguageArm):
 
     needs_run = True
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of the tokens of a batch, those that are trained on again."""
     repeats: PositiveInt = 8
     """Times that a document is trained on again, once a step at most. The less, the more documents
-    of a meta step are kept; at ``share * value.meta_period`` all of them, and fewer are refused."""
+    of a meta step are kept; at ``fraction * value.meta_period`` all of them: refused."""
 
     def build(self, site: Site) -> OneHotOnChosen:
         """Raises UserError where all that a meta step draws would be kept, and nothing chosen."""
-        fewest = math.floor(self.share * site.meta_period) + 1
+        fewest = math.floor(self.fraction * site.meta_period) + 1
         if self.repeats < fewest:
             raise user_error(
                 "designer.repeats",
-                f"{self.share:g} of every batch until the next meta step, {site.meta_period} steps "
-                "on, takes all documents of one batch, and none is chosen; repeat each more often, "
-                "or lower designer.share or value.meta_period",
+                f"{self.fraction:g} of every batch until the next meta step, {site.meta_period} "
+                "steps on, takes all documents of one batch: none is chosen; repeat each more often, "
+                "or lower designer.fraction or value.meta_period",
                 value=self.repeats,
                 accepted=f"{fewest} or more",
             )
         selector = RepeatSelector(
             site.learner,
-            share=self.share,
+            fraction=self.fraction,
             repeats=self.repeats,
             period=site.meta_period,
             seed=site.seed,
