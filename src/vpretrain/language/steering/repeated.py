@@ -166,8 +166,8 @@ class RepeatArm(LanguageArm):
             raise user_error(
                 "designer.repeats",
                 f"{self.fraction:g} of every batch until the next meta step, {site.meta_period} "
-                "steps on, takes all documents of one batch: none is chosen; repeat each more often, "
-                "or lower designer.fraction or value.meta_period",
+                "steps on, takes all documents of one batch: none is chosen; repeat each more "
+                "often, or lower designer.fraction or value.meta_period",
                 value=self.repeats,
                 accepted=f"{fewest} or more",
             )
