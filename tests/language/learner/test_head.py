@@ -266,17 +266,39 @@ def test_candidates_from_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("trains", "gradient", "weighted", "products"),
-    [(True, True, False, 3), (True, False, True, 4), (False, True, True, 2), (True, True, True, 5)],
+    ("trains", "gradient", "weighted", "width", "products"),
+    [
+        (True, True, False, 8, 3),
+        (True, False, True, 8, 4 - 7 / 20),  # the softmax of one chunk of 7 is kept
+        (True, False, True, 20, 3),  # of all 20 positions
+        (False, True, True, 8, 2),
+        (True, True, True, 8, 5),
+    ],
 )
-def test_products_are_as_many_as_the_table_says(trains, gradient, weighted, products):
-    hidden, weight, _, labels = next_batches(20, 100, width=8)
+def test_products_are_as_many_as_the_table_says(trains, gradient, weighted, width, products):
+    hidden, weight, _, labels = next_batches(20, 100, width=width)
     weight.requires_grad_(trains)
     with FlopCounterMode(display=False) as counter:
         made = HeadPass(hidden, Head(weight), labels, rows=7)
         ids = made.candidates(5, weighted=not gradient)
         made.loss(SoftTargets(ids, mass_of(20, 5, weighted).detach())).backward()
-    assert counter.get_total_flops() == products * 2 * 20 * 100 * 8
+    assert counter.get_total_flops() == products * 2 * 20 * 100 * width
+
+
+def test_what_is_kept_for_weights_that_come_later_is_gone_before_the_blocks_gradient():
+    """No more than the gradient to the weight takes, and not for a gradient that nobody wants."""
+    hidden, weight, _, labels = next_batches(40, 100, width=16)
+    made, held = HeadPass(hidden, Head(weight), labels, rows=5), []
+    hidden.register_hook(lambda gradient: held.append(sum(map(len, made._pass.slopes.parts))))
+    ids = made.candidates(5, weighted=True)
+    assert sum(map(len, made._pass.slopes.parts)) == 15
+    made.loss(SoftTargets(ids, mass_of(40, 5, weighted=True).detach())).backward()
+    assert held == [0]
+    for frozen in (hidden, weight):
+        frozen.requires_grad_(False)
+        made = HeadPass(hidden, Head(weight), labels, rows=5)
+        made.candidates(5, weighted=True)
+        assert made._pass.slopes is None
 
 
 def test_weights_that_are_known_cost_no_more_than_none_and_values_cost_nothing():

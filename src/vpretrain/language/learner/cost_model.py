@@ -8,8 +8,9 @@ K candidates; a meta step in r, F feedback batches of n tokens each. A product o
 nothing. FLOPs of the parts:
 
 * blocks, every batch: ``3 M L (2 P + 4 T A)``, forward, backward to states and weights;
-* head, every batch: ``3 * 2 N V D``; 4 where token weights follow a look at the batch and the head
-  trains (see head.py); and ``2 N K D`` for sparse targets over K candidates;
+* head, every batch: ``3 * 2 N V D``; where token weights follow a look at the batch and the head
+  trains, one more of the positions whose softmax is not kept (:func:`kept`); and ``2 N K D``
+  for sparse targets over K candidates;
 * values, of exact arms at every batch but the first of a meta step (F' = 1), of all arms there
   (F' = F), by a central difference in d = 2 passes, one-sided in d = 1: ``F' d M s (2 P + 4 T A)``,
   and ``F' d 2 N K D`` where the head is not in S; where it is, it is run: ``F' d 2 N V D``;
@@ -20,8 +21,8 @@ nothing. FLOPs of the parts:
 
 Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
 for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
-MLP; the head's chunk of logits, or 3 times all of them where they are whole; the gradients to the
-hidden states; directions over S, F + 1 of them; the designer's weights, gradients and moments.
+MLP; the head's chunk of logits, or 3 times all of them where they are whole, or the softmax that
+is kept; the gradients to the hidden states; directions over S, F + 1 of them; the designer's weights, gradients and moments.
 
 Shapes are decoder blocks with a gated MLP (Qwen, Llama, Mistral).
 """
@@ -32,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpretrain.language.learner.head_chunks import CHUNK_LOGITS
+from vpretrain.language.learner.head_chunks import chunk_logits
 from vpretrain.language.learner.predictions import WHOLE_LOGITS
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost
@@ -149,10 +150,22 @@ class Setting:
         )
 
 
+def kept(shape: Shape, at: Setting) -> int:
+    """Predicted tokens of a batch whose softmax is kept until their weights are known: whole
+    chunks, up to the head's gradient or one of them (float32; see head.py)."""
+    n, rows = at.predicted, max(1, chunk_logits(at.device) // shape.vocabulary)
+    if n * shape.vocabulary <= WHOLE_LOGITS:
+        return n
+    size = -(-n // -(-n // rows))
+    room = max(shape.width, rows)
+    return n if n <= room else room // size * size
+
+
 def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """FLOPs of a step by part, the meta step by its share."""
     n, k = at.predicted, at.candidates
     head = 2 * n * shape.vocabulary * shape.width
+    again = head * (n - kept(shape, at)) / n
     block = at.tokens * (2 * shape.block + 4 * at.window * shape.attention)
     fraction = 1 / at.period if kind.uses_feedback else 0.0
     sparse = 2 * n * k * shape.width * kind.candidates
@@ -161,7 +174,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
     parts = {  # the designer learns from the first of a step's batches
         "blocks": 3 * at.accumulate * shape.blocks * block,
-        "head": at.accumulate * ((4 if kind.weighted else 3) * head + sparse),
+        "head": at.accumulate * (3 * head + kind.weighted * again + sparse),
         "values": (at.accumulate - fraction) * value * kind.exact,
         "designer": at.accumulate * network.forward + fraction * network.update,
         "meta": fraction * at.batches * (value + at.feedback_tokens * per_row),
@@ -173,14 +186,15 @@ def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """Bytes at the step's peak, by part, in float32."""
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary
-    chunk = min(logits, CHUNK_LOGITS.get(at.device, CHUNK_LOGITS["cuda"]))
-    whole = 3 * logits if logits <= WHOLE_LOGITS else chunk
+    chunk = min(logits, chunk_logits(at.device))
+    held = kept(shape, at) * shape.vocabulary if kind.weighted else 0
+    whole = 3 * logits if logits <= WHOLE_LOGITS else max(chunk, held)
     aligned = at.aligned * shape.block + (0 if shape.tied else shape.vocabulary * width)
-    kept = 4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner
+    activations = 4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     numbers = {
         "weights, gradients, moments": 4 * shape.parameters,
-        "blocks": at.tokens * shape.blocks * kept,
+        "blocks": at.tokens * shape.blocks * activations,
         "head": whole + 2 * n * width,
         "directions": (at.batches + 1) * aligned * kind.uses_feedback,
         "designer": 4 * network.parameters,

@@ -19,8 +19,10 @@ the targets are there. In matrix products of ``2 N V D`` operations, where the p
   of the softmax times its weight);
 * 2 for weights that come later (a value needs a look at the batch first) while W does not train: a
   row of the gradient to h is scaled;
-* 4 for weights that come later while W trains: the gradient to W, ``sum_n w_n softmax_n h_n^T``,
-  cannot be had from the sum of its terms, so that the logits are made again with it;
+* 3 to 4 for weights that come later while W trains: the gradient to W, ``sum_n w_n softmax_n
+  h_n^T``, cannot be had from the sum of its terms. Its softmax is kept of as many positions as take
+  no more memory than that gradient (N up to D) or a chunk, and made again with the logits of the
+  others;
 * 1 without a gradient (evaluation);
 * 0 for values, ``(W[c_k] - sum_v p_v W_v) . dh`` along a change of the hidden states: the mean row
   is in the dense gradient.
@@ -46,7 +48,7 @@ from torch.autograd.function import once_differentiable
 
 from vpretrain.language.learner.head_candidates import candidate_scores
 from vpretrain.language.learner.head_chunks import Chunks, Head
-from vpretrain.language.learner.head_gradients import Gradients, alike
+from vpretrain.language.learner.head_gradients import Gradients, Slopes, alike
 from vpretrain.language.learner.targets import SoftTargets, check_count, nothing_to_predict
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
@@ -214,8 +216,11 @@ class HeadPass:
             known = None if weights is None or alike(weights) else weights
             wanted = tuple(a and b for a, b in zip(wanted, self.wanted, strict=True))
             dense = self.chunks.empty(wanted)
+            later = self.wanted[1] and not wanted[1] and dense and known is None
+            slopes = self.chunks.slopes() if later else None
             with section("loss"):
-                self._pass = _Pass(*self.chunks.passed(count, dense, known), dense, known)
+                made = self.chunks.passed(count, dense, known, slopes)
+            self._pass = _Pass(*made, dense, known, slopes)
         elif self._pass.ids.shape[1] < count:
             with section("loss"):
                 ids, logits, log_z = self.chunks.passed(count, Gradients(), None)
@@ -257,7 +262,7 @@ class HeadPass:
         dense.scale(torch.zeros_like(weights).masked_scatter(counted, ratios), ratios.mean())
         missing = tuple(want and not has for want, has in zip(wanted, dense.has, strict=True))
         if any(missing):
-            dense.take(self.chunks.gradients(missing, weights))
+            dense.take(self.chunks.gradients(missing, weights, made.slopes))
         return dense
 
 
@@ -274,6 +279,7 @@ class _Pass:
         log_z: ``[N]``, the log-sum-exp of every position.
         dense: the dense gradients made along the way, until autograd has them.
         weights: ``[N]`` of the tokens that are in them; None: 1.
+        slopes: kept for a gradient to the weight matrix whose weights come later; None: not.
     """
 
     ids: Tensor
@@ -281,6 +287,7 @@ class _Pass:
     log_z: Tensor
     dense: Gradients
     weights: Tensor | None
+    slopes: Slopes | None
 
 
 class _TokenLosses(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.language.learner.head_candidates import best
-from vpretrain.language.learner.head_gradients import Gradients
+from vpretrain.language.learner.head_gradients import Gradients, Slopes
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import section
@@ -21,6 +21,11 @@ CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 """Logits of a chunk (``M V``), by kind of device; others as ``cuda``. W is read three times a
 chunk: fewer positions, less speed. On a CPU 2**25 (220 positions at V = 152k, 134 MB) is within
 noise of any more (benchmarks/head.py)."""
+
+
+def chunk_logits(device: str) -> int:
+    """Logits of a chunk on a kind of device."""
+    return CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"])
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ class Chunks:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        chunk = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"])
-        self.rows = rows or max(1, chunk // self.vocabulary)
+        self.rows = rows or max(1, chunk_logits(device) // self.vocabulary)
 
     def operands(self) -> tuple[Tensor, Tensor]:
         """Hidden states, scaled, and weight: what is multiplied."""
@@ -87,7 +91,11 @@ class Chunks:
         return states.to(self.dtype), weight.to(self.dtype)
 
     def passed(
-        self, count: int, dense: Gradients, weights: Tensor | None
+        self,
+        count: int,
+        dense: Gradients,
+        weights: Tensor | None,
+        slopes: Slopes | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates ``[N, K]``, their logits, and the log-sum-exp ``[N]``; adds to ``dense``.
 
@@ -95,17 +103,28 @@ class Chunks:
             count: K; 2 are looked for at least.
             dense: gradients to hidden states, weight and bias, where they are wanted.
             weights: ``[N]`` of the tokens in these gradients; None: 1.
+            slopes: where those of the first positions are kept.
         """
         # The best other token tells the largest logit, which costs no more than to look for that
         # alone.
-        parts = self._each(max(count, min(2, self.vocabulary)), dense, weights)
+        parts = self._each(max(count, min(2, self.vocabulary)), dense, weights, slopes)
         ids, logits, log_z = (torch.cat(part) for part in zip(*parts, strict=True))
         return ids, logits, log_z
 
-    def gradients(self, wanted: tuple[bool, ...], weights: Tensor | None) -> Gradients:
-        """The dense gradients alone."""
-        dense = self.empty(wanted)
-        self.passed(1, dense, weights)
+    def gradients(
+        self, wanted: tuple[bool, ...], weights: Tensor | None, slopes: Slopes | None = None
+    ) -> Gradients:
+        """The dense gradients alone; ``slopes`` that an earlier pass kept are not made again where
+        the gradient to the hidden states is not asked for, and are used up."""
+        dense, start = self.empty(wanted), 0
+        if slopes is not None and weights is not None and not wanted[0]:
+            states, weight = self.operands()
+            for kept in slopes.handed_over():
+                rows = slice(start, start := start + len(kept))
+                kept *= weights[rows, None]
+                dense.add(rows, kept, kept, states[rows], weight)
+        for _ in self._each(min(2, self.vocabulary), dense, weights, start=start):
+            pass
         return dense
 
     def empty(self, wanted: tuple[bool, ...]) -> Gradients:
@@ -118,21 +137,27 @@ class Chunks:
         )
         return Gradients(hidden, weight, bias)
 
+    def slopes(self) -> Slopes:
+        """Room for those of as many positions as take no more memory than the gradient to the
+        weight matrix does, or a chunk."""
+        of_gradient = torch.promote_types(self.dtype, torch.float32).itemsize
+        as_gradient = self.head.weight.shape[1] * of_gradient // self.dtype.itemsize
+        return Slopes(max(as_gradient, self.rows))
+
     @torch.no_grad()
     def _each(
-        self, count: int, dense: Gradients, weights: Tensor | None
+        self,
+        count: int,
+        dense: Gradients,
+        weights: Tensor | None,
+        slopes: Slopes | None = None,
+        *,
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The chunks of the positions from ``start`` on."""
         states, weight = self.operands()
-        chunks = -(-len(states) // self.rows)
-        size = -(-len(states) // chunks)  # no small rest at the end
-        # One allocation for all chunks. Where the products are narrow, the softmax needs float32
-        # beside them; otherwise both are the same memory.
-        products = states.new_empty(size, self.vocabulary)
-        space = wide(products)
-        for start in range(0, len(states), size):
-            rows = slice(start, min(start + size, len(states)))
+        for rows, product, scores in self._rooms(states, slopes, start):
             of, labels = states[rows], self.labels[rows, None]
-            product, scores = products[: len(of)], space[: len(of)]
             torch.mm(of, weight.t(), out=product)
             if product.dtype != scores.dtype:
                 scores.copy_(product)
@@ -160,3 +185,27 @@ class Chunks:
                     product.copy_(scores)
                 dense.add(rows, scores, product, of, weight)
             yield ids, logits, log_z
+
+    def _rooms(
+        self, states: Tensor, slopes: Slopes | None, start: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The chunks from ``start`` on, each with room for its products ``[M, V]`` and their
+        softmax: the same memory, unless the products are narrow, whose softmax needs float32."""
+        chunks = max(1, -(-(len(states) - start) // self.rows))
+        size = max(1, -(-(len(states) - start) // chunks))  # no small rest at the end
+        shared = space = None  # one allocation for all chunks
+        for at in range(start, len(states), size):
+            rows = slice(at, min(at + size, len(states)))
+            many = rows.stop - at
+            if slopes is not None and slopes.left >= many:
+                product = slopes.place(states.new_empty(many, self.vocabulary))
+            else:
+                if shared is None:
+                    shared = states.new_empty(size, self.vocabulary)
+                product = shared[:many]
+            scores = product
+            if (wider := wide(states).dtype) != states.dtype:
+                if space is None:
+                    space = states.new_empty(size, self.vocabulary, dtype=wider)
+                scores = space[:many]
+            yield rows, product, scores

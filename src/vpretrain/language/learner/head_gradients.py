@@ -84,6 +84,30 @@ class Gradients:
                 self.bias.index_add_(0, ids[:, k], -sparse[:, k])
 
 
+@dataclass
+class Slopes:
+    """``p'`` of the first positions (see :mod:`vpretrain.language.learner.head`), ``[M, V]`` chunk
+    by chunk: what the gradient to the weight matrix is made of once the tokens' weights are known.
+
+    Args:
+        left: positions that there is room for yet.
+    """
+
+    left: int
+    parts: list[Tensor] = field(default_factory=list, init=False)
+
+    def place(self, part: Tensor) -> Tensor:
+        """Room for a chunk, which is written there."""
+        self.left -= len(part)
+        self.parts.append(part)
+        return part
+
+    def handed_over(self) -> list[Tensor]:
+        """The chunks for a new owner; here there are none any more."""
+        given, self.parts = self.parts, []
+        return given
+
+
 def alike(weights: Tensor) -> bool:
     """Whether weights are the same for every token, but for rounding."""
     if not len(weights):
