@@ -5,8 +5,10 @@ Settings on dev, from each method's defaults one change at a time; then on test,
 
 from __future__ import annotations
 
-from studies.starts import CLEAN, DEV, MAJORITY, D
-from studies.study import add, once
+from dataclasses import replace
+
+from studies.starts import CLEAN, DEV, GSM_START, MAJORITY, MINORITY, NOISY, D, W
+from studies.study import add
 
 GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
 add(
@@ -36,24 +38,24 @@ add(
     },
     "evaluate.split=dev",
 )
+AWARE = f"{GREATS} designer.alignment=optimizer_aware designer.draws=4"
+REPEAT4 = "arm=repeat_topk value.meta_period=4"
+OTHERS = {
+    "document_weights": D,
+    "token_weights": W,
+    "repeat_topk, period 4": REPEAT4,
+    "greats_topk, optimizer-aware, 4 draws": AWARE,
+    "opus": OPUS,
+    "rho1": RHO,
+    "dga": DGA,
+    "random_selection": "arm=random_selection",
+}
 add(
     "selection",
     "selection and reweighting of one stream, each at its settings from dev",
     "demo-language",
-    once(MAJORITY),
-    {
-        "onehot": "arm=onehot",
-        "document_weights": D,
-        "opus": OPUS,
-        # as many seconds as opus takes
-        "document_weights, 720 steps": f"{D} budget.steps=720",
-        "greats_topk, optimizer-aware, 4 draws": f"{GREATS} designer.alignment=optimizer_aware "
-        "designer.draws=4",
-        "rho1": RHO,
-        "dga": DGA,
-        "random_selection": "arm=random_selection",
-        "oracle: onehot, clean stream": f"arm=onehot {CLEAN}",
-    },
+    MAJORITY,
+    {"onehot": "arm=onehot", **OTHERS, "oracle: onehot, clean stream": f"arm=onehot {CLEAN}"},
 )
 REPEAT = "arm=repeat_topk"
 add(
@@ -83,4 +85,28 @@ add(
         "designer.kind=repeat_topk",
         "onehot, 360 steps": "arm=onehot budget.steps=360",  # more seconds than either
     },
+)
+
+add(
+    "dev-gsm8k-selection",
+    "the noisy GSM8K stream: each method's settings",
+    NOISY,
+    (replace(GSM_START[0], seeds=(100,)),),
+    {
+        "onehot": "arm=onehot",
+        "token_weights": W,
+        "document_weights": D,
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "rho1": RHO,
+        "rho1, reference at 1e-3": f"{RHO} designer.reference_learning_rate=1e-3",
+        "greats_topk": GREATS,
+        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
+        "opus": OPUS,
+        "opus, temperature 0.3, no redundancy": f"{OPUS} designer.temperature=0.3 "
+        "designer.redundancy=0",
+        "dga": DGA,
+        "dga, step 1": f"{DGA} designer.step_size=1",
+        "repeat_topk, period 4": REPEAT4,
+    },
+    "evaluate.split=dev",
 )
