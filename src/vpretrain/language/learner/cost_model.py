@@ -22,7 +22,8 @@ nothing. FLOPs of the parts:
 Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
 for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
 MLP; the head's chunk of logits, or 3 times all of them where they are whole, or the softmax that
-is kept; the gradients to the hidden states; directions over S, F + 1 of them; the designer's weights, gradients and moments.
+is kept; the gradients to the hidden states; directions over S, F + 1 of them; the designer's
+weights, gradients and moments.
 
 Shapes are decoder blocks with a gated MLP (Qwen, Llama, Mistral).
 """
