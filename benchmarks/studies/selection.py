@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import CLEAN, DEV, GSM_START, MAJORITY, MINORITY, NOISY, D, W
+from studies.starts import CLEAN, DEV, GSM_START, MAJORITY, NOISY, D, W
 from studies.study import add
 
 GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
