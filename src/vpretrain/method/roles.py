@@ -119,13 +119,7 @@ class ValueFunction(ABC, Generic[ContextT]):
 
 class DirectedValue(ValueFunction[ContextT]):
     """A value function that can look along other directions than that of the feedback, on this
-    process's part of the data.
-
-    Attributes:
-        renewed: whether the feedback gradients are those of this step (a meta step).
-    """
-
-    renewed: bool
+    process's part of the data."""
 
     @abstractmethod
     def along(self, context: ContextT, task: Task, gradients: Sequence[Gradient]) -> list[Estimate]:

@@ -45,7 +45,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
 
     @abstractmethod
     def select(
-        self, drawn: Sequence[BatchT], value_of: DirectedValue[ContextT]
+        self, drawn: Sequence[BatchT], value_of: DirectedValue[ContextT], *, meta_step: bool
     ) -> Selected[BatchT]:
         """Chooses among batches; all processes choose together, and alike. At a meta step it is
         asked even while nothing steers, and only the figures of its choice are used then.
@@ -54,6 +54,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
             drawn: this process's share of a multiple of :attr:`draws` batches.
             value_of: values tasks along the latest feedback. At a meta step it knows the gradient
                 of every feedback batch, at other steps their mean.
+            meta_step: whether this is one.
         """
 
     def state_dict(self) -> State:

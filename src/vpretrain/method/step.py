@@ -143,7 +143,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         if not steers and not meta_due:
             return self._first(drawn), {}
         with timed("selection"):
-            chosen = selector.select(drawn.batches, self.meta.value_estimator)
+            chosen = selector.select(drawn.batches, self.meta.value_estimator, meta_step=meta_due)
         batch = MicroBatches(chosen.batches) if steers else self._first(drawn)
         return batch, dict(chosen.metrics)
 

@@ -54,7 +54,6 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         self.estimator = estimator if isinstance(estimator, Estimator) else Estimator(estimator)
         self.feedback_gradients: list[Gradient] = []
         self.step_size = 0.0
-        self.renewed = False
 
     def update(
         self, gradients: Sequence[Gradient], preconditioner: Gradient | None, step_size: float
@@ -73,12 +72,10 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
                 for gradient in gradients
             ]
         self.feedback_gradients, self.step_size = list(gradients), step_size
-        self.renewed = True
 
     def keep_mean(self) -> None:
         """Keeps the mean of the gradients alone: all that is needed until the next meta step."""
         self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
-        self.renewed = False
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
         return self.along_mean(context, task)

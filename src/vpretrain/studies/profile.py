@@ -214,9 +214,9 @@ class _Within:
             return method
         label = self._sections[name]
 
-        def within(*arguments: Any) -> Any:
+        def within(*arguments: Any, **named: Any) -> Any:
             with timing.clocked(None) if label is None else timing.section(label):
-                return method(*arguments)
+                return method(*arguments, **named)
 
         return within
 

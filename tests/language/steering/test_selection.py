@@ -104,7 +104,9 @@ def test_the_most_valuable_documents_fill_a_batch_of_the_same_size():
     learner = tiny_learner(dtype=torch.float64)
     direction = downstream(learner)
     drawn = [packed_batch(seed) for seed in (1, 2, 3)]
-    selected = selector_of(learner, draws=3).select(drawn, estimator_of(learner, direction))
+    selected = selector_of(learner, draws=3).select(
+        drawn, estimator_of(learner, direction), meta_step=True
+    )
     (batch,) = selected.batches
     values = slow_values(learner, drawn, direction)
     ranked = sorted(values, key=values.__getitem__, reverse=True)
@@ -167,7 +169,7 @@ def test_rounds_that_have_nothing_left_to_choose_from_take_nothing():
         for size in (2, WIDTH)
     ]
     selector = selector_of(learner, InOrder(), weight=0.1, rounds=4)
-    selected = selector.select(drawn, estimator_of(learner, downstream(learner)))
+    selected = selector.select(drawn, estimator_of(learner, downstream(learner)), meta_step=True)
     assert selected.metrics["documents_kept"] == 1
 
 
@@ -186,7 +188,9 @@ def test_one_document_a_row_where_nothing_is_packed():
     learner.packed = False
     drawn = [tiny_batch(rows=3, seed=seed) for seed in (1, 2)]
     (batch,) = (
-        selector_of(learner).select(drawn, estimator_of(learner, downstream(learner))).batches
+        selector_of(learner)
+        .select(drawn, estimator_of(learner, downstream(learner)), meta_step=True)
+        .batches
     )
     assert len(batch.documents) == 3 and batch.input_ids.shape[0] == 3
     assert batch.input_ids.shape[1] == max(len(document.ids) for document in batch.documents)
@@ -196,7 +200,9 @@ def test_several_batches_of_a_step_are_chosen_together():
     learner = tiny_learner()
     direction = downstream(learner)
     drawn = [packed_batch(seed) for seed in range(4)]
-    batches = selector_of(learner).select(drawn, estimator_of(learner, direction)).batches
+    batches = (
+        selector_of(learner).select(drawn, estimator_of(learner, direction), meta_step=True).batches
+    )
     values = slow_values(learner, drawn, direction)
     ranked = sorted(values, key=values.__getitem__, reverse=True)
     chosen = {document.origin for batch in batches for document in batch.documents}
@@ -206,13 +212,15 @@ def test_several_batches_of_a_step_are_chosen_together():
 def test_choosing_at_random_values_nothing_and_goes_on_from_its_state():
     learner, drawn = tiny_learner(), [packed_batch(seed) for seed in (1, 2)]
     whole, first = (selector_of(learner, AtRandom(), seed=3) for _ in range(2))
-    digests = [whole.select(drawn, None).batches[0].digest() for _ in range(4)]
+    digests = [whole.select(drawn, None, meta_step=True).batches[0].digest() for _ in range(4)]
     assert len(set(digests)) > 1
     for _ in range(2):
-        first.select(drawn, None)
+        first.select(drawn, None, meta_step=True)
     again = selector_of(learner, AtRandom(), seed=9)
     again.load_state_dict(first.state_dict())
-    assert [again.select(drawn, None).batches[0].digest() for _ in range(2)] == digests[2:]
+    assert [
+        again.select(drawn, None, meta_step=True).batches[0].digest() for _ in range(2)
+    ] == digests[2:]
 
 
 def test_the_gain_is_of_one_half_of_the_feedback_under_the_other():
@@ -220,7 +228,9 @@ def test_the_gain_is_of_one_half_of_the_feedback_under_the_other():
     one = downstream(learner)
     opposite = {name: -piece for name, piece in one.items()}
     agreed, contradicted = (
-        selector_of(learner).select(drawn, estimator_of(learner, one, other)).metrics
+        selector_of(learner)
+        .select(drawn, estimator_of(learner, one, other), meta_step=True)
+        .metrics
         for other in (one, opposite)
     )
     assert agreed["gain"] > 0 > contradicted["gain"]
@@ -241,7 +251,7 @@ def test_a_source_that_is_never_chosen_is_warned_of_once(caplog):
     estimator = estimator_of(learner, downstream(learner))
     with caplog.at_level(logging.WARNING):
         for _ in range(STARVED_DOCUMENTS // 4 + 5):
-            metrics = selector.select(drawn, estimator).metrics
+            metrics = selector.select(drawn, estimator, meta_step=True).metrics
     assert [record.args[1] for record in caplog.records] == ["b"]
     assert metrics["chosen.a"] == 1 and "chosen.b" not in metrics
     assert metrics["drawn.b"] == pytest.approx(0.5)

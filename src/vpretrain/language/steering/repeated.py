@@ -70,12 +70,12 @@ class RepeatSelector(DocumentSelector):
         self.kept: list[Kept] = []
 
     def select(
-        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context]
+        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context], *, meta_step: bool
     ) -> Selected[TokenBatch]:
         pool, metrics = Pool.gathered(drawn, packed=self.learner.packed), Metrics()
         again = self._again(pool)
         order = torch.randperm(len(pool.documents), generator=self.generator)
-        if value_of.renewed:
+        if meta_step:
             with evaluating(self.learner.model):
                 values = self.values(pool, self.seen(drawn), value_of)
             order = self.ranking.order(values.mean(dim=0), self.generator)

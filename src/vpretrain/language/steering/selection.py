@@ -148,7 +148,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             )
 
     def select(
-        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context]
+        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context], *, meta_step: bool
     ) -> Selected[TokenBatch]:
         pool = Pool.gathered(drawn, packed=self.learner.packed)
         with evaluating(self.learner.model):
