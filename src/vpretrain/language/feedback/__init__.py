@@ -6,9 +6,8 @@ Each kind is declared in a file of this folder (``signals``): ``likelihood`` (ve
 makes them from a recipe. Nothing here reaches the learner's optimizer.
 """
 
-from vpretrain.language.feedback.gradient import CHUNK_ROWS
 from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled
 from vpretrain.language.feedback.preferences import Preferences
 from vpretrain.language.feedback.rewards import Rewards, Sampling
 
-__all__ = ["CHUNK_ROWS", "Likelihood", "Preferences", "Rewards", "Sampling", "parted", "shuffled"]
+__all__ = ["Likelihood", "Preferences", "Rewards", "Sampling", "parted", "shuffled"]

@@ -1,10 +1,10 @@
 """What every kind of language feedback shares: batches of its rows, and the gradient of a loss over
-S, chunk by chunk."""
+S, pass by pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +14,6 @@ from vpretrain.language.data.stream import Sampler
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Feedback, Gradient
-
-CHUNK_ROWS = 16
-"""Feedback rows in one forward pass."""
-
-ItemT = TypeVar("ItemT")
 
 
 class Sampled(Feedback[CausalLearner]):
@@ -47,8 +42,7 @@ class Sampled(Feedback[CausalLearner]):
         raise NotImplementedError
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """``g_down`` over S of one batch; rows of a length stand together, for little padding."""
-        documents = sorted(documents, key=lambda document: len(document.ids))
+        """``g_down`` over S of one batch."""
         return gradient_on_aligned(learner, self.losses(learner, documents, pad_id))
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,12 +69,6 @@ def log_probabilities(
     """
     losses, row = learner.token_losses(padded(documents, pad_id=pad_id), temperature)
     return -losses.new_zeros(len(documents)).index_add(0, row, losses)
-
-
-def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
-    """The items in order, ``size`` at a time."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def split(document: Document) -> tuple[list[int], list[int]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from vpretrain.language.data.batch import LossMean, padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, split
+from vpretrain.language.feedback.gradient import Sampled, split
+from vpretrain.language.feedback.passes import passes
 from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.system.errors import user_error
@@ -35,7 +36,7 @@ class Likelihood(Sampled):
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
         tokens = sum(sum(document.predicted) for document in documents)
-        for chunk in chunks(documents, CHUNK_ROWS):
+        for chunk in passes(documents, lambda document: len(document.ids), learner.device):
             losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
             if self.loss_mean == "token":
                 yield losses.sum() / tokens

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback.gradient import CHUNK_ROWS, Sampled, chunks, log_probabilities
+from vpretrain.language.feedback.gradient import Sampled, log_probabilities
+from vpretrain.language.feedback.passes import passes
 from vpretrain.language.feedback.signals import (
     SIGNALS,
     FeedbackSite,
@@ -60,11 +61,9 @@ class Preferences(Sampled):
     def refer(self, learner: CausalLearner) -> None:
         """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
         pair is kept."""
-        chosen = sorted(
-            (chosen for chosen, _ in self.pairs), key=lambda document: len(document.ids)
-        )
+        chosen = [chosen for chosen, _ in self.pairs]
         with torch.no_grad(), evaluating(learner.model):
-            for some in chunks(chosen, CHUNK_ROWS // 2):
+            for some in passes(chosen, self._tokens, learner.device):
                 margins = self._margins(learner, some, self.samplers[0].pad_id).tolist()
                 self.reference |= {
                     document.origin: margin for document, margin in zip(some, margins, strict=True)
@@ -82,11 +81,15 @@ class Preferences(Sampled):
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
         """Of the mean over the batch's pairs, both answers of a pair in one forward pass."""
-        for some in chunks(documents, CHUNK_ROWS // 2):
+        for some in passes(documents, self._tokens, learner.device):
             now = self._margins(learner, some, pad_id)
             before = now.new_tensor([self.reference[document.origin] for document in some])
             self.margins.append((now - before).detach())
             yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
+
+    def _tokens(self, chosen: Document) -> int:
+        """What a pair takes in a pass: both answers, as long as the longer one."""
+        return 2 * max(len(chosen.ids), len(self.rejected[chosen.origin].ids))
 
     def _margins(self, learner: CausalLearner, chosen: Sequence[Document], pad_id: int) -> Tensor:
         """``log p(chosen) - log p(rejected)``, ``[R]``."""

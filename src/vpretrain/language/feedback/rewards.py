@@ -23,13 +23,8 @@ from vpretrain.language.feedback.checkers import (
     CheckerFault,
     reward_of,
 )
-from vpretrain.language.feedback.gradient import (
-    CHUNK_ROWS,
-    Sampled,
-    chunks,
-    log_probabilities,
-    split,
-)
+from vpretrain.language.feedback.gradient import Sampled, log_probabilities, split
+from vpretrain.language.feedback.passes import passes
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method import vectors
 from vpretrain.method.feedback import gradient_on_aligned
@@ -164,10 +159,9 @@ class Rewards(Sampled):
             )
             if advantage
         ]
-        drawn.sort(key=lambda each: len(each[0].ids))
 
         def pieces() -> Iterator[Tensor]:
-            for chunk in chunks(drawn, CHUNK_ROWS):
+            for chunk in passes(drawn, lambda each: len(each[0].ids), learner.device):
                 answered = [document for document, _ in chunk]
                 log_p = log_probabilities(learner, answered, pad_id, self.sampling.temperature)
                 advantages = log_p.new_tensor([advantage for _, advantage in chunk])
@@ -186,7 +180,8 @@ class Rewards(Sampled):
         self.draws += 1
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         answers: list[list[int]] = [[] for _ in prompts]
-        for some in chunks(order, SAMPLED_ROWS):
+        for start in range(0, len(order), SAMPLED_ROWS):
+            some = order[start : start + SAMPLED_ROWS]
             drawn = sample(
                 learner,
                 [prompts[at] for at in some],

@@ -1,0 +1,47 @@
+"""Forward passes over rows of several lengths, with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+MOST_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of a pass, padding included, by kind of device (others as ``cuda``); a longer row has a
+pass of its own."""
+PASS_TOKENS = {"cpu": 256, "cuda": 2048}
+"""What a pass costs whatever it holds, in tokens: so much padding is as dear as another pass."""
+
+ItemT = TypeVar("ItemT")
+
+
+def passes(
+    items: Sequence[ItemT], length: Callable[[ItemT], int], device: torch.device
+) -> list[list[ItemT]]:
+    """The items, shortest first, cut where padding and passes together cost least.
+
+    The slow definition: of all ways to cut the sorted items into runs of at most ``MOST_TOKENS``,
+    a run taking ``len(run) * max(length)``, the one with the smallest sum of what they take and of
+    ``PASS_TOKENS`` each.
+
+    Args:
+        items: any number.
+        length: of an item, in tokens, at least 1.
+        device: where they are passed over.
+    """
+    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
+    fixed = PASS_TOKENS.get(device.type, PASS_TOKENS["cuda"])
+    items = sorted(items, key=length)
+    cheapest, begins = [0], []  # of the first n items, and where their last pass begins
+    for end, item in enumerate(items, start=1):
+        fit = range(max(0, end - max(1, most // length(item))), end)
+        begin = min(fit, key=lambda begin: cheapest[begin] + (end - begin) * length(item))
+        cheapest.append(cheapest[begin] + (end - begin) * length(item) + fixed)
+        begins.append(begin)
+    cut: list[list[ItemT]] = []
+    end = len(items)
+    while end:
+        cut.append(items[begins[end - 1] : end])
+        end = begins[end - 1]
+    return cut[::-1]
