@@ -25,6 +25,7 @@ from vpretrain.language.data.texts import (
 )
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
+from vpretrain.language.feedback.passes import batch_tokens
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
 from vpretrain.language.fitting import (
     aligned_of,
@@ -267,10 +268,9 @@ def _reads(recipe: LanguageRecipe, materials: Materials) -> Reads:
     for name, task in materials.tasks.items():
         lengths, size = sorted(len(each.ids) for each in task.documents), feedback.batch_of(name)
         fixed = feedback.named()[name].batch_size is not None
-        if lengths:  # rows are padded to the longest of their batch
-            few = size if fixed else min(size, _LIGHT_FEEDBACK)
-            of_meta_step += feedback.batches * size * lengths[-1 - len(lengths) // (size + 1)]
-            of_lighter += feedback.batches * few * lengths[-1 - len(lengths) // (few + 1)]
+        few = size if fixed else min(size, _LIGHT_FEEDBACK)
+        of_meta_step += feedback.batches * batch_tokens(lengths, size, devices.device())
+        of_lighter += feedback.batches * batch_tokens(lengths, few, devices.device())
     held_out = [materials.evaluation, *materials.also.values()]
     tokens = sum(_padded_tokens(each, recipe.evaluate.batch_size) for each in held_out)
     split, count = recipe.evaluate.split, sum(map(len, held_out))

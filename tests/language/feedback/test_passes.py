@@ -1,5 +1,7 @@
 """Rows of several lengths in few passes with little padding."""
 
+import random
+import statistics
 from itertools import combinations, pairwise
 
 import torch
@@ -7,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpretrain.language.feedback import passes as module
-from vpretrain.language.feedback.passes import MOST_TOKENS, PASS_TOKENS, passes
+from vpretrain.language.feedback.passes import (
+    MOST_TOKENS,
+    PASS_TOKENS,
+    batch_tokens,
+    passes,
+)
 
 CPU = torch.device("cpu")
 
@@ -54,3 +61,14 @@ def test_a_device_that_passes_cost_more_on_takes_fewer(monkeypatch):
     assert len(there) < len(here)
     monkeypatch.setitem(module.PASS_TOKENS, "cpu", 0)
     assert len(passes(lengths, int, CPU)) == len(lengths)
+
+
+def test_what_a_batch_takes_is_told_from_all_lengths():
+    lengths = sorted(torch.distributions.LogNormal(5.1, 0.4).sample((1000,)).int().tolist())
+    rng = random.Random(0)
+    drawn = [
+        sum(len(run) * max(run) for run in passes(rng.sample(lengths, 16), int, CPU))
+        for _ in range(100)
+    ]
+    assert abs(batch_tokens(lengths, 16, CPU) / statistics.fmean(drawn) - 1) < 0.1
+    assert batch_tokens([], 16, CPU) == 0

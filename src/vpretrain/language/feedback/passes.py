@@ -45,3 +45,15 @@ def passes(
         cut.append(items[begins[end - 1] : end])
         end = begins[end - 1]
     return cut[::-1]
+
+
+def batch_tokens(lengths: Sequence[int], size: int, device: torch.device) -> int:
+    """Tokens that the passes over a batch of ``size`` rows take, padding included, about.
+
+    Args:
+        lengths: of all rows that batches are drawn from, sorted.
+        size: at least 1.
+        device: where they are passed over.
+    """
+    typical = [lengths[len(lengths) * (2 * at + 1) // (2 * size)] for at in range(size) if lengths]
+    return sum(len(run) * max(run) for run in passes(typical, int, device))
