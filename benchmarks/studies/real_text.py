@@ -156,3 +156,22 @@ add(
     "learner.dtype=bfloat16",
     "threads=1",
 )
+
+FREE = f"{D} designer.tilt=1.5 value.shrink=false"
+add(
+    "dev-smollm2-listening",
+    "SmolLM2-135M after 30 one-hot steps: document weights that listen less",
+    SMOL,
+    (replace(ADAPTED, seeds=(100,)),),
+    {
+        "onehot": "arm=onehot",
+        "document_weights, 16 rows": FREE,
+        "document_weights, 8 rows": f"{FREE} {LISTEN}",
+        "document_weights, 8 rows, S: last block": f"{FREE} {LISTEN} learner.aligned_blocks=1",
+    },
+    "evaluate.split=dev",
+    "data.evaluation.dev.rows=100",
+    ERRORS,
+    "learner.dtype=bfloat16",
+    "threads=1",
+)
