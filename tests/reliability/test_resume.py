@@ -299,6 +299,16 @@ def test_too_many_in_a_row_go_back_to_the_checkpoint_once_and_then_stop(words, t
         train(Run(recipe, poisoned(recipe, words, {2, 3}), step0={}))
 
 
+def test_batches_that_are_left_out_while_settling_count_as_in_a_row_only_if_they_are(words):
+    recipe = language_recipe(
+        "arm=onehot", "value.settle_steps=6", "budget.steps=2", "faults.max_skips=1"
+    )
+    result = train(Run(recipe, poisoned(recipe, words, {1, 3, 5}), step0={}))
+    assert sum("skipped" in record for record in result.history) == 3
+    with pytest.raises(Fault, match="2 batches in a row"):
+        train(Run(recipe, poisoned(recipe, words, {2, 3}), step0={}))
+
+
 def flaky_recipe(monkeypatch, failing):
     """A reward whose checker leaves at these of its calls, counted from 1."""
     calls = 0

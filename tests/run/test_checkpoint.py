@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and a damaged one is never loaded."""
 
 import errno
+import json
 import logging
 import math
 import random
@@ -163,6 +164,18 @@ def test_a_full_disk_costs_the_best_model_and_nothing_else(tmp_path, caplog, err
         )
     assert "No space left" in caplog.text
     assert [path.name for path in tmp_path.rglob("*")] == ["best", "scores.json"]
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path, caplog, higher):
+    checkpoints, best, kept = CheckpointManager(tmp_path), None, []
+    scores = [math.nan, 2.0, math.nan, 1.0 + 2 * higher, math.inf, math.nan]
+    for value in scores:
+        scored = {"score": Score(value, 0.0, 1, higher_is_better=higher)}
+        best = checkpoints.keep_best("score", scored, best, lambda folder: kept.append(folder))
+    assert best == scores[3] and len(kept) == 2
+    assert json.loads((tmp_path / "best/scores.json").read_text()) == {"score": scores[3]}
+    assert "score is nan" in caplog.text
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from vpretrain.language import Language
 from vpretrain.run.run import Run
 
 
-def begun(steps):
-    recipe = language_recipe("arm=closed_form", "budget.steps=4")
+def begun(steps, *overrides):
+    recipe = language_recipe("arm=closed_form", "budget.steps=4", *overrides)
     modality = Language()
     run = Run(recipe, modality.build(recipe, modality.load(recipe)), step0={})
     run.start()
@@ -41,11 +41,20 @@ def test_a_state_is_where_the_steps_that_follow_are_the_same():
     assert resumed.state.digest == whole.state.digest
 
 
-def test_a_rewind_goes_on_with_the_data_that_follow():
-    run = begun(1)
+def test_a_rewind_goes_on_with_the_data_that_follow_and_forgets_nothing_that_was_used():
+    run = begun(1, "value.meta_batch={batch_size: 2, window_tokens: 40}", "value.meta_period=1")
     state = copy.deepcopy(run.state.state_dict())
     take(run, 1)
-    stream, records = copy.deepcopy(run.parts.stream.state_dict()), run.state.records
+    run.state.best = 0.4
+    parts, records, seconds = run.parts, run.state.records, run.state.spent.seconds
+    stream, meta = (copy.deepcopy(each.state_dict()) for each in (parts.stream, parts.meta_batches))
     run.state.rewind(state)
     assert run.state.spent.steps == 1, "the learner is where it was"
-    assert run.parts.stream.state_dict() == stream and run.state.records == records
+    assert parts.stream.state_dict() == stream and run.state.records == records
+    assert parts.meta_batches.state_dict() == meta != state["meta_batches"]
+    assert run.state.best == 0.4, "that model is kept on disk"
+    assert run.state.spent.seconds == seconds
+    again = begun(0)
+    assert not again.state.rewound
+    again.state.load_state_dict(run.state.state_dict())
+    assert again.state.rewound, "once is once, whether or not the run was stopped in between"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import socket
@@ -234,6 +235,9 @@ class CheckpointManager:
         """
         score = measured(metric, scores)
         value = score.value
+        if not math.isfinite(value):
+            log.warning("%s is %s: no model is kept for it", metric, value)
+            return best
         if best is not None and (value <= best if score.higher_is_better else value >= best):
             return best
         if distributed.rank():

@@ -41,7 +41,7 @@ class Run:
         on_record: is given every record and the fraction of the budget that is used.
         checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
         resume: a checkpoint's state to go on from; None starts.
-        stop: signals that were received; None heeds none.
+        stop: signals that were received; None: they are ignored.
         keep_history: whether :attr:`history` is filled; a long run has it in its log.
         prefetch: whether a thread draws the next batches while a step runs, which pays beside an
             accelerator; the run is the same.
@@ -86,7 +86,7 @@ class Run:
             parts = replace(parts, stream=self.batches)
         self.parts, self.step_once = parts, new_step(recipe, parts)
         self.state = RunState(parts, self.step_once)
-        self.skipped_in_a_row, self.rewound = 0, False
+        self.skipped_in_a_row = 0
         self.prepared: Metrics = {}
 
     # ---- the beginning
@@ -204,9 +204,7 @@ class Run:
             NonFinite: it was not taken.
         """
         progress = self.state.spent.fraction(self.recipe.budget, since=self.state.prepared)
-        batch, metrics = self._step(drawn, learning_rate(self.recipe.learner, progress), progress)
-        self.skipped_in_a_row = 0
-        return batch, metrics
+        return self._step(drawn, learning_rate(self.recipe.learner, progress), progress)
 
     def _step(self, drawn: Batches, rate: float, progress: float) -> tuple[Batches, Metrics]:
         step = self.step_once
@@ -214,6 +212,7 @@ class Run:
             started = time.perf_counter()
             self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
             batch, metrics = step.take(drawn, rate, progress)
+            self.skipped_in_a_row = 0
             seconds = self.waited_seconds + time.perf_counter() - started
         metrics = {"seconds_data": self.waited_seconds} | metrics
         return batch, metrics | {"tokens_per_second": batch.tokens / seconds}
@@ -229,12 +228,12 @@ class Run:
         self._log({"step": spent.steps, "skipped": str(fault), "batch": batch.digest()})
         if self.skipped_in_a_row <= self.recipe.faults.max_skips:
             return
-        checkpoints = None if self.rewound else self.checkpoints
+        checkpoints = None if self.state.rewound else self.checkpoints
         earlier = None if checkpoints is None else checkpoints.newest()
         if earlier is None:
             raise Fault(f"{fault}; {self.skipped_in_a_row} batches in a row") from fault
         self.state.rewind(earlier[1])
-        self.skipped_in_a_row, self.rewound = 0, True
+        self.skipped_in_a_row = 0
 
     def advance(self, batch: Batches, drawn: Batches | None = None) -> None:
         """Counts a step that was taken on a batch, and what was drawn for it where that is more."""

@@ -33,6 +33,7 @@ class RunState:
         batches: how many these are.
         records: how many were logged, so that a log can be cut back to here.
         best: the best score so far of the metric that is kept by; None before the first.
+        rewound: whether the run has gone back to an earlier checkpoint of its own.
     """
 
     def __init__(self, parts: AnyParts, step: SteeredStep[Any, Any, Any]) -> None:
@@ -43,6 +44,7 @@ class RunState:
         self.digest, self.batches = "", 0
         self.records = 0
         self.best: float | None = None
+        self.rewound = False
 
     def add_digest(self, batch: str) -> None:
         """Adds a batch's digest to the run's."""
@@ -71,6 +73,7 @@ class RunState:
             "batches": self.batches,
             "records": self.records,
             "best": self.best,
+            "rewound": self.rewound,
             "random": distributed.all_gather_object(random_state()),
         }
 
@@ -94,7 +97,8 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        # Checkpoints of earlier versions have none of these three.
+        # Checkpoints of earlier versions have none of these four.
+        self.rewound = state.get("rewound", False)
         self.batches = state.get("batches", self.spent.steps)
         self.prepared = Spending(**state.get("prepared", {}))
         self.drawn = state.get("drawn", self.spent.tokens)
@@ -104,10 +108,15 @@ class RunState:
             set_random_state(state["random"][distributed.rank()])
 
     def rewind(self, state: State) -> None:
-        """Goes back to an earlier state of this run, but on with the data that follow and with the
-        log as it is."""
-        stream = self.parts.stream.state_dict()
-        records, drawn = self.records, (self.digest, self.batches)
+        """Goes back to an earlier state of this run, but on with the data that follow, with the log
+        and the best model as they are, and with all seconds and FLOPs charged."""
+        stream, meta = self.parts.stream.state_dict(), self.parts.meta_batches
+        meta_batches = None if meta is None else meta.state_dict()
+        kept = self.records, self.digest, self.batches, self.best
+        seconds, flops = self.spent.seconds, self.spent.flops
         self.load_state_dict(state)
         self.parts.stream.load_state_dict(stream)
-        self.records, (self.digest, self.batches) = records, drawn
+        if meta is not None:
+            meta.load_state_dict(meta_batches)
+        self.records, self.digest, self.batches, self.best = kept
+        self.spent.seconds, self.spent.flops, self.rewound = seconds, flops, True
