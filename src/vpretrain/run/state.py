@@ -116,7 +116,7 @@ class RunState:
         seconds, flops = self.spent.seconds, self.spent.flops
         self.load_state_dict(state)
         self.parts.stream.load_state_dict(stream)
-        if meta is not None:
+        if meta is not None and meta_batches is not None:
             meta.load_state_dict(meta_batches)
         self.records, self.digest, self.batches, self.best = kept
         self.spent.seconds, self.spent.flops, self.rewound = seconds, flops, True
