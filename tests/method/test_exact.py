@@ -65,3 +65,48 @@ def test_the_context_is_let_go_whether_the_gate_is_open_or_shut(steer):
     del context
     gc.collect()
     assert reference() is None and task.each.shape == (16,)
+
+
+def test_noise_gains_nothing_however_often_its_halves_happen_to_agree():
+    """Halves that agree by chance also open the shrinkage; the gain must not see that."""
+    context = Context(*pairs(torch.Generator().manual_seed(0)))
+    drawn, designer = torch.Generator().manual_seed(5), exact()
+    gains = torch.tensor(
+        [
+            designer.learn(context, Given(*torch.randn(2, 16, generator=drawn).unbind())).metrics[
+                "gain"
+            ]
+            for _ in range(600)
+        ]
+    )
+    assert abs(gains.mean()) < 3 * gains.std() / len(gains) ** 0.5
+    windows = gains.unfold(0, 16, 16).sum(dim=1)
+    assert 0.25 < (windows >= 0).float().mean() < 0.75, "so that a guard may close"
+
+
+def test_the_next_task_follows_the_direction_that_all_others_do_where_values_are_not_linear():
+    """The cosine along a mean is not the mean of the cosines."""
+
+    class Cosine(Given):
+        linear = False
+
+        def __call__(self, context, task):
+            return self._of(torch.arange(16.0) ** 2, task)
+
+    context = Context(*pairs(torch.Generator().manual_seed(0)))
+    designer = exact(shrink=False)
+    value_of = Cosine(torch.arange(16.0), torch.arange(16.0))
+    learned = designer.learn(context, value_of)
+    assert torch.equal(learned.task.each, designer.make_task(context, value_of).each)
+
+
+def test_rules_read_values_in_standard_deviations_whatever_others_are_given():
+    context = Context(*pairs(torch.Generator().manual_seed(0)))
+    value_of = Given(1e-3 * torch.arange(16.0), 1e-3 * torch.arange(16.0))
+    tasks = [
+        ExactDesigner(PairWeights(), Reliability(shrink=False, unit=unit)).make_task(
+            context, value_of
+        )
+        for unit in ("standardised", "raw")
+    ]
+    assert torch.equal(tasks[0].each, tasks[1].each) and float(tasks[0].each.std()) > 0.1

@@ -24,6 +24,7 @@ from vpretrain.method.roles import (
     TaskT,
     ValueFunction,
 )
+from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 
 ProbeT = TypeVar("ProbeT", bound=Task)
@@ -77,8 +78,9 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     """A designer that takes the exact values of every learner batch, and so needs no network.
 
     Gain is cross-fitted: tasks made from one half of the feedback are valued by the other, which
-    random feedback cannot fool. With one feedback batch there is no other half, and no gain for a
-    guard to look at.
+    random feedback cannot fool. They are made as if the values were fully reliable, since how far
+    the halves agree is what the gain is about. With one feedback batch there is no other half, and
+    no gain for a guard to look at.
 
     Args:
         rule: what follows from the values.
@@ -112,6 +114,8 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update([self.rule.values(probe, gradient) for gradient in gradients])
         mean = torch.stack(gradients).mean(dim=0)
+        if not value_of.linear:  # or the next task would follow another direction than this one
+            mean = value_of(context, probe).gradient[0]
         plain, task = probe.controls()[0], self.shape(probe, mean)
         metrics = {
             "value_baseline": float(distributed.total((plain * mean).sum())),
@@ -125,11 +129,10 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
         """Of the tasks that either half of the feedback asks for, valued by the other half."""
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
-        plain = probe.controls()[0]
-        gains = [
-            float(distributed.total(((self.shape(probe, own).controls()[0] - plain) * other).sum()))
-            for own, other in (halves, reversed(halves))
-        ]
+        plain, gains = probe.controls()[0], []
+        for own, other in (halves, reversed(halves)):
+            task = self.rule.task(probe, standardised(self.rule.values(probe, own)))
+            gains.append(float(distributed.total(((task.controls()[0] - plain) * other).sum())))
         return sum(gains) / 2
 
     def state_dict(self) -> State:

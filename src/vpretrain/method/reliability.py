@@ -29,7 +29,8 @@ class Reliability:
     Args:
         shrink: if False values are taken as they are (reliability 1); agreement is still reported.
         memory: weight of the past in the running mean of r, in [0, 1).
-        unit: what values are given in.
+        unit: what designers that ascend the value take it in; where a rule follows from values it
+            reads them in standard deviations, whatever this says.
     """
 
     shrink: bool
@@ -57,13 +58,9 @@ class Reliability:
         r = max(0.0, self.agreement or 0.0)
         return 2 * r / (1 + r)
 
-    def in_unit(self, values: Tensor) -> Tensor:
-        """Values in :attr:`unit`."""
-        return standardised(values) if self.unit == "standardised" else values
-
     def shrunk(self, values: Tensor) -> Tensor:
-        """Values in :attr:`unit`, shrunk by :attr:`factor`."""
-        return self.factor * self.in_unit(values)
+        """Values in standard deviations over the batch, shrunk by :attr:`factor`."""
+        return self.factor * standardised(values)
 
     def metrics(self) -> dict[str, float]:
         """``agreement`` (running) and ``reliability`` once there were two feedback batches."""

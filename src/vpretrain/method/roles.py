@@ -107,6 +107,12 @@ class Estimate:
 class ValueFunction(ABC, Generic[ContextT]):
     """Values tasks on one part of a batch, under the latest feedback."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether the value along the mean of the feedback gradients is the mean of those along
+        each of them."""
+        return True
+
     @abstractmethod
     def __call__(self, context: ContextT, task: Task) -> Estimate:
         """Value of the task, and ``dV/d controls``, along the mean of the feedback gradients."""
@@ -167,8 +173,9 @@ class Learned(Generic[TaskT]):
 
     Args:
         metrics: among them ``gain``, ``V(task) - V(baseline task)`` of a task that this feedback
-            had no part in: one made before it was known (networks, mixtures), or from the other
-            half of it (exact values).
+            had no part in: one from the other half of it (exact values), or made before it was
+            known (networks, mixtures; with ``value.memory`` it shares its past with what they have
+            learned from, and noise gains a little too).
         task: the next task of the same context, where the update has just computed all that it
             takes; None: it has to be made.
     """

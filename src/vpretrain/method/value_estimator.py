@@ -77,6 +77,10 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         """Keeps the mean of the gradients alone: all that is needed until the next meta step."""
         self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
 
+    @property
+    def linear(self) -> bool:
+        return self.alignment.linear
+
     def __call__(self, context: ContextT, task: Task) -> Estimate:
         return self.along_mean(context, task)
 
@@ -190,6 +194,10 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
 
     whole: ValueEstimator[Any, ContextT, TaskT] = field(repr=False)
     fraction: float
+
+    @property
+    def linear(self) -> bool:
+        return self.whole.linear
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
         return self.whole.along_mean(context, task, self.fraction)

@@ -43,12 +43,15 @@ def designer_of(step=0.5, memory=0.0):
 
 
 def test_a_step_is_exponentiated_alignment_by_hand(context):
-    """8 and 4 predicted tokens, values 1 and -2, their mean 0: 8 and -8 over the root of 8 and 4."""
+    """8 and 4 predicted tokens, values 1 and -2, their mean 0 and standard deviation the root of 2:
+    8 and -8 over it, and over the root of 8 and 4.
+    """
     source, names = sources_of(context)
     assert names == ["a", "b"] and source.tolist() == [0] * 8 + [1] * 4
     values = torch.tensor([1.0, -2.0])[source][:, None]
     task = designer_of().learn(context, Given(values)).task
-    alpha = [8 / 12 * math.exp(0.5 * 8 / 8**0.5), 4 / 12 * math.exp(-0.5 * 8 / 2)]
+    aligned = [8 / 2**0.5 / 8**0.5, -8 / 2**0.5 / 2]
+    alpha = [8 / 12 * math.exp(0.5 * aligned[0]), 4 / 12 * math.exp(0.5 * aligned[1])]
     ratio = [alpha[0] / sum(alpha) * 12 / 8, alpha[1] / sum(alpha) * 12 / 4]
     expected = torch.tensor(ratio)[source]
     torch.testing.assert_close(task.mass[:, 0], expected)

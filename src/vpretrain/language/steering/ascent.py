@@ -103,7 +103,8 @@ class Climbing(Scored):
         over tokens) where it is raw, and otherwise its mean in standard deviations."""
         reliability = self.learning.reliability
         if reliability.unit == "raw":
-            values = values * distributed.total(values.new_tensor(float(len(values))))
+            tokens = distributed.total(values.new_tensor(float(len(values))))
+            return reliability.factor * values * tokens
         return reliability.shrunk(values)
 
 

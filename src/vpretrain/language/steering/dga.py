@@ -24,6 +24,7 @@ from vpretrain.method.roles import (
     State,
     ValueFunction,
 )
+from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,11 @@ class SourceMixture(Designer[Context, SoftTargets]):
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update(gradients)
         mean = torch.stack(gradients).mean(dim=0)
-        # Made before this feedback was known, so that noise gains nothing.
+        # Made before this feedback was known, so that noise gains nothing (without a memory: with
+        # one, this feedback is an average that shares its past with what moved the mixture).
         before = self._weights(context)
         gain = float(distributed.total(((before - 1) * mean[:, 0]).sum()))
-        mixture = self._update(context, self.reliability.in_unit(mean)[:, 0])
+        mixture = self._update(context, standardised(mean)[:, 0])
         task = self.make_task(context, value_of)
         metrics: Metrics = {
             "gain": gain,

@@ -27,6 +27,7 @@ from vpretrain.language.steering.scorer import CandidateScorer, Lesson, scorer_c
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detached
+from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 from vpretrain.system.contexts import own_random_state
 
@@ -63,7 +64,8 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
 
     def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
         """Value under this feedback, over one-hot targets, of targets made before it, and what the
-        rule measures of them."""
+        rule measures of them. With a memory this feedback is an average that shares its past with
+        what the network has learned from, and noise may gain too."""
         targets = detached(targets)
         return {
             "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
@@ -210,8 +212,8 @@ class FieldDesigner(HiddenDesigner):
         predicted = self.score(among)[0].detach()  # of a batch that it has not learned from
         metrics = self.gain(among, self._shape(among, predicted), values)
         metrics["correlation"] = correlation(predicted, values)
-        unit = self.learning.reliability.in_unit(values)
-        lessons = [Lesson.of(context, among.ids, among.log_p, unit), *reversed(self.remembered)]
+        lesson = Lesson.of(context, among.ids, among.log_p, standardised(values))
+        lessons = [lesson, *reversed(self.remembered)]
         for update in range(self.learning.updates):
             lesson = lessons[update % len(lessons)]
             assert lesson.values is not None
