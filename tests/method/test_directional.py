@@ -72,6 +72,45 @@ def test_where_no_step_is_good_enough_another_estimator_takes_over(caplog):
     assert not smooth.left, "the controls' gradient does not see a constant"
 
 
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_where_the_other_estimator_does_not_fit_into_memory_the_best_step_stays(fault):
+    def otherwise(*given):
+        raise fault
+
+    controls = torch.ones(4).requires_grad_()
+
+    def rough(parameters):
+        return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
+
+    estimator = CentralDifference(otherwise)
+    given = rough, {"w": torch.ones(4)}, {"w": torch.ones(4)}, [controls]
+    assert estimator(*given).gradient[0].isfinite().all()
+    assert not estimator.left and estimator.step
+
+    def broken(*given):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        CentralDifference(broken)(*given)
+
+
+def test_a_step_whose_estimate_overflows_or_drowns_is_never_the_best():
+    controls = torch.ones(2).requires_grad_()
+
+    def loss(parameters):
+        moved = (parameters["w"] - 1).abs().max()
+        if moved > 2e-3:  # the largest step overflows
+            return (controls * torch.inf).sum() * 0
+        if moved < 8e-6:  # the smallest does not show
+            return (controls * torch.ones(2)).sum()
+        return (controls * parameters["w"]).sum()
+
+    estimator = CentralDifference(None)
+    found = estimator(loss, {"w": torch.ones(2)}, {"w": torch.ones(2)}, [controls])
+    assert found.gradient[0].tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert 2e-5 < estimator.step < 2e-3 and 0 < estimator.error < 1e-3
+
+
 def test_a_run_that_goes_on_keeps_its_step(monkeypatch):
     loss, parameters, controls = curved(1e2)
     direction = {"w": torch.eye(SIZE)[0]}

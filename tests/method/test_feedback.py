@@ -175,3 +175,13 @@ def test_reversed_feedback_is_the_opposite_with_its_memory_and_its_place():
     again.load_state_dict(against.state_dict())
     assert isinstance(again.feedback, Reversed)
     assert pieces(again.gradients(None)) == pieces(against.gradients(None))
+
+
+def test_a_conflict_cannot_be_told_from_what_is_not_finite():
+    together = MultiTaskFeedback(
+        {"a": Said([1.0, math.nan]), "b": Said([-1.0, 1.0]), "c": Silent()},
+        {"a": 1.0, "b": 1.0, "c": 1.0},
+        resolve=projected,
+    )
+    with pytest.raises(NonFinite, match="nan"):
+        together.gradients(None)

@@ -25,6 +25,7 @@ from vpretrain.method.directional import (
 )
 from vpretrain.method.roles import Estimate, Gradient, Metrics, State
 from vpretrain.system import distributed
+from vpretrain.system.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class CentralDifference(Estimator):
             found = self._checked(at)
         if due and found is None:
             self._climb(at, LADDER[next(iter(parameters.values())).dtype])
-            if self.error > WARN_ABOVE and self.gives_way(given):
+            if self.error > WARN_ABOVE and self.give_way(given):
                 return self(*given, here)
         self.calls += 1
         return at(self.step) if found is None else found
@@ -137,15 +138,16 @@ class CentralDifference(Estimator):
         """The quotient at a relative step."""
         return central_difference(*given, step)
 
-    def gives_way(self, given: Given) -> bool:
-        """Says that no step is good enough; whether another way is taken from now on."""
+    def give_way(self, given: Given) -> bool:
+        """Warns that no step is good enough, and takes another way from now on where there is one;
+        whether it does."""
         if distributed.rank() == 0:
             log.warning(
                 "central differences are about %.1f%% off on this model, whatever the step; "
                 "`vpretrain doctor` says which estimator is exact on it",
                 100 * self.error,
             )
-        return self.error > LEAVE_ABOVE and self._can_leave(given)
+        return self.error > LEAVE_ABOVE and self._leave(given)
 
     def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
         """The estimate at the step in use, checked against a smaller one; None: it is not good."""
@@ -162,13 +164,19 @@ class CentralDifference(Estimator):
         if not math.isfinite(self.error):  # a broken batch says nothing: measure on the next
             self.step = self.error = 0.0
 
-    def _can_leave(self, given: Given) -> bool:
-        """Whether the other estimator works on this model; it is used from now on if so."""
+    def _leave(self, given: Given) -> bool:
+        """Goes over to the other estimator, where that works on this model and in the memory there
+        is, on all processes; whether it did."""
         if self.otherwise is None:
             return False
+        works = True
         try:
             self.otherwise(*given)
-        except EstimatorUnsupported:
+        except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
+                raise
+            works = False
+        if any(distributed.any_rank(not works)):
             return False
         if distributed.rank() == 0:
             log.warning("from here on values are taken by %s", self.otherwise.__name__)
@@ -221,9 +229,9 @@ class OneSidedDifference(CentralDifference):
             return super().difference(given, here, step)
         return one_sided_difference(*given, here, step)
 
-    def gives_way(self, given: Given) -> bool:
+    def give_way(self, given: Given) -> bool:
         if self.central:
-            return super().gives_way(given)
+            return super().give_way(given)
         log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
         self.central, self.step = True, 0.0
         return True
@@ -237,13 +245,15 @@ class OneSidedDifference(CentralDifference):
 
 
 def _difference(a: Estimate, b: Estimate) -> float:
-    """Norm of the difference of two gradients over that of the second, on all processes."""
+    """Norm of the difference of two gradients over that of the second, on all processes; infinite
+    where one is not finite or the second alone is zero."""
     pairs = zip(a.gradient, b.gradient, strict=True)
     squares = [((x - y).double().square().sum(), y.double().square().sum()) for x, y in pairs]
     apart, size = distributed.total(
         torch.stack([torch.stack(list(each)) for each in squares]).sum(0)
     )
-    return 0.0 if size == 0 else float((apart / size).sqrt())
+    error = float((apart / size).sqrt()) if apart else 0.0
+    return error if math.isfinite(error) else math.inf
 
 
 NAMES = (*ESTIMATORS, "one_sided_difference")

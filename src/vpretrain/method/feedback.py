@@ -79,8 +79,13 @@ class MultiTaskFeedback(Feedback[LearnerT]):
     def each(self, learner: LearnerT) -> list[dict[str, Gradient]]:
         """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
         over tasks.
+
+        Raises:
+            NonFinite: a task's gradient is not; no conflict can be told from it.
         """
         gradients = {name: task.gradients(learner) for name, task in self.tasks.items()}
+        for batches in gradients.values():
+            finite_norm(batches)
         means = {name: vectors.mean(batches) for name, batches in gradients.items()}
         self.cosines = cosines(means)
         factors = {
