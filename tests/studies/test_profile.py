@@ -45,7 +45,9 @@ def test_the_passes_of_a_selection_are_in_no_section_of_a_step():
     clock = timing.Clock()
     with timing.clocked(clock):
         drawn = next_batches(parts.stream, parts.designer.draws)
-        step.meta.designer.selector.select(drawn.batches, step.meta.value_estimator, meta_step=True)
+        step.meta.designer.selector.select(
+            drawn.batches, step.meta.value_estimator, meta_step=True, used=True
+        )
     assert clock.seconds == {}
 
 

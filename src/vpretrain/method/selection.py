@@ -45,16 +45,22 @@ class Selector(ABC, Generic[BatchT, ContextT]):
 
     @abstractmethod
     def select(
-        self, drawn: Sequence[BatchT], value_of: DirectedValue[ContextT], *, meta_step: bool
+        self,
+        drawn: Sequence[BatchT],
+        value_of: DirectedValue[ContextT],
+        *,
+        meta_step: bool,
+        used: bool,
     ) -> Selected[BatchT]:
-        """Chooses among batches; all processes choose together, and alike. At a meta step it is
-        asked even while nothing steers, and only the figures of its choice are used then.
+        """Chooses among batches; all processes choose together, and alike.
 
         Args:
             drawn: this process's share of a multiple of :attr:`draws` batches.
             value_of: values tasks along the latest feedback. At a meta step it knows the gradient
                 of every feedback batch, at other steps their mean.
             meta_step: whether this is one.
+            used: whether the choice is trained on. At a meta step it is made even while nothing
+                steers, for its ``gain`` alone: then nothing is used up by it or counted.
         """
 
     def state_dict(self) -> State:

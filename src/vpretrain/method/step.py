@@ -101,7 +101,9 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         if meta_due:
             with timed("meta"):
                 metrics |= self.meta.ask(learning_rate)
-        batch, selection = self._selected(drawn, timed, meta_due=meta_due)
+        # Before this step's gain is known, by which the task of the same step may be another's.
+        selects = self.meta.steers(self.count)
+        batch, selection = self._selected(drawn, timed, meta_due=meta_due, used=selects)
         for part in batch.weighted():
             with timed("learner"):
                 context = self.learner.forward(part.batch)
@@ -126,29 +128,26 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         with timed("learner"):
             metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
             self.learner.after_step(progress)
-        steered = self.meta.designer.uses_feedback and self.meta.steers(self.count)
+        steers = self.meta.steers(self.count) if self.meta.designer.selector is None else selects
+        steered = self.meta.designer.uses_feedback and steers
         seconds = {f"seconds_{name}": spent for name, spent in timed.seconds.items()}
         return batch, metrics | seconds | selection | {"steered": float(steered)}
 
     def _selected(
-        self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool
+        self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool, used: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
         """What is trained on: the selector's choice, or the first batches while nothing steers.
 
         At a meta step the choice is made all the same: its gain is what a guard goes by."""
-        selector = self.meta.designer.selector
+        selector, estimator = self.meta.designer.selector, self.meta.value_estimator
         if selector is None:
             return drawn, {}
-        steers = self.meta.steers(self.count)
-        if not steers and not meta_due:
-            return self._first(drawn), {}
+        first = MicroBatches(drawn.batches[: len(drawn.batches) // self.meta.designer.draws])
+        if not used and not meta_due:
+            return first, {}
         with timed("selection"):
-            chosen = selector.select(drawn.batches, self.meta.value_estimator, meta_step=meta_due)
-        batch = MicroBatches(chosen.batches) if steers else self._first(drawn)
-        return batch, dict(chosen.metrics)
-
-    def _first(self, drawn: MicroBatches[BatchT]) -> MicroBatches[BatchT]:
-        return MicroBatches(drawn.batches[: len(drawn.batches) // self.meta.designer.draws])
+            chosen = selector.select(drawn.batches, estimator, meta_step=meta_due, used=used)
+        return MicroBatches(chosen.batches) if used else first, dict(chosen.metrics)
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
         """AdamW on the gradients that were added up, their norm clipped."""

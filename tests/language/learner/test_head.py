@@ -147,6 +147,29 @@ def test_impossible_tokens_of_a_padded_vocabulary():
     assert torch.isinf(made.log_p(ids)[:, 15:]).all()
 
 
+def test_an_impossible_candidate_costs_nothing_and_has_no_value_on_any_path():
+    hidden, weight, _, labels = next_batches(6, 20)
+    bias = torch.zeros(20, dtype=WIDE)
+    bias[15:] = -torch.inf
+    labels = labels % 15
+    ids = torch.stack([labels, (labels + 1) % 15, torch.full_like(labels, 17)], dim=1)
+    made = HeadPass(hidden, Head(weight, bias), labels, rows=4)
+    found = []
+    for loss in (
+        lambda targets: soft_target_loss(hidden @ weight.t() + bias, targets),
+        made.loss,
+        lambda targets: made.tangent_loss(hidden.detach(), targets),
+    ):
+        mass = torch.tensor([0.75, 0.25, 0.0], dtype=WIDE).expand(6, 3).clone().requires_grad_()
+        value = loss(SoftTargets(ids, mass))
+        found.append([value, torch.autograd.grad(value, mass, retain_graph=True)[0]])
+        assert found[-1][0].isfinite() and (found[-1][1][:, 2] == 0).all()
+    same(found[0], found[1])
+    same(found[0], found[2])
+    asked = SoftTargets(ids, torch.tensor([0.5, 0.0, 0.5], dtype=WIDE).expand(6, 3))
+    assert made.loss(asked) == soft_target_loss(hidden @ weight.t() + bias, asked) == torch.inf
+
+
 def test_all_equal_logits():
     hidden, weight, _, labels = next_batches(4, 500)
     made = HeadPass(hidden, Head(torch.zeros_like(weight)), labels)

@@ -35,7 +35,8 @@ def origins(selected):
 def stretch(selector, estimator, drawn):
     """A meta step on the first batch, and the steps until the next."""
     return [
-        selector.select([batch], estimator, meta_step=at == 0) for at, batch in enumerate(drawn)
+        selector.select([batch], estimator, meta_step=at == 0, used=True)
+        for at, batch in enumerate(drawn)
     ]
 
 
@@ -117,9 +118,20 @@ def test_it_goes_on_from_its_state_bit_for_bit(learner):
     again = selector_of(learner, seed=9)
     again.load_state_dict(first.state_dict())
     found = [
-        again.select([batch], estimator, meta_step=False).batches[0].digest() for batch in drawn[2:]
+        again.select([batch], estimator, meta_step=False, used=True).batches[0].digest()
+        for batch in drawn[2:]
     ]
     assert found == expected[2:]
+
+
+def test_a_choice_that_is_not_trained_on_uses_no_repeat_up(learner):
+    estimator, selector = estimator_of(learner, downstream(learner)), selector_of(learner)
+    drawn = [packed_batch(seed, rows=3) for seed in range(2)]
+    stretch(selector, estimator, drawn[:1])
+    before = [(kept.document.origin, kept.left) for kept in selector.kept]
+    shut = selector.select([drawn[1]], estimator, meta_step=False, used=False)
+    assert before and [(kept.document.origin, kept.left) for kept in selector.kept] == before
+    assert shut.metrics == {}
 
 
 def test_all_of_a_batch_can_be_repeated(learner):

@@ -105,7 +105,7 @@ def test_the_most_valuable_documents_fill_a_batch_of_the_same_size():
     direction = downstream(learner)
     drawn = [packed_batch(seed) for seed in (1, 2, 3)]
     selected = selector_of(learner, draws=3).select(
-        drawn, estimator_of(learner, direction), meta_step=True
+        drawn, estimator_of(learner, direction), meta_step=True, used=True
     )
     (batch,) = selected.batches
     values = slow_values(learner, drawn, direction)
@@ -169,7 +169,9 @@ def test_rounds_that_have_nothing_left_to_choose_from_take_nothing():
         for size in (2, WIDTH)
     ]
     selector = selector_of(learner, InOrder(), weight=0.1, rounds=4)
-    selected = selector.select(drawn, estimator_of(learner, downstream(learner)), meta_step=True)
+    selected = selector.select(
+        drawn, estimator_of(learner, downstream(learner)), meta_step=True, used=True
+    )
     assert selected.metrics["documents_kept"] == 1
 
 
@@ -189,7 +191,7 @@ def test_one_document_a_row_where_nothing_is_packed():
     drawn = [tiny_batch(rows=3, seed=seed) for seed in (1, 2)]
     (batch,) = (
         selector_of(learner)
-        .select(drawn, estimator_of(learner, downstream(learner)), meta_step=True)
+        .select(drawn, estimator_of(learner, downstream(learner)), meta_step=True, used=True)
         .batches
     )
     assert len(batch.documents) == 3 and batch.input_ids.shape[0] == 3
@@ -201,7 +203,9 @@ def test_several_batches_of_a_step_are_chosen_together():
     direction = downstream(learner)
     drawn = [packed_batch(seed) for seed in range(4)]
     batches = (
-        selector_of(learner).select(drawn, estimator_of(learner, direction), meta_step=True).batches
+        selector_of(learner)
+        .select(drawn, estimator_of(learner, direction), meta_step=True, used=True)
+        .batches
     )
     values = slow_values(learner, drawn, direction)
     ranked = sorted(values, key=values.__getitem__, reverse=True)
@@ -212,14 +216,16 @@ def test_several_batches_of_a_step_are_chosen_together():
 def test_choosing_at_random_values_nothing_and_goes_on_from_its_state():
     learner, drawn = tiny_learner(), [packed_batch(seed) for seed in (1, 2)]
     whole, first = (selector_of(learner, AtRandom(), seed=3) for _ in range(2))
-    digests = [whole.select(drawn, None, meta_step=True).batches[0].digest() for _ in range(4)]
+    digests = [
+        whole.select(drawn, None, meta_step=True, used=True).batches[0].digest() for _ in range(4)
+    ]
     assert len(set(digests)) > 1
     for _ in range(2):
-        first.select(drawn, None, meta_step=True)
+        first.select(drawn, None, meta_step=True, used=True)
     again = selector_of(learner, AtRandom(), seed=9)
     again.load_state_dict(first.state_dict())
     assert [
-        again.select(drawn, None, meta_step=True).batches[0].digest() for _ in range(2)
+        again.select(drawn, None, meta_step=True, used=True).batches[0].digest() for _ in range(2)
     ] == digests[2:]
 
 
@@ -229,7 +235,7 @@ def test_the_gain_is_of_one_half_of_the_feedback_under_the_other():
     opposite = {name: -piece for name, piece in one.items()}
     agreed, contradicted = (
         selector_of(learner)
-        .select(drawn, estimator_of(learner, one, other), meta_step=True)
+        .select(drawn, estimator_of(learner, one, other), meta_step=True, used=True)
         .metrics
         for other in (one, opposite)
     )
@@ -251,7 +257,7 @@ def test_a_source_that_is_never_chosen_is_warned_of_once(caplog):
     estimator = estimator_of(learner, downstream(learner))
     with caplog.at_level(logging.WARNING):
         for _ in range(STARVED_DOCUMENTS // 4 + 5):
-            metrics = selector.select(drawn, estimator, meta_step=True).metrics
+            metrics = selector.select(drawn, estimator, meta_step=True, used=True).metrics
     assert [record.args[1] for record in caplog.records] == ["b"]
     assert metrics["chosen.a"] == 1 and "chosen.b" not in metrics
     assert metrics["drawn.b"] == pytest.approx(0.5)
@@ -324,6 +330,7 @@ def test_a_closed_guard_opens_when_the_choice_would_have_gained(materials, monke
     batch, metrics = step.take(drawn, 0.0)
     assert batch.batches[0] is drawn.batches[0]  # while it was closed nothing was chosen
     assert metrics["gain"] == 1 and step.meta.steers(step.count)
+    assert metrics["steered"] == 0 and "documents_kept" not in metrics, "what this step was"
     drawn = draw()
     assert step.take(drawn, 0.0)[0].digest() != drawn.batches[0].digest()
 

@@ -52,7 +52,7 @@ def test_the_best_cut_of_each_picture_is_what_is_trained_on(parts):
     learner, selector = parts.learner, parts.designer.selector
     batch, value_of = next(parts.stream), valued(learner)
     state = torch.get_rng_state()
-    selected = selector.select([batch], value_of, meta_step=True)
+    selected = selector.select([batch], value_of, meta_step=True, used=True)
     assert torch.equal(torch.get_rng_state(), state)
     [chosen] = selected.batches
     contexts = [learner.forward(each) for each in selector.cuts(batch)]

@@ -22,7 +22,12 @@ from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.learner.router import RouterLoss
 from vpretrain.language.learner.suffix import Anatomy, DecoderSuffix, Trace
-from vpretrain.language.learner.targets import SoftTargets, one_hot, soft_target_loss
+from vpretrain.language.learner.targets import (
+    SoftTargets,
+    expected_losses,
+    one_hot,
+    soft_target_loss,
+)
 from vpretrain.method import vectors
 from vpretrain.method.roles import Learner, Objective
 from vpretrain.system.contexts import computing, evaluating
@@ -156,7 +161,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         def here(inputs: tuple[Tensor, ...]) -> Tensor:
             shaped = _averaged(context, task.with_controls(inputs))
             log_p = context.predictions.log_p(shaped.ids)
-            return -(shaped.mass * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1).mean()
+            return expected_losses(shaped.mass, log_p).mean()
 
         return Objective(task.controls(), loss, here if self._passes_as_valued(context) else None)
 

@@ -49,7 +49,13 @@ from torch.autograd.function import once_differentiable
 from vpretrain.language.learner.head_candidates import candidate_scores
 from vpretrain.language.learner.head_chunks import Chunks, Head
 from vpretrain.language.learner.head_gradients import Gradients, Slopes, alike
-from vpretrain.language.learner.targets import SoftTargets, check_count, nothing_to_predict
+from vpretrain.language.learner.targets import (
+    SoftTargets,
+    check_count,
+    expected_losses,
+    nothing_to_predict,
+    without_impossible,
+)
 from vpretrain.method.vectors import wide
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import clocked, current_clock, section
@@ -156,7 +162,7 @@ class HeadPass:
         if (slope := self.head.slope(self._logits(targets.ids))) is not None:
             rise = rise * slope
         log_p = log_p + rise - (change * self._mean_row).sum(dim=1, keepdim=True)
-        return -(targets.mass * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=1).mean()
+        return expected_losses(targets.mass, log_p).mean()
 
     def logits(self) -> Tensor:
         """``[N, V]`` at once, in the dtype of the products, with their graph: for what looks at
@@ -307,16 +313,14 @@ class _TokenLosses(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, mass, log_p)
         ctx.of, ctx.ids, ctx.logits = of, ids, logits
         ctx.clock = current_clock()  # the backward pass may run in a thread of its own
-        # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to
-        # one-hot targets.
-        return -torch.where(mass == 0, 0, mass * log_p).sum(dim=1)
+        return expected_losses(mass, log_p)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, mass, log_p = ctx.saved_tensors
         to_hidden, to_weight, to_bias, to_mass = ctx.needs_input_grad[:4]
-        slopes = -upstream[:, None] * log_p if to_mass else None
+        slopes = -upstream[:, None] * without_impossible(mass, log_p) if to_mass else None
         if not (to_hidden or to_weight or to_bias):
             return None, None, None, slopes, None, None, None
         mass, upstream = mass.to(log_p.dtype), upstream.to(log_p.dtype)

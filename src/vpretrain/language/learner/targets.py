@@ -82,10 +82,23 @@ def soft_target_loss(logits: Tensor, targets: SoftTargets) -> Tensor:
 
 def soft_target_losses(logits: Tensor, targets: SoftTargets) -> Tensor:
     """The same of each position, ``[N]`` in float32 or wider."""
-    log_p = candidate_log_probabilities(logits, targets.ids)
+    return expected_losses(targets.mass, candidate_log_probabilities(logits, targets.ids))
+
+
+def expected_losses(mass: Tensor, log_p: Tensor) -> Tensor:
+    """``-sum_k mass[n, k] log_p[n, k]``, ``[N]``; gradients flow to both.
+
+    An impossible candidate (log p = -inf) without mass costs nothing and has no value; with mass on
+    it the loss is infinite.
+    """
     # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to one-hot
     # targets.
-    return -(targets.mass * log_p).sum(dim=1)
+    return -(mass * without_impossible(mass, log_p)).sum(dim=1)
+
+
+def without_impossible(mass: Tensor, log_p: Tensor) -> Tensor:
+    """``log_p``, 0 where an impossible candidate has no mass."""
+    return log_p.masked_fill((log_p == -torch.inf) & (mass == 0), 0)
 
 
 def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:

@@ -70,7 +70,12 @@ class RepeatSelector(DocumentSelector):
         self.kept: list[Kept] = []
 
     def select(
-        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context], *, meta_step: bool
+        self,
+        drawn: Sequence[TokenBatch],
+        value_of: DirectedValue[Context],
+        *,
+        meta_step: bool,
+        used: bool,
     ) -> Selected[TokenBatch]:
         pool, metrics = Pool.gathered(drawn, packed=self.learner.packed), Metrics()
         again = self._again(pool)
@@ -86,6 +91,8 @@ class RepeatSelector(DocumentSelector):
         whole = pool.joined_by([kept.document for kept in again])
         chosen = whole.filled(range(first, len(whole.documents)), order.tolist(), 1.0)
         batches, held = whole.batches(chosen, count=len(drawn), share=1.0)
+        if not used:
+            return Selected(batches, metrics)
         for at in held:
             if at >= first:
                 again[at - first].left -= 1

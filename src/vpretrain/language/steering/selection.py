@@ -148,7 +148,12 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             )
 
     def select(
-        self, drawn: Sequence[TokenBatch], value_of: DirectedValue[Context], *, meta_step: bool
+        self,
+        drawn: Sequence[TokenBatch],
+        value_of: DirectedValue[Context],
+        *,
+        meta_step: bool,
+        used: bool,
     ) -> Selected[TokenBatch]:
         pool = Pool.gathered(drawn, packed=self.learner.packed)
         with evaluating(self.learner.model):
@@ -156,7 +161,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
             values = self.values(pool, seen, value_of)
             taken = self._taken(pool, seen, values.mean(dim=0), value_of)
         batches, kept = pool.batches(taken, count=len(drawn) // self.draws, share=1 / self.draws)
-        metrics = self._figures(pool.documents, kept, values.mean(dim=0))
+        metrics = self._figures(pool.documents, kept, values.mean(dim=0)) if used else Metrics()
         if len(values) > 1:
             metrics |= self._cross_fitted(values, len(kept))
         return Selected(batches, metrics)

@@ -61,7 +61,12 @@ class CropSelector(Selector[ImageBatch, Context]):
         return torch.stack(found, dim=1)
 
     def select(
-        self, drawn: Sequence[ImageBatch], value_of: DirectedValue[Context], *, meta_step: bool
+        self,
+        drawn: Sequence[ImageBatch],
+        value_of: DirectedValue[Context],
+        *,
+        meta_step: bool,
+        used: bool,
     ) -> Selected[ImageBatch]:
         batches, figures = [], []
         for batch in drawn:
