@@ -21,11 +21,16 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def drops_out(model: nn.Module) -> bool:
-    """Whether a forward pass is random now: dropout of units, of attention or of whole paths."""
+    """Whether a forward pass is random now: dropout of units, of attention or of whole paths.
+
+    Modules of ``transformers`` keep rates of their own for functions that they call, by many names:
+    ``attention_dropout``, ``residual_dropout``, ``drop_prob``, ``attn_pdrop``."""
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0)
-        or getattr(module, "attention_dropout", 0)
-        or getattr(module, "drop_prob", 0)
+        or any(
+            isinstance(rate, float) and rate > 0 and "drop" in name
+            for name, rate in vars(module).items()
+        )
         for module in model.modules()
         if module.training
     )
