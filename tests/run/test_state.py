@@ -6,6 +6,7 @@ import torch
 
 from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
+from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.run.run import Run
 
 
@@ -58,3 +59,12 @@ def test_a_rewind_goes_on_with_the_data_that_follow_and_forgets_nothing_that_was
     assert not again.state.rewound
     again.state.load_state_dict(run.state.state_dict())
     assert again.state.rewound, "once is once, whether or not the run was stopped in between"
+
+
+def test_feedback_looks_at_the_untouched_learner_once_before_the_first_step(monkeypatch):
+    seen = []
+    monkeypatch.setattr(MultiTaskFeedback, "prepare", lambda self, learner: seen.append(learner))
+    run = begun(1, "value.start_step=2", "value.settle_steps=3")
+    assert seen == [run.parts.learner]
+    begun(1, "arm=onehot")
+    assert len(seen) == 1, "an arm without feedback asks nothing of it"

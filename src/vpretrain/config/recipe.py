@@ -76,8 +76,8 @@ class Value(Section):
     here. ``one_sided_difference`` takes half the passes of ``central_difference`` where it is
     within 1% and the learner's own pass serves (float32, no dropout), and is that elsewhere."""
     unit: Literal["standardised", "raw"] = "standardised"
-    """What designers that ascend the value take it in: standard deviations over the batch (ours), or
-    ``raw``, as eq. 9 has it. The paper's V is raw, with ``memory: 0``, ``shrink: false``,
+    """What designers that ascend the value take it in: standard deviations over the batch (ours),
+    or ``raw``, as eq. 9 has it. The paper's V is raw, with ``memory: 0``, ``shrink: false``,
     ``guard_window: 0``. Rules on values read them in standard deviations, whatever this says."""
     meta_period: PositiveInt = 8
     """Learner steps from one meta step to the next."""

@@ -72,6 +72,10 @@ class MultiTaskFeedback(Feedback[LearnerT]):
         self.weights = {name: weights[name] * len(tasks) / total for name in tasks}
         self.cosines: dict[str, float] = {}
 
+    def prepare(self, learner: LearnerT) -> None:
+        for task in self.tasks.values():
+            task.prepare(learner)
+
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """``g_down`` over S, one per feedback batch."""
         return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
@@ -141,6 +145,9 @@ class EMAFeedback(Feedback[LearnerT]):
         self.sums: list[Gradient] = []
         self.weight = 0.0
 
+    def prepare(self, learner: LearnerT) -> None:
+        self.feedback.prepare(learner)
+
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """The running average of each batch's gradient.
 
@@ -185,6 +192,9 @@ class Reversed(Feedback[LearnerT]):
     def __init__(self, feedback: Feedback[LearnerT]) -> None:
         self.feedback = feedback
 
+    def prepare(self, learner: LearnerT) -> None:
+        self.feedback.prepare(learner)
+
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Those of the real feedback, negated."""
         return [
@@ -220,6 +230,9 @@ class RandomDirection(Feedback[LearnerT]):
     def __init__(self, feedback: Feedback[LearnerT], seed: int, *, fixed: bool) -> None:
         self.feedback, self.seed, self.fixed = feedback, seed, fixed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def prepare(self, learner: LearnerT) -> None:
+        self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Random vectors over S, one per feedback batch."""

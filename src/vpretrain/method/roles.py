@@ -256,6 +256,10 @@ class Designer(ABC, Generic[ContextT, TaskT]):
 class Feedback(ABC, Generic[LearnerT]):
     """The feedback set behind its verifiable signal: the only place where labels appear."""
 
+    def prepare(self, learner: LearnerT) -> None:
+        """Whatever it takes of the untouched learner before the first step of a run: not called by
+        a run that goes on from a checkpoint."""
+
     @abstractmethod
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """``g_down`` over S (eq. 7) on each of the next feedback batches, detached; ``.grad`` and

@@ -142,6 +142,8 @@ class Run:
         the first record."""
         with self.state.spent.timing():
             started = time.perf_counter()
+            if self.parts.designer.uses_feedback:
+                self.parts.feedback.prepare(self.parts.learner)
             prepared = self.parts.designer.prepare()
             seconds = time.perf_counter() - started
         self.state.spent.add(tokens=prepared.tokens, flops=prepared.flops)

@@ -9,6 +9,7 @@ import torch
 from tests.language.conftest import tiny_learner
 from vpretrain.language.data.rows import Document
 from vpretrain.language.feedback import Preferences, parted
+from vpretrain.method.feedback import EMAFeedback, MultiTaskFeedback, RandomDirection, Reversed
 
 
 def tiny_pairs(count=20, seed=3):
@@ -138,6 +139,21 @@ def test_a_resumed_run_keeps_the_reference_of_the_untouched_checkpoint():
         assert all(torch.equal(one[name], other[name]) for name in one)
     fresh = feedback_on(pairs, batches=2).gradients(learner)[0]
     assert any(not torch.equal(fresh[name], one[name]) for name in fresh)
+
+
+def test_the_reference_is_the_untouched_checkpoint_however_late_the_designer_begins():
+    """The first gradient comes at the designer's start, when the learner has moved."""
+    learner = tiny_learner(dtype=torch.float64)
+    pairs, expected = tiny_pairs(8), feedback_on(tiny_pairs(8))
+    expected.prepare(learner)
+    feedback = feedback_on(pairs)
+    together = MultiTaskFeedback({"liked": feedback}, {"liked": 1.0})
+    wrapped = EMAFeedback(RandomDirection(Reversed(together), 0, fixed=False), 0.5)
+    wrapped.prepare(learner)
+    moved(learner)
+    wrapped.gradients(learner)
+    assert feedback.reference == expected.reference
+    assert feedback.metrics()["margin"] != 0
 
 
 def test_swapped_labels_turn_the_first_gradient_around():

@@ -58,7 +58,7 @@ class Preferences(Sampled):
         self.reference: dict[str, float] = {}
         self.margins: list[Tensor] = []
 
-    def refer(self, learner: CausalLearner) -> None:
+    def prepare(self, learner: CausalLearner) -> None:
         """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
         pair is kept."""
         chosen = [chosen for chosen, _ in self.pairs]
@@ -70,11 +70,11 @@ class Preferences(Sampled):
                 }
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """As :class:`Sampled` has it; the first call takes the learner that it is given, untouched
-        yet, as the reference."""
+        """As :class:`Sampled` has it; without :meth:`prepare` before it the first call takes the
+        learner that it is given as the reference."""
         self.margins = []
         if not self.reference:
-            self.refer(learner)
+            self.prepare(learner)
         return super().gradients(learner)
 
     def losses(

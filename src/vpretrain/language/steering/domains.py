@@ -144,6 +144,9 @@ class MatchedFeedback(Feedback[Matched]):
     def __init__(self, tasks: MultiTaskFeedback, domains: Domains) -> None:
         self.tasks, self.domains = tasks, domains
 
+    def prepare(self, learner: Matched) -> None:
+        self.tasks.prepare(learner.learner)
+
     def gradients(self, learner: Matched) -> list[Gradient]:
         """``g_down`` over the copies of S, one per feedback batch."""
         return [
