@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import CLEAN, DEV, GSM_START, MAJORITY, NOISY, D, W
+from studies.starts import CLEAN, DEV, GSM, GSM_START, MAJORITY, NOISY, D, W
 from studies.study import add
 
 GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
@@ -112,3 +112,39 @@ add(
     },
     "evaluate.split=dev",
 )
+
+# Steps that take as many seconds as 240 of one-hot's: by the seconds of `selection`'s first pair on
+# an idle machine (1.42, 1.43, 3.6, 5.6), and rho1's after its reference (0.16) at 1.33 a step.
+add(
+    "selection-seconds",
+    "in as many seconds as one-hot's 240 steps",
+    "demo-language",
+    MAJORITY,
+    {
+        "onehot": "arm=onehot",
+        "document_weights, 169 steps": f"{D} budget.steps=169",
+        "repeat_topk, period 4, 168 steps": f"{REPEAT4} budget.steps=168",
+        "greats_topk, optimizer-aware, 4 draws, 67 steps": f"{AWARE} budget.steps=67",
+        "opus, 43 steps": f"{OPUS} budget.steps=43",
+        "rho1, 152 steps": f"{RHO} budget.steps=152",
+    },
+)
+QUESTIONS = (
+    "{kind: jsonl, path: mathematics/valid.jsonl, prompt: problem, solution: solution, rows: 400}"
+)
+for name, recipe in (("gsm8k-selection", NOISY), ("gsm8k-selection-clean", GSM)):
+    add(
+        name,
+        "weights by value beside Rho-1, and what they cost what the feedback is not about",
+        recipe,
+        GSM_START,
+        {
+            "onehot": "arm=onehot",
+            "token_weights": W,
+            "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+            "rho1, reference given": GIVEN,
+        },
+        "evaluate.tasks=[]",
+        f"data.evaluation.mathematics={QUESTIONS}",
+        "evaluate.also=[mathematics]",
+    )
