@@ -155,8 +155,8 @@ class LearnerBase(Section):
     is."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32, since a step of
-    1e-5 on a weight is lost in the rounding of bfloat16, and so is what is valued."""
+    """The dtype of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32, since a
+    step of 1e-5 on a weight is lost in the rounding of bfloat16, and so is what is valued."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1
     """Batches of the stream that make one learner step; the step is that of one batch as large as

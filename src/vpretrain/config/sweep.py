@@ -44,7 +44,7 @@ class Sweep(Section):
     the Pareto front is kept. What is chosen by them cannot be reported by them: choose on dev,
     report on test."""
     budget: Budget | None = None
-    """Of every trial; null takes the recipe's."""
+    """What a trial may use; null takes the recipe's budget."""
     prune: bool = False
     """Whether a trial is given up that is worse, at an evaluation on the way (``evaluate.every``),
     than the median of the others at theirs."""

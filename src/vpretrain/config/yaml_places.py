@@ -45,7 +45,7 @@ _TAG = "tag:yaml.org,2002:"
 # A few lines of nested anchors stand for more than any memory holds.
 _MOST_NODES, _MOST_CHARACTERS = 20_000, 10_000_000
 MOST_LETTERS = 2**24
-"""Of a file."""
+"""The largest recipe file, in bytes."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"  # noqa: E501
 for _name, _pattern, _first in (

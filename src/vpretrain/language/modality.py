@@ -231,8 +231,8 @@ class Language(Modality[LanguageRecipe, Materials]):
         )
 
     def data_hashes(self, materials: Materials) -> dict[str, str]:
-        """Of the stream's sources, the feedback's tasks, and what is evaluated on, in the learner's
-        tokens.
+        """Hashes of the stream's sources, the feedback's tasks, and what is evaluated on, in the
+        learner's tokens.
         """
         sets: dict[str, Iterable[Document]] = {
             f"stream/{source.name}": source.documents for source in materials.sources

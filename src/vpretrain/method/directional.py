@@ -172,7 +172,7 @@ def one_sided_difference(
 def _epsilon(
     parameters: Mapping[str, Tensor], direction: Gradient, relative_step: float | None
 ) -> float:
-    """How often ``u`` is added to S; 0 where there is no direction."""
+    """The multiple of ``u`` by which S is moved; 0 where there is no direction."""
     length, size = vectors.norm(direction), vectors.norm(parameters)
     if length == 0:
         return 0.0

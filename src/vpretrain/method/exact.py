@@ -127,7 +127,8 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """Of the tasks that either half of the feedback asks for, valued by the other half."""
+        """The mean gain of the tasks that either half of the feedback asks for, valued by the other
+        half."""
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
         plain, gains = probe.controls()[0], []
         for own, other in (halves, reversed(halves)):

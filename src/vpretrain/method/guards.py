@@ -15,9 +15,8 @@ from vpretrain.system import distributed
 log = logging.getLogger(__name__)
 
 EDGE = 0.01
-"""How near a bound counts as at it, as a share of the range; of the bound, or of 1, where there is
-one on one side alone.
-"""
+"""The part of the range within which a mean counts as at a bound; where one bound is infinite, of
+the other one's size, or of 1 where that is less."""
 
 
 class Guard:

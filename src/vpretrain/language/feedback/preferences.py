@@ -80,7 +80,7 @@ class Preferences(Sampled):
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
-        """Of the mean over the batch's pairs, both answers of a pair in one forward pass."""
+        """The loss is the mean over pairs; both answers of a pair are in one forward pass."""
         for some in passes(documents, self._tokens, learner.device):
             now = self._margins(learner, some, pad_id)
             before = now.new_tensor([self.reference[document.origin] for document in some])

@@ -42,7 +42,7 @@ class RewardSignal(Signal):
     samples: Annotated[int, Field(ge=2)] = 8
     """Answers drawn to each prompt; what one earns is compared with the others."""
     temperature: PositiveFloat = 1.0
-    """Of the draws; the gradient is that of the policy at this temperature."""
+    """The sampling temperature; the gradient is that of the policy at this temperature."""
     new_tokens: PositiveInt = 256
     """The longest answer."""
     baseline: Baseline = "leave_one_out"

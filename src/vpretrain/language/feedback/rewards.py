@@ -144,7 +144,7 @@ class Rewards(Sampled):
         return super().gradients(learner)
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """Of one batch, each prompt's answers drawn anew."""
+        """``g_down`` over S of one batch, each prompt's answers drawn anew."""
         k = self.sampling.answers
         prompts = [split(document)[0] for document in documents for _ in range(k)]
         answers = self._answers(learner, prompts, pad_id)

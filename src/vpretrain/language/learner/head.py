@@ -27,8 +27,8 @@ the targets are there. In matrix products of ``2 N V D`` operations, where the p
 * 0 for values, ``(W[c_k] - sum_v p_v W_v) . dh`` along a change of the hidden states: the mean row
   is in the dense gradient.
 
-Nobody has to be trusted with the choice: weights that the gradient to W was made without are seen,
-and it is made again. The label is in the sparse part, in float32 throughout, since ``p_y - m_0`` of
+A wrong ``weighted`` costs time alone: weights that the gradient to W was made without are seen, and
+it is made again. The label is in the sparse part, in float32 throughout, since ``p_y - m_0`` of
 a token that the learner is sure of would cancel to noise in a narrow dtype. What is dense does not
 depend on K, so that candidates without mass leave the gradient bit for bit.
 

@@ -127,7 +127,7 @@ class LanguageArm(DesignerSection, ABC):
 
 
 class CandidatesArm(LanguageArm):
-    """Of designers that spread targets over candidates."""
+    """The keys of arms that spread targets over candidates."""
 
     candidates: PositiveInt = 64
     """K: the true token and the learner's K - 1 most probable others (eq. 14)."""
@@ -138,7 +138,7 @@ class CandidatesArm(LanguageArm):
 
 
 class TiltArm(LanguageArm):
-    """Of designers that weight tokens."""
+    """The keys of arms that weight tokens."""
 
     tilt: NonNegativeFloat = 0.4
     """c: weight of a token per standard deviation of its value."""

@@ -131,7 +131,7 @@ class CandidateDesigner(Climbing, HiddenDesigner):
 
 
 class ClimbingArm(NetworkArm, CandidatesArm):
-    """Of designers that climb the value."""
+    """The keys of arms whose network ascends the value."""
 
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
     """alpha_max: the most mass that may leave the true token (eq. 15)."""

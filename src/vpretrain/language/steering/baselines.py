@@ -54,7 +54,7 @@ class FeedbackArm(LanguageArm):
 
 
 class GateArm(CandidatesArm):
-    """Of controls whose gate is constant."""
+    """The keys of controls whose gate is constant."""
 
     uses_feedback = False
     cost = Cost(candidates=True, uses_feedback=False)

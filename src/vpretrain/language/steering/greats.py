@@ -21,7 +21,7 @@ class Highest(Ranking):
 
 
 class AtRandom(Ranking):
-    """Whatever they are worth."""
+    """Documents in random order, whatever their values."""
 
     uses_values = False
 

@@ -9,6 +9,7 @@ Shapes: N predicted tokens, K candidates, V vocabulary, D learner width.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections import deque
 from pathlib import Path
@@ -30,6 +31,8 @@ from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detach
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 from vpretrain.system.contexts import own_random_state
+
+log = logging.getLogger(__name__)
 
 
 class Scored(LearnedDesigner[Context, SoftTargets]):
@@ -89,7 +92,7 @@ class HiddenDesigner(Scored):
 
 
 class NetworkArm(LanguageArm):
-    """Of designers with a network."""
+    """The keys of arms whose designer has a network."""
 
     hidden: PositiveInt = 256
     layers: Layers = 6
@@ -111,7 +114,7 @@ class NetworkArm(LanguageArm):
 
 
 class TransferableArm(NetworkArm):
-    """Of designers that can start as an earlier run left them."""
+    """The keys of arms whose designer can start as an earlier run left it."""
 
     learner_size: ClassVar[tuple[str, int, str]]
     """What the learner decides of the network's shape: a parameter, its axis, and a word on it."""
@@ -134,7 +137,7 @@ class TransferableArm(NetworkArm):
 
 
 class HiddenArm(TransferableArm):
-    """Of designers whose network reads the learner's final hidden states."""
+    """The keys of arms whose network reads the learner's final hidden states."""
 
     learner_size: ClassVar[tuple[str, int, str]] = ("candidate.weight", 1, "width")
 
@@ -197,6 +200,13 @@ class FieldDesigner(HiddenDesigner):
         super().load_state_dict(state)
         saved = state.get("remembered", [])
         here = saved[distributed.rank()] if len(saved) == distributed.world() else []
+        if saved and not here and distributed.rank() == 0:
+            log.warning(
+                "the batches that designer.replay remembers are of %d processes, and there are %d "
+                "now: the network goes on without them",
+                len(saved),
+                distributed.world(),
+            )
         lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in here)
         self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
 
@@ -228,7 +238,7 @@ class FieldDesigner(HiddenDesigner):
 
 
 class ReplayArm(HiddenArm):
-    """Of designers that regress values."""
+    """The keys of arms whose network regresses values."""
 
     replay: PositiveInt = 1
     """Batches that the network learns from: the present one and remembered ones."""

@@ -157,7 +157,7 @@ class Rho1Arm(LanguageArm):
     reference_batch: PositiveInt = 32
     """Feedback rows a step."""
     reference_learning_rate: PositiveFloat | None = None
-    """Of AdamW, constant; null: the learner's."""
+    """The rate of the reference's AdamW, constant; null: the learner's."""
 
     @property
     def followers(self) -> int:

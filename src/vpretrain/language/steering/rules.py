@@ -63,7 +63,7 @@ class TokenRule(Rule[Context, Candidates, SoftTargets]):
 
     @property
     def bounds(self) -> Bounds:
-        """Of weights, which are all alike where nothing is told apart."""
+        """The spread of the weights, which is 0 where nothing is told apart."""
         return {"weight_spread": (0.0, math.inf)}
 
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ class Anchored(TokenRule):
 
     @property
     def bounds(self) -> Bounds:
-        """Of the gate, and of targets that are even over their candidates."""
+        """The gate, shut or wide open, and the entropy of targets that are even over their
+        candidates."""
         return {"gate": (0.0, self.gate_max), "entropy": (-math.inf, math.log(self.count))}
 
     def probe(self, context: Context) -> Candidates:
@@ -109,7 +110,7 @@ class Anchored(TokenRule):
 
 
 class AnchoredArm(CandidatesArm):
-    """Of designers that follow the anchored rule."""
+    """The keys of arms that follow the anchored rule."""
 
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
     """alpha_max: the most mass that may leave the true token (eq. 15)."""
@@ -243,7 +244,7 @@ class WeightedTargets(TokenRule):
 
     @property
     def bounds(self) -> Bounds:
-        """Of the weights, and of a gate that is wide open; a shut one may leave weights."""
+        """The spread of the weights, and a gate that is wide open; a shut one may leave weights."""
         return {**super().bounds, "gate": (-math.inf, self.targets.gate_max)}
 
     def probe(self, context: Context) -> Candidates:
@@ -277,8 +278,8 @@ def gain_bound(values: Tensor, gate_max: float) -> float:
 
 
 def target_metrics(mass: Tensor) -> dict[str, float]:
-    """Of a batch: mean mass off the true token, mean entropy of the targets (nats), spread of the
-    token weights."""
+    """How a batch's targets look: mean mass off the true token, mean entropy of the targets (nats),
+    spread of the token weights."""
     weight = mass.sum(dim=1)
     counted = weight > 0
     q = mass[counted] / weight[counted, None]

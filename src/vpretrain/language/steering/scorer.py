@@ -29,7 +29,7 @@ def rows_at_a_time(device: torch.device, elements: int) -> int:
 
 
 def scorer_cost(shape: Shape, at: Setting) -> NetworkCost:
-    """Of a :class:`CandidateScorer`: positions share candidates, which are N K or V at most."""
+    """The cost of a :class:`CandidateScorer`: positions share candidates, N K or V at most."""
     width, h, pairs = shape.width, at.hidden, at.predicted * at.candidates
     blocks = at.layers * (24 * h * h + 4 * at.window * h)
     batch = at.tokens * (2 * width * h + blocks) + 2 * at.predicted * h * h

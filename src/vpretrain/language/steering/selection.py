@@ -175,8 +175,8 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def values(
         self, pool: Pool, seen: Sequence[Candidates], value_of: DirectedValue[Context]
     ) -> Tensor:
-        """Of every document under each feedback batch, float64 ``[F, n]``; zeros where the choice
-        asks for none."""
+        """The value of every document under each feedback batch, float64 ``[F, n]``; zeros where the
+        choice asks for none."""
         if not seen:
             return torch.zeros(1, len(pool.documents), dtype=torch.float64)
         estimates = [value_of.each(probe.context, probe) for probe in seen]
@@ -331,7 +331,7 @@ class OneHotOnChosen(OneHot):
 
 
 class SelectionArm(LanguageArm):
-    """Of arms that choose what of the stream is trained on."""
+    """The keys of arms that choose what of the stream is trained on."""
 
     needs_run = True
 
