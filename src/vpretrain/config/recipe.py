@@ -155,7 +155,7 @@ class LearnerBase(Section):
     is."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """The dtype of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32, since a
+    """The dtype of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32: a
     step of 1e-5 on a weight is lost in the rounding of bfloat16, and so is what is valued."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1

@@ -49,7 +49,7 @@ class OpusArm(SelectionArm):
     """
 
     temperature: PositiveFloat = 1.0
-    """Temperature of the draw, in standard deviations of the value: near 0 the highest are taken."""
+    """Temperature of the draw, in standard deviations of value: near 0 the highest are taken."""
     redundancy: NonNegativeFloat = 0.1
     """What a document loses that has a gradient like those drawn before it, in standard deviations
     of either over what was drawn; 0: nothing, and no pass for it."""

@@ -175,7 +175,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def values(
         self, pool: Pool, seen: Sequence[Candidates], value_of: DirectedValue[Context]
     ) -> Tensor:
-        """The value of every document under each feedback batch, float64 ``[F, n]``; zeros where the
+        """Each document's value under each feedback batch, float64 ``[F, n]``; zeros where the
         choice asks for none."""
         if not seen:
             return torch.zeros(1, len(pool.documents), dtype=torch.float64)
