@@ -46,6 +46,8 @@ class Context:
         predictions: of the predicted tokens.
         trace: the suffix's inputs.
         router_loss: of a mixture of experts, a float32 scalar with its graph; None: there is none.
+        partial: whether ``where`` and ``labels`` are of a part of the predicted tokens, while
+            ``predictions`` are of all of them.
     """
 
     batch: TokenBatch
@@ -55,6 +57,13 @@ class Context:
     predictions: Predictions
     trace: Trace
     router_loss: Tensor | None = None
+    partial: bool = False
+
+    def part(self, tokens: Tensor) -> Context:
+        """The same with the predicted tokens of these indices ``[n]`` alone."""
+        row, at = self.where
+        where, labels = (row[tokens], at[tokens]), self.labels[tokens]
+        return replace(self, where=where, labels=labels, partial=True)
 
     @property
     def logits(self) -> Tensor:
@@ -169,8 +178,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         """Whether the learner's own pass computes what is valued, but for rounding: the same
         positions, no dropout in the suffix, no narrow dtype."""
         exact = vectors.wide(context.hidden).dtype == context.hidden.dtype and not self.autocast
-        same = context.predictions.labels is context.labels
-        return exact and same and not self.suffix.drops_out
+        return exact and not context.partial and not self.suffix.drops_out
 
     def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
         """The pass over the head of what is valued: the learner's own, or another one.
@@ -178,7 +186,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         Another one where a part of the batch is valued on its own, or where dropout above S made
         the learner's pass another function.
         """
-        if passed.labels is context.labels and not self.suffix.drops_out:
+        if not context.partial and not self.suffix.drops_out:
             return passed
         point = {name: vectors.wide(parameter.detach()) for name, parameter in self.aligned.items()}
         with evaluating(self.model):

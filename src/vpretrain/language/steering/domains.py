@@ -20,7 +20,6 @@ token as before.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,8 +95,7 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
         places = self._places(context)
         parts = []
         for domain, where in places.items():
-            row, at = context.where
-            own = replace(context, where=(row[where], at[where]), labels=context.labels[where])
+            own = context.part(where)
             objective = self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where]))
             fraction = 1 / len(places) if self.equal else self._weight(own) / whole
             parts.append((domain, where, fraction, objective))
