@@ -124,15 +124,15 @@ class CentralDifference(Estimator):
         def at(step: float) -> Estimate:
             return self.difference(given, here, step)
 
-        due, found = not self.step or self.calls % CHECK_PERIOD == 0, None
+        due, estimate = not self.step or self.calls % CHECK_PERIOD == 0, None
         if due and self.step:
-            found = self._checked(at)
-        if due and found is None:
+            estimate = self._checked(at)
+        if due and estimate is None:
             self._climb(at, LADDER[next(iter(parameters.values())).dtype])
             if self.error > WARN_ABOVE and self.give_way(given):
                 return self(*given, here)
         self.calls += 1
-        return at(self.step) if found is None else found
+        return at(self.step) if estimate is None else found
 
     def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
         """The quotient at a relative step."""
@@ -151,9 +151,9 @@ class CentralDifference(Estimator):
 
     def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
         """The estimate at the step in use, checked against a smaller one; None: it is not good."""
-        found = at(self.step)
-        self.error = _difference(found, at(self.step / 3))
-        return found if self.error <= WARN_ABOVE else None
+        estimate = at(self.step)
+        self.error = _difference(estimate, at(self.step / 3))
+        return estimate if self.error <= WARN_ABOVE else None
 
     def _climb(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
         """Keeps the step that differs least from the next smaller one."""

@@ -81,12 +81,12 @@ class WholeLearner(Learner[BatchT, BatchT, TaskT]):
 
     def objective(self, context: BatchT, task: TaskT) -> Objective:
         """The same as a function of S, without dropout; its inputs are the controls themselves."""
-        held = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        own = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
         def loss(parameters: Mapping[str, Tensor], controls: tuple[Tensor, ...]) -> Tensor:
             # S may be wider than the model, and a designer than both: all follow S.
             dtype = next(iter(parameters.values())).dtype
-            whole = {name: piece.to(dtype) for name, piece in held.items()} | dict(parameters)
+            whole = {name: piece.to(dtype) for name, piece in own.items()} | dict(parameters)
 
             def call(*given: Any, **named: Any) -> Any:
                 return functional_call(self.model, whole, given, named)

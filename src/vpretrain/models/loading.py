@@ -125,16 +125,16 @@ def _refuse_empty(kind: ModelKind, location: str, dtype: torch.dtype, attention:
     files = [path for path in files if path.is_file()]  # no link that leads nowhere
     if not files:
         return
-    held, config = sum(path.stat().st_size for path in files), load_config(location)
+    size, config = sum(path.stat().st_size for path in files), load_config(location)
     with torch.device("meta"):
         model = from_config(
             kind, config, "learner.model", location, dtype=dtype, attention=attention
         )
     asked = sum(p.numel() for p in model.parameters())
-    if asked > _MOST_A_BYTE * held + _HARMLESS:
+    if asked > _MOST_A_BYTE * size + _HARMLESS:
         message = "its config.json asks for more parameters than its weights can hold"
         accepted = "a folder whose weights and config.json were saved together"
-        value = f"{asked:,} parameters, {held:,} bytes of weights"
+        value = f"{asked:,} parameters, {size:,} bytes of weights"
         raise user_error("learner.model", message, value=value, accepted=accepted)
 
 

@@ -188,8 +188,8 @@ def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary
     chunk = min(logits, chunk_logits(at.device))
-    held = kept(shape, at) * shape.vocabulary if kind.weighted else 0
-    whole = 3 * logits if logits <= WHOLE_LOGITS else max(chunk, held)
+    softmax = kept(shape, at) * shape.vocabulary if kind.weighted else 0
+    whole = 3 * logits if logits <= WHOLE_LOGITS else max(chunk, softmax)
     aligned = at.aligned * shape.block + (0 if shape.tied else shape.vocabulary * width)
     activations = 4 * width + 2 * shape.attention + 2 * shape.keys + 4 * shape.inner
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)

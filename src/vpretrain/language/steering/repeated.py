@@ -90,15 +90,15 @@ class RepeatSelector(DocumentSelector):
         first = len(pool.documents)
         whole = pool.joined_by([kept.document for kept in again])
         chosen = whole.filled(range(first, len(whole.documents)), order.tolist(), 1.0)
-        batches, held = whole.batches(chosen, count=len(drawn), share=1.0)
+        batches, taken = whole.batches(chosen, count=len(drawn), share=1.0)
         if not used:
             return Selected(batches, metrics)
-        for at in held:
+        for at in taken:
             if at >= first:
                 again[at - first].left -= 1
         self.kept = [kept for kept in self.kept if kept.left]
-        trained = [whole.documents[at] for at in held]
-        repeated = sum(len(whole.documents[at].ids) for at in held if at >= first)
+        trained = [whole.documents[at] for at in taken]
+        repeated = sum(len(whole.documents[at].ids) for at in taken if at >= first)
         metrics["repeated"] = repeated / sum(len(document.ids) for document in trained)
         return Selected(batches, metrics | self.shares(pool.documents, trained))
 
