@@ -132,7 +132,7 @@ class CentralDifference(Estimator):
             if self.error > WARN_ABOVE and self.give_way(given):
                 return self(*given, here)
         self.calls += 1
-        return at(self.step) if estimate is None else found
+        return at(self.step) if estimate is None else estimate
 
     def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
         """The quotient at a relative step."""
