@@ -15,6 +15,7 @@ from vpretrain.run.build import new_step
 from vpretrain.studies.compare import compare
 from vpretrain.studies.doctor import doctor
 from vpretrain.vision import Vision, modality
+from vpretrain.vision.feedback.features import images_for
 from vpretrain.vision.steering.arms import ARMS, DEMO
 from vpretrain.vision.steering.views import BaselineViews
 
@@ -164,6 +165,25 @@ def test_direct_adds_the_feedback_gradient_and_nothing_else(materials):
     for name, a, b in zip(names, with_labels, without, strict=True):
         assert torch.allclose(a - b, 3 * down[name], atol=1e-5)
     assert set(names) <= {name for name, _ in direct.model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_feedback_and_probes_normalise_as_the_learner_does(kind, materials, monkeypatch):
+    """Encoders of CLIP and SigLIP, for example, are used to other numbers than ImageNet's."""
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
+    changed = [f"learner.crops.mean={list(mean)}", f"learner.crops.std={list(std)}"]
+    probed = []
+    monkeypatch.setattr(modality, "evaluate", lambda recipe, sets, encoder: probed.append(encoder))
+    fresh = modality.Materials(materials[kind].location, materials[kind].sets)
+    parts = Vision().build(tiny_recipe("arm=ascent", *changed, kind=kind), fresh)
+    parts.evaluate()
+    picture = fresh.sets.evaluation[0]
+    wanted = (picture.pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
+    for encoder in (*probed, parts.feedback.encoder(parts.learner)):
+        torch.testing.assert_close(images_for(encoder, [picture])[0], wanted)
+    assert len(probed) == 1
 
 
 def test_held_out_loss_moves_with_the_learner_alone(materials):

@@ -147,7 +147,7 @@ class Vision(Modality[VisionRecipe, Materials]):
                 evaluate,
                 recipe,
                 materials.sets,
-                LastBlocks(learner.backbone, recipe.evaluate.blocks),
+                _encoder(recipe, learner, recipe.evaluate.blocks),
             ),
             held_out_loss=held_out,
             held_out_batch=held_out,
@@ -165,7 +165,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         encoders = {}
         for name, location in (("before", materials.location), ("after", str(folder / "model"))):
             learner, _ = new_learner(recipe, location)
-            encoders[name] = LastBlocks(learner.backbone, recipe.evaluate.blocks)
+            encoders[name] = _encoder(recipe, learner, recipe.evaluate.blocks)
         settings, path = recipe.evaluate.probe.settings(), folder / PICTURES / "predictions.png"
         draw_predictions(task, encoders, sets.probed, sets.evaluation, settings, path)
 
@@ -251,13 +251,19 @@ def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) ->
     return section.build(site)
 
 
+def _encoder(recipe: VisionRecipe, learner: AnyPictureLearner, blocks: int) -> LastBlocks:
+    """What heads and probes read: the backbone, of images normalised as the learner's are."""
+    crops = recipe.learner.crops
+    return LastBlocks(learner.backbone, blocks, crops.mean, crops.std)
+
+
 def _feedback(
     recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner, *, mixed: bool
 ) -> DenseFeedback:
     """The feedback set, its heads warmed up; ``mixed``: pictures have the labels of others."""
     section, sets = recipe.data.feedback, materials.sets
     train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
-    encoder = LastBlocks(learner.backbone, section.head.blocks)
+    encoder = _encoder(recipe, learner, section.head.blocks)
     feedback = DenseFeedback(
         train,
         meta,
