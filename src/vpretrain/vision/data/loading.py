@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -302,10 +301,13 @@ def _label_code(spec: LabelledPictures) -> LabelCode | None:
 
 def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
     """All pictures of a set; those that are decoded anew when drawn, in bounded memory."""
-    whole = pictures.pictures if isinstance(pictures, Some) else pictures
-    store = PictureStore(memory_bytes if isinstance(whole, Folder) else math.inf)
-    for place in range(len(pictures)):
-        store.add(pictures[place])
+    some = pictures if isinstance(pictures, Some) else Some(pictures, range(len(pictures)))
+    whole, places = some.pictures, some.places
+    if not isinstance(whole, Folder):
+        return [whole[place] for place in places]
+    store = PictureStore(memory_bytes)
+    for place in places:
+        store.add(whole.identified(place))
     return store.pictures()
 
 
