@@ -181,7 +181,7 @@ def test_feedback_and_probes_normalise_as_the_learner_does(kind, materials, monk
     wanted = (picture.pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
         :, None, None
     ]
-    for encoder in (*probed, parts.feedback.encoder(parts.learner)):
+    for encoder in (*probed, parts.held_out_loss.feedback.encoder(parts.learner)):
         torch.testing.assert_close(images_for(encoder, [picture])[0], wanted)
     assert len(probed) == 1
 
