@@ -1,6 +1,7 @@
 """Whole runs on tiny backbones: the information bottlenecks, the baselines, and the studies."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,6 +200,23 @@ def test_held_out_loss_moves_with_the_learner_alone(materials):
         for parameter in parts.learner.aligned.values():
             parameter.mul_(1.1)
     assert loss() != before
+
+
+def test_held_out_pictures_are_of_every_task(materials, monkeypatch):
+    """As where sets with labels and sets with depth follow each other in a recipe."""
+    monkeypatch.setattr(modality, "HELD_OUT_PICTURES", 4)
+    given = materials["dino"].sets.evaluation
+    evaluation = [replace(p, depth=None) for p in given] + [replace(p, labels=None) for p in given]
+    sets = replace(materials["dino"].sets, evaluation=evaluation)
+    parts = Vision().build(tiny_recipe("arm=plain"), replace(materials["dino"], sets=sets))
+    asked = []
+    feedback = parts.held_out_loss.feedback
+    monkeypatch.setattr(feedback, "held_out_loss", lambda learner, pictures: asked.append(pictures))
+    parts.held_out_loss()
+    parts.held_out_batch(1)
+    for pictures in asked:
+        assert [sum(task.has(p) for p in pictures) for task in feedback.tasks] == [2, 2]
+    assert asked[0][0] is evaluation[0] and asked[0][1] is evaluation[len(given)]
 
 
 def test_held_out_heads_are_made_once_a_build(materials, monkeypatch):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, collecting, user_error
 from vpretrain.system.phases import warn_once
 from vpretrain.system.sampling import Order
-from vpretrain.vision.data.images import Pictures, pictures_hash
+from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.data.loading import PictureSets, needed, read
 from vpretrain.vision.data.stream import Stream
 from vpretrain.vision.evaluation.measure import evaluate
 from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.gradient import DenseFeedback
-from vpretrain.vision.feedback.pools import shuffled
+from vpretrain.vision.feedback.pools import pooled, shuffled
 from vpretrain.vision.fit import check_fit, shape_problems
 from vpretrain.vision.learners import beside, new_learner, put_beside, save, warm_up
 from vpretrain.vision.prepare import cached, locate, make
@@ -302,13 +303,25 @@ class _HeldOutLoss:
         return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
     def __call__(self, draw: int | None = None) -> Iterator[Tensor]:
-        """Of the first pictures, or of a random batch: the ``draw``-th."""
-        feedback, seed = self.feedback, self.recipe.seed
-        pictures = self.materials.sets.evaluation
-        usable = [p for p in pictures if any(task.has(p) for task in feedback.tasks)]
+        """Of the first pictures, or of a random batch: the ``draw``-th. Every task has its part,
+        whichever set its pictures come from."""
+        feedback = self.feedback
+        # Of pictures that several tasks share one list stands for all of them.
+        lists = [members for members, _ in pooled(self.materials.sets.evaluation, feedback.tasks)]
         if draw is None:
-            return feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
-        order = Order(len(usable), f"probe/{seed}")
-        count = min(len(usable), self.recipe.data.feedback.batch_size)
-        batch = [usable[order[draw * count + place]] for place in range(count)]
-        return feedback.held_out_loss(self.learner, batch)
+            in_turn = (
+                picture for row in zip_longest(*lists) for picture in row if picture is not None
+            )
+            chosen = _distinct(in_turn)[:HELD_OUT_PICTURES]
+        else:
+            chosen = _distinct(picture for each in lists for picture in self._batch(each, draw))
+        return feedback.held_out_loss(self.learner, chosen)
+
+    def _batch(self, pictures: Sequence[Picture], draw: int) -> list[Picture]:
+        order = Order(len(pictures), f"probe/{self.recipe.seed}")
+        count = min(len(pictures), self.recipe.data.feedback.batch_size)
+        return [pictures[order[draw * count + place]] for place in range(count)]
+
+
+def _distinct(pictures: Iterable[Picture]) -> list[Picture]:
+    return list({id(picture): picture for picture in pictures}.values())
