@@ -84,6 +84,14 @@ def test_the_head_fits_the_number_of_pictures(folder: Path) -> None:
     assert learner["head"] == {"prototypes": 64} and learner["head_warmup_steps"] == 38
 
 
+def test_a_batch_is_no_larger_than_the_stream(folder: Path) -> None:
+    masks(folder, 0, 1)
+    for path in sorted((folder / "stream/day/one").iterdir())[5:]:
+        path.unlink()
+    assert written(folder)[1]["data"]["batch_size"] == 5
+    assert check(str(folder / "steer.yaml"), []) == []
+
+
 def test_images_are_normalised_as_the_model_says(folder: Path) -> None:
     masks(folder, 0, 1)
     sizes = {"global_size": 32, "local_size": 16}

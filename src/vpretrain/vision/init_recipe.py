@@ -123,7 +123,7 @@ budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 
 
 def _data(plan: _Plan) -> str:
-    steering, meta = plan.steering, plan.steering // 2
+    steering, meta, batch = plan.steering, plan.steering // 2, min(BATCH, plan.pictures)
     steers = _set(plan.feedback, plan.code, "" if plan.evaluation else f"count: {steering}")
     held_out = _set(plan.feedback, plan.code, f"skip: {steering}")
     if plan.evaluation:
@@ -131,7 +131,7 @@ def _data(plan: _Plan) -> str:
     return f"""\
 data:
   image_size: {plan.sides[2]}  # pixels of a side; crops are cut from it
-  batch_size: {BATCH}  # pictures at a time; `learner.accumulate` adds batches up
+  batch_size: {batch}  # pictures at a time; `learner.accumulate` adds batches up
   stream:  # what the learner trains on; several sources are mixed by their `weight`
     - name: {_text(Path(plan.stream).name)}
       pictures: {{kind: folder, images: {_text(plan.stream)}}}

@@ -206,7 +206,7 @@ def _warn(sets: PictureSets) -> None:
 
 
 def _stream(
-    recipe: VisionRecipe, materials: Materials, seed: Any, *, rank: int = 0, world: int = 1
+    recipe: VisionRecipe, materials: Materials, seed: int | str, *, rank: int = 0, world: int = 1
 ) -> Stream:
     """The stream, or one process's part of it; heads are warmed up on all of it by all alike."""
     data = recipe.data

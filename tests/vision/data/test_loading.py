@@ -304,10 +304,14 @@ def test_a_class_that_no_feedback_picture_holds_is_warned_about(
     assert "no feedback picture holds these classes" in shown and "segmentation: 2, 3" in shown
 
 
+@pytest.mark.parametrize("key", ["data.batch_size", "data.meta_batch_size"])
+def test_a_batch_larger_than_the_stream_is_refused(key: str) -> None:
+    shown = problems(f"{key}=13")
+    assert key in shown and "1 to 12" in shown and "more than once" in shown
+    assert problems(f"{key}=12") == ""
+
+
 def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
-    shown = problems("data.meta_batch_size=13")
-    assert "data.meta_batch_size" in shown and "1 to 12" in shown
-    assert problems("data.meta_batch_size=12") == ""
     assert "data.feedback.batch_size" in problems("data.feedback.batch_size=4")
 
 

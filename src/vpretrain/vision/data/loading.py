@@ -369,10 +369,12 @@ def _misfits(
         wanted[f"data.evaluation.{name}"] = needed(recipe)
     for where, pictures in parts.items():
         yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
-    section, size = recipe.data.feedback, recipe.data.meta_batch_size
-    if size is not None and size > streamed:
-        message = "a batch holds no picture twice, and the stream has not so many"
-        yield Problem("data.meta_batch_size", str(size), f"1 to {streamed}", message)
+    section = recipe.data.feedback
+    sizes = {"batch_size": recipe.data.batch_size, "meta_batch_size": recipe.data.meta_batch_size}
+    for key, size in sizes.items():
+        if size is not None and size > streamed:
+            message = "each batch would hold some pictures more than once: the stream has fewer"
+            yield Problem(f"data.{key}", str(size), f"1 to {streamed}", message)
     for name in section.tasks:
         count = sum(tasks[name].has(picture) for picture in meta)
         if count and count < (least := section.batch_size * section.batches):

@@ -74,7 +74,10 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
 
 
 class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
-    """I-JEPA's context: how much of each patch the encoder sees."""
+    """I-JEPA's context: how much of each patch the encoder sees.
+
+    The network looks at the whole image, target blocks included, so that where a learned mask hides
+    the context may carry information on the targets to the encoder."""
 
     picture_dim = 0  # [B, L]
 
