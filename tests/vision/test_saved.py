@@ -35,6 +35,8 @@ def test_heads_are_warmed_up_once_and_alike(kind, of_head):
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
     assert not torch.equal(states[0][of_head], states[3][of_head])
+    (kept,) = (state for key, state in shared.warmed.items() if key[0] == "learner")
+    assert of_head in kept and not any("backbone" in name or "encoder" in name for name in kept)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

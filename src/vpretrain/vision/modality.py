@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer
+from vpretrain.method.roles import Designer, State
 from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.folder import PICTURES
 from vpretrain.run.parts import Checked, Modality, Parts
@@ -29,7 +29,7 @@ from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.gradient import DenseFeedback
 from vpretrain.vision.feedback.pools import pooled, shuffled
 from vpretrain.vision.fit import check_fit, shape_problems
-from vpretrain.vision.learners import beside, new_learner, put_beside, save, warm_up
+from vpretrain.vision.learners import moved_by, new_learner, put_beside, save, warm_up
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.role import AnyPictureLearner
@@ -46,12 +46,13 @@ class Materials:
     Args:
         location: folder or hub id of the backbone; None for random weights.
         sets: all pictures.
-        warmed: heads (the learner's and the feedback's) after their warm-up, by what makes them.
+        warmed: what their warm-up moved of heads (the learner's and the feedback's), by what makes
+            them.
     """
 
     location: str | None
     sets: PictureSets
-    warmed: dict[Any, Any] = field(default_factory=dict)
+    warmed: dict[tuple[Any, ...], State] = field(default_factory=dict)
 
 
 class Vision(Modality[VisionRecipe, Materials]):
@@ -125,14 +126,7 @@ class Vision(Modality[VisionRecipe, Materials]):
             _warmed(
                 materials,
                 ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
-                make=partial(
-                    warm_up,
-                    learner,
-                    _stream(recipe, materials, f"warm-up {recipe.seed}"),
-                    steps=recipe.learner.head_warmup_steps,
-                    learning_rate=recipe.learner.head_warmup_learning_rate,
-                ),
-                get=partial(beside, learner),
+                make=partial(moved_by, learner, partial(_warm_up, recipe, materials, learner)),
                 put=partial(put_beside, learner),
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
@@ -232,14 +226,25 @@ def _meta_batches(
     return _stream(sized, materials, f"meta {recipe.seed}", rank=rank, world=world)
 
 
-def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:
-    """Makes a state and keeps it, or takes it up from an earlier build."""
+def _warm_up(recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner) -> None:
+    """Of the learner's fresh head or predictor."""
+    warm_up(
+        learner,
+        _stream(recipe, materials, f"warm-up {recipe.seed}"),
+        steps=recipe.learner.head_warmup_steps,
+        learning_rate=recipe.learner.head_warmup_learning_rate,
+    )
+
+
+def _warmed(
+    materials: Materials, key: Any, *, make: Callable[[], State], put: Callable[[State], None]
+) -> None:
+    """Makes a state, which is a copy, and keeps it; or copies it from an earlier build."""
     if key in materials.warmed:
-        put(copy.deepcopy(materials.warmed[key]))
+        put(materials.warmed[key])
     else:
         with distributed.alone():  # all processes make the same
-            make()
-        materials.warmed[key] = copy.deepcopy(get())
+            materials.warmed[key] = make()
 
 
 def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) -> Designer:
@@ -278,12 +283,17 @@ def _feedback(
         encoder=lambda _: encoder,
         where="data.feedback",
     )
+
+    def warmed_up() -> State:
+        feedback.warm_up(learner, section.head.warmup_steps)
+        return copy.deepcopy(feedback.state_dict())
+
     _warmed(
         materials,
         ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
-        make=partial(feedback.warm_up, learner, section.head.warmup_steps),
-        get=feedback.state_dict,
-        put=feedback.load_state_dict,
+        make=warmed_up,
+        # An optimizer takes up the very tensors that it is given.
+        put=lambda state: feedback.load_state_dict(copy.deepcopy(state)),
     )
     return feedback
 
