@@ -9,6 +9,7 @@ from torch import nn
 
 from vpretrain.system.errors import UserError
 from vpretrain.vision.backbone import Backbone, EncoderSuffix, aligned_parameters, frozen
+from vpretrain.vision.ijepa.encoder import PatchEncoder
 from vpretrain.vision.loading import load_model, new_model
 
 TINY: dict[str, Any] = {
@@ -220,6 +221,24 @@ def test_models_that_are_not_understood_are_refused() -> None:
                 attention="eager",
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "taken_apart"), [("dinov3_vit", Backbone), ("vit", PatchEncoder)]
+)
+def test_rounding_is_not_taken_for_another_layout(
+    model_type: str, taken_apart: type[Backbone]
+) -> None:
+    """Over 12 blocks bfloat16 differs from float32 by more than the check of the layout allows."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
+    config = KINDS[model_type] | sizes | {"model_type": model_type, "initializer_range": 0.1}
+    torch.manual_seed(0)
+    model = new_model(config, dtype=torch.float32, attention="sdpa").eval()
+    backbone = taken_apart(model, autocast=torch.bfloat16)
+    whole = backbone.tokens(backbone.small_images())
+    with torch.no_grad():
+        wide = model(backbone.small_images(), **backbone.options).last_hidden_state
+    assert not torch.allclose(whole, wide, atol=2e-2, rtol=2e-2), "products are not narrowed"
 
 
 def test_a_narrow_model_is_run_again_in_float32() -> None:

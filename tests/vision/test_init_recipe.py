@@ -1,5 +1,6 @@
 """What ``init`` writes for pictures fits them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from vpretrain.studies.check import check
 from vpretrain.system.errors import UserError
+from vpretrain.vision.data.images import IMAGENET_STD
 from vpretrain.vision.init_recipe import recipe_of
 
 
@@ -80,6 +82,24 @@ def test_the_head_fits_the_number_of_pictures(folder: Path) -> None:
     masks(folder, 0, 1)
     learner = written(folder)[1]["learner"]
     assert learner["head"] == {"prototypes": 64} and learner["head_warmup_steps"] == 38
+
+
+def test_a_batch_is_no_larger_than_the_stream(folder: Path) -> None:
+    masks(folder, 0, 1)
+    for path in sorted((folder / "stream/day/one").iterdir())[5:]:
+        path.unlink()
+    assert written(folder)[1]["data"]["batch_size"] == 5
+    assert check(str(folder / "steer.yaml"), []) == []
+
+
+def test_images_are_normalised_as_the_model_says(folder: Path) -> None:
+    masks(folder, 0, 1)
+    sizes = {"global_size": 32, "local_size": 16}
+    assert written(folder)[1]["learner"]["crops"] == sizes
+    said = {"image_mean": [0.5, 0.5, 0.5], "image_std": list(IMAGENET_STD), "size": 32}
+    (folder / "vit/preprocessor_config.json").write_text(json.dumps(said))
+    assert written(folder)[1]["learner"]["crops"] == sizes | {"mean": [0.5, 0.5, 0.5]}
+    assert check(str(folder / "steer.yaml"), []) == []
 
 
 def test_masks_with_a_suffix_are_found_in_their_folder_and_beside_the_pictures(

@@ -1,6 +1,7 @@
 """Whole runs on tiny backbones: the information bottlenecks, the baselines, and the studies."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vpretrain.run.build import new_step
 from vpretrain.studies.compare import compare
 from vpretrain.studies.doctor import doctor
 from vpretrain.vision import Vision, modality
+from vpretrain.vision.feedback.features import images_for
 from vpretrain.vision.steering.arms import ARMS, DEMO
 from vpretrain.vision.steering.views import BaselineViews
 
@@ -166,6 +168,25 @@ def test_direct_adds_the_feedback_gradient_and_nothing_else(materials):
     assert set(names) <= {name for name, _ in direct.model.named_parameters()}
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_feedback_and_probes_normalise_as_the_learner_does(kind, materials, monkeypatch):
+    """Encoders of CLIP and SigLIP, for example, are used to other numbers than ImageNet's."""
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
+    changed = [f"learner.crops.mean={list(mean)}", f"learner.crops.std={list(std)}"]
+    probed = []
+    monkeypatch.setattr(modality, "evaluate", lambda recipe, sets, encoder: probed.append(encoder))
+    fresh = modality.Materials(materials[kind].location, materials[kind].sets)
+    parts = Vision().build(tiny_recipe("arm=ascent", *changed, kind=kind), fresh)
+    parts.evaluate()
+    picture = fresh.sets.evaluation[0]
+    wanted = (picture.pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
+    for encoder in (*probed, parts.held_out_loss.feedback.encoder(parts.learner)):
+        torch.testing.assert_close(images_for(encoder, [picture])[0], wanted)
+    assert len(probed) == 1
+
+
 def test_held_out_loss_moves_with_the_learner_alone(materials):
     parts = Vision().build(tiny_recipe("arm=plain"), materials["dino"])
 
@@ -179,6 +200,23 @@ def test_held_out_loss_moves_with_the_learner_alone(materials):
         for parameter in parts.learner.aligned.values():
             parameter.mul_(1.1)
     assert loss() != before
+
+
+def test_held_out_pictures_are_of_every_task(materials, monkeypatch):
+    """As where sets with labels and sets with depth follow each other in a recipe."""
+    monkeypatch.setattr(modality, "HELD_OUT_PICTURES", 4)
+    given = materials["dino"].sets.evaluation
+    evaluation = [replace(p, depth=None) for p in given] + [replace(p, labels=None) for p in given]
+    sets = replace(materials["dino"].sets, evaluation=evaluation)
+    parts = Vision().build(tiny_recipe("arm=plain"), replace(materials["dino"], sets=sets))
+    asked = []
+    feedback = parts.held_out_loss.feedback
+    monkeypatch.setattr(feedback, "held_out_loss", lambda learner, pictures: asked.append(pictures))
+    parts.held_out_loss()
+    parts.held_out_batch(1)
+    for pictures in asked:
+        assert [sum(task.has(p) for p in pictures) for task in feedback.tasks] == [2, 2]
+    assert asked[0][0] is evaluation[0] and asked[0][1] is evaluation[len(given)]
 
 
 def test_held_out_heads_are_made_once_a_build(materials, monkeypatch):

@@ -8,6 +8,7 @@ from tests.vision.conftest import KINDS, SHAPE, tiny_recipe, weights_hash
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 from vpretrain.vision.learners import beside
+from vpretrain.vision.prepare import cached
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ def test_heads_are_warmed_up_once_and_alike(kind, of_head):
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
     assert not torch.equal(states[0][of_head], states[3][of_head])
+    (kept,) = (state for key, state in shared.warmed.items() if key[0] == "learner")
+    assert of_head in kept and not any("backbone" in name or "encoder" in name for name in kept)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -90,3 +93,15 @@ def test_prepare_makes_a_learner_that_the_recipe_starts_from(tmp_path, monkeypat
     assert Vision().prepare(other, None) != folder
     again = Vision().prepare(recipe, tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_prepared_learner_is_named_after_what_it_is_computed_in(materials):
+    config = f"{{model_type: dinov3_vit, {SHAPE}, patch_size: 8}}"
+    description = ["learner.config=null", f"learner.prepare={{config: {config}, steps: 2}}"]
+
+    def name(*overrides):
+        return cached(tiny_recipe(*description, *overrides), materials["dino"].sets).name
+
+    others = [name("learner.dtype=bfloat16"), name("learner.attention=eager")]
+    assert len({name(), *others}) == 3
+    assert name("learner.dtype=float64") == name()  # it is made in float32

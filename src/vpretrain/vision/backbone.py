@@ -60,7 +60,10 @@ class Backbone:
     """
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
-        self.model, self.autocast = model, autocast
+        self.model = model
+        # None while the parts are held against the whole, which is done in the weights' own dtype:
+        # the rounding of bfloat16 over twelve blocks would pass for another layout.
+        self.autocast: torch.dtype | None = None
         depth = getattr(model.config, "num_hidden_layers", None)
         patch = getattr(model.config, "patch_size", None)
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -76,6 +79,7 @@ class Backbone:
         self.options = stretching(model)
         self.reached: frozenset[str] = frozenset()
         self.prefix_tokens = self._check_layout()
+        self.autocast = autocast
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +180,7 @@ class Backbone:
         self.reached = frozenset(name for name, p in parameters.items() if id(p) in reached_ids)
         with torch.no_grad():
             suffix = EncoderSuffix(self, {"first": first})
-            parts = suffix.features(suffix.enter(images), {"first": vectors.wide(first.detach())})
+            parts = suffix.features(suffix.enter(images), {"first": first.detach()})
             same = self.agree(whole, parts)
         if whole.shape[1] < 6 or not same:
             raise self.refused("does more than embeddings, blocks and final norm")

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from transformers import ImageProcessingMixin
 
 from vpretrain.models.loading import named
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.data.decoding import BadFile, label_numbers
-from vpretrain.vision.data.images import IGNORE
+from vpretrain.vision.data.images import IGNORE, IMAGENET_MEAN, IMAGENET_STD
 from vpretrain.vision.data.readers import LABEL_SUFFIXES, image_files
 from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.loading import load_model
@@ -122,7 +123,7 @@ budget: {{steps: 500}}  # of the learner; or tokens (pictures), seconds, flops
 
 
 def _data(plan: _Plan) -> str:
-    steering, meta = plan.steering, plan.steering // 2
+    steering, meta, batch = plan.steering, plan.steering // 2, min(BATCH, plan.pictures)
     steers = _set(plan.feedback, plan.code, "" if plan.evaluation else f"count: {steering}")
     held_out = _set(plan.feedback, plan.code, f"skip: {steering}")
     if plan.evaluation:
@@ -130,7 +131,7 @@ def _data(plan: _Plan) -> str:
     return f"""\
 data:
   image_size: {plan.sides[2]}  # pixels of a side; crops are cut from it
-  batch_size: {BATCH}  # pictures at a time; `learner.accumulate` adds batches up
+  batch_size: {batch}  # pictures at a time; `learner.accumulate` adds batches up
   stream:  # what the learner trains on; several sources are mixed by their `weight`
     - name: {_text(Path(plan.stream).name)}
       pictures: {{kind: folder, images: {_text(plan.stream)}}}
@@ -156,11 +157,12 @@ data:
 
 def _training(plan: _Plan) -> str:
     view, local, _ = plan.sides
+    crops = [f"global_size: {view}", f"local_size: {local}", *_normalisation(plan.model)]
     return f"""\
 learner:
   model: {_text(plan.model)}
   learning_rate: 1e-5
-  crops: {{global_size: {view}, local_size: {local}}}  # pixels
+  crops: {{{", ".join(crops)}}}  # pixels
   {_head_keys(plan)}
   head_warmup_steps: {_warmup_steps(plan.pictures)}
   # dtype: bfloat16  # on a GPU
@@ -188,6 +190,20 @@ def _head_keys(plan: _Plan) -> str:
     *hidden, bottleneck = (shapes[name][0] for name in biases)
     keys = f"hidden: {hidden}, bottleneck: {bottleneck}, prototypes: {shapes['head.prototypes'][0]}"
     return f"# The head that came with the model.\n  head: {{{keys}}}"
+
+
+def _normalisation(model: str) -> list[str]:
+    """Keys of what the backbone's images are normalised with, where it says so and that is not
+    ImageNet's, which is the default."""
+    try:
+        said, _ = ImageProcessingMixin.get_image_processor_dict(named(model))
+    except OSError:  # nothing beside the weights says how pictures are prepared
+        return []
+    keys = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    given = {key: said.get(f"image_{key}") or usual for key, usual in keys.items()}
+    return [
+        f"{key}: {list(given[key])}" for key, usual in keys.items() if tuple(given[key]) != usual
+    ]
 
 
 def _warmup_steps(pictures: int) -> int:

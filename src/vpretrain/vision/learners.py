@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,24 @@ def restore(learner: AnyPictureLearner, path: Path) -> None:
 
 
 def beside(learner: AnyPictureLearner) -> dict[str, Tensor]:
-    """Copies of the learner's own state, for :func:`put_beside`."""
-    return {name: tensor.detach().clone() for name, tensor in learner.own_state().items()}
+    """Copies of the learner's own state, on the CPU."""
+    state = learner.own_state()
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def moved_by(learner: AnyPictureLearner, change: Callable[[], object]) -> dict[str, Tensor]:
+    """What a change moved of the learner's own state, for :func:`put_beside`: of a warm-up the head
+    or predictor, and not the whole teacher."""
+    before = beside(learner)
+    change()
+    after = beside(learner)
+    return {name: each for name, each in after.items() if not torch.equal(each, before[name])}
 
 
 @torch.no_grad()
-def put_beside(learner: AnyPictureLearner, state: dict[str, Tensor]) -> None:
-    """Takes up copies made by :func:`beside`."""
-    for name, tensor in learner.own_state().items():
-        tensor.copy_(state[name])
+def put_beside(learner: AnyPictureLearner, state: Mapping[str, Tensor]) -> None:
+    """Takes up copies of the learner's own state, or of a part of it; the rest stays."""
+    own = learner.own_state()
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
     learner.restored()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vpretrain.method.reliability import Reliability
-from vpretrain.method.roles import Designer
+from vpretrain.method.roles import Designer, State
 from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.folder import PICTURES
 from vpretrain.run.parts import Checked, Modality, Parts
@@ -20,15 +21,15 @@ from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, collecting, user_error
 from vpretrain.system.phases import warn_once
 from vpretrain.system.sampling import Order
-from vpretrain.vision.data.images import Pictures, pictures_hash
+from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.data.loading import PictureSets, needed, read
 from vpretrain.vision.data.stream import Stream
 from vpretrain.vision.evaluation.measure import evaluate
 from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.gradient import DenseFeedback
-from vpretrain.vision.feedback.pools import shuffled
+from vpretrain.vision.feedback.pools import pooled, shuffled
 from vpretrain.vision.fit import check_fit, shape_problems
-from vpretrain.vision.learners import beside, new_learner, put_beside, save, warm_up
+from vpretrain.vision.learners import moved_by, new_learner, put_beside, save, warm_up
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.role import AnyPictureLearner
@@ -45,12 +46,13 @@ class Materials:
     Args:
         location: folder or hub id of the backbone; None for random weights.
         sets: all pictures.
-        warmed: heads (the learner's and the feedback's) after their warm-up, by what makes them.
+        warmed: what their warm-up moved of heads (the learner's and the feedback's), by what makes
+            them.
     """
 
     location: str | None
     sets: PictureSets
-    warmed: dict[Any, Any] = field(default_factory=dict)
+    warmed: dict[tuple[Any, ...], State] = field(default_factory=dict)
 
 
 class Vision(Modality[VisionRecipe, Materials]):
@@ -124,14 +126,7 @@ class Vision(Modality[VisionRecipe, Materials]):
             _warmed(
                 materials,
                 ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
-                make=partial(
-                    warm_up,
-                    learner,
-                    _stream(recipe, materials, f"warm-up {recipe.seed}"),
-                    steps=recipe.learner.head_warmup_steps,
-                    learning_rate=recipe.learner.head_warmup_learning_rate,
-                ),
-                get=partial(beside, learner),
+                make=partial(moved_by, learner, partial(_warm_up, recipe, materials, learner)),
                 put=partial(put_beside, learner),
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
@@ -147,7 +142,7 @@ class Vision(Modality[VisionRecipe, Materials]):
                 evaluate,
                 recipe,
                 materials.sets,
-                LastBlocks(learner.backbone, recipe.evaluate.blocks),
+                _encoder(recipe, learner, recipe.evaluate.blocks),
             ),
             held_out_loss=held_out,
             held_out_batch=held_out,
@@ -165,7 +160,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         encoders = {}
         for name, location in (("before", materials.location), ("after", str(folder / "model"))):
             learner, _ = new_learner(recipe, location)
-            encoders[name] = LastBlocks(learner.backbone, recipe.evaluate.blocks)
+            encoders[name] = _encoder(recipe, learner, recipe.evaluate.blocks)
         settings, path = recipe.evaluate.probe.settings(), folder / PICTURES / "predictions.png"
         draw_predictions(task, encoders, sets.probed, sets.evaluation, settings, path)
 
@@ -205,7 +200,7 @@ def _warn(sets: PictureSets) -> None:
 
 
 def _stream(
-    recipe: VisionRecipe, materials: Materials, seed: Any, *, rank: int = 0, world: int = 1
+    recipe: VisionRecipe, materials: Materials, seed: int | str, *, rank: int = 0, world: int = 1
 ) -> Stream:
     """The stream, or one process's part of it; heads are warmed up on all of it by all alike."""
     data = recipe.data
@@ -231,14 +226,25 @@ def _meta_batches(
     return _stream(sized, materials, f"meta {recipe.seed}", rank=rank, world=world)
 
 
-def _warmed(materials: Materials, key: Any, *, make: Any, get: Any, put: Any) -> None:
-    """Makes a state and keeps it, or takes it up from an earlier build."""
+def _warm_up(recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner) -> None:
+    """Of the learner's fresh head or predictor."""
+    warm_up(
+        learner,
+        _stream(recipe, materials, f"warm-up {recipe.seed}"),
+        steps=recipe.learner.head_warmup_steps,
+        learning_rate=recipe.learner.head_warmup_learning_rate,
+    )
+
+
+def _warmed(
+    materials: Materials, key: Any, *, make: Callable[[], State], put: Callable[[State], None]
+) -> None:
+    """Makes a state, which is a copy, and keeps it; or copies it from an earlier build."""
     if key in materials.warmed:
-        put(copy.deepcopy(materials.warmed[key]))
+        put(materials.warmed[key])
     else:
         with distributed.alone():  # all processes make the same
-            make()
-        materials.warmed[key] = copy.deepcopy(get())
+            materials.warmed[key] = make()
 
 
 def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) -> Designer:
@@ -251,13 +257,19 @@ def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) ->
     return section.build(site)
 
 
+def _encoder(recipe: VisionRecipe, learner: AnyPictureLearner, blocks: int) -> LastBlocks:
+    """What heads and probes read: the backbone, of images normalised as the learner's are."""
+    crops = recipe.learner.crops
+    return LastBlocks(learner.backbone, blocks, crops.mean, crops.std)
+
+
 def _feedback(
     recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner, *, mixed: bool
 ) -> DenseFeedback:
     """The feedback set, its heads warmed up; ``mixed``: pictures have the labels of others."""
     section, sets = recipe.data.feedback, materials.sets
     train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
-    encoder = LastBlocks(learner.backbone, section.head.blocks)
+    encoder = _encoder(recipe, learner, section.head.blocks)
     feedback = DenseFeedback(
         train,
         meta,
@@ -271,12 +283,17 @@ def _feedback(
         encoder=lambda _: encoder,
         where="data.feedback",
     )
+
+    def warmed_up() -> State:
+        feedback.warm_up(learner, section.head.warmup_steps)
+        return copy.deepcopy(feedback.state_dict())
+
     _warmed(
         materials,
         ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
-        make=partial(feedback.warm_up, learner, section.head.warmup_steps),
-        get=feedback.state_dict,
-        put=feedback.load_state_dict,
+        make=warmed_up,
+        # An optimizer takes up the very tensors that it is given.
+        put=lambda state: feedback.load_state_dict(copy.deepcopy(state)),
     )
     return feedback
 
@@ -296,13 +313,25 @@ class _HeldOutLoss:
         return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
     def __call__(self, draw: int | None = None) -> Iterator[Tensor]:
-        """Of the first pictures, or of a random batch: the ``draw``-th."""
-        feedback, seed = self.feedback, self.recipe.seed
-        pictures = self.materials.sets.evaluation
-        usable = [p for p in pictures if any(task.has(p) for task in feedback.tasks)]
+        """Of the first pictures, or of a random batch: the ``draw``-th. Every task has its part,
+        whichever set its pictures come from."""
+        feedback = self.feedback
+        # Of pictures that several tasks share one list stands for all of them.
+        lists = [members for members, _ in pooled(self.materials.sets.evaluation, feedback.tasks)]
         if draw is None:
-            return feedback.held_out_loss(self.learner, usable[:HELD_OUT_PICTURES])
-        order = Order(len(usable), f"probe/{seed}")
-        count = min(len(usable), self.recipe.data.feedback.batch_size)
-        batch = [usable[order[draw * count + place]] for place in range(count)]
-        return feedback.held_out_loss(self.learner, batch)
+            in_turn = (
+                picture for row in zip_longest(*lists) for picture in row if picture is not None
+            )
+            chosen = _distinct(in_turn)[:HELD_OUT_PICTURES]
+        else:
+            chosen = _distinct(picture for each in lists for picture in self._batch(each, draw))
+        return feedback.held_out_loss(self.learner, chosen)
+
+    def _batch(self, pictures: Sequence[Picture], draw: int) -> list[Picture]:
+        order = Order(len(pictures), f"probe/{self.recipe.seed}")
+        count = min(len(pictures), self.recipe.data.feedback.batch_size)
+        return [pictures[order[draw * count + place]] for place in range(count)]
+
+
+def _distinct(pictures: Iterable[Picture]) -> list[Picture]:
+    return list({id(picture): picture for picture in pictures}.values())

@@ -31,7 +31,7 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
     """Where the prepared learner is or will be in the cache, named after how it is made."""
     description = [
         recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
-        recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)),
+        recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)) | _arithmetic(recipe),
         prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
         [
             [source.name, source.weight, len(source.pictures), fingerprint(source.pictures)]
@@ -39,6 +39,16 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
         ],
     ]
     return prepared.cache_path(description)
+
+
+def _arithmetic(recipe: VisionRecipe) -> dict[str, str]:
+    """Keys of ``learner`` that say what it is computed in, where that is not the default: the
+    names of checkpoints that are there already stay."""
+    keys: dict[str, str] = recipe.learner.model_dump(
+        include={"dtype", "attention"}, exclude_defaults=True
+    )
+    # In float64 a learner is continued, and made as in float32.
+    return {key: value for key, value in keys.items() if value != "float64"}
 
 
 def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:

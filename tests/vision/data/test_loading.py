@@ -3,17 +3,23 @@ is named.
 """
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 from tests.vision.conftest import SCENES, SMALL, tiny_recipe
 from vpretrain.studies.check import check
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
+from vpretrain.vision.data.files import Folder
+from vpretrain.vision.data.images import content_id
 
 WHERE = "data.feedback.sets.0.pictures"
 
@@ -147,8 +153,58 @@ def test_files_that_are_evaluated_on_are_found_in_a_stream_that_is_not_decoded(
     options = [f"data.root={folder}", stream, test, "evaluate.probes=[segmentation]"]
     assert problems(*options) == ""
     shutil.copy(folder / "images/05.png", folder / "categories/n1/copy.png")
-    shown = problems(*options)
-    assert "data.stream.0.pictures" in shown and "copy.png" in shown and "05.png" in shown
+    part = "data.stream.0.pictures={kind: imagenet, path: categories, skip: 13}"
+    for chosen in ([], [part]):  # the first category has 12 pictures, the second the copy too
+        shown = problems(*options, *chosen)
+        assert "data.stream.0.pictures" in shown and "copy.png" in shown and "05.png" in shown
+    without = "data.stream.0.pictures={kind: imagenet, path: categories, count: 12}"
+    assert problems(*options, without) == ""
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_members_that_are_evaluated_on_are_found_in_a_stream_that_is_not_decoded(
+    kind: str, folder: Path
+) -> None:
+    """Of the same shard, and of a file that was packed into one."""
+    images = sorted((folder / "images").iterdir())
+    path = "set.tar"
+    if kind == "webdataset":
+        with tarfile.open(folder / path, "w") as tar:
+            for at, image in enumerate(images):
+                for ending, source in (("jpg", image), ("seg.png", folder / "labels" / image.name)):
+                    tar.add(source, f"{at:02}.{ending}")
+        parts = "labels: seg.png"
+    else:
+        path, parts = "set.parquet", "labels: mask"
+        rows = [
+            {"image": image.read_bytes(), "mask": (folder / "labels" / image.name).read_bytes()}
+            for image in images
+        ]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / path)
+    packed = f"kind: {kind}, path: {path}, check: false"
+    options = [f"data.root={folder}", "evaluate.probes=[segmentation]"]
+    options.append(f"data.stream.0.pictures={{{packed}}}")
+    folders = "kind: folder, images: images, labels: labels"
+    for evaluated in (f"{packed}, {parts}", folders):
+        test = f"data.evaluation.test=[{{{evaluated}, classes: 7, count: 3}}]"
+        shown = problems(*options, test)
+        assert "data.stream.0.pictures" in shown and "3 of these pictures" in shown
+    skipped = f"data.stream.0.pictures={{{packed}, skip: 3}}"
+    assert problems(*options, test, skipped) == ""
+
+
+def test_pictures_of_a_stream_are_not_hashed_when_they_are_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "categories").mkdir()
+    shutil.copytree(folder / "images", folder / "categories/n0")
+    stream = "data.stream.0.pictures={kind: imagenet, path: categories}"
+    (source,) = Vision().load(tiny_recipe(f"data.root={folder}", stream)).sets.stream
+    assert isinstance(source.pictures, Folder)
+    known = source.pictures.identified(3)
+    monkeypatch.delattr("vpretrain.vision.data.files.content_id")
+    assert torch.equal(source.pictures[3].pixels, known.pixels)
+    assert known.origin == content_id(known.pixels)
 
 
 def test_scenes_that_are_evaluated_on_are_refused_in_the_stream() -> None:
@@ -248,10 +304,14 @@ def test_a_class_that_no_feedback_picture_holds_is_warned_about(
     assert "no feedback picture holds these classes" in shown and "segmentation: 2, 3" in shown
 
 
+@pytest.mark.parametrize("key", ["data.batch_size", "data.meta_batch_size"])
+def test_a_batch_larger_than_the_stream_is_refused(key: str) -> None:
+    shown = problems(f"{key}=13")
+    assert key in shown and "1 to 12" in shown and "more than once" in shown
+    assert problems(f"{key}=12") == ""
+
+
 def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
-    shown = problems("data.meta_batch_size=13")
-    assert "data.meta_batch_size" in shown and "1 to 12" in shown
-    assert problems("data.meta_batch_size=12") == ""
     assert "data.feedback.batch_size" in problems("data.feedback.batch_size=4")
 
 

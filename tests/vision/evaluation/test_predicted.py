@@ -13,7 +13,7 @@ from vpretrain.run.launch import train_one
 from vpretrain.studies.explain import explain
 from vpretrain.system.errors import UserError
 from vpretrain.vision.backbone import Features
-from vpretrain.vision.data.images import IGNORE, Picture
+from vpretrain.vision.data.images import IGNORE, IMAGENET_MEAN, IMAGENET_STD, Picture
 from vpretrain.vision.drawing import class_colours
 from vpretrain.vision.evaluation import predicted
 from vpretrain.vision.evaluation.probes import ProbeSettings
@@ -44,6 +44,7 @@ def test_predictions_are_those_of_each_encoders_head(monkeypatch, tmp_path):
         """Features that are the pixels themselves, or nothing."""
 
         model = torch.nn.Linear(1, 1)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
 
         def __init__(self, factor):
             self.factor = factor

@@ -14,7 +14,7 @@ from torch import nn
 
 from vpretrain.system.errors import UserError
 from vpretrain.vision.backbone import Features
-from vpretrain.vision.data.images import IGNORE, Picture, normalised
+from vpretrain.vision.data.images import IGNORE, IMAGENET_MEAN, IMAGENET_STD, Picture, normalised
 from vpretrain.vision.evaluation import probes
 from vpretrain.vision.evaluation.probes import (
     ProbeSettings,
@@ -287,18 +287,23 @@ def test_freeze_is_the_backbone_in_evaluation_mode_without_a_graph():
         patches = model(images)
         return Features(patches, patches.mean(dim=(2, 3)))
 
-    encoder = types.SimpleNamespace(model=model, features=features)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    encoder = types.SimpleNamespace(model=model, features=features, mean=mean, std=std)
     given, state = pictures(5), torch.get_rng_state()
     found = freeze(encoder, given, batch_size=2)
     assert torch.equal(torch.get_rng_state(), state) and model.training and model[1].training
     assert not found.features.patches.requires_grad and (model[0].weight.grad == 1).all()
-    torch.testing.assert_close(found.features.patches, model[0](normalised(given)).detach())
+    torch.testing.assert_close(
+        found.features.patches, model[0](normalised(given, mean, std)).detach()
+    )
     assert [p.name for p in found.at([3, 1]).pictures] == ["3", "1"]
     torch.testing.assert_close(found.at([3, 1]).features.pooled, found.features.pooled[[3, 1]])
 
 
 class Watched:
     """Mean colours of patches; remembers the largest batch of features alive at a time."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self):
         self.model = nn.Identity()

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import types
+from operator import attrgetter
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from vpretrain.method import vectors
 from vpretrain.method.roles import Gradient
 from vpretrain.system.errors import UserError
 from vpretrain.vision.backbone import Backbone, Features, aligned_parameters
-from vpretrain.vision.data.images import IGNORE, Picture, normalised
+from vpretrain.vision.data.images import (
+    IGNORE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Picture,
+    normalised,
+)
 from vpretrain.vision.feedback import gradient as module
 from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.gradient import DenseFeedback, HeadSettings
@@ -26,6 +33,8 @@ TASKS = {Segmentation(CLASSES): 2.0, Depth(): 0.5}
 
 class Encoder:
     """Patches of 4 pixels, dropout, and one more layer; pooled is their mean."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, seed=0, dtype=torch.float32):
         generator = torch.Generator().manual_seed(seed)
@@ -70,6 +79,7 @@ def new_feedback(train=None, meta=None, tasks=TASKS, **changed):
         "batch_size": 3,
         "batches": 2,
         "seed": 0,
+        "encoder": attrgetter("backbone"),
     } | changed
     train = pictures(8) if train is None else train
     return DenseFeedback(train, pictures(6, 100) if meta is None else meta, tasks, **settings)

@@ -1,12 +1,15 @@
 """Crops chosen by value: the figures are those of the slow definition, and what is chosen is what is
 trained on."""
 
+import weakref
+
 import pytest
 import torch
 
 from tests.vision.conftest import tiny_recipe, trained
 from vpretrain.method import vectors
 from vpretrain.method.directional import double_backward
+from vpretrain.method.estimators import OneSidedDifference
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.vision import Vision
@@ -20,10 +23,10 @@ def parts():
     return Vision().build(recipe, Vision().load(recipe))
 
 
-def valued(learner, count=2):
+def valued(learner, count=2, estimator=double_backward):
     """Along directions of no importance."""
     generator = torch.Generator().manual_seed(5)
-    made = ValueEstimator(learner, Alignment("dot"), double_backward)
+    made = ValueEstimator(learner, Alignment("dot"), estimator)
     directions = [
         {name: torch.randn(p.shape, generator=generator) for name, p in learner.aligned.items()}
         for _ in range(count)
@@ -66,6 +69,23 @@ def test_the_best_cut_of_each_picture_is_what_is_trained_on(parts):
     figures = selected.metrics
     assert figures["value_kept"] > figures["value_drawn"] and "gain" in figures
     assert torch.isfinite(learner.loss(seen, BaselineViews()))
+
+
+def test_one_candidates_graph_is_in_memory_at_a_time(parts, monkeypatch):
+    """One-sided differences read the student's own pass, whose graph would be kept for a loss."""
+    learner, passes = parts.learner, []
+    student_logits = learner._student_logits
+
+    def watched(*views):
+        assert not any(each() is not None for each in passes)
+        scores = student_logits(*views)
+        passes.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr(learner, "_student_logits", watched)
+    value_of = valued(learner, estimator=OneSidedDifference())
+    parts.designer.selector.select([next(parts.stream)], value_of, meta_step=True)
+    assert len(passes) == 3
 
 
 def test_the_first_candidate_is_the_streams_own_cut(parts):

@@ -2,12 +2,14 @@
 direction.
 """
 
+import pytest
 import torch
 
 from tests.vision.conftest import tiny_recipe, trained
 from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Estimate
+from vpretrain.system.errors import UserError
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.steering.masks import UNetMasks
 from vpretrain.vision.steering.matched import OtherPictures, OtherPicturesMasks, UnevenMasks
@@ -86,9 +88,10 @@ class Values:
 def test_each_picture_has_the_gradient_of_another_one_in_the_same_view():
     given = context()
     task = learned_masks().make_task(given, None)
-    (estimate,) = OtherPictures(Values()).each(given, task)
+    others = OtherPictures(Values(), ViewMasks.picture_dim)
+    (estimate,) = others.each(given, task)
     assert estimate.gradient[0][:, :, 0, 0, 0].tolist() == [[3.0, 0.0, 1.0, 2.0]] * 2
-    assert torch.equal(OtherPictures(Values())(given, task).gradient[0], estimate.gradient[0])
+    assert torch.equal(others(given, task).gradient[0], estimate.gradient[0])
     assert float(estimate.value) == 2.0
 
 
@@ -102,7 +105,10 @@ def test_masks_learn_along_another_pictures_value():
 
     states = []
     for values in (Values(), Even()):
-        learned, control = learned_masks(), OtherPicturesMasks(learned_masks())
+        learned, control = (
+            learned_masks(),
+            OtherPicturesMasks(learned_masks(), ViewMasks.picture_dim),
+        )
         learned.learn(given, values)
         control.learn(given, values)
         states.append(
@@ -114,6 +120,15 @@ def test_masks_learn_along_another_pictures_value():
             ]
         )
     assert not all(states[0]) and all(states[1])
+
+
+@pytest.mark.parametrize("kind", ["dino", "ijepa"])
+def test_one_picture_alone_is_refused(kind, materials):
+    """Rolled by one, a single picture would follow its own value: the arm would be ``ascent``."""
+    options = ["arm=other_pictures", "designer.kind=ascent"]
+    with pytest.raises(UserError, match=r"data\.batch_size.*another picture"):
+        trained(materials[kind], *options, "designer.meta_images=1", kind=kind)
+    trained(materials[kind], *options, "designer.meta_images=2", kind=kind)
 
 
 def test_both_are_arms_with_the_network_of_the_recipe(materials):

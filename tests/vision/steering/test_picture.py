@@ -9,12 +9,15 @@ from vpretrain.vision import Vision
 from vpretrain.vision.steering.picture import shown
 
 
-def parts_of(materials, arm):
-    recipe = tiny_recipe(f"arm={arm}")
-    return recipe, Vision().build(recipe, materials["dino"])
+def parts_of(materials, arm, kind="dino"):
+    recipe = tiny_recipe(f"arm={arm}", kind=kind)
+    return recipe, Vision().build(recipe, materials[kind])
 
 
-@pytest.mark.parametrize("arm", ["ascent", "constant_mask", "random_masks"])
+MASKS = ["ascent", "constant_mask", "random_masks", "uneven_masks", "other_pictures"]
+
+
+@pytest.mark.parametrize("arm", MASKS)
 def test_masks_are_drawn(arm, materials, tmp_path):
     recipe, parts = parts_of(materials, arm)
     path = tmp_path / "pictures" / "masks.png"
@@ -23,9 +26,15 @@ def test_masks_are_drawn(arm, materials, tmp_path):
         assert image.width > image.height > 100
 
 
-@pytest.mark.parametrize("arm", ["plain", "closed_form", "uniform_smoothing"])
-def test_an_arm_that_steers_no_views_has_no_picture(arm, materials, tmp_path):
-    recipe, parts = parts_of(materials, arm)
+@pytest.mark.parametrize(
+    ("arm", "kind"),
+    [
+        *[(arm, "dino") for arm in ("plain", "closed_form", "uniform_smoothing", "chosen_crops")],
+        *[(arm, "ijepa") for arm in ("plain", "ascent", "patch_weights")],
+    ],
+)
+def test_an_arm_that_steers_no_views_has_no_picture(arm, kind, materials, tmp_path):
+    recipe, parts = parts_of(materials, arm, kind)
     assert not Vision().picture(recipe, parts, tmp_path / "masks.png")
     assert list(tmp_path.iterdir()) == []
 

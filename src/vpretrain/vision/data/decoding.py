@@ -3,6 +3,7 @@ name."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -28,6 +29,7 @@ _FORMAT, _WHITE_IS_ZERO = "vpretrain format", "vpretrain white is zero"
 _TIFF_PHOTOMETRIC = 262
 _WHITE_16_BITS = 65535
 _TWELVE_BITS = 4095
+_TAIL_BYTES = 4096
 
 
 class Container:
@@ -70,6 +72,27 @@ class Member:
 
 ImageSource = Path | Member
 """Where a picture or a map is read from."""
+FileId = tuple[int, str]
+"""What copies of a file have in common: their length in bytes, and a hash of the last 4,096."""
+
+
+def length_of(source: ImageSource) -> int:
+    """In bytes."""
+    return source.length if isinstance(source, Member) else source.stat().st_size
+
+
+def file_id(source: ImageSource) -> FileId:
+    """See :data:`FileId`; cheap, whatever the file's length."""
+    length = length_of(source)
+    count = min(length, _TAIL_BYTES)
+    if isinstance(source, Member):
+        descriptor, end = source.within.file.fileno(), source.offset + length
+        tail = os.pread(descriptor, count, end - count)
+    else:
+        with source.open("rb") as file:
+            file.seek(length - count)
+            tail = file.read()
+    return length, hashlib.sha256(tail).hexdigest()
 
 
 class BadFile(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vpretrain.vision.data.decoding import (
     Decoding,
     ImageSource,
     depth_in_metres,
+    file_id,
     label_numbers,
 )
 from vpretrain.vision.data.images import (
@@ -60,8 +61,12 @@ class Files:
     category: int | None = None
     window: Window | None = None
 
-    def read(self, reading: Reading) -> Picture:
+    def read(self, reading: Reading, *, identified: bool = True) -> Picture:
         """Decodes the files and brings them to a size.
+
+        Args:
+            reading: how.
+            identified: sets ``origin`` and ``file``, which takes a hash of all pixels.
 
         Raises:
             BadFile: one of them cannot be used.
@@ -76,7 +81,9 @@ class Files:
             labels = reading.code.decode(self.labels, written)
         if self.depth is not None:
             depth = self._depth(pixels, reading.depth_metres)
-        picture = Picture(str(self.image), pixels, labels, depth, self.category, content_id(pixels))
+        picture = Picture(str(self.image), pixels, labels, depth, self.category)
+        if identified:
+            picture = replace(picture, origin=content_id(pixels), file=file_id(self.image))
         if self.window is not None:
             try:
                 picture = cropped(picture, *self.window)
@@ -140,7 +147,8 @@ AS_STORED = Reading()
 
 
 class Folder:
-    """Pictures that are decoded from their files whenever they are asked for.
+    """Pictures that are decoded from their files whenever they are asked for, and hashed only by
+    :meth:`identified`: a stream draws each many times.
 
     ``origins``: :attr:`Picture.origin` of each, where all were decoded once."""
 
@@ -153,8 +161,15 @@ class Folder:
         return len(self.files)
 
     def __getitem__(self, index: int, /) -> Picture:
+        return self._read(index, identified=False)
+
+    def identified(self, index: int) -> Picture:
+        """The same with ``origin`` and ``file``."""
+        return self._read(index, identified=True)
+
+    def _read(self, index: int, *, identified: bool) -> Picture:
         try:
-            return self.files[index].read(self.reading)
+            return self.files[index].read(self.reading, identified=identified)
         except BadFile as bad:
             raise UserError(bad.problem) from bad
 

@@ -33,6 +33,8 @@ class Picture:
         category: class of the whole image, from 0. None: not known.
         origin: what tells the picture from others whatever size it is brought to: a hash of its
             pixels as they were in the file. Empty: :meth:`identity` hashes the pixels it has.
+        file: length in bytes and a hash of the end of the file that the pixels are from, which
+            copies of that file share. None: not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Picture:
     depth: Tensor | None = None
     category: int | None = None
     origin: str = ""
+    file: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         pixels = self.pixels

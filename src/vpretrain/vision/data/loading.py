@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -302,10 +301,13 @@ def _label_code(spec: LabelledPictures) -> LabelCode | None:
 
 def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
     """All pictures of a set; those that are decoded anew when drawn, in bounded memory."""
-    whole = pictures.pictures if isinstance(pictures, Some) else pictures
-    store = PictureStore(memory_bytes if isinstance(whole, Folder) else math.inf)
-    for place in range(len(pictures)):
-        store.add(pictures[place])
+    some = pictures if isinstance(pictures, Some) else Some(pictures, range(len(pictures)))
+    whole, places = some.pictures, some.places
+    if not isinstance(whole, Folder):
+        return [whole[place] for place in places]
+    store = PictureStore(memory_bytes)
+    for place in places:
+        store.add(whole.identified(place))
     return store.pictures()
 
 
@@ -367,10 +369,12 @@ def _misfits(
         wanted[f"data.evaluation.{name}"] = needed(recipe)
     for where, pictures in parts.items():
         yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
-    section, size = recipe.data.feedback, recipe.data.meta_batch_size
-    if size is not None and size > streamed:
-        message = "a batch holds no picture twice, and the stream has not so many"
-        yield Problem("data.meta_batch_size", str(size), f"1 to {streamed}", message)
+    section = recipe.data.feedback
+    sizes = {"batch_size": recipe.data.batch_size, "meta_batch_size": recipe.data.meta_batch_size}
+    for key, size in sizes.items():
+        if size is not None and size > streamed:
+            message = "each batch would hold some pictures more than once: the stream has fewer"
+            yield Problem(f"data.{key}", str(size), f"1 to {streamed}", message)
     for name in section.tasks:
         count = sum(tasks[name].has(picture) for picture in meta)
         if count and count < (least := section.batch_size * section.batches):

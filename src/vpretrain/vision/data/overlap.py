@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from vpretrain.system.errors import Problem, abbreviated
-from vpretrain.vision.data.files import Folder
+from vpretrain.vision.data.decoding import file_id, length_of
+from vpretrain.vision.data.files import Files, Folder
 from vpretrain.vision.data.images import Picture, Pictures, Some
 from vpretrain.vision.data.scenes import Scenes
 
 _PAIRS_SHOWN = 5
-_TAIL_BYTES = 4096
 
 
 def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: str) -> list[Problem]:
     """A problem if some of the pictures are evaluated on.
 
-    Pictures that were decoded are compared by their pixels in the file. Of a folder that is only
-    decoded when drawn (a million files) a file is one of those evaluated on if both have the same
-    number of bytes and the same last 4,096."""
+    Pictures that were decoded are compared by their pixels in the file. Of a set that is only
+    decoded when drawn (a million files, or members of tars) a file is one of those evaluated on if
+    both have the same number of bytes and the same last 4,096."""
     known = {picture.identity: picture.name for picture in held_out}
     pairs = [(name, known[key]) for name, key in identities(pictures) if key in known]
-    if isinstance(pictures, Folder) and not pictures.origins:
-        pairs += _same_files(pictures, held_out)
+    pairs += _same_files(_undecoded(pictures), held_out)
     if not pairs:
         return []
     message = (
@@ -71,20 +68,20 @@ def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
             yield pictures[place].name, pictures[place].identity
 
 
-def _same_files(folder: Folder, held_out: Sequence[Picture]) -> Iterator[tuple[str, str]]:
-    files = [Path(picture.name) for picture in held_out if Path(picture.name).is_file()]
-    known = {_tail(path): str(path) for path in files}
-    sizes = {path.stat().st_size for path in files}
-    for path in (each.image for each in folder.files if isinstance(each.image, Path)):
-        if path.stat().st_size in sizes and (tail := _tail(path)) in known:
-            yield str(path), known[tail]
+def _undecoded(pictures: Pictures) -> Sequence[Files]:
+    """The files of pictures that were never decoded; none of other sets."""
+    if isinstance(pictures, Some):
+        files = _undecoded(pictures.pictures)
+        return [files[place] for place in pictures.places] if files else []
+    return pictures.files if isinstance(pictures, Folder) and not pictures.origins else []
 
 
-def _tail(path: Path) -> tuple[int, str]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _TAIL_BYTES))
-        return size, hashlib.sha256(file.read()).hexdigest()
+def _same_files(files: Sequence[Files], held_out: Sequence[Picture]) -> Iterator[tuple[str, str]]:
+    known = {picture.file: picture.name for picture in held_out if picture.file is not None}
+    lengths = {length for length, _ in known}
+    for image in (each.image for each in files):
+        if length_of(image) in lengths and (key := file_id(image)) in known:
+            yield str(image), known[key]
 
 
 def _shown(pairs: Iterable[tuple[str, str]]) -> str:

@@ -109,7 +109,7 @@ class Stream(roles.Stream[ImageBatch]):
         sources: at least one, with distinct names.
         batch_size: pictures in a batch, at least 1.
         size: height and width of the batch in pixels.
-        seed: of shuffles, windows and batches.
+        seed: of shuffles, windows and batches; a number and its digits are the same seed.
         load_size: shorter side that a picture is scaled to before it is cut; None: ``size``.
         rank: which part of every batch is read, from 0: its pictures r, r + world, ...
         world: how many parts there are.
@@ -125,7 +125,7 @@ class Stream(roles.Stream[ImageBatch]):
         *,
         batch_size: int,
         size: int,
-        seed: int,
+        seed: int | str,
         load_size: int | None = None,
         rank: int = 0,
         world: int = 1,

@@ -89,7 +89,7 @@ def segmentation_probe(
         classes: C.
         settings: of the head's training.
         class_balanced: weights the training loss by class
-            (:func:`vpretrain.vision.feedback.heads.balanced`); never the scores.
+            (:func:`vpretrain.vision.feedback.tasks.balanced`); never the scores.
 
     Raises:
         UserError: fewer than two usable pictures, ids out of range, or settings that train nothing.

@@ -15,11 +15,21 @@ from torch import Tensor, nn
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Backbone, Features
-from vpretrain.vision.data.images import Picture, normalised
+from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, Picture, normalised
 
 
 class Encoder(Protocol):
     """A backbone, as heads see it."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of R, G, B, on the scale [0, 1], that its images are normalised with."""
+        ...
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Likewise."""
+        ...
 
     @property
     def model(self) -> nn.Module:
@@ -34,10 +44,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """The outputs of the last ``blocks`` blocks of a backbone, side by side, as the features."""
+    """The outputs of the last ``blocks`` blocks of a backbone, side by side, as the features, of
+    images that are normalised with ``mean`` and ``std``, as the learner's are."""
 
     backbone: Backbone
     blocks: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     @property
     def width(self) -> int:
@@ -159,4 +172,5 @@ def _in_batches(
 
 def images_for(encoder: Encoder, pictures: Sequence[Picture]) -> Tensor:
     """What the encoder takes, on its device and in its dtype."""
-    return normalised(pictures).to(next(encoder.model.parameters()))
+    images = normalised(pictures, encoder.mean, encoder.std)
+    return images.to(next(encoder.model.parameters()))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -66,8 +65,8 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         batch_size: pictures of each task in a meta batch.
         batches: meta batches used at a time, 2 or more, each from meta pictures of its own.
         seed: of heads and batches; the global RNG is never used.
-        device: of the heads; the learner's.
         encoder: what the features come from, given the learner.
+        device: of the heads; the learner's.
         where: dotted recipe key of the feedback set, for messages.
 
     Raises:
@@ -86,8 +85,8 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         batch_size: int,
         batches: int,
         seed: int,
+        encoder: Callable[[Any], Encoder],
         device: torch.device | str = "cpu",
-        encoder: Callable[[Any], Encoder] = attrgetter("backbone"),
         where: str = "data.feedback",
     ) -> None:
         _check(train, meta, tasks, heads, needed=batch_size * batches, batches=batches, where=where)

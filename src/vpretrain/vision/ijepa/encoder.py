@@ -25,7 +25,7 @@ class PatchEncoder(Backbone):
     """
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
-        super().__init__(model, autocast=autocast)
+        super().__init__(model)
         embeddings: Any = getattr(model, "embeddings", None)
         # Rotary positions enter in the blocks, which would have to be told which patches are left.
         if not hasattr(model, "layernorm") or not hasattr(embeddings, "patch_embeddings"):
@@ -35,6 +35,7 @@ class PatchEncoder(Backbone):
         with evaluating(model), torch.no_grad():
             if not self.agree(self.tokens(images), self.encode(self.embed(images))):
                 raise self.refused("does more than embeddings, blocks and final norm")
+        self.autocast = autocast  # only now, see Backbone
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Tokens with their positions, ``[B, P + L, D]``."""

@@ -56,7 +56,8 @@ class IJepaContext:
     """What the learner made of one batch.
 
     Args:
-        pixels: ``[B, 3, H, W]`` normalised, float32 or wider: what a designer looks at.
+        pixels: ``[B, 3, H, W]`` normalised, float32 or wider: what a designer looks at, target
+            blocks included.
         grid: ``(h, w)``.
         blocks: context and target patches.
         tokens: ``[B, P + N, D]`` what enters the first block: leading tokens and context patches,
@@ -189,7 +190,9 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         mean of ``c_i`` over the image's context, a task's mask mu replaces ``c_i`` by
         ``mu_i c_i + (1 - mu_i) c``, the position staying as it is. As the patch embedding is
         linear, this is eq. 49 with the widest blur there is: at mu = 0 a patch looks like the mean
-        context patch of its image, and nothing leaks from the targets.
+        context patch of its image, target patches left out of the mean. A mask itself may still
+        tell of the targets: one that is learned follows the whole image
+        (:class:`vpretrain.vision.steering.surfaces.ContextMasks`).
 
         Raises:
             UserError: the patch size does not divide the images, or the grid is too small for the

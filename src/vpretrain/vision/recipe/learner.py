@@ -56,7 +56,7 @@ class Crops(Section):
     solarise: Share = 0.2
     """Probability that bright pixels are inverted, in global views after the first."""
     mean: Channels = IMAGENET_MEAN
-    """Mean of R, G, B that views are normalised with."""
+    """Mean of R, G, B that views, and the pictures of feedback and probes, are normalised with."""
     std: Channels = IMAGENET_STD
     """Standard deviation of R, G, B, likewise."""
 

@@ -10,12 +10,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from vpretrain.config.arms import Arms, DesignerSection
-from vpretrain.method.network import Surface
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import ContextT, Designer, Feedback, Learner, TaskT
 from vpretrain.system.errors import user_error
 from vpretrain.vision.data.stream import ImageBatch
-from vpretrain.vision.steering.surfaces import ContextMasks, ViewMasks
+from vpretrain.vision.steering.surfaces import ContextMasks, Masks, ViewMasks
 
 DINO, IJEPA = "dino", "ijepa"
 
@@ -40,7 +39,7 @@ class Site:
     reliability: Reliability
     learner: Any = None
 
-    def surface(self, blur_sigma: float = 4.0) -> Surface:
+    def surface(self, blur_sigma: float = 4.0) -> Masks[Any, Any]:
         """Where choices enter the learner's task; the blur is that of DINO's views, in pixels."""
         if self.learner_kind == DINO:
             return ViewMasks(blur_sigma, local_views_in_value=self.local_views_in_value)

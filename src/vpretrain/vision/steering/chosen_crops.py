@@ -53,11 +53,8 @@ class CropSelector(Selector[ImageBatch, Context]):
 
     def values(self, contexts: Sequence[Context], value_of: DirectedValue[Context]) -> Tensor:
         """``[F, m, B]`` under each feedback batch."""
-        found = []
-        for context in contexts:
-            probe = LearnedTargets(context.teacher_targets)
-            estimates = value_of.each(context, probe)
-            found.append(torch.stack([picture_values(probe, e.gradient[0]) for e in estimates]))
+        # Of copies: what is computed of a candidate, the student's graph among it, goes with them.
+        found = [_values_of(replace(context), value_of) for context in contexts]
         return torch.stack(found, dim=1)
 
     def select(
@@ -86,8 +83,9 @@ class CropSelector(Selector[ImageBatch, Context]):
         return [batch, *(replace(batch, seed=seed_of(f"{batch.seed}/{at}")) for at in others)]
 
     def figures(self, values: Tensor, chosen: Tensor) -> Metrics:
-        """The mean value of what was chosen and of what was drawn; ``gain`` is cross-fitted over
-        feedback batches."""
+        """``value_kept``, the mean value of what was chosen; ``value_drawn``, that of all
+        candidates, as the stream's own cut has on average; ``gain``, what the choice gains over
+        it, cross-fitted over feedback batches."""
         mean = values.mean(dim=0)
         taken = mean.gather(0, chosen[None])[0]
         metrics = {"value_kept": float(taken.mean()), "value_drawn": float(mean.mean())}
@@ -99,6 +97,13 @@ class CropSelector(Selector[ImageBatch, Context]):
             for one, other in (halves, halves[::-1])
         ]
         return metrics | {"gain": sum(gains) / 2, "agreement": correlation(*halves)}
+
+
+def _values_of(context: Context, value_of: DirectedValue[Context]) -> Tensor:
+    """``[F, B]`` of one candidate."""
+    probe = LearnedTargets(context.teacher_targets)
+    estimates = value_of.each(context, probe)
+    return torch.stack([picture_values(probe, each.gradient[0]) for each in estimates])
 
 
 def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:

@@ -22,6 +22,7 @@ from vpretrain.method.roles import (
     TaskT,
     ValueFunction,
 )
+from vpretrain.system.errors import user_error
 from vpretrain.vision.steering.arms import ARMS, Site
 from vpretrain.vision.steering.masks import AscentArm
 from vpretrain.vision.steering.noise import smooth_ranks
@@ -92,31 +93,61 @@ class UnevenMasks(AfterLearned[ContextT, TaskT]):
 
 @dataclass
 class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
-    """Values whose gradient at each picture's mask is that of the next picture of the batch."""
+    """Values whose gradient at each picture's mask is that of the next picture of this process's
+    part of the batch.
+
+    Args:
+        value_of: each picture's own.
+        picture_dim: which dimension of a mask counts pictures.
+
+    Raises:
+        UserError: when asked for values; this part has one picture, whose next is itself.
+    """
 
     value_of: ValueFunction[ContextT]
+    picture_dim: int
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        return _moved_on(self.value_of(context, task))
+        return self._moved_on(self.value_of(context, task))
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        return [_moved_on(estimate) for estimate in self.value_of.each(context, task)]
+        return [self._moved_on(estimate) for estimate in self.value_of.each(context, task)]
 
-
-def _moved_on(estimate: Estimate) -> Estimate:
-    # Masks of views are [G, B, 1, H, W], masks of I-JEPA's context [B, L].
-    gradients = (
-        gradient.roll(1, dims=1 if gradient.ndim == 5 else 0) for gradient in estimate.gradient
-    )
-    return Estimate(estimate.value, tuple(gradients))
+    def _moved_on(self, estimate: Estimate) -> Estimate:
+        count = estimate.gradient[0].shape[self.picture_dim]
+        if count < 2:
+            raise user_error(
+                "data.batch_size",
+                "other_pictures takes the values of another picture of the same process, and there "
+                "is none: give a larger batch (likewise data.meta_batch_size and "
+                "designer.meta_images, where they are set), or fewer processes",
+                value=f"{count} picture a process at a meta step",
+                accepted="2 or more a process",
+            )
+        gradients = (gradient.roll(1, dims=self.picture_dim) for gradient in estimate.gradient)
+        return Estimate(estimate.value, tuple(gradients))
 
 
 class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
     """Masks that each follow the direction of another picture's value: a network can learn what
-    holds for all pictures, and nothing of this one."""
+    holds for all pictures, and nothing of this one.
+
+    The other picture is one of the same process's part of the batch.
+
+    Args:
+        learned: the designer whose masks they are.
+        picture_dim: see :class:`OtherPictures`.
+    """
+
+    def __init__(self, learned: NetworkDesigner[ContextT, TaskT], picture_dim: int) -> None:
+        super().__init__(learned)
+        self.picture_dim = picture_dim
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        return self.learned.learn(context, OtherPictures(value_of))
+        """As the learned masks do, along the values of :class:`OtherPictures`; raises as it
+        does."""
+        others = OtherPictures(value_of, self.picture_dim)
+        return self.learned.learn(context, others)
 
 
 @ARMS.declare(
@@ -137,4 +168,4 @@ class UnevenMasksArm(AscentArm):
 )
 class OtherPicturesArm(AscentArm):
     def build(self, site: Site) -> OtherPicturesMasks[Any, Any]:  # type: ignore[override]
-        return OtherPicturesMasks(super().build(site))
+        return OtherPicturesMasks(super().build(site), site.surface().picture_dim)

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.method.roles import Designer, Learner, ValueFunction
-from vpretrain.vision.dino.learner import Context
 from vpretrain.vision.drawing import draw_rows
-from vpretrain.vision.steering.surfaces import ViewMasks
 from vpretrain.vision.steering.views import LearnedViews
 
 
@@ -36,10 +34,11 @@ def shown(
     steers no views. ``mean`` and ``std`` of R, G, B are those that views are normalised with.
 
     Learner and designer stay as they are, but for a designer that draws its masks."""
-    if not isinstance(getattr(designer, "surface", None), ViewMasks):
+    context = learner.forward(batch)
+    try:
+        task = designer.make_task(context, _NoValues())
+    except _AskedForValues:  # only tasks without masks are made of values
         return None
-    context: Context = learner.forward(batch)
-    task = designer.make_task(context, _NoValues())
     if not isinstance(task, LearnedViews):
         return None
     plain = context.global_views
@@ -56,11 +55,15 @@ def draw(shown: Shown, path: Path, *, title: str, count: int = 10) -> None:
     draw_rows({name: list(row[:count]) for name, row in rows.items()}, path, title=title)
 
 
+class _AskedForValues(Exception):
+    """A designer needs feedback for its task."""
+
+
 class _NoValues(ValueFunction[Any]):
-    """Designers of masks ask for no value when they make a task."""
+    """Tells designers that ask for values from those of masks, which make their tasks without."""
 
     def __call__(self, context: Any, task: Any) -> NoReturn:
-        raise RuntimeError("a designer of masks makes its task without feedback")
+        raise _AskedForValues
 
     def each(self, context: Any, task: Any) -> NoReturn:
-        self(context, task)
+        raise _AskedForValues

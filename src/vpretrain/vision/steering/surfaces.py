@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +23,13 @@ from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, Learn
 
 
 class Masks(Surface[ContextT, TaskT]):
-    """What both surfaces share."""
+    """What both surfaces share.
+
+    Attributes:
+        picture_dim: which dimension of the control counts pictures.
+    """
+
+    picture_dim: ClassVar[int]
 
     @property
     def bounds(self) -> Bounds:
@@ -36,6 +43,8 @@ class Masks(Surface[ContextT, TaskT]):
 class ViewMasks(Masks[dino.Context, dino.ViewTask]):
     """DINO's global views: kept where the mask is 1, blurred by ``sigma`` pixels where it is 0 (eq.
     49). ``local_views_in_value`` is as the learner has it."""
+
+    picture_dim = 1  # [G, B, 1, H, W]
 
     def __init__(self, sigma: float, *, local_views_in_value: bool) -> None:
         self.sigma, self.local_views_in_value = sigma, local_views_in_value
@@ -65,7 +74,12 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
 
 
 class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
-    """I-JEPA's context: how much of each patch the encoder sees."""
+    """I-JEPA's context: how much of each patch the encoder sees.
+
+    The network looks at the whole image, target blocks included, so that where a learned mask hides
+    the context may carry information on the targets to the encoder."""
+
+    picture_dim = 0  # [B, L]
 
     def baseline_task(self, context: ijepa.IJepaContext) -> IJepaTask:
         return ijepa.baseline_task(context)
