@@ -88,7 +88,7 @@ add(
 )
 
 # MODELS/gsm8k-reference is the learner after as many tokens of the feedback rows as rho1 trains its
-# reference on, so that seeds share one: vpretrain train recipes/language/gsm8k-small.yaml
+# reference on, in more and smaller steps: vpretrain train recipes/language/gsm8k-small.yaml
 #     arm=feedback_sft budget.tokens=770000 seed=9 data.evaluation.test.rows=20 evaluate.tasks=[]
 #     learner.prepare.seed=0 --out MODELS/gsm8k-reference
 GIVEN = f"{RHO} designer.reference=MODELS/gsm8k-reference/model"
@@ -132,18 +132,24 @@ add(
 QUESTIONS = (
     "{kind: jsonl, path: mathematics/valid.jsonl, prompt: problem, solution: solution, rows: 400}"
 )
-for name, recipe in (("gsm8k-selection", NOISY), ("gsm8k-selection-clean", GSM)):
+WEIGHED = {
+    "onehot": "arm=onehot",
+    "token_weights": W,
+    "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+    "rho1": RHO,
+}
+# as many seconds as rho1 takes with its reference
+LONGER = {"token_weights, 230 steps": f"{W} budget.steps=230"}
+for name, recipe, rows in (
+    ("gsm8k-selection", NOISY, WEIGHED | LONGER),
+    ("gsm8k-selection-clean", GSM, WEIGHED),
+):
     add(
         name,
         "weights by value beside Rho-1, and what they cost what the feedback is not about",
         recipe,
         GSM_START,
-        {
-            "onehot": "arm=onehot",
-            "token_weights": W,
-            "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
-            "rho1, reference given": GIVEN,
-        },
+        rows,
         "evaluate.tasks=[]",
         f"data.evaluation.mathematics={QUESTIONS}",
         "evaluate.also=[mathematics]",
