@@ -46,6 +46,7 @@ MODULES = (
     "studies.statistics",
     "studies.compare",
     "studies.sweep",
+    "studies.sweep_plan",
     "studies.check",
     "integrations.transformers",
     "integrations.trl",
