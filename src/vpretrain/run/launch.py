@@ -15,7 +15,8 @@ import torch
 from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.checkpoint import CheckpointManager, State
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.encoding import State
 from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST

@@ -11,7 +11,8 @@ from vpretrain.config.recipe import Recipe
 from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.method.roles import Metrics
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.checkpoint import CheckpointManager, State, measured
+from vpretrain.run.checkpoint import CheckpointManager, measured
+from vpretrain.run.encoding import State
 from vpretrain.run.flops import Cost
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.prefetch import Prefetcher
