@@ -45,6 +45,7 @@ MODULES = (
     "run.launch",
     "studies.statistics",
     "studies.compare",
+    "studies.judged",
     "studies.sweep",
     "studies.sweep_plan",
     "studies.check",

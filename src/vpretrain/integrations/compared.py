@@ -32,8 +32,7 @@ from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
-from vpretrain.studies.compare import add_items
-from vpretrain.studies.statistics import paired_table
+from vpretrain.studies.judged import judged
 from vpretrain.system import distributed
 from vpretrain.system.errors import renamed, shortened, user_error
 from vpretrain.system.files import read_json, write_json, write_text
@@ -315,23 +314,21 @@ def _table(
     runs: Sequence[dict[str, Any]], step0: Mapping[str, Score], folder: Path
 ) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": s.higher_is_better} for name, s in step0.items()}
-    baseline, known = runs[0]["arm"], steering_arms()
-    summary, paired = paired_table(runs, metrics, baseline)
-    add_items(paired, folder, baseline, sorted({run["seed"] for run in runs}))
+    known = steering_arms()
+    arms = {run["arm"]: known[run["arm"]] for run in runs}
     return {
         "recipe": "a training script of one's own",
         "modality": "language",
         "match": "steps",
         "budget": max(run["steps"] for run in runs),
         "unit": "tokens",
-        "arms": {run["arm"]: known[run["arm"]] for run in runs},
+        "arms": arms,
         "metrics": metrics,
         "step0": {
             name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in step0.items()
         },
         "runs": [{key: run[key] for key in run if key != "script"} for run in runs],
-        "summary": summary,
-        "paired": paired,
+        **judged(runs, metrics, arms, folder),
         "environment": environment(),
     }
 

@@ -10,7 +10,7 @@ from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
-from vpretrain.studies.statistics import paired_table
+from vpretrain.studies.statistics import Verdict, paired_table
 from vpretrain.system.html import Markup, joined, name, tag
 
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
@@ -30,7 +30,7 @@ def headline(section: Section) -> Markup:
     to thank only where it is better than every control too."""
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
-    controls = [arm for arm in section.arms[1:] if _is_control(section, arm)]
+    controls = [arm for arm in section.arms[1:] if arm in section.controls]
     if section.kind != "comparison" or not section.descriptions:
         return joined()
     if steered in controls or not pairs:
@@ -58,13 +58,21 @@ def headline(section: Section) -> Markup:
     return text
 
 
-def _is_control(section: Section, arm: str) -> bool:
-    """As its description says, which for such an arm begins with the word."""
-    return section.descriptions.get(arm, "").startswith("control")
-
-
 def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric: str) -> list[str]:
-    """The controls that the steered arm is not better than, in pairs over seeds."""
+    """The controls that the steered arm is not better than, over seeds and held-out items."""
+    if steered in section.control_pairs:
+        pairs = section.control_pairs[steered]
+        verdicts = {arm: each[metric].verdict for arm, each in pairs.items() if metric in each}
+    else:
+        verdicts = _over_seeds(section, steered, controls, metric)
+    # Of the control against the steered arm, so that worse is what it should be.
+    return [arm for arm in controls if verdicts.get(arm) != "worse"]
+
+
+def _over_seeds(
+    section: Section, steered: str, controls: Sequence[str], metric: str
+) -> dict[str, Verdict]:
+    """All that results of earlier versions tell of controls."""
     runs = [
         {"arm": run.arm, "seed": run.entry.seed, "final": run.entry.final}
         for run in section.runs
@@ -72,12 +80,7 @@ def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric:
     ]
     meaning = {metric: {"higher_is_better": section.metrics[metric]}}
     _, paired = paired_table(runs, meaning, steered)
-    return [
-        arm
-        for arm in controls
-        # Of the control against the steered arm, so that worse is what it should be.
-        if metric not in paired[arm] or paired[arm][metric]["verdict"] != "worse"
-    ]
+    return {arm: each[metric]["verdict"] for arm, each in paired.items() if metric in each}
 
 
 def _beside_controls(controls: Sequence[str], equals: Sequence[str]) -> Markup:
