@@ -10,7 +10,12 @@ from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
-from vpretrain.studies.statistics import Verdict, paired_table
+from vpretrain.studies.statistics import (
+    NOT_BY_ITEMS,
+    Verdict,
+    decided_by_seeds_alone,
+    paired_table,
+)
 from vpretrain.system.html import Markup, joined, name, tag
 
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
@@ -175,14 +180,13 @@ def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
     which = "" if len(judged) == 1 else "smallest "
     smallest = f" ({which}{p_phrase(min(corrected))}, Holm)" if corrected else ""
     who, verb = (_names(list(judged)), "is not") if len(judged) == 1 else ("no arm", "is")
-    torn = any(
-        pair.items and pair.p_holm is not None and pair.p_holm < 0.05 for pair in judged.values()
+    by_seeds_alone = any(
+        decided_by_seeds_alone(pair.verdict, pair.p_holm, items=pair.items is not None)
+        for pair in judged.values()
     )
-    why = (
-        "seeds differ by more than chance, held-out items do not bear it out"
-        if torn
-        else "these seeds show neither a gain nor that there is none"
-    )
+    why = "these seeds show neither a gain nor that there is none"
+    if by_seeds_alone:
+        why = NOT_BY_ITEMS
     return joined(who, f" {verb} told apart from ", name(baseline), smallest, f": {why}.")
 
 
