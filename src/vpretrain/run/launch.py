@@ -154,6 +154,7 @@ class Launch:
                         keep_history=False,
                         prefetch=torch.cuda.is_available(),
                     )
+                    del state  # not held beside the run that goes on from it
                     result = train(run)
                 finally:
                     checkpoints.wait()
@@ -201,6 +202,7 @@ class Launch:
         )
         if state:
             state["records"] = out.kept  # or the next resume would keep as many more
+        del state  # this block lasts as long as the run
         (self.folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, fraction: float) -> None:

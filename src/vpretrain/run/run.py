@@ -41,7 +41,8 @@ class Run:
             uncounted (0).
         on_record: is given every record and the fraction of the budget that is used.
         checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
-        resume: a checkpoint's state to go on from; None starts.
+        resume: a checkpoint's state to go on from; None starts. It is let go of once it was gone on
+            from: it may be as large as the model with its optimizer.
         stop: signals that were received; None: they are ignored.
         keep_history: whether :attr:`history` is filled; a long run has it in its log.
         prefetch: whether a thread draws the next batches while a step runs, which pays beside an
@@ -102,6 +103,7 @@ class Run:
         if self.resume is not None:
             seed_run(self.recipe)
             self._go_on_from(self.resume)
+            self.resume = None
             return
         step0 = self.measured_step0
         self.state.step0 = parts.evaluate() if step0 is None else step0

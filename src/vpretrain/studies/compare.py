@@ -293,6 +293,7 @@ class _Worker:
                 stop=stop,
                 keep_history=False,
             )
+            del state  # not held beside the run that goes on from it
             return train(run)
 
     def _build(self, recipe: Recipe) -> AnyParts:
