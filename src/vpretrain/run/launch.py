@@ -24,7 +24,7 @@ from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
-from vpretrain.run.run import Record, Run
+from vpretrain.run.run import OnRecord, Record, Run
 from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
@@ -188,7 +188,7 @@ class Launch:
     @contextmanager
     def records(
         self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
-    ) -> Iterator[Callable[[Record, float], None]]:
+    ) -> Iterator[OnRecord]:
         """Where records go: into the folder, from the first process alone."""
         if not self.first:
             yield lambda record, fraction: None
@@ -205,9 +205,10 @@ class Launch:
         del state  # this block lasts as long as the run
         (self.folder / "result.json").unlink(missing_ok=True)
 
-        def log(record: Record, fraction: float) -> None:
-            out.log(record)
+        def log(record: Record, fraction: float) -> bool:
+            written = out.log(record)
             self.on_record(record, fraction)
+            return written
 
         try:
             yield log

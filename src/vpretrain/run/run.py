@@ -27,6 +27,9 @@ from vpretrain.system.signals import Interruption
 
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
+OnRecord = Callable[[Record, float], bool | None]
+"""Is given a record and the fraction of the budget that is used; False: a full disk, say, refused
+it, so that it does not count when a log is cut back."""
 Batches = MicroBatches[Any]
 
 
@@ -39,7 +42,7 @@ class Run:
         step0: scores of the untouched checkpoint, if they were measured already.
         cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None leaves FLOPs
             uncounted (0).
-        on_record: is given every record and the fraction of the budget that is used.
+        on_record: is given every record, see :data:`OnRecord`.
         checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
         resume: a checkpoint's state to go on from; None starts. It is let go of once it was gone on
             from: it may be as large as the model with its optimizer.
@@ -60,7 +63,7 @@ class Run:
         *,
         step0: dict[str, Score] | None = None,
         cost: Cost | None = None,
-        on_record: Callable[[Record, float], None] = lambda record, fraction: None,
+        on_record: OnRecord = lambda record, fraction: None,
         checkpoints: CheckpointManager | None = None,
         resume: State | None = None,
         stop: Interruption | None = None,
@@ -269,10 +272,10 @@ class Run:
         self._log(record | {"batch": batch.digest()})
 
     def _log(self, record: Record) -> None:
-        self.state.records += 1
         if self.keep_history:
             self.history.append(record)
-        self.on_record(record, self.progress)
+        if self.on_record(record, self.progress) is not False:
+            self.state.records += 1
 
     def checkpoint_if_due(self) -> None:
         """Saves where it is time to, or a signal asks for it.

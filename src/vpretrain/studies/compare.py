@@ -276,11 +276,12 @@ class _Worker:
             if state:
                 state["records"] = records.kept  # or the next resume would keep as many more
 
-            def on_record(record: Record, fraction: float) -> None:
-                records.append(record)
+            def on_record(record: Record, fraction: float) -> bool:
+                written = records.append(record)
                 if pace.due() and "tokens_per_second" in record:
                     rate = f"{record['tokens_per_second']:,.0f} {self.unit}/s"
                     tell((fraction, f"step {record['step']:,}, {rate}"))
+                return written
 
             run = Run(
                 recipe,
