@@ -114,12 +114,12 @@ class Run:
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
-        if self.prepared and self.exhausted:
+        if self.prepared and self.agree_on_end():
             raise self._used_up("what the arm trains beforehand", "let it train on less")
         seed_run(self.recipe)
         steps = self.recipe.value.settle_steps if parts.on_stream else 0
         for settled in phase("settling at learning rate 0, steps", range(steps), steps):
-            if self.exhausted:
+            if self.agree_on_end():
                 raise self._used_up(*self._settling(settled))
             batch = self.next_batch()
             try:
@@ -127,7 +127,7 @@ class Run:
             except NonFinite as fault:
                 self.recover(batch, fault)
         self.step_once.count = 0
-        if parts.on_stream and self.exhausted:
+        if parts.on_stream and self.agree_on_end():
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
         self.state.prepared = replace(self.state.spent)
 
@@ -172,9 +172,9 @@ class Run:
 
     # ---- one turn of the loop
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the budget is used up; the same on all processes, whose clocks differ."""
+    def agree_on_end(self) -> bool:
+        """Whether the budget is used up. All processes ask together, and take the seconds of the
+        first one, since their clocks differ."""
         spent = self.state.spent
         spent.seconds = distributed.broadcast_object(spent.seconds)
         return not self.parts.on_stream or spent.exhausted(self.recipe.budget)

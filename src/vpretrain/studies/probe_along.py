@@ -134,7 +134,7 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
     run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
     run.start()
     done = 0
-    while not run.exhausted:
+    while not run.agree_on_end():
         drawn = run.next_batch()
         try:
             batch, _ = run.take(drawn)
