@@ -122,7 +122,7 @@ def test_a_finished_run_that_is_damaged_everywhere_is_refused_and_not_trained_ag
     state.write_text("{}")
     result = (tmp_path / "result.json").read_bytes()
     for damage in ("every checkpoint is damaged", "there is no checkpoint"):  # it is set aside
-        with pytest.raises(UserError, match=f"{damage} to write it from; put it back, or remove"):
+        with pytest.raises(UserError, match=rf"{damage}\. Restore the file, or delete result"):
             train_one(recipe, tmp_path, lambda record, fraction: None)
         assert (tmp_path / "result.json").read_bytes() == result
         assert (tmp_path / "model" / "config.json").read_text() == "{}"

@@ -132,7 +132,9 @@ class Launch:
             step, state = checkpoints.newest() or (0, None)
             finished = (self.folder / "result.json").is_file()
             if distributed.broadcast_object(finished and state is None and not changed):
-                damage = "model or result is not as it was written, and every checkpoint is damaged"
+                damage = (
+                    "its model or result is not as it was written, and every checkpoint is damaged"
+                )
                 raise _nothing_to_write_from(self.folder, damage)
             hashes = self.modality.data_hashes(self.materials) if self.first else {}
             changes: list[Change] = []
@@ -258,8 +260,8 @@ def _make_room(place: Path) -> None:
 
 
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result of a run that is finished, its model as it was written; None where there is
-    something left to do, writing the model once more from the last checkpoint among it.
+    """The result of a finished run whose model is as it was written; None where something is left
+    to do, if only to write the model again from the last checkpoint.
 
     Raises:
         UserError: the result or the model is not as it was written, and there is no checkpoint.
@@ -299,8 +301,8 @@ def _is_result(value: Any) -> bool:
 
 def _nothing_to_write_from(folder: Path, damage: str) -> UserError:
     message = (
-        f"this run is finished, but {damage} to write it from; put it back, or remove result.json "
-        "to train again"
+        f"this run had finished, but {damage}. Restore the file, or delete result.json to train "
+        "again."
     )
     return user_error("--out", message, value=str(folder))
 
