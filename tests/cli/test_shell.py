@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vpretrain.cli import init, runs, shell, tables
+from vpretrain.config.recipe import dump, load
+from vpretrain.run.modalities import SCHEMAS
 
 
 def test_a_redirected_table_is_as_wide_as_columns_says(monkeypatch):
@@ -69,3 +71,12 @@ def test_a_report_of_several_folders_leaves_their_own_alone():
     assert runs._report_place([Path("/r/a"), Path("/r/b")]) == Path("/r/report-a-b.html")
     many = [Path(f"/r/{name}") for name in "abcde"]
     assert runs._report_place(many) == Path("/r/report-a-b-3-more.html")
+
+
+def test_a_run_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "a #1: {b}"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    recipe = load("demo-language", [], schemas=SCHEMAS)
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    assert shell.resolved_recipe(str(folder), None).learner.model == str(folder / "model")

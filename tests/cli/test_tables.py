@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from vpretrain.cli.tables import profile_tables
+from vpretrain.cli.tables import profile_tables, verdicts
 from vpretrain.studies.profile import PARTS
 
 ARMS = ("onehot", "fixed_random_direction")
@@ -32,3 +32,21 @@ def test_the_profile_fits_a_hundred_characters_with_nothing_cut():
     assert "…" not in text
     for word in (*ARMS, "pictures/s", "GFLOP/step", *PARTS, "rest", "123456", "123456.0", "0.91"):
         assert word in text
+
+
+def test_a_verdict_that_held_out_items_took_back_says_why():
+    pair = {"difference": -0.1, "ci95": [-0.2, -0.05], "p_holm": 0.002, "verdict": "undecided"}
+    table = {
+        "metrics": {"test/nll": {"higher_is_better": False}},
+        "runs": [{"arm": "onehot", "seed": seed} for seed in range(3)],
+        "paired": {
+            "torn": {"test/nll": {**pair, "items": {"ci95": [-0.3, 0.1], "p": 0.2}}},
+            "alike": {"test/nll": {**pair, "p_holm": 0.3, "items": {"ci95": [-1, 1], "p": 1}}},
+        },
+    }
+    torn, alike = verdicts(table)
+    assert torn == (
+        "torn: not told apart from onehot in test/nll (p = 0.002, Holm): seeds differ by more than "
+        "chance, held-out items do not bear it out"
+    )
+    assert alike == "alike: not told apart from onehot in test/nll (p = 0.3, Holm)"

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from transformers import DataCollatorForLanguageModeling, Trainer
+from transformers import DataCollatorForLanguageModeling, DefaultDataCollator, Trainer
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
-from vpretrain.integrations.compared import compare_arms
+from vpretrain.integrations.compared import HeldOut, _script, compare_arms
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.data import word_problems
 from vpretrain.report.folders import read
@@ -84,6 +84,37 @@ def test_arms_are_compared_over_seeds_and_rows(
         with pytest.raises(UserError, match=rf"onehot-0\.json: .* made with another {what};"):
             compare_arms(**{"make": make, "held_out": held_out, **given, **changed})
     assert json.loads((out / "compare.json").read_text())["runs"] == table["runs"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"lr_scheduler_kwargs": {"num_cycles": 2}},
+        {"neftune_noise_alpha": 5.0},
+        {"data_seed": 7},
+        {"data_collator": DefaultDataCollator()},
+        {"output_dir": "elsewhere", "logging_steps": 2, "save_steps": 9, "run_name": "again"},
+    ],
+    ids=str,
+)
+def test_all_that_scores_depend_on_is_the_script(changed, make, held_out, tmp_path):
+    test = HeldOut(held_out, None, 4)
+    before = _script(make("onehot", 0), test, 1.0)
+    trainer = make("onehot", 0)
+    for name, value in changed.items():
+        setattr(trainer if name == "data_collator" else trainer.args, name, value)
+    after = _script(trainer, test, 1.0)
+    expected = [] if "output_dir" in changed else [*changed]
+    assert [name for name in before if before[name] != after[name]] == expected
+    assert before["world_size"] == "1"
+
+
+def test_a_run_of_another_command_is_refused_in_words(make, held_out, tmp_path):
+    path = tmp_path / "out" / "runs" / "onehot-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"arm": "onehot", "seed": 0, "final": {}}))
+    with pytest.raises(UserError, match=r"onehot-0\.json: this run is not of compare_arms"):
+        compare_arms(make, held_out, seeds=1, out=tmp_path / "out")
 
 
 def test_runs_that_are_no_pair_are_refused(make, held_out, feedback, tmp_path):

@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from tests.integrations.test_transformers import same, steered
+from vpretrain.language.feedback.checkers import CheckerFault
+from vpretrain.method.meta_step import MetaStep
 from vpretrain.system.errors import UserError
 
 
@@ -50,6 +52,31 @@ def test_the_newest_whole_checkpoint_is_resumed(
     assert "resuming from checkpoint-2" in caplog.text
     same(resumed.losses, whole.losses[2:])
     same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+def test_a_meta_step_that_waits_is_taken_after_a_resume(
+    tmp_path, feedback, stream, monkeypatch, caplog
+):
+    """A checker fails at the first step; the second is the one that learns, resumed or not."""
+    ours, spoiled = MetaStep.__call__, [True]
+
+    def once_spoiled(*given):
+        if spoiled:
+            spoiled.pop()
+            raise CheckerFault("no reward")
+        return ours(*given)
+
+    monkeypatch.setattr(MetaStep, "__call__", once_spoiled)
+    saving = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    rarely = {"meta_period": 8}
+    whole = steered(tmp_path, feedback, stream, steering=rarely, **saving)
+    whole.train()
+    assert "the next one tries again" in caplog.text and whole.steered_metrics
+    for step in (1, 2):
+        resumed = steered(tmp_path, feedback, stream, steering=rarely, max_steps=3)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        same(resumed.losses, whole.losses[step:])
+        assert resumed.steered_metrics.keys() == whole.steered_metrics.keys()
 
 
 def test_none_that_is_whole_is_refused_in_words(trained, tmp_path, feedback, stream):

@@ -242,6 +242,7 @@ def test_the_package_imports_no_model_code() -> None:
         "vpretrain.system.files",
         "vpretrain.system.html",
         "vpretrain.studies.statistics",
+        "vpretrain.config.arms",
         "vpretrain.config.yaml_places",
     }
     for path in Path(vpretrain.report.__file__).parent.glob("*.py"):

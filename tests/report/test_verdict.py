@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -164,6 +165,33 @@ def test_a_control_that_gains_as_much_takes_the_claim_away(
         "Steering helped, and whether it is your examples that did is not decided: 76% of held-out"
     )
     assert text.endswith("It is not clearly ahead of the control random_feedback. ")
+
+
+@pytest.mark.parametrize(
+    ("found", "end"),
+    [
+        ("worse", "It is ahead of the control random_feedback too. "),
+        ("undecided", "It is not clearly ahead of the control random_feedback. "),
+        (None, "It is not clearly ahead of the control random_feedback. "),
+    ],
+)
+def test_held_out_items_have_a_say_in_what_is_ahead_of_a_control(
+    section: Section, found: str | None, end: str
+) -> None:
+    """Over seeds alone the control falls clearly behind."""
+    pair = {"difference": -0.1, "ci95": (-0.2, -0.05), "p_holm": 0.01, "verdict": found}
+    pairs = {"test/pass@1": Paired.model_validate(pair)} if found else {}
+    section.control_pairs = {"closed_form": {"random_feedback": pairs}}
+    assert of_controls(section, 0.63).endswith(end)
+
+
+def test_controls_are_those_that_the_results_name(tmp_path: Path) -> None:
+    folder = comparison(tmp_path / "c")
+    assert read([folder])[0].controls == ["random_feedback"]  # as earlier versions described it
+    table = json.loads((folder / "compare.json").read_text())
+    table |= {"controls": ["closed_form"], "control_pairs": {}}
+    (folder / "compare.json").write_text(json.dumps(table))
+    assert read([folder])[0].controls == ["closed_form"]
 
 
 def test_a_claim_without_a_control_says_so(tmp_path: Path) -> None:

@@ -34,6 +34,21 @@ def test_a_resumed_run_keeps_the_records_before_its_checkpoint_and_no_others(tmp
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"", "a new run begins without records"
 
 
+def test_a_board_whose_records_are_gone_begins_anew(tmp_path):
+    """As of a run that was killed before its first checkpoint."""
+    recipe = language_recipe("arm=onehot")
+
+    def boards(records):
+        folder = RunFolder(tmp_path, recipe, records=records)
+        folder.log(record(records + 1))
+        folder.close()
+        return len([*(tmp_path / "tensorboard").iterdir()])
+
+    assert [boards(0), boards(0), boards(1)] == [1, 1, 2]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert boards(2) == 1
+
+
 def test_data_that_changed_are_named_with_both_hashes(tmp_path):
     assert changed_data(tmp_path, {"stream": "a" * 64}) == [], "nothing to compare with"
     write_environment(tmp_path, {"stream": "a" * 64, "evaluation": "b" * 64}, [])

@@ -1,16 +1,22 @@
 """What a launch refuses before anything runs."""
 
 import errno
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 
 from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
-from vpretrain.run import checkpoint
+from vpretrain.run import checkpoint, launch
+from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import finished_result, train_one
 from vpretrain.run.scores import Score
+from vpretrain.run.train import train
+from vpretrain.studies import compare
+from vpretrain.studies.entries import checkpoints_path
 from vpretrain.system.errors import Fault, UserError
 
 RESULT = {
@@ -21,6 +27,54 @@ RESULT = {
     "step0": {"test/nll": 2.0},
     "final": {"test/nll": 1.0},
 }
+
+
+class Enough(Exception):
+    """Nothing more is to be seen."""
+
+
+class Watched(dict):
+    """A state whose end can be seen."""
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Whether a run that goes on still holds its checkpoint while it trains; nothing is trained."""
+    newest, states, seen = CheckpointManager.newest, [], []
+
+    def watched(checkpoints):
+        found = newest(checkpoints)
+        if found is None:
+            return None
+        state = Watched(found[1])
+        states.append(weakref.ref(state))
+        return found[0], state
+
+    def begins(run):
+        if not states:
+            return train(run)
+        run.start()
+        gc.collect()
+        seen.append(any(state() is not None for state in states))
+        raise Enough
+
+    monkeypatch.setattr(CheckpointManager, "newest", watched)
+    monkeypatch.setattr(launch, "train", begins)
+    monkeypatch.setattr(compare, "train", begins)
+    return seen
+
+
+def test_a_checkpoint_that_a_run_went_on_from_is_let_go_of(held, tmp_path):
+    recipe = language_recipe("arm=onehot", "checkpoint.every=1", "budget.steps=2")
+    train_one(recipe, tmp_path / "run", lambda record, fraction: None)
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(Enough):
+        train_one(recipe, tmp_path / "run", lambda record, fraction: None)
+    place = checkpoints_path(tmp_path / "arms", "onehot", recipe.seed)
+    shutil.copytree(tmp_path / "run" / "checkpoints", place)
+    with pytest.raises(Enough):
+        compare.compare(recipe, arms=["onehot"], seeds=1, match="steps", out=tmp_path / "arms")
+    assert held == [False, False]
 
 
 def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path, caplog):
@@ -68,7 +122,7 @@ def test_a_finished_run_that_is_damaged_everywhere_is_refused_and_not_trained_ag
     state.write_text("{}")
     result = (tmp_path / "result.json").read_bytes()
     for damage in ("every checkpoint is damaged", "there is no checkpoint"):  # it is set aside
-        with pytest.raises(UserError, match=f"{damage} to write it from; put it back, or remove"):
+        with pytest.raises(UserError, match=rf"{damage}\. Restore the file, or delete result"):
             train_one(recipe, tmp_path, lambda record, fraction: None)
         assert (tmp_path / "result.json").read_bytes() == result
         assert (tmp_path / "model" / "config.json").read_text() == "{}"

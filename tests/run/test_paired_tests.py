@@ -1,5 +1,7 @@
 """Item-level comparisons: known values, coverage, and that a null is rarely called anything."""
 
+import tracemalloc
+
 import numpy
 import pytest
 
@@ -36,3 +38,20 @@ def test_coverage_of_the_interval(monkeypatch):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_items([[1.0, 0.0]], [[1.0]])
+
+
+@pytest.mark.parametrize("count", [2, 37, 500])
+def test_draws_that_come_in_parts_are_the_same(count):
+    items = numpy.random.default_rng(3).normal(size=count)
+    generator = numpy.random.default_rng(7)
+    draws = generator.multinomial(count, numpy.full(count, 1 / count), size=paired_tests.RESAMPLES)
+    numpy.testing.assert_array_equal(paired_tests._resampled_means(items, 7), draws @ items / count)
+
+
+def test_many_items_take_little_memory():
+    items = numpy.random.default_rng(0).normal(size=(1, 3000))
+    tracemalloc.start()
+    paired_items(items, numpy.zeros((1, 3000)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 2**20  # all draws at once are 92 MiB of whole numbers, and as many floats

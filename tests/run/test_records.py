@@ -5,8 +5,10 @@ import json
 import pytest
 
 from tests.reliability.runs import language_recipe
+from vpretrain.language import Language
 from vpretrain.run.folder import RunFolder
 from vpretrain.run.records import MOST_BYTES, Records
+from vpretrain.run.run import Run
 
 
 @pytest.mark.parametrize(
@@ -36,15 +38,37 @@ def test_a_full_disk_costs_the_records_and_says_so_once(tmp_path, caplog):
     folder.log({"step": 1})
     whole, records = folder._metrics._file, folder._metrics
     records._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-    for step in (2, 3):
-        folder.log({"step": step})
+    assert not any(folder.log({"step": step}) for step in (2, 3))
     assert caplog.text.count("No space left on device; the run goes on") == 1
     records._file.close()
     records._file = whole
-    folder.log({"step": 4})
+    assert folder.log({"step": 4})
     folder.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 4]
+
+
+def test_a_record_that_was_refused_is_no_reason_to_keep_one_of_after_the_checkpoint(tmp_path):
+    """A full disk at step 2, a checkpoint after step 3, and an end after step 4."""
+    recipe = language_recipe("arm=onehot", "budget.steps=4")
+    modality, path = Language(), tmp_path / "metrics.jsonl"
+    with Records(path) as records:
+
+        def on_record(record, fraction):
+            return record["step"] != 2 and records.append(record)
+
+        parts = modality.build(recipe, modality.load(recipe))
+        run = Run(recipe, parts, step0={}, on_record=on_record)
+        run.start()
+        kept = []
+        for _ in range(4):
+            batch = run.next_batch()
+            run.advance(batch)
+            run.record(batch, run.step(batch))
+            kept.append(run.state.state_dict()["records"])
+    assert kept == [1, 1, 2, 3]
+    with Records(path, kept=kept[2]) as records:
+        assert records.last["step"] == 3
 
 
 def test_a_board_that_cannot_be_written_costs_the_board(tmp_path, caplog, monkeypatch):

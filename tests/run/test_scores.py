@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from vpretrain.run.scores import mean_stderr, proportion_stderr
+from vpretrain.run.scores import check_finite, mean_stderr, proportion_stderr, score
+from vpretrain.system.errors import Fault
 
 
 def test_standard_errors_by_hand() -> None:
@@ -17,3 +19,10 @@ def test_standard_errors_by_hand() -> None:
     for successes, n in ((11, 10), (-1, 10), (0, 0)):
         with pytest.raises(ValueError, match="successes"):
             proportion_stderr(successes, n)
+
+
+def test_an_item_that_is_no_number_is_left_to_who_checks_the_score() -> None:
+    broken = score(torch.tensor([1.0, math.nan, 2.0]), higher_is_better=True)
+    assert math.isnan(broken.value) and math.isnan(broken.stderr) and broken.n == 3
+    with pytest.raises(Fault, match=r"at the end test/nll is not finite; lower the rate"):
+        check_finite({"test/nll": broken}, "at the end", "lower the rate")

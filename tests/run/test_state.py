@@ -8,6 +8,7 @@ from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.run.run import Run
+from vpretrain.system import distributed
 
 
 def begun(steps, *overrides):
@@ -28,6 +29,13 @@ def take(run, steps):
 
 def weights(run):
     return torch.cat([p.detach().flatten() for p in run.parts.learner.model.parameters()])
+
+
+def test_all_processes_end_by_the_clock_of_the_first(monkeypatch):
+    run = begun(0, "budget.seconds=1000")
+    assert not run.agree_on_end()
+    monkeypatch.setattr(distributed, "broadcast_object", lambda own: 1001.0)
+    assert run.agree_on_end() and run.state.spent.seconds == 1001.0
 
 
 def test_a_state_is_where_the_steps_that_follow_are_the_same():

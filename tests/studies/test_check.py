@@ -1,5 +1,6 @@
 """What ``check`` says beside problems."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from vpretrain.language.modality import _padded_tokens
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import Lighter, Reads
 from vpretrain.studies.check import Examined, Needs, examine, first_look, needs
+from vpretrain.system import timing
 
 
 def needs_of(*overrides: str):
@@ -17,6 +19,11 @@ def needs_of(*overrides: str):
     checked = MODALITIES[recipe.modality]().check(recipe)
     assert not checked.problems
     return needs(recipe, checked.parts, checked.reads)
+
+
+def test_what_is_queued_on_the_accelerator_is_waited_for(monkeypatch):
+    monkeypatch.setattr(timing, "_synchronize", lambda: time.sleep(0.2))
+    assert needs_of("budget.steps=10").forward_seconds >= 0.2
 
 
 def test_what_a_run_needs_follows_from_model_budget_and_one_forward_pass():

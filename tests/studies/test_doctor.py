@@ -1,11 +1,14 @@
 """What `vpretrain doctor` reads, and that estimators are held against float64."""
 
+import time
+
 import pytest
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
 from vpretrain.method.estimators import NAMES
 from vpretrain.studies.doctor import doctor
+from vpretrain.system import timing
 
 
 def test_a_small_part_of_the_data_is_read(monkeypatch):
@@ -31,3 +34,9 @@ def test_estimators_agree_with_double_backward_in_float64():
     found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
     assert [row["name"] for row in found] == list(NAMES)
     assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
+
+
+def test_what_is_queued_on_the_accelerator_is_waited_for(monkeypatch):
+    monkeypatch.setattr(timing, "_synchronize", lambda: time.sleep(0.1))
+    found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
+    assert all(row["seconds"] >= 0.1 for row in found)

@@ -80,6 +80,13 @@ def test_every_draw_has_a_held_out_batch_of_its_own():
     assert [loss_of(probe_along.held_out_batches(without)(n)) for n in range(3)] == [0, 1, 0]
 
 
+def test_every_point_is_come_to_once():
+    """Also where a step is a part whose decimal fraction float64 does not hold."""
+    for steps, points in ((100, 50), (50, 50), (300, 7), (7, 300)):
+        reached = [probe_along._reached(step / steps, points) for step in range(steps + 1)]
+        assert reached == [step * points // steps for step in range(steps + 1)]
+
+
 def test_the_verb(tmp_path):
     command = ["probe", "demo-language", *TINY, *STEERED, "--along", "2", "--draws", "4"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--json"])

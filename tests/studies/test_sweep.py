@@ -15,7 +15,8 @@ import pytest
 from vpretrain.config.recipe import load
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies import sweep as sweeps
-from vpretrain.system.errors import UserError
+from vpretrain.studies.sweep_plan import Swept
+from vpretrain.system.errors import Stopped, UserError
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = """\
@@ -77,7 +78,7 @@ def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
     scores = [trial.value for trial in sweeps._study(here / "out").get_trials()]
     assert found["best"]["values"]["dev/nll"] == min(scores) and found["front"] == []
     assert 1e-4 <= best.learner.learning_rate <= 1e-1 and best.value.meta_period in (1, 2, 3)
-    assert load(here / "out" / "recipe.yaml", schemas=sweeps._Swept()).sweep == plan().sweep
+    assert load(here / "out" / "recipe.yaml", schemas=Swept()).sweep == plan().sweep
 
 
 def test_trials_may_have_a_budget_in_flops(here):
@@ -108,6 +109,46 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
     assert (
         sweeps.sweep(plan(), trials=4, out=here / "stopped") == found and len(calls) == 2
     )  # nothing was run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "memory ran out: lower"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out: lower"),
+    ],
+)
+def test_a_trial_that_memory_is_too_small_for_has_failed_and_the_others_run(
+    here, monkeypatch, error, reason
+):
+    ours, calls = sweeps.train, []
+
+    def once_too_large(run):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return ours(run)
+
+    monkeypatch.setattr(sweeps, "train", once_too_large)
+    found = sweeps.sweep(plan(), trials=2, out=here / "out")
+    assert (found["trials"], found["failed"]) == (2, 1)
+    failed = sweeps._study(here / "out").get_trials()[0]
+    assert failed.user_attrs["failed"].startswith(reason)
+
+
+@pytest.mark.parametrize(("error", "trials"), [(KeyError("a bug"), 2), (Stopped("SIGTERM"), 1)])
+def test_a_trial_with_a_bug_is_not_taken_up_again_and_one_that_was_stopped_is(
+    here, monkeypatch, error, trials
+):
+    def broken(run):
+        raise error
+
+    for _ in range(2):
+        monkeypatch.setattr(sweeps, "train", broken)
+        with pytest.raises(type(error)):
+            sweeps.sweep(plan(), trials=3, out=here / "out")
+    states = sweeps._study(here / "out").get_trials()
+    assert len({str(trial.params) for trial in states}) == trials
 
 
 def test_data_that_changed_under_a_search_are_refused_and_named_where_they_are_accepted(here):

@@ -77,7 +77,8 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
         )
     return load(
         folder / "recipe.yaml",
-        [f"learner.model={folder / 'model'}", *own, *(overrides or [])],
+        # As JSON: YAML would end the name of a folder at " #".
+        [f"learner.model={json.dumps(str(folder / 'model'))}", *own, *(overrides or [])],
         schemas=SCHEMAS,
     )
 

@@ -30,8 +30,8 @@ def sweep(
 ) -> None:
     """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is
     written as a recipe."""
-    from vpretrain.studies.sweep import Plan
     from vpretrain.studies.sweep import sweep as search
+    from vpretrain.studies.sweep_plan import Plan
 
     console = shell.console_for_people(as_json)
     plan = Plan.read(recipe, overrides or [])

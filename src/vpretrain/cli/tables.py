@@ -11,6 +11,7 @@ from vpretrain.method.estimators import LEAVE_ABOVE
 from vpretrain.report.formatting import many
 from vpretrain.run.resources import readable_size
 from vpretrain.run.scores import MEANINGS
+from vpretrain.studies.statistics import NOT_BY_ITEMS, decided_by_seeds_alone
 
 if TYPE_CHECKING:
     from vpretrain.studies.check import Examined
@@ -98,7 +99,8 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         undecided = pair["verdict"] == "undecided"
         relation = "not told apart from" if undecided else f"{pair['verdict']} than"
         p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
-        yield f"{arm}: {relation} {baseline} in {metric}{p}"
+        alone = decided_by_seeds_alone(pair["verdict"], pair["p_holm"], items="items" in pair)
+        yield f"{arm}: {relation} {baseline} in {metric}{p}" + alone * f": {NOT_BY_ITEMS}"
     if table["paired"] and len({run["seed"] for run in table["runs"]}) < 2:
         yield "one seed decides nothing: compare three or more for a verdict"
 

@@ -68,6 +68,16 @@ class Arm:
     trains_on: TrainsOn = "stream"
     after: tuple[str, ...] = ()
 
+    @property
+    def is_control(self) -> bool:
+        """Whether reports compare the steered arm with it."""
+        return describes_control(self.description)
+
+
+def describes_control(description: str) -> bool:
+    """Whether an arm is a control: its description begins with the word."""
+    return description.startswith("control")
+
 
 CONTROLS: Mapping[str, Arm] = {
     "random_feedback": Arm(

@@ -40,9 +40,9 @@ class Sweep(Section):
     keys: Annotated[dict[str, Range | Alternatives], Field(min_length=1)]
     """By dotted key of the recipe: a range of numbers, or a list of values to choose from."""
     objectives: Annotated[list[str], Field(min_length=1)]
-    """Metrics at the end of a trial (``dev/nll``; which way is up they know themselves). Of several
-    the Pareto front is kept. What is chosen by them cannot be reported by them: choose on dev,
-    report on test."""
+    """Metrics at the end of a trial (``dev/nll``; each metric knows whether higher is better). Of
+    several the Pareto front is kept. What is chosen by them cannot be reported by them: choose on
+    dev, report on test."""
     budget: Budget | None = None
     """What a trial may use; null takes the recipe's budget."""
     prune: bool = False

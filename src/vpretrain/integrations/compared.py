@@ -32,10 +32,9 @@ from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
-from vpretrain.studies.compare import add_items
-from vpretrain.studies.statistics import paired_table
+from vpretrain.studies.judged import judged
 from vpretrain.system import distributed
-from vpretrain.system.errors import renamed, shortened, user_error
+from vpretrain.system.errors import abbreviated, renamed, shortened, user_error
 from vpretrain.system.files import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -43,12 +42,17 @@ log = logging.getLogger(__name__)
 Make = Callable[[str, int], SteeredTrainer]
 """From an arm and a seed to a trainer made anew."""
 
-_ARGUMENTS = (
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16"),
-    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+_NO_MATTER = (
+    *("output_dir", "seed", "run_name", "project", "report_to", "trackio_", "disable_tqdm"),
+    *("log_", "logging_", "include_", "skip_memory_metrics", "debug"),
+    *("save_", "enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states"),
+    *("hub_", "push_to_hub", "do_train", "do_eval", "do_predict", "local_rank", "ddp_timeout"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only"),
+    *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
 )
-"""What makes another experiment of a script, beside steering, rows and weights."""
+"""Arguments that a run's scores do not depend on, by how their names begin; a run's file has the
+seed in its name."""
 
 
 def compare_arms(
@@ -238,9 +242,17 @@ def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:
 
 
 def _script(trainer: SteeredTrainer, test: HeldOut, weights: float) -> dict[str, str]:
-    """All that a run's scores depend on: an earlier run counts if it says the same."""
+    """What a run's scores depend on, as far as a trainer tells: an earlier run counts if it says
+    the same."""
     rows = trained_on(trainer.train_dataset, trainer.processing_class)
-    return {name: str(getattr(trainer.args, name, None)) for name in _ARGUMENTS} | {
+    collator = trainer.data_collator
+    return {
+        name: str(value)
+        for name, value in trainer.args.to_dict().items()
+        if not name.startswith(_NO_MATTER)
+    } | {
+        "world_size": str(trainer.args.world_size),
+        "data_collator": getattr(collator, "__qualname__", type(collator).__qualname__),
         "steering": trainer.steering.model_dump_json(),
         "weights": f"{weights:.12g}",
         "train_dataset": "not known" if rows is None else documents_hash(rows),
@@ -258,11 +270,7 @@ def _run(
     path = folder / "runs" / f"{arm}-{seed}.json"
     finished = distributed.from_first_rank(lambda: _read(path))
     if finished is not None:
-        other = [name for name in script if finished["script"].get(name) != script[name]]
-        if other:
-            message = f"this run was made with another {', '.join(other)}; "
-            message += "name another folder, or remove it"
-            raise user_error(str(path), message)
+        _check_same(path, finished.get("script"), script)
         return finished
     say(console, f"{arm}, seed {seed}")
     seconds = trainer.train().metrics["train_runtime"]
@@ -285,6 +293,19 @@ def _run(
     return entry
 
 
+def _check_same(path: Path, before: Any, script: Mapping[str, str]) -> None:
+    """Refuses an earlier run that is not of this script, or of none."""
+    if not isinstance(before, dict):
+        message = (
+            "this run is not of compare_arms, as one of vpretrain compare; name another folder"
+        )
+        raise user_error(str(path), message)
+    names = dict.fromkeys([*script, *before])
+    if other := [name for name in names if before.get(name) != script.get(name)]:
+        message = f"this run was made with another {abbreviated(other)}; "
+        raise user_error(str(path), message + "name another folder, or remove it")
+
+
 def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, float]]:
     """What the Trainer logged, for the report's curves; it notes no times, so that they are taken
     to pass evenly."""
@@ -305,40 +326,48 @@ def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, floa
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        run: dict[str, Any] = read_json(path)
+        run = read_json(path)
     except (OSError, ValueError):
         return None
-    return run
+    return run if isinstance(run, dict) else None
 
 
 def _table(
     runs: Sequence[dict[str, Any]], step0: Mapping[str, Score], folder: Path
 ) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": s.higher_is_better} for name, s in step0.items()}
-    baseline, known = runs[0]["arm"], steering_arms()
-    summary, paired = paired_table(runs, metrics, baseline)
-    add_items(paired, folder, baseline, sorted({run["seed"] for run in runs}))
+    known = steering_arms()
+    arms = {run["arm"]: known[run["arm"]] for run in runs}
     return {
         "recipe": "a training script of one's own",
         "modality": "language",
         "match": "steps",
         "budget": max(run["steps"] for run in runs),
         "unit": "tokens",
-        "arms": {run["arm"]: known[run["arm"]] for run in runs},
+        "arms": arms,
         "metrics": metrics,
         "step0": {
             name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in step0.items()
         },
         "runs": [{key: run[key] for key in run if key != "script"} for run in runs],
-        "summary": summary,
-        "paired": paired,
+        **judged(runs, metrics, arms, folder),
         "environment": environment(),
     }
 
 
 def _write(table: dict[str, Any], runs: Sequence[dict[str, Any]], folder: Path) -> None:
     scripts = {run["arm"]: run["script"] for run in runs}
-    described = {"description": table["recipe"], "arm": runs[0]["arm"], "seed": 0, "arms": scripts}
+    shared = dict(set.intersection(*(set(script.items()) for script in scripts.values())))
+    described = {
+        "description": table["recipe"],
+        "arm": runs[0]["arm"],
+        "seed": 0,
+        "script": {name: value for name, value in runs[0]["script"].items() if name in shared},
+        "arms": {
+            arm: {name: value for name, value in script.items() if name not in shared}
+            for arm, script in scripts.items()
+        },
+    }
     write_text(folder / "recipe.yaml", written(described))
     write_environment(folder, {}, ())
     write_json(folder / "compare.json", table)

@@ -155,10 +155,20 @@ class HostedStep:
             self.metrics |= self.meta.alignment_metrics()
 
     def state_dict(self) -> State:
-        """The designer's side; the optimizer is the host's to save."""
-        return {"step": self.step, "meta": self.meta.state_dict()}
+        """The designer's side, with a meta step that still waits for a part to learn from; the
+        optimizer is the host's to save."""
+        return {
+            "step": self.step,
+            "meta": self.meta.state_dict(),
+            "due": self._due,
+            "faults": self._faults,
+            "metrics": dict(self.metrics),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Restores :meth:`state_dict`."""
         self.step = state["step"]
         self.meta.load_state_dict(state["meta"])
+        # Checkpoints of earlier versions have none of these three.
+        self._due, self._faults = state.get("due", False), state.get("faults", 0)
+        self.metrics = state.get("metrics", {})

@@ -134,11 +134,11 @@ def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> fl
 @dataclass(frozen=True)
 class Cost:
     """What an arm's steps cost, mean over its runs, after the first step of each (which holds
-    burn-in and warm-up).
+    settling).
 
     Args:
         rate: tokens (images) a second; None where no metrics were kept.
-        shares: part of the seconds by what took them, as ``{"meta": 0.1}``; what is not in it was
+        fractions: of the seconds, by what took them, as ``{"meta": 0.1}``; what is not in it was
             not measured apart.
         first_seconds: until the end of the first step.
         peak_bytes: most memory; None where it was not recorded.

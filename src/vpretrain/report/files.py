@@ -65,7 +65,7 @@ class Items(BaseModel):
 
 
 class Paired(BaseModel):
-    """An arm against the baseline, over seeds."""
+    """An arm against the baseline, or a control against the steered arm, over seeds."""
 
     difference: float
     ci95: tuple[float, float] | None
@@ -75,7 +75,7 @@ class Paired(BaseModel):
 
 
 class Comparison(BaseModel):
-    """``compare.json``."""
+    """``compare.json``; earlier versions wrote no ``arms``, ``controls`` and ``control_pairs``."""
 
     recipe: str
     modality: str
@@ -88,6 +88,8 @@ class Comparison(BaseModel):
     runs: list[Entry] = Field(min_length=1)
     summary: dict[str, dict[str, Summary]]
     paired: dict[str, dict[str, Paired]]
+    controls: list[str] | None = None
+    control_pairs: dict[str, dict[str, dict[str, Paired]]] = {}
     environment: dict[str, Any] = {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vpretrain.config.arms import describes_control
 from vpretrain.report.files import (
     EITHER,
     Comparison,
@@ -68,6 +69,9 @@ class Section:
         environment: versions, hardware, commit, command.
         notes: what a reader should know about gaps in the data.
         descriptions: a sentence an arm, where the results have them.
+        controls: which of the arms are controls.
+        control_pairs: of the steered arm, the controls against it; empty in earlier versions'
+            results.
     """
 
     kind: Kind
@@ -86,6 +90,8 @@ class Section:
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict)
+    controls: list[str] = field(default_factory=list)
+    control_pairs: dict[str, dict[str, dict[str, Paired]]] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -152,6 +158,9 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     notes: list[str] = []
     step0 = {name: score.value for name, score in table.step0.items()}
     runs = [Run(entry, _logged(folder, entry, notes), step0) for entry in table.runs]
+    controls = table.controls
+    if controls is None:
+        controls = [arm for arm, text in table.arms.items() if describes_control(text)]
     return Section(
         "comparison",
         [folder],
@@ -169,6 +178,8 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         table.environment,
         notes,
         table.arms,
+        controls,
+        table.control_pairs,
     )
 
 

@@ -240,7 +240,7 @@ def costs(section: Section) -> Markup | None:
     caption = joined(
         f"{section.unit.capitalize()} a second (beside it, relative to the first arm) and shares "
         "of the training seconds, mean over runs, after each run's first step. “rest” is what was "
-        "not measured apart. “first step” is the time until its end, burn-in and warm-up included.",
+        "not measured apart. “first step” is the time until its end, settling included.",
     )
     return _table(caption, head, rows, "cost")
 

@@ -10,7 +10,12 @@ from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
-from vpretrain.studies.statistics import paired_table
+from vpretrain.studies.statistics import (
+    NOT_BY_ITEMS,
+    Verdict,
+    decided_by_seeds_alone,
+    paired_table,
+)
 from vpretrain.system.html import Markup, joined, name, tag
 
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
@@ -30,7 +35,7 @@ def headline(section: Section) -> Markup:
     to thank only where it is better than every control too."""
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
-    controls = [arm for arm in section.arms[1:] if _is_control(section, arm)]
+    controls = [arm for arm in section.arms[1:] if arm in section.controls]
     if section.kind != "comparison" or not section.descriptions:
         return joined()
     if steered in controls or not pairs:
@@ -58,13 +63,21 @@ def headline(section: Section) -> Markup:
     return text
 
 
-def _is_control(section: Section, arm: str) -> bool:
-    """As its description says, which for such an arm begins with the word."""
-    return section.descriptions.get(arm, "").startswith("control")
-
-
 def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric: str) -> list[str]:
-    """The controls that the steered arm is not better than, in pairs over seeds."""
+    """The controls that the steered arm is not better than, over seeds and held-out items."""
+    if steered in section.control_pairs:
+        pairs = section.control_pairs[steered]
+        verdicts = {arm: each[metric].verdict for arm, each in pairs.items() if metric in each}
+    else:
+        verdicts = _over_seeds(section, steered, controls, metric)
+    # Of the control against the steered arm, so that worse is what it should be.
+    return [arm for arm in controls if verdicts.get(arm) != "worse"]
+
+
+def _over_seeds(
+    section: Section, steered: str, controls: Sequence[str], metric: str
+) -> dict[str, Verdict]:
+    """All that results of earlier versions tell of controls."""
     runs = [
         {"arm": run.arm, "seed": run.entry.seed, "final": run.entry.final}
         for run in section.runs
@@ -72,12 +85,7 @@ def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric:
     ]
     meaning = {metric: {"higher_is_better": section.metrics[metric]}}
     _, paired = paired_table(runs, meaning, steered)
-    return [
-        arm
-        for arm in controls
-        # Of the control against the steered arm, so that worse is what it should be.
-        if metric not in paired[arm] or paired[arm][metric]["verdict"] != "worse"
-    ]
+    return {arm: each[metric]["verdict"] for arm, each in paired.items() if metric in each}
 
 
 def _beside_controls(controls: Sequence[str], equals: Sequence[str]) -> Markup:
@@ -172,14 +180,13 @@ def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
     which = "" if len(judged) == 1 else "smallest "
     smallest = f" ({which}{p_phrase(min(corrected))}, Holm)" if corrected else ""
     who, verb = (_names(list(judged)), "is not") if len(judged) == 1 else ("no arm", "is")
-    torn = any(
-        pair.items and pair.p_holm is not None and pair.p_holm < 0.05 for pair in judged.values()
+    by_seeds_alone = any(
+        decided_by_seeds_alone(pair.verdict, pair.p_holm, items=pair.items is not None)
+        for pair in judged.values()
     )
-    why = (
-        "seeds differ by more than chance, held-out items do not bear it out"
-        if torn
-        else "these seeds show neither a gain nor that there is none"
-    )
+    why = "these seeds show neither a gain nor that there is none"
+    if by_seeds_alone:
+        why = NOT_BY_ITEMS
     return joined(who, f" {verb} told apart from ", name(baseline), smallest, f": {why}.")
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
@@ -33,9 +32,10 @@ from torch.distributed.tensor import DTensor
 
 from vpretrain.config.recipe import Checkpoint
 from vpretrain.models.finite import unusable
+from vpretrain.run.encoding import State, Tensors, copied, decoded, encoded
 from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.scores import Score
-from vpretrain.system import distributed, sharding
+from vpretrain.system import distributed
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import (
     put_in_place,
@@ -51,9 +51,6 @@ _HEADER_BYTES = 150  # of safetensors, a tensor, beside its name
 _NO_STATE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _STEP = re.compile(r"step-(\d{7,})")
 
-State = Any
-"""Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
-
 
 def save(state: State, folder: Path) -> None:
     """Writes a state; the folder appears whole or not at all.
@@ -68,8 +65,8 @@ def save(state: State, folder: Path) -> None:
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
     """
-    tensors = _Tensors()
-    rest = _encoded(state, "", tensors)
+    tensors = Tensors()
+    rest = encoded(state, "", tensors)
     scratch = scratch_beside(folder)
     together = sharded(tensors)
     first = distributed.on_first_rank if together else lambda make: make()
@@ -103,8 +100,8 @@ def save(state: State, folder: Path) -> None:
 
 def size(state: State) -> int:
     """About how many bytes :func:`save` writes: tensors, their names, and everything else."""
-    tensors = _Tensors()
-    rest = _encoded(state, "", tensors)
+    tensors = Tensors()
+    rest = encoded(state, "", tensors)
     contents = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     headers = sum(_HEADER_BYTES + len(name) for name in tensors)
     return contents + headers + len(json.dumps(rest))
@@ -139,7 +136,7 @@ def _loaded(folder: Path) -> State:
             tensors[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
         with _one_process():
             distributed_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
-    return _decoded(rest, tensors)
+    return decoded(rest, tensors)
 
 
 class CheckpointManager:
@@ -213,7 +210,7 @@ class CheckpointManager:
         if self._thread is None:
             self._write(step, state)
         else:
-            self._waiting = self._thread.submit(self._write, step, _copied(state))
+            self._waiting = self._thread.submit(self._write, step, copied(state))
 
     def keep_best(
         self,
@@ -346,57 +343,6 @@ def _disk_error(error: BaseException) -> str | None:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return error.strerror or str(error) if isinstance(error, OSError) else None
-
-
-class _Tensors(dict[str, Tensor]):
-    """Tensors by name; the same memory is held once, whatever its names (tied weights)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._names: dict[Any, str] = {}
-
-    def add(self, name: str, tensor: Tensor) -> str:
-        """Adds a tensor, if it is not there yet, and returns the name that it has."""
-        own = sharding.local(tensor)
-        place = (own.data_ptr(), own.dtype, tensor.shape, own.stride()) if own.numel() else name
-        known = self._names.setdefault(place, name)
-        self[known] = tensor
-        return known
-
-
-def _encoded(value: Any, at: str, tensors: _Tensors) -> Any:
-    """JSON for everything that is no tensor; tensors go into ``tensors`` under their path."""
-    if isinstance(value, Tensor):
-        name = tensors.add(at, value.detach())
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {
-            "map": [[key, _encoded(item, f"{at}/{key}", tensors)] for key, item in value.items()]
-        }
-    if isinstance(value, (list, tuple)):
-        items = [_encoded(item, f"{at}/{place}", tensors) for place, item in enumerate(value)]
-        return {"tuple" if isinstance(value, tuple) else "list": items}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{at}: a checkpoint cannot hold a {type(value).__name__}")
-
-
-def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "map":
-        return {key: _decoded(item, tensors) for key, item in content}
-    items = [_decoded(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
-
-
-def _copied(state: State) -> State:
-    tensors = _Tensors()
-    rest = _encoded(state, "", tensors)
-    return _decoded(rest, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})
 
 
 @contextmanager

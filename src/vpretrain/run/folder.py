@@ -68,14 +68,14 @@ class RunFolder:
         self._metrics = Records(path / "metrics.jsonl", kept=records)
         self.kept, last = self._metrics.kept, self._metrics.last
         board, purge = path / "tensorboard", last and last["step"] + 1
-        if not board.is_dir():
-            remove(board)
+        if not self.kept or not board.is_dir():
+            remove(board)  # without records nothing says which of its events still count
         self._board: SummaryWriter | None = SummaryWriter(str(board), purge_step=purge)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to ``metrics.jsonl`` (on disk when this returns) and the same figures to
-        TensorBoard and the tracker."""
-        self._metrics.append(record)
+    def log(self, record: dict[str, Any]) -> bool:
+        """Appends one line to ``metrics.jsonl`` (on disk when this returns True) and the same
+        figures to TensorBoard and the tracker."""
+        written = self._metrics.append(record)
         figures = {name: x for name, x in record.items() if isinstance(x, (int, float))}
         with self._onto_board() as board:
             for name, value in figures.items():
@@ -83,6 +83,7 @@ class RunFolder:
                     board.add_scalar(name, value, global_step=record["step"])
         if self._tracker is not None:
             self._tracker.log(figures, record["step"])
+        return written
 
     def close(self) -> None:
         self._metrics.close()

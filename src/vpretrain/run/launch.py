@@ -15,7 +15,8 @@ import torch
 from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.checkpoint import CheckpointManager, State
+from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.encoding import State
 from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
@@ -23,7 +24,7 @@ from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
-from vpretrain.run.run import Record, Run
+from vpretrain.run.run import OnRecord, Record, Run
 from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
@@ -131,7 +132,9 @@ class Launch:
             step, state = checkpoints.newest() or (0, None)
             finished = (self.folder / "result.json").is_file()
             if distributed.broadcast_object(finished and state is None and not changed):
-                damage = "model or result is not as it was written, and every checkpoint is damaged"
+                damage = (
+                    "its model or result is not as it was written, and every checkpoint is damaged"
+                )
                 raise _nothing_to_write_from(self.folder, damage)
             hashes = self.modality.data_hashes(self.materials) if self.first else {}
             changes: list[Change] = []
@@ -153,6 +156,7 @@ class Launch:
                         keep_history=False,
                         prefetch=torch.cuda.is_available(),
                     )
+                    del state  # not held beside the run that goes on from it
                     result = train(run)
                 finally:
                     checkpoints.wait()
@@ -186,7 +190,7 @@ class Launch:
     @contextmanager
     def records(
         self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
-    ) -> Iterator[Callable[[Record, float], None]]:
+    ) -> Iterator[OnRecord]:
         """Where records go: into the folder, from the first process alone."""
         if not self.first:
             yield lambda record, fraction: None
@@ -200,11 +204,13 @@ class Launch:
         )
         if state:
             state["records"] = out.kept  # or the next resume would keep as many more
+        del state  # this block lasts as long as the run
         (self.folder / "result.json").unlink(missing_ok=True)
 
-        def log(record: Record, fraction: float) -> None:
-            out.log(record)
+        def log(record: Record, fraction: float) -> bool:
+            written = out.log(record)
             self.on_record(record, fraction)
+            return written
 
         try:
             yield log
@@ -254,8 +260,8 @@ def _make_room(place: Path) -> None:
 
 
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result of a run that is finished, its model as it was written; None where there is
-    something left to do, writing the model once more from the last checkpoint among it.
+    """The result of a finished run whose model is as it was written; None where something is left
+    to do, if only to write the model again from the last checkpoint.
 
     Raises:
         UserError: the result or the model is not as it was written, and there is no checkpoint.
@@ -295,8 +301,8 @@ def _is_result(value: Any) -> bool:
 
 def _nothing_to_write_from(folder: Path, damage: str) -> UserError:
     message = (
-        f"this run is finished, but {damage} to write it from; put it back, or remove result.json "
-        "to train again"
+        f"this run had finished, but {damage}. Restore the file, or delete result.json to train "
+        "again."
     )
     return user_error("--out", message, value=str(folder))
 

@@ -13,6 +13,7 @@ import numpy
 from scipy.stats import binomtest
 
 RESAMPLES = 4000
+_AT_A_TIME = 200
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ def paired_items(
     if a.shape != b.shape or a.ndim != 2 or a.size == 0:
         raise ValueError(f"items of shape {a.shape} and {b.shape} cannot be paired")
     items = (a - b).mean(axis=0)
-    generator = numpy.random.default_rng(seed)
-    draws = generator.multinomial(
-        len(items), numpy.full(len(items), 1 / len(items)), size=RESAMPLES
-    )
-    means = draws @ items / len(items)
+    means = _resampled_means(items, seed)
     low, high = (float(x) for x in numpy.quantile(means, [0.025, 0.975]))
     if len(a) == 1 and set(numpy.unique([a, b])) <= {0.0, 1.0}:
         p = mcnemar(int((items > 0).sum()), int((items < 0).sum()))
@@ -60,6 +57,18 @@ def paired_items(
         below, above = int((means <= 0).sum()), int((means >= 0).sum())
         p = min(1.0, 2 * (min(below, above) + 1) / (RESAMPLES + 1))
     return ItemDifference(float(items.mean()), (low, high), p)
+
+
+def _resampled_means(items: numpy.ndarray, seed: int) -> numpy.ndarray:
+    """Means of so many draws of as many items, with replacement; some draws at a time, since all
+    together are a matrix of draws by items."""
+    generator = numpy.random.default_rng(seed)
+    chances = numpy.full(len(items), 1 / len(items))
+    means = []
+    for start in range(0, RESAMPLES, _AT_A_TIME):
+        count = min(_AT_A_TIME, RESAMPLES - start)
+        means.append(generator.multinomial(len(items), chances, size=count) @ items / len(items))
+    return numpy.concatenate(means)
 
 
 def mcnemar(gained: int, lost: int) -> float:

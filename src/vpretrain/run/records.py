@@ -54,8 +54,8 @@ class Records:
         self._path, self._end, self._failed = path, end, False
         self._file = path.open("ab", buffering=0)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Writes one line; it outlives this process when this returns.
+    def append(self, record: dict[str, Any]) -> bool:
+        """Writes one line; it outlives this process when this returns True.
 
         Where the disk is full or refuses, the line is left out; the first time it is logged."""
         line = json.dumps(record).encode() + b"\n"
@@ -68,8 +68,9 @@ class Records:
             if not self._failed:
                 log.warning("%s: not written: %s; the run goes on", self._path, error.strerror)
             self._failed = True
-        else:
-            self._end += len(line)
+            return False
+        self._end += len(line)
+        return True
 
     def close(self) -> None:
         self._file.close()

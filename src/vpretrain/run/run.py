@@ -11,7 +11,8 @@ from vpretrain.config.recipe import Recipe
 from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.method.roles import Metrics
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.checkpoint import CheckpointManager, State, measured
+from vpretrain.run.checkpoint import CheckpointManager, measured
+from vpretrain.run.encoding import State
 from vpretrain.run.flops import Cost
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.prefetch import Prefetcher
@@ -26,6 +27,9 @@ from vpretrain.system.signals import Interruption
 
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
+OnRecord = Callable[[Record, float], bool | None]
+"""Is given a record and the fraction of the budget that is used; False: a full disk, say, refused
+it, so that it does not count when a log is cut back."""
 Batches = MicroBatches[Any]
 
 
@@ -38,9 +42,10 @@ class Run:
         step0: scores of the untouched checkpoint, if they were measured already.
         cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None leaves FLOPs
             uncounted (0).
-        on_record: is given every record and the fraction of the budget that is used.
+        on_record: is given every record, see :data:`OnRecord`.
         checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
-        resume: a checkpoint's state to go on from; None starts.
+        resume: a checkpoint's state to go on from; None starts. It is let go of once it was gone on
+            from: it may be as large as the model with its optimizer.
         stop: signals that were received; None: they are ignored.
         keep_history: whether :attr:`history` is filled; a long run has it in its log.
         prefetch: whether a thread draws the next batches while a step runs, which pays beside an
@@ -58,7 +63,7 @@ class Run:
         *,
         step0: dict[str, Score] | None = None,
         cost: Cost | None = None,
-        on_record: Callable[[Record, float], None] = lambda record, fraction: None,
+        on_record: OnRecord = lambda record, fraction: None,
         checkpoints: CheckpointManager | None = None,
         resume: State | None = None,
         stop: Interruption | None = None,
@@ -101,6 +106,7 @@ class Run:
         if self.resume is not None:
             seed_run(self.recipe)
             self._go_on_from(self.resume)
+            self.resume = None
             return
         step0 = self.measured_step0
         self.state.step0 = parts.evaluate() if step0 is None else step0
@@ -108,12 +114,12 @@ class Run:
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
-        if self.prepared and self.exhausted:
+        if self.prepared and self.agree_on_end():
             raise self._used_up("what the arm trains beforehand", "let it train on less")
         seed_run(self.recipe)
         steps = self.recipe.value.settle_steps if parts.on_stream else 0
         for settled in phase("settling at learning rate 0, steps", range(steps), steps):
-            if self.exhausted:
+            if self.agree_on_end():
                 raise self._used_up(*self._settling(settled))
             batch = self.next_batch()
             try:
@@ -121,7 +127,7 @@ class Run:
             except NonFinite as fault:
                 self.recover(batch, fault)
         self.step_once.count = 0
-        if parts.on_stream and self.exhausted:
+        if parts.on_stream and self.agree_on_end():
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
         self.state.prepared = replace(self.state.spent)
 
@@ -168,9 +174,9 @@ class Run:
 
     # ---- one turn of the loop
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the budget is used up; the same on all processes, whose clocks differ."""
+    def agree_on_end(self) -> bool:
+        """Whether the budget is used up. All processes ask together, and take the seconds of the
+        first one, since their clocks differ."""
         spent = self.state.spent
         spent.seconds = distributed.broadcast_object(spent.seconds)
         return not self.parts.on_stream or spent.exhausted(self.recipe.budget)
@@ -268,10 +274,10 @@ class Run:
         self._log(record | {"batch": batch.digest()})
 
     def _log(self, record: Record) -> None:
-        self.state.records += 1
         if self.keep_history:
             self.history.append(record)
-        self.on_record(record, self.progress)
+        if self.on_record(record, self.progress) is not False:
+            self.state.records += 1
 
     def checkpoint_if_due(self) -> None:
         """Saves where it is time to, or a signal asks for it.

@@ -44,9 +44,11 @@ class Score:
 
 
 def score(items: Tensor, *, higher_is_better: bool) -> Score:
-    """The score whose value is the mean of one figure an item, ``[n]``."""
+    """The score whose value is the mean of one figure an item, ``[n]``; where that is not finite,
+    :func:`check_finite` says so."""
     values = tuple(float(item) for item in items)
-    mean, stderr = sum(values) / len(values), mean_stderr(values) or 0.0
+    mean = sum(values) / len(values)
+    stderr = (mean_stderr(values) or 0.0) if math.isfinite(mean) else math.nan
     return Score(mean, stderr, len(values), higher_is_better, values)
 
 

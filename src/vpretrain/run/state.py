@@ -31,7 +31,7 @@ class RunState:
         step0: scores of the untouched checkpoint.
         digest: over all batches that training drew, in their order, those left out included.
         batches: how many these are.
-        records: how many were logged, so that a log can be cut back to here.
+        records: how many are in the log, so that it can be cut back to here.
         best: the best score so far of the metric that is kept by; None before the first.
         rewound: whether the run has gone back to an earlier checkpoint of its own.
     """

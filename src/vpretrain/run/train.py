@@ -51,7 +51,7 @@ def train(run: Run) -> Result:
         Stopped: a signal asked for it; the checkpoint is written.
     """
     run.start()  # resume; or evaluate step 0 and let the optimizer's moments settle
-    while not run.exhausted:
+    while not run.agree_on_end():
         drawn = run.next_batch()
         try:
             batch, metrics = run.take(drawn)  # a selector trains on a part of what is drawn

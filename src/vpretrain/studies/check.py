@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -17,6 +16,7 @@ from vpretrain.run.resources import disk_needed, memory_needed, smaller
 from vpretrain.run.tracking import missing
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.memory import out_of_memory
+from vpretrain.system.timing import synchronized_now
 
 FIRST_LOOK_SECONDS = 600.0
 """Of a comparison of two runs that shows whether everything works, if the machine allows it."""
@@ -70,10 +70,10 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
         torch.set_num_threads(recipe.threads)
     learner: Any = recipe.learner
     batch = next(parts.stream)
-    started = time.perf_counter()
+    started = synchronized_now()
     with torch.no_grad():
         parts.learner.forward(batch)
-    forward = time.perf_counter() - started
+    forward = synchronized_now() - started
     budget, accumulate = recipe.budget, learner.accumulate
     step = 3 * forward * accumulate  # backward costs twice the forward pass
     limits = [] if budget.seconds is None else [budget.seconds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from vpretrain.run.folder import (
     write_environment,
 )
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.paired_tests import paired_items
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.records import Records
 from vpretrain.run.resources import disk_shortage
@@ -39,10 +38,9 @@ from vpretrain.studies.entries import (
     checkpoints_path,
     entry_path,
     read_entry,
-    read_items,
     read_result,
 )
-from vpretrain.studies.statistics import paired_table
+from vpretrain.studies.judged import judged
 from vpretrain.system.errors import Fault, UserError, user_error
 from vpretrain.system.files import remove, write_json, write_text
 from vpretrain.system.lock import writing
@@ -153,22 +151,20 @@ def _check_seeds(seeds: int) -> None:
 def _table(
     recipe: Recipe, match: Measure, step0: dict[str, Any], runs: list[dict[str, Any]], out: Path
 ) -> dict[str, Any]:
-    modality, baseline = MODALITIES[recipe.modality](), runs[0]["arm"]
+    modality = MODALITIES[recipe.modality]()
     _check_streams([entry for entry in runs if entry["arm"] not in modality.direct], match, out)
-    summary, paired = paired_table(runs, step0["metrics"], baseline)
-    add_items(paired, out, baseline, sorted({entry["seed"] for entry in runs}))
+    arms = {entry["arm"]: modality.arms[entry["arm"]] for entry in runs}
     return {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "match": match,
         "budget": getattr(recipe.budget, match),
         "unit": step0["unit"],
-        "arms": {entry["arm"]: modality.arms[entry["arm"]] for entry in runs},
+        "arms": arms,
         "metrics": step0["metrics"],
         "step0": step0["step0"],
         "runs": runs,
-        "summary": summary,
-        "paired": paired,
+        **judged(runs, step0["metrics"], arms, out),
         "environment": environment(),
     }
 
@@ -204,34 +200,6 @@ def _run_missing(
         pair = (result["arm"], result["seed"])
         finished[pair], underway[pair] = result, 0.0
         report(len(finished), underway, f"{pair[0]}, seed {pair[1]}")
-
-
-def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
-    """Adds each difference's interval over held-out items; one that is not clear of zero there
-    decides nothing."""
-
-    def items(arm: str, metrics: Collection[str]) -> list[dict[str, list[float]]]:
-        paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
-        return [read_items(path, metrics) for path in paths if path.is_file()]
-
-    of_baseline = items(baseline, {metric for metrics in paired.values() for metric in metrics})
-    for arm, metrics in paired.items():
-        of_arm = items(arm, metrics)
-        if not len(of_arm) == len(of_baseline) == len(seeds):
-            continue
-        for metric, figures in metrics.items():
-            pair = [[run[metric] for run in runs] for runs in (of_arm, of_baseline)]
-            counts = {len(run) for runs in pair for run in runs}
-            if len(counts) > 1:
-                message = f"runs of {arm} and {baseline} were scored on different numbers of items"
-                accepted = "one number: remove the runs that differ, and give the command again"
-                raise user_error(
-                    str(out / "runs"), message, value=sorted(counts), accepted=accepted
-                )
-            between = paired_items(*pair)
-            figures["items"] = {"ci95": between.ci95, "p": between.p}
-            if between.ci95[0] <= 0 <= between.ci95[1]:
-                figures["verdict"] = "undecided"
 
 
 class _Worker:
@@ -308,11 +276,12 @@ class _Worker:
             if state:
                 state["records"] = records.kept  # or the next resume would keep as many more
 
-            def on_record(record: Record, fraction: float) -> None:
-                records.append(record)
+            def on_record(record: Record, fraction: float) -> bool:
+                written = records.append(record)
                 if pace.due() and "tokens_per_second" in record:
                     rate = f"{record['tokens_per_second']:,.0f} {self.unit}/s"
                     tell((fraction, f"step {record['step']:,}, {rate}"))
+                return written
 
             run = Run(
                 recipe,
@@ -325,6 +294,7 @@ class _Worker:
                 stop=stop,
                 keep_history=False,
             )
+            del state  # not held beside the run that goes on from it
             return train(run)
 
     def _build(self, recipe: Recipe) -> AnyParts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.system.errors import user_error
+from vpretrain.system.timing import synchronized_now
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
 FIGURES = ("cosine", "relative_error", "seconds", "peak_bytes")
@@ -148,9 +148,9 @@ def _tried(
         row = rows[name] = dict.fromkeys(("name", "supported", "reason", *FIGURES))
         row |= {"name": name, "supported": True, "reason": ""}
         try:
-            started = time.perf_counter()
+            started = synchronized_now()
             gradients[name] = bench.gradient()
-            row["seconds"] = time.perf_counter() - started
+            row["seconds"] = synchronized_now() - started
             row["peak_bytes"] = peak_bytes(bench.value_of)
             benches[name] = bench
         except EstimatorUnsupported as error:
@@ -159,9 +159,9 @@ def _tried(
     round_seconds = sum(rows[name]["seconds"] for name in benches) or 1.0
     for _ in range(min(REPEATS, int(REPEAT_SECONDS / round_seconds))):
         for name, bench in benches.items():  # A B C A B C: the machine's drift falls on all alike
-            started = time.perf_counter()
+            started = synchronized_now()
             bench.value_of()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(synchronized_now() - started)
     for name, taken in seconds.items():
         if taken:  # the first call counts where it was too slow to be repeated
             rows[name]["seconds"] = statistics.median(taken)

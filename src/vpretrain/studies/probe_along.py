@@ -134,7 +134,7 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
     run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
     run.start()
     done = 0
-    while not run.exhausted:
+    while not run.agree_on_end():
         drawn = run.next_batch()
         try:
             batch, _ = run.take(drawn)
@@ -142,11 +142,16 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
             run.recover(drawn, fault)
             continue
         run.advance(batch, drawn)
-        if run.progress >= (done + 1) / points:
-            done = int(run.progress * points)  # one long step may pass several
+        if (reached := _reached(run.progress, points)) > done:
+            done = reached  # one long step may pass several
             point = RunPoint(run)
             yield point
             point.leave()
+
+
+def _reached(progress: float, points: int) -> int:
+    """How many of the points a run has come to; by division, since ``0.58 * 50`` is below 29."""
+    return sum(progress >= (point + 1) / points for point in range(points))
 
 
 class RunPoint(OneStep):

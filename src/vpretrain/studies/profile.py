@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import resource
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -179,13 +178,13 @@ def _sectioned(parts: Parts) -> Parts:
 def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     totals = dict.fromkeys(("tokens", "seconds", *PARTS), 0.0)
     for _ in range(recipe.value.meta_period):
-        started = _now()
+        started = timing.synchronized_now()
         drawn = next_batches(parts.stream, recipe.learner.accumulate * parts.designer.draws)
-        totals["data"] += _now() - started
+        totals["data"] += timing.synchronized_now() - started
         clock = timing.Clock(synchronize=True)
         with timing.clocked(clock):
             batch, record = step.take(drawn, recipe.learner.learning_rate)
-        totals["seconds"] += _now() - started
+        totals["seconds"] += timing.synchronized_now() - started
         totals["tokens"] += batch.tokens
         meta = record.get("seconds_meta", 0.0)
         totals["meta"] += meta
@@ -219,12 +218,6 @@ class _Within:
                 return method(*arguments, **named)
 
         return within
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")

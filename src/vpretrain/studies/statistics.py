@@ -132,6 +132,21 @@ def verdict(
     return "better" if (difference > 0) == higher_is_better else "worse"
 
 
+NOT_BY_ITEMS = "seeds differ by more than chance, held-out items do not bear it out"
+"""Of a difference that :func:`decided_by_seeds_alone`."""
+
+
+def decided_by_seeds_alone(verdict: Verdict, p_holm: float | None, *, items: bool) -> bool:
+    """Whether a difference is undecided for its held-out items alone.
+
+    Args:
+        verdict: of the difference.
+        p_holm: over seeds.
+        items: whether its items were paired.
+    """
+    return verdict == "undecided" and items and p_holm is not None and p_holm < LEVEL
+
+
 def paired_table(
     runs: Sequence[Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], baseline: str
 ) -> tuple[dict[str, dict[str, Summary]], dict[str, dict[str, Paired]]]:

@@ -7,31 +7,33 @@ process a search that was stopped finds what it would have."""
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pydantic import create_model
 
-from vpretrain.config.recipe import Recipe, dump, load
-from vpretrain.config.sweep import Alternatives, Range, Sweep
+from vpretrain.config.recipe import Recipe, dump
+from vpretrain.config.sweep import Alternatives, Range
 from vpretrain.config.yaml_places import written
 from vpretrain.run.flops import cost_in_budget
 from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
-from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.modalities import MODALITIES
+from vpretrain.run.resources import smaller
 from vpretrain.run.run import Record, Run
 from vpretrain.run.scores import STEP0_FIX, check_finite
-from vpretrain.run.train import train
+from vpretrain.run.train import Result, train
 from vpretrain.studies.compare import Progress
-from vpretrain.system.errors import Fault, Problem, UserError, brief, user_error
+from vpretrain.studies.sweep_plan import Plan
+from vpretrain.system.errors import Fault, Stopped, UserError, brief, user_error
 from vpretrain.system.files import read_json, write_json
 from vpretrain.system.lock import writing
+from vpretrain.system.memory import out_of_memory
 from vpretrain.system.processes import in_processes
 from vpretrain.system.signals import Interruption
 from vpretrain.system.timing import Pace
@@ -42,85 +44,6 @@ try:
 except ImportError as error:
     message = f"this needs Optuna ({error}); install the extra"
     raise user_error("sweep", message, accepted="pip install 'vpretrain[sweep]'") from None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe with its search.
-
-    Args:
-        source, overrides: as in :func:`vpretrain.config.recipe.load`; each trial's values come
-            behind the overrides.
-        recipe: as it stands.
-        sweep: its ``sweep`` section.
-    """
-
-    source: str
-    overrides: tuple[str, ...]
-    recipe: Recipe
-    sweep: Sweep
-
-    @classmethod
-    def read(cls, source: str, overrides: Sequence[str]) -> Plan:
-        """Reads the recipe, and holds every end of every range and every choice against it.
-
-        Raises:
-            UserError: with everything that is wrong with the recipe or with a value that a trial
-                could take.
-        """
-        swept: Any = load(source, overrides, schemas=_Swept())
-        plan = cls(source, tuple(overrides), _without_sweep(swept), swept.sweep)
-        problems: dict[str, Problem] = {}
-        for key, space in plan.sweep.keys.items():
-            for value in [space.low, space.high] if isinstance(space, Range) else space:
-                try:
-                    plan.at({key: value})
-                except UserError as error:
-                    problems |= {
-                        f"{key} {p.message}": Problem(
-                            f"sweep.keys.{key}", str(value), p.accepted, p.message
-                        )
-                        for p in error.problems
-                    }
-        if plan.sweep.prune and plan.recipe.evaluate.every == 0:
-            message = (
-                "pruning compares trials on the way: give a number of steps, or set "
-                "sweep.prune to false"
-            )
-            problems["every"] = Problem("evaluate.every", "0", "1 or more", message)
-        if problems:
-            raise UserError(*problems.values())
-        return plan
-
-    def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
-        """The recipe of a trial; ``own_budget`` leaves it that of the recipe."""
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=_Swept()))
-        budget = recipe.budget if own_budget or self.sweep.budget is None else self.sweep.budget
-        return recipe.model_copy(update={"budget": budget})
-
-
-class _Swept(Mapping[str, Callable[[], type[Recipe]]]):
-    """The schemas of all modalities, with the section ``sweep``."""
-
-    def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
-        schema = SCHEMAS[name]
-        return lambda: _with_sweep(schema())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(SCHEMAS)
-
-    def __len__(self) -> int:
-        return len(SCHEMAS)
-
-
-@cache  # a search reads its recipe for every value and trial; to build a class takes longer
-def _with_sweep(schema: type[Recipe]) -> type[Recipe]:
-    return create_model("Swept", __base__=schema, sweep=(Sweep, ...))
-
-
-def _without_sweep(swept: Recipe) -> Recipe:
-    return SCHEMAS[swept.modality]().model_validate_json(swept.model_dump_json(exclude={"sweep"}))
 
 
 def sweep(
@@ -199,46 +122,60 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
         seed=(1_000_003 * plan.recipe.seed + trial.number - given_up) % 2**32
     )
     values = {key: _suggested(trial, key, space) for key, space in plan.sweep.keys.items()}
-    metrics = plan.sweep.objectives
     try:
-        recipe = plan.at(values)
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        modality = MODALITIES[recipe.modality]()
-        pace = Pace(1.0)
-
-        def on_record(record: Record, fraction: float) -> None:
-            if pace.due() and "tokens_per_second" in record:
-                rate = f"{record['tokens_per_second']:,.0f} {modality.unit}/s"
-                tell((fraction, f"trial {trial.number}: step {record['step']:,}, {rate}"))
-            if plan.sweep.prune and metrics[0] in record:
-                trial.report(record[metrics[0]], record["step"])
-                if trial.should_prune():
-                    raise optuna.TrialPruned
-
-        parts = modality.build(recipe, modality.load(recipe))
-        with Interruption() as stop:
-            run = Run(
-                recipe,
-                parts,
-                step0={},
-                cost=cost_in_budget(recipe, parts),
-                on_record=on_record,
-                stop=stop,
-                keep_history=False,
-            )
-            result = train(run)
+        result = _trained(plan.at(values), plan, trial, tell)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"
-    except (UserError, Fault) as error:
-        # Values that do not go together, or a rate too high: there are other trials.
-        trial.set_user_attr("failed", str(error))
+    except (Stopped, BrokenPipeError):
+        raise  # a signal, or nobody waits any more: the next command runs this trial once more
+    except Exception as error:
+        # Or the next command would run it once more, and every other after that.
+        reason = str(error) or type(error).__name__
+        if out_of_memory(error):
+            reason = f"memory ran out: {smaller(plan.recipe)}"
+        trial.set_user_attr("failed", reason)
         study.tell(trial, state=TrialState.FAIL)
-        return f"trial {trial.number}: failed: {str(error).splitlines()[0]}"
-    scores = {metric: result.final[metric].value for metric in metrics}
+        # Values that do not go together, are too high or take too much: there are other trials.
+        if not (isinstance(error, (UserError, Fault)) or out_of_memory(error)):
+            raise
+        return f"trial {trial.number}: failed: {reason.splitlines()[0]}"
+    scores = {metric: result.final[metric].value for metric in plan.sweep.objectives}
     study.tell(trial, [*scores.values()])
     return f"trial {trial.number}: {_listed(scores)}"
+
+
+def _trained(
+    recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any], None]
+) -> Result:
+    """The run of a trial; raises TrialPruned where it is given up."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    modality, metric = MODALITIES[recipe.modality](), plan.sweep.objectives[0]
+    pace = Pace(1.0)
+
+    def on_record(record: Record, fraction: float) -> None:
+        if pace.due() and "tokens_per_second" in record:
+            rate = f"{record['tokens_per_second']:,.0f} {modality.unit}/s"
+            tell((fraction, f"trial {trial.number}: step {record['step']:,}, {rate}"))
+        if plan.sweep.prune and metric in record:
+            trial.report(record[metric], record["step"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    gc.collect()  # an earlier trial's model may be held by a cycle of references
+    parts = modality.build(recipe, modality.load(recipe))
+    with Interruption() as stop:
+        run = Run(
+            recipe,
+            parts,
+            step0={},
+            cost=cost_in_budget(recipe, parts),
+            on_record=on_record,
+            stop=stop,
+            keep_history=False,
+        )
+        return train(run)
 
 
 def _listed(scores: Mapping[str, float]) -> str:

@@ -1,0 +1,95 @@
+"""A recipe with its search, read and held against the schema before anything is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import create_model
+
+from vpretrain.config.recipe import Recipe, load
+from vpretrain.config.sweep import Range, Sweep
+from vpretrain.run.modalities import SCHEMAS
+from vpretrain.system.errors import Problem, UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with its search.
+
+    Args:
+        source, overrides: as in :func:`vpretrain.config.recipe.load`; each trial's values come
+            behind the overrides.
+        recipe: as it stands.
+        sweep: its ``sweep`` section.
+    """
+
+    source: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    sweep: Sweep
+
+    @classmethod
+    def read(cls, source: str, overrides: Sequence[str]) -> Plan:
+        """Reads the recipe, and holds every end of every range and every choice against it.
+
+        Raises:
+            UserError: with everything that is wrong with the recipe or with a value that a trial
+                could take.
+        """
+        swept: Any = load(source, overrides, schemas=Swept())
+        plan = cls(source, tuple(overrides), _without_sweep(swept), swept.sweep)
+        problems: dict[str, Problem] = {}
+        for key, space in plan.sweep.keys.items():
+            for value in [space.low, space.high] if isinstance(space, Range) else space:
+                try:
+                    plan.at({key: value})
+                except UserError as error:
+                    problems |= {
+                        f"{key} {p.message}": Problem(
+                            f"sweep.keys.{key}", str(value), p.accepted, p.message
+                        )
+                        for p in error.problems
+                    }
+        if plan.sweep.prune and plan.recipe.evaluate.every == 0:
+            message = (
+                "pruning compares trials on the way: give a number of steps, or set "
+                "sweep.prune to false"
+            )
+            problems["every"] = Problem("evaluate.every", "0", "1 or more", message)
+        if problems:
+            raise UserError(*problems.values())
+        return plan
+
+    def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
+        """The recipe of a trial; ``own_budget`` leaves it that of the recipe."""
+        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=Swept()))
+        budget = recipe.budget if own_budget or self.sweep.budget is None else self.sweep.budget
+        return recipe.model_copy(update={"budget": budget})
+
+
+class Swept(Mapping[str, Callable[[], type[Recipe]]]):
+    """The schemas of all modalities, with the section ``sweep``."""
+
+    def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
+        schema = SCHEMAS[name]
+        return lambda: _with_sweep(schema())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SCHEMAS)
+
+    def __len__(self) -> int:
+        return len(SCHEMAS)
+
+
+@cache  # a search reads its recipe for every value and trial; to build a class takes longer
+def _with_sweep(schema: type[Recipe]) -> type[Recipe]:
+    return create_model("Swept", __base__=schema, sweep=(Sweep, ...))
+
+
+def _without_sweep(swept: Recipe) -> Recipe:
+    return SCHEMAS[swept.modality]().model_validate_json(swept.model_dump_json(exclude={"sweep"}))

@@ -1,0 +1,51 @@
+"""The steered arm against the controls, over seeds and over held-out items."""
+
+import json
+
+from vpretrain.config.arms import CONTROLS, Arm
+from vpretrain.studies.judged import judged
+
+METRICS = {"test/nll": {"higher_is_better": False}}
+ARMS = {
+    "onehot": "no steering",
+    "token_weights": "steers",
+    "random_feedback": CONTROLS["random_feedback"].description,
+}
+
+
+def test_arms_that_are_controls_say_so():
+    assert all(arm.is_control for arm in CONTROLS.values()) and not Arm("steers").is_control
+
+
+def table(out, items=None, arms=ARMS):
+    """Three seeds in which the steered arm is ahead; ``items`` of the control less its own."""
+    means = {"onehot": 2.0, "token_weights": 1.0, "random_feedback": 1.9}
+    runs = []
+    (out / "runs").mkdir(exist_ok=True)
+    for seed in range(3):
+        for arm in arms:
+            mean = means[arm] + 0.01 * seed * (arm == "token_weights")
+            runs.append({"arm": arm, "seed": seed, "final": {"test/nll": mean}})
+            figures = [mean] * 6
+            if items and arm == "random_feedback":
+                figures = [mean + each for each in items]
+            path = out / "runs" / f"{arm}-{seed}.items.json"
+            path.write_text(json.dumps({"test/nll": figures}))
+    return judged(runs, METRICS, arms, out)
+
+
+def test_a_control_is_worse_only_where_the_held_out_items_bear_it_out(tmp_path):
+    found = table(tmp_path)
+    assert found["controls"] == ["random_feedback"]
+    pair = found["control_pairs"]["token_weights"]["random_feedback"]["test/nll"]
+    assert pair["verdict"] == "worse" and pair["items"]["ci95"][0] > 0
+    pair = table(tmp_path, items=[-9, 9, -9, 9, -9, 9])["control_pairs"]["token_weights"][
+        "random_feedback"
+    ]["test/nll"]
+    low, high = pair["items"]["ci95"]
+    assert low < 0 < high and pair["verdict"] == "undecided" and pair["p_holm"] < 0.05
+
+
+def test_without_a_steered_arm_or_a_control_there_are_no_pairs(tmp_path):
+    for arms in (["onehot"], ["onehot", "token_weights"], ["onehot", "random_feedback"]):
+        assert table(tmp_path, arms={arm: ARMS[arm] for arm in arms})["control_pairs"] == {}
