@@ -6,6 +6,7 @@ import pytest
 
 from tests.integrations.test_transformers import same, steered
 from vpretrain.language.feedback.checkers import CheckerFault
+from vpretrain.method.feedback import EMAFeedback
 from vpretrain.method.meta_step import MetaStep
 from vpretrain.system.errors import UserError
 
@@ -77,6 +78,19 @@ def test_a_meta_step_that_waits_is_taken_after_a_resume(
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         same(resumed.losses, whole.losses[step:])
         assert resumed.steered_metrics.keys() == whole.steered_metrics.keys()
+
+
+def test_feedback_looks_at_the_untouched_model_once_and_not_after_a_resume(
+    tmp_path, feedback, stream, monkeypatch
+):
+    looked = []
+    monkeypatch.setattr(EMAFeedback, "prepare", lambda self, learner: looked.append(learner))
+    saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    steered(tmp_path, feedback, stream, steering={"start_step": 1}, **saving).train()
+    assert len(looked) == 1
+    resumed = steered(tmp_path, feedback, stream, steering={"start_step": 1}, max_steps=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(looked) == 1
 
 
 def test_none_that_is_whole_is_refused_in_words(trained, tmp_path, feedback, stream):

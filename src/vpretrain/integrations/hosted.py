@@ -119,6 +119,8 @@ class HostedStep:
             step: of the host, from 0; parts of one step have the same.
         """
         context = self.learner.forward(part)
+        if step == 0 and self._begun is None and self.meta.designer.uses_feedback:
+            self.meta.feedback.prepare(self.learner)  # while the learner is untouched
         if step != self._begun:
             self._begun = self.step = step
             self._due, self._learned = self._due or self.meta.due(step), False
