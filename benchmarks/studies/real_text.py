@@ -175,3 +175,19 @@ add(
     "learner.dtype=bfloat16",
     "threads=1",
 )
+add(
+    "smollm2-seconds",
+    "SmolLM2-135M after 30 one-hot steps, the noisy stream: weights and plain steps in as many "
+    "seconds (1.31 of a step's each, dev-smollm2-listening)",
+    SMOL,
+    (replace(ADAPTED, seeds=(0, 1, 2)),),
+    {
+        "onehot, 31 steps": "arm=onehot budget.steps=31",
+        "document_weights, tilt 1.5, no shrinkage, 8 rows": f"{FREE} {LISTEN}",
+    },
+    "data.evaluation.test.rows=100",
+    ERRORS,
+    "learner.dtype=bfloat16",
+    "threads=1",
+    *ELSEWHERE,
+)
