@@ -108,6 +108,8 @@ add(
         "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
         "opus": OPUS,
         "dga": DGA,
+        "dga, step 1": f"{DGA} designer.step_size=1",
+        "source_weights, tilt 1.5": "arm=source_weights designer.tilt=1.5",
         "repeat_topk, period 4": REPEAT4,
     },
     "evaluate.split=dev",
