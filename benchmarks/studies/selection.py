@@ -105,12 +105,6 @@ add(
         "rho1": RHO,
         "rho1, reference at 1e-3": f"{RHO} designer.reference_learning_rate=1e-3",
         "rho1, reference given": GIVEN,
-        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
-        "opus": OPUS,
-        "dga": DGA,
-        "dga, step 1": f"{DGA} designer.step_size=1",
-        "source_weights, tilt 1.5": "arm=source_weights designer.tilt=1.5",
-        "repeat_topk, period 4": REPEAT4,
     },
     "evaluate.split=dev",
 )
