@@ -91,8 +91,9 @@ class SteeredTrainer(Trainer):
                 train,
                 set(getattr(self.processing_class, "all_special_ids", ())),
             )
-        self._steered_parts()
+        self._steered_made: tuple[HostedLearner, Designer, Feedback] | None = None
         self._steered_step: HostedStep | None = None
+        self._steered_parts()  # what cannot work is refused here, not at the first step
 
     @property
     def designer(self) -> Designer:
@@ -184,7 +185,7 @@ class SteeredTrainer(Trainer):
         another."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        made = getattr(self, "_steered_made", None)
+        made = self._steered_made
         if made is not None and made[0].model is model:
             return made
         steering, args = self.steering, self.args
