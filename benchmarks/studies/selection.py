@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import CLEAN, DEV, GSM, GSM_START, MAJORITY, NOISY, D, W
+from studies.starts import CLEAN, DEV, GSM, GSM_START, MAJORITY, MINORITY, NOISY, D, W
 from studies.study import add
 
 GREATS, OPUS, RHO, DGA = "arm=greats_topk", "arm=opus", "arm=rho1", "arm=dga"
@@ -124,6 +124,13 @@ add(
         "opus, 43 steps": f"{OPUS} budget.steps=43",
         "rho1, 152 steps": f"{RHO} budget.steps=152",
     },
+)
+add(
+    "selection-format",
+    "a clean stream, where there is nothing to choose",
+    "recipes/language/regimes/other-format.yaml",
+    MINORITY[:1],
+    {"onehot": "arm=onehot", "document_weights": D, "rho1": RHO, "repeat_topk, period 4": REPEAT4},
 )
 QUESTIONS = (
     "{kind: jsonl, path: mathematics/valid.jsonl, prompt: problem, solution: solution, "
