@@ -84,7 +84,7 @@ def test_one_candidates_graph_is_in_memory_at_a_time(parts, monkeypatch):
 
     monkeypatch.setattr(learner, "_student_logits", watched)
     value_of = valued(learner, estimator=OneSidedDifference())
-    parts.designer.selector.select([next(parts.stream)], value_of, meta_step=True)
+    parts.designer.selector.select([next(parts.stream)], value_of, meta_step=True, used=True)
     assert len(passes) == 3
 
 

@@ -327,11 +327,8 @@ def test_gain_is_cross_fitted():
     assert gain(gradient, gradient, shrink=False)["gain"] > 0
     assert gain(gradient, -gradient, shrink=False)["gain"] < 0
     closed = gain(gradient, -gradient, shrink=True)
-    assert (
-        closed["gain"] == 0
-        and closed["gate"] == 0
-        and closed["agreement"] == pytest.approx(-1, abs=1e-5)
-    )
+    assert closed["gain"] < 0, "what such targets would lose, though none are made"
+    assert closed["gate"] == 0 and closed["agreement"] == pytest.approx(-1, abs=1e-5)
 
 
 def test_exact_values_each_batch_once():
