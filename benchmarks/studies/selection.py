@@ -126,6 +126,19 @@ add(
     },
 )
 add(
+    "selection-irrelevant",
+    "nine documents of ten are about something else",
+    "recipes/language/regimes/mostly-irrelevant.yaml",
+    MAJORITY,
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "repeat_topk, period 4": REPEAT4,
+        "rho1": RHO,
+        "dga": DGA,
+    },
+)
+add(
     "selection-format",
     "a clean stream, where there is nothing to choose",
     "recipes/language/regimes/other-format.yaml",
