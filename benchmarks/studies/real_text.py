@@ -139,7 +139,7 @@ add(
     },
     "evaluate.tasks=[]",
 )
-LISTEN = "data.feedback.batch_size=8"
+FEW_ROWS = "data.feedback.batch_size=8"
 add(
     "dev-smollm2-cheap",
     "SmolLM2-135M after 30 one-hot steps: what chooses at little cost",
@@ -147,8 +147,8 @@ add(
     (replace(ADAPTED, seeds=(100,)),),
     {
         "onehot": "arm=onehot",
-        "repeat_topk": f"arm=repeat_topk {LISTEN}",
-        "dga, step 1": f"arm=dga designer.step_size=1 {LISTEN}",
+        "repeat_topk": f"arm=repeat_topk {FEW_ROWS}",
+        "dga, step 1": f"arm=dga designer.step_size=1 {FEW_ROWS}",
     },
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
@@ -159,15 +159,15 @@ add(
 
 FREE = f"{D} designer.tilt=1.5 value.shrink=false"
 add(
-    "dev-smollm2-listening",
-    "SmolLM2-135M after 30 one-hot steps: document weights that listen less",
+    "dev-smollm2-less-feedback",
+    "SmolLM2-135M after 30 one-hot steps: document weights on less feedback",
     SMOL,
     (replace(ADAPTED, seeds=(100,)),),
     {
         "onehot": "arm=onehot",
         "document_weights, 16 rows": FREE,
-        "document_weights, 8 rows": f"{FREE} {LISTEN}",
-        "document_weights, 8 rows, S: last block": f"{FREE} {LISTEN} learner.aligned_blocks=1",
+        "document_weights, 8 rows": f"{FREE} {FEW_ROWS}",
+        "document_weights, 8 rows, S: last block": f"{FREE} {FEW_ROWS} learner.aligned_blocks=1",
     },
     "evaluate.split=dev",
     "data.evaluation.dev.rows=100",
@@ -178,12 +178,12 @@ add(
 add(
     "smollm2-seconds",
     "SmolLM2-135M after 30 one-hot steps, the noisy stream: weights and plain steps in as many "
-    "seconds (1.31 of a step's each, dev-smollm2-listening)",
+    "seconds (1.31 of a step's each, dev-smollm2-less-feedback)",
     SMOL,
     (replace(ADAPTED, seeds=(0, 1, 2)),),
     {
         "onehot, 31 steps": "arm=onehot budget.steps=31",
-        "document_weights, tilt 1.5, no shrinkage, 8 rows": f"{FREE} {LISTEN}",
+        "document_weights, tilt 1.5, no shrinkage, 8 rows": f"{FREE} {FEW_ROWS}",
     },
     "data.evaluation.test.rows=100",
     ERRORS,

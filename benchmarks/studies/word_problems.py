@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studies.starts import CLEAN, CLOSED, MAJORITY, MINORITY, D
+from studies.starts import CLEAN, CLOSED, MAJORITY, MINORITY
 from studies.study import Start, add, arms, once
 
 # As good on dev at a fraction of the cost (dev-cheaper).
@@ -80,21 +80,6 @@ for name, recipe, starts in SECONDS:
         arms("onehot", "document_weights"),
         "budget={seconds: 30}",
     )
-add(
-    "cheaper",
-    "what listening less and a smaller S cost in gain (dev-cheaper, dev-listening)",
-    "demo-language",
-    MAJORITY,
-    {
-        "onehot": "arm=onehot",
-        "document_weights": D,
-        "S: last block": f"{D} learner.aligned_blocks=1",
-        "period 16": f"{D} value.meta_period=16",
-        "16 rows every 16": f"{D} value.meta_period=16 data.feedback.batch_size=16",
-        "S: last block, 16 rows every 16": f"{D} learner.aligned_blocks=1 value.meta_period=16 "
-        "data.feedback.batch_size=16",
-    },
-)
 add(
     "efficiency",
     "tokens and seconds to one-hot's final score",

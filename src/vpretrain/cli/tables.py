@@ -99,8 +99,11 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
         undecided = pair["verdict"] == "undecided"
         relation = "not told apart from" if undecided else f"{pair['verdict']} than"
         p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
-        alone = decided_by_seeds_alone(pair["verdict"], pair["p_holm"], items="items" in pair)
-        yield f"{arm}: {relation} {baseline} in {metric}{p}" + alone * f": {NOT_BY_ITEMS}"
+        line = f"{arm}: {relation} {baseline} in {metric}{p}"
+        by_seeds_alone = decided_by_seeds_alone(
+            pair["verdict"], pair["p_holm"], items="items" in pair
+        )
+        yield f"{line}: {NOT_BY_ITEMS}" if by_seeds_alone else line
     if table["paired"] and len({run["seed"] for run in table["runs"]}) < 2:
         yield "one seed decides nothing: compare three or more for a verdict"
 

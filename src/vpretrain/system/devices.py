@@ -21,6 +21,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def for_kind(figures: Mapping[str, int], kind: str) -> int:
+    """The figure for a kind of device (``device.type``), of those for ``cpu`` and for ``cuda``,
+    which all other kinds share."""
+    return figures.get(kind, figures["cuda"])
+
+
 @cache
 def autocast_dtype(dtype: str) -> torch.dtype | None:
     """What products are narrowed to under ``learner.dtype``, None: nothing. Says once a process

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from vpretrain.system.devices import for_kind
+
 MOST_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of a pass, padding included, by kind of device (others as ``cuda``); a longer row has a
 pass of its own."""
@@ -30,8 +32,7 @@ def passes(
         length: of an item, in tokens, at least 1.
         device: where they are passed over.
     """
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
-    fixed = PASS_TOKENS.get(device.type, PASS_TOKENS["cuda"])
+    most, fixed = (for_kind(figures, device.type) for figures in (MOST_TOKENS, PASS_TOKENS))
     items = sorted(items, key=length)
     cheapest, begins = [0], []  # of the first n items, and where their last pass begins
     for end, item in enumerate(items, start=1):

@@ -34,11 +34,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpretrain.language.learner.head_chunks import chunk_logits
+from vpretrain.language.learner.head_chunks import CHUNK_LOGITS, chunk_rows
 from vpretrain.language.learner.predictions import WHOLE_LOGITS
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost
 from vpretrain.language.steering.topk_augmentor import AscentArm
+from vpretrain.system.devices import for_kind
 from vpretrain.system.errors import user_error
 
 
@@ -154,11 +155,10 @@ class Setting:
 def kept(shape: Shape, at: Setting) -> int:
     """Predicted tokens of a batch whose softmax is kept until their weights are known: whole
     chunks, up to the head's gradient or one of them (float32; see head.py)."""
-    n, rows = at.predicted, max(1, chunk_logits(at.device) // shape.vocabulary)
+    n, rows = at.predicted, max(1, for_kind(CHUNK_LOGITS, at.device) // shape.vocabulary)
     if n * shape.vocabulary <= WHOLE_LOGITS:
         return n
-    size = -(-n // -(-n // rows))
-    room = max(shape.width, rows)
+    size, room = chunk_rows(n, rows), max(shape.width, rows)
     return n if n <= room else room // size * size
 
 
@@ -187,7 +187,7 @@ def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     """Bytes at the step's peak, by part, in float32."""
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary
-    chunk = min(logits, chunk_logits(at.device))
+    chunk = min(logits, for_kind(CHUNK_LOGITS, at.device))
     softmax = kept(shape, at) * shape.vocabulary if kind.weighted else 0
     whole = 3 * logits if logits <= WHOLE_LOGITS else max(chunk, softmax)
     aligned = at.aligned * shape.block + (0 if shape.tied else shape.vocabulary * width)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vpretrain.language.learner.head_candidates import best
 from vpretrain.language.learner.head_gradients import Gradients, Slopes
 from vpretrain.method.vectors import wide
+from vpretrain.system.devices import for_kind
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import section
 
@@ -23,9 +24,9 @@ chunk: fewer positions, less speed. On a CPU 2**25 (220 positions at V = 152k, 1
 noise of any more (benchmarks/head.py)."""
 
 
-def chunk_logits(device: str) -> int:
-    """Logits of a chunk on a kind of device."""
-    return CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"])
+def chunk_rows(positions: int, rows: int) -> int:
+    """Positions of a chunk, ``rows`` or a few less: no small rest at the end; at least 1."""
+    return max(1, -(-positions // max(1, -(-positions // rows))))
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Chunks:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        self.rows = rows or max(1, chunk_logits(device) // self.vocabulary)
+        self.rows = rows or max(1, for_kind(CHUNK_LOGITS, device) // self.vocabulary)
 
     def operands(self) -> tuple[Tensor, Tensor]:
         """Hidden states, scaled, and weight: what is multiplied."""
@@ -191,8 +192,7 @@ class Chunks:
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The chunks from ``start`` on, each with room for its products ``[M, V]`` and their
         softmax: the same memory, unless the products are narrow, whose softmax needs float32."""
-        chunks = max(1, -(-(len(states) - start) // self.rows))
-        size = max(1, -(-(len(states) - start) // chunks))  # no small rest at the end
+        size = chunk_rows(len(states) - start, self.rows)
         shared = space = None  # one allocation for all chunks
         for at in range(start, len(states), size):
             rows = slice(at, min(at + size, len(states)))
