@@ -7,9 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-from peft import PeftModel
+from typing import TYPE_CHECKING, Any
 
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
@@ -61,6 +59,9 @@ from vpretrain.run.train import Result
 from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, UserError, collecting, renamed
 from vpretrain.system.phases import warn_once
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class Language(Modality[LanguageRecipe, Materials]):

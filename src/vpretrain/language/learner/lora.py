@@ -1,4 +1,7 @@
-"""LoRA by PEFT: attached to a model in place, saved as an adapter or in whole weights."""
+"""LoRA by PEFT: attached to a model in place, saved as an adapter or in whole weights.
+
+PEFT is imported where it is called: it takes seconds, and most runs have no adapter.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +21,9 @@ from vpretrain.method.vectors import wide
 from vpretrain.models.explained import explained
 from vpretrain.models.finite import refuse_unusable
 from vpretrain.system.errors import Problem, UserError, user_error
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def attach(model: Any, section: Lora, *, base: str | None, seed: int) -> PeftModel:
@@ -38,6 +42,8 @@ def attach(model: Any, section: Lora, *, base: str | None, seed: int) -> PeftMod
     Returns:
         PEFT's view of the model, for :func:`save`.
     """
+    from peft import LoraConfig, get_peft_model
+
     linear = _linear(model)
     config = LoraConfig(
         r=section.r,
@@ -121,6 +127,8 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
     PEFT's own merging works in place, and taking the sum apart again would leave its rounding in
     the frozen weights.
     """
+    from peft.tuners.lora import LoraLayer
+
     state = {
         name.replace(".base_layer.", "."): wide(each) if each.is_floating_point() else each
         for name, each in model.state_dict().items()
@@ -152,6 +160,8 @@ def _base(folder: Path) -> str | None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return None
+    from peft import PeftConfig
+
     with explained(str(folder), what="adapter"):
         base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
@@ -163,6 +173,8 @@ def _base(folder: Path) -> str | None:
 
 def merge_into(model: Any, folder: Path) -> Any:
     """The model with the adapter of a local folder in its weights, all of which train again."""
+    from peft import PeftModel
+
     with explained(str(folder), what="adapter"):
         adapted = PeftModel.from_pretrained(model, str(folder))
         refuse_unusable(adapted.named_parameters(), folder)

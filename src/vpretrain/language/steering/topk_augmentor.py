@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaModel
 
 from vpretrain.language.data.batch import TokenBatch
 from vpretrain.language.steering.arms import ARMS, Cost, NetworkCost, Site
@@ -46,6 +45,8 @@ class TopKAugmentor(nn.Module):
     """
 
     def __init__(self, vocabulary: int, *, hidden: int, layers: int, heads: int) -> None:
+        from transformers import LlamaConfig, LlamaModel  # a second, for one arm
+
         super().__init__()
         config = LlamaConfig(
             vocab_size=vocabulary,
