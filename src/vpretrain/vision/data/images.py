@@ -62,7 +62,7 @@ class Picture:
 
     @property
     def identity(self) -> str:
-        """Key that is equal for pictures made from the same pixels, at any size, with any labels."""
+        """Key that is equal for pictures made from the same pixels, whatever their size."""
         return self.origin or content_id(self.pixels)
 
     def digest(self) -> str:
