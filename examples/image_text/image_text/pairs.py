@@ -47,9 +47,7 @@ class Pairs:
 
 
 def pairs(scenes: Scenes, light_words: int, places: Iterable[int]) -> Pairs:
-    """Return scenes with captions: up to three words for the red, green and blue light, and the
-    category's name.
-    """
+    """Return scenes with captions: up to three words for red, green and blue light, and a name."""
     shown = [scenes[place] for place in places]
     pixels = torch.stack([scene.pixels for scene in shown]).float() / 127.5 - 1
     categories = torch.tensor([scene.category for scene in shown])

@@ -19,8 +19,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 def explained(
     location: str, where: str = "learner.model", *, what: str = "model", attention: str = ""
 ) -> Iterator[None]:
-    """Convert exceptions of a loader inside the ``with`` block to
-    :class:`~vpretrain.system.errors.UserError`.
+    """Convert exceptions of a loader inside the ``with`` block to a UserError.
 
     The hub, tokenizers, configurations and safetensors each have their own exceptions. An
     out-of-memory error is not the user's mistake and is not converted.

@@ -10,8 +10,7 @@ from torch import Tensor
 from vpretrain.system.errors import user_error
 
 LARGEST = 1e18
-"""Largest usable absolute weight; the square of a larger one, and any norm with it, can overflow
-float32."""
+"""Largest usable absolute weight; beyond it, sums of squares in a norm soon overflow float32."""
 
 
 def unusable(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -73,9 +73,7 @@ VISION = ModelKind(
 
 
 def named(model: str) -> str:
-    """Resolve a recipe's ``model``: a packaged checkpoint, a folder (``~`` is expanded) or a hub
-    id.
-    """
+    """Resolve a recipe's ``model`` to a packaged checkpoint, a folder (with ``~``) or a hub id."""
     packaged = ASSETS / model
     return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
 
@@ -317,8 +315,7 @@ most of a minute.
 
 
 def source(location: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and options with which ``from_pretrained`` reads a folder, hub id or GGUF
-    file.
+    """Return name and options for ``from_pretrained`` from a folder, hub id or GGUF file.
 
     Raises:
         UserError: the package that reads GGUF files is not installed, or a folder's configuration

@@ -173,8 +173,7 @@ class Backbone:
         )
 
     def _check_layout(self) -> int:
-        """Compare the parts with the whole, set :attr:`reached`, return the number of prefix
-        tokens."""
+        """Compare parts and whole, set :attr:`reached`, return the number of prefix tokens."""
         parameters = dict(self.model.named_parameters())
         first = next(self.blocks.parameters())
         images = self.small_images()

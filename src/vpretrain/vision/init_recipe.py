@@ -1,5 +1,4 @@
-"""``vpretrain init`` for vision: write a first recipe from a backbone, a folder of unlabelled
-pictures and a folder of labelled ones."""
+"""``vpretrain init`` for vision: a first recipe from a backbone and folders of pictures."""
 
 from __future__ import annotations
 
@@ -180,8 +179,7 @@ checkpoint: {{seconds: 600}}  # a killed run resumes when the same command is gi
 
 
 def _head_keys(plan: _Plan) -> str:
-    """Recipe lines of the head: a fresh one, or the one that an earlier run saved with the
-    weights."""
+    """Recipe lines of the head: a fresh one, or the one that was saved with the weights."""
     path = Path(named(plan.model)) / "dino.safetensors"
     if not path.is_file():
         comment = (
@@ -197,8 +195,7 @@ def _head_keys(plan: _Plan) -> str:
 
 
 def _normalisation(model: str) -> list[str]:
-    """Recipe keys of the backbone's normalisation, if it is known and not ImageNet's, the
-    default."""
+    """Recipe keys of the backbone's normalisation, if known and not the default (ImageNet's)."""
     try:
         said, _ = ImageProcessingMixin.get_image_processor_dict(named(model))
     except OSError:  # the checkpoint has no image processor

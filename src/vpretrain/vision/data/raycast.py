@@ -142,8 +142,7 @@ def render(
 
 
 def _shade(room: Room, normals: Array) -> Array:
-    """Brightness [N, 1] of surfaces with normals [N, 3]: ambient light, plus the lamp's if they
-    face it."""
+    """Brightness [N, 1] of surfaces with normals [N, 3]: ambient light plus the lamp's."""
     lit = np.maximum(_product(normals, room.light[:, None]), np.float32(0))
     return np.float32(_AMBIENT) + np.float32(0.75) * lit
 

@@ -1,9 +1,9 @@
-"""Endless batches of unlabeled pictures: mixed, shuffled, cropped to one size, each with a seed for
-its views.
+"""Endless batches of unlabeled pictures: mixed, shuffled and cropped to one size.
 
-There is no shuffle buffer that a restart would lose. Each pass over a source is a permutation
-seeded by ``(seed, source, pass)``, and the source of the next picture follows from how many
-pictures each source has given. The position is one integer per source, so resuming is exact."""
+Each batch carries the seed of its views. There is no shuffle buffer that a restart would lose: each
+pass over a source is a permutation seeded by ``(seed, source, pass)``, and the source of the next
+picture follows from how many pictures each source has given. The position is one integer per
+source, so resuming is exact."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class Context:
     def teacher_targets(self) -> Tensor:
         """Targets from the plain global views, ``[G, B, P]``, rows sum to 1, detached.
 
-        Learned targets start from these."""
+        They are the anchor of learned targets."""
         return self.learner.targets(self.teacher_logits)
 
     @cached_property

@@ -60,8 +60,8 @@ class DinoHead(nn.Module):
 def fitting_prototypes(pictures: int) -> int:
     """Return a number of prototypes that suits a number of pictures.
 
-    The largest power of two with at least four pictures per prototype, from 64 to the paper's
-    8,192."""
+    The largest power of two with at least four pictures per prototype, clamped to 64 .. 8,192 (the
+    paper's)."""
     return 2 ** min(13, max(6, (pictures // 4).bit_length() - 1))
 
 

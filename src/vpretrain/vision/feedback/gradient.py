@@ -1,5 +1,4 @@
-"""Feedback from labelled pictures: heads trained on frozen features, and the gradient through
-them."""
+"""Feedback from labelled pictures: the gradient through heads trained on frozen features."""
 
 from __future__ import annotations
 

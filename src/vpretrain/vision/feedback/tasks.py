@@ -143,8 +143,10 @@ class Segmentation(ClassTask):
 
 @dataclass(frozen=True)
 class Depth(DownstreamTask):
-    """Depth estimation: mean of ``|predicted - true|`` (eq. 51) or its square (probe) over valid
-    pixels, in metres.
+    """Depth estimation in metres.
+
+    The loss is the mean of ``|predicted - true|`` (eq. 51) or of its square (probe) over valid
+    pixels.
 
     Args:
         loss: ``l1`` or ``l2``.

@@ -81,8 +81,7 @@ class Predictor(nn.Module):
             self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, encoder_width))
 
     def forward(self, states: Tensor, context: Tensor, targets: Tensor, columns: int) -> Tensor:
-        """Return predictions ``[B, M, K, D]`` in the predictor's dtype; gradients flow to
-        ``states``.
+        """Predict ``[B, M, K, D]`` in the predictor's dtype; gradients flow to ``states``.
 
         Args:
             states: ``[B, P + N, D]`` encoded context; the P leading tokens (class token, registers)

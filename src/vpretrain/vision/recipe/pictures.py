@@ -163,8 +163,7 @@ class TablePictures(PackedPictures):
 
 
 class TarPictures(PackedPictures):
-    """Pictures in WebDataset tars, where members with the same name and different endings form a
-    sample."""
+    """Pictures in WebDataset tars, where members that differ only in their endings are a sample."""
 
     kind: Literal["webdataset"]
     """WebDataset tars; ``path`` may have ranges in braces (``shard-{0000..0099}.tar``), and

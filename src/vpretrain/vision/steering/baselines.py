@@ -101,8 +101,7 @@ class RandomMasksArm(MaskArm):
 
 @dataclass
 class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
-    """A constant fraction of each target, spread evenly over the candidates (a control of the
-    paper's Table 5).
+    """A constant fraction of each target spread evenly over the candidates (control of Table 5).
 
     Args:
         candidates: number K of the teacher's most probable prototypes; None: all.

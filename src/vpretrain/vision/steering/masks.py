@@ -73,8 +73,7 @@ class UNetMasks(nn.Module):
 
 
 class PatchMasks(nn.Module):
-    """A tiny patch transformer (after DiT and SiT, without time conditioning), about 200,000
-    parameters.
+    """A tiny patch transformer (after DiT and SiT, without time), about 200,000 parameters.
 
     It predicts one logit per patch, interpolated (bilinear) to pixels before the sigmoid.
 

@@ -1,5 +1,7 @@
-"""Controls for learned masks: their values in random places, and masks that learn from other
-pictures' values. The gain of learned masks over these controls is the effect of steering."""
+"""Controls for learned masks.
+
+Their values in random places, and masks that learn from other pictures' values. The gain of learned
+masks over these controls is the effect of steering."""
 
 from __future__ import annotations
 
