@@ -1,4 +1,4 @@
-"""Image-text contrastive learning, a modality of vpretrain from outside: see docs/your-own.md."""
+"""Image-text contrastive learning as an external vpretrain modality: see docs/your-own.md."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -30,22 +30,23 @@ from vpretrain.vision.data.scenes import Scenes
 
 
 class Data(Section):
-    """How many scenes of each split there are, and what captions say."""
+    """Number of scenes in each split, and the words of captions."""
 
     stream: PositiveInt = 1000
     feedback: PositiveInt = 256
     test: PositiveInt = 300
     batch_size: PositiveInt = 32
     light_words: Literal[0, 1, 2, 3] = 3
-    """Words on light in a caption: true, easy to tell, and no use for naming things."""
+    """Words in a caption that describe the light: true and easy to predict, but no help in naming
+    objects."""
 
 
 class ImageTextArm(DesignerSection):
-    """The keys of one kind of designer, and how it is built."""
+    """Recipe keys of one kind of designer, and how it is built."""
 
     @abstractmethod
     def build(self, seed: int, reliability: Reliability) -> Designer:
-        """A fresh designer."""
+        """Build a new designer."""
 
 
 ARMS = Arms(
@@ -69,7 +70,7 @@ class Words(ImageTextArm):
     what: ClassVar[Literal["words", "mask"]] = "words"
     learning_rate: PositiveFloat = 0.1
     price: float = 0.02
-    """Of the mean square of what is taken away, in standard deviations of the value."""
+    """Price of the mean square of ``1 - choice``, in standard deviations of the value."""
 
     def build(self, seed: int, reliability: Reliability) -> Designer:
         torch.manual_seed(seed)
@@ -106,14 +107,14 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
     demo = ("plain", "words", "masks", "fixed_random_direction")
 
     def load(self, recipe: ImageTextRecipe) -> dict[str, Scenes]:
-        """Scenes by split; each is rendered once, when it is first asked for."""
+        """Return the scenes by split; each is rendered on first access and kept."""
         return {
             split: Scenes(split, getattr(recipe.data, split), SIZE, 0)
             for split in ("stream", "feedback", "test")
         }
 
     def check(self, recipe: ImageTextRecipe) -> Checked:
-        """What the sections cannot know of themselves."""
+        """Check the recipe's arm."""
         try:
             ARMS.named(recipe.arm)
         except UserError as error:
@@ -121,7 +122,7 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
         return Checked()
 
     def build(self, recipe: ImageTextRecipe, materials: dict[str, Scenes]) -> Parts:
-        """Fresh parts for the recipe's arm and seed."""
+        """Build the parts of a run for the recipe's arm and seed."""
         data, seed = recipe.data, recipe.seed
         torch.manual_seed(0)  # one checkpoint for all seeds
         model = TwoTowers().to(getattr(torch, recipe.learner.dtype))
@@ -150,7 +151,7 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
 
 @torch.no_grad()
 def evaluate(model: TwoTowers, test: Any) -> dict[str, Score]:
-    """Zero-shot classification of the test scenes."""
+    """Score zero-shot classification of the test scenes."""
     logits, losses = zero_shot(model, test)
     right = (logits.argmax(dim=1) == test.categories).float()
     return {

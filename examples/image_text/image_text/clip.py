@@ -1,6 +1,4 @@
-"""CLIP as the learner, and what a designer can shape of its task: which pixels and which words
-count.
-"""
+"""CLIP as the learner, with tasks that mask pixels or weight words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,31 +16,29 @@ from vpretrain.method.network import Surface
 
 @dataclass(frozen=True)
 class Task:
-    """Match pictures with captions, of which a part is kept.
+    """Match masked pictures with weighted captions.
 
     Args:
-        mask: ``[B, 1, H, W]`` in [0, 1]: at 1 a pixel is kept, at 0 it has its picture's mean
+        mask: ``[B, 1, H, W]`` in [0, 1]: 1 keeps a pixel, 0 replaces it with its picture's mean
             colour; None keeps all.
-        words: ``[B, T]`` in [0, 1]: what the words' embeddings are multiplied by; None keeps all.
+        words: ``[B, T]`` in [0, 1], factors of the words' embeddings; None keeps all.
     """
 
     mask: Tensor | None = None
     words: Tensor | None = None
 
     def controls(self) -> tuple[Tensor, ...]:
-        """What is given of the two."""
+        """Return mask and words, without those that are None."""
         return tuple(each for each in (self.mask, self.words) if each is not None)
 
     def with_controls(self, controls: tuple[Tensor, ...]) -> "Task":
-        """Others in their place."""
+        """Return the task with other controls."""
         given = [name for name in ("mask", "words") if getattr(self, name) is not None]
         return replace(self, **dict(zip(given, controls, strict=True)))
 
 
 class TwoTowers(nn.Module):
-    """A small CLIP; what a task leaves of pixels and words goes in, logits ``[pictures, captions]``
-    come out.
-    """
+    """A small CLIP whose pixels are masked, and whose words are weighted, by a task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +53,7 @@ class TwoTowers(nn.Module):
         self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
     def forward(self, pixels: Tensor, ids: Tensor, task: Task) -> Tensor:
-        """See the class."""
+        """Return logits ``[pictures, captions]``."""
         pixels = pixels.to(self.clip.logit_scale.dtype)
         if task.mask is not None:
             pixels = task.mask * pixels + (1 - task.mask) * pixels.mean(dim=(2, 3), keepdim=True)
@@ -72,29 +68,29 @@ class TwoTowers(nn.Module):
 
 
 def contrastive(model: Callable[..., Tensor], batch: Pairs, task: Task) -> Tensor:
-    """Each picture's own caption among all of the batch, and the other way round."""
+    """CLIP's symmetric contrastive loss between the pictures and captions of a batch."""
     logits, own = model(batch.pixels, batch.ids, task), torch.arange(len(batch.pixels))
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
 def zero_shot(model: Callable[..., Tensor], batch: Pairs) -> tuple[Tensor, Tensor]:
-    """Logits ``[B, categories]`` by the categories' names, and the loss of each picture."""
+    """Return zero-shot logits ``[B, categories]``, and each picture's cross-entropy ``[B]``."""
     logits = model(batch.pixels, PROMPTS, Task())
     return logits, cross_entropy(logits, batch.categories, reduction="none")
 
 
 @dataclass(frozen=True)
 class Kept(Surface[Pairs, Task]):
-    """Where a network's choice enters the task (see :class:`vpretrain.method.network.Surface`)."""
+    """The surface of masks or word weights (see :class:`vpretrain.method.network.Surface`)."""
 
     what: Literal["mask", "words"]
 
     def baseline_task(self, context: Pairs) -> Task:
-        """Everything is kept."""
+        """Return the task that keeps everything."""
         return Task()
 
     def valued_baseline_task(self, context: Pairs) -> Task:
-        """The same, with a control."""
+        """Return the task that keeps everything, with a control of ones."""
         ones = (
             torch.ones_like(context.pixels[:, :1])
             if self.what == "mask"
@@ -103,24 +99,24 @@ class Kept(Surface[Pairs, Task]):
         return self.task(context, ones)
 
     def inputs(self, context: Pairs) -> Tensor:
-        """What the network looks at."""
+        """Return the input of the network: pixels for masks, tokens for words."""
         return context.pixels if self.what == "mask" else context.ids
 
     def task(self, context: Pairs, choice: Tensor) -> Task:
-        """What it chose."""
+        """Return the task of a network's output."""
         return Task(**{self.what: choice})
 
     def part(self, context: Pairs, rows: int) -> Pairs:
-        """The first rows."""
+        """Return the first rows of the batch."""
         return Pairs(context.pixels[:rows], context.ids[:rows], context.categories[:rows])
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
-        """``gate``: the share that is taken away."""
+        """Return ``gate``, the mean fraction removed, and the standard deviation of the choice."""
         return {"gate": 1 - float(choice.mean()), "choice_std": float(choice.std())}
 
 
 def network(what: Literal["mask", "words"]) -> nn.Module:
-    """From pictures to masks, or from words to their weights; at first 0.9 everywhere."""
+    """Make the network from pictures to masks, or from words to weights; it starts at 0.9."""
     if what == "words":
         table = nn.Embedding.from_pretrained(torch.full((VOCABULARY, 1), log(9)), freeze=False)
         return nn.Sequential(table, nn.Flatten(1), nn.Sigmoid())

@@ -1,6 +1,4 @@
-"""Scenes and what is said of them. Captions say how light a picture is before they name what is in
-it.
-"""
+"""Pairs of scenes and captions. A caption describes the light first, then names the category."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,21 +9,25 @@ from torch import Tensor
 
 from vpretrain.vision.data.scenes import CATEGORIES, Scenes
 
-SIZE = 32  # of a picture, in pixels
-LEVELS = 8  # of light, a word each, for every colour channel
+SIZE = 32  # height and width of a picture in pixels
+LEVELS = 8  # light levels per colour channel, with a word for each
 NAMES = sorted({word for category in CATEGORIES for word in category.split()})
 VOCABULARY = 3 * LEVELS + len(NAMES) + 1
 END = VOCABULARY - 1
 PROMPTS = torch.tensor(
     [[3 * LEVELS + NAMES.index(word) for word in name.split()] + [END] for name in CATEGORIES]
 )
-"""``[categories, T]``: the name of each."""
+"""``[categories, T]``: the tokens of each category's name."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures ``[B, 3, H, W]`` in [-1, 1], captions ``[B, T]``, categories ``[B]`` (the learner
-    does not look at them).
+    """A batch of pictures and captions.
+
+    Args:
+        pixels: ``[B, 3, H, W]`` in [-1, 1].
+        ids: ``[B, T]`` tokens of the captions.
+        categories: ``[B]``; not used by the learner.
     """
 
     pixels: Tensor
@@ -34,18 +36,18 @@ class Pairs:
 
     @property
     def tokens(self) -> int:
-        """What a budget counts: pictures."""
+        """Number of pictures, counted by the budget."""
         return len(self.pixels)
 
-    weight = tokens  # what the loss is a mean over
+    weight = tokens  # number of pictures, over which the loss is a mean
 
     def digest(self) -> str:
-        """What was drawn."""
+        """Return a hash of the pixels."""
         return hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()[:16]
 
 
 def pairs(scenes: Scenes, light_words: int, places: Iterable[int]) -> Pairs:
-    """Those scenes with captions of up to three words on light, red, green and blue, and a name."""
+    """Return scenes with captions: up to three words for red, green and blue light, and a name."""
     shown = [scenes[place] for place in places]
     pixels = torch.stack([scene.pixels for scene in shown]).float() / 127.5 - 1
     categories = torch.tensor([scene.category for scene in shown])

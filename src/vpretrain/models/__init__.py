@@ -1,1 +1,1 @@
-"""What language and vision share of a pretrained network."""
+"""Code for pretrained networks that language and vision share."""

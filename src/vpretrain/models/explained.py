@@ -1,4 +1,4 @@
-"""What a loader of models or tokenizers raises, in words."""
+"""Turn exceptions of model and tokenizer loaders into readable errors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from vpretrain.system.errors import UserError, brief, user_error
 from vpretrain.system.memory import out_of_memory
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""Checkpoints that come with the package, each in a folder of its name."""
+"""Folder of the checkpoints packaged with vpretrain, one subfolder each."""
 
 
 @contextmanager
 def explained(
     location: str, where: str = "learner.model", *, what: str = "model", attention: str = ""
 ) -> Iterator[None]:
-    """Turns what a loader raises inside the block into a
-    :class:`~vpretrain.system.errors.UserError`.
+    """Convert exceptions of a loader inside the ``with`` block to a UserError.
 
-    The hub, tokenizers, configurations and safetensors each have exceptions of their own. Running
-    out of memory is not the user's mistake and passes as it is.
+    The hub, tokenizers, configurations and safetensors each have their own exceptions. An
+    out-of-memory error is not the user's mistake and is not converted.
 
     Args:
         location: folder or hub id that is read.
         where: dotted recipe key that named it.
         what: ``model``, ``adapter`` or ``tokenizer``.
-        attention: what the recipe asked for.
+        attention: attention implementation that the recipe asked for.
     """
     try:
         yield
@@ -50,12 +49,12 @@ def explained(
 
 
 def about_attention(error: Exception) -> bool:
-    """Whether a model was refused for the attention that was asked for."""
+    """Whether a model was refused because of the attention implementation."""
     return "attention implementation" in str(error) or "FlashAttention" in str(error)
 
 
 def lacks_attention(attention: str, error: Exception) -> UserError:
-    """That error, in words."""
+    """Return the error for a model that does not support the attention implementation."""
     return user_error(
         "learner.attention",
         f"this model does not run with it here: {brief(error).partition('. ')[0]}",

@@ -1,4 +1,4 @@
-"""Weights that no step can be taken with."""
+"""Detect weights that are not finite or too large to train."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 from vpretrain.system.errors import user_error
 
 LARGEST = 1e18
-"""Of a weight: the square of a larger one is infinite in float32, and so is any norm."""
+"""Largest usable absolute weight; beyond it, sums of squares in a norm soon overflow float32."""
 
 
 def unusable(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """``name: value`` of the first tensor that holds a number which is not finite, or larger than
-    :data:`LARGEST`; None where all can be used."""
+    """Return ``name: value`` of the first tensor with a non-finite or too large value, else None.
+
+    Values above :data:`LARGEST` in magnitude are too large. Tensors that are not floating point, or
+    have less than 16 bits, are not checked."""
     for name, tensor in tensors:
         if not tensor.is_floating_point() or tensor.itemsize < 2 or not tensor.numel():
             continue
-        lowest, highest = map(float, tensor.detach().aminmax())  # NaN comes through
+        lowest, highest = map(float, tensor.detach().aminmax())  # NaN propagates
         worst = max(-lowest, highest)
         if not worst <= LARGEST:
             return f"{name}: {worst:g}"
@@ -29,12 +31,12 @@ def unusable(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 def refuse_unusable(
     tensors: Iterable[tuple[str, Tensor]], place: str | Path, where: str = "learner.model"
 ) -> None:
-    """Raises UserError for what :func:`unusable` finds.
+    """Raise a UserError if a tensor is :func:`unusable`.
 
     Args:
-        tensors: by name.
+        tensors: pairs of name and tensor.
         place: file or folder that they come from.
-        where: what named it: a dotted recipe key, or the file itself.
+        where: dotted recipe key that named it, or the file itself.
     """
     if broken := unusable(tensors):
         message = (

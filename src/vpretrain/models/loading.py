@@ -1,5 +1,6 @@
-"""Models from a folder, the hub, a GGUF file or a configuration, whatever their modality; what is
-wrong there is explained in words.
+"""Load models of either modality from a folder, the hub, a GGUF file or a configuration.
+
+Exceptions of the loaders become readable errors.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from vpretrain.system.memory import out_of_memory
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What kind of model a modality continues.
+    """The kind of model that a modality trains.
 
     Args:
-        name: in words.
-        auto: the ``transformers`` class that opens it.
-        types: the ``model_type`` of its configurations.
-        examples: some of them, for messages.
-        unused: prefixes of parameters that are not used, so that weights may lack them.
+        name: name in messages.
+        auto: ``transformers`` auto class that loads it.
+        types: supported ``model_type`` values of its configurations.
+        examples: some of these, for messages.
+        unused: prefixes of parameters that are not used and may be missing from the weights.
     """
 
     name: str
@@ -67,30 +68,28 @@ VISION = ModelKind(
     AutoModel,
     MODEL_MAPPING_NAMES,
     "dinov3_vit, dinov2, vit",
-    unused=("pooler.",),  # checkpoints of the same weights come with a pooler or without
+    unused=("pooler.",),  # checkpoints come with or without a pooler
 )
 
 
 def named(model: str) -> str:
-    """Where the checkpoint is that a recipe names: a packaged one, a folder (``~`` is the home
-    folder) or a hub id.
-    """
+    """Resolve a recipe's ``model`` to a packaged checkpoint, a folder (with ``~``) or a hub id."""
     packaged = ASSETS / model
     return str(packaged if (packaged / "config.json").is_file() else Path(model).expanduser())
 
 
 def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention: str) -> Any:
-    """A pretrained model from a folder, the hub, or a GGUF file (its weights dequantised).
+    """Load a pretrained model from a folder, the hub, or a GGUF file (weights are dequantised).
 
     Args:
-        kind: of model.
+        kind: kind of model.
         location: folder, hub id or file.
-        dtype: of its weights.
-        attention: of the model, by its name in ``transformers``.
+        dtype: dtype of the weights.
+        attention: attention implementation, by its name in ``transformers``.
 
     Raises:
-        UserError: there is no such model, it does not run with this attention here, or its weights
-            are not those that its configuration asks for, or not finite.
+        UserError: there is no such model, the attention implementation is not available, or the
+            weights do not match the configuration or are not finite.
     """
     _refuse_empty(kind, location, dtype, attention)
     with explained(location, attention=attention), _without_load_report():
@@ -119,10 +118,11 @@ def load_model(kind: ModelKind, location: str, *, dtype: torch.dtype, attention:
 
 
 def _refuse_empty(kind: ModelKind, location: str, dtype: torch.dtype, attention: str) -> None:
-    """Raises UserError where a configuration asks for far more than its folder's weights can hold:
-    transformers would make the rest first."""
+    """Raise a UserError if a configuration asks for far more parameters than the weights can hold.
+
+    ``transformers`` would allocate the missing ones before it reports them."""
     files = [*Path(location).glob("*.safetensors"), *Path(location).glob("*.bin")]
-    files = [path for path in files if path.is_file()]  # no link that leads nowhere
+    files = [path for path in files if path.is_file()]  # without broken links
     if not files:
         return
     size, config = sum(path.stat().st_size for path in files), load_config(location)
@@ -140,8 +140,7 @@ def _refuse_empty(kind: ModelKind, location: str, dtype: torch.dtype, attention:
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Within it transformers prints no table of the weights that a file lacks: what matters of it
-    is raised in words."""
+    """Silence ``transformers``' table of missing weights; those that matter raise an error."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -156,15 +155,13 @@ def is_gguf(location: str) -> bool:
 
 
 def _dequantised(kind: ModelKind, model: Any, dtype: torch.dtype, attention: str) -> Any:
-    """An ordinary model with the weights of one that was read from a GGUF file, which could not be
-    saved.
-    """
+    """Convert a model that was read from a GGUF file to an ordinary one, which can be saved."""
     config, state = model.config, model.state_dict()
     del config.quantization_config
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     alike = torch.nn.functional.cosine_similarity(table.flatten(), head.flatten(), dim=0)
     if head is not table and alike > 0.98:
-        # Some files hold a tied matrix twice, in two precisions; the head's is the finer one.
+        # Some files hold a tied matrix twice, in two precisions; the head's has the higher one.
         config.tie_word_embeddings = True
         (name,) = [name for name, p in model.named_parameters() if p is table]
         state[name] = head
@@ -175,7 +172,7 @@ def _dequantised(kind: ModelKind, model: Any, dtype: torch.dtype, attention: str
 
 
 def load_config(location: str) -> Any:
-    """The configuration of a pretrained model; raises as :func:`load_model`."""
+    """Load the configuration of a pretrained model; a UserError if it cannot be read."""
     with explained(location):
         name, options = source(location)
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
@@ -184,25 +181,26 @@ def load_config(location: str) -> Any:
 def new_model(
     kind: ModelKind, config: dict[str, Any], where: str, *, dtype: torch.dtype, attention: str
 ) -> Any:
-    """A model with random weights from a configuration with its ``model_type``.
+    """Make a model with random weights from a configuration that includes its ``model_type``.
 
-    The weights are drawn in float32 and then cast, so that they are the same (but for rounding) in
-    every dtype.
+    The weights are drawn in float32 and then cast, so that they are equal up to rounding in every
+    dtype.
 
     Args:
-        kind: of model.
-        config: ``model_type`` and the keys of that model's ``transformers`` configuration.
+        kind: kind of model.
+        config: ``model_type`` and keys of that model's ``transformers`` configuration.
         where: dotted recipe key of the configuration, for messages.
-        dtype: of the weights.
-        attention: of the model, by its name in ``transformers``.
+        dtype: dtype of the weights.
+        attention: attention implementation, by its name in ``transformers``.
 
     Raises:
-        UserError: an unknown type or key, or values that make no model.
+        UserError: the type or a key is unknown, the values do not define a model, or the attention
+            implementation is not available.
     """
     _check_keys(kind, config, where)
     try:
         resolved = AutoConfig.for_model(**config)
-    except Exception as error:  # each configuration class has checks and exceptions of its own
+    except Exception as error:  # each configuration class has its own checks and exceptions
         raise _makes_no_model(kind, where, config, error) from error
     model = from_config(kind, resolved, where, config, dtype=torch.float32, attention=attention)
     if dtype == torch.float32:
@@ -222,20 +220,23 @@ def from_config(
     dtype: torch.dtype,
     attention: str,
 ) -> Any:
-    """A model with random weights from a ``transformers`` configuration; raises as
-    :func:`new_model`.
+    """Make a model with random weights from a ``transformers`` configuration object.
 
     Args:
-        kind: of model.
+        kind: kind of model.
         resolved: the configuration.
         where: dotted recipe key, for messages.
-        given: what the user gave there, for messages.
-        dtype: of the weights.
-        attention: of the model, by its name in ``transformers``.
+        given: the user's value at that key, for messages.
+        dtype: dtype of the weights.
+        attention: attention implementation, by its name in ``transformers``.
+
+    Raises:
+        UserError: the configuration does not define a model of this kind, or the attention
+            implementation is not available.
     """
     try:
         return kind.auto.from_config(resolved, dtype=dtype, attn_implementation=attention)
-    except Exception as error:  # sizes that do not go together, a kernel that is not installed, ...
+    except Exception as error:  # inconsistent sizes, a kernel that is not installed, ...
         if out_of_memory(error):
             raise
         if about_attention(error):
@@ -245,7 +246,7 @@ def from_config(
 
 def _makes_no_model(kind: ModelKind, where: str, given: object, error: Exception) -> UserError:
     why, of_another = brief(error), re.search(r"configuration class .*\.(\w+)Config'", str(error))
-    if of_another:  # and then a list of all that transformers has
+    if of_another:  # instead of transformers' list of all configurations
         why = f"it is a {of_another[1]}, which is of another kind"
     return user_error(
         where,
@@ -256,17 +257,16 @@ def _makes_no_model(kind: ModelKind, where: str, given: object, error: Exception
     )
 
 
-# transformers still reads these, and keeps them elsewhere.
+# transformers still accepts these keys, and stores them elsewhere.
 _OLD_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
 _MOST_LAYERS = 1_000
 _HARMLESS = 2**24
-_MOST_A_BYTE = 8  # parameters: quantised to 4 bits two, and matrices may be tied
+_MOST_A_BYTE = 8  # parameters per byte: 2 at 4 bits, and matrices can be tied
 _DEPTH = re.compile(r"(layers?|depths?|stages|blocks|experts)$")
 
 
 def _refuse_depth(config: dict[str, Any], where: str) -> None:
-    """Building a model of so many layers, or their configuration, would not end, so that
-    transformers is never given it."""
+    """Refuse configurations with so many layers that ``transformers`` would hang on them."""
     message = "no model of so many layers (or experts) can be made here"
     for key, value in config.items():
         counts = value if isinstance(value, list) else [value]
@@ -278,8 +278,9 @@ def _refuse_depth(config: dict[str, Any], where: str) -> None:
 
 
 def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
-    """Refuses what transformers would take in silence: a misspelt key leaves its default, which may
-    be huge.
+    """Refuse unknown types and keys.
+
+    ``transformers`` would silently ignore a misspelt key and use the default, which can be huge.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in kind.types:
@@ -308,22 +309,22 @@ def _check_keys(kind: ModelKind, config: dict[str, Any], where: str) -> None:
 
 
 HUB_SECONDS = 5.0
-"""How long the hub is waited for before the local cache is all there is; loaders themselves try for
+"""Timeout of the hub, after which only the local cache is used; loaders themselves would retry for
 most of a minute.
 """
 
 
 def source(location: str) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` takes for a folder, a hub id or a GGUF file: a name, and options.
+    """Return name and options for ``from_pretrained`` from a folder, hub id or GGUF file.
 
     Raises:
-        UserError: the package that reads GGUF files is not installed, or a folder's model has
-            more layers than can be made.
+        UserError: the package that reads GGUF files is not installed, or a folder's configuration
+            has too many layers.
         OSError, httpx errors: see :func:`reach`.
     """
     path = Path(location) / "config.json"
     if path.is_file():
-        with suppress(ValueError):  # who reads it for good says what is wrong with it
+        with suppress(ValueError):  # invalid JSON is reported by the loader
             config = json.loads(path.read_bytes())
             _refuse_depth(config if isinstance(config, dict) else {}, str(path))
     if not is_gguf(location):
@@ -340,12 +341,13 @@ def source(location: str) -> tuple[str, dict[str, Any]]:
 
 @cache
 def reach(location: str) -> dict[str, bool]:
-    """Options of ``from_pretrained``: a hub id is asked for once, and without an answer looked up
-    in the cache.
+    """Return options for ``from_pretrained``: offline if the hub does not answer but the cache can.
+
+    The hub is asked once per location; folders need no options.
 
     Raises:
-        OSError, httpx errors: the hub does not have it, or does not answer and the cache does not
-            have it either.
+        OSError, httpx errors: the hub does not have the model, or it does not answer and the model
+            is not in the cache.
     """
     if Path(location).is_dir() or not may_be_hub_id(Path(location)):
         return {}
@@ -353,7 +355,7 @@ def reach(location: str) -> dict[str, bool]:
         HfApi().model_info(location, timeout=HUB_SECONDS)
     except (RepositoryNotFoundError, HFValidationError):
         raise
-    except Exception:  # no network, no answer in time, offline by choice: each has its own
+    except Exception:  # no network, timeout, offline mode: each has its own exception
         if not isinstance(try_to_load_from_cache(location, "config.json"), str):
             raise
         return {"local_files_only": True}

@@ -1,6 +1,4 @@
-"""Where checkpoints that a recipe describes are kept, and how they come there: whole, or not at
-all.
-"""
+"""The cache of checkpoints made from recipes; folders are written atomically."""
 
 from __future__ import annotations
 
@@ -21,12 +19,12 @@ SectionT = TypeVar("SectionT")
 
 
 def cache_folder() -> Path:
-    """``$VPRETRAIN_CACHE``, or ``~/.cache/vpretrain``."""
+    """Return the cache folder: ``$VPRETRAIN_CACHE``, or ``~/.cache/vpretrain``."""
     return Path(os.environ.get("VPRETRAIN_CACHE") or Path.home() / ".cache" / "vpretrain")
 
 
 def cache_path(description: Any) -> Path:
-    """The folder in the cache for what is made of ``description``, anything that JSON can say."""
+    """Return the cache folder for a JSON-serialisable description of how a checkpoint is made."""
     return (
         cache_folder()
         / "prepared"
@@ -35,22 +33,24 @@ def cache_path(description: Any) -> Path:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether there is an ordinary model folder."""
+    """Whether a folder is a model folder, by its ``config.json``."""
     return (folder / "config.json").is_file()
 
 
 def made_once(folder: Path, make: Callable[[], Path]) -> Path:
-    """The model folder in the cache, made where it is missing, by one process for all that ask."""
+    """Return a model folder, made if it is missing; concurrent processes wait for the first."""
     if not is_model(folder):
         with one_at_a_time(folder.with_suffix(".lock"), "making this learner"):
-            if not is_model(folder):  # it was not made by the process that was waited for
+            if not is_model(folder):  # not made by another process meanwhile
                 make()
     return folder
 
 
 def section_of(prepare: SectionT | None) -> SectionT:
-    """``learner.prepare`` of a recipe; a :class:`~vpretrain.system.errors.UserError` where there is
-    none.
+    """Return ``learner.prepare`` of a recipe.
+
+    Raises:
+        UserError: the recipe has no such section.
     """
     if prepare is None:
         raise user_error(
@@ -63,10 +63,10 @@ def section_of(prepare: SectionT | None) -> SectionT:
 
 @contextmanager
 def replacing_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder that takes the place of ``out`` when the block ends without an error.
+    """Yield a scratch folder that replaces ``out`` when the ``with`` block ends without an error.
 
     Raises:
-        UserError: something that is no model is there already.
+        UserError: ``out`` exists, is not empty and is not a model folder.
     """
     if out.exists() and not is_model(out) and (out.is_file() or any(out.iterdir())):
         raise user_error(

@@ -1,7 +1,7 @@
-"""The part of a network that depends on the aligned parameters S, run on its own.
+"""Run only the part of a network that depends on the aligned parameters S.
 
 Everything below the first aligned block is the same for ``g_pre``, for both perturbed losses and
-for every direction, so that a modality keeps what enters that block and repeats only what is above.
+for every direction. A modality therefore keeps the input of that block and reruns only the rest.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.func import functional_call
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a module is called with: positional and named arguments."""
+"""Positional and keyword arguments of a module call."""
 
 
 def drops_out(model: nn.Module) -> bool:
-    """Whether a forward pass is random now: dropout of units, of attention or of whole paths.
+    """Whether a forward pass has dropout in the current mode: of units, attention or paths.
 
-    Modules of ``transformers`` keep rates of their own for functions that they call, by many names:
+    Modules of ``transformers`` also keep dropout rates as attributes with various names:
     ``attention_dropout``, ``residual_dropout``, ``drop_prob``, ``attn_pdrop``."""
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0)
@@ -37,22 +37,22 @@ def drops_out(model: nn.Module) -> bool:
 
 
 class Suffix:
-    """The blocks from the first aligned one on and the final norm, as a function of S.
+    """The blocks from the first aligned one on, and the final norm, as a function of S.
 
-    Everything but S is constant in it. Dropout is as the modules' mode says.
+    All other parameters are constant. Dropout follows the mode of the modules.
 
     Args:
         backbone: the network without its heads.
         blocks: its blocks, in order.
-        norm: what runs after the last block.
+        norm: the final norm.
         aligned: S, by name.
-        beyond: modules after the norm, of which S may hold a part too (a language model's head).
+        beyond: modules after the norm whose parameters can be in S too (a language model's head).
 
     Attributes:
-        first: index of the first block in the suffix; the number of blocks where S has none.
-        whole: whether a part of S lies below the blocks (embeddings, a tied head), so that the
+        first: index of the first block in the suffix; the number of blocks if S has none in them.
+        whole: whether S includes parameters below the blocks (embeddings, a tied head), so that the
             suffix is the whole backbone.
-        modules: what runs, in order.
+        modules: the modules of the suffix, in order.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class Suffix:
 
     @property
     def drops_out(self) -> bool:
-        """Whether a forward pass of these modules is random now."""
+        """Whether a forward pass of the suffix has dropout in the current mode."""
         return any(drops_out(module) for module in self.modules)
 
     def run(
         self, hidden: Tensor, calls: Sequence[Call], parameters: Mapping[str, Tensor]
     ) -> Tensor:
-        """``[B, T, D]`` after the final norm, in the dtype of ``parameters``.
+        """Return ``[B, T, D]`` hidden states after the final norm, in the dtype of ``parameters``.
 
-        Gradients flow to ``hidden`` and ``parameters``, in either mode and as often as asked.
+        Gradients of any order flow to ``hidden`` and ``parameters``, in forward and reverse mode.
 
         Args:
-            hidden: ``[B, T, D]``, what enters the first module.
-            calls: of each module, the arguments besides hidden states.
-            parameters: S, by its names.
+            hidden: ``[B, T, D]``, input of the first module.
+            calls: for each module, its arguments besides the hidden states.
+            parameters: S, by name.
         """
         dtype = next(iter(parameters.values())).dtype
         for module, (args, kwargs) in zip(self.modules, calls, strict=True):
@@ -101,9 +101,10 @@ class Suffix:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """Any module of the network with S from ``parameters`` and the rest constant, in ``dtype``.
+        """Call any module of the network in ``dtype``, with S from ``parameters``.
 
-        The module's own parameters are never written to, so that a perturbed S leaves no trace.
+        All other parameters are constant. The module's own parameters are never written to, so that
+        a perturbed S leaves no trace.
         """
         weights = {
             name: self.value(parameter, parameters, dtype)
@@ -116,29 +117,27 @@ class Suffix:
     def value(
         self, parameter: Tensor, parameters: Mapping[str, Tensor], dtype: torch.dtype
     ) -> Tensor:
-        """A parameter's value: from ``parameters`` where it is in S, else its own, without a
-        graph.
-        """
-        # By identity, not by name: a tied parameter has one entry in S and several names in the
-        # modules.
+        """Return a parameter's value: from ``parameters`` if it is in S, else its own, detached."""
+        # By identity, not by name: a tied parameter has one entry in S but several names.
         name = self.names.get(id(parameter))
         return parameter.detach().to(dtype) if name is None else parameters[name]
 
 
 def first_output(out: Any) -> Tensor:
-    """The hidden states of what a block or a backbone returns: a tensor, a tuple, or an output
-    object.
+    """Return the hidden states from a block's or backbone's output.
+
+    The output is a tensor, a tuple, or an output object.
     """
     return out if isinstance(out, Tensor) else out[0]
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same nest of tuples, lists and dictionaries with floating-point tensors in ``dtype``."""
+    """Cast the floating-point tensors in nested tuples, lists and dictionaries to ``dtype``."""
     return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of tuples, lists and dictionaries with ``function`` of every tensor."""
+    """Apply ``function`` to every tensor in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, (tuple, list)):
@@ -157,22 +156,23 @@ def choose_aligned(
     patterns: Sequence[str],
     also: Iterable[nn.Parameter] = (),
 ) -> dict[str, nn.Parameter]:
-    """The subset S of the parameters that train, by name.
+    """Choose the subset S of the trained parameters, by name.
 
     Args:
-        model: whose names the patterns are over.
-        trained: the parameters that train and that the loss depends on, by the model's names.
+        model: the model whose parameter names the patterns match.
+        trained: trained parameters that the loss depends on, by their names in the model.
         blocks: the model's blocks, in order.
-        last: S is in so many of the last blocks; or ``all`` of ``trained``.
-        patterns: shell patterns over parameter names; they take the place of ``last`` when given.
-        also: what joins the last blocks where it trains: the final norm, an untied head.
+        last: number of last blocks whose parameters are in S, or "all" of ``trained``.
+        patterns: shell patterns over parameter names; override ``last`` if given.
+        also: parameters that join the last blocks if they are trained: the final norm, an untied
+            head.
 
     Returns:
-        At least one parameter, in the model's order; a tied one once.
+        At least one parameter, in the order of ``trained``; a tied parameter once.
 
     Raises:
-        UserError: a pattern matches no parameter that trains, none of the blocks' parameters
-            trains, or there are fewer blocks than asked for.
+        UserError: a pattern matches no trained parameter, no parameter of the blocks is trained, or
+            the model has fewer blocks.
     """
     if patterns:
         return _matching(model, trained, patterns)
@@ -201,11 +201,12 @@ def choose_aligned(
 def _matching(
     model: nn.Module, trained: Mapping[str, nn.Parameter], patterns: Sequence[str]
 ) -> dict[str, nn.Parameter]:
-    """What the patterns choose; each has to choose something, or a misspelt one among several would
-    pass in silence.
+    """Choose parameters by patterns.
+
+    Each pattern must match something, so that a misspelt one among several is reported.
     """
     trained_ids = {id(p) for p in trained.values()}
-    # A tied parameter is there under each of its names, and can be chosen by any of them.
+    # A tied parameter is listed under each of its names and can be chosen by any of them.
     every = dict(model.named_parameters(remove_duplicate=False))
     chosen: set[int] = set()
     problems = []

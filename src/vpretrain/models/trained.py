@@ -1,4 +1,4 @@
-"""What of a model a run can change, and so has to keep."""
+"""Save and load the part of a model's state that a run can change."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state without frozen parameters (those below adapters), as references.
+    """Return the model's state without frozen parameters (those below adapters), as references.
 
-    Whoever goes on builds the model from its recipe first, and has the frozen ones from there.
+    On resuming, the frozen parameters come from building the model from its recipe.
     """
     frozen = _frozen(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Takes up :func:`trained_state`, or a whole state.
+    """Load the result of :func:`trained_state`, or a whole state.
 
     Raises:
-        RuntimeError: something that trains is missing, or there is something that the model lacks.
+        RuntimeError: the state lacks a tensor that is not frozen, or has one that the model lacks.
     """
     result = model.load_state_dict(dict(state), strict=False)
     if missing := sorted({*result.missing_keys} - _frozen(model)):
@@ -30,5 +30,5 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _frozen(model: nn.Module) -> set[str]:
-    """Names of parameters that do not train, a tied one under each of its names."""
+    """Return the names of frozen parameters, a tied one under each of its names."""
     return {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}

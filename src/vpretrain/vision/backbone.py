@@ -1,5 +1,4 @@
-"""A vision transformer taken apart: features for dense heads, the subset S, and the part that
-depends on S on its own.
+"""A vision transformer taken apart: dense features, the subset S, and the suffix that depends on S.
 
 Shapes: B images, T tokens (prefix tokens first, then patches row by row), D hidden width, (h, w)
 the grid of patches."""
@@ -27,8 +26,12 @@ NORMS = ("norm", "layernorm")
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of images: ``[B, D, h, w]`` patches after the final norm; pooled,
-    ``[B, D]``, the first prefix token (CLS) or the mean over patches where there is none."""
+    """Features of a batch of images.
+
+    Args:
+        patches: ``[B, D, h, w]`` patch tokens after the final norm.
+        pooled: ``[B, D]`` first prefix token (CLS), or the mean over patches if there is none.
+    """
 
     patches: Tensor
     pooled: Tensor
@@ -37,32 +40,34 @@ class Features:
 class Backbone:
     """Any ``transformers`` vision transformer with square patches.
 
-    The parts are held against the whole once, on a tiny image: a layout that is not understood is
-    refused. Gradients flow through everything here; the mode (dropout, or none) is the model's.
+    On construction, the output of the parts is compared with that of the whole model on a tiny
+    image, and a layout that is not supported is refused. Gradients flow through all methods.
+    Training or evaluation mode (dropout) is the model's.
 
     Args:
         model: for example a ``DINOv3ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
             ``ViTModel``.
-        autocast: the dtype of products where the model runs as a whole, if it is not the weights'
-            own; a suffix with S runs in the dtype of S, where a small perturbation shows.
+        autocast: dtype of matrix products where the whole model runs, if it differs from that of
+            the weights. A suffix with S runs in the dtype of S, so that small perturbations are not
+            rounded away.
 
     Attributes:
         width: D.
         patch_size: side of a patch in pixels.
-        prefix_tokens: how many tokens come before the patches (CLS, registers).
+        prefix_tokens: number of tokens before the patches (CLS, registers).
         blocks: the transformer blocks, in order.
-        norm: what runs after the last block.
+        norm: the final norm.
         reached: names of the parameters that the features depend on (not those of a pooler or a
             mask token).
 
     Raises:
-        UserError: the layout is not understood.
+        UserError: the layout is not supported.
     """
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
         self.model = model
-        # None while the parts are held against the whole, which is done in the weights' own dtype:
-        # the rounding of bfloat16 over twelve blocks would pass for another layout.
+        # None while the parts are compared with the whole model, in the dtype of the weights: after
+        # twelve blocks, the rounding of bfloat16 would look like another layout.
         self.autocast: torch.dtype | None = None
         depth = getattr(model.config, "num_hidden_layers", None)
         patch = getattr(model.config, "patch_size", None)
@@ -83,11 +88,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in ``[B, 3, H, W]`` images.
+        """Return the rows and columns of patches in ``[B, 3, H, W]`` images.
 
         Raises:
             UserError: patches do not tile the images.
@@ -105,22 +110,25 @@ class Backbone:
         return height // self.patch_size, width // self.patch_size
 
     def tokens(self, images: Tensor) -> Tensor:
-        """``[B, T, D]`` after the final norm, of ``[B, 3, H, W]`` images; raises as
-        :meth:`grid`."""
+        """Return ``[B, T, D]`` tokens of ``[B, 3, H, W]`` images, after the final norm.
+
+        Raises:
+            UserError: patches do not tile the images.
+        """
         self.grid(images)
         with computing(self.device, self.autocast):
             return self.model(images, **self.options).last_hidden_state
 
     def features(self, images: Tensor, blocks: int = 1) -> Features:
-        """Features of normalised ``[B, 3, H, W]`` images, cast to the model's dtype.
+        """Return the features of normalised ``[B, 3, H, W]`` images.
 
         Args:
-            images: H and W are multiples of the patch size.
-            blocks: the outputs of this many last blocks, each through the final norm, side by side:
-                D is then ``blocks * width``. The last block's come last.
+            images: cast to the model's dtype; H and W are multiples of the patch size.
+            blocks: number of last blocks whose outputs, each after the final norm, are concatenated
+                in order, so that D is ``blocks * width``.
 
         Raises:
-            UserError: patches do not tile the images, or there are not so many blocks.
+            UserError: patches do not tile the images, or the model has fewer blocks.
         """
         if blocks == 1:
             return self.split(self.tokens(images), self.grid(images))
@@ -140,23 +148,24 @@ class Backbone:
         return self.split(torch.cat([self.norm(out) for out in outputs], dim=-1), self.grid(images))
 
     def split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
-        """``[B, T, D]`` tokens as features over a grid of patches."""
+        """Arrange ``[B, T, D]`` tokens as features over a grid of patches."""
         patches = tokens[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, grid)
         return Features(patches, self.pooled(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Of ``[B, T, D]`` tokens; see :class:`Features`."""
+        """Pool ``[B, T, D]`` tokens to ``[B, D]``; see :class:`Features`."""
         return tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
 
     def refused(self, what: str) -> UserError:
-        """The error of a layout that is not understood."""
+        """Return the error for a layout that is not supported."""
         message = f"{type(self.model).__name__} {what}, so its suffix cannot be run on its own"
         return user_error("learner.model", message, accepted=LAYOUTS)
 
     @property
     def draws(self) -> bool:
-        """Whether a forward pass is random now: by dropout, or by positions that are moved and
-        rescaled while it trains (DINOv3)."""
+        """Whether a forward pass is random in the current mode.
+
+        By dropout, or by DINOv3's shifted, jittered and rescaled positions in training."""
         moved = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
         config = self.model.config
         return drops_out(self.model) or (
@@ -164,7 +173,7 @@ class Backbone:
         )
 
     def _check_layout(self) -> int:
-        """The number of prefix tokens; sets :attr:`reached`."""
+        """Compare parts and whole, set :attr:`reached`, return the number of prefix tokens."""
         parameters = dict(self.model.named_parameters())
         first = next(self.blocks.parameters())
         images = self.small_images()
@@ -187,14 +196,14 @@ class Backbone:
         return whole.shape[1] - 6
 
     def small_images(self) -> Tensor:
-        """One image of 2 x 3 patches, on which the parts are held against the whole."""
+        """Return one image of 2 x 3 patches, for comparing the parts with the whole model."""
         first, side = next(self.blocks.parameters()), self.patch_size
         values = torch.linspace(-1, 1, 18 * side**2, dtype=first.dtype, device=first.device)
         return values.view(1, 3, 2 * side, 3 * side)
 
     def agree(self, whole: Tensor, parts: Tensor) -> bool:
-        """Whether two ways to the same tokens give the same, but for rounding."""
-        if whole.is_meta:  # shapes and no values
+        """Whether the tokens of the parts equal those of the whole model up to rounding."""
+        if whole.is_meta:  # meta tensors have no values
             return True
         whole = vectors.wide(whole)
         atol = 2e-2 * float(whole.detach().std())
@@ -202,7 +211,7 @@ class Backbone:
 
 
 def stretching(module: nn.Module) -> dict[str, bool]:
-    """The options with which position embeddings of a fixed size fit images of another."""
+    """Return the options that make a module interpolate its position embeddings to other sizes."""
     takes = inspect.signature(module.forward).parameters
     return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
@@ -210,9 +219,11 @@ def stretching(module: nn.Module) -> dict[str, bool]:
 def aligned_parameters(
     backbone: Backbone, *, blocks: int | Literal["all"], patterns: list[str]
 ) -> dict[str, nn.Parameter]:
-    """The subset S: the last ``blocks`` blocks with the final norm (G.2), everything that the
-    features depend on, or what matches ``patterns`` (see
-    :func:`vpretrain.models.suffix.choose_aligned`), by its name in ``backbone.model``."""
+    """Return the subset S, by parameter names in ``backbone.model``.
+
+    S is the last ``blocks`` blocks and the final norm (G.2), all parameters that the features
+    depend on ("all"), or those that match ``patterns``; see
+    :func:`vpretrain.models.suffix.choose_aligned`."""
     trained = {
         name: p
         for name, p in backbone.model.named_parameters()
@@ -226,12 +237,12 @@ def aligned_parameters(
 
 @dataclass(frozen=True)
 class Entry:
-    """Images as they enter the suffix.
+    """Input of the suffix for a batch of images.
 
     Args:
-        hidden: ``[B, T, D]``, the input of its first module (the images themselves where S reaches
-            below the blocks), in float32 or wider, with the graph to the images.
-        rest: what else its blocks are called with, such as rotary position embeddings.
+        hidden: ``[B, T, D]`` hidden states at the first module of the suffix, or the images
+            themselves if the suffix is the whole model; float32 or wider.
+        rest: the other arguments of its blocks, such as rotary position embeddings.
     """
 
     hidden: Tensor
@@ -242,9 +253,9 @@ class EncoderSuffix(Suffix):
     """The suffix of a vision transformer, without dropout.
 
     Args:
-        backbone: the whole.
-        aligned: S. If part of it lies below the blocks (patch or position embeddings), the suffix
-            is the whole model.
+        backbone: the whole model.
+        aligned: S. If it includes parameters below the blocks (patch or position embeddings), the
+            suffix is the whole model.
     """
 
     def __init__(self, backbone: Backbone, aligned: Mapping[str, nn.Parameter]) -> None:
@@ -252,8 +263,9 @@ class EncoderSuffix(Suffix):
         self.backbone = backbone
 
     def enter(self, images: Tensor) -> Entry:
-        """Runs what lies below S once; gradients flow to ``images`` (``[B, 3, H, W]``) and to
-        nothing else."""
+        """Run the modules below S once, without dropout.
+
+        Gradients flow to ``images`` (``[B, 3, H, W]``), not to parameters."""
         if self.whole:
             self.backbone.grid(images)
             return Entry(vectors.wide(images), ((), self.backbone.options))
@@ -261,8 +273,8 @@ class EncoderSuffix(Suffix):
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Entered(args, kwargs)
 
-        # The model itself prepares what its blocks need, each architecture in its own way, and is
-        # left there.
+        # Each architecture prepares the arguments of its blocks in its own way, so the model itself
+        # runs up to the first module of the suffix, where the hook stops it.
         hook = self.modules[0].register_forward_pre_hook(stop, with_kwargs=True)
         model = self.backbone.model
         try:
@@ -276,8 +288,9 @@ class EncoderSuffix(Suffix):
 
     @contextmanager
     def entering(self) -> Iterator[list[Entry]]:
-        """Keeps how images enter the suffix in passes of the whole model inside the block, one
-        entry a pass, without their graph; none where the suffix is the whole model."""
+        """Record the suffix's input in passes of the whole model inside the ``with`` block.
+
+        One detached entry per pass; none if the suffix is the whole model."""
         entries: list[Entry] = []
         if self.whole:
             yield entries
@@ -294,8 +307,9 @@ class EncoderSuffix(Suffix):
             hook.remove()
 
     def features(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
-        """``[B, T, D]`` after the final norm as a function of S and of ``entry.hidden``, in the
-        dtype of ``parameters``."""
+        """Return ``[B, T, D]`` tokens after the final norm as a function of S and ``entry.hidden``.
+
+        Computed in the dtype of ``parameters``."""
         norm: list[Call] = [] if self.whole else [((), {})]
         calls = [entry.rest] * (len(self.modules) - len(norm)) + norm
         with evaluating(self.backbone.model):
@@ -303,7 +317,7 @@ class EncoderSuffix(Suffix):
 
 
 def _entry(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
-    """From what the first module of the suffix is called with."""
+    """Make an entry from the arguments of the suffix's first module."""
     hidden = args[0] if args else kwargs.pop("hidden_states")
     return Entry(vectors.wide(hidden), (args[1:], kwargs))
 

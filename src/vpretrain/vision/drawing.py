@@ -1,4 +1,4 @@
-"""Pictures side by side in a PNG."""
+"""Draw pictures side by side in a PNG."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from vpretrain.vision.data.images import IGNORE
 
-_INCHES = 0.9  # side of one picture
+_INCHES = 0.9  # side of each picture
 
 
 def draw_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, *, title: str) -> None:
-    """Writes a PNG of rows of pictures, each with its name.
+    """Write a PNG of named rows of pictures.
 
     Args:
-        rows: ``[3, H, W]`` or ``[1, H, W]`` in [0, 1]; as many in every row.
-        path: of the file; its folder is made.
-        title: above them.
+        rows: pictures by row name, ``[3, H, W]`` or ``[1, H, W]`` in [0, 1]; as many in every row.
+        path: file to write; its folder is made.
+        title: title above the rows.
     """
     columns = len(next(iter(rows.values())))
     size = (_INCHES * columns + 0.9, _INCHES * len(rows) + 0.4)
@@ -40,7 +40,7 @@ def draw_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, *, title: str) -
 
 
 def class_colours(labels: Tensor) -> Tensor:
-    """``[3, H, W]`` in [0, 1] of classes ``[H, W]``; where there is no label, black."""
+    """Colour classes ``[H, W]`` as ``[3, H, W]`` in [0, 1]; pixels without a label are black."""
     colours = torch.tensor(colormaps["tab20"].colors)  # type: ignore[attr-defined]
     shown = colours[labels % len(colours)] * (labels != IGNORE)[..., None]
     return shown.permute(2, 0, 1)

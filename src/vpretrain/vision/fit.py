@@ -1,4 +1,4 @@
-"""Whether a recipe's sizes and counts fit its backbone."""
+"""Check that a recipe's sizes and counts fit its backbone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vpretrain.vision.steering.arms import ARMS
 
 
 def shape_problems(recipe: VisionRecipe) -> list[Problem]:
-    """What is wrong with the backbone that a configuration makes, before its weights are."""
+    """Return the problems of a backbone made from a configuration, without allocating weights."""
     section = recipe.learner
     config, where = section.config, "learner.config"
     if config is None and section.model is None and section.prepare is not None:
@@ -29,10 +29,10 @@ def shape_problems(recipe: VisionRecipe) -> list[Problem]:
 
 
 def check_fit(recipe: VisionRecipe, backbone: Backbone) -> None:
-    """Holds crops, pictures, blocks and candidates against what the learner has.
+    """Check crops, pictures, blocks and candidates against the learner's backbone and head.
 
     Raises:
-        UserError: naming all keys that do not fit.
+        UserError: with all keys that do not fit.
     """
     problems = [*_untiled(recipe, backbone.patch_size, "the learner")]
     depth, prototypes = len(backbone.blocks), recipe.learner.head.prototypes
@@ -61,7 +61,7 @@ def _untiled(recipe: VisionRecipe, patch: int, what: str) -> Iterator[Problem]:
 
 
 def _sides(recipe: VisionRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What the backbone is given, by recipe key: heights and widths in pixels."""
+    """Yield the sizes of the backbone's inputs in pixels, by recipe key."""
     data, crops, section = recipe.data, recipe.learner.crops, recipe.evaluate
     if recipe.learner.kind == "dino":
         yield "learner.crops.global_size", (crops.global_size,)

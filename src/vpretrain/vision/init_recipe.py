@@ -1,5 +1,4 @@
-"""``init`` for pictures: a first recipe from a backbone, a folder of pictures, and a folder of some
-with label maps."""
+"""``vpretrain init`` for vision: a first recipe from a backbone and folders of pictures."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ from vpretrain.vision.loading import load_model
 
 BATCH = 16
 FEWEST = 8
-"""Labelled pictures that steer: heads learn from one half, ``g_down`` is taken on two batches of
-the other."""
+"""Fewest labelled pictures in the feedback set: heads train on one half, ``g_down`` is computed on
+two batches of the other."""
 
 
 _IMAGES = ("images", "image", "imgs", "img", "photos", "JPEGImages", "rgb")
@@ -38,8 +37,7 @@ _MOST_COLOURS = 64
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Pictures with label maps: their folders, what the names of maps have beyond those of their
-    images, and the maps."""
+    """Pictures with label maps: both folders, the suffix of the maps' names, and the maps."""
 
     images: str
     labels: str
@@ -49,7 +47,11 @@ class _Labelled:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a recipe is made of: folders, label code, the sides and how many pictures there are."""
+    """Contents of a recipe.
+
+    ``code``: the recipe keys of the label code. ``steering``: the number of labelled pictures in
+    the feedback set. ``sides``: of global views, local views and pictures, in pixels.
+    ``pictures``: the number of pictures in the stream."""
 
     model: str
     stream: str
@@ -64,20 +66,20 @@ class _Plan:
 def recipe_of(
     model: str, stream: str, feedback: str, evaluation: str | None, *, out: Path
 ) -> tuple[str, int]:
-    """The text of a commented recipe, and how many labelled pictures steer.
+    """Return the text of a commented recipe, and the number of pictures in the feedback set.
 
     Args:
-        model: a folder or a hub id of a ViT.
+        model: folder or hub id of a ViT.
         stream: folder of unlabelled pictures.
-        feedback: folder that holds ``images`` and ``labels`` or ``masks`` (of the same names, or
-            with a suffix such as ``_mask``; a class number or a colour at each pixel), or both
-            together.
-        evaluation: likewise, of pictures that are measured on; None holds out a quarter of the
-            feedback's.
-        out: the file that it will be.
+        feedback: folder with ``images`` and ``labels`` or ``masks`` in subfolders, or side by side.
+            Maps have the names of their images, or these with a suffix such as ``_mask``, and hold
+            a class number or a colour at each pixel.
+        evaluation: folder of the evaluation pictures in the same layout; None: a quarter of the
+            feedback pictures is held out.
+        out: file that the recipe will be written to.
 
     Raises:
-        UserError: a folder or the model cannot be read, or the labelled pictures are too few.
+        UserError: a folder or the model cannot be read, or there are too few labelled pictures.
     """
     steers = _labelled(feedback, "--feedback")
     steering = len(steers.maps) if evaluation else len(steers.maps) * 3 // 4
@@ -177,7 +179,7 @@ checkpoint: {{seconds: 600}}  # a killed run resumes when the same command is gi
 
 
 def _head_keys(plan: _Plan) -> str:
-    """Of a fresh head, or of the one that an earlier run left beside the weights."""
+    """Recipe lines of the head: a fresh one, or the one that was saved with the weights."""
     path = Path(named(plan.model)) / "dino.safetensors"
     if not path.is_file():
         comment = (
@@ -193,11 +195,10 @@ def _head_keys(plan: _Plan) -> str:
 
 
 def _normalisation(model: str) -> list[str]:
-    """Keys of what the backbone's images are normalised with, where it says so and that is not
-    ImageNet's, which is the default."""
+    """Recipe keys of the backbone's normalisation, if known and not the default (ImageNet's)."""
     try:
         said, _ = ImageProcessingMixin.get_image_processor_dict(named(model))
-    except OSError:  # nothing beside the weights says how pictures are prepared
+    except OSError:  # the checkpoint has no image processor
         return []
     keys = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     given = {key: said.get(f"image_{key}") or usual for key, usual in keys.items()}
@@ -207,12 +208,12 @@ def _normalisation(model: str) -> list[str]:
 
 
 def _warmup_steps(pictures: int) -> int:
-    """Ten passes over the pictures, from 20 steps to 500."""
+    """Steps of ten passes over the pictures, between 20 and 500."""
     return min(500, max(20, -(-10 * pictures // BATCH)))
 
 
 def _labelled(folder: str, flag: str) -> _Labelled:
-    """The layout of a folder of labelled pictures (``check`` says which picture has no map)."""
+    """Detect the layout of a folder of labelled pictures; ``check`` reports missing maps later."""
     root = Path(folder).expanduser()
     images, labels = (
         next((name for name in names if (root / name).is_dir()), "") for names in (_IMAGES, _LABELS)
@@ -240,7 +241,7 @@ def _files(folder: Path, apart: Sequence[Path] = ()) -> list[Path]:
 
 
 def _suffix(images: list[str], maps: list[str]) -> str:
-    """What most names of maps have beyond a name of an image; empty where they have the same."""
+    """Most frequent suffix of a map's name after an image's name; empty if the names are equal."""
     known = set(images)
     if not known.isdisjoint(maps) and known != set(maps):
         maps = [name for name in maps if name not in known] or maps
@@ -254,8 +255,7 @@ def _suffix(images: list[str], maps: list[str]) -> str:
 
 
 def _label_keys(maps: list[Path]) -> dict[str, str]:
-    """The recipe's keys of what the numbers or colours in label maps mean; `check` names maps that
-    cannot be read."""
+    """Recipe keys of the label code found in the maps; ``check`` reports unreadable maps later."""
     written: set[int] = set()
     painted: set[int] = set()
     for path in maps:
@@ -270,9 +270,9 @@ def _label_keys(maps: list[Path]) -> dict[str, str]:
     if len(written) < 2:
         message = "every pixel of the label maps has the same number: one class cannot be learned"
         raise user_error("--feedback", message, value=str(classes), accepted="two classes or more")
-    if len(classes) == 1:  # a mask as image editors write it
+    if len(classes) == 1:  # a binary mask as written by image editors
         return {"classes": "2", "label_values": f"[{classes[0]}, {IGNORE}]"}
-    if len(classes) <= classes[-1] // 2:  # 0 and 128, say: most numbers between stand for nothing
+    if len(classes) <= classes[-1] // 2:  # such as 0 and 128: most numbers between are unused
         return {"classes": str(len(classes)), "label_values": str(classes)}
     return {"classes": str(1 + min(classes[-1], IGNORE - 1))}
 
@@ -312,5 +312,5 @@ def _indented(lines: list[str], spaces: int) -> str:
 
 
 def _text(value: str) -> str:
-    """A string as YAML reads it back, whatever is in it."""
+    """Quote a string so that YAML reads it back unchanged."""
     return json.dumps(value, ensure_ascii=False)

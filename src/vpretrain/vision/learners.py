@@ -1,4 +1,4 @@
-"""From a checkpoint to a learner and back."""
+"""Load, warm up and save learners."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from vpretrain.vision.role import AnyPictureLearner
 
 
 def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[AnyPictureLearner, bool]:
-    """The learner of the recipe, and whether it came with its own state (head, teacher; predictor,
-    target encoder).
+    """Return the recipe's learner, and whether its checkpoint held the learner's own state.
+
+    That state is head and teacher (DINO), or predictor and target encoder (I-JEPA).
 
     Args:
-        recipe: which learner.
+        recipe: the recipe of the learner.
         location: folder or hub id of the backbone; None for random weights (``learner.config``).
 
     Raises:
-        UserError: the model cannot be loaded, or is not laid out as the kind of learner asks for.
+        UserError: the model cannot be loaded, or its layout does not fit the kind of learner.
     """
     section = recipe.learner
     # See LearnerBase.dtype.
@@ -58,7 +59,7 @@ def new_learner(recipe: VisionRecipe, location: str | None) -> tuple[AnyPictureL
 
 
 def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearner:
-    """The learner around a backbone; head or predictor are drawn from ``seed``."""
+    """Build the learner around a backbone, with a head or predictor initialised from ``seed``."""
     wide = torch.promote_types(model.dtype, torch.float32)
     autocast = devices.autocast_dtype(section.dtype)
     if section.kind == "ijepa":
@@ -82,7 +83,7 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearn
     chosen = aligned_parameters(
         backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns
     )
-    aligned = {f"backbone.{name}": p for name, p in chosen.items()}  # as in the learner's model
+    aligned = {f"backbone.{name}": p for name, p in chosen.items()}  # names in the learner's model
     settings = DinoSettings(
         **{each.name: getattr(section, each.name) for each in fields(DinoSettings)}
     )
@@ -95,8 +96,10 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearn
 def warm_up(
     learner: AnyPictureLearner, batches: Iterator[ImageBatch], *, steps: int, learning_rate: float
 ) -> list[float]:
-    """Trains a fresh DINO head or I-JEPA predictor on frozen features with an AdamW of its own;
-    returns each step's loss. The gradient of a random one tells the backbone nothing.
+    """Train a fresh DINO head or I-JEPA predictor on frozen features and return each step's loss.
+
+    It has its own AdamW. Without this warm-up, the random head's gradients would be noise to the
+    backbone.
 
     Raises:
         Fault: a loss is not finite.
@@ -110,7 +113,7 @@ def warm_up(
 
 
 def save(learner: AnyPictureLearner, folder: Path) -> None:
-    """Writes the backbone as an ordinary model folder, and ``KIND.safetensors`` beside it."""
+    """Save the backbone as an ordinary model folder, with ``KIND.safetensors`` in it."""
     learner.backbone.model.save_pretrained(folder)
     save_file(
         {name: t.detach().cpu().clone() for name, t in learner.own_state().items()},
@@ -119,14 +122,15 @@ def save(learner: AnyPictureLearner, folder: Path) -> None:
 
 
 def restore(learner: AnyPictureLearner, path: Path) -> None:
-    """Takes up what :func:`save` wrote beside the weights, cast to the learner's dtypes.
+    """Load the learner's own state from the file written by :func:`save`, in the learner's dtypes.
 
     Raises:
-        UserError: it is of a head or predictor of another shape, or the file cannot be read.
+        UserError: the head or predictor has another shape, a value is unusable, or the file cannot
+            be read.
     """
     try:
         saved = load_file(path)
-    except Exception as error:  # safetensors has exceptions of its own
+    except Exception as error:  # safetensors has its own exceptions
         raise user_error(
             str(path), f"this file cannot be read: {error}", accepted="a whole safetensors file"
         ) from error
@@ -149,14 +153,15 @@ def restore(learner: AnyPictureLearner, path: Path) -> None:
 
 
 def beside(learner: AnyPictureLearner) -> dict[str, Tensor]:
-    """Copies of the learner's own state, on the CPU."""
+    """Copy the learner's own state to the CPU."""
     state = learner.own_state()
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def moved_by(learner: AnyPictureLearner, change: Callable[[], object]) -> dict[str, Tensor]:
-    """What a change moved of the learner's own state, for :func:`put_beside`: of a warm-up the head
-    or predictor, and not the whole teacher."""
+    """Apply a change and return the tensors of the learner's own state that it altered.
+
+    For :func:`put_beside`. A warm-up alters the head or predictor, but not the whole teacher."""
     before = beside(learner)
     change()
     after = beside(learner)
@@ -165,7 +170,7 @@ def moved_by(learner: AnyPictureLearner, change: Callable[[], object]) -> dict[s
 
 @torch.no_grad()
 def put_beside(learner: AnyPictureLearner, state: Mapping[str, Tensor]) -> None:
-    """Takes up copies of the learner's own state, or of a part of it; the rest stays."""
+    """Copy values into the learner's own state, or into a part of it."""
     own = learner.own_state()
     for name, tensor in state.items():
         own[name].copy_(tensor)

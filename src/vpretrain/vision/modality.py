@@ -1,4 +1,4 @@
-"""Vision, put together: from a recipe to the parts of a run."""
+"""The vision modality: build the parts of a run from a recipe."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from vpretrain.vision.role import AnyPictureLearner
 from vpretrain.vision.steering.arms import ARMS, DEMO, Site, check_kind
 
 HELD_OUT_PICTURES = 64
-"""Pictures of ``evaluate.split`` that the one-step probe reads at every draw."""
+"""Pictures of ``evaluate.split`` in the held-out loss of the one-step probe."""
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What runs of one recipe share, whatever their arm and seed.
+    """What the runs of a recipe share across arms and seeds.
 
     Args:
         location: folder or hub id of the backbone; None for random weights.
         sets: all pictures.
-        warmed: what their warm-up moved of heads (the learner's and the feedback's), by what makes
-            them.
+        warmed: warmed-up states of the learner's and the feedback's heads, by the settings that
+            determine them.
     """
 
     location: str | None
@@ -68,13 +68,13 @@ class Vision(Modality[VisionRecipe, Materials]):
         self.direct: Collection[str] = ARMS.direct
 
     def load(self, recipe: VisionRecipe) -> Materials:
-        """Reads pictures and finds (or makes) the learner's checkpoint."""
+        """Read all pictures and locate (or make) the learner's checkpoint."""
         sets = read(recipe)
         _warn(sets)
         return Materials(locate(recipe, sets), sets)
 
     def check(self, recipe: VisionRecipe) -> Checked:
-        """Reads the data, and loads the model where it is there already; makes nothing."""
+        """Read the data, and load the model if it exists already; nothing is trained."""
         problems: list[Problem] = []
         section, sets, parts = recipe.learner, None, None
         with collecting(problems):
@@ -88,7 +88,7 @@ class Vision(Modality[VisionRecipe, Materials]):
             return Checked(problems)
         there = section.prepare is None or section.model is not None
         if there or (cached(recipe, sets) / "config.json").is_file():
-            # Everything but the heads' training, which takes long and fails as training does.
+            # All but the training of the heads, which is slow and fails like any training.
             brief = section.model_copy(update={"head_warmup_steps": 0})
             head = recipe.data.feedback.head.model_copy(update={"warmup_steps": 0})
             feedback = recipe.data.feedback.model_copy(update={"head": head})
@@ -112,13 +112,13 @@ class Vision(Modality[VisionRecipe, Materials]):
         return {name: pictures_hash(pictures) for name, pictures in named.items()}
 
     def prepare(self, recipe: VisionRecipe, out: Path | None) -> Path:
-        """A backbone with its head and teacher from the stream, as ``learner.prepare`` says."""
+        """Train a backbone with its head and teacher on the stream, as in ``learner.prepare``."""
         sets = read(recipe)
         return make(recipe, sets, out or cached(recipe, sets))
 
     def build(self, recipe: VisionRecipe, materials: Materials) -> Parts:
-        """Fresh learner, designer, feedback and stream for the recipe's arm and seed."""
-        _designer(recipe)  # refuses what no learner could use, before one is loaded
+        """Build learner, designer, feedback and stream for the recipe's arm and seed."""
+        _designer(recipe)  # raises on an invalid designer before a model is loaded
         learner, complete = new_learner(recipe, materials.location)
         designer, control = _designer(recipe, learner), ARMS.control_of(recipe)
         check_fit(recipe, learner.backbone)
@@ -150,7 +150,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         )
 
     def draw(self, recipe: VisionRecipe, materials: Materials, parts: Parts, folder: Path) -> None:
-        """Crops with their masks and learned views, and predictions before and after the run."""
+        """Draw crops with masks and learned views, and predictions before and after the run."""
         from vpretrain.vision.evaluation.predicted import draw_predictions, drawable
 
         self.picture(recipe, parts, folder / PICTURES / "views.png")
@@ -176,7 +176,9 @@ class Vision(Modality[VisionRecipe, Materials]):
         )
 
     def picture(self, recipe: VisionRecipe, parts: Parts, path: Path) -> bool:
-        """Crops of the next batch, their masks and the learned views, as a PNG."""
+        """Write crops of the next batch, their masks and the learned views as a PNG.
+
+        Returns False, and writes nothing, if there is nothing to show."""
         from vpretrain.vision.steering.picture import draw, shown
 
         crops = recipe.learner.crops
@@ -189,7 +191,7 @@ class Vision(Modality[VisionRecipe, Materials]):
 
 
 def _warn(sets: PictureSets) -> None:
-    """What a person should know of the pictures before the first step, on standard error."""
+    """Print warnings about the pictures, and those left out, on standard error."""
     if not distributed.is_main_process():
         return
     lines = [f"warning: {problem}" for problem in sets.warnings]
@@ -202,7 +204,9 @@ def _warn(sets: PictureSets) -> None:
 def _stream(
     recipe: VisionRecipe, materials: Materials, seed: int | str, *, rank: int = 0, world: int = 1
 ) -> Stream:
-    """The stream, or one process's part of it; heads are warmed up on all of it by all alike."""
+    """Return the stream, or one process's part of it.
+
+    For the warm-up of heads, every process reads whole batches."""
     data = recipe.data
     return Stream(
         materials.sets.stream,
@@ -218,7 +222,7 @@ def _stream(
 def _meta_batches(
     recipe: VisionRecipe, materials: Materials, *, rank: int, world: int
 ) -> Stream | None:
-    """Unlabeled batches of the designer's own, from the stream's sources in another order."""
+    """Return the designer's own unlabeled batches, from the same sources in another order."""
     if recipe.data.meta_batch_size is None:
         return None
     data = recipe.data.model_copy(update={"batch_size": recipe.data.meta_batch_size})
@@ -227,7 +231,7 @@ def _meta_batches(
 
 
 def _warm_up(recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner) -> None:
-    """Of the learner's fresh head or predictor."""
+    """Train the learner's fresh head or predictor on frozen features."""
     warm_up(
         learner,
         _stream(recipe, materials, f"warm-up {recipe.seed}"),
@@ -239,11 +243,11 @@ def _warm_up(recipe: VisionRecipe, materials: Materials, learner: AnyPictureLear
 def _warmed(
     materials: Materials, key: Any, *, make: Callable[[], State], put: Callable[[State], None]
 ) -> None:
-    """Makes a state, which is a copy, and keeps it; or copies it from an earlier build."""
+    """Run a warm-up and keep a copy of the resulting state, or restore it from an earlier build."""
     if key in materials.warmed:
         put(materials.warmed[key])
     else:
-        with distributed.alone():  # all processes make the same
+        with distributed.alone():  # all processes compute the same state
             materials.warmed[key] = make()
 
 
@@ -258,7 +262,7 @@ def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) ->
 
 
 def _encoder(recipe: VisionRecipe, learner: AnyPictureLearner, blocks: int) -> LastBlocks:
-    """What heads and probes read: the backbone, of images normalised as the learner's are."""
+    """Return the encoder of heads and probes: the backbone with the learner's normalisation."""
     crops = recipe.learner.crops
     return LastBlocks(learner.backbone, blocks, crops.mean, crops.std)
 
@@ -266,7 +270,7 @@ def _encoder(recipe: VisionRecipe, learner: AnyPictureLearner, blocks: int) -> L
 def _feedback(
     recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner, *, mixed: bool
 ) -> DenseFeedback:
-    """The feedback set, its heads warmed up; ``mixed``: pictures have the labels of others."""
+    """Build the feedback and warm up its heads; ``mixed`` shuffles labels among pictures."""
     section, sets = recipe.data.feedback, materials.sets
     train, meta = (shuffled(p, recipe.seed) if mixed else p for p in (sets.train, sets.meta))
     encoder = _encoder(recipe, learner, section.head.blocks)
@@ -292,7 +296,7 @@ def _feedback(
         materials,
         ("feedback", recipe.seed, recipe.learner.dtype, recipe.learner.attention, mixed),
         make=warmed_up,
-        # An optimizer takes up the very tensors that it is given.
+        # An optimizer keeps the tensors it is given, without copying.
         put=lambda state: feedback.load_state_dict(copy.deepcopy(state)),
     )
     return feedback
@@ -300,8 +304,9 @@ def _feedback(
 
 @dataclass(frozen=True)
 class _HeldOutLoss:
-    """``L_down`` on held-out pictures, in pieces: heads of its own that never move, and true
-    labels, whatever the arm is given."""
+    """``L_down`` on held-out pictures, in pieces.
+
+    It has its own heads, which never train during the run, and true labels in every arm."""
 
     recipe: VisionRecipe
     materials: Materials
@@ -309,14 +314,15 @@ class _HeldOutLoss:
 
     @cached_property
     def feedback(self) -> DenseFeedback:
-        """Built when it is first asked for, once a build of the parts."""
+        """The held-out feedback, built on first use."""
         return _feedback(self.recipe, self.materials, self.learner, mixed=False)
 
     def __call__(self, draw: int | None = None) -> Iterator[Tensor]:
-        """Of the first pictures, or of a random batch: the ``draw``-th. Every task has its part,
-        whichever set its pictures come from."""
+        """Yield the loss on the first pictures, or on the ``draw``-th random batch.
+
+        Every task is represented, whichever set its pictures come from."""
         feedback = self.feedback
-        # Of pictures that several tasks share one list stands for all of them.
+        # Tasks that share their pictures also share one list.
         lists = [members for members, _ in pooled(self.materials.sets.evaluation, feedback.tasks)]
         if draw is None:
             in_turn = (

@@ -1,4 +1,4 @@
-"""The checkpoint that steering starts from: one that is named, or one that is made once."""
+"""Locate the checkpoint that a run starts from, or make it once."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _OF_LEARNER = (
     *("kind", "crops", "head", "student_temperature", "teacher_temperature", "center_momentum"),
     *("centering", "predictor", "blocks", "error"),
 )
-"""Keys of ``learner`` that what is made depends on."""
+"""Keys of ``learner`` that the prepared checkpoint depends on."""
 
 
 def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
-    """Where the prepared learner is or will be in the cache, named after how it is made."""
+    """Return the folder of the prepared learner in the cache, named after its settings."""
     description = [
         recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
         recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)) | _arithmetic(recipe),
@@ -42,17 +42,18 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
 
 
 def _arithmetic(recipe: VisionRecipe) -> dict[str, str]:
-    """Keys of ``learner`` that say what it is computed in, where that is not the default: the
-    names of checkpoints that are there already stay."""
+    """Return dtype and attention of the learner where they differ from the defaults.
+
+    Defaults are left out, so that the names of existing checkpoints stay valid."""
     keys: dict[str, str] = recipe.learner.model_dump(
         include={"dtype", "attention"}, exclude_defaults=True
     )
-    # In float64 a learner is continued, and made as in float32.
+    # A float64 run continues a learner that was made in float32.
     return {key: value for key, value in keys.items() if value != "float64"}
 
 
 def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
-    """Folder or hub id of the backbone, made here if the cache lacks it; None: random weights."""
+    """Return folder or hub id of the backbone, made if not in the cache; None: random weights."""
     section = recipe.learner
     if section.config is not None:
         return None
@@ -63,10 +64,10 @@ def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
 
 
 def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
-    """Trains a backbone from random weights without steering; the folder appears whole or never."""
+    """Train a backbone from random weights without steering; the folder is written atomically."""
     section = prepared.section_of(recipe.learner.prepare)
     with prepared.replacing_folder(out) as folder, torch.random.fork_rng():
-        torch.manual_seed(section.seed)  # of the weights, and of dropout
+        torch.manual_seed(section.seed)  # for weights and dropout
         save(_trained(recipe, sets, section), folder)
     return out
 
@@ -97,7 +98,7 @@ def _trained(recipe: VisionRecipe, sets: PictureSets, section: Prepare) -> AnyPi
 
 
 def _schedule(section: Prepare) -> Iterator[tuple[float, float]]:
-    """Learning rate and progress of each step: linear warm-up, a cosine to a hundredth."""
+    """Yield learning rate and progress of each step: linear warm-up, cosine to a hundredth."""
     for step in range(section.steps):
         rising = min(1.0, (step + 1) / (section.warmup_steps + 1))
         falling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / section.steps)) / 2

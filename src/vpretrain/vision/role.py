@@ -1,4 +1,4 @@
-"""What the learners of pictures have in common beyond the role of a learner."""
+"""The base class of the vision learners."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vpretrain.vision.data.stream import ImageBatch
 
 
 class PictureLearner(Learner[ImageBatch, ContextT, TaskT]):
-    """A backbone, and what trains or stands beside it and is not released with backbones.
+    """A backbone with the modules of an SSL method that are not released with backbones.
 
     Attributes:
-        kind: ``learner.kind`` in a recipe; its own state is in ``KIND.safetensors``.
-        fresh_key: the recipe's section of :attr:`fresh`.
-        backbone: what heads and probes read.
+        kind: ``learner.kind`` in a recipe; :meth:`own_state` is saved in ``KIND.safetensors``.
+        fresh_key: recipe section of :attr:`fresh`.
+        backbone: the encoder that heads and probes read.
     """
 
     kind: ClassVar[str]
@@ -28,19 +28,19 @@ class PictureLearner(Learner[ImageBatch, ContextT, TaskT]):
     @property
     @abstractmethod
     def fresh(self) -> nn.Module:
-        """The head or predictor: warmed up where a backbone comes without it."""
+        """The head or predictor, warmed up if the backbone comes without it."""
 
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
-        """The task of a context without steering."""
+        """Return the unsteered task of a context."""
 
     @abstractmethod
     def own_state(self) -> dict[str, Tensor]:
-        """All that is not in the backbone's folder, by name; the tensors themselves."""
+        """Return the tensors that are not in the backbone's folder, by name, without copying."""
 
     def restored(self) -> None:
-        """To be called once the tensors of :meth:`own_state` have been written to."""
+        """Update derived state; called after the tensors of :meth:`own_state` were overwritten."""
 
 
 AnyPictureLearner = PictureLearner[Any, Any]
-"""One of them, where it does not matter which."""
+"""Any vision learner."""

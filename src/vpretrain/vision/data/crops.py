@@ -1,4 +1,4 @@
-"""Views of a batch: DINO's global and local crops, seeded by the batch alone."""
+"""DINO's global and local crops of a batch, seeded by the batch alone."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ class Crops:
 
     @property
     def views(self) -> tuple[Tensor, ...]:
-        """All of them, the global ones first."""
+        """All views, global views first."""
         return self.global_views + self.local_views
 
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """Cuts and distorts views, each sample by draws of its own: crop, flip, colour jitter, grey,
-    blur, solarisation.
+    """Multi-crop augmentation: crop, flip, colour jitter, grayscale, blur and solarisation.
 
-    The views are a function of the batch's pixels and seed and of these settings: the global random
-    state is neither read nor changed, and a view does not depend on how many others there are. Only
-    the order in which brightness, contrast, saturation and hue are changed is drawn once for the
-    whole of a view and not for each sample.
+    Each sample has its own random draws; only the order of the colour jitter's four changes is
+    drawn once for a whole view. The views depend on the batch's pixels and seed and on these
+    settings alone: the global random state is neither read nor changed, and a view does not depend
+    on how many others there are.
 
-    The blur differs between the first global view, the others, and the local ones, and only global
-    views after the first are solarised, as in DINO: two global views should not be distorted alike.
+    As in DINO, the blur probability differs between the first global view, the other global views
+    and the local views, and only global views after the first are solarised, so that two global
+    views are not distorted alike.
 
     Each setting is described in :class:`vpretrain.vision.recipe.learner.Crops`.
 
     Raises:
-        ValueError: a size, count, scale or probability that cannot be.
+        ValueError: a size, count, scale or probability is out of range.
     """
 
     global_size: int = 224
@@ -93,8 +93,9 @@ class MultiCrop:
             raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")
 
     def __call__(self, batch: ImageBatch) -> Crops:
-        """The views of a batch, on its device, without a graph; equal batches give equal views, bit
-        for bit. A batch that has been cut already keeps its views."""
+        """Return the views of a batch, on its device and without gradients.
+
+        Equal batches give bit-identical views. A batch that already has views keeps them."""
         if batch.views is not None:
             return batch.views
         first, other, local = self._distortions
@@ -110,17 +111,17 @@ class MultiCrop:
 
     @cached_property
     def _distortions(self) -> list[list[nn.Module]]:
-        """Those of the first global view, of the others, and of local views: made once, since
-        making them takes a while."""
+        """Distortions of the first global view, the other global views and the local views.
+
+        Cached, because building them is slow."""
         return [self._steps(part) for part in ("first", "other", "local")]
 
     @torch.no_grad()
     def _view(
         self, pixels: Tensor, steps: Sequence[Any], seed: int, rank: int, world: int
     ) -> Tensor:
-        # kornia draws from torch's global generator on the CPU, whatever the device of the pixels.
-        # That generator alone is seeded (torch.manual_seed would seed every device's), and put
-        # back.
+        # kornia draws from torch's global CPU generator, whatever the device of the pixels. Only
+        # that generator is seeded (torch.manual_seed would seed every device's), then restored.
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             for step in steps:
@@ -134,14 +135,15 @@ class MultiCrop:
         return normalised(pixels, self.mean, self.std)
 
     def _steps(self, part: str) -> list[nn.Module]:
-        """The distortions of one kind of view, in order; one that never happens is left out, since
-        it costs time."""
+        """Build the distortions of one kind of view, in order.
+
+        A distortion of probability 0 is left out, because it would still cost time."""
         local = part == "local"
         size = self.local_size if local else self.global_size
         scale = self.local_scale if local else self.global_scale
         blur = self.blur[("first", "other", "local").index(part)]
         solarise = self.solarise if part == "other" else 0.0
-        # Three standard deviations to each side, as far as the view has room for it.
+        # Three standard deviations to each side, at most half the view.
         reach = min(int(3 * self.blur_sigma[1] + 0.5), (size - 1) // 2)
         steps: list[nn.Module] = [
             augment.RandomResizedCrop((size, size), scale=scale, ratio=_RATIO)
@@ -164,10 +166,10 @@ class MultiCrop:
 
 
 def _part(drawn: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
-    """Of what kornia drew for a batch, the values for pictures ``rank``, ``rank + world``, ...
+    """Select kornia's random parameters for pictures ``rank``, ``rank + world``, ...
 
-    All are one value a picture, but for the ``order`` of ColorJitter's steps, which is one for
-    all."""
+    Every parameter has one value per picture, except ``order`` (of ColorJitter's steps), which all
+    pictures share."""
     part = {name: value if name == "order" else value[rank::world] for name, value in drawn.items()}
     whole = drawn["forward_input_shape"]
     return part | {"forward_input_shape": torch.cat([whole[:1] // world, whole[1:]])}

@@ -1,5 +1,6 @@
-"""Files to numbers: pixels of 8 bits, label numbers, metres; what cannot be read is refused by
-name."""
+"""Decode image, label and depth files to 8-bit pixels, label numbers and metres.
+
+A file that cannot be read raises :class:`BadFile`, which names it."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ from vpretrain.system.errors import Problem
 DEPTH_SUFFIXES = (".png", ".npy")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""One channel of more than 8 bits, which ``convert("RGB")`` would clip to white."""
+"""PIL modes with one channel of more than 8 bits, which ``convert("RGB")`` would clip to white."""
 _FORMAT, _WHITE_IS_ZERO = "vpretrain format", "vpretrain white is zero"
-"""What an image that has been turned does not say itself any more, in its ``info``."""
+"""Keys of ``Image.info`` for properties that are lost when PIL transposes the image."""
 _TIFF_PHOTOMETRIC = 262
 _WHITE_16_BITS = 65535
 _TWELVE_BITS = 4095
@@ -33,8 +34,10 @@ _TAIL_BYTES = 4096
 
 
 class Container:
-    """A file that others are read from, at positions, so that a forked process may read too; it is
-    closed when the last of them is gone."""
+    """An open file that holds several members.
+
+    Members are read with ``pread``, which leaves the file position alone, so forked processes can
+    share the file. It is closed when the last reference to it is gone."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -43,13 +46,13 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file within a larger one.
+    """A file stored inside a larger file.
 
     Args:
-        name: by which messages call it: ``shard-00.tar:0001.jpg``.
-        within: what holds it.
-        offset: in bytes.
-        length: in bytes.
+        name: its name in messages, such as ``shard-00.tar:0001.jpg``.
+        within: the file that holds it.
+        offset: position of its first byte.
+        length: size in bytes.
     """
 
     name: str
@@ -62,27 +65,27 @@ class Member:
 
     @property
     def suffix(self) -> str:
-        """How its name ends, with the dot."""
+        """File extension in lower case, with the dot."""
         return PurePath(self.name).suffix.lower()
 
     def open(self) -> IO[bytes]:
-        """Its bytes, in memory."""
+        """Read all its bytes into an in-memory file."""
         return io.BytesIO(os.pread(self.within.file.fileno(), self.length, self.offset))
 
 
 ImageSource = Path | Member
-"""Where a picture or a map is read from."""
+"""The file that an image, a label map or a depth map is read from."""
 FileId = tuple[int, str]
-"""What copies of a file have in common: their length in bytes, and a hash of the last 4,096."""
+"""Length in bytes, and SHA-256 of the last 4,096 bytes; equal for copies of one file."""
 
 
 def length_of(source: ImageSource) -> int:
-    """In bytes."""
+    """Return the size of a file in bytes."""
     return source.length if isinstance(source, Member) else source.stat().st_size
 
 
 def file_id(source: ImageSource) -> FileId:
-    """See :data:`FileId`; cheap, whatever the file's length."""
+    """Return the :data:`FileId` of a file; the cost does not depend on its length."""
     length = length_of(source)
     count = min(length, _TAIL_BYTES)
     if isinstance(source, Member):
@@ -96,7 +99,7 @@ def file_id(source: ImageSource) -> FileId:
 
 
 class BadFile(Exception):
-    """What is wrong with one file."""
+    """One file that cannot be used; ``problem`` says why."""
 
     def __init__(self, where: ImageSource, message: str, value: str, accepted: str) -> None:
         self.problem = Problem(str(where), value, accepted, message)
@@ -105,24 +108,25 @@ class BadFile(Exception):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the pixels of files become 8 bits a channel.
+    """How image files are converted to 8 bits per channel.
 
     Args:
-        background: R, G and B from 0 to 255 behind transparent pixels.
-        white_level: the number that is white in one-channel files of 16 bits, 32 bits or floats, 0
-            being black. None: 65535 in 16 bits; wider files are refused, and so are those of 16
-            bits that use 12 of them or fewer, for nothing says what is white there.
+        background: RGB colour (0 to 255) behind transparent pixels.
+        white_level: value of white in one-channel files of 16 bits, 32 bits or floats; black is 0.
+            None: 65535 for 16 bits. Wider files are then refused, and so are 16-bit files whose
+            values fit into 12 bits, because their white level is unknown.
     """
 
     background: tuple[int, int, int] = (255, 255, 255)
     white_level: float | None = None
 
     def pixels(self, path: ImageSource) -> np.ndarray:
-        """RGB, uint8 ``[H, W, 3]``, upright (EXIF orientation applied); of an animation the first
-        frame.
+        """Decode an image to RGB, uint8 ``[H, W, 3]``, with its EXIF orientation applied.
+
+        An animation yields its first frame.
 
         Raises:
-            BadFile: the file cannot be read, or its numbers cannot be brought to 8 bits.
+            BadFile: the file cannot be read, or its values cannot be converted to 8 bits.
         """
         with _opened(path) as image:
             if image.mode in _WIDE_MODES:
@@ -161,20 +165,21 @@ DECODING = Decoding()
 
 
 def packed(colours: np.ndarray) -> np.ndarray:
-    """One number for R, G and B: ``[..., 3]`` uint8 to ``[...]`` int32."""
+    """Pack R, G and B into one number: ``[..., 3]`` uint8 to ``[...]`` int32."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
 def label_numbers(path: ImageSource, *, colours: bool = False) -> np.ndarray:
-    """The numbers of a label map as they are written, upright; whole numbers ``[H, W]``.
+    """Read the raw numbers of a label map, integers ``[H, W]``, with EXIF orientation applied.
 
     Args:
-        path: of an image.
-        colours: read :func:`packed` colours (of a palette, those that it stands for).
+        path: the image that holds the label map.
+        colours: return :func:`packed` colours; palette images are converted to RGB first.
 
     Raises:
-        BadFile: the file cannot be read, or its channels differ and no colours are asked for.
+        BadFile: the file cannot be read, or ``colours`` is False and the image has no integers or
+            several channels that differ.
     """
     with _opened(path) as image:
         if colours:
@@ -193,8 +198,10 @@ def label_numbers(path: ImageSource, *, colours: bool = False) -> np.ndarray:
 
 
 def depth_in_metres(path: ImageSource) -> np.ndarray:
-    """A depth map in metres, float32 ``[H, W]``: a PNG of 16 bits in millimetres (upright), or a
-    ``.npy`` of floating metres.
+    """Read a depth map in metres, float32 ``[H, W]``.
+
+    The file is a 16-bit PNG in millimetres (EXIF orientation applied), or a ``.npy`` of
+    floating-point metres.
 
     Raises:
         BadFile: the file cannot be read, or is neither.
@@ -218,17 +225,17 @@ def depth_in_metres(path: ImageSource) -> np.ndarray:
 
 
 def described(values: np.ndarray) -> str:
-    """Type and shape, for messages."""
+    """Format dtype and shape for messages."""
     return f"{values.dtype} {' x '.join(str(length) for length in values.shape)}"
 
 
 @contextmanager
 def _opened(path: ImageSource) -> Iterator[Image.Image]:
-    """The image of a file, upright; whatever PIL finds wrong while it is decoded is a BadFile."""
+    """Open and decode an image and apply its EXIF orientation; PIL's errors become BadFile."""
     try:
         with Image.open(path if isinstance(path, Path) else path.open()) as image:
             image.info[_FORMAT] = image.format
-            # Pillow turns these in 8 bits alone.
+            # Pillow inverts white-is-zero images only at 8 bits.
             tags = getattr(image, "tag_v2", {})
             image.info[_WHITE_IS_ZERO] = tags.get(_TIFF_PHOTOMETRIC) == 0
             yield _upright(image)
@@ -249,8 +256,8 @@ def _opened(path: ImageSource) -> Iterator[Image.Image]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # a file that is cut off fails here, not as broken EXIF
+    image.load()  # a truncated file fails here, not as broken EXIF
     try:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return image  # EXIF that cannot be read turns nothing
+        return image  # unreadable EXIF: keep the stored orientation

@@ -1,4 +1,4 @@
-"""The files of one picture, and what their numbers mean."""
+"""The files of a picture, and how they are read."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ from vpretrain.vision.data.kept import GIB
 from vpretrain.vision.data.labels import LabelCode
 
 Size = int | tuple[int, int]
-"""Height and width; a single number is the shorter side, the proportions kept (see
-:func:`images.resized`)."""
+"""Height and width, or the shorter side with the aspect ratio kept (see :func:`images.resized`)."""
 Window = tuple[int, int, int, int]
 """Top, left, height and width, in pixels of the upright image."""
 
 LONGEST_TO_SHORTEST = 20
-"""Of the sides of a picture: 1 x 4000 pixels scaled by the shorter side are 64 x 256,000."""
+"""Largest aspect ratio of a picture; 1 x 4000 pixels would be scaled to 64 x 256,000."""
 NYU_DEPTH_METRES = (1e-3, 10.0)
-"""Depths that count on NYUv2."""
+"""Valid depths on NYUv2: above the first, up to the second."""
 
 PROBLEMS_SHOWN = 5
 
@@ -48,11 +47,11 @@ class Files:
     """The files of one picture, and its category.
 
     Args:
-        image: its pixels, in any format and mode that PIL reads.
-        labels: an image with a class number, or a colour, at each pixel.
-        depth: a PNG of 16 bits in millimetres, or a ``.npy`` of floating metres.
+        image: image file, in any format and mode that PIL reads.
+        labels: image with a class number or a colour at each pixel.
+        depth: 16-bit PNG in millimetres, or ``.npy`` of floating-point metres.
         category: class of the whole image.
-        window: the part of the image that is meant; None: all of it. For images without maps.
+        window: part of the image to use; None: all of it.
     """
 
     image: ImageSource
@@ -62,14 +61,14 @@ class Files:
     window: Window | None = None
 
     def read(self, reading: Reading, *, identified: bool = True) -> Picture:
-        """Decodes the files and brings them to a size.
+        """Decode the files and resize the picture.
 
         Args:
-            reading: how.
-            identified: sets ``origin`` and ``file``, which takes a hash of all pixels.
+            reading: how to decode, and the size.
+            identified: set ``origin`` and ``file``, which costs a hash over all pixels.
 
         Raises:
-            BadFile: one of them cannot be used.
+            BadFile: a file cannot be used.
         """
         pixels = torch.from_numpy(reading.decoding.pixels(self.image))
         pixels = pixels.permute(2, 0, 1).contiguous()
@@ -124,15 +123,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become pictures.
+    """How files are decoded to pictures.
 
     Args:
-        code: what the numbers in label maps mean; None leaves label maps alone.
-        depth_metres: depths that are not above the first or are above the second become 0 (not
-            known).
-        size: that every picture is brought to; None keeps each at its own.
-        decoding: of pixels.
-        memory_bytes: for the decoded pictures of a set (see
+        code: meaning of the numbers in label maps; None: label maps are not read.
+        depth_metres: valid depths, above the first and up to the second; others become 0 (unknown).
+        size: size of every picture; None: as stored.
+        decoding: conversion of pixels to 8 bits.
+        memory_bytes: memory for the decoded pictures of a set (see
             :class:`~vpretrain.vision.data.kept.PictureStore`).
     """
 
@@ -147,10 +145,15 @@ AS_STORED = Reading()
 
 
 class Folder:
-    """Pictures that are decoded from their files whenever they are asked for, and hashed only by
-    :meth:`identified`: a stream draws each many times.
+    """Pictures that are decoded from their files on each access.
 
-    ``origins``: :attr:`Picture.origin` of each, where all were decoded once."""
+    Only :meth:`identified` hashes them, because a stream draws each picture many times.
+
+    Args:
+        files: the files of each picture.
+        reading: how they are decoded.
+        origins: :attr:`Picture.origin` of each picture if all have been decoded once, else empty.
+    """
 
     def __init__(
         self, files: Sequence[Files], reading: Reading, origins: Sequence[str] = ()
@@ -164,7 +167,7 @@ class Folder:
         return self._read(index, identified=False)
 
     def identified(self, index: int) -> Picture:
-        """The same with ``origin`` and ``file``."""
+        """Decode a picture and set its ``origin`` and ``file``."""
         return self._read(index, identified=True)
 
     def _read(self, index: int, *, identified: bool) -> Picture:

@@ -1,5 +1,4 @@
-"""Pictures: pixels, and where they are known labels, depth and category, at the size they are used
-at."""
+"""Pictures: pixels with optional labels, depth and category, at the size they are used at."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORE = 255
-"""Label of a pixel that counts in no loss and in no score."""
+"""Label of pixels that are left out of every loss and score."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,20 +20,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One image, with what is known of it.
+    """One image with its annotations.
 
     Args:
-        name: file path, or the name of what generated it (``scenes/dev/12``); errors say it.
+        name: file path, or the name of a generated picture (``scenes/dev/12``); shown in errors.
         pixels: uint8 [3, H, W], RGB.
         labels: int64 [H, W], classes from 0; ``IGNORE`` where there is no label. None: not
             labelled.
-        depth: float32 [H, W], metres along the camera's axis; 0, negative or not finite where it is
-            not known. None: no depth.
-        category: class of the whole image, from 0. None: not known.
-        origin: what tells the picture from others whatever size it is brought to: a hash of its
-            pixels as they were in the file. Empty: :meth:`identity` hashes the pixels it has.
-        file: length in bytes and a hash of the end of the file that the pixels are from, which
-            copies of that file share. None: not known.
+        depth: float32 [H, W], metres along the camera's axis; 0, negative or not finite where
+            unknown. None: no depth.
+        category: class of the whole image, from 0. None: unknown.
+        origin: hash of the pixels as stored in the file, which identifies the picture at any size.
+            Empty: :attr:`identity` hashes the current pixels.
+        file: length in bytes of the file and a hash of its last bytes, equal for copies of the
+            file. None: unknown.
     """
 
     name: str
@@ -63,11 +62,11 @@ class Picture:
 
     @property
     def identity(self) -> str:
-        """The same for two pictures that were one before they were resized and labelled."""
+        """Key that is equal for pictures made from the same pixels, whatever their size."""
         return self.origin or content_id(self.pixels)
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits over pixels, labels, depth and category; not over the name."""
+        """Sixteen hexadecimal digits over pixels, labels, depth and category, not the name."""
         sha = hashlib.sha256(repr((self.size, self.category)).encode())
         maps = {"pixels": self.pixels, "labels": self.labels, "depth": self.depth}
         for what, values in maps.items():
@@ -77,8 +76,9 @@ class Picture:
 
 
 class Pictures(Protocol):
-    """A set of pictures, decoded already (a list) or when asked for; the same index gives the same
-    picture."""
+    """A set of pictures, decoded beforehand (a list) or on access.
+
+    The same index always gives the same picture."""
 
     def __len__(self) -> int: ...
 
@@ -87,7 +87,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Some:
-    """Some pictures of a set, by their places; decoded when they are asked for."""
+    """A subset of pictures, given by their indices; decoded on access."""
 
     pictures: Pictures
     places: Sequence[int]
@@ -107,36 +107,38 @@ def content_id(pixels: Tensor) -> str:
 
 
 def unlabelled(picture: Picture) -> Picture:
-    """The pixels alone: what a stream of unlabeled data is made of."""
+    """Return the picture without labels, depth and category, for the unlabeled stream."""
     return Picture(picture.name, picture.pixels, origin=picture.origin)
 
 
 def valid_depth(
     depth: Tensor, nearest_metres: float = 0.0, farthest_metres: float = float("inf")
 ) -> Tensor:
-    """True where a depth is known and within the range (above ``nearest``, up to ``farthest``);
-    bool, of its shape."""
+    """Return a bool mask of the depth's shape, True where it is known and within the range.
+
+    The range excludes ``nearest_metres`` and includes ``farthest_metres``."""
     return depth.isfinite() & (depth > max(0.0, nearest_metres)) & (depth <= farthest_metres)
 
 
 def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width after scaling the shorter side to ``shorter`` pixels, the proportions
-    kept."""
+    """Return height and width after scaling the shorter side to ``shorter`` pixels.
+
+    The aspect ratio is kept."""
     height, width = size
     scale = shorter / min(height, width)
     return max(shorter, round(height * scale)), max(shorter, round(width * scale))
 
 
 def resized(picture: Picture, size: int | tuple[int, int]) -> Picture:
-    """The picture at another size; the picture itself if it has that size already.
+    """Resize a picture; return it unchanged if it already has the size.
 
-    Pixels are interpolated (bilinear, antialiased); labels and depth are picked from the nearest
-    pixel, so that no class and no depth comes up that was not there.
+    Pixels are interpolated (bilinear, antialiased). Labels and depth take the nearest pixel, so
+    that no class or depth appears that was not there.
 
     Args:
-        picture: what to resize.
-        size: height and width in pixels, whatever that does to the proportions; a single number is
-            the shorter side, the proportions kept.
+        picture: the picture to resize.
+        size: height and width in pixels, whatever the aspect ratio; a single number is the shorter
+            side, with the aspect ratio kept.
     """
     height, width = scaled_size(picture.size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
@@ -155,13 +157,14 @@ def resized(picture: Picture, size: int | tuple[int, int]) -> Picture:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """For each of ``new`` pixels the one of ``old`` that holds its centre (integers, so that
-    nothing rounds)."""
+    """Map each of ``new`` pixels to the one of ``old`` that holds its centre.
+
+    Integer arithmetic, so nothing is rounded."""
     return (2 * torch.arange(new) + 1) * old // (2 * new)
 
 
 def cropped(picture: Picture, top: int, left: int, height: int, width: int) -> Picture:
-    """A window of the picture, in all its maps; it has to lie within it."""
+    """Crop pixels, labels and depth to a window, which must lie within the picture."""
     if min(top, left) < 0 or top + height > picture.size[0] or left + width > picture.size[1]:
         raise ValueError(
             f"{picture.name}: no window {height} x {width} at ({top}, {left}) in {picture.size}"
@@ -176,7 +179,7 @@ def cropped(picture: Picture, top: int, left: int, height: int, width: int) -> P
 
 
 def stacked(pictures: Sequence[Picture]) -> Tensor:
-    """The pixels of pictures of one size, uint8 [B, 3, H, W]."""
+    """Stack the pixels of pictures of one size to uint8 [B, 3, H, W]."""
     if not pictures:
         raise ValueError("a batch needs at least one picture")
     first = pictures[0]
@@ -194,13 +197,12 @@ def normalised(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """What a backbone takes: float32 [B, 3, H, W], each channel brought from [0, 1] to about zero
-    mean and unit variance.
+    """Normalise pixels to a backbone's input, float32 [B, 3, H, W].
 
     Args:
-        pictures: of one size; or their pixels [B, 3, H, W], uint8, or floating in [0, 1].
-        mean: of R, G, B, on the scale [0, 1].
-        std: of R, G, B, on the same scale.
+        pictures: pictures of one size, or their pixels [B, 3, H, W]: uint8, or floating in [0, 1].
+        mean: mean of R, G and B on the scale [0, 1].
+        std: standard deviation of R, G and B on the same scale.
     """
     pixels = pictures if isinstance(pictures, Tensor) else stacked(pictures)
     scaled = pixels.float() if pixels.is_floating_point() else pixels.float() / 255
@@ -209,13 +211,13 @@ def normalised(
 
 
 HASHED = 256
-"""Pictures of a set whose content goes into its hash: decoding all of a large one would take
-hours."""
+"""Most pictures of a set that enter its hash; decoding all of a large set would take hours."""
 
 
 def pictures_hash(pictures: Pictures) -> str:
-    """SHA-256 of how many pictures there are, and of :data:`HASHED` of them or fewer, evenly
-    spaced, with their labels."""
+    """SHA-256 of the number of pictures and of the content of :data:`HASHED` or fewer of them.
+
+    These are evenly spaced, and hashed with labels, depth and category."""
     sha = hashlib.sha256(str(len(pictures)).encode())
     for place in range(0, len(pictures), -(-len(pictures) // HASHED) or 1):
         sha.update(pictures[place].digest().encode())

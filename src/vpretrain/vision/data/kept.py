@@ -1,4 +1,4 @@
-"""Decoded pictures in bounded memory: what does not fit is in a temporary file."""
+"""Decoded pictures in bounded memory; the excess is stored in a temporary file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor is in the file."""
+    """Position, shape and dtype of a tensor in the file."""
 
     offset: int
     shape: torch.Size
     dtype: torch.dtype
 
     def within(self, file: Tensor) -> Tensor:
-        """The tensor, a view of the file's bytes."""
+        """Return the tensor as a view of the file's bytes."""
         length = self.shape.numel() * self.dtype.itemsize
         return file[self.offset : self.offset + length].view(self.dtype).view(self.shape)
 
 
 class PictureStore:
-    """Takes pictures one by one and gives them all back.
+    """Collects pictures one by one, with at most ``memory_bytes`` of them in memory.
 
-    Those beyond ``memory_bytes`` are views of one file that has no name (it is gone with the
-    process); the system reads its pages when they are looked at, and may drop them again."""
+    The rest are views of one memory-mapped, unnamed file, which is deleted with the process; the
+    operating system loads its pages on access and may drop them again."""
 
     def __init__(self, memory_bytes: float) -> None:
         self.left = memory_bytes
@@ -43,7 +43,7 @@ class PictureStore:
         self.file: IO[bytes] | None = None
 
     def add(self, picture: Picture) -> None:
-        """Takes the next picture."""
+        """Add the next picture, in memory as long as there is room, then in the file."""
         maps = [picture.pixels, picture.labels, picture.depth]
         size = sum(each.nbytes for each in maps if each is not None)
         if self.file is None and size <= self.left:
@@ -58,17 +58,17 @@ class PictureStore:
         self.in_file.append((replace(picture, pixels=nothing, labels=None, depth=None), stored))
 
     def pictures(self) -> list[Picture]:
-        """All of them, in the order they came."""
+        """Return all pictures in the order they were added."""
         if self.file is None:
             return self.in_memory
         self.file.flush()
-        # Copy on write: torch takes no memory that must not be written to.
+        # Copy on write, since torch does not accept read-only memory.
         file = torch.from_numpy(np.memmap(self.file, mode="c"))
         return self.in_memory + [_complete(*each, file) for each in self.in_file]
 
 
 def _written(file: IO[bytes], tensor: Tensor) -> _Stored:
-    file.write(bytes(-file.tell() % 8))  # a view starts at a multiple of its items' size
+    file.write(bytes(-file.tell() % 8))  # a view must start at a multiple of its item size
     place = _Stored(file.tell(), tensor.shape, tensor.dtype)
     file.write(tensor.contiguous().numpy().tobytes())
     return place

@@ -1,4 +1,4 @@
-"""What the numbers and colours of label maps mean."""
+"""Decode the numbers and colours of label maps to classes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ Others = Literal["refuse", "void"]
 
 @dataclass(frozen=True)
 class LabelCode:
-    """What the numbers in a label map mean.
+    """Which number in a label map stands for which class.
 
     Args:
-        classes: how many there are, 2 or more.
-        void: the number of pixels without a label, which become ``IGNORE``; None if there is none.
-            255 means that too, unless it is one of ``values``.
-        first: the number that class 0 is written as; class c is ``first + c``.
-        values: the numbers that classes 0, 1, ... are written as, in the place of ``first``.
-        mapped: the class of each number, ``IGNORE`` for no label, in the place of both.
+        classes: number of classes, from 2 to 255.
+        void: number of pixels without a label, which become ``IGNORE``; None: there is none. 255 is
+            void too, unless it stands for a class.
+        first: number of class 0; class c is ``first + c``.
+        values: numbers of classes 0, 1, ...; overrides ``first``.
+        mapped: pairs of number and class, with class ``IGNORE`` for no label; overrides both.
         colours: whether the numbers are :func:`packed` colours.
         others: whether other numbers are refused or count as no label.
+
+    Raises:
+        ValueError: ``classes`` is out of range, or two classes share a number.
     """
 
     classes: int
@@ -50,13 +53,13 @@ class LabelCode:
 
     @classmethod
     def painted(cls, colours: Sequence[tuple[int, int, int]], others: Others = "refuse") -> Self:
-        """Of maps in which class c has the c-th colour."""
+        """Return the code of maps in which class c has the c-th colour."""
         numbers = packed(np.array(colours, np.uint8)).tolist()
         return cls(len(colours), values=tuple(numbers), colours=True, others=others)
 
     @cached_property
     def class_of(self) -> Mapping[int, int]:
-        """The class of each number."""
+        """Class by number."""
         if self.mapped is not None:
             return dict(self.mapped)
         numbers = self.values or range(self.first, self.first + self.classes)
@@ -64,19 +67,19 @@ class LabelCode:
 
     @property
     def void_numbers(self) -> list[int]:
-        """How pixels without a label are written; no colour is that by itself."""
+        """Numbers of pixels without a label; empty for colours."""
         void = set() if self.colours else {IGNORE, *(() if self.void is None else (self.void,))}
         return sorted(void - {*self.class_of})
 
     def written(self, label: int) -> str:
-        """How a class is written."""
+        """Return the numbers or colours that stand for a class, for messages."""
         return " or ".join(self._shown(n) for n, at in self.class_of.items() if at == label)
 
     def decode(self, path: ImageSource, written: np.ndarray) -> Tensor:
-        """Classes from 0, and ``IGNORE``; int64 of the map's shape.
+        """Decode numbers to classes from 0 and ``IGNORE``, int64 of the map's shape.
 
         Raises:
-            BadFile: a number is neither a class nor void, and others are refused.
+            BadFile: a number is neither a class nor void, and ``others`` is "refuse".
         """
         order = sorted(self.class_of)
         numbers, classes = np.array(order), np.array([self.class_of[n] for n in order])

@@ -1,4 +1,4 @@
-"""From the recipe's data section to pictures, and all that is wrong with them."""
+"""Read the pictures of a recipe's data section and collect all problems with them."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class PictureSets:
     Args:
         stream: the sources, without labels.
         train, meta: the two parts of the feedback set.
-        probed: what the probes learn from.
-        evaluation: the pictures of ``evaluate.split``.
-        tasks: by name: what labels can be asked for, with as many classes as there are.
-        skipped: what is wrong with the pictures that ``on_bad_row: skip`` left out.
-        warnings: files that are not read, and pictures that the stream holds twice.
-        retrieval: what is searched, by the name that ``evaluate.retrieval`` gives it.
+        probed: training pictures of the probes.
+        evaluation: pictures of ``evaluate.split``.
+        tasks: downstream tasks by name, with the number of classes in the data.
+        skipped: problems of the pictures that ``on_bad_row: skip`` left out.
+        warnings: unread files, repeated pictures in the stream, and other cautions.
+        retrieval: retrieval sets by their names in ``evaluate.retrieval``.
     """
 
     stream: list[Source]
@@ -71,11 +71,11 @@ class PictureSets:
 
 
 def read(recipe: VisionRecipe) -> PictureSets:
-    """Reads every set.
+    """Read every set of a recipe.
 
     Raises:
-        UserError: with the problems of all sets at once, pictures that are trained and evaluated on
-            and tasks without targets among them.
+        UserError: with the problems of all sets at once, including pictures that are both trained
+            and evaluated on, and tasks without targets.
     """
     data, split = recipe.data, recipe.evaluate.split
     reader = _Reader(recipe)
@@ -142,8 +142,7 @@ class _Reader:
         self._known: dict[str, Pictures] = {}
 
     def stream(self) -> list[Source]:
-        """The sources that can be read; of pictures that are there twice, what ``data.duplicates``
-        says."""
+        """Read the sources; repeated pictures are treated as ``data.duplicates`` says."""
         sources: list[Source] = []
         seen: dict[str, str] = {}
         for i, source in enumerate(self.data.stream):
@@ -163,8 +162,7 @@ class _Reader:
         return sources
 
     def unlabelled(self, spec: Any, where: str) -> Pictures | None:
-        """Pictures of the stream, their shorter side brought to ``load_size``; None where there is
-        a problem with them."""
+        """Read pictures of the stream with ``load_size`` as shorter side; None on a problem."""
         size = self.data.load_size or self.data.image_size
         pictures: Pictures | None = None
         with collecting(self.problems):
@@ -173,7 +171,7 @@ class _Reader:
         return pictures
 
     def labelled(self, spec: Any, where: str) -> list[Picture]:
-        """Decoded pictures with what is known of them; empty where there is a problem."""
+        """Read and decode pictures with their annotations; empty on a problem."""
         size = spec.size or (self.data.image_size, self.data.image_size)
         pictures: list[Picture] = []
         with collecting(self.problems):
@@ -190,7 +188,7 @@ class _Reader:
         return pictures
 
     def searched(self, spec: RetrievalSection) -> Searched | None:
-        """Queries and database, decoded when they are scored; None where there is a problem."""
+        """Read a retrieval set, whose pictures are decoded when scored; None on a problem."""
         truth, images = (self.data.root.expanduser() / at for at in (spec.truth, spec.images))
         searched: Searched | None = None
         with collecting(self.problems):
@@ -300,7 +298,7 @@ def _label_code(spec: LabelledPictures) -> LabelCode | None:
 
 
 def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
-    """All pictures of a set; those that are decoded anew when drawn, in bounded memory."""
+    """Decode all pictures of a set; those of a :class:`Folder` are held in bounded memory."""
     some = pictures if isinstance(pictures, Some) else Some(pictures, range(len(pictures)))
     whole, places = some.pictures, some.places
     if not isinstance(whole, Folder):
@@ -312,7 +310,7 @@ def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
 
 
 def needed(recipe: VisionRecipe) -> list[str]:
-    """The downstream tasks that the recipe's probes are about."""
+    """Return the downstream tasks that the recipe's probes need."""
     probes = recipe.evaluate.probes
     return list(dict.fromkeys("classification" if each == "knn" else each for each in probes))
 
@@ -320,7 +318,7 @@ def needed(recipe: VisionRecipe) -> list[str]:
 def _cautions(
     recipe: VisionRecipe, streamed: int, feedback: list[Picture], evaluation: list[Picture]
 ) -> Iterator[Problem]:
-    """What need not be wrong, and often is."""
+    """Yield warnings about settings that are allowed but often wrong."""
     prototypes, fitting = recipe.learner.head.prototypes, fitting_prototypes(streamed)
     if recipe.learner.kind == "dino" and prototypes > max(fitting, streamed):
         message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
@@ -349,7 +347,7 @@ CLASSES_OF: Mapping[str, Callable[[list[Picture]], set[int]]] = {
     "segmentation": _labelled_classes,
     "classification": _categories,
 }
-"""Which classes some pictures hold, by task."""
+"""By task, the function that returns the classes present in some pictures."""
 
 
 def _misfits(
@@ -361,7 +359,7 @@ def _misfits(
     probed: list[Picture],
     evaluation: list[Picture],
 ) -> Iterator[Problem]:
-    """Tasks without targets, or with wrong ones, and sets too small."""
+    """Yield the problems of tasks with missing or wrong targets, and of sets that are too small."""
     parts = {"data.feedback.sets (train)": train, "data.feedback.sets (meta)": meta}
     wanted: dict[str, list[str]] = {where: list(recipe.data.feedback.tasks) for where in parts}
     for name, pictures in (("train", probed), (recipe.evaluate.split, evaluation)):

@@ -1,4 +1,4 @@
-"""Pictures that are in a set twice, or in two sets that should share none."""
+"""Find pictures that occur twice in a set, or in two sets that must not overlap."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PAIRS_SHOWN = 5
 
 
 def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: str) -> list[Problem]:
-    """A problem if some of the pictures are evaluated on.
+    """Return a problem if some of the pictures are also in the evaluation set ``held_out``.
 
-    Pictures that were decoded are compared by their pixels in the file. Of a set that is only
-    decoded when drawn (a million files, or members of tars) a file is one of those evaluated on if
-    both have the same number of bytes and the same last 4,096."""
+    Pictures that were decoded are compared by the pixels in their files. In a set that is decoded
+    only when drawn (a million files, or members of tars), files are compared by length in bytes and
+    by their last 4,096 bytes."""
     known = {picture.identity: picture.name for picture in held_out}
     pairs = [(name, known[key]) for name, key in identities(pictures) if key in known]
     pairs += _same_files(_undecoded(pictures), held_out)
@@ -33,8 +33,10 @@ def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: st
 
 
 def repeats(pictures: Pictures, first: dict[str, str]) -> list[tuple[int, str, str]]:
-    """Place and name of each picture of a source whose pixels came earlier, and that one's name;
-    ``first`` is added to: names by identity of what came in earlier sources."""
+    """Return index and name of each repeated picture of a source, and the name of the original.
+
+    ``first`` maps the identities of pictures in earlier sources to their names; this source's
+    pictures are added to it."""
     copies = []
     for place, (name, key) in enumerate(identities(pictures)):
         if key in first:
@@ -44,7 +46,7 @@ def repeats(pictures: Pictures, first: dict[str, str]) -> list[tuple[int, str, s
 
 
 def repeats_warning(where: str, pictures: Pictures, pairs: Sequence[tuple[str, str]]) -> Problem:
-    """Of copies that stay in the stream."""
+    """Return a warning about repeated pictures that stay in the stream."""
     message = (
         f"{len(pairs)} of {len(pictures)} pictures are exact copies of others; "
         "data.duplicates=drop leaves them out"
@@ -53,8 +55,9 @@ def repeats_warning(where: str, pictures: Pictures, pairs: Sequence[tuple[str, s
 
 
 def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
-    """Name and :attr:`Picture.identity` of each, of scenes without rendering them; nothing of a
-    folder that was never decoded."""
+    """Yield name and :attr:`Picture.identity` of each picture.
+
+    Scenes are not rendered for it. A folder that was never decoded yields nothing."""
     if isinstance(pictures, Scenes):
         yield from ((name, name) for name in pictures.names())
     elif isinstance(pictures, Some):
@@ -69,7 +72,7 @@ def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
 
 
 def _undecoded(pictures: Pictures) -> Sequence[Files]:
-    """The files of pictures that were never decoded; none of other sets."""
+    """Return the files of a set that was never decoded, and nothing for other sets."""
     if isinstance(pictures, Some):
         files = _undecoded(pictures.pictures)
         return [files[place] for place in pictures.places] if files else []

@@ -1,9 +1,9 @@
-"""Pictures within larger files: columns of tables, and members of WebDataset's tars.
+"""Pictures inside larger files: columns of tables, and members of WebDataset tars.
 
-Where the bytes of a picture lie is noted when the files are read, and they are decoded when they
-are drawn. Members of a local tar stay where they are; pictures of a table, and tars that are
-compressed or at a URL, are laid down once in a temporary file (where ``$TMPDIR`` says) that is gone
-with the process.
+Reading a file only records where the bytes of each picture are; a picture is decoded when it is
+drawn. Members of a local uncompressed tar are read in place. Pictures of a table, and tars that are
+compressed or remote, are copied once to a temporary file (in ``$TMPDIR``) that is deleted with the
+process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from vpretrain.vision.data.decoding import Container, Member
 from vpretrain.vision.data.files import Files
 
 PREFIX = "vpretrain-pictures-"
-_ROWS_PER_READ = 16  # of a table with pictures
+_ROWS_PER_READ = 16  # rows are large: they hold pictures
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a sample are: columns of a table, or what names of members end in (several
-    with semicolons between, the first that a sample has); None: it has no such part."""
+    """Columns of a table, or endings of a tar's members, that hold the parts of a sample.
+
+    An entry can list several endings, separated by semicolons; the first one that a sample has is
+    used. None: samples have no such part."""
 
     image: str
     labels: str | None = None
@@ -38,19 +40,19 @@ class Parts:
     category: str | None = None
 
     def named(self) -> dict[str, str]:
-        """Those that there are."""
+        """Return the column or ending of each part that samples have."""
         return {part: name for part, name in vars(self).items() if name is not None}
 
 
 class Laid:
-    """Bytes one after the other in a temporary file without a name."""
+    """An unnamed temporary file to which members are appended."""
 
     def __init__(self) -> None:
         self._within = Container(tempfile.TemporaryFile(prefix=PREFIX))  # noqa: SIM115
         self._end = 0
 
     def member(self, name: str, content: bytes) -> Member:
-        """Adds bytes; ``OSError`` if the disk is full."""
+        """Append bytes and return where they are; raises ``OSError`` if the disk is full."""
         self._within.file.write(content)
         self._within.file.flush()
         start, self._end = self._end, self._end + len(content)
@@ -58,13 +60,13 @@ class Laid:
 
 
 def of_tables(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[Files | Problem]:
-    """The samples of tables, a row each, named ``file:row``.
+    """Yield one sample per table row, named ``file:row``.
 
-    A picture is bytes of an image file, or as ``datasets`` has it: ``{bytes, path}``, where the
-    path counts (relative to the table's folder) if there are no bytes.
+    A picture is the bytes of an image file, or ``{bytes, path}`` as in ``datasets``; without bytes,
+    the path is used, relative to the table's folder.
 
     Raises:
-        UserError: a file cannot be read, is of another kind, or lacks a column.
+        UserError: a file cannot be read, has another kind, or lacks a column.
     """
     laid = Laid()
     for place in files(pattern, where):
@@ -116,12 +118,13 @@ def _row(
 
 
 def of_tars(pattern: Place, parts: Parts, where: str) -> Iterator[Files | Problem]:
-    """The samples of tars: consecutive members whose names agree up to the first dot.
+    """Yield the samples of tars: consecutive members whose names agree up to the first dot.
 
-    A sample is named ``tar:member``.
+    A picture is named ``tar:member``.
 
     Raises:
-        UserError: a tar cannot be read from a place on, which is named.
+        UserError: a tar cannot be read (the error names the last member read), or none of its
+            members has one of the endings.
     """
     endings = {
         part: [ending.strip(". ").lower() for ending in names.split(";")]
@@ -162,7 +165,7 @@ def _sample(
 
 
 def _samples(place: Place, wanted: set[str]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Name and members of each sample, by how they end; members of other endings are left out."""
+    """Yield the key of each sample and its members by ending; other endings are left out."""
     name, members, last = "", dict[str, Member](), ""
     try:
         within = Container(_seekable(place))
@@ -177,7 +180,7 @@ def _samples(place: Place, wanted: set[str]) -> Iterator[tuple[str, dict[str, Me
                     members = {}
                 said, name = f"{place}:{each.name}", key
                 members[ending] = Member(said, within, each.offset_data, each.size)
-            # tarfile ends in silence where a header is cut off or broken.
+            # tarfile stops without an error at a truncated or broken header.
             within.file.seek(tar.offset)
             if within.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("what follows is no member, and no end of a tar")
@@ -190,7 +193,7 @@ def _samples(place: Place, wanted: set[str]) -> Iterator[tuple[str, dict[str, Me
 
 
 def _seekable(place: Place) -> IO[bytes]:
-    """A local tar itself; of a compressed or remote one a copy without a name."""
+    """Open a local uncompressed tar, or an unnamed temporary copy of any other."""
     if isinstance(place, Path) and place.suffix == ".tar":
         return place.open("rb")
     copy: IO[bytes] = tempfile.TemporaryFile(prefix=PREFIX)  # noqa: SIM115
@@ -205,7 +208,9 @@ def _seekable(place: Place) -> IO[bytes]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """``a/0001.seg.png`` is ``a/0001`` and ``seg.png``, as in WebDataset; hidden files are none."""
+    """Split a name into key and ending as WebDataset does: ``a/0001`` and ``seg.png``.
+
+    The key of a hidden file is empty."""
     folder, slash, base = name.rpartition("/")
     key, _, ending = base.partition(".")
     return (folder + slash + key if key else ""), ending.lower()

@@ -1,4 +1,4 @@
-"""What a camera sees of a room with solids in it: colour, owner and depth of every pixel.
+"""Ray-cast a room with solid objects to the colour, object and depth of every pixel.
 
 Coordinates are metres from the camera, which looks along z: x to the right, y DOWN, z forward."""
 
@@ -16,21 +16,21 @@ SHAPES = ("ball", "box", "cone")
 TEXTURES = ("striped", "chequered", "mottled")
 
 FOCAL = 0.9
-"""In lengths of the picture's side: a field of view of 58 degrees."""
+"""Focal length as a multiple of the picture's side: a field of view of 58 degrees."""
 _AMBIENT = 0.45
-_BOX_HALF = 0.42  # width of a box against its height, halved
+_BOX_HALF = 0.42  # half the width of a box relative to its height
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A solid texture: the two colours alternate through space, as grain does through wood.
+    """A solid texture of two colours that alternate through space, like the grain of wood.
 
     Args:
         texture: index into ``TEXTURES``.
         colours: [2, 3] RGB in [0, 1].
-        waves: [3, W] radians per metre along x, y, z; as many waves as the texture takes.
+        waves: [3, W] wave vectors, radians per metre along x, y, z; W depends on the texture.
         phases: [W] radians.
-        period_metres: of the finest wave.
+        period_metres: period of the finest wave.
     """
 
     texture: int
@@ -40,7 +40,9 @@ class Surface:
     period_metres: float
 
     def colour(self, points: Array, pixels_per_metre: Array | float) -> Array:
-        """RGB [N, 3] at points [N, 3]; the pattern fades where a pixel is too coarse to show it."""
+        """Return RGB [N, 3] at points [N, 3].
+
+        The pattern fades where pixels are too coarse to show it."""
         waves = np.sin(_product(points, self.waves) + self.phases)
         if self.texture == 0:
             pattern = 3.0 * waves[:, 0]
@@ -58,14 +60,14 @@ class Thing:
     """One object, standing on the ground or hanging above it.
 
     Args:
-        category: what it is, which rendering does not ask.
+        category: class of the object; not used by the renderer.
         shape: index into ``SHAPES``.
-        x: metres to the right, of its middle.
-        z: metres forward, of its middle.
+        x: metres to the right, of its centre.
+        z: metres forward, of its centre.
         height: metres.
         lift: metres from the ground to its underside.
-        turn: radians about the vertical.
-        surface: its texture, in coordinates of its own.
+        turn: rotation about the vertical axis, radians.
+        surface: its texture, in the object's own coordinates.
     """
 
     category: int
@@ -80,12 +82,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Room:
-    """Everything that is background, and the light.
+    """The background and the light.
 
     Args:
-        horizon: row of the horizon, as a share of the picture's height.
+        horizon: row of the horizon, as a fraction of the picture's height.
         camera_metres: height of the camera above the ground.
-        wall_metres: depth of the wall at the end.
+        wall_metres: depth of the back wall.
         ground: texture of the ground.
         wall: texture of the wall.
         light: [3] unit vector towards the light.
@@ -104,11 +106,11 @@ class Room:
 def render(
     room: Room, things: Sequence[Thing], size: int
 ) -> tuple[Array, NDArray[np.int64], Array]:
-    """What the camera sees; whichever surface is nearer hides the other, pixel by pixel.
+    """Render what the camera sees; at each pixel the nearest surface hides the others.
 
     Args:
-        room: the background.
-        things: in any order.
+        room: background and light.
+        things: objects, in any order.
         size: height and width in pixels.
 
     Returns:
@@ -140,8 +142,7 @@ def render(
 
 
 def _shade(room: Room, normals: Array) -> Array:
-    """Brightness [N, 1] of surfaces with these normals [N, 3]: ambient light, and the lamp where
-    they face it."""
+    """Brightness [N, 1] of surfaces with normals [N, 3]: ambient light plus the lamp's."""
     lit = np.maximum(_product(normals, room.light[:, None]), np.float32(0))
     return np.float32(_AMBIENT) + np.float32(0.75) * lit
 
@@ -149,7 +150,7 @@ def _shade(room: Room, normals: Array) -> Array:
 def _background(
     room: Room, things: Sequence[Thing], across: Array, down: Array
 ) -> tuple[Array, Array]:
-    """Ground and wall, and the shadows on the ground; colour [S, S, 3] and depth [S, S]."""
+    """Render wall, ground and shadows on the ground: colour [S, S, 3] and depth [S, S]."""
     size = len(across)
     # The ground begins below the wall.
     first = int((down * room.wall_metres <= room.camera_metres).sum())
@@ -167,7 +168,7 @@ def _background(
         painted = surface.colour(points[rows].reshape(-1, 3), pixels_per_metre)
         colour[rows] = (painted * _shade(room, np.array([up], np.float32))).reshape(-1, size, 3)
     ground = points[first:]
-    for thing in things:  # a soft shadow, to the side that is away from the lamp
+    for thing in things:  # a soft shadow, away from the lamp
         reach = 0.55 * thing.height
         off_x, off_z = (ground[..., axis] - at for axis, at in ((0, thing.x), (2, thing.z)))
         off_x, off_z = off_x + 0.3 * reach * room.light[0], off_z + 0.3 * reach * room.light[2]
@@ -176,7 +177,7 @@ def _background(
 
 
 def _window(room: Room, thing: Thing, across: Array, down: Array) -> tuple[slice, slice]:
-    """Rows and columns that hold all of the object: those its bounding box projects to."""
+    """Rows and columns that the object's bounding box projects to."""
     reach = _girth(thing)
     near, far = thing.z - reach, thing.z + reach
     left = min((thing.x - reach) / near, (thing.x - reach) / far)
@@ -189,28 +190,29 @@ def _window(room: Room, thing: Thing, across: Array, down: Array) -> tuple[slice
 
 
 def _girth(thing: Thing) -> float:
-    """Radius of the upright cylinder that holds the object, metres."""
+    """Radius in metres of the upright cylinder around the object."""
     return thing.height * (_BOX_HALF * 2**0.5 if SHAPES[thing.shape] == "box" else 0.5)
 
 
 def _product(vectors: Array, matrix: Array) -> Array:
-    """``vectors @ matrix`` for vectors [..., 3], in a fixed order: a BLAS rounds as their number
-    and its threads suit it."""
+    """``vectors @ matrix`` for vectors [..., 3], summed in a fixed order.
+
+    A BLAS would round differently depending on the number of vectors and threads."""
     x, y, z = (vectors[..., axis, None] * matrix[axis] for axis in range(3))
     return x + y + z
 
 
 def _turned(vectors: Array, angle: float) -> Array:
-    """Vectors [..., 3] in axes turned about the vertical."""
+    """Express vectors [..., 3] in axes rotated by ``angle`` about the vertical."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return _product(vectors, np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]], np.float32))
 
 
 def _met(thing: Thing, camera: Array, rays: Array) -> Array:
-    """Depth at which rays [N, 3] first meet the object, [N] metres; infinite where they miss it.
+    """Depth [N] in metres at which rays [N, 3] first meet the object; infinite where they miss it.
 
-    Camera and rays are in the object's own axes, whose origin is the middle of its underside. A
-    ray's length counts in depth, since its z is 1 in the camera's axes."""
+    Camera and rays are in the object's own axes, with the origin at the centre of its underside.
+    The parameter along a ray is depth, because its z is 1 in the camera's axes."""
     height = np.float32(thing.height)
     with np.errstate(divide="ignore", invalid="ignore"):
         if SHAPES[thing.shape] == "box":
@@ -219,8 +221,8 @@ def _met(thing: Thing, camera: Array, rays: Array) -> Array:
             one, other = (low - camera) / rays, (high - camera) / rays
             near, far = np.minimum(one, other).max(1), np.maximum(one, other).min(1)
             return np.where((near <= far) & (near > 0), near, np.float32(np.inf))
-        # A ball about its middle, or a cone about its tip, is where a quadratic form of the offset
-        # is constant.
+        # On a ball around its centre, or a cone around its tip, a quadratic form of the offset is
+        # constant.
         ball = SHAPES[thing.shape] == "ball"
         offset = camera + np.array([0, height / 2 if ball else height, 0], np.float32)
         # The cone is as wide as it is high.
@@ -234,15 +236,14 @@ def _met(thing: Thing, camera: Array, rays: Array) -> Array:
             return np.where(at > 0, at, np.float32(np.inf))
         below_tip = offset[1] + at * rays[:, 1]
         at = np.where((at > 0) & (below_tip >= 0) & (below_tip <= height), at, np.float32(np.inf))
-        base = -camera[1] / rays[:, 1]  # what a cone that hangs above the camera shows of itself
+        base = -camera[1] / rays[:, 1]  # the base, visible if the cone hangs above the camera
         x, z = camera[0] + base * rays[:, 0], camera[2] + base * rays[:, 2]
         base = np.where((base > 0) & (x * x + z * z <= height**2 / 4), base, np.float32(np.inf))
         return np.minimum(at, base)
 
 
 def _normals(thing: Thing, points: Array) -> Array:
-    """Outward unit normals [N, 3] at points [N, 3] of the surface, both in the object's own
-    axes."""
+    """Outward unit normals [N, 3] at points [N, 3] of the surface, in the object's own axes."""
     height = thing.height
     if SHAPES[thing.shape] == "box":
         half = np.array([_BOX_HALF, 0.5, _BOX_HALF], np.float32)

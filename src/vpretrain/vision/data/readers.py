@@ -1,7 +1,8 @@
-"""Pictures from folders.
+"""Read pictures from folders, tables and tars.
 
-Every file is decoded once when a folder is read, which is the only way to know that it can be. What
-cannot be used is either an error that names it, or is left out, counted and named."""
+Unless a set is read without ``check``, every file is decoded once, which is the only way to know
+that it can be. A file that cannot be used raises an error that names it, or is left out and
+reported."""
 
 from __future__ import annotations
 
@@ -30,14 +31,13 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".pbm", ".gif", ".avif", ".jp2", ".tga"),
 )
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
-"""Of label maps: what JPEG writes are other numbers."""
+"""Endings of label maps; JPEG is left out because its compression changes the numbers."""
 _ENDINGS = f"files ending in {', '.join(IMAGE_SUFFIXES)}"
 _EIGEN_ROWS, _EIGEN_COLUMNS, _EIGEN_SIZE = (45, 471), (41, 601), (480, 640)
 
 
 class FolderContents(NamedTuple):
-    """One picture or more; what is wrong with those left out; that there are files of other
-    endings, if there are."""
+    """At least one picture, the problems of the pictures left out, and a note on unread files."""
 
     pictures: Pictures
     skipped: list[Problem]
@@ -55,23 +55,24 @@ def read_folder(
     apart_from: Sequence[Path] = (),
     label_suffix: str = "",
 ) -> FolderContents:
-    """The images of a folder and its subfolders by name, each with the maps of the same name.
+    """Read the images of a folder and its subfolders, sorted by path, with the maps of their names.
 
     Args:
-        images: folder of the images; ``labels`` and ``depth`` may be within it.
-        labels: folder of the label maps (see :data:`LABEL_SUFFIXES`), with the same subfolders, or
-            that of the images; needs ``reading.code``.
-        depth: of the depth maps, ``.png`` of 16 bits in millimetres or ``.npy`` of floating metres.
+        images: folder of the images; ``labels`` and ``depth`` may be inside it.
+        labels: folder of the label maps (see :data:`LABEL_SUFFIXES`), with the same subfolders; may
+            be the folder of the images. Needs ``reading.code``.
+        depth: folder of the depth maps: 16-bit ``.png`` in millimetres or ``.npy`` of
+            floating-point metres.
         reading: how they are decoded.
-        on_bad_row: "stop" raises for what cannot be used, "skip" leaves it out.
-        keep: True keeps the decoded pictures; False decodes them again whenever they are drawn.
-        apart_from: subfolders that hold no pictures of the set, as ``labels`` and ``depth`` do not.
-        label_suffix: what the names of label maps have beyond those of their images; images of
-            such names are none of the set.
+        on_bad_row: "stop" raises if a picture cannot be used, "skip" leaves it out.
+        keep: True keeps the decoded pictures, False decodes them on each access.
+        apart_from: further subfolders to exclude, besides ``labels`` and ``depth``.
+        label_suffix: suffix of a label map's name after the name of its image. Files with this
+            suffix are not images of the set.
 
     Raises:
-        UserError: a folder is missing or holds no picture, two images have one label map, pictures
-            cannot be used (the first five, and how many more), or all labels are of one class.
+        UserError: a folder is missing or holds no images, two images share a map, pictures cannot
+            be used (the first five are named, the rest counted), or all labels are of one class.
     """
     if labels is not None and reading.code is None:
         raise ValueError("label maps need a code: LabelCode(classes=...)")
@@ -104,8 +105,9 @@ def read_ade20k(
     on_bad_row: OnBadRow = "stop",
     keep: bool = True,
 ) -> FolderContents:
-    """ADE20K as in SceneParse150 (0 is void, 1..150 are classes 0..149): ``root/images/SPLIT`` and
-    ``annotations/SPLIT``; see :func:`read_folder`."""
+    """Read ADE20K (SceneParse150) from ``root/images/SPLIT`` and ``root/annotations/SPLIT``.
+
+    In its label maps 0 is void and 1..150 are classes 0..149. See :func:`read_folder`."""
     images, labels = (Path(root) / part / split for part in ("images", "annotations"))
     reading = replace(reading, code=LabelCode(150, void=0, first=1))
     return read_folder(images, labels, reading=reading, on_bad_row=on_bad_row, keep=keep)
@@ -119,8 +121,9 @@ def read_nyuv2(
     on_bad_row: OnBadRow = "stop",
     keep: bool = True,
 ) -> FolderContents:
-    """NYUv2 depth: ``root/SPLIT/rgb`` and ``depth`` (by name, PNG or ``.npy``); see
-    :func:`read_folder`."""
+    """Read NYUv2 depth from ``root/SPLIT/rgb`` and ``root/SPLIT/depth`` (PNG or ``.npy``).
+
+    Images and depth maps are matched by name. See :func:`read_folder`."""
     images, depth = (Path(root) / split / part for part in ("rgb", "depth"))
     return read_folder(images, depth=depth, reading=reading, on_bad_row=on_bad_row, keep=keep)
 
@@ -133,11 +136,12 @@ def read_categories(
     keep: bool = False,
     check: bool = True,
 ) -> FolderContents:
-    """One folder of images a category, as ImageNet has it; categories count from 0 in the order of
-    the folders' names. See :func:`read_folder`.
+    """Read one folder of images per category, as in ImageNet.
 
-    Without ``check`` nothing is decoded beforehand, where a million files make that too slow: one
-    that cannot be read then stops the run when it is drawn."""
+    Categories count from 0 in the order of the folders' names. See :func:`read_folder`.
+
+    Without ``check`` (and ``keep``) nothing is decoded beforehand, which would take too long for a
+    million files; a file that cannot be read then stops the run when it is drawn."""
     root = Path(root)
     _check_folder(root)
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
@@ -159,8 +163,10 @@ def read_categories(
 
 
 def eigen_crop(depth: Tensor) -> Tensor:
-    """True within the part of NYUv2's images that depth is scored on, rows 45..470 and columns
-    41..600 of 480 x 640; bool, of the shape of ``depth`` [..., H, W], scaled to its size."""
+    """Return the Eigen crop, the part of NYUv2's images that depth is scored on.
+
+    A bool mask of the shape of ``depth`` [..., H, W], True in rows 45..470 and columns 41..600 of
+    480 x 640, scaled to its size."""
     mask = torch.zeros(depth.shape, dtype=torch.bool, device=depth.device)
     height, width = depth.shape[-2:]
     top, bottom = (round(row * height / _EIGEN_SIZE[0]) for row in _EIGEN_ROWS)
@@ -177,8 +183,9 @@ def read_packed(
     on_bad_row: OnBadRow = "stop",
     check: bool = True,
 ) -> FolderContents:
-    """Pictures within larger files (:mod:`vpretrain.vision.data.packed`), decoded when they are
-    drawn; without ``check`` not before either. See :func:`read_folder`."""
+    """Read pictures inside larger files (see :mod:`vpretrain.vision.data.packed`).
+
+    They are decoded on each access, and with ``check`` once beforehand. See :func:`read_folder`."""
     files: list[Files] = []
     problems: list[Problem] = []
     for sample in samples:
@@ -204,8 +211,7 @@ def _read(
     *,
     keep: bool,
 ) -> Pictures:
-    """Decodes everything once, and keeps what can be used; what is wrong is added to
-    ``problems``."""
+    """Decode every picture once and return the usable ones; the rest is added to ``problems``."""
     good: list[Files] = []
     origins: list[str] = []
     decoded = PictureStore(pictures.reading.memory_bytes)
@@ -237,7 +243,7 @@ def _read(
 
 
 def _check_classes(where: Path | str, code: LabelCode | None, classes: set[int]) -> None:
-    """Nothing can be learned where all pixels are of one class; masks of 0 and 255 look so."""
+    """Refuse label maps with a single class, such as masks of 0 and 255, where 255 is void."""
     if code is None or len(labelled := classes - {IGNORE}) != 1:
         return
     written = code.written(labelled.pop())
@@ -261,10 +267,14 @@ def _check_folder(folder: Path) -> None:
 def image_files(
     folder: Path, apart_from: Sequence[Path] = (), label_suffix: str = ""
 ) -> tuple[list[Path], Counter[str]]:
-    """The image files in and below a folder by name, at least one, and the number of other files by
-    ending; label maps, whose names end in the suffix, are neither.
+    """Return the images in and below a folder, sorted, and the number of other files by ending.
 
-    Hidden files and folders are passed over without a word; linked folders are not followed."""
+    Label maps, whose names end in ``label_suffix``, count as neither. Hidden files and folders are
+    skipped silently. Linked folders are not followed, but counted among the others.
+
+    Raises:
+        UserError: the folder is missing or holds no images.
+    """
     _check_folder(folder)
     maps = {path.resolve() for path in apart_from}
     images: list[Path] = []

@@ -1,12 +1,12 @@
 """Small rendered scenes: textured solids on a ground plane, with exact labels and depth.
 
-An object's category is its pattern: two colours, opposite to each other about a grey, in stripes or
-chequers. The six differ in which way the colours differ and in how they alternate, and neither
-alone names one. A pattern is finer than a small patch and its mean is grey in every category: what
-tells is how colour varies, which takes a feature that is not linear in pixels. Shape, size, place,
-light and the room are drawn at will. The objects of a scene are of few categories, as things in
-photographs come in company. Every pixel is of the first surface that the ray through its centre
-meets, and label and depth are that surface's."""
+An object's category is its pattern: two colours on opposite sides of a grey, in stripes or
+chequers. The six categories combine three colour pairs with two textures, so neither colour nor
+texture alone identifies one. Patterns are finer than a small patch and every category has the same
+grey mean, so the category shows only in how colour varies, which needs a feature that is not linear
+in pixels. Shape, size, position, light and room are random. A scene holds few categories, because
+objects in photographs are correlated. Every pixel shows the first surface that the ray through its
+centre meets, and has that surface's label and depth."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ COLOURS = ("red and cyan", "green and magenta", "blue and yellow")
 KINDS = tuple((colours, texture) for texture in (0, 1) for colours in range(3))
 """Colours and texture of each category, as indices into ``COLOURS`` and ``TEXTURES``."""
 CATEGORIES = tuple(f"{TEXTURES[texture]} {COLOURS[colours]}" for colours, texture in KINDS)
-"""What :attr:`Picture.category` counts."""
+"""Names of :attr:`Picture.category`."""
 CLASSES = ("background", *CATEGORIES)
-"""What :attr:`Picture.labels` count: a category's label is one more than the category."""
+"""Names of :attr:`Picture.labels`; the label of an object is its category + 1."""
 SPLITS = ("stream", "feedback", "dev", "test")
 
 NEAREST_METRES, FARTHEST_METRES = 0.5, 10.0
-"""No depth in a scene is outside of this."""
+"""Range of all depths in a scene."""
 
-_HANGING = 1 / 3  # of the objects: were all on the ground, the row alone would tell background
-_HEIGHTS = (1.0, 0.85, 1.2)  # of ball, box and cone, so that each covers about as many pixels
-_COMPANY = 2  # categories in one scene, at most
+# Fraction of objects above the ground; with all of them on it, the row would reveal the background.
+_HANGING = 1 / 3
+_HEIGHTS = (1.0, 0.85, 1.2)  # ball, box and cone, so that each covers about as many pixels
+_COMPANY = 2  # most categories in one scene
 
 
 def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Picture:
-    """One scene: a pure function of its arguments (on one kind of machine: sines may differ in the
-    last bit).
+    """Render one scene, a pure function of the arguments.
 
-    The layout does not depend on the size, only how finely it is seen and the sensor's noise.
-    Labels are 0..6 (``CLASSES``), depth is 0.5..10 metres at every pixel, and the category (0..5,
-    ``CATEGORIES``) that of the object with most visible pixels.
+    On another kind of machine, sines may differ in the last bit. The layout does not depend on the
+    size, which changes only the resolution and the sensor noise. Labels are 0..6 (``CLASSES``),
+    depth is 0.5..10 metres at every pixel, and the category (0..5, ``CATEGORIES``) is that of the
+    object with most visible pixels.
 
     Args:
-        seed: of a sequence of scenes, at least 0.
-        index: of the scene in it, at least 0.
+        seed: seed of a sequence of scenes, at least 0.
+        index: index of the scene in the sequence, at least 0.
         size: height and width in pixels, at least 8.
-        name: of the picture; ``scene/SEED/INDEX`` if left out.
+        name: name of the picture; default ``scene/SEED/INDEX``.
     """
     if seed < 0 or index < 0 or size < 8:
         raise ValueError(f"seed and index start at 0 and size at 8, got {seed}, {index} and {size}")
@@ -72,14 +73,17 @@ def scene(seed: int, index: int, size: int, *, name: str | None = None) -> Pictu
 
 
 class Scenes:
-    """The scenes of a split, each rendered when it is first asked for and kept.
+    """The scenes of a split, each rendered on first access and kept.
 
     Args:
-        split: one of ``SPLITS``; no scene of one is in another.
-        count: how many; a longer set begins with the shorter one's scenes.
+        split: one of ``SPLITS``, which share no scenes.
+        count: number of scenes; a longer set begins with the scenes of a shorter one.
         size: height and width in pixels.
-        seed: at least 0.
-        labelled: False leaves labels, depth and category out, which saves most of the memory.
+        seed: seed of the scenes.
+        labelled: False leaves out labels, depth and category, which saves most of the memory.
+
+    Raises:
+        UserError: there is no such split, or ``count`` is below 1.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Scenes:
             message = "a set of scenes holds at least one"
             raise user_error("count", message, value=count, accepted="1 or more")
         self.split, self.size, self.labelled = split, size, labelled
-        # 63 bits of a hash: seeds of different splits are as good as certain to differ.
+        # 63 bits of a hash, so that seeds of different splits practically never collide.
         sha = hashlib.sha256(f"{split}/{seed}".encode())
         self._seed = int.from_bytes(sha.digest()[:8], "big") >> 1
         self._name = f"scenes/{split}/{seed}"
@@ -102,11 +106,11 @@ class Scenes:
         return len(self._kept)
 
     def names(self) -> list[str]:
-        """Of all pictures, which are not rendered for it."""
+        """Return the names of all pictures without rendering them."""
         return [f"{self._name}/{number}" for number in range(len(self))]
 
     def __getitem__(self, index: int, /) -> Picture:
-        number = range(len(self))[index]  # an IndexError past the end is what stops iteration
+        number = range(len(self))[index]  # iteration stops at the IndexError past the end
         kept = self._kept[number]
         if kept is None:
             made = scene(self._seed, number, self.size, name=f"{self._name}/{number}")
@@ -115,7 +119,7 @@ class Scenes:
 
 
 def scenes(split: str, count: int, size: int, seed: int, *, labelled: bool = True) -> Scenes:
-    """The scenes of a split (see :class:`Scenes`)."""
+    """Return the scenes of a split (see :class:`Scenes`)."""
     return Scenes(split, count, size, seed, labelled=labelled)
 
 
@@ -133,10 +137,9 @@ def _room(draw: np.random.Generator) -> Room:
 
 
 def _things(draw: np.random.Generator) -> list[Thing]:
-    """Two or three large objects, spread over the width."""
+    """Draw two or three large objects, spread over the width."""
     count = 2 + int(draw.random() * 2)
-    # Evenly spread in 1 / z, which is evenly in apparent size; then in a random order from left to
-    # right.
+    # Evenly spread in 1 / z, hence in apparent size, and in random order from left to right.
     spread = (np.arange(count) + draw.random(count)) / count
     depths = 1 / (1 / 2.3 + spread * (1 / 1.5 - 1 / 2.3))
     places = (draw.permutation(count) + draw.random(count)) / count
@@ -155,7 +158,7 @@ def _things(draw: np.random.Generator) -> list[Thing]:
 
 
 def _pattern(draw: np.random.Generator, category: int) -> Surface:
-    """Fine enough for a patch of a few pixels to hold both colours of the category."""
+    """Draw an object's pattern, so fine that a patch of a few pixels holds both its colours."""
     colours, texture = KINDS[category]
     grey = draw.uniform(0.4, 0.6) + draw.uniform(-0.08, 0.08, 3)
     apart = draw.uniform(0.28, 0.42) * np.where(np.arange(3) == colours, 1, -0.5)
@@ -164,7 +167,7 @@ def _pattern(draw: np.random.Generator, category: int) -> Surface:
 
 
 def _backdrop(draw: np.random.Generator) -> Surface:
-    """A faint, blurred pattern of a room: greys with a tinge."""
+    """Draw a faint, blurred pattern of tinted greys for the ground or the wall."""
     grey = draw.uniform(0.25, 0.75) + draw.uniform(-0.06, 0.06, 3)
     both = np.stack((grey - 0.08, grey + 0.08)).clip(0, 1)
     return _surface(draw, 2, draw.uniform(1.5, 3.0), both)
@@ -173,7 +176,7 @@ def _backdrop(draw: np.random.Generator) -> Surface:
 def _surface(
     draw: np.random.Generator, texture: int, period_metres: float, colours: NDArray[np.float64]
 ) -> Surface:
-    """A texture with directions of its own."""
+    """Draw directions and phases for a texture of this period and these colours."""
     along, other = draw.standard_normal((2, 3))
     across = np.cross(along, other)
     axes = np.stack((along, across, np.cross(along, across)), 1)
@@ -182,7 +185,7 @@ def _surface(
         directions = axes[:, :1]
     elif texture == 1:
         directions = axes
-    else:  # waves of many directions and lengths add up to blots without an order
+    else:  # waves of many directions and lengths add up to irregular blots
         directions = draw.standard_normal((3, 6))
         directions *= draw.uniform(0.4, 1, 6) / np.linalg.norm(directions, axis=0)
     return Surface(

@@ -1,9 +1,9 @@
-"""Endless batches of unlabeled pictures: mixed, shuffled, cropped to one size, each with a seed for
-its views.
+"""Endless batches of unlabeled pictures: mixed, shuffled and cropped to one size.
 
-Nothing is drawn from a buffer that a restart loses: each pass over a source is a permutation made
-anew from ``(seed, source, pass)``, and the source of the next picture follows from how many each
-has given. So the position is one integer a source, and resuming is exact."""
+Each batch carries the seed of its views. There is no shuffle buffer that a restart would lose: each
+pass over a source is a permutation seeded by ``(seed, source, pass)``, and the source of the next
+picture follows from how many pictures each source has given. The position is one integer per
+source, so resuming is exact."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vpretrain.vision.data.crops import Crops
 
 _FINGERPRINTS = 3
-"""Pictures of a source whose content goes into its identity: the first, the last and what lies
-evenly between."""
+"""Number of pictures, evenly spaced from the first to the last, whose content identifies a
+source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,14 @@ class ImageBatch:
 
     Args:
         pixels: uint8 [B, 3, H, W], RGB.
-        indices: int64 [B]; where each picture stands in the sources, one source after the other.
-        names: of the pictures, B of them.
-        seed: of everything random that is done to this batch (its crops): in [0, 2^63).
-        rank: which part of a batch of ``world * B`` pictures these are: the ``rank``-th and every
-            ``world``-th after it. What is drawn from the seed is drawn for all of them, so that a
-            picture looks the same however they are shared out.
-        world: how many parts there are.
-        views: of these pictures, where they have been cut already; None: they follow from the seed.
+        indices: int64 [B]; index of each picture in the concatenation of all sources.
+        names: names of the B pictures.
+        seed: seed in [0, 2^63) of the batch's random crops.
+        rank: part of a global batch of ``world * B`` pictures: picture ``rank`` and every
+            ``world``-th after it. Random draws are made for the global batch, so that the views of
+            a picture do not depend on how the batch is split.
+        world: number of parts.
+        views: views that have been cut already. None: they are cut from the seed.
     """
 
     pixels: Tensor
@@ -62,20 +62,21 @@ class ImageBatch:
 
     @property
     def tokens(self) -> int:
-        """Images in this batch (local under data parallelism): what the core's budget counts."""
+        """Number of images in this batch (local under data parallelism); counted by the budget."""
         return len(self.indices)
 
     @property
     def weight(self) -> int:
-        """What the loss is a mean over: images."""
+        """Number of images, over which the loss is a mean."""
         return self.tokens
 
     def to(self, device: torch.device | str) -> ImageBatch:
         return replace(self, pixels=self.pixels.to(device), indices=self.indices.to(device))
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits (SHA-256 of shape, seed, indices, pixels): proof that arms saw
-        the same batch."""
+        """Sixteen hexadecimal digits (SHA-256 of shape, seed, indices, pixels).
+
+        Equal digests prove that two arms saw the same batch."""
         sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.seed)).encode())
         for tensor in (self.indices, self.pixels):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -84,12 +85,12 @@ class ImageBatch:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pictures that are drawn as one ingredient of the stream; their labels are not read.
+    """One source of the stream's mixture; labels are not read.
 
     Args:
-        name: unlike every other source's; seeds the order of its pictures.
-        pictures: at least one.
-        weight: at least 0: the fraction of pictures drawn from here, relative to other sources.
+        name: unique among sources; seeds the order of the pictures.
+        pictures: one picture or more.
+        weight: relative sampling weight among the sources, at least 0.
     """
 
     name: str
@@ -100,23 +101,22 @@ class Source:
 class Stream(roles.Stream[ImageBatch]):
     """Endless weighted mixture of sources, shuffled with a seed, in batches of one size.
 
-    The sequence of pictures is a function of seed and sources alone (see
-    :class:`vpretrain.system.sampling.Mixture`). Each is scaled so that its shorter side has
-    ``load_size`` pixels, and a window of ``size`` x ``size`` is cut from it, at a place that is
-    drawn anew in every pass.
+    The sequence of pictures depends on seed and sources alone (see
+    :class:`vpretrain.system.sampling.Mixture`). Each picture is scaled so that its shorter side has
+    ``load_size`` pixels, then cropped to ``size`` x ``size`` at a position drawn anew in each pass.
 
     Args:
-        sources: at least one, with distinct names.
-        batch_size: pictures in a batch, at least 1.
+        sources: one source or more, with distinct names.
+        batch_size: pictures in a global batch, at least 1.
         size: height and width of the batch in pixels.
-        seed: of shuffles, windows and batches; a number and its digits are the same seed.
-        load_size: shorter side that a picture is scaled to before it is cut; None: ``size``.
-        rank: which part of every batch is read, from 0: its pictures r, r + world, ...
-        world: how many parts there are.
+        seed: seed of shuffles, windows and batches; a number and its digits are the same seed.
+        load_size: shorter side that a picture is scaled to before it is cropped; None: ``size``.
+        rank: part of every batch that is read, from 0: pictures rank, rank + world, ...
+        world: number of parts.
 
     Raises:
-        UserError: no source, one without pictures or with a weight that cannot be, no weight above
-            zero, two of one name, or a batch that the parts cannot share evenly.
+        UserError: there is no source, a source has no pictures or an invalid weight, no weight is
+            above zero, two sources share a name, or the parts cannot split the batch evenly.
     """
 
     def __init__(
@@ -167,21 +167,22 @@ class Stream(roles.Stream[ImageBatch]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position, fit for JSON: how many pictures each source has given, which is its
-        pass and offset."""
+        """Return the exact position as JSON values: how many pictures each source has given.
+
+        That number determines the pass and the offset in it."""
         return {"identity": self._identity, "drawn": list(self._mixture.drawn)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of :meth:`state_dict`.
+        """Restore the position saved by :meth:`state_dict`.
 
         Raises:
-            UserError: the state is of another seed or size, or of other sources or pictures.
+            UserError: the state has another seed or size, or other sources or pictures.
         """
         check_identity("data.stream", state["identity"], self._identity)
         self._mixture.drawn = [int(drawn) for drawn in state["drawn"]]
 
     def _window(self, picture: Picture, key: str) -> Picture:
-        """The pixels of one picture, scaled and cut."""
+        """Scale and crop one picture; its labels are dropped."""
         height, width = scaled_size(picture.size, self.load_size)
         picture = resized(unlabelled(picture), (height, width))
         if (height, width) == (self.size, self.size):
@@ -194,8 +195,7 @@ class Stream(roles.Stream[ImageBatch]):
 
 
 def fingerprint(pictures: Pictures) -> str:
-    """Sixteen hexadecimal digits over the pixels of a few of the pictures: cheap, and tells sets
-    apart."""
+    """Sixteen hexadecimal digits over the pixels of a few pictures: a cheap identity of a set."""
     last = len(pictures) - 1
     sha = hashlib.sha256()
     for place in range(_FINGERPRINTS):

@@ -1,5 +1,4 @@
-"""DINO as the learner: a student that matches, view by view, what its own moving average sees in
-other views.
+"""The DINO learner: a student that matches an EMA teacher's targets from other views.
 
 Shapes: G global and L local views, V = G + L in all, B images, P prototypes."""
 
@@ -34,14 +33,14 @@ from vpretrain.vision.steering.views import BaselineViews, ViewTask, blur
 
 @dataclass(frozen=True)
 class DinoSettings:
-    """The values of DINO's loss and teacher; the paper's by default.
+    """Settings of DINO's loss and teacher; the defaults are the paper's.
 
-    Each is described in :class:`vpretrain.vision.recipe.learner.LearnerSection`. Whichever views
-    the teacher sees (``plain``: the student has to tell what was there before the blur), its
-    targets are detached: the value's gradient with respect to a mask is that of the student's side
-    alone, as with the paper's teacher. Local views carry no gradient to a mask: ``dot`` and
-    ``optimizer_aware`` need them for the value's level only, ``cosine`` and ``lower_bound`` need
-    the whole ``g_pre``."""
+    Each is described in :class:`vpretrain.vision.recipe.learner.LearnerSection`. With
+    ``teacher_views="plain"`` the teacher sees the views before the blur, and the student has to
+    predict what the blur removed. In both cases the targets are detached, so that the gradient of
+    the value with respect to a mask comes from the student alone, as in the paper. Local views
+    carry no gradient to a mask: ``dot`` and ``optimizer_aware`` need them only for the level of the
+    value, ``cosine`` and ``lower_bound`` for the whole ``g_pre``."""
 
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
@@ -53,7 +52,7 @@ class DinoSettings:
 
 
 class Student(nn.Module):
-    """All that trains: the backbone, and the head from its pooled feature to prototypes."""
+    """All trained modules: the backbone, and the head on its pooled feature."""
 
     def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
         super().__init__()
@@ -61,10 +60,10 @@ class Student(nn.Module):
 
 
 class Teacher:
-    """The student's exponential moving average, without gradients and in evaluation mode.
+    """The exponential moving average of the student, without gradients and in evaluation mode.
 
-    The average is kept in float32 or wider: in bfloat16 a share of 0.004 of a small difference
-    would be rounded away."""
+    The average is kept in float32 or wider; in bfloat16, 0.004 of a small difference would be
+    rounded away."""
 
     def __init__(self, student: Student, autocast: torch.dtype | None = None) -> None:
         self.model = copy.deepcopy(student).requires_grad_(False).eval()
@@ -73,36 +72,39 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, views: Tensor) -> Tensor:
-        """``[G, B, P]`` scores of ``[G, B, 3, H, W]`` views, detached."""
+        """Return detached scores ``[G, B, P]`` of ``[G, B, 3, H, W]`` views."""
         pooled = self.backbone.features(views.flatten(0, 1)).pooled
         return self.model.head(pooled).unflatten(0, views.shape[:2])
 
     @torch.no_grad()
     def follow(self, student: Student, momentum: float) -> None:
-        """``teacher <- momentum * teacher + (1 - momentum) * student``; where they are equal
-        nothing moves, bit for bit."""
+        """``teacher <- momentum * teacher + (1 - momentum) * student``.
+
+        Parameters that are equal stay bit-identical."""
         present = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             average = self.average[name].lerp_(parameter.to(self.average[name].dtype), 1 - momentum)
-            if present[name].dtype != average.dtype:  # else they share their memory
+            if present[name].dtype != average.dtype:  # otherwise they share memory
                 present[name].copy_(average)
 
     def load(self, average: Mapping[str, Tensor]) -> None:
-        """Takes up a saved :attr:`average`."""
+        """Load a saved :attr:`average`."""
         for name, parameter in self.model.named_parameters():
             parameter.data.copy_(self.average[name].copy_(average[name]))
 
 
 @dataclass(eq=False)
 class Context:
-    """What the learner made of one batch; good until its next step. The student has not run yet.
+    """Plain views of a batch and what is computed from them; valid until the learner's next step.
+
+    Everything beyond the views is computed on first use.
 
     Args:
-        batch: as it came from the stream.
-        global_views: ``[G, B, 3, H, W]``, plain.
-        local_views: ``[L, B, 3, h, w]``, or None where there are none.
-        learner: whose context it is.
-        blurs: what :meth:`blurred` has computed.
+        batch: the batch from the stream.
+        global_views: plain global views, ``[G, B, 3, H, W]``.
+        local_views: local views, ``[L, B, 3, h, w]``; None: there are none.
+        learner: the learner that made the context.
+        blurs: cache of :meth:`blurred`, by sigma.
     """
 
     batch: ImageBatch
@@ -113,18 +115,21 @@ class Context:
 
     @cached_property
     def teacher_logits(self) -> Tensor:
-        """``[G, B, P]``, the teacher's scores of the plain global views."""
+        """The teacher's scores of the plain global views, ``[G, B, P]``."""
         return self.learner.teacher.logits(self.global_views)
 
     @cached_property
     def teacher_targets(self) -> Tensor:
-        """``[G, B, P]``, rows sum to 1, detached: what learned targets are anchored to."""
+        """Targets from the plain global views, ``[G, B, P]``, rows sum to 1, detached.
+
+        They are the anchor of learned targets."""
         return self.learner.targets(self.teacher_logits)
 
     @cached_property
     def student_logits(self) -> Tensor:
-        """``[V, B, P]``, the student's scores of the plain views, with their graph to it, for one
-        loss; the entries of these views are those of this pass from then on."""
+        """The student's scores of the plain views, ``[V, B, P]``, with the graph for one loss.
+
+        Also sets :attr:`global_entry` and :attr:`local_entry` from this pass."""
         with self.learner.suffix.entering() as entries:
             scores = self.learner._student_logits(self.global_views, self.local_views)
         if entries:
@@ -134,7 +139,7 @@ class Context:
 
     @cached_property
     def global_entry(self) -> Entry:
-        """The plain global views where S begins to matter, ``[G * B, T, D]``; detached."""
+        """The suffix's input for the plain global views, ``[G * B, T, D]``, detached."""
         return self._enter(self.global_views)
 
     @cached_property
@@ -142,7 +147,7 @@ class Context:
         return None if self.local_views is None else self._enter(self.local_views)
 
     def blurred(self, sigma: float) -> Tensor:
-        """The plain global views under a Gaussian blur of ``sigma`` pixels, computed once."""
+        """Return the plain global views blurred by a Gaussian of ``sigma`` pixels; cached."""
         if sigma not in self.blurs:
             self.blurs[sigma] = blur(self.global_views, sigma)
         return self.blurs[sigma]
@@ -153,19 +158,18 @@ class Context:
 
 
 class DinoLearner(PictureLearner[Context, ViewTask]):
-    """Student and teacher; the teacher and its centre move in :meth:`after_step`.
+    """DINO's student and teacher; :meth:`after_step` updates the teacher and its centre.
 
     Args:
-        backbone: the student's. S is a subset of its parameters; the head never belongs to S, for
-            no feedback loss passes through it.
-        head: the student's.
+        backbone: the student's backbone. S is a subset of its parameters; the head is never in S,
+            because no feedback loss passes through it.
+        head: the student's head.
         aligned: S, see :func:`vpretrain.vision.backbone.aligned_parameters`.
-        crops: augmented views of a batch; its randomness is the batch's, not torch's generator's.
-        settings: temperatures, momenta and what the teacher sees.
+        crops: makes the views of a batch, seeded by the batch and not by torch's generator.
+        settings: temperatures, momenta and the teacher's views.
 
     Attributes:
-        center: ``[P]`` float32 or wider, the running mean of the teacher's scores, over all
-            processes.
+        center: ``[P]`` float32 or wider, running mean of the teacher's scores over all processes.
     """
 
     kind = "dino"
@@ -201,13 +205,14 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return head | teacher | {"center": self.center}
 
     def restored(self) -> None:
-        self.teacher.load(self.teacher.average)  # what runs follows what is averaged, in any dtype
+        self.teacher.load(self.teacher.average)  # copies the average to the model, in any dtype
 
     def forward(self, batch: ImageBatch) -> Context:
-        """Crops a batch; the student and the teacher run when the task is known.
+        """Cut the views of a batch; student and teacher run once the task is known.
 
         Raises:
-            UserError: there are not two views to compare, or patches do not tile them.
+            UserError: there are fewer than two views or no global view, or patches do not tile the
+                views.
         """
         crops = self.crops(batch)
         if not crops.global_views or len(crops.global_views) + len(crops.local_views) < 2:
@@ -226,16 +231,15 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return Context(batch, views, local, self)
 
     def loss(self, context: Context, task: ViewTask) -> Tensor:
-        """DINO's loss over all pairs of different views (eq. 47, 50); a scalar in float32 or wider.
+        """Return DINO's loss over all pairs of different views (eq. 47, 50), float32 or wider.
 
-        Gradients flow to the student, and through it to the task's controls; never to the
-        teacher."""
+        Gradients flow to the student and to the task's controls, never to the teacher."""
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         self.running_center.observe(scores)
         known = views is context.global_views and "student_logits" in vars(context)
         student = (
-            vars(context).pop("student_logits")  # its graph serves once
+            vars(context).pop("student_logits")  # its graph can be used only once
             if known
             else self._student_logits(views, context.local_views)
         )
@@ -243,18 +247,16 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return dino_loss(student, targets, temperature=self.settings.student_temperature)
 
     def objective(self, context: Context, task: ViewTask) -> Objective:
-        """The loss as a function of S alone, without dropout, cut where the controls enter what
-        depends on S.
+        """Return the loss as a function of S and the inputs that depend on controls, no dropout.
 
-        The inputs are, for learned views, the hidden states of the global views at the first
-        aligned block (``[G * B, T, D]``); for learned targets, the targets; whichever of them hangs
-        on a control that requires a gradient.
+        Those inputs are the hidden states of learned global views at the first aligned block
+        (``[G * B, T, D]``) and learned targets, in this order; each only if it depends on a control
+        that requires a gradient.
 
-        The targets the teacher sets are held still, and so is its centre. With
-        ``local_views_in_value`` off, a task without learned targets is valued on the pairs of
-        global views only, each counted as in the whole loss: the gradient with respect to a mask is
-        the whole one, and the value lacks the pairs with local views, which ``gain`` takes off
-        again where the teacher sees plain views."""
+        The teacher's targets and centre are constant. With ``local_views_in_value`` off, a task
+        without learned targets is valued on pairs of global views only, each weighted as in the
+        whole loss. The gradient with respect to a mask is then unchanged; the value lacks the pairs
+        with local views, which cancel in ``gain`` if the teacher sees plain views."""
         views = task.views(context.global_views)
         scores = self._teacher_logits(context, views)
         targets = task.targets(self._teacher_targets(context, scores))
@@ -289,19 +291,21 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return Objective(inputs, loss, here if known else None)
 
     def _passes_as_valued(self) -> bool:
-        """Whether the student that trains computes what the value's does, but for rounding."""
+        """Whether the student's training pass equals the value's pass up to rounding.
+
+        False with narrow dtypes, autocast or a random forward pass."""
         narrow = any(vectors.wide(p).dtype != p.dtype for p in self.backbone.model.parameters())
         return not (narrow or self.backbone.autocast or self.backbone.draws)
 
     def targets(self, logits: Tensor) -> Tensor:
-        """The teacher's scores sharpened and centred: ``[G, B, P]``, rows sum to 1, detached."""
+        """Return targets from the teacher's scores: ``[G, B, P]``, rows sum to 1, detached."""
         if self.settings.centering == "sinkhorn":
             return balanced_targets(logits, temperature=self.settings.teacher_temperature)
         return teacher_targets(logits, self.center, temperature=self.settings.teacher_temperature)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves teacher and centre; ``progress`` sets the teacher's momentum."""
+        """Update teacher and centre; ``progress`` in [0, 1] sets the teacher's momentum."""
         self.teacher.follow(self.model, teacher_momentum(self.settings.teacher_momentum, progress))
         self.running_center.move()
 
@@ -321,7 +325,7 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return context.teacher_targets if scores is context.teacher_logits else self.targets(scores)
 
     def _student_logits(self, *views: Tensor | None) -> Tensor:
-        """``[V, B, P]`` scores of all views, with their graph to the student."""
+        """Return the student's scores ``[V, B, P]`` of all views, with their graph."""
         scores = []
         for some in (each for each in views if each is not None):
             pooled = self.backbone.features(some.flatten(0, 1)).pooled
@@ -329,7 +333,7 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
         return torch.cat(scores)
 
     def _suffix_logits(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
-        """``[N, P]`` scores of the views in ``entry`` as a function of S."""
+        """Return the scores ``[N, P]`` of the views in ``entry`` as a function of S."""
         tokens = self.suffix.features(entry, parameters)
         pooled = self.backbone.pooled(tokens)
         head = {name: p.detach().to(pooled.dtype) for name, p in self.model.head.named_parameters()}
@@ -337,5 +341,5 @@ class DinoLearner(PictureLearner[Context, ViewTask]):
 
 
 def teacher_momentum(start: float, fraction: float) -> float:
-    """Rises from ``start`` to 1 along a half cosine as ``fraction`` goes from 0 to 1."""
+    """Return the momentum at a fraction of the run: a half cosine from ``start`` to 1."""
     return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2

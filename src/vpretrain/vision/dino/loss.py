@@ -1,6 +1,6 @@
-"""DINO's projection head and its cross-entropy, written once.
+"""DINO's projection head, loss, targets and centre.
 
-Shapes: G global views (the teacher's), V views in all (the student's; the global ones first, in the
+Shapes: G global views (the teacher's), V views in all (the student's; global views first, in the
 teacher's order), B images, P prototypes, D width of the backbone."""
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from vpretrain.system import distributed
 
 
 class DinoHead(nn.Module):
-    """From a pooled feature to one score a prototype: an MLP to a bottleneck, then the cosine with
-    each prototype.
+    """DINO head: an MLP to a bottleneck, then the cosine similarity with each prototype.
 
-    The last layer is weight-normalised with its scale held at 1, so that no prototype can win by
-    its length.
+    The last layer is weight-normalised with its scale fixed at 1, so that no prototype wins by its
+    norm.
 
     Args:
         width: D.
-        hidden: widths of the MLP's hidden layers, in order; empty makes the MLP one linear map.
-        bottleneck: width of the space that the prototypes live in.
+        hidden: widths of the MLP's hidden layers, in order; empty makes the MLP one linear layer.
+        bottleneck: dimension of the prototypes.
         prototypes: P, the output dimension.
     """
 
@@ -51,24 +50,27 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``[N, D]`` features to ``[N, P]`` cosines in [-1, 1], in the head's dtype; gradients
-        flow."""
+        """Map ``[N, D]`` features to ``[N, P]`` cosines in [-1, 1], in the head's dtype.
+
+        Gradients flow."""
         point = functional.normalize(self.mlp(pooled.to(self.prototypes.dtype)), dim=-1)
         return functional.linear(point, functional.normalize(self.prototypes, dim=-1))
 
 
 def fitting_prototypes(pictures: int) -> int:
-    """A power of two with four pictures or more each, from 64 to the paper's 8,192."""
+    """Return a number of prototypes that suits a number of pictures.
+
+    The largest power of two with at least four pictures per prototype, clamped to 64 .. 8,192 (the
+    paper's)."""
     return 2 ** min(13, max(6, (pictures // 4).bit_length() - 1))
 
 
 class RunningCenter:
-    """The running mean of the teacher's scores, which takes each learner step's scores in once the
-    step has been taken.
+    """The running mean of the teacher's scores, updated after each learner step.
 
     Args:
         mean: ``[P]`` float32 or wider; changed in place.
-        momentum: share of the old mean that stays at each step, in [0, 1].
+        momentum: EMA momentum of the mean, in [0, 1].
     """
 
     def __init__(self, mean: Tensor, momentum: float) -> None:
@@ -77,14 +79,15 @@ class RunningCenter:
 
     @torch.no_grad()
     def observe(self, scores: Tensor) -> None:
-        """Scores ``[G, B, P]`` of the batch whose loss is taken, the last of a step counting; over
-        all processes."""
+        """Record the mean of a batch's scores ``[G, B, P]`` over all processes.
+
+        Only the last batch of a step counts."""
         batch = vectors.wide(scores).mean(dim=(0, 1))
         self.of_step = distributed.total(batch) / distributed.world()
 
     @torch.no_grad()
     def move(self) -> None:
-        """After the optimizer's step; a step without scores moves nothing."""
+        """Update the mean after the optimizer's step; without recorded scores it stays."""
         if self.of_step is not None:
             self.mean.lerp_(self.of_step, 1 - self.momentum)
             self.of_step = None
@@ -93,7 +96,7 @@ class RunningCenter:
 def dino_loss(
     student: Tensor, targets: Tensor, *, temperature: float = 0.1, pairs: int | None = None
 ) -> Tensor:
-    """Cross-entropy of the student with the targets over all pairs of different views; a scalar.
+    """Mean cross-entropy between targets and student over all pairs of different views, a scalar.
 
     The slow definition::
 
@@ -106,18 +109,18 @@ def dino_loss(
                             (pairs * B)
 
     Args:
-        student: ``[V, B, P]`` scores, the views that the teacher saw first; computed in float32 or
-            wider; gradients flow.
-        targets: ``[G, B, P]``, >= 0, G <= V; a row sums to the weight of its view (1 where views
-            are not weighted). Gradients flow to it: the loss is linear in it.
-        temperature: of the student, > 0.
-        pairs: what the sum over pairs is divided by; by default their number, ``G * (V - 1)``.
-            Given where ``student`` holds only some of the views, so that each pair counts as much
-            as in the whole.
+        student: ``[V, B, P]`` scores, the teacher's views first; converted to float32 or wider.
+            Gradients flow.
+        targets: ``[G, B, P]``, >= 0, G <= V; a row sums to the weight of its view (1 for unweighted
+            views). The loss is linear in the targets, and gradients flow to them.
+        temperature: student temperature, > 0.
+        pairs: divisor of the sum over pairs; default: their number, ``G * (V - 1)``. If ``student``
+            holds only some of the views, the number of pairs of all views keeps the weight of each
+            pair.
     """
     count = len(targets)
     log_p = torch.log_softmax(vectors.wide(student) / temperature, dim=-1)
-    # Every pair, less those of a view with itself: no [G, V, B, P] is made.
+    # Sum over all views minus the view itself, which avoids a [G, V, B, P] tensor.
     others = log_p.sum(dim=0) - log_p[:count]
     return -(targets * others).sum(dim=-1).mean(dim=1).sum() / (pairs or count * (len(student) - 1))
 
@@ -127,32 +130,30 @@ def teacher_targets(logits: Tensor, center: Tensor, *, temperature: float = 0.04
 
     Args:
         logits: ``[G, B, P]`` teacher scores.
-        center: ``[P]``, the running mean of such scores: taken off, no prototype can win in every
-            image.
-        temperature: of the teacher, > 0; lower than the student's, so that the targets are sharper.
+        center: ``[P]`` running mean of the scores; subtracting it keeps one prototype from winning
+            in every image.
+        temperature: teacher temperature, > 0; lower than the student's, for sharper targets.
     """
     return torch.softmax((vectors.wide(logits.detach()) - center) / temperature, dim=-1)
 
 
 def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int = 3) -> Tensor:
-    """Sinkhorn-Knopp targets, ``[G, B, P]`` in float32 or wider, rows sum to 1, detached (SwAV;
-    DINOv2 and DINOv3).
+    """Sinkhorn-Knopp targets (SwAV, DINOv2, DINOv3), ``[G, B, P]`` in float32 or wider, detached.
 
     The slow definition, over the N = G B rows at once::
 
         q = exp(logits / temperature)
         for _ in range(rounds):
-            q = q / q.sum(over rows)        # every prototype gets as much as every other
-            q = q / q.sum(over prototypes)  # every row is a distribution
+            q = q / q.sum(over rows)        # every prototype gets the same total
+            q = q / q.sum(over prototypes)  # every row sums to 1
 
-    Where every image is given the same scores no image is told from another, but no prototype can
-    win: a small model that collapses under a running centre does not under this. The rows are those
-    of all processes.
+    The sums run over the rows of all processes. Even if all images have the same scores, no
+    prototype can win; a small model that collapses with a running centre does not with this.
 
     Args:
         logits: ``[G, B, P]`` teacher scores.
-        temperature: > 0.
-        rounds: at least 1.
+        temperature: teacher temperature, > 0.
+        rounds: normalisation rounds, at least 1.
     """
     scores = vectors.wide(logits.detach()).flatten(0, 1) / temperature
     for _ in range(rounds):

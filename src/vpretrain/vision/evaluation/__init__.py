@@ -1,1 +1,1 @@
-"""What frozen features are good for: probes and retrieval."""
+"""Evaluation of frozen features: probes and retrieval."""

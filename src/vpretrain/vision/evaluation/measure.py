@@ -1,4 +1,4 @@
-"""What a run measures: every probe and search that a recipe asks for, on frozen features."""
+"""Run all probes and retrieval sets of a recipe on frozen features."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ METRICS: Mapping[str, Mapping[str, str]] = {
     "depth": {"depth_rmse": "rmse", "depth_abs_rel": "abs_rel", "depth_delta_1": "delta_1"},
     "classification": {"accuracy": "accuracy"},
 }
-"""What a run calls each of a probe's scores, by task."""
+"""By task, the score names of a run and the probe's metrics that they report."""
 
 
 def evaluate(recipe: VisionRecipe, sets: PictureSets, encoder: Encoder) -> dict[str, Score]:
-    """Scores by name, ``SPLIT/METRIC``."""
+    """Return all scores of a recipe by name, ``SPLIT/METRIC``."""
     section = recipe.evaluate
     dense = any(sets.tasks[name].dense for name in needed(recipe))
     known: dict[tuple[int, ...], FrozenFeatures] = {}

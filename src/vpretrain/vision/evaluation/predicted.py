@@ -1,4 +1,4 @@
-"""What heads predict on held-out pictures, before a run and after it."""
+"""Draw the predictions of heads on held-out pictures, before and after a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vpretrain.vision.feedback.tasks import Depth, DownstreamTask, Segmentation
 
 SHOWN_PICTURES = 8
 TRAIN_PICTURES, TRAIN_STEPS = 64, 200
-"""A drawing is no score: its heads learn from so many pictures in so many steps at the most."""
+"""Most training pictures and steps of the heads, which are only for drawing, not for scores."""
 
 
 def draw_predictions(
@@ -28,15 +28,15 @@ def draw_predictions(
     settings: ProbeSettings,
     path: Path,
 ) -> None:
-    """A PNG of held-out pictures, their labels (or depth), and what each encoder's head predicts.
+    """Write a PNG of held-out pictures, their labels (or depth), and each encoder's predictions.
 
     Args:
-        task: which the pictures have targets for.
-        encoders: by what they are called in the drawing.
-        train: what the heads learn from, as the probe's do.
-        held_out: the first :data:`SHOWN_PICTURES` are drawn.
-        settings: of the probe.
-        path: of the file.
+        task: the task that is predicted.
+        encoders: encoders by their names in the drawing.
+        train: training pictures of the heads; the first :data:`TRAIN_PICTURES` are used.
+        held_out: pictures to draw; the first :data:`SHOWN_PICTURES` are used.
+        settings: training of the heads, as in the probe.
+        path: file to write.
     """
     usable = [picture for picture in train if task.has(picture)][:TRAIN_PICTURES]
     shown = [picture for picture in held_out if task.has(picture)][:SHOWN_PICTURES]
@@ -54,7 +54,7 @@ def draw_predictions(
 
 
 def drawable(tasks: Sequence[DownstreamTask]) -> Segmentation | Depth | None:
-    """The first of the tasks that has an answer at every pixel."""
+    """Return the first task with a prediction at every pixel; None if there is none."""
     return next((task for task in tasks if isinstance(task, Segmentation | Depth)), None)
 
 

@@ -1,8 +1,8 @@
-"""What frozen features are good for: linear probes of segmentation, depth and classification, and
-nearest neighbours.
+"""Probes of frozen features: linear segmentation, depth and classification, and k-NN.
 
-A probe trains a linear-BN head on frozen features of labelled pictures and scores it on others.
-Items and standard errors are over pictures: the pixels of one picture are not independent.
+A linear probe trains a linear-BN head on frozen features of labelled pictures and scores it on
+others. Items and standard errors are over pictures, because the pixels of a picture are not
+independent.
 
 Shapes: N pictures, C classes, H x W pixels."""
 
@@ -37,16 +37,16 @@ from vpretrain.vision.feedback.tasks import (
 )
 
 SCORED_PICTURES = 16
-"""Pictures whose outputs are in memory at a time."""
+"""Pictures that are scored at a time."""
 RESAMPLES = 1000
-"""Bootstrap resamples behind the standard error of the mIoU."""
+"""Bootstrap resamples for the standard error of the mIoU."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe's head is trained: AdamW, linear warm-up, then a cosine to zero.
+    """Training of a probe's head: AdamW, linear warm-up, then a cosine to zero.
 
-    Each is described in :class:`vpretrain.vision.recipe.evaluate.ProbeSection`."""
+    Each setting is described in :class:`vpretrain.vision.recipe.evaluate.ProbeSection`."""
 
     steps: int = 500
     batch_size: int = 16
@@ -60,8 +60,12 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class Probed:
-    """Scores by metric, the task's own first, and the standard deviation of each over the fits (the
-    probe's own noise; empty after a single fit)."""
+    """Results of a probe.
+
+    Args:
+        scores: scores by metric, the task's main metric first.
+        refit_std: standard deviation of each score over the fits; empty after a single fit.
+    """
 
     scores: dict[str, Score]
     refit_std: dict[str, float]
@@ -75,24 +79,23 @@ def segmentation_probe(
     settings: ProbeSettings,
     class_balanced: bool = False,
 ) -> Probed:
-    """Linear-BN segmentation: ``miou`` in [0, 1] and ``cross_entropy`` in nats a pixel, void pixels
-    left out of both.
+    """Linear-BN segmentation: ``miou`` in [0, 1] and ``cross_entropy`` in nats per non-void pixel.
 
     The mIoU is that of the confusion matrix over all test pixels, averaged over the classes that
-    occur in labels or predictions; its standard error is bootstrapped over pictures. Both are
-    ratios of sums over pictures, and the items are their linearisation (:func:`linearised`): the
-    mean is the figure itself, but a single item may lie outside of its range.
+    occur in labels or predictions; its standard error is bootstrapped over pictures. Both scores
+    are ratios of sums over pictures, and their items are the linearisation (:func:`linearised`):
+    the mean of the items is the score, but a single item can be out of its range.
 
     Args:
-        train: what the head learns from; pictures without a labelled pixel are left out.
-        test: what it is scored on, likewise.
+        train: pictures that the head trains on; those without a labelled pixel are left out.
+        test: pictures that it is scored on; those without a labelled pixel are left out.
         classes: C.
-        settings: of the head's training.
-        class_balanced: weights the training loss by class
-            (:func:`vpretrain.vision.feedback.tasks.balanced`); never the scores.
+        settings: training of the head.
+        class_balanced: weight the training loss, but not the scores, by class
+            (:func:`vpretrain.vision.feedback.tasks.balanced`).
 
     Raises:
-        UserError: fewer than two usable pictures, ids out of range, or settings that train nothing.
+        UserError: fewer than two usable pictures, class ids out of range, or invalid settings.
     """
     task = Segmentation(classes)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -130,22 +133,21 @@ def depth_probe(
     settings: ProbeSettings,
     valid_metres: tuple[float, float] = (1e-3, 10.0),
 ) -> Probed:
-    """Linear-BN depth under the squared error: ``rmse`` in metres, ``abs_rel``, and ``delta_1`` in
-    [0, 1].
+    """Linear-BN depth (squared error): ``rmse`` in metres, ``abs_rel``, and ``delta_1`` in [0, 1].
 
-    Over the valid pixels of one picture: the root of the mean squared error, the mean of
-    ``|predicted - true| / true``, and the share where
-    ``max(predicted / true, true / predicted) < 1.25``; each is then averaged over pictures.
-    Predictions are clipped to the valid range.
+    Over the valid pixels of a picture: the root of the mean squared error, the mean of
+    ``|predicted - true| / true``, and the fraction where
+    ``max(predicted / true, true / predicted) < 1.25``. Each is averaged over pictures. Predictions
+    are clipped to the valid range.
 
     Args:
-        train: what the head learns from; pictures without a valid pixel are left out.
-        test: what it is scored on, likewise.
-        settings: of the head's training.
-        valid_metres: a depth counts above the first and up to the second.
+        train: pictures that the head trains on; those without a valid pixel are left out.
+        test: pictures that it is scored on; those without a valid pixel are left out.
+        settings: training of the head.
+        valid_metres: valid depths, above the first and up to the second.
 
     Raises:
-        UserError: fewer than two usable pictures, or settings that train nothing.
+        UserError: fewer than two usable pictures, or invalid settings.
     """
     task = Depth("l2", valid_metres)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -163,12 +165,13 @@ def depth_probe(
 def classification_probe(
     train: FrozenFeatures, test: FrozenFeatures, *, classes: int, settings: ProbeSettings
 ) -> Probed:
-    """Linear-BN classification of pooled features: ``accuracy`` in [0, 1] and ``cross_entropy`` in
-    nats.
+    """Linear-BN classification of pooled features.
+
+    The scores are ``accuracy`` in [0, 1] and ``cross_entropy`` in nats.
 
     Raises:
-        UserError: fewer than two pictures with a category, one out of range, or settings that train
-            nothing.
+        UserError: fewer than two pictures with a category, a category out of range, or invalid
+            settings.
     """
     task = Classification(classes)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -182,11 +185,11 @@ def classification_probe(
 
 
 def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Score:
-    """Accuracy of the vote of the nearest training pictures by the cosine of pooled features,
-    nearer ones counting more.
+    """k-NN accuracy on pooled features, by cosine distance with votes weighted by its inverse.
 
     Raises:
-        UserError: fewer than two pictures with a category, or not so many neighbours.
+        UserError: fewer than two pictures with a category, or fewer training pictures than
+            ``neighbours``.
     """
     from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
 
@@ -205,7 +208,11 @@ def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Scor
 
 
 def mean_score(items: Sequence[float], *, higher_is_better: bool) -> Score:
-    """The mean of the items (two or more) with its standard error."""
+    """Return the mean of the items with its standard error.
+
+    Raises:
+        ValueError: there are fewer than two items.
+    """
     stderr = mean_stderr(items)
     if stderr is None:
         raise ValueError("one item has no standard error")
@@ -213,17 +220,16 @@ def mean_score(items: Sequence[float], *, higher_is_better: bool) -> Score:
 
 
 def linearised(totals: Tensor, counts: Tensor) -> Tensor:
-    """What each picture contributes to a mean over classes of ratios of sums,
-    ``R = mean_c T_c / U_c``.
+    """Linearise a mean over classes of ratios of sums, ``R = mean_c T_c / U_c``, over pictures.
 
     ``item_i = R + mean_c N (t_ic - R_c u_ic) / U_c`` with ``T_c = sum_i t_ic``,
-    ``U_c = sum_i u_ic``, ``R_c = T_c / U_c``: the mean of the items is R, and their spread over the
-    root of N its standard error to first order. So arms can be paired picture by picture in a
-    figure that is no mean over pictures (intersection over union).
+    ``U_c = sum_i u_ic``, ``R_c = T_c / U_c``. The mean of the items is R, and their standard
+    deviation divided by the root of N is its standard error to first order. Arms can thus be paired
+    picture by picture in a score that is not a mean over pictures (intersection over union).
 
     Args:
-        totals: ``[N, C]`` float64.
-        counts: ``[N, C]`` float64, >= 0; classes without any are left out.
+        totals: ``t``, ``[N, C]`` float64.
+        counts: ``u``, ``[N, C]`` float64, >= 0; classes whose counts are all 0 are left out.
 
     Returns:
         ``[N]`` float64.
@@ -235,28 +241,27 @@ def linearised(totals: Tensor, counts: Tensor) -> Tensor:
 
 
 def bootstrap_stderr(fits: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0) -> float:
-    """Standard error, over resampled pictures, of the mean over fits of :func:`linearised`'s R.
+    """Bootstrap the standard error over pictures of :func:`linearised`'s R, averaged over fits.
 
     Args:
-        fits: totals and counts of each, ``[N, C]`` float64.
-        seed: of the resamples.
+        fits: totals and counts of each fit, ``[N, C]`` float64.
+        seed: seed of the resamples.
     """
     pictures = len(fits[0][0])
     generator = numpy.random.default_rng(seed)
     draws = generator.multinomial(pictures, numpy.full(pictures, 1 / pictures), size=RESAMPLES)
     weights = torch.from_numpy(draws).double()
-    # A class that a resample does not hold is left out of its mean, as one is that the pictures do
-    # not hold.
+    # A class that does not occur in a resample is left out of its mean (0 / 0 is NaN).
     means = [(weights @ totals / (weights @ counts)).nanmean(dim=1) for totals, counts in fits]
     return float(torch.stack(means).mean(dim=0).std())
 
 
 def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
-    """``[N, 3]``: RMSE, AbsRel and delta_1 of each picture over its valid pixels; all arguments are
-    ``[N, H, W]``.
+    """Return RMSE, AbsRel and delta_1 of each picture over its valid pixels, ``[N, 3]``.
 
-    Every picture has a valid pixel, and predictions are above 0."""
-    true = depth.where(valid, 1)  # anything above 0: these pixels are not counted
+    All arguments are ``[N, H, W]``. Every picture must have a valid pixel, and predictions must be
+    above 0."""
+    true = depth.where(valid, 1)  # any value above 0; these pixels are masked out
     difference = predicted - true
     ratio = torch.maximum(predicted / true, true / predicted)
     pixels = torch.stack(
@@ -279,10 +284,12 @@ def _fits(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings) 
 
 @torch.enable_grad()
 def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, seed: int) -> Head:
-    """A head trained on frozen features, in evaluation mode; the global RNG is left alone."""
+    """Train a head on frozen features and return it in evaluation mode.
+
+    The global RNG is not used."""
     generator = torch.Generator().manual_seed(seed)
     device = train.pooled.device
-    # Features do not change: the plain average of the batches' statistics is the best there is
+    # Features do not change, so the plain average of the batches' statistics is the best estimate
     # (momentum None).
     head = task.head(train.width, train.pictures, generator, None).to(device).train()
     optimizer = torch.optim.AdamW(
@@ -300,7 +307,7 @@ def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, se
         if settings.train_size is not None and targets.ndim == 3:
             targets = _nearest(targets, settings.train_size)
         if not float(task.counts(targets).sum()):
-            continue  # at a small train_size what counts may have been skipped over
+            continue  # at a small train_size, all valid pixels can be lost
         size = (targets.shape[1], targets.shape[2]) if targets.ndim == 3 else (1, 1)
         optimizer.zero_grad(set_to_none=True)
         mean_loss(task, head(batch.features, size), targets).backward()
@@ -310,7 +317,9 @@ def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, se
 
 
 def inputs_of(task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int]) -> Frozen:
-    """What the task's head reads of some pictures; features of patches only where it reads them."""
+    """Return the features of some pictures that the task's head reads.
+
+    Patch features are left empty if the head does not read them."""
     if task.dense:
         return frozen.at(places)
     pooled = frozen.pooled[torch.tensor(places, device=frozen.pooled.device)]
@@ -322,7 +331,7 @@ def inputs_of(task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int
 def _outputs(
     task: DownstreamTask, head: Head, test: FrozenFeatures
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs at the pictures' own size with their targets, some pictures at a time."""
+    """Yield outputs at the pictures' own size with their targets, in chunks of pictures."""
     for start in range(0, len(test.pictures), SCORED_PICTURES):
         places = range(start, min(start + SCORED_PICTURES, len(test.pictures)))
         some = inputs_of(task, test, places)
@@ -331,7 +340,7 @@ def _outputs(
 
 
 def _overlap(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """``[N, 2, C]``: intersection and union in pixels of each class in each picture."""
+    """Return intersection and union in pixels of each class in each picture, ``[N, 2, C]``."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     overlaps = []
@@ -345,7 +354,7 @@ def _overlap(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFeatures:
-    """The pictures that have targets for the task."""
+    """Select the pictures that have targets for the task; at least two, else a UserError."""
     where = f"evaluate.{task.name}.{part}"
     if problems := target_problems([task], frozen.pictures, where):
         raise UserError(*problems)
@@ -359,7 +368,7 @@ def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFe
 def _probed(
     metrics: Mapping[str, tuple[Sequence[Tensor], bool]], stderr: Mapping[str, float] = {}
 ) -> Probed:
-    """Scores from the items ``[N]`` of every fit, averaged over fits."""
+    """Make scores from the items ``[N]`` of every fit, averaged over fits."""
     scores, spread = {}, {}
     for name, (fits, higher_is_better) in metrics.items():
         items = torch.stack(list(fits)).mean(dim=0).tolist()
@@ -371,7 +380,7 @@ def _probed(
 
 
 def _nearest(targets: Tensor, size: Size) -> Tensor:
-    """Maps ``[N, H, W]`` at another size, each value one that was there."""
+    """Resize maps ``[N, H, W]`` by nearest neighbour, without new values."""
     maps = functional.interpolate(targets[:, None].double(), size, mode="nearest-exact")
     return maps[:, 0].to(targets.dtype)
 

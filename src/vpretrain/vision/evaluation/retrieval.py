@@ -1,8 +1,8 @@
-"""Instance retrieval as on the revisited Oxford and Paris sets: cosine ranking, and mAP.
+"""Instance retrieval as on Revisited Oxford and Paris: cosine ranking and mAP.
 
-Every query has database images that show the same building easily or with difficulty, and junk (too
-little to be seen). What a difficulty does not ask for is taken out of the ranking, neither right
-nor wrong.
+Every query has relevant database images that are easy or hard, and junk images (barely visible).
+At each difficulty, images of the kinds it ignores are removed from the ranking and count neither as
+right nor as wrong.
 
 Shapes: Q queries, N database images, D feature width."""
 
@@ -29,17 +29,17 @@ DIFFICULTIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "medium": (frozenset({"easy", "hard"}), frozenset({"junk"})),
     "hard": (frozenset({"hard"}), frozenset({"junk", "easy"})),
 }
-"""What counts as right, and what is taken out."""
+"""By difficulty, the kinds of images that count as right, and those removed from the ranking."""
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """The database images that one query is about, as indices into the database, 0 .. N - 1.
+    """Relevant database images of a query, as indices 0 .. N - 1 into the database.
 
     Args:
         easy: clearly visible.
         hard: visible under difficult conditions.
-        junk: barely visible, or not to be decided.
+        junk: barely visible, or ambiguous.
     """
 
     easy: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class Relevance:
     junk: tuple[int, ...] = ()
 
     def problems(self, where: str, database: int) -> Iterator[Problem]:
-        """An index that is there more than once, or that is none of the database's."""
+        """Yield problems of indices that are repeated or out of range."""
         every = [*self.easy, *self.hard, *self.junk]
         if twice := sorted({at for at in every if every.count(at) > 1}):
             message = "images are listed more than once; an image is easy, hard or junk"
@@ -59,12 +59,12 @@ class Relevance:
 
 @dataclass(frozen=True)
 class Searched:
-    """Revisited Oxford or Paris.
+    """A retrieval set such as Revisited Oxford or Paris.
 
     Args:
-        queries: cut to the building that is asked for.
-        database: what is searched.
-        relevance: what belongs to each query.
+        queries: query images, cropped to the building.
+        database: images that are ranked.
+        relevance: relevant images of each query.
     """
 
     queries: Pictures
@@ -74,7 +74,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class _Truth:
-    """Names of the images without their ending; of each query, what is relevant and its window."""
+    """Image names without ending, and relevance and window of each query."""
 
     database: list[str]
     queries: list[str]
@@ -85,18 +85,17 @@ class _Truth:
 def read_retrieval(
     truth: Path | str, images: Path | str, *, reading: Reading = AS_STORED
 ) -> Searched:
-    """Revisited Oxford or Paris: its ground truth as JSON, and the folder of the ``.jpg`` images;
-    decoded when drawn.
+    """Read Revisited Oxford or Paris, or another set in that format; images are decoded on access.
 
     Args:
-        truth: a JSON object of ``imlist`` and ``qimlist`` (names without ending) and ``gnd`` (for
+        truth: a JSON file with ``imlist`` and ``qimlist`` (names without ending) and ``gnd`` (for
             each query ``bbx``: left, top, right, bottom in pixels; ``easy``, ``hard``, ``junk``:
             indices into ``imlist``).
-        images: folder of the images.
-        reading: how the images are decoded, and the size that they are brought to.
+        images: folder of the ``.jpg`` images.
+        reading: how the images are decoded, and their size.
 
     Raises:
-        UserError: the file is not of this form, an index is out of range or there twice, or an
+        UserError: the file does not have this format, an index is out of range or repeated, or an
             image is missing.
     """
     truth, images = Path(truth), Path(images)
@@ -142,8 +141,9 @@ def _read_truth(path: Path) -> _Truth:
 def pooled(
     encoder: Encoder, pictures: Pictures, *, patches: bool = True, batch_size: int = 32
 ) -> Tensor:
-    """``[N, D]``: the mean over patches of pictures of one size, or what the backbone pools; they
-    are decoded ``batch_size`` at a time, and nothing else of them is kept."""
+    """Return the mean over patches, or the backbone's pooled features, of pictures: ``[N, D]``.
+
+    Pictures have one size. ``batch_size`` of them are decoded at a time and not kept."""
     means = []
     for at in range(0, len(pictures), batch_size):
         some = [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))]
@@ -155,17 +155,18 @@ def pooled(
 def retrieval(
     queries: Tensor, database: Tensor, relevance: Sequence[Relevance]
 ) -> dict[str, Score]:
-    """``map_easy``, ``map_medium`` and ``map_hard`` in [0, 1]; a query without a right image at a
-    difficulty is skipped there.
+    """Return ``map_easy``, ``map_medium`` and ``map_hard`` in [0, 1].
+
+    A query without a right image at a difficulty is skipped there.
 
     Args:
-        queries: ``[Q, D]`` pooled features; their length does not matter.
-        database: ``[N, D]``; it does not hold the queries.
-        relevance: of each query.
+        queries: ``[Q, D]`` pooled features, of any norm.
+        database: ``[N, D]`` pooled features, without the queries.
+        relevance: relevant images of each query.
 
     Raises:
-        UserError: fewer queries than two have a right image at some difficulty, an index is out of
-            range, or an image is relevant in two ways.
+        UserError: at some difficulty fewer than two queries have a right image, an index is out of
+            range or repeated, or ``relevance`` does not have Q entries.
     """
     where = "evaluate.retrieval"
     if len(queries) != len(relevance):
@@ -186,8 +187,9 @@ def retrieval(
 
 
 def rank(queries: Tensor, database: Tensor) -> Tensor:
-    """``[Q, N]`` int64: the database by falling cosine with each query, equals in the database's
-    order."""
+    """Rank the database by descending cosine similarity with each query: ``[Q, N]`` int64.
+
+    Ties keep the order of the database."""
     similarity = (
         functional.normalize(queries.double(), dim=1)
         @ functional.normalize(database.double(), dim=1).T
@@ -196,15 +198,14 @@ def rank(queries: Tensor, database: Tensor) -> Tensor:
 
 
 def average_precision(ranks: Sequence[int], right: int) -> float:
-    """Area under precision over recall, by the trapezoid between a right image's rank and the one
-    before it.
+    """Area under the precision-recall curve by the trapezoidal rule.
 
-    ``AP = 1 / right * sum_j (p_j- + p_j+) / 2`` with ``p_j+ = (j + 1) / (r_j + 1)`` and
-    ``p_j- = j / r_j`` (1 at rank 0).
+    ``AP = 1 / right * sum_j (p_j- + p_j+) / 2`` with the precision at the j-th right image,
+    ``p_j+ = (j + 1) / (r_j + 1)``, and just before it, ``p_j- = j / r_j`` (1 at rank 0).
 
     Args:
-        ranks: ``r_j``, those of the right images in rising order, from 0, junk not counted.
-        right: how many right images there are, at least 1.
+        ranks: ``r_j``, ascending ranks of the right images, from 0, with junk removed.
+        right: number of right images, at least 1.
     """
     before = [j / r if r else 1.0 for j, r in enumerate(ranks)]
     at = [(j + 1) / (r + 1) for j, r in enumerate(ranks)]

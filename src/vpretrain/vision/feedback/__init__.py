@@ -1,1 +1,1 @@
-"""Labelled pictures, heads on frozen features, and the gradient through them."""
+"""Feedback from labelled pictures: heads on frozen features, and the gradient through them."""

@@ -1,4 +1,4 @@
-"""What heads and probes read: features of a backbone, with their graph or frozen.
+"""Backbone features for heads and probes, with their graph or frozen.
 
 Shapes: N pictures, D feature width, h x w patches."""
 
@@ -19,33 +19,37 @@ from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, Picture, n
 
 
 class Encoder(Protocol):
-    """A backbone, as heads see it."""
+    """Interface of a backbone for heads and probes."""
 
     @property
     def mean(self) -> Sequence[float]:
-        """Of R, G, B, on the scale [0, 1], that its images are normalised with."""
+        """Mean of R, G and B on the scale [0, 1], for normalising images."""
         ...
 
     @property
     def std(self) -> Sequence[float]:
-        """Likewise."""
+        """Standard deviation of R, G and B on the scale [0, 1], for normalising images."""
         ...
 
     @property
     def model(self) -> nn.Module:
-        """The module that is put into evaluation mode while features are taken."""
+        """The module that is in evaluation mode while features are computed."""
         ...
 
     def features(self, images: Tensor) -> Features:
-        """Features of normalised images ``[B, 3, H, W]`` (float); the graph is alive unless under
-        ``no_grad``."""
+        """Return features of normalised images ``[B, 3, H, W]`` (float); gradients flow."""
         ...
 
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """The outputs of the last ``blocks`` blocks of a backbone, side by side, as the features, of
-    images that are normalised with ``mean`` and ``std``, as the learner's are."""
+    """An encoder whose features are the concatenated outputs of a backbone's last blocks.
+
+    Args:
+        backbone: the backbone.
+        blocks: number of last blocks.
+        mean, std: normalisation of images, on the scale [0, 1]; the learner's.
+    """
 
     backbone: Backbone
     blocks: int
@@ -66,11 +70,11 @@ class LastBlocks:
 
 
 class FrozenFeatures(ABC):
-    """Pictures of one size with their features, which have no graph.
+    """Pictures of one size with their features, without a graph.
 
     Attributes:
-        pictures: N of them.
-        pooled: ``[N, D]``.
+        pictures: the N pictures.
+        pooled: ``[N, D]`` pooled features.
     """
 
     pictures: Sequence[Picture]
@@ -83,16 +87,16 @@ class FrozenFeatures(ABC):
 
     @abstractmethod
     def at(self, places: Sequence[int]) -> Frozen:
-        """Some of the pictures with their features, in memory."""
+        """Return some of the pictures, by index, with their features in memory."""
 
     @abstractmethod
     def part(self, places: Sequence[int]) -> FrozenFeatures:
-        """Some of the pictures, kept as these are."""
+        """Return some of the pictures, by index, with features stored in the same way."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frozen(FrozenFeatures):
-    """Features that are all in memory: ``[N, D, h, w]`` and ``[N, D]``."""
+    """Features in memory: ``[N, D, h, w]`` patches and ``[N, D]`` pooled."""
 
     pictures: Sequence[Picture]
     features: Features
@@ -111,8 +115,9 @@ class Frozen(FrozenFeatures):
 
 @dataclass(frozen=True, eq=False)
 class Recomputed(FrozenFeatures):
-    """Features of patches that are computed whenever they are asked for, by an encoder that stands
-    still meanwhile; those of whole pictures are kept."""
+    """Patch features that are recomputed on each access; pooled features are kept.
+
+    The encoder must not change meanwhile."""
 
     encoder: Encoder
     pictures: Sequence[Picture]
@@ -129,8 +134,10 @@ class Recomputed(FrozenFeatures):
 
 
 def freeze(encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 32) -> Frozen:
-    """Features of pictures of one size, without dropout and gradients, kept on the encoder's device
-    in its dtype (N h w D figures); the encoder is as before."""
+    """Compute the features of pictures of one size, without dropout and gradients.
+
+    They are kept on the encoder's device in its dtype (N h w D numbers). The encoder's mode is
+    restored."""
     parts = list(_in_batches(encoder, pictures, batch_size))
     features = Features(torch.cat([f.patches for f in parts]), torch.cat([f.pooled for f in parts]))
     return Frozen(pictures, features)
@@ -144,13 +151,13 @@ def freeze_within(
     patches: bool = True,
     batch_size: int = 32,
 ) -> FrozenFeatures:
-    """The same in bounded memory: features of patches that do not fit are :class:`Recomputed`.
+    """Compute features as :func:`freeze` does, in bounded memory.
 
     Args:
-        encoder: that stands still as long as the features are used.
-        pictures: of one size.
-        memory_bytes: for features of patches.
-        patches: False where features of whole pictures are all that is needed.
+        encoder: the encoder, which must not change as long as the features are used.
+        pictures: pictures of one size.
+        memory_bytes: memory for patch features; if they need more, they are :class:`Recomputed`.
+        patches: False if only pooled features are needed.
         batch_size: pictures in one forward pass.
     """
     first = freeze(encoder, pictures[:1]).features.patches
@@ -171,6 +178,6 @@ def _in_batches(
 
 
 def images_for(encoder: Encoder, pictures: Sequence[Picture]) -> Tensor:
-    """What the encoder takes, on its device and in its dtype."""
+    """Normalise pictures to the encoder's input, on its device and in its dtype."""
     images = normalised(pictures, encoder.mean, encoder.std)
     return images.to(next(encoder.model.parameters()))

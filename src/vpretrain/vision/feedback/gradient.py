@@ -1,5 +1,4 @@
-"""The feedback set of vision: labelled pictures, heads on frozen features, and the gradient through
-the heads."""
+"""Feedback from labelled pictures: the gradient through heads trained on frozen features."""
 
 from __future__ import annotations
 
@@ -30,15 +29,16 @@ from vpretrain.vision.feedback.tasks import DownstreamTask, mean_loss, target_pr
 from vpretrain.vision.role import AnyPictureLearner
 
 WARM_UP_BYTES = 8 * GIB
-"""For the frozen features of one task's pictures while its heads are warmed up."""
+"""Memory for the frozen patch features of one pool of pictures during the warm-up of heads."""
 CHUNK_PICTURES = 16
-"""Feedback pictures in one forward pass whose activations are kept."""
+"""Feedback pictures in one forward pass with gradients."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How the heads follow the learner (G.2, part i), as
-    :class:`vpretrain.vision.recipe.data.FeedbackHead` says."""
+    """Training of the heads before each meta step (G.2, part i).
+
+    Each setting is described in :class:`vpretrain.vision.recipe.data.FeedbackHead`."""
 
     steps: int = 4
     batch_size: int = 16
@@ -48,30 +48,30 @@ class HeadSettings:
 class DenseFeedback(Feedback[AnyPictureLearner]):
     """``g_down = sg(grad_S sum_task w_task loss_task)`` through light heads (G.2, eq. 7 and 51).
 
-    Before each meta step the heads take some updates on the *train* part, on features without a
-    graph; the gradient is then taken on the *meta* part, with the heads frozen. A head's batch
-    normalisation uses its running statistics there, a fixed affine map as in an evaluation: so the
-    loss is a sum over pictures, independent batches stay independent, and no shift or scale of the
-    features is hidden from the gradient.
+    Before each meta step the heads are updated on the *train* part, on features without a graph;
+    then the gradient is computed on the *meta* part, with the heads frozen. There, a head's batch
+    normalisation uses its running statistics, a fixed affine map as in evaluation. Hence the loss
+    is a sum over pictures, batches stay independent, and no shift or scale of the features is
+    hidden from the gradient.
 
-    Labels appear nowhere else: the heads are no part of the learner.
+    Labels are used nowhere else; the heads are not part of the learner.
 
     Args:
-        train, meta: the two parts. They share no picture. Each task uses those that have a target
-            for it, so that tasks may come from data sets of their own.
-        tasks: each with its weight ``w_task`` > 0.
+        train, meta: the two parts, which share no picture. Each task uses the pictures that have a
+            target for it, so that tasks can have different data sets.
+        tasks: tasks with their weights ``w_task`` > 0.
         width: D of the features.
         heads: see :class:`HeadSettings`.
         batch_size: pictures of each task in a meta batch.
-        batches: meta batches used at a time, 2 or more, each from meta pictures of its own.
-        seed: of heads and batches; the global RNG is never used.
-        encoder: what the features come from, given the learner.
-        device: of the heads; the learner's.
+        batches: meta batches per meta step, 2 or more, each from a disjoint share of the meta part.
+        seed: seed of heads and batches; the global RNG is never used.
+        encoder: returns the encoder of a learner.
+        device: device of the heads; the learner's.
         where: dotted recipe key of the feedback set, for messages.
 
     Raises:
-        UserError: a part is empty or too small, a task has no target in it or ids that it does not
-            have, or a picture is in both parts.
+        UserError: a part is empty or too small, a task has no targets or invalid class ids in it,
+            or a picture is in both parts.
     """
 
     def __init__(
@@ -103,15 +103,16 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         self.meta: list[list[Pool]] = [[] for _ in range(batches)]
         for members, together in pooled(meta, tasks):
             first = together[0].name
-            # Whatever order they came in.
+            # Shuffled, so that the shares do not depend on the order of the pictures.
             order = random.Random(f"{seed} shares {first}").sample(members, len(members))
             for part, pools in enumerate(self.meta):
                 key = f"{seed} meta {part} {first}"
                 pools.append(Pool(order[part::batches], together, batch_size, key))
 
     def warm_up(self, learner: AnyPictureLearner, steps: int) -> None:
-        """Trains the heads on the train part's features, computed once where they fit in
-        ``WARM_UP_BYTES``, so that ``g_down`` is not that of random heads."""
+        """Train the heads on the train part, so that ``g_down`` is not that of random heads.
+
+        Features are computed once if they fit in ``WARM_UP_BYTES``."""
         encoder = self.encoder(learner)
         known = [freeze_within(encoder, pool.pictures, WARM_UP_BYTES) for pool in self.train]
         for _ in phase("feedback heads, steps of their warm-up", range(steps), steps):
@@ -119,8 +120,10 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
             self._update([features.at(pool.draws.draw()) for features, pool in pairs])
 
     def gradients(self, learner: AnyPictureLearner) -> list[Gradient]:
-        """``g_down`` over S after the heads' updates, one a meta batch, summed in float32 or wider;
-        zeros where no task depends on a parameter of S. The learner is as before."""
+        """Update the heads and return ``g_down`` over S for each meta batch.
+
+        Summed in float32 or wider; zero for a parameter of S that no task depends on. The learner
+        is unchanged."""
         for _ in range(self.steps):
             self._update([freeze(self.encoder(learner), pool.draw()) for pool in self.train])
         batches = [[(pool.draw(), pool.tasks) for pool in pools] for pools in self.meta]
@@ -130,9 +133,10 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
     def held_out_loss(
         self, learner: AnyPictureLearner, pictures: Sequence[Picture]
     ) -> Iterator[Tensor]:
-        """``L_down`` of these pictures under the present heads, in pieces: scalars with their graph
-        to the learner, which sum to the weighted tasks' means over the pictures they have targets
-        for."""
+        """Yield ``L_down`` of pictures under the current heads in pieces.
+
+        The pieces are scalars with their graph to the learner. Their sum is the weighted sum of the
+        tasks' mean losses, each over the pictures that have targets for it."""
         return self._pieces(self.encoder(learner), pooled(pictures, self.tasks))
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,7 +158,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
 
     @torch.enable_grad()
     def _update(self, batches: Sequence[Frozen]) -> None:
-        """One step of every head, each pool's heads on its batch."""
+        """Take one step of every head on its pool's batch."""
         self.heads.train()
         self.optimizer.zero_grad(set_to_none=True)
         for pool, batch in zip(self.train, batches, strict=True):
@@ -166,8 +170,9 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         self.heads.eval()
 
     def _pieces(self, encoder: Encoder, batch: Sequence[Targeted]) -> Iterator[Tensor]:
-        """The weighted loss, a chunk of pictures at a time; each picture runs through the encoder
-        once."""
+        """Yield the weighted loss in chunks of pictures.
+
+        A picture runs through the encoder once per group of tasks that share their pictures."""
         for pictures, tasks in batch:
             counts = [
                 float(torch.stack([task.counts(task.targets([p])) for p in pictures]).sum())
@@ -184,7 +189,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
                         total = task.losses(outputs, task.targets(chunk).to(outputs.device)).sum()
                         losses.append(total * (self.tasks[task] / count))
                     piece = torch.stack(losses).sum()
-                yield piece  # outside of the block: the caller sees the modes that it set
+                yield piece  # outside the with block, so that the caller's modes are restored
 
 
 def _check(
@@ -230,7 +235,7 @@ def _check(
 
 
 def _overlap(train: Sequence[Picture], meta: Sequence[Picture], where: str) -> list[Problem]:
-    """Pictures of both parts, by name and by pixels."""
+    """Return a problem if the two parts share pictures, by name or by pixels."""
     names = {picture.name: picture.name for picture in train}
     known = names | {picture.identity: picture.name for picture in train}
     keys = [(picture.name, key) for picture in meta for key in (picture.identity, picture.name)]

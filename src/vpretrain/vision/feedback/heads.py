@@ -1,5 +1,7 @@
-"""Light heads on frozen features: batch normalisation and one linear map ("linear-BN"; a 1x1
-convolution on patches), so that a score is one of the features.
+"""Light heads on frozen features: batch normalisation and one linear layer ("linear-BN").
+
+On patches the linear layer is a 1x1 convolution. The heads are that light so that scores measure
+the features.
 
 Shapes: B pictures, D feature width, h x w patches, H x W pixels, C classes."""
 
@@ -18,15 +20,14 @@ Size = tuple[int, int]
 
 
 class Head(nn.Module):
-    """Batch normalisation and a linear map, computed in the head's own dtype whatever that of the
-    features.
+    """Batch normalisation and a linear layer, computed in the head's own dtype.
 
     Args:
         width: D.
-        outputs: how many figures a patch (or picture) gets.
-        generator: of the first weights (normal, standard deviation 0.01).
-        momentum: weight of the newest batch in the running statistics; None keeps their plain
-            average over all batches, which is right where features do not change.
+        outputs: output channels per patch (or picture).
+        generator: generator of the initial weights (normal, standard deviation 0.01).
+        momentum: weight of the newest batch in the running statistics; None: the plain average over
+            all batches, which suits features that do not change.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """``[B, outputs, H, W]`` for pictures of ``size``: only the outputs are resized (bilinear),
-        never the much wider features."""
+        """Return ``[B, outputs, H, W]`` for pictures of ``size``.
+
+        The outputs are resized (bilinear), not the much wider features."""
         patches = features.patches.to(self.weight.dtype)
         normal = self.norm(patches.flatten(2)).unflatten(2, patches.shape[2:])
         outputs = functional.conv2d(normal, self.weight[:, :, None, None], self.bias)
@@ -49,15 +51,15 @@ class Head(nn.Module):
 
 
 class SegmentationHead(Head):
-    """Class logits of every pixel."""
+    """Predicts class logits for every pixel."""
 
 
 class DepthHead(Head):
-    """Metres of every pixel.
+    """Predicts depth in metres for every pixel.
 
     Args:
-        width, generator, momentum: as for :class:`Head`.
-        start_metres: its output before training, > 0.
+        width, generator, momentum: see :class:`Head`.
+        start_metres: output of the bias alone before training, > 0.
     """
 
     def __init__(
@@ -72,14 +74,14 @@ class DepthHead(Head):
         nn.init.constant_(self.bias, start_metres + math.log(-math.expm1(-start_metres)))
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """``[B, H, W]`` metres > 0 (softplus) for pictures of ``size``."""
+        """Return depths ``[B, H, W]`` > 0 (softplus) in metres for pictures of ``size``."""
         return functional.softplus(super().forward(features, size))[:, 0]
 
 
 class ClassificationHead(Head):
-    """Class logits of every picture."""
+    """Predicts class logits for every picture."""
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """``[B, C]`` logits; the size does not matter."""
+        """Return logits ``[B, C]``; ``size`` is ignored."""
         normal = self.norm(features.pooled.to(self.weight.dtype))
         return functional.linear(normal, self.weight, self.bias)

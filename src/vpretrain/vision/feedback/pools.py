@@ -15,10 +15,10 @@ Targeted = tuple[list[Picture], Sequence[DownstreamTask]]
 
 
 class Draws:
-    """Endless seeded batches of ``count`` things, by their places.
+    """Endless seeded batches of indices below ``count``.
 
-    What does not fill a batch at the end of a pass is left out, so that none holds anything twice;
-    where there are fewer than ``size``, a batch is all of them."""
+    The remainder at the end of a pass is dropped, so that no batch holds an index twice. If
+    ``count`` is below ``size``, every batch holds all indices."""
 
     def __init__(self, count: int, size: int, seed: str) -> None:
         self.count, self.size, self.seed = count, min(size, count), seed
@@ -26,7 +26,7 @@ class Draws:
         self._pass: tuple[int, list[int]] = (-1, [])
 
     def draw(self) -> list[int]:
-        """The next batch; :attr:`batch` is all the state there is."""
+        """Return the next batch; :attr:`batch` is the whole state."""
         number, at = divmod(self.batch, self.count // self.size)
         if self._pass[0] != number:
             order = random.Random(f"{self.seed} {number}").sample(range(self.count), self.count)
@@ -36,7 +36,7 @@ class Draws:
 
 
 class Pool:
-    """Endless batches, of ``size``, of pictures that all have targets for all the tasks."""
+    """Endless batches of ``size`` pictures, all of which have targets for all the tasks."""
 
     def __init__(
         self, pictures: Sequence[Picture], tasks: Sequence[DownstreamTask], size: int, seed: str
@@ -44,13 +44,14 @@ class Pool:
         self.pictures, self.tasks, self.draws = pictures, tasks, Draws(len(pictures), size, seed)
 
     def draw(self) -> list[Picture]:
-        """The next batch."""
+        """Return the next batch."""
         return [self.pictures[place] for place in self.draws.draw()]
 
 
 def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list[Targeted]:
-    """Each task's pictures; tasks that have the same ones stand together, so that one forward pass
-    serves them all."""
+    """Group tasks by the pictures that have targets for them.
+
+    Tasks with the same pictures share one forward pass. Tasks without pictures are left out."""
     groups: dict[tuple[int, ...], list[DownstreamTask]] = {}
     for task in tasks:
         places = tuple(at for at, picture in enumerate(pictures) if task.has(picture))
@@ -59,8 +60,10 @@ def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list
 
 
 def shuffled(pictures: Sequence[Picture], seed: int) -> list[Picture]:
-    """The same images with the labels, depth and category of others (a control): targets go once
-    around a seeded circle of the pictures of one size with targets of the same kinds."""
+    """Give every picture the labels, depth and category of another one (a control).
+
+    Targets rotate by one in a seeded order, among pictures of the same size with the same kinds of
+    targets."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for at, p in enumerate(pictures):
         kind = (p.size, p.labels is None, p.depth is None, p.category is None)

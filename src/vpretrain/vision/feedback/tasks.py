@@ -21,14 +21,14 @@ from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, Head,
 class DownstreamTask(ABC):
     """Targets, loss and metric of one kind of label.
 
-    The loss on some pictures is ``losses(...).sum() / counts(...).sum()``: a mean over everything
-    that counts in any of them, so that it can be computed in pieces.
+    The loss on some pictures is ``losses(...).sum() / counts(...).sum()``, a mean over all valid
+    pixels (or pictures), which can be computed in pieces.
 
     Attributes:
-        name: unique among the tasks of one feedback set.
-        metric: what its probe reports first (:mod:`vpretrain.vision.evaluation.probes`).
-        higher_is_better: which way is up for that metric.
-        dense: whether its head reads features of patches, not of whole pictures.
+        name: unique among the tasks of a feedback set.
+        metric: first metric of its probe (:mod:`vpretrain.vision.evaluation.probes`).
+        higher_is_better: whether higher values of that metric are better.
+        dense: whether its head reads patch features rather than pooled ones.
     """
 
     name: str
@@ -38,11 +38,11 @@ class DownstreamTask(ABC):
 
     @abstractmethod
     def has(self, picture: Picture) -> bool:
-        """Whether anything in this picture counts."""
+        """Whether the picture has a valid target."""
 
     @abstractmethod
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
-        """What is wrong with the targets of these pictures, or that there are none."""
+        """Return the problems of the pictures' targets, or one if there are none."""
 
     @abstractmethod
     def head(
@@ -52,24 +52,24 @@ class DownstreamTask(ABC):
         generator: torch.Generator,
         momentum: float | None,
     ) -> Head:
-        """A fresh head, which may start from the mean of its training set, ``pictures``."""
+        """Make a new head; its initial output may depend on the training pictures."""
 
     @abstractmethod
     def targets(self, pictures: Sequence[Picture]) -> Tensor:
-        """Stacked targets ``[B, ...]`` of pictures of one size, all of which it has."""
+        """Stack the targets ``[B, ...]`` of pictures of one size, all of which have one."""
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """``[B]``: the loss of each picture, summed over what counts; the graph is alive."""
+        """Return ``[B]``, each picture's loss summed over its valid pixels; gradients flow."""
 
     @abstractmethod
     def counts(self, targets: Tensor) -> Tensor:
-        """``[B]``: how much counts in each picture."""
+        """Return ``[B]``, each picture's weight in the mean, such as its number of valid pixels."""
 
 
 @dataclass(frozen=True)
 class ClassTask(DownstreamTask):
-    """One of C classes: ids are 0 .. C - 1."""
+    """A task with C classes, 0 .. C - 1."""
 
     classes: int
     head_type: ClassVar[type[Head]]
@@ -87,13 +87,14 @@ class ClassTask(DownstreamTask):
 
 @dataclass(frozen=True)
 class Segmentation(ClassTask):
-    """Cross-entropy in nats over the pixels that are not void:
-    ``-sum_p w[y_p] log p_p(y_p) / sum_p w[y_p]``.
+    """Semantic segmentation with cross-entropy in nats over non-void pixels.
+
+    The loss is ``-sum_p w[y_p] log p_p(y_p) / sum_p w[y_p]``.
 
     Args:
         classes: C.
-        class_weights: ``w``, one a class (see :func:`balanced`); empty counts every pixel alike.
-        name: of this task.
+        class_weights: ``w``, one per class (see :func:`balanced`); empty: all pixels have weight 1.
+        name: name of the task.
     """
 
     class_weights: tuple[float, ...] = ()
@@ -105,7 +106,7 @@ class Segmentation(ClassTask):
         return picture.labels is not None and bool((picture.labels != IGNORE).any())
 
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
-        """Class ids out of range, or no labelled pixel anywhere."""
+        """Return class ids out of range, or a problem if no pixel is labelled."""
         accepted = f"0 to {self.classes - 1}, and {IGNORE} for void"
         problems = []
         for picture in pictures:
@@ -131,7 +132,7 @@ class Segmentation(ClassTask):
         ).sum(dim=(1, 2))
 
     def counts(self, targets: Tensor) -> Tensor:
-        """``[B]`` float32: weights of the pixels that are not void, summed."""
+        """``[B]`` float32: summed weights of non-void pixels."""
         counted = targets != IGNORE
         weights = self._weights(torch.empty(0, device=targets.device))
         return (weights[targets.where(counted, 0)] * counted).sum(dim=(1, 2))
@@ -142,13 +143,15 @@ class Segmentation(ClassTask):
 
 @dataclass(frozen=True)
 class Depth(DownstreamTask):
-    """Distance in metres over the valid pixels: the mean of ``|predicted - true|`` (eq. 51) or of
-    its square (probe).
+    """Depth estimation in metres.
+
+    The loss is the mean of ``|predicted - true|`` (eq. 51) or of its square (probe) over valid
+    pixels.
 
     Args:
         loss: ``l1`` or ``l2``.
-        valid_metres: a depth counts above the first and up to the second.
-        name: of this task.
+        valid_metres: valid depths, above the first and up to the second.
+        name: name of the task.
     """
 
     loss: Literal["l1", "l2"] = "l1"
@@ -158,7 +161,7 @@ class Depth(DownstreamTask):
     higher_is_better = False
 
     def valid(self, depth: Tensor) -> Tensor:
-        """True where a depth counts; never where it is not a number."""
+        """Return a mask, True where a depth is valid; False at NaN."""
         return valid_depth(depth, *self.valid_metres)
 
     def has(self, picture: Picture) -> bool:
@@ -177,7 +180,7 @@ class Depth(DownstreamTask):
         generator: torch.Generator,
         momentum: float | None,
     ) -> Head:
-        """A fresh head that starts at the mean depth of the pictures."""
+        """Make a new head whose initial output is the mean depth of the pictures."""
         depths = [p.depth[self.valid(p.depth)] for p in pictures if p.depth is not None]
         return DepthHead(width, generator, momentum, start_metres=float(torch.cat(depths).mean()))
 
@@ -192,13 +195,13 @@ class Depth(DownstreamTask):
         return (difference.abs() if self.loss == "l1" else difference.square()).sum(dim=(1, 2))
 
     def counts(self, targets: Tensor) -> Tensor:
-        """``[B]`` float32: valid pixels."""
+        """``[B]`` float32: number of valid pixels."""
         return self.valid(targets).sum(dim=(1, 2)).float()
 
 
 @dataclass(frozen=True)
 class Classification(ClassTask):
-    """Cross-entropy in nats of the picture's category, averaged over pictures."""
+    """Classification of whole pictures: cross-entropy in nats, averaged over pictures."""
 
     name: str = "classification"
     metric = "accuracy"
@@ -209,7 +212,7 @@ class Classification(ClassTask):
         return picture.category is not None
 
     def problems(self, pictures: Sequence[Picture], where: str) -> list[Problem]:
-        """Categories out of range, or none anywhere."""
+        """Return categories out of range, or a problem if no picture has one."""
         accepted, message = f"0 to {self.classes - 1}", "has a category out of range"
         problems = [
             Problem(where, repr(p.category), accepted, f"{p.name} {message}; give more classes")
@@ -230,14 +233,14 @@ class Classification(ClassTask):
 
 
 def mean_loss(task: DownstreamTask, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The task's loss on one batch, a scalar with its graph to the outputs."""
+    """Return the task's loss on one batch, a scalar; gradients flow to the outputs."""
     return task.losses(outputs, targets).sum() / task.counts(targets).sum()
 
 
 def target_problems(
     tasks: Sequence[DownstreamTask], pictures: Sequence[Picture], where: str
 ) -> list[Problem]:
-    """What is wrong with the pictures for these tasks, their sizes among it."""
+    """Return the problems of the pictures for these tasks, including different sizes."""
     problems = []
     for task in tasks:
         problems += task.problems(pictures, where)
@@ -250,11 +253,10 @@ def target_problems(
 
 
 def balanced(pictures: Sequence[Picture], classes: int) -> tuple[float, ...]:
-    """Class weights under which every class that occurs counts the same: ``N / (K n_c)``, whose
-    mean over pixels is 1.
+    """Return class weights ``N / (K n_c)`` that balance the classes; their mean over pixels is 1.
 
-    N labelled pixels, ``n_c`` of them of class c, K classes that occur. Those that never do are not
-    up-weighted (1)."""
+    N is the number of labelled pixels, ``n_c`` that of class c, K the number of classes that occur.
+    Classes that do not occur have weight 1."""
     counts = torch.zeros(classes, dtype=torch.float64)
     for picture in pictures:
         if picture.labels is not None:

@@ -1,10 +1,9 @@
-"""I-JEPA's multi-block masks: a few target blocks, and one large context block from which they are
-cut out.
+"""I-JEPA's multi-block masks: several target blocks, and one large context block without them.
 
 Patches are numbered row by row over an ``h x w`` grid: patch ``i`` lies in row ``i // w`` and
 column ``i % w``.
 
-Shapes: B images, M target blocks an image, K patches a target block, N context patches."""
+Shapes: B images, M target blocks per image, K patches per target block, N context patches."""
 
 from __future__ import annotations
 
@@ -17,19 +16,18 @@ from torch import Tensor
 from vpretrain.system.errors import UserError, user_error
 
 REDRAWS = 100
-"""How often the blocks of an image with too little context are drawn anew before the grid is called
-too small."""
+"""Redraws of the blocks of images with too little context before the grid is called too small."""
 
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How large blocks are and how many.
+    """Number and sizes of blocks.
 
-    Each is described in :class:`vpretrain.vision.recipe.learner.Blocks`; shares of the grid
-    are in (0, 1], and the context block's height over width is that of the grid.
+    Each setting is described in :class:`vpretrain.vision.recipe.learner.Blocks`. Scales are
+    fractions of the grid in (0, 1]. The context block has the aspect ratio of the grid.
 
     Raises:
-        UserError: a range is empty or outside of its bounds.
+        UserError: a range is empty or out of bounds, or a count is below 1.
     """
 
     targets: int = 4
@@ -57,8 +55,7 @@ class BlockSettings:
 
 @dataclass(frozen=True, eq=False)
 class BlockMasks:
-    """Which patches an image shows and which are to be predicted; the two never overlap within an
-    image.
+    """Context and target patches of a batch, which never overlap within an image.
 
     Args:
         context: ``[B, N]`` int64 patch numbers, distinct and ascending within a row.
@@ -74,11 +71,10 @@ class BlockMasks:
 
 
 def check_grid(grid: tuple[int, int], settings: BlockSettings) -> None:
-    """Refuses a grid (rows and columns of patches) without room for the smallest target blocks side
-    by side and the least context.
+    """Check that a grid has room for the smallest target blocks side by side and the least context.
 
     Raises:
-        UserError: saying how many patches would do.
+        UserError: the grid (rows and columns of patches) is too small; names the patches needed.
     """
     scale = settings.target_scale[0]
     smallest = min(math.prod(_extent(grid, scale, aspect)) for aspect in settings.target_aspect)
@@ -96,17 +92,16 @@ def check_grid(grid: tuple[int, int], settings: BlockSettings) -> None:
 def sample_blocks(
     images: int, grid: tuple[int, int], settings: BlockSettings, *, seed: int
 ) -> BlockMasks:
-    """Draws the masks of one batch; the same seed gives the same masks, and no other generator is
-    touched.
+    """Draw the masks of one batch from a seed, without touching the global random state.
 
-    As in I-JEPA, block sizes are drawn once a batch and places once an image, so that all images
-    have K patches in a target block. What is left of the context differs between images: each keeps
-    as many patches as the poorest has, drawn at random, so that the batch stacks.
+    As in I-JEPA, block sizes are drawn once per batch and positions once per image, so that every
+    target block has K patches. The number of context patches left differs between images; all are
+    reduced to the smallest number by dropping random patches, so that the batch stacks.
 
     Args:
         images: B, at least 1.
         grid: rows and columns of patches.
-        settings: of the blocks.
+        settings: number and sizes of blocks.
         seed: any int64.
 
     Returns:
@@ -160,8 +155,9 @@ def _too_poor(context: Tensor, grid: tuple[int, int], settings: BlockSettings) -
 
 
 def _extent(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
-    """Height and width in patches of a block that covers ``scale`` of the grid, rounded, from 1 to
-    the grid's sides."""
+    """Return height and width in patches of a block that covers the fraction ``scale`` of the grid.
+
+    Rounded, and clamped to the grid."""
     area = scale * grid[0] * grid[1]
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     return min(max(height, 1), grid[0]), min(max(width, 1), grid[1])
@@ -173,8 +169,7 @@ def _place(
     grid: tuple[int, int],
     generator: torch.Generator,
 ) -> Tensor:
-    """Blocks of one extent anywhere on the grid: bool ``[*shape, h * w]``, True inside the
-    block."""
+    """Place blocks of one extent at random: bool ``[*shape, h * w]``, True inside the block."""
     sides = []
     for length, size in zip(extent, grid, strict=True):
         start = torch.randint(size - length + 1, (*shape, 1), generator=generator)

@@ -1,4 +1,4 @@
-"""A backbone that can be run on a part of its patches, as I-JEPA's encoders are.
+"""A backbone that can run on a subset of its patches, as I-JEPA's encoders do.
 
 Shapes: B images, L patches of the grid, P leading tokens, D width."""
 
@@ -14,20 +14,20 @@ from vpretrain.vision.backbone import Backbone, stretching
 
 
 class PatchEncoder(Backbone):
-    """An encoder laid out like I-JEPA, ViT or DINOv2, taken apart into embeddings and blocks.
+    """An encoder laid out like I-JEPA, ViT or DINOv2, split into embeddings and blocks.
 
     Args:
         model: a ``transformers`` vision model.
-        autocast: the dtype of products in the blocks, if it is not the weights' own.
+        autocast: dtype of matrix products in the blocks, if it differs from that of the weights.
 
     Raises:
-        UserError: the parts cannot be told, or do not add up to the whole.
+        UserError: the layout is not supported, or the parts do not reproduce the whole model.
     """
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
         super().__init__(model)
         embeddings: Any = getattr(model, "embeddings", None)
-        # Rotary positions enter in the blocks, which would have to be told which patches are left.
+        # Rotary positions enter in the blocks, which would need to know which patches are left.
         if not hasattr(model, "layernorm") or not hasattr(embeddings, "patch_embeddings"):
             raise self.refused("does not add positions to its patches as I-JEPA, ViT or DINOv2 do")
         self.embeddings = embeddings
@@ -35,18 +35,18 @@ class PatchEncoder(Backbone):
         with evaluating(model), torch.no_grad():
             if not self.agree(self.tokens(images), self.encode(self.embed(images))):
                 raise self.refused("does more than embeddings, blocks and final norm")
-        self.autocast = autocast  # only now, see Backbone
+        self.autocast = autocast  # after the comparison, see Backbone
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Tokens with their positions, ``[B, P + L, D]``."""
+        """Return tokens with position embeddings, ``[B, P + L, D]``."""
         return self.embeddings(pixels.to(self.norm.weight.dtype), **stretching(self.embeddings))
 
     def contents(self, pixels: Tensor) -> Tensor:
-        """The part of the patches' tokens that comes from pixels, ``[B, L, D]``."""
+        """Return patch embeddings without positions, ``[B, L, D]``."""
         return self.embeddings.patch_embeddings(pixels.to(self.norm.weight.dtype))
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """All blocks and the final norm, over any subset of the tokens."""
+        """Run all blocks and the final norm on any subset of the tokens."""
         with computing(tokens.device, self.autocast):
             for block in self.blocks:
                 tokens = block(tokens)

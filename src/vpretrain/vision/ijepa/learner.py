@@ -1,7 +1,6 @@
-"""I-JEPA as the learner: predict what the target encoder says of hidden blocks from a context that
-does not show them.
+"""The I-JEPA learner: predict the target encoder's outputs for masked blocks from a context block.
 
-Shapes: B images, L = h x w patches of the grid, P leading tokens without a place (class token,
+Shapes: B images, L = h x w patches of the grid, P leading tokens without a position (class token,
 registers; I-JEPA has none), N context patches, M target blocks of K patches, D width of the
 encoder."""
 
@@ -31,14 +30,14 @@ ErrorName = Literal["smooth_l1", "squared"]
 
 @dataclass(frozen=True)
 class IJepaTask:
-    """What the learner is asked to predict, and from how much.
+    """Weights of the target patches, and visibility of the context patches.
 
     Args:
-        weights: ``[B, M, K]`` float32 or wider, >= 0, mean 1: how much each target patch counts.
-            The loss is linear in it.
+        weights: ``[B, M, K]`` float32 or wider, >= 0, mean 1: weight of each target patch. The loss
+            is linear in it.
         context_mask: ``[B, L]`` float32 or wider in [0, 1], over the whole grid row by row: how
             much of each context patch the encoder sees (see :meth:`IJepaLearner.forward`). Entries
-            at patches that are no context do nothing.
+            outside the context have no effect.
     """
 
     weights: Tensor
@@ -53,17 +52,16 @@ class IJepaTask:
 
 @dataclass
 class IJepaContext:
-    """What the learner made of one batch.
+    """Embedded context patches and prediction targets of one batch.
 
     Args:
-        pixels: ``[B, 3, H, W]`` normalised, float32 or wider: what a designer looks at, target
-            blocks included.
+        pixels: ``[B, 3, H, W]`` normalised, float32 or wider: the designer's input, target blocks
+            included.
         grid: ``(h, w)``.
         blocks: context and target patches.
-        tokens: ``[B, P + N, D]`` what enters the first block: leading tokens and context patches,
-            with the graph.
-        contents: ``[B, N, D]`` the part of the context patches' tokens that comes from pixels, with
+        tokens: ``[B, P + N, D]`` input of the first block: leading tokens and context patches, with
             the graph.
+        contents: ``[B, N, D]`` patch embeddings of the context without positions, with the graph.
         answers: ``[B, M, K, D]`` the target encoder's layer-normalised outputs, float32 or wider;
             no graph.
     """
@@ -77,7 +75,7 @@ class IJepaContext:
 
 
 def baseline_task(context: IJepaContext) -> IJepaTask:
-    """The task without steering: every target counts the same and the whole context is seen."""
+    """Return the unsteered task: all targets have weight 1 and the whole context is visible."""
     images, patches = len(context.pixels), context.grid[0] * context.grid[1]
     ones = torch.ones((), dtype=context.answers.dtype, device=context.answers.device)
     weights = ones.expand(context.blocks.targets.shape).clone()
@@ -87,8 +85,7 @@ def baseline_task(context: IJepaContext) -> IJepaTask:
 def prediction_loss(
     predictions: Tensor, answers: Tensor, weights: Tensor, error: ErrorName
 ) -> Tensor:
-    """Weighted mean over target patches of the error of a prediction, in float32 or wider; a
-    scalar.
+    """Weighted mean of the prediction error over target patches, a scalar in float32 or wider.
 
     The slow definition, ``rho(x) = x ** 2 / 2`` where ``|x| < 1`` and ``|x| - 1 / 2`` elsewhere
     (``smooth_l1``), or ``x ** 2`` (``squared``)::
@@ -104,7 +101,7 @@ def prediction_loss(
         predictions: ``[B, M, K, D]``; gradients flow.
         answers: ``[B, M, K, D]``, constant.
         weights: ``[B, M, K]``; gradients flow.
-        error: which rho.
+        error: name of rho.
     """
     measure = nn.functional.smooth_l1_loss if error == "smooth_l1" else nn.functional.mse_loss
     mistakes = measure(vectors.wide(predictions), answers, reduction="none").mean(dim=-1)
@@ -114,22 +111,24 @@ def prediction_loss(
 class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
     """Context encoder, its moving average (the target encoder) and a predictor.
 
-    ``model`` holds all that trains, under ``encoder.`` and ``predictor.``; not the target encoder.
+    ``model`` holds the trained parameters, under ``encoder.`` and ``predictor.``, without the
+    target encoder.
 
     Args:
-        encoder: ``IJepaModel``, or a ``transformers`` vision model laid out like it.
-        predictor: of the same width.
+        encoder: ``IJepaModel``, or a ``transformers`` vision model with the same layout.
+        predictor: predictor for the encoder's width.
         aligned_blocks: S is this many of the encoder's last blocks and its final norm.
-        blocks: of the masks.
-        momentum: of the target encoder, at the start and at the end of the budget; linear in
-            between.
-        error: of one prediction.
-        mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them (ImageNet's
-            by default).
-        autocast: the dtype of products outside :meth:`objective`, if it is not the weights' own.
+        blocks: settings of the block masks.
+        momentum: EMA momentum of the target encoder at the start and at the end of the budget;
+            linear in between.
+        error: error of a prediction, see :func:`prediction_loss`.
+        mean, std: per channel, on the scale [0, 1], for normalising uint8 images (default:
+            ImageNet's).
+        autocast: dtype of matrix products outside :meth:`objective`, if it differs from that of the
+            weights.
 
     Raises:
-        UserError: the encoder's parts cannot be told or do not add up, or it has fewer blocks.
+        UserError: the encoder's layout is not supported, or it has too few blocks.
     """
 
     kind = "ijepa"
@@ -160,8 +159,8 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         self.suffix = Suffix(encoder, layers, norm, self.aligned)
         self.predictor, self.blocks, self.momentum, self.error = predictor, blocks, momentum, error
         self.mean, self.std, self.autocast = mean, std, autocast
-        # In float32 or wider whatever the encoder's dtype: in bfloat16 a step of 0.4% would be
-        # rounded away for ever.
+        # In float32 or wider whatever the encoder's dtype: bfloat16 would round away EMA steps of
+        # 0.4%.
         wide = torch.promote_types(encoder.dtype, torch.float32)
         self.target_encoder = copy.deepcopy(encoder).to(wide).requires_grad_(False).eval()
         self.target = PatchEncoder(self.target_encoder, autocast=autocast)
@@ -183,16 +182,15 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         return dict([*predictor, *self.target_encoder.named_parameters(prefix="target_encoder")])
 
     def forward(self, batch: ImageBatch) -> IJepaContext:
-        """Embeds the context patches and asks the target encoder; the context encoder's blocks run
-        once a task is known.
+        """Embed the context patches and run the target encoder.
 
-        With ``c_i`` the part of context patch i's token that comes from its pixels and ``c`` the
-        mean of ``c_i`` over the image's context, a task's mask mu replaces ``c_i`` by
-        ``mu_i c_i + (1 - mu_i) c``, the position staying as it is. As the patch embedding is
-        linear, this is eq. 49 with the widest blur there is: at mu = 0 a patch looks like the mean
-        context patch of its image, target patches left out of the mean. A mask itself may still
-        tell of the targets: one that is learned follows the whole image
-        (:class:`vpretrain.vision.steering.surfaces.ContextMasks`).
+        The context encoder's blocks run once a task is known. With ``c_i`` the patch embedding of
+        context patch i without its position, and ``c`` the mean of ``c_i`` over the image's
+        context, a task's mask mu replaces ``c_i`` by ``mu_i c_i + (1 - mu_i) c``; the position is
+        unchanged. As the patch embedding is linear, this is eq. 49 with an infinitely wide blur: at
+        mu = 0 a patch looks like the mean context patch of its image (target patches are not in the
+        mean). A learned mask itself can still reveal the targets, since it is computed from the
+        whole image (:class:`vpretrain.vision.steering.surfaces.ContextMasks`).
 
         Raises:
             UserError: the patch size does not divide the images, or the grid is too small for the
@@ -216,8 +214,9 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         return IJepaContext(pixels, grid, blocks, tokens, contents, answers)
 
     def loss(self, context: IJepaContext, task: IJepaTask) -> Tensor:
-        """:func:`prediction_loss` of the batch, with its graph to encoder and predictor; local to
-        this process."""
+        """Return :func:`prediction_loss` of the batch, local to this process.
+
+        Gradients flow to encoder, predictor and the task's controls."""
         blocks = context.blocks
         hidden = _seen(context.tokens, context.contents, blocks, task.context_mask)
         states = self.backbone.encode(hidden)
@@ -226,10 +225,10 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         return prediction_loss(predictions, context.answers, task.weights, self.error)
 
     def objective(self, context: IJepaContext, task: IJepaTask) -> Objective:
-        """The loss as a function of S alone, dropout off.
+        """Return the loss as a function of S and the inputs that depend on controls, no dropout.
 
-        Its inputs are the weights, and what enters the first aligned block: whichever of them hangs
-        on a control that requires a gradient."""
+        Those inputs are the weights and the input of the first aligned block, in this order; each
+        only if its control requires a gradient."""
         suffix, blocks = self.suffix, context.blocks
         with evaluating(self.model), torch.enable_grad():
             hidden = _seen(
@@ -258,7 +257,7 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """``target <- m target + (1 - m) encoder``, m between the momenta by ``progress``."""
+        """``target <- m target + (1 - m) encoder``, with m interpolated by ``progress``."""
         start, end = self.momentum
         momentum = start + (end - start) * progress
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
@@ -272,8 +271,9 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
         self.target_encoder.load_state_dict(state["target_encoder"])
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images on the encoder's device, float32 or wider; uint8 is scaled and normalised, floats
-        are taken as they are."""
+        """Return images on the encoder's device, in float32 or wider.
+
+        uint8 is scaled and normalised; floats are assumed to be normalised already."""
         images = images.to(self.encoder.device)
         return (
             normalised(images, self.mean, self.std)
@@ -283,15 +283,15 @@ class IJepaLearner(PictureLearner[IJepaContext, IJepaTask]):
 
 
 def _seen(tokens: Tensor, contents: Tensor, blocks: BlockMasks, mask: Tensor) -> Tensor:
-    """The encoder's input under a context mask, ``[B, P + N, D]`` in the dtype of ``tokens``."""
+    """Apply a context mask to the encoder's input, ``[B, P + N, D]`` in the dtype of ``tokens``."""
     hidden = (1 - mask.gather(1, blocks.context))[..., None]
-    # As a difference to the whole token: where mu = 1 exact zeros are added, and the run is the
-    # plain one bit for bit.
+    # As a difference added to the token: where mu = 1 it is exactly zero, so that an all-ones mask
+    # is bit-identical to the unsteered run.
     change = hidden * (contents.mean(dim=1, keepdim=True) - contents)
     leading = tokens.shape[1] - contents.shape[1]
     return tokens + nn.functional.pad(change.to(tokens.dtype), (0, 0, leading, 0))
 
 
 def _chosen(patches: Tensor, ids: Tensor) -> Tensor:
-    """Rows ``ids`` ``[B, n]`` of ``patches`` ``[B, L, D]``: ``[B, n, D]``."""
+    """Gather rows ``ids`` ``[B, n]`` of ``patches`` ``[B, L, D]`` to ``[B, n, D]``."""
     return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))

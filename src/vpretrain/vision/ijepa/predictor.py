@@ -1,8 +1,7 @@
-"""I-JEPA's predictor, and the small transformer parts that it shares with the patchwise mask
-network.
+"""I-JEPA's predictor, and the transformer parts that it shares with the patchwise mask network.
 
-Shapes: B images, N context patches, M target blocks of K patches, D the encoder's width, W the
-predictor's."""
+Shapes: B images, P leading tokens, N context patches, M target blocks of K patches, D the encoder's
+width, W the predictor's."""
 
 from __future__ import annotations
 
@@ -14,14 +13,16 @@ from vpretrain.system.errors import user_error
 
 
 def patch_positions(ids: Tensor, columns: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Fixed sine-cosine position embeddings ``[*ids.shape, width]`` of patches, half for the row
-    and half for the column, counted in patches, so that one network serves grids of any size.
+    """Fixed sine-cosine position embeddings ``[*ids.shape, width]`` of patches.
+
+    Half of the channels encode the row and half the column, counted in patches, so that one network
+    works on grids of any size.
 
     Args:
         ids: int64 of any shape, patches numbered row by row.
-        columns: of the grid.
-        width: of the embedding, a multiple of 4.
-        dtype: of the embedding.
+        columns: columns of the grid.
+        width: width of the embedding, a multiple of 4.
+        dtype: dtype of the embedding.
     """
     steps = torch.arange(width // 4, device=ids.device, dtype=torch.float64) / (width // 4)
     frequency = 10_000.0**-steps
@@ -52,20 +53,20 @@ class Block(nn.Module):
 
 
 class Predictor(nn.Module):
-    """From the encoded context to what the target encoder would say of each target patch.
+    """Predicts the target encoder's output at each target patch from the encoded context.
 
-    A mask token at the position of every target patch reads the context; each block is predicted
-    without sight of the others, as in I-JEPA.
+    A mask token at the position of every target patch attends to the context. As in I-JEPA, each
+    target block is predicted independently of the others.
 
     Args:
         encoder_width: D.
         width: W, a multiple of 4 and of ``heads``.
-        depth: transformer blocks.
-        heads: of their attention.
-        seed: of the initial weights; the global generator is left where it is.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
+        seed: seed of the initial weights; the global generator is not changed.
 
     Raises:
-        UserError: the width does not divide.
+        UserError: ``width`` is not such a multiple.
     """
 
     def __init__(
@@ -80,14 +81,14 @@ class Predictor(nn.Module):
             self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, encoder_width))
 
     def forward(self, states: Tensor, context: Tensor, targets: Tensor, columns: int) -> Tensor:
-        """Predictions ``[B, M, K, D]`` in the predictor's dtype; gradients flow to ``states``.
+        """Predict ``[B, M, K, D]`` in the predictor's dtype; gradients flow to ``states``.
 
         Args:
-            states: ``[B, P + N, D]`` the encoded context; P leading tokens (a class token,
-                registers) have no position.
-            context: ``[B, N]`` int64 patch numbers of the rest.
+            states: ``[B, P + N, D]`` encoded context; the P leading tokens (class token, registers)
+                have no position.
+            context: ``[B, N]`` int64 patch numbers of the context.
             targets: ``[B, M, K]`` int64 patch numbers to predict.
-            columns: of the grid.
+            columns: columns of the grid.
         """
         dtype, width = self.mask_token.dtype, len(self.mask_token)
         tokens = self.read(states.to(dtype))
@@ -104,7 +105,7 @@ class Predictor(nn.Module):
 
 
 def check_width(where: str, width: int, heads: int) -> None:
-    """Raises a UserError for a width that positions or heads do not divide."""
+    """Raise a UserError unless ``width`` is a multiple of 4 and of ``heads``."""
     if width % 4 or width % heads:
         message, accepted = (
             "heads and position embeddings do not divide it",

@@ -1,4 +1,4 @@
-"""The recipe of a vision run: what the core's recipe holds, and data, learner, designer, probes."""
+"""The recipe of a vision run: the core recipe plus data, learner, designer and probes."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class VisionRecipe(Recipe):
     data: Data
     learner: LearnerSection
     designer: Annotated[VisionArm, ARMS.by_kind] = AscentArm()
-    """What steers; arms that only replace the feedback steer with it."""
+    """The designer; arms that only replace the feedback use it too."""
     designers: Annotated[Mapping[str, VisionArm], ARMS.by_name] = {}
-    """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
-    those of the same name in ``designer``."""
+    """Keys of other designers, by kind, for arms that use them. A key that is not given is taken
+    from ``designer``."""
     evaluate: VisionEvaluate = VisionEvaluate()
 
     @model_validator(mode="after")

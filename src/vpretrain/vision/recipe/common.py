@@ -1,4 +1,4 @@
-"""Kinds of values that several sections use."""
+"""Value types that several sections use."""
 
 from __future__ import annotations
 

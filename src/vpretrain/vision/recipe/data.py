@@ -1,4 +1,4 @@
-"""The stream, the feedback sets with their heads, and the splits that are evaluated on."""
+"""Recipe sections of the stream, the feedback sets with their heads, and the evaluation splits."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ class Source(Section):
 
     name: str
     weight: PositiveFloat = 1.0
-    """Share of the stream's pictures, relative to the other sources."""
+    """Fraction of the stream's pictures, relative to the other sources."""
     pictures: Pictures
 
 
 class FeedbackSet(Section):
-    """Labelled pictures of one origin, drawn once and for all: the same in every arm and seed."""
+    """Labelled pictures of one origin, drawn once: the same in every arm and for every seed."""
 
     pictures: Pictures
     train: PositiveInt
-    """Pictures that the heads train on."""
+    """Number of pictures that the heads train on."""
     meta: PositiveInt
-    """Other pictures, that g_down is taken on."""
+    """Number of other pictures, on which g_down is computed."""
 
 
 class FeedbackHead(Section):
-    """The heads that stand between features and labels (G.2, part i)."""
+    """The heads that predict labels from features (G.2, part i)."""
 
     steps: NonNegativeInt = 4
-    """Updates of every head before each meta step, on frozen features."""
+    """Updates of each head on frozen features before each meta step."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     learning_rate: PositiveFloat = 5e-3
     warmup_steps: NonNegativeInt = 200
     """Updates before the run starts."""
     blocks: PositiveInt = 1
-    """The heads read the outputs of this many last blocks, side by side."""
+    """The heads read the concatenated outputs of this many last blocks."""
 
     def settings(self) -> HeadSettings:
-        """As the feedback takes them."""
+        """Return the settings as the feedback takes them."""
         return HeadSettings(self.steps, self.batch_size, self.learning_rate)
 
 
@@ -59,8 +59,8 @@ class Feedback(Section):
     batch_size: PositiveInt = 16
     """Pictures of each task in one meta batch."""
     batches: Annotated[int, Field(ge=2)] = 2
-    """Meta batches used at a meta step; g_down is their mean, and their agreement says how far to
-    trust it."""
+    """Meta batches per meta step; g_down is the mean of their gradients, and their agreement is its
+    reliability."""
     head: FeedbackHead = FeedbackHead()
 
 
@@ -70,33 +70,33 @@ class Data(Section):
     root: Path = Path()
     """Folder that relative paths start from."""
     image_size: PositiveInt
-    """Side in pixels of the stream's pictures, which crops are cut from."""
+    """Side in pixels of the stream's square pictures, from which crops are cut."""
     load_size: PositiveInt | None = None
-    """Shorter side that a picture of the stream is scaled to before a window is cut; null:
-    ``image_size``."""
+    """Shorter side in pixels that a picture of the stream is scaled to before it is cropped to
+    ``image_size``; null: ``image_size``."""
     batch_size: PositiveInt
     """Pictures in a batch of the stream."""
     meta_batch_size: PositiveInt | None = None
-    """Pictures in a batch of the designer's own, unlabeled, from the same sources in another order
-    (G.2, the paper's meta SSL batch); null: the designer learns from the learner's batch."""
+    """Pictures in the designer's own unlabeled batch, from the same sources in another order (G.2,
+    the paper's meta SSL batch); null: the designer uses the learner's batch."""
     stream: list[Source] = Field(min_length=1)
     feedback: Feedback
     evaluation: dict[str, list[Pictures]]
-    """Labelled pictures by split: ``train`` is what probes learn from, ``evaluate.split`` what they
-    are scored on."""
+    """Labelled pictures by split: probes train on ``train`` and are scored on
+    ``evaluate.split``."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What becomes of pictures that cannot be used: an error, or they are left out, counted and
-    named."""
+    """Pictures that cannot be used: ``stop`` raises an error, ``skip`` leaves them out and reports
+    them."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """What becomes of exact copies in the stream: they stay and are counted in a warning, or all
-    but the first are left out. (A source that is not decoded beforehand is not searched.)"""
+    """Exact copies in the stream: ``keep`` counts them in a warning, ``drop`` leaves out all but
+    the first. Sources that are not decoded beforehand are not searched."""
     memory_gib: PositiveFloat = 8.0
-    """For the decoded pictures of one set; what is beyond it is in a temporary file."""
+    """Memory in GiB for the decoded pictures of one set; the rest goes to a temporary file."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
-    """R, G and B behind transparent pixels; white."""
+    """RGB colour (0 to 255) behind transparent pixels."""
     white_level: PositiveFloat | None = None
-    """The number that is white in grey pictures of 16 bits or floats, such as 4095 or 1.0; null:
-    65535 in 16 bits, and pictures of which that cannot be are refused."""
+    """Value of white in grey pictures of 16 bits or floats, such as 4095 or 1.0; null: 65535 in 16
+    bits, and pictures whose white level is unclear are refused."""
 
     @model_validator(mode="after")
     def _loads_enough(self) -> Self:

@@ -1,4 +1,4 @@
-"""The probes on frozen features."""
+"""Recipe sections of the evaluation: probes on frozen features, and retrieval."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ from vpretrain.vision.recipe.common import Probe, Side
 
 
 class ProbeSection(Section):
-    """How a linear-BN head is trained on frozen features, before it is scored."""
+    """Training of a linear-BN head on frozen features."""
 
     steps: PositiveInt = 500
-    """The paper's: 20,000."""
+    """Training steps; the paper takes 20,000."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     learning_rate: PositiveFloat = 1e-2
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: PositiveFloat = 1.0
     train_size: Side | None = None
-    """Height and width at which the loss is taken in training; scores are at the pictures' size in
-    any case."""
+    """Height and width at which the training loss is computed; scores are always at the size of the
+    pictures."""
     refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    """Seeds, one a fit; scores are means over the fits."""
+    """Seeds; the probe is fitted once per seed, and scores are means over the fits."""
 
     def settings(self) -> ProbeSettings:
-        """As the probes take them."""
+        """Return the settings as the probes take them."""
         return ProbeSettings(**self.model_dump())
 
 
 class RetrievalSection(Section):
-    """Revisited Oxford or Paris, or another set in that form: which images of a database show what
-    a query shows."""
+    """Image retrieval on Revisited Oxford or Paris, or another set in that format."""
 
     truth: Path
     """Ground truth as JSON (see :func:`vpretrain.vision.evaluation.retrieval.read_retrieval`),
     relative to ``data.root``."""
     images: Path
-    """Folder of the ``.jpg`` images of database and queries, likewise."""
+    """Folder of the ``.jpg`` images of database and queries, relative to ``data.root``."""
     size: Side
-    """Height and width that every image is brought to, after a query has been cut out."""
+    """Height and width that every image is resized to, after queries are cropped."""
     pooling: Literal["patches", "backbone"] = "patches"
-    """What stands for an image: the mean over its patches (the paper's), or what the backbone pools
-    (its CLS token, where it has one)."""
+    """Image descriptor: the mean over patches (the paper's), or the backbone's pooled output (its
+    CLS token, where it has one)."""
 
 
 class VisionEvaluate(Evaluate):
-    """What is measured, on which pictures."""
+    """Which scores are measured on which pictures."""
 
     split: str = "test"
-    """One of ``data.evaluation``: settings are chosen on dev and reported once on test."""
+    """The split of ``data.evaluation`` that is scored: choose settings on dev, report once on
+    test."""
     probes: list[Probe] = Field(default=["segmentation"], min_length=1)
-    """What the frozen features are asked for."""
+    """Tasks that the frozen features are probed for."""
     blocks: PositiveInt = 1
-    """Probes read the outputs of this many last blocks, side by side."""
+    """Probes read the concatenated outputs of this many last blocks."""
     class_balanced: bool = False
-    """Whether the segmentation probe's training loss counts every class alike; scores never do."""
+    """Whether the segmentation probe's training loss weights all classes equally; scores do not
+    change."""
     memory_gib: PositiveFloat = 8.0
-    """For the frozen features of one set of pictures. Features of patches that need more are
-    computed anew for every batch of a probe, which takes that many passes of the backbone more."""
+    """Memory in GiB for the frozen features of one set of pictures. Patch features that need more
+    are recomputed for every batch of a probe, at the cost of one backbone pass each."""
     probe: ProbeSection = ProbeSection()
     depth_probe: ProbeSection | None = None
-    """Where depth is to be probed otherwise; null: as the rest."""
+    """Settings of the depth probe; null: those of ``probe``."""
     neighbours: PositiveInt = 10
-    """Of ``knn``."""
+    """Number of neighbours of the ``knn`` probe."""
     retrieval: dict[str, RetrievalSection] = {}
-    """By name: sets that are searched by the cosine of their features; each gives NAME_map_easy,
-    _medium and _hard."""
+    """Retrieval sets by name, ranked by the cosine similarity of features; each gives
+    NAME_map_easy, _medium and _hard."""

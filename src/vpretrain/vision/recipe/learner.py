@@ -1,5 +1,4 @@
-"""The backbone that is continued: its crops, heads or predictor, and how it is made where no
-checkpoint is at hand."""
+"""Recipe sections of the learner: backbone, crops, head or predictor, and its preparation."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from vpretrain.vision.recipe.common import Channels, Momentum, Range, Share
 
 
 class Crops(Section):
-    """Views of a batch; the paper's sizes and counts by default."""
+    """Global and local views of a batch; sizes and counts default to the paper's."""
 
     global_size: PositiveInt = 224
     """Side of a global view in pixels."""
@@ -32,13 +31,13 @@ class Crops(Section):
     global_count: PositiveInt = 2
     local_count: NonNegativeInt = 6
     global_scale: Range = (0.32, 1.0)
-    """Share of the picture's area that a global view is cut from."""
+    """Range of the fraction of the picture's area that a global view covers."""
     local_scale: Range = (0.05, 0.32)
-    """The same for a local view."""
+    """Range of the fraction of the picture's area that a local view covers."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     jitter: Share = 0.8
-    """Probability that the colours are changed."""
+    """Probability of colour jitter."""
     brightness: NonNegativeFloat = 0.4
     """Largest relative change of brightness."""
     contrast: NonNegativeFloat = 0.4
@@ -46,22 +45,23 @@ class Crops(Section):
     saturation: NonNegativeFloat = 0.2
     """Largest relative change of saturation."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Largest change of hue, in turns of the colour circle."""
+    """Largest change of hue, as a fraction of the colour circle."""
     grayscale: Share = 0.2
-    """Probability that the colours are taken out."""
+    """Probability of conversion to grayscale."""
     blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
-    """Probabilities of a Gaussian blur: first global view, other global views, local views."""
+    """Probability of Gaussian blur in the first global view, other global views, local views."""
     blur_sigma: Range = (0.1, 2.0)
-    """Lowest and highest standard deviation of that blur, in pixels of the view."""
+    """Lowest and highest standard deviation of the blur, in pixels of the view."""
     solarise: Share = 0.2
-    """Probability that bright pixels are inverted, in global views after the first."""
+    """Probability of solarisation (inverting bright pixels) in global views after the first."""
     mean: Channels = IMAGENET_MEAN
-    """Mean of R, G, B that views, and the pictures of feedback and probes, are normalised with."""
+    """Mean of R, G, B for normalising views and the pictures of feedback and probes."""
     std: Channels = IMAGENET_STD
-    """Standard deviation of R, G, B, likewise."""
+    """Standard deviation of R, G, B for normalising views and the pictures of feedback and
+    probes."""
 
     def settings(self) -> MultiCrop:
-        """As the learner takes them."""
+        """Return the settings as the learner takes them."""
         return MultiCrop(**self.model_dump())
 
     @model_validator(mode="after")
@@ -74,11 +74,11 @@ class DinoHeadShape(Section):
     """DINO's projection head."""
 
     hidden: list[PositiveInt] = [2048, 2048]
-    """Widths of its hidden layers."""
+    """Widths of the hidden layers."""
     bottleneck: PositiveInt = 256
-    """Width of the space that the prototypes live in."""
+    """Dimension of the prototypes."""
     prototypes: PositiveInt = 8192
-    """Output dimension."""
+    """Number of prototypes, the output dimension."""
 
 
 class PredictorShape(Section):
@@ -93,18 +93,19 @@ class Blocks(Section):
     """I-JEPA's block masks."""
 
     targets: PositiveInt = 4
-    """Target blocks an image."""
+    """Target blocks per image."""
     target_scale: Range = (0.15, 0.2)
-    """Share of the grid that a target block covers."""
+    """Range of the fraction of the patch grid that a target block covers."""
     target_aspect: Range = (0.75, 1.5)
-    """Height over width of a target block."""
+    """Range of a target block's height divided by its width."""
     context_scale: Range = (0.85, 1.0)
-    """Share of the grid that the context block covers before the targets are cut out of it."""
+    """Range of the fraction of the patch grid that the context block covers before the targets are
+    removed from it."""
     least_context_patches: PositiveInt = 4
-    """What must be left of the context."""
+    """Fewest context patches left after the targets are removed."""
 
     def settings(self) -> BlockSettings:
-        """As the learner takes them."""
+        """Return the settings as the learner takes them."""
         return BlockSettings(**self.model_dump())
 
     @model_validator(mode="after")
@@ -117,67 +118,64 @@ class Blocks(Section):
 
 
 class Prepare(Section):
-    """How the learner that steering starts from is made, where no checkpoint is at hand: plain
-    training on the stream."""
+    """Unsteered training on the stream that makes the initial learner without a checkpoint."""
 
     config: dict[str, Any]
-    """A ``transformers`` configuration with its ``model_type``."""
+    """A ``transformers`` configuration, including its ``model_type``."""
     steps: PositiveInt
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-3
-    """At its peak; falls to a hundredth on a cosine."""
+    """Peak learning rate; decays to a hundredth of it on a cosine."""
     warmup_steps: NonNegativeInt = 100
     weight_decay: NonNegativeFloat = 0.04
     teacher_momentum: Momentum = 0.99
-    """Of the teacher (or target encoder) at the start; rises to 1."""
+    """EMA momentum of the teacher (or target encoder) at the start; rises to 1."""
     seed: NonNegativeInt = 0
 
 
 class LearnerSection(LearnerBase):
-    """The model that is continued."""
+    """The model whose pretraining is continued."""
 
     kind: Literal["dino", "ijepa"] = "dino"
-    """The self-supervised task: matching views, or predicting hidden blocks."""
+    """The self-supervised method: ``dino`` matches views, ``ijepa`` predicts masked blocks."""
     model: str | None = None
-    """A local folder, a hub id, or a packaged checkpoint; null uses (and on first use makes) what
-    ``prepare`` says."""
+    """A local folder, a hub id, or a packaged checkpoint; null: the learner of ``prepare``, made on
+    first use."""
     config: dict[str, Any] | None = None
-    """A ``transformers`` configuration for random weights, in the place of ``model``
-    (benchmarks)."""
+    """A ``transformers`` configuration for random weights, instead of ``model`` (benchmarks)."""
     prepare: Prepare | None = None
     weight_decay: NonNegativeFloat = 0.04
     aligned_blocks: PositiveInt | Literal["all"] = 2
-    """S: the last so many blocks with the final norm."""
+    """The aligned parameters S: this many last blocks and the final norm."""
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks`` (DINO)."""
+    """Shell patterns over parameter names that select S, instead of ``aligned_blocks`` (DINO)."""
     crops: Crops = Crops()
-    """DINO: the views; I-JEPA reads nothing of this but ``mean`` and ``std``."""
+    """Views of DINO; I-JEPA uses only ``mean`` and ``std``."""
     head: DinoHeadShape = DinoHeadShape()
     head_warmup_steps: NonNegativeInt = 500
-    """Steps of a fresh head (I-JEPA: predictor) on frozen features, before the backbone moves; they
-    are not released with backbones. A checkpoint that comes with its own goes on without them."""
+    """Training steps of a fresh head (I-JEPA: predictor) on frozen features, before the backbone
+    trains; skipped if the checkpoint comes with its own."""
     head_warmup_learning_rate: PositiveFloat = 1e-3
     student_temperature: PositiveFloat = 0.1
     teacher_temperature: PositiveFloat = 0.04
     center_momentum: Momentum = 0.9
-    """Share of the old centre that stays at each step."""
+    """EMA momentum of the centre."""
     centering: Literal["mean", "sinkhorn"] = "mean"
-    """What keeps targets apart: the running mean of the teacher's scores taken off (DINO), or every
-    batch's targets balanced over prototypes (Sinkhorn-Knopp; DINOv2 and DINOv3). With
-    ``accumulate`` the mean follows the last batch of a step, and each batch is balanced on its
-    own."""
+    """How collapse is prevented: ``mean`` subtracts the running mean of the teacher's scores
+    (DINO), ``sinkhorn`` balances each batch's targets over prototypes (Sinkhorn-Knopp; DINOv2 and
+    DINOv3). With ``accumulate`` the mean follows a step's last batch, and each batch is balanced
+    separately."""
     teacher_momentum: Share = 0.996
-    """Share of the old teacher (I-JEPA: target encoder) that stays at each step at the start; rises
-    to 1."""
+    """EMA momentum of the teacher (I-JEPA: target encoder) at the start; rises to 1."""
     teacher_views: Literal["learned", "plain"] = "learned"
-    """Which global views the teacher sees: ``learned`` is the paper's (eq. 50)."""
+    """Global views that the teacher sees: ``learned`` as in the paper (eq. 50), or ``plain``."""
     local_views_in_value: bool = True
-    """Whether values of masks hold the pairs with local views; without them a meta step costs less,
-    and alignments that are not linear (cosine, lower bound) see another g_pre."""
+    """Whether the value of masks includes pairs with local views. Without them a meta step costs
+    less, and nonlinear alignments (cosine, lower bound) see a different g_pre."""
     predictor: PredictorShape = PredictorShape()
     blocks: Blocks = Blocks()
     error: Literal["smooth_l1", "squared"] = "smooth_l1"
-    """I-JEPA: what measures a prediction's mistake."""
+    """I-JEPA's prediction loss."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:

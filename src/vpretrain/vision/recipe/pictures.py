@@ -1,4 +1,4 @@
-"""Pictures of one origin: scenes, folders, and the layouts of known data sets."""
+"""Recipe sections of picture sets: scenes, folders, tables, tars and known data sets."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Colour = tuple[Level, Level, Level]
 
 
 class PictureSet(Section):
-    """Pictures of one origin; those of the stream are used without their labels."""
+    """Pictures of one origin; the stream does not use their labels."""
 
     skip: NonNegativeInt = 0
-    """Pictures left out at the beginning."""
+    """Pictures to leave out at the beginning."""
     count: PositiveInt | None = None
-    """Pictures taken after those; null takes all."""
+    """Pictures to take after the skipped ones; null: all."""
     size: Side | None = None
-    """Height and width that labelled pictures are brought to; null: ``data.image_size`` squared.
-    The stream has its own."""
+    """Height and width that labelled pictures are resized to; null: ``data.image_size`` for both.
+    Ignored in the stream."""
 
 
 class ScenePictures(PictureSet):
@@ -33,7 +33,7 @@ class ScenePictures(PictureSet):
 
     kind: Literal["scenes"]
     split: Literal["stream", "feedback", "dev", "test"] = "stream"
-    """Disjoint."""
+    """The splits share no scenes."""
     count: MadeUp
     seed: NonNegativeInt = 0
 
@@ -47,24 +47,27 @@ class ScenePictures(PictureSet):
 
 
 class LabelledPictures(PictureSet):
-    """Pictures with label maps whose numbers or colours mean what the recipe says."""
+    """Pictures with label maps, and the meaning of the numbers or colours in them."""
 
     classes: Annotated[int, Field(ge=2, le=255)] | None = None
-    """How many classes the label maps have; it follows from ``label_map`` or ``label_colours``."""
+    """Number of classes in the label maps; not needed with ``label_map`` or ``label_colours``."""
     void: NonNegativeInt | None = None
-    """The number of pixels without a label, besides 255, which means that unless it is among
+    """Number of pixels without a label, besides 255, which is void too unless it is among
     ``label_values``."""
     first_class: NonNegativeInt = 0
-    """The number that class 0 is written as."""
+    """Number that stands for class 0 in the label maps; class c is ``first_class + c``."""
     label_values: list[NonNegativeInt] | None = None
-    """The numbers that classes 0, 1, ... are written as, such as [0, 255]; null: ``first_class``
-    and those after it."""
+    """Numbers that stand for classes 0, 1, ... in the label maps, such as [0, 255]; null: numbers
+    from ``first_class``."""
     label_map: dict[int, Class] | None = None
-    """Or the class of each number, ``{7: 0, 8: 1, 11: 1}``, with 255 for no label."""
+    """Class of each number, such as ``{7: 0, 8: 1, 11: 1}``, with class 255 for no label; instead
+    of ``label_values``."""
     label_colours: list[Colour] | None = None
-    """Or the colours of classes 0, 1, ..., each as R, G, B: [[0, 0, 0], [128, 64, 128]]."""
+    """RGB colours of classes 0, 1, ..., such as [[0, 0, 0], [128, 64, 128]]; instead of
+    ``label_values``."""
     other_labels: Literal["refuse", "void"] = "refuse"
-    """What becomes of numbers and colours that are none of these: a problem, or no label."""
+    """Numbers and colours that stand for no class: ``refuse`` the picture, or treat the pixels as
+    ``void`` (no label)."""
 
     @model_validator(mode="after")
     def _has_one_code(self) -> Self:
@@ -96,7 +99,7 @@ class LabelledPictures(PictureSet):
 
     @property
     def class_count(self) -> int | None:
-        """Of the label maps; None where there are none."""
+        """Number of classes in the label maps; None if the recipe does not give it."""
         if self.classes is None and self.label_colours is not None:
             return len(self.label_colours)
         if self.classes is None and self.label_map is not None:
@@ -105,21 +108,22 @@ class LabelledPictures(PictureSet):
 
 
 class FolderPictures(LabelledPictures):
-    """The images of a folder, each with the maps of the same name."""
+    """The images of a folder, each with the label and depth map of the same name."""
 
     kind: Literal["folder"]
     images: Path
-    """Relative to ``data.root``, as the two below."""
+    """Folder of the images, relative to ``data.root``."""
     labels: Path | None = None
-    """Folder of label maps (``.png``, or another lossless kind); needs to know the classes. It may
-    be that of the images."""
+    """Folder of the label maps (``.png`` or another lossless format), relative to ``data.root``;
+    may be that of the images. Needs the number of classes."""
     label_suffix: str = ""
-    """What the names of label maps have beyond those of their images: ``_mask`` where
-    ``x_mask.png`` belongs to ``x.jpg``. Such files are no pictures."""
+    """Suffix of a label map's name: ``_mask`` if ``x_mask.png`` belongs to ``x.jpg``. Files with it
+    are not read as images."""
     depth: Path | None = None
-    """Folder of depth maps: ``.png`` of 16 bits in millimetres, or ``.npy`` of floating metres."""
+    """Folder of the depth maps (16-bit ``.png`` in millimetres, or ``.npy`` of floating-point
+    metres), relative to ``data.root``."""
     depth_metres: Range = (1e-3, 10.0)
-    """Depths that are not above the first or are above the second count as not known."""
+    """Valid depths: above the first, up to the second; others count as unknown."""
 
     @model_validator(mode="after")
     def _has_classes(self) -> Self:
@@ -131,54 +135,55 @@ class FolderPictures(LabelledPictures):
 
 
 class PackedPictures(LabelledPictures):
-    """Pictures within larger files; they are decoded when they are drawn."""
+    """Pictures inside larger files, decoded when they are drawn."""
 
     path: FilePlace
-    """Relative to ``data.root``; a pattern takes every file that matches, sorted. Or a URL that
-    fsspec reads."""
+    """File relative to ``data.root``, or a URL that fsspec reads; a pattern takes all matching
+    files, sorted."""
     check: bool = True
     """Whether every picture is decoded before the run; if not, one that cannot be read stops the
     run when it is drawn."""
     depth_metres: Range = (1e-3, 10.0)
-    """As for folders."""
+    """Valid depths: above the first, up to the second; others count as unknown."""
 
 
 class TablePictures(PackedPictures):
-    """Pictures in the columns of tables, as ``datasets`` saves them: the bytes of image files."""
+    """Pictures in table columns that hold the bytes of image files, as saved by ``datasets``."""
 
     kind: Literal["parquet", "arrow"]
-    """``arrow`` reads folders of ``save_to_disk`` too."""
+    """File format; ``arrow`` also reads folders of ``save_to_disk``."""
     image: str = "image"
-    """The column of the pictures."""
+    """Column of the pictures."""
     labels: str | None = None
-    """The column of the label maps."""
+    """Column of the label maps."""
     depth: str | None = None
-    """The column of the depth maps, PNGs of 16 bits in millimetres."""
+    """Column of the depth maps, 16-bit PNGs in millimetres."""
     category: str | None = None
-    """The column of the category, a whole number from 0."""
+    """Column of the category, a whole number from 0."""
 
 
 class TarPictures(PackedPictures):
-    """Pictures in tars of WebDataset: the members of one name are one sample."""
+    """Pictures in WebDataset tars, where members that differ only in their endings are a sample."""
 
     kind: Literal["webdataset"]
-    """``path`` may have ranges in braces: ``shard-{0000..0099}.tar``; ``.tar.gz`` is read too."""
+    """WebDataset tars; ``path`` may have ranges in braces (``shard-{0000..0099}.tar``), and
+    ``.tar.gz`` is read too."""
     image: str = "jpg;jpeg;png;webp"
-    """What the names of pictures end in, the first that a sample has."""
+    """Endings of images, separated by semicolons; the first one that a sample has is used."""
     labels: str | None = None
-    """What those of label maps end in: ``seg.png``."""
+    """Ending of label maps, such as ``seg.png``."""
     depth: str | None = None
-    """What those of depth maps end in: ``depth.png``, or ``depth.npy``."""
+    """Ending of depth maps, such as ``depth.png`` or ``depth.npy``."""
     category: str | None = None
-    """What those of categories end in, whole numbers from 0: ``cls``."""
+    """Ending of the category, a whole number from 0, such as ``cls``."""
 
 
 class Ade20kPictures(PictureSet):
-    """ADE20K as in SceneParse150: ``images/SPLIT`` and ``annotations/SPLIT``."""
+    """ADE20K (SceneParse150): ``images/SPLIT`` and ``annotations/SPLIT``."""
 
     kind: Literal["ade20k"]
     path: Path = Path("ade20k")
-    """Relative to ``data.root``."""
+    """Folder of the data set, relative to ``data.root``."""
     split: Literal["training", "validation"] = "training"
 
 
@@ -187,19 +192,18 @@ class NyuV2Pictures(PictureSet):
 
     kind: Literal["nyuv2"]
     path: Path = Path("nyuv2")
-    """Relative to ``data.root``."""
+    """Folder of the data set, relative to ``data.root``."""
     split: str = "train"
     eigen_crop: bool = False
-    """Whether depths outside of the Eigen crop count as not known, as they do where depth is
-    scored."""
+    """Whether depths outside the Eigen crop count as unknown, the convention for scoring."""
 
 
 class ImageNetPictures(PictureSet):
-    """One folder of images a category, as ImageNet has it."""
+    """One folder of images per category, as in ImageNet."""
 
     kind: Literal["imagenet"]
     path: Path = Path("imagenet/train")
-    """Relative to ``data.root``; holds the categories' folders."""
+    """Folder that holds the folders of the categories, relative to ``data.root``."""
     check: bool = False
     """Whether every image is decoded before the run; if not, one that cannot be read stops the run
     when it is drawn."""

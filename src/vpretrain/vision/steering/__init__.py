@@ -1,3 +1,3 @@
-"""What shapes the tasks of pictures: designers, the surfaces they act on, and their declarations.
+"""The designers of vision, the surfaces they act on, and the declarations of their arms.
 
-Recipes know what is declared in any file of this folder."""
+An arm declared in any file of this folder is available to recipes."""

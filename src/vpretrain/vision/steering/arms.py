@@ -1,5 +1,7 @@
-"""What the arms of vision have in common. Each designer is declared beside its class, in a file of
-this folder; all of them are imported with the package."""
+"""Base sections of the vision arms.
+
+Each designer is declared next to its class, in a file of this folder; all files are imported with
+the package."""
 
 from __future__ import annotations
 
@@ -21,15 +23,15 @@ DINO, IJEPA = "dino", "ijepa"
 
 @dataclass(frozen=True)
 class Site:
-    """What a designer may read of the run that it is built for.
+    """Properties of the run that a designer is built for.
 
     Args:
         learner_kind: ``dino`` or ``ijepa``.
-        local_views_in_value: as the learner has it (DINO).
-        device: of its network.
-        seed: of its first weights and its noise.
-        reliability: how its values shrink.
-        learner: what it steers; None while a recipe is only checked.
+        local_views_in_value: the learner's setting (DINO).
+        device: device of the designer's network.
+        seed: seed of the designer's initial weights and noise.
+        reliability: how values are shrunk.
+        learner: the learner; None while a recipe is only checked.
     """
 
     learner_kind: str
@@ -40,21 +42,21 @@ class Site:
     learner: Any = None
 
     def surface(self, blur_sigma: float = 4.0) -> Masks[Any, Any]:
-        """Where choices enter the learner's task; the blur is that of DINO's views, in pixels."""
+        """Return the learner's mask surface; ``blur_sigma`` is for DINO's views, in pixels."""
         if self.learner_kind == DINO:
             return ViewMasks(blur_sigma, local_views_in_value=self.local_views_in_value)
         return ContextMasks()
 
 
 class VisionArm(DesignerSection):
-    """The keys of one kind of designer, and how it is built."""
+    """Recipe keys of one kind of designer, and how it is built."""
 
     learner_kinds: ClassVar[tuple[str, ...]] = (DINO, IJEPA)
-    """Learners that have something which it could steer."""
+    """Kinds of learners that the designer supports."""
 
     @property
     def most_candidates(self) -> int:
-        """Prototypes that a target is spread over; 0: as many as there are."""
+        """Number of prototypes that a target is spread over; 0: no fixed number."""
         return 0
 
     def build(self, site: Site) -> Designer:
@@ -63,17 +65,17 @@ class VisionArm(DesignerSection):
     def trained(
         self, learner: Learner[ImageBatch, ContextT, TaskT], feedback: Feedback[Any]
     ) -> Learner[ImageBatch, ContextT, TaskT]:
-        """The learner as the arm trains it."""
+        """Return the learner that the arm trains, by default unchanged."""
         return learner
 
 
 class CandidatesArm(VisionArm):
-    """Of designers that spread DINO's targets over prototypes."""
+    """Keys of designers that spread DINO's targets over prototypes."""
 
     learner_kinds = (DINO,)
 
     candidates: PositiveInt | None = None
-    """The teacher's most probable prototypes, among which mass may move; null: all."""
+    """Number of the teacher's most probable prototypes among which mass can move; null: all."""
 
     @property
     def most_candidates(self) -> int:
@@ -81,30 +83,30 @@ class CandidatesArm(VisionArm):
 
 
 class TiltArm(VisionArm):
-    """Of designers that weight parts of a picture."""
+    """Keys of designers that weight views or patches."""
 
     tilt: NonNegativeFloat = 0.4
-    """Weight per standard deviation of the value."""
+    """Change of the weight per standard deviation of the value."""
 
 
 class MaskArm(VisionArm):
-    """Of designers that mask."""
+    """Keys of designers of masks."""
 
     keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Mean of the mask; 1 leaves views as they are (not for ``ascent``)."""
+    """Mean of the mask; 1 keeps views unchanged (not allowed for ``ascent``)."""
     blur_sigma: PositiveFloat = 4.0
-    """Standard deviation in pixels of the blur that a mask lets through (eq. 49; the paper gives
-    none)."""
+    """Standard deviation in pixels of the blur where the mask is 0 (DINO; eq. 49, for which the
+    paper gives no width)."""
 
 
 ARMS: Arms[VisionArm] = Arms(VisionArm, baseline="plain", default="ascent")
-"""The designers of vision, and the arms that are made of them."""
+"""The designers of vision, and the arms built from them."""
 DEMO = ("plain", "ascent", "reversed_feedback", "uneven_masks")
-"""Those that ``vpretrain demo vision`` shows."""
+"""Arms that ``vpretrain demo vision`` compares."""
 
 
 def check_kind(section: VisionArm, learner_kind: str, arm: str) -> None:
-    """Raises a UserError for a designer that the learner has no use for."""
+    """Raise a UserError if the designer does not support this kind of learner."""
     if learner_kind in section.learner_kinds:
         return
     fitting = [

@@ -1,6 +1,6 @@
 """The designers of vision that use no feedback.
 
-Shapes: G global views, B images, P prototypes, H x W pixels, N images that a network looks at."""
+Shapes: G global views, B images, P prototypes, H x W pixels, N inputs of a surface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlainArm(VisionArm):
 
 @dataclass
 class ConstantMask(BaselineDesigner[ContextT, TaskT]):
-    """The same blur everywhere: ``keep_ratio`` in (0, 1] is the mask's only value."""
+    """A constant mask ``keep_ratio`` in (0, 1], the same blur everywhere."""
 
     keep_ratio: float
 
@@ -52,16 +52,16 @@ class ConstantMaskArm(MaskArm):
 
 @dataclass
 class RandomMasks(BaselineDesigner[ContextT, TaskT]):
-    """Smooth random masks, fresh at every step.
+    """Smooth random masks, drawn anew at every step.
 
-    Smooth noise is brought to ranks u, uniform in (0, 1) within an image, and
-    ``mu = u ** (1 / keep_ratio - 1)``: every mask has the mean ``keep_ratio``, and none is even
-    unless all is kept.
+    Smooth noise is converted to ranks u, uniform in (0, 1) within an image, and
+    ``mu = u ** (1 / keep_ratio - 1)``. Hence every mask has the mean ``keep_ratio``, and none is
+    constant unless everything is kept.
 
     Args:
-        keep_ratio: the mean of every mask, in (0, 1].
-        grain: side in pixels of the grid that the noise is drawn on; bilinear in between.
-        seed: of the noise, which has a generator of its own.
+        keep_ratio: mean of every mask, in (0, 1].
+        grain: side in pixels of the noise grid; bilinear interpolation in between.
+        seed: seed of the noise, which has its own generator.
     """
 
     keep_ratio: float
@@ -77,7 +77,7 @@ class RandomMasks(BaselineDesigner[ContextT, TaskT]):
         return self.surface.task(context, self.masks(len(images), images.shape[-2:]).to(images))
 
     def masks(self, count: int, size: Sequence[int]) -> Tensor:
-        """``[count, 1, H, W]`` float32 in [0, 1], on the CPU."""
+        """Draw masks ``[count, 1, H, W]``, float32 in [0, 1], on the CPU."""
         ranks = smooth_ranks(count, size, self.grain, self.generator)
         return (((ranks + 0.5) / ranks.shape[1]) ** (1 / self.keep_ratio - 1)).view(count, 1, *size)
 
@@ -93,7 +93,7 @@ class RandomMasksArm(MaskArm):
     uses_feedback = False
 
     grain: PositiveInt = 16
-    """Side in pixels of the grid that they are drawn on."""
+    """Side in pixels of the grid on which the masks' noise is drawn."""
 
     def build(self, site: Site) -> RandomMasks:
         return RandomMasks(site.surface(self.blur_sigma), self.keep_ratio, self.grain, site.seed)
@@ -101,12 +101,11 @@ class RandomMasksArm(MaskArm):
 
 @dataclass
 class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
-    """A constant share of the targets' mass, spread evenly over the candidates (a control of the
-    paper's Table 5).
+    """A constant fraction of each target spread evenly over the candidates (control of Table 5).
 
     Args:
-        candidates: K, the teacher's most probable prototypes; None: all.
-        gate: the share, in [0, 1].
+        candidates: number K of the teacher's most probable prototypes; None: all.
+        gate: the fraction, in [0, 1].
     """
 
     candidates: int | None
@@ -129,7 +128,7 @@ class UniformSmoothingArm(CandidatesArm):
     uses_feedback = False
 
     control_gate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The constant share of mass that is spread evenly."""
+    """Constant fraction of each target's mass that is spread evenly."""
 
     def build(self, site: Site) -> UniformSmoothing:
         return UniformSmoothing(site.surface(), self.candidates, self.control_gate)

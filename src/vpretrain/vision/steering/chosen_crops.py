@@ -1,9 +1,8 @@
-"""Crops chosen by value: of several ways to cut and distort a picture, the learner is given the one
-that is worth most.
+"""Crops chosen by value: the learner trains on the most valuable of several augmentations.
 
-The value of a picture's views is ``<u, grad_S L_b>``, ``L_b`` DINO's loss on them alone: how fast
-the feedback loss falls along ``u`` when the learner descends on them. The candidates of a picture
-are valued exactly, without a backward pass over the learner.
+The value of a picture's views is ``<u, grad_S L_b>``, where ``L_b`` is DINO's loss on them alone:
+how fast the feedback loss falls along ``u`` when the learner descends on them. The candidates of a
+picture are valued exactly, without a backward pass over the learner.
 
 Shapes: F feedback batches, m candidates, G global views, B images, P prototypes."""
 
@@ -32,17 +31,19 @@ from vpretrain.vision.steering.views import LearnedTargets
 
 
 def picture_values(probe: LearnedTargets, gradient: Tensor) -> Tensor:
-    """``[B]``: what the views of each picture are worth, from ``dV/d targets`` ``[G, B, P]`` of the
-    mean over pictures."""
+    """Return the value ``[B]`` of each picture's views.
+
+    ``gradient`` is ``dV/d targets`` ``[G, B, P]`` of the mean loss over pictures."""
     return probe.mass.shape[1] * (gradient * probe.mass).sum(dim=(0, 2))
 
 
 class CropSelector(Selector[ImageBatch, Context]):
-    """Gives every picture the most valuable of several candidate cuts; the first is the stream's
-    own.
+    """Gives every picture the most valuable of several candidate sets of views.
+
+    The first candidate has the stream's own views.
 
     Args:
-        learner: whose loss is valued.
+        learner: the learner whose loss is valued.
         candidates: m, at least 2.
     """
 
@@ -52,8 +53,8 @@ class CropSelector(Selector[ImageBatch, Context]):
         self.learner, self.candidates = learner, candidates
 
     def values(self, contexts: Sequence[Context], value_of: DirectedValue[Context]) -> Tensor:
-        """``[F, m, B]`` under each feedback batch."""
-        # Of copies: what is computed of a candidate, the student's graph among it, goes with them.
+        """Return the values ``[F, m, B]`` under each feedback batch."""
+        # Copies, so that what a context caches (such as the student's graph) is freed with them.
         found = [_values_of(replace(context), value_of) for context in contexts]
         return torch.stack(found, dim=1)
 
@@ -78,14 +79,17 @@ class CropSelector(Selector[ImageBatch, Context]):
         return Selected(tuple(batches), distributed.averaged(mean))
 
     def cuts(self, batch: ImageBatch) -> list[ImageBatch]:
-        """The batch under m seeds of its views, its own first."""
+        """Return the batch with m different seeds of its views, its own first."""
         others = range(1, self.candidates)
         return [batch, *(replace(batch, seed=seed_of(f"{batch.seed}/{at}")) for at in others)]
 
     def figures(self, values: Tensor, chosen: Tensor) -> Metrics:
-        """``value_kept``, the mean value of what was chosen; ``value_drawn``, that of all
-        candidates, as the stream's own cut has on average; ``gain``, what the choice gains over
-        it, cross-fitted over feedback batches."""
+        """Return metrics of the choice.
+
+        ``value_kept``: mean value of the chosen candidates. ``value_drawn``: mean value of all
+        candidates, the expectation without a choice. With several feedback batches also ``gain``,
+        the difference of the two cross-fitted over halves of these batches, and ``agreement``, the
+        correlation between the halves."""
         mean = values.mean(dim=0)
         taken = mean.gather(0, chosen[None])[0]
         metrics = {"value_kept": float(taken.mean()), "value_drawn": float(mean.mean())}
@@ -100,14 +104,14 @@ class CropSelector(Selector[ImageBatch, Context]):
 
 
 def _values_of(context: Context, value_of: DirectedValue[Context]) -> Tensor:
-    """``[F, B]`` of one candidate."""
+    """Return the values ``[F, B]`` of one candidate."""
     probe = LearnedTargets(context.teacher_targets)
     estimates = value_of.each(context, probe)
     return torch.stack([picture_values(probe, each.gradient[0]) for each in estimates])
 
 
 def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:
-    """The views of the chosen candidates, ``[B]`` of them."""
+    """Gather the views of the chosen candidates; ``chosen`` is an index ``[B]`` into contexts."""
     rows = torch.arange(len(chosen))
 
     def pick(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -118,7 +122,7 @@ def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:
 
 
 class PlainOnChosen(BaselineDesigner[Context, LearnedTargets]):
-    """Plain DINO on the crops that a selector chooses."""
+    """Unsteered DINO on the crops that a selector chooses."""
 
     uses_feedback = True
 
@@ -132,7 +136,7 @@ class ChosenCropsArm(VisionArm):
     learner_kinds: ClassVar[tuple[str, ...]] = (DINO,)
 
     candidates: Annotated[int, Field(ge=2)] = 4
-    """m: ways to cut each picture that are valued."""
+    """Candidate sets of views per picture, of which the most valuable is used."""
 
     def build(self, site: Site) -> PlainOnChosen:
         designer = PlainOnChosen(site.surface())

@@ -1,4 +1,4 @@
-"""What the method forbids, as a reference: a learner that trains on the labels themselves."""
+"""A reference outside the method: a learner that trains on the feedback labels themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DirectArm(VisionArm):
     trains_on: ClassVar[TrainsOn] = "feedback"
 
     direct_weight: PositiveFloat = 1.0
-    """What g_down is multiplied by before it is added to the step."""
+    """Weight of g_down in the learner's gradient."""
 
     def build(self, site: Site) -> BaselineDesigner:
         return BaselineDesigner(site.surface())
@@ -38,11 +38,11 @@ class DirectArm(VisionArm):
 
 
 class WithGradient(torch.autograd.Function):
-    """A loss whose gradient has other terms on top: the figure is the loss alone."""
+    """Returns a loss unchanged, and adds terms to its gradient."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, terms: list[Tensor], *parameters: Tensor) -> Tensor:
-        """``terms``: one a parameter, of its shape."""
+        """``terms``: one per parameter, of its shape."""
         ctx.terms = [
             term.to(parameter.dtype) for term, parameter in zip(terms, parameters, strict=True)
         ]
@@ -55,12 +55,12 @@ class WithGradient(torch.autograd.Function):
 
 
 class DirectLearner(WrappedLearner[ImageBatch, ContextT, TaskT]):
-    """A learner whose loss has the gradient of the feedback loss on top of its own.
+    """A learner whose gradient includes that of the feedback loss.
 
     Args:
-        learner: the real one.
-        feedback: whose gradient is taken at every step.
-        weight: of g_down, > 0.
+        learner: the wrapped learner.
+        feedback: the feedback whose gradient is computed at every step.
+        weight: weight of g_down, > 0.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DirectLearner(WrappedLearner[ImageBatch, ContextT, TaskT]):
         self.feedback, self.weight = feedback, weight
 
     def loss(self, context: ContextT, task: TaskT) -> Tensor:
-        """The figure of the self-supervised loss, with ``weight * g_down`` on its gradient in S."""
+        """Return the self-supervised loss, with ``weight * g_down`` added to its gradient in S."""
         down = vectors.mean(self.feedback.gradients(self.learner))
         terms = [self.weight * down[name].detach() for name in self.aligned]
         loss: Tensor = WithGradient.apply(

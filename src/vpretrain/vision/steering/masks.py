@@ -1,10 +1,10 @@
-"""Networks from an image to how much of each pixel is kept (Appendix G.2): a U-Net and a patch
-transformer.
+"""Mask networks (Appendix G.2): a U-Net and a patch transformer.
 
-Both give ``mu`` in [0, 1], ``[B, 1, H, W]`` float32, of normalised images ``[B, 3, H, W]`` of any
-float dtype and size (padded inside by repeating the border). Both start at the constant mask
-``mu = keep_ratio``: the last layer's weights are zero and its bias is ``logit(keep_ratio)``. At the
-first step the gradient reaches that layer alone, from the second step on everything."""
+Both map normalised images ``[B, 3, H, W]`` of any float dtype and size (padded inside by repeating
+the border) to ``mu`` in [0, 1], ``[B, 1, H, W]`` float32, where 1 keeps a pixel. Both start at the
+constant mask ``mu = keep_ratio``: the last layer's weights are zero and its bias is
+``logit(keep_ratio)``. Hence the first step's gradient reaches only that layer, and later ones all
+parameters."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from vpretrain.vision.steering.surfaces import MaskPrice
 class UNetMasks(nn.Module):
     """A U-Net over pixels, about 86,000 parameters at the paper's size (base 16, depth 3).
 
-    One 3 x 3 convolution a stage; skips are added, not concatenated, which halves the work at full
-    resolution.
+    Each stage has one 3 x 3 convolution. Skip connections are added, not concatenated, which halves
+    the work at full resolution.
 
     Args:
-        keep_ratio: mean of the mask to start from, strictly between 0 and 1.
-        base: channels at full resolution, a multiple of 8; twice as many a level down.
-        depth: how often the resolution is halved, at least 1.
-        seed: of the initial weights.
+        keep_ratio: initial mean of the mask, strictly between 0 and 1.
+        base: channels at full resolution, a multiple of 8; doubled at each level.
+        depth: number of halvings of the resolution, at least 1.
+        seed: seed of the initial weights.
 
     Raises:
-        UserError: a value is not accepted.
+        UserError: a value is out of range.
     """
 
     def __init__(self, keep_ratio: float, *, base: int = 16, depth: int = 3, seed: int) -> None:
@@ -73,21 +73,20 @@ class UNetMasks(nn.Module):
 
 
 class PatchMasks(nn.Module):
-    """A tiny patchwise transformer (after DiT and SiT, without their time), about 200,000
-    parameters.
+    """A tiny patch transformer (after DiT and SiT, without time), about 200,000 parameters.
 
-    One logit a patch, brought to pixels by bilinear interpolation before the sigmoid.
+    It predicts one logit per patch, interpolated (bilinear) to pixels before the sigmoid.
 
     Args:
-        keep_ratio: mean of the mask to start from, strictly between 0 and 1.
-        patch_size: in pixels, at least 1; the grain of the mask.
-        width: of the tokens, a multiple of 4 and of ``heads``.
-        depth: transformer blocks, at least 1.
-        heads: of their attention.
-        seed: of the initial weights.
+        keep_ratio: initial mean of the mask, strictly between 0 and 1.
+        patch_size: side of a patch in pixels, at least 1; the grain of the mask.
+        width: width of the tokens, a multiple of 4 and of ``heads``.
+        depth: number of transformer blocks, at least 1.
+        heads: number of attention heads.
+        seed: seed of the initial weights.
 
     Raises:
-        UserError: a value is not accepted.
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ def _stage(channels: int, out: int) -> nn.Module:
 
 
 def _start_at(keep_ratio: float, head: nn.Conv2d | nn.Linear) -> None:
-    """Gives the layer zero weights and the bias whose sigmoid is ``keep_ratio``."""
+    """Set the layer's weights to zero and its bias to ``logit(keep_ratio)``."""
     if not 0 < keep_ratio < 1:
         raise user_error(
             "designer.keep_ratio",
@@ -153,7 +152,7 @@ def _start_at(keep_ratio: float, head: nn.Conv2d | nn.Linear) -> None:
 
 
 def _padded(images: Tensor, multiple: int) -> Tensor:
-    """Images whose sides are the next multiples, the border repeated below and to the right."""
+    """Pad images at the bottom and right to the next multiple by repeating the border."""
     height, width = images.shape[-2:]
     border = (0, -width % multiple, 0, -height % multiple)
     return nn.functional.pad(images, border, mode="replicate")
@@ -166,28 +165,29 @@ def _padded(images: Tensor, multiple: int) -> Tensor:
 )
 class AscentArm(MaskArm):
     network: Literal["unet", "patch"] = "unet"
-    """What looks at a view and emits its mask; ``patch`` is the tiny transformer (DiT/SiT
+    """Network that predicts the mask of a picture: a U-Net, or a tiny patch transformer (DiT/SiT
     style)."""
     base: PositiveInt = 16
     """``unet``: channels at full resolution, a multiple of 8."""
     depth: Layers = 3
-    """Halvings of ``unet``; blocks of ``patch``."""
+    """``unet``: number of resolution halvings. ``patch``: number of transformer blocks."""
     patch_size: PositiveInt = 16
-    """``patch``: the mask's grain in pixels."""
+    """``patch``: side of a patch in pixels, the grain of the mask."""
     width: PositiveInt = 64
-    """``patch``: of its tokens."""
+    """``patch``: width of the tokens, a multiple of 4 and of ``heads``."""
     heads: PositiveInt = 4
-    """``patch``: of its attention."""
+    """``patch``: number of attention heads."""
     sparsity: NonNegativeFloat = 0.131
-    """l_spars of eq. 54: price of the squared distance of the mask's mean from the keep ratio."""
+    """l_spars of eq. 54: weight of the squared distance of the mask's mean from the keep ratio, in
+    ``value.unit``."""
     total_variation: NonNegativeFloat = 0.144
-    """l_tv of eq. 54: price of a rough mask; both prices are in ``value.unit``."""
+    """l_tv of eq. 54: weight of the mask's total variation, in ``value.unit``."""
     learning_rate: NonNegativeFloat = 1.54e-4
-    """Of Adam on the mask network."""
+    """Learning rate of Adam on the mask network."""
     updates: PositiveInt = 1
-    """Steps of the mask network a meta step, along the same dV/dmu."""
+    """Steps of the mask network per meta step, all with the same dV/dmu."""
     meta_images: PositiveInt | None = None
-    """Images of the learner's batch whose masks are valued at a meta step; null: all of them."""
+    """Images of the batch whose masks are valued at a meta step; null: all."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -206,7 +206,7 @@ class AscentArm(MaskArm):
         )
 
     def masks(self, seed: int) -> nn.Module:
-        """The mask network."""
+        """Make the mask network."""
         if self.network == "unet":
             return UNetMasks(self.keep_ratio, base=self.base, depth=self.depth, seed=seed)
         return PatchMasks(

@@ -1,5 +1,7 @@
-"""Controls of learned masks: their own values in random places, and masks that learn from other
-pictures' values. What a learned view gains beyond these is steering."""
+"""Controls for learned masks.
+
+Their values in random places, and masks that learn from other pictures' values. The gain of learned
+masks over these controls is the effect of steering."""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from vpretrain.vision.steering.noise import smooth_ranks
 
 
 class AfterLearned(Designer[ContextT, TaskT]):
-    """A control around the designer of learned masks, which learns as it would by itself."""
+    """A control that wraps the designer of learned masks, which learns as usual."""
 
     uses_feedback = True
 
@@ -57,13 +59,14 @@ class AfterLearned(Designer[ContextT, TaskT]):
 
 
 class UnevenMasks(AfterLearned[ContextT, TaskT]):
-    """Random smooth masks with the values of the learned ones: in each picture the same histogram,
-    at every step, in places that mean nothing.
+    """Smooth random masks with the values of the learned masks.
+
+    At every step, each picture's mask has the histogram of its learned mask, in random places.
 
     Args:
-        learned: whose values are scattered; only which values there are reaches the learner.
-        grain: side in pixels of the grid that the noise is drawn on; bilinear in between.
-        seed: of the noise, which has a generator of its own.
+        learned: designer of the learned masks; only their histograms reach the learner.
+        grain: side in pixels of the noise grid; bilinear interpolation in between.
+        seed: seed of the noise, which has its own generator.
     """
 
     def __init__(self, learned: NetworkDesigner[ContextT, TaskT], grain: int, seed: int) -> None:
@@ -78,7 +81,7 @@ class UnevenMasks(AfterLearned[ContextT, TaskT]):
         return surface.task(context, self.scattered(masks))
 
     def scattered(self, masks: Tensor) -> Tensor:
-        """The values of masks ``[N, 1, H, W]``, each picture's among its own pixels."""
+        """Rearrange the values of masks ``[N, 1, H, W]`` at random within each picture."""
         ranks = smooth_ranks(len(masks), masks.shape[-2:], self.grain, self.generator)
         values = masks.flatten(1).sort(dim=1).values
         return values.gather(1, ranks.to(values.device)).view_as(masks)
@@ -93,15 +96,16 @@ class UnevenMasks(AfterLearned[ContextT, TaskT]):
 
 @dataclass
 class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
-    """Values whose gradient at each picture's mask is that of the next picture of this process's
-    part of the batch.
+    """Values whose gradient at each picture's mask is that of another picture's mask.
+
+    The gradients are rolled by one over the pictures of this process.
 
     Args:
-        value_of: each picture's own.
-        picture_dim: which dimension of a mask counts pictures.
+        value_of: the true values.
+        picture_dim: dimension of a mask that indexes pictures.
 
     Raises:
-        UserError: when asked for values; this part has one picture, whose next is itself.
+        UserError: on a call, if this process has only one picture.
     """
 
     value_of: ValueFunction[ContextT]
@@ -129,13 +133,12 @@ class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
 
 
 class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
-    """Masks that each follow the direction of another picture's value: a network can learn what
-    holds for all pictures, and nothing of this one.
+    """Masks that learn from the value gradient of another picture of the same process.
 
-    The other picture is one of the same process's part of the batch.
+    The network can learn what holds for all pictures, but nothing specific to one.
 
     Args:
-        learned: the designer whose masks they are.
+        learned: designer of the masks.
         picture_dim: see :class:`OtherPictures`.
     """
 
@@ -144,8 +147,7 @@ class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
         self.picture_dim = picture_dim
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        """As the learned masks do, along the values of :class:`OtherPictures`; raises as it
-        does."""
+        """Update the masks along the values of :class:`OtherPictures`; raises its errors."""
         others = OtherPictures(value_of, self.picture_dim)
         return self.learned.learn(context, others)
 
@@ -156,7 +158,7 @@ class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
 )
 class UnevenMasksArm(AscentArm):
     grain: PositiveInt = 16
-    """Side in pixels of the grid that their places are drawn on."""
+    """Side in pixels of the grid on which the random places are drawn."""
 
     def build(self, site: Site) -> UnevenMasks[Any, Any]:  # type: ignore[override]
         return UnevenMasks(super().build(site), self.grain, site.seed)

@@ -1,5 +1,4 @@
-"""A picture of what a designer does to views: crops, their masks, and the views that the learner is
-shown (eq. 49)."""
+"""Draw a designer's effect on views: crops, their masks, and the learned views (eq. 49)."""
 
 from __future__ import annotations
 
@@ -18,8 +17,13 @@ from vpretrain.vision.steering.views import LearnedViews
 
 @dataclass(frozen=True)
 class Shown:
-    """Crops ``[N, 3, H, W]``, masks ``[N, 1, H, W]`` (1 keeps a pixel, 0 blurs it) and the views
-    that the learner is shown, all in [0, 1]."""
+    """Crops, their masks and the learned views, all in [0, 1].
+
+    Args:
+        crops: ``[N, 3, H, W]``.
+        masks: ``[N, 1, H, W]``; 1 keeps a pixel, 0 blurs it.
+        views: ``[N, 3, H, W]``, as the learner sees them.
+    """
 
     crops: Tensor
     masks: Tensor
@@ -30,14 +34,15 @@ class Shown:
 def shown(
     learner: Learner, designer: Designer, batch: Any, *, mean: Sequence[float], std: Sequence[float]
 ) -> Shown | None:
-    """The first global view of each picture in a batch, as the run's designer steers it; None if it
-    steers no views. ``mean`` and ``std`` of R, G, B are those that views are normalised with.
+    """Return the first global view of each picture in a batch as the designer steers it.
 
-    Learner and designer stay as they are, but for a designer that draws its masks."""
+    None if the designer does not steer views. ``mean`` and ``std`` of R, G, B are those of the
+    views' normalisation. Learner and designer are not changed, except for the generator of a
+    designer with random masks."""
     context = learner.forward(batch)
     try:
         task = designer.make_task(context, _NoValues())
-    except _AskedForValues:  # only tasks without masks are made of values
+    except _AskedForValues:  # designers of masks do not need values in make_task
         return None
     if not isinstance(task, LearnedViews):
         return None
@@ -50,17 +55,17 @@ def shown(
 
 
 def draw(shown: Shown, path: Path, *, title: str, count: int = 10) -> None:
-    """Writes a PNG of three rows (crops, masks, learned views) of the first ``count`` crops."""
+    """Write a PNG of three rows (crops, masks, learned views) of the first ``count`` crops."""
     rows = {"crop": shown.crops, "mask": shown.masks, "learned view": shown.views}
     draw_rows({name: list(row[:count]) for name, row in rows.items()}, path, title=title)
 
 
 class _AskedForValues(Exception):
-    """A designer needs feedback for its task."""
+    """A designer asked for values to make its task."""
 
 
 class _NoValues(ValueFunction[Any]):
-    """Tells designers that ask for values from those of masks, which make their tasks without."""
+    """Raises when asked for values, which designers of masks do not need to make a task."""
 
     def __call__(self, context: Any, task: Any) -> NoReturn:
         raise _AskedForValues

@@ -1,8 +1,8 @@
-"""Rules: from the value of a linear surface to the task (see :class:`vpretrain.method.exact.Rule`).
+"""Rules that turn values of a linear surface into a task (:class:`vpretrain.method.exact.Rule`).
 
 The loss is linear in DINO's targets and in I-JEPA's weights, so their values do not depend on the
-task they are taken at. Shapes: G global views, B images, P prototypes, N = G B rows, K candidates;
-M target blocks of n patches."""
+task at which they are computed. Shapes: G global views, B images, P prototypes, N = G B rows, K
+candidates; M target blocks of n patches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, most_
 
 
 class DinoRule(Rule[dino.Context, LearnedTargets, dino.ViewTask]):
-    """Rules over DINO's targets; those of the probe are the teacher's own."""
+    """A rule over DINO's targets; the probe has the teacher's own targets."""
 
     def baseline_task(self, context: dino.Context) -> BaselineViews:
         return BaselineViews()
@@ -36,13 +36,13 @@ class DinoRule(Rule[dino.Context, LearnedTargets, dino.ViewTask]):
 
 @dataclass(frozen=True)
 class AnchoredTargets(DinoRule):
-    """DINO's targets by the KL-anchored rule, the teacher's distribution q as the anchor.
+    """DINO's targets by the KL-anchored rule, with the teacher's distribution q as the anchor.
 
-    Mass moves to prototypes that are worth more and that the teacher finds possible:
-    ``r ~ q exp(z)`` over the candidates, behind a gate that opens with the gain ``E_r z - E_q z``.
-    What q has on other prototypes stays.
+    Mass moves to prototypes of higher value that the teacher finds plausible: ``r ~ q exp(z)`` over
+    the candidates, mixed in by a gate that opens with the gain ``E_r z - E_q z``. The mass of q on
+    other prototypes is unchanged.
 
-    The keys are those of :class:`ClosedFormArm`."""
+    The settings are described in :class:`ClosedFormArm`."""
 
     candidates: int | None = None
     temperature: float = 1.0
@@ -54,7 +54,7 @@ class AnchoredTargets(DinoRule):
         return {"gate": (0.0, self.gate_max)}
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
-        """``[N, K]``, each row about its mean: its level is the view's value, not a target's."""
+        """Return values ``[N, K]``, centred per row: a row's mean is the value of the view."""
         values = gradient.flatten(0, 1).gather(1, self._ids(probe))
         return values - values.mean(dim=1, keepdim=True)
 
@@ -64,8 +64,8 @@ class AnchoredTargets(DinoRule):
         within = q.sum(dim=1, keepdim=True)
         fraction = q / within
         bound = self.clip * self.temperature
-        # The plain choice is the teacher's distribution as a whole: its value is the mean, and r
-        # puts nothing on it.
+        # The baseline option is the teacher's whole distribution: its value is the mean under q,
+        # and r has no mass on it.
         own = (fraction * values.clamp(-bound, bound)).sum(dim=1, keepdim=True)
         log_p = fraction.clamp_min(torch.finfo(q.dtype).tiny).log()
         proposal, gate = anchored(
@@ -89,11 +89,11 @@ class AnchoredTargets(DinoRule):
 )
 class ClosedFormArm(CandidatesArm):
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The most mass that may leave the teacher's own distribution."""
+    """Largest fraction of a target's mass that can leave the teacher's distribution."""
     temperature: PositiveFloat = 1.0
-    """tau of the anchored rule, in standard deviations of the value."""
+    """Temperature tau of the anchored rule, in standard deviations of the value."""
     clip: PositiveFloat = 2.0
-    """Bound on the tilt of the anchored rule."""
+    """Bound on the tilt of the anchored rule: values are clipped at ``clip * temperature``."""
 
     def build(self, site: Site) -> ExactDesigner:
         rule = AnchoredTargets(self.candidates, self.temperature, self.clip, self.gate_max)
@@ -102,13 +102,14 @@ class ClosedFormArm(CandidatesArm):
 
 @dataclass(frozen=True)
 class ViewWeights(DinoRule):
-    """The teacher's targets, views counting by their value: ``w = 1 + tilt clip(s - mean, +-3)``,
-    >= 0, mean 1."""
+    """The teacher's targets with views weighted by value: ``w = 1 + tilt clip(s - mean, +-3)``.
+
+    Weights are >= 0 with mean 1."""
 
     tilt: float = 0.4
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
-        """``[G, B]``, centred: what each global view of each image is worth as it is."""
+        """Return the centred value ``[G, B]`` of each global view under the teacher's targets."""
         values = (gradient * probe.mass).sum(dim=-1)
         return values - distributed.mean(values)
 
@@ -126,8 +127,9 @@ class ViewWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
-    """I-JEPA's target patches, counting by their value: ``w = 1 + tilt clip(s - mean, +-3)``, >= 0,
-    mean 1."""
+    """I-JEPA's target patches weighted by value: ``w = 1 + tilt clip(s - mean, +-3)``.
+
+    Weights are >= 0 with mean 1."""
 
     tilt: float = 0.4
 

@@ -1,7 +1,7 @@
-"""Where masks enter a learner's task, and what they cost (Appendix G.2).
+"""Surfaces through which masks enter a learner's task, and the price of masks (Appendix G.2).
 
-Masks are ``[N, 1, H, W]`` in [0, 1], of the surface's inputs: normalised images ``[N, 3, H, W]``.
-Shapes: G global views, B images, H x W pixels, N images that a network sees."""
+Masks are ``[N, 1, H, W]`` in [0, 1], one for each normalised image ``[N, 3, H, W]`` of the
+surface's inputs. Shapes: G global views, B images, H x W pixels, N inputs of the mask network."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vpretrain.vision.steering.views import BaselineViews, LearnedTargets, Learn
 
 
 class Masks(Surface[ContextT, TaskT]):
-    """What both surfaces share.
+    """Base class of the two surfaces.
 
     Attributes:
-        picture_dim: which dimension of the control counts pictures.
+        picture_dim: dimension of the control that indexes pictures.
     """
 
     picture_dim: ClassVar[int]
 
     @property
     def bounds(self) -> Bounds:
-        """Masks that hide all or nothing, or are even over their pictures, design nothing."""
+        """Limits at which masks are degenerate: all or nothing is hidden, or masks are constant."""
         return {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
@@ -41,8 +41,9 @@ class Masks(Surface[ContextT, TaskT]):
 
 
 class ViewMasks(Masks[dino.Context, dino.ViewTask]):
-    """DINO's global views: kept where the mask is 1, blurred by ``sigma`` pixels where it is 0 (eq.
-    49). ``local_views_in_value`` is as the learner has it."""
+    """Masks of DINO's global views: 1 keeps a pixel, 0 blurs it by ``sigma`` pixels (eq. 49).
+
+    ``local_views_in_value`` is the learner's setting."""
 
     picture_dim = 1  # [G, B, 1, H, W]
 
@@ -53,15 +54,18 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
         return BaselineViews()
 
     def valued_baseline_task(self, context: dino.Context) -> LearnedTargets | LearnedViews:
-        """Plain views, valued through the teacher's own targets, which needs no pass below S; or,
-        where a mask's value lacks the pairs with local views, through a mask of ones."""
+        """Return the plain views as a task with controls.
+
+        The control is the teacher's own targets, which needs no pass below S. If the value of masks
+        lacks the pairs with local views, it is a mask of ones instead, so that both values lack
+        them."""
         if self.local_views_in_value:
             return LearnedTargets(context.teacher_targets)
         images = self.inputs(context)
         return self.task(context, images.new_ones(len(images), 1, *images.shape[-2:]))
 
     def inputs(self, context: dino.Context) -> Tensor:
-        """The global views, one after the other."""
+        """Return the global views, ``[G * B, 3, H, W]``."""
         return context.global_views.flatten(0, 1)
 
     def task(self, context: dino.Context, choice: Tensor) -> LearnedViews:
@@ -74,10 +78,10 @@ class ViewMasks(Masks[dino.Context, dino.ViewTask]):
 
 
 class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
-    """I-JEPA's context: how much of each patch the encoder sees.
+    """Masks of I-JEPA's context: how much of each context patch the encoder sees.
 
-    The network looks at the whole image, target blocks included, so that where a learned mask hides
-    the context may carry information on the targets to the encoder."""
+    The network sees the whole image, target blocks included, so that a learned mask can leak
+    information about the targets to the encoder."""
 
     picture_dim = 0  # [B, L]
 
@@ -91,7 +95,7 @@ class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
         return context.pixels
 
     def task(self, context: ijepa.IJepaContext, choice: Tensor) -> IJepaTask:
-        """The mean of the mask over each patch says how much of it is seen."""
+        """Return the task of a mask, averaged over each patch."""
         seen = functional.adaptive_avg_pool2d(choice, context.grid).flatten(1)
         return MaskedContext(ijepa.baseline_task(context).weights, seen)
 
@@ -103,7 +107,7 @@ class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
 
 
 class MaskedContext(IJepaTask):
-    """An I-JEPA task of which the context mask alone is steered."""
+    """An I-JEPA task whose only control is the context mask."""
 
     def controls(self) -> tuple[Tensor, ...]:
         return (self.context_mask,)
@@ -118,8 +122,8 @@ class MaskPrice:
     """``l_s R_spars + l_tv R_tv`` (eq. 54).
 
     Args:
-        keep_ratio: what the mask's mean is drawn to, in (0, 1).
-        sparsity, total_variation: ``l_s`` and ``l_tv``, >= 0.
+        keep_ratio: target of the mask's mean, in (0, 1).
+        sparsity, total_variation: weights ``l_s`` and ``l_tv``, >= 0.
     """
 
     keep_ratio: float
@@ -127,17 +131,18 @@ class MaskPrice:
     total_variation: float
 
     def __call__(self, masks: Tensor) -> Tensor:
-        """What masks cost, a scalar; gradients flow."""
+        """Return the price of masks, a scalar; gradients flow."""
         sparsity = views.sparsity(masks, self.keep_ratio)
         return self.sparsity * sparsity + self.total_variation * views.total_variation(masks)
 
 
 def mask_metrics(masks: Tensor) -> dict[str, float]:
-    """How masks ``[N, 1, H, W]`` look.
+    """Return metrics of masks ``[N, 1, H, W]``.
 
-    ``mask_mean``; ``mask_std``, over the pixels of an image, averaged over images (0: each mask has
-    collapsed to a constant); ``mask_spread``, standard deviation of the images' means (0: every
-    image keeps as much); ``mask_total_variation``; ``gate``, the mean share that is blurred."""
+    ``mask_mean``; ``mask_std``: standard deviation over the pixels of an image, averaged over
+    images (0: every mask has collapsed to a constant); ``mask_spread``: standard deviation of the
+    images' means (0: all images keep the same fraction); ``mask_total_variation``; ``gate``: mean
+    fraction that is blurred."""
     pixels = masks.flatten(1)
     return {
         "mask_mean": float(pixels.mean()),
