@@ -1,5 +1,6 @@
-"""The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document
-and nothing else.
+"""The command line: parses, calls, prints.
+
+With ``--json`` standard output holds one JSON document and nothing else.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4
-    fault, 1 a bug).
+    """Entry point: turns errors into exit codes.
+
+    They are 0 done, 1 a bug, 2 bad input, 3 stopped and resumable, 4 fault.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for bars in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
@@ -98,8 +100,9 @@ def _elsewhere(error: OSError) -> str:
 
 
 def _machine_says(error: Exception) -> tuple[str, int] | None:
-    """Returns advice on a limit of this machine, and the exit code; None for errors that can only
-    be bugs.
+    """Returns advice on a limit of this machine, and the exit code.
+
+    None for errors that can only be bugs.
     """
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

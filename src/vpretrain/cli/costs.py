@@ -49,8 +49,7 @@ def profile(
 
 
 def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
-    """Returns predictions by model size, the recipe's own shape first if its configuration gives
-    it.
+    """Returns predictions by model size, the recipe's own shape first if it is known.
 
     Empty for recipes and arms without a cost model.
     """

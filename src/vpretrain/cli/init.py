@@ -140,9 +140,7 @@ def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
 
 
 def _asked(flag: str, question: str, default: str | None = None) -> str:
-    """Returns the user's answer, Enter for the default; without a terminal, the error names the
-    flag.
-    """
+    """Returns the user's answer, by default ``default``; an error without a terminal."""
     if not sys.stdin.isatty():
         raise user_error(
             flag,
@@ -217,9 +215,7 @@ def _say_held_out(feedback: str, steering: str) -> None:
 
 
 def _with_columns(place: Place, *, solutions: bool) -> Place:
-    """Returns the place; on a terminal, asks for columns that cannot be inferred from its first
-    row.
-    """
+    """Returns the place; on a terminal, asks for columns that its first row does not show."""
     if not place.files():
         return place  # on the hub: its columns have to be named by a flag
     try:

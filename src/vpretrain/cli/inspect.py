@@ -1,6 +1,4 @@
-"""Commands that inspect estimators, a step's value, a run, and a recipe with its data; and
-``prepare``.
-"""
+"""Commands that inspect estimators, values, runs, recipes and data; and ``prepare``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Commands that train: one run, a comparison of arms, and the demo; and the report on their
-results.
-"""
+"""Commands that train (a run, a comparison, the demo), and the report on their results."""
 
 from __future__ import annotations
 
@@ -145,8 +143,9 @@ def report(
 
 
 def _report_place(folders: list[Path]) -> Path:
-    """Returns the report's path: in the folder itself, or next to several, so that none of their
-    own pages is overwritten.
+    """Returns the report's path: in the folder itself, or next to several.
+
+    So the folders' own pages are not overwritten.
     """
     first, *others = folders
     if not others:

@@ -164,8 +164,7 @@ class ShownProgress:
 
 
 class ShownSteps:
-    """Shows the steps of one run: on a terminal a bar, elsewhere a line at every tenth of the
-    budget.
+    """Shows the steps of one run: a bar on a terminal, else a line per tenth of the budget.
 
     ``unit`` is what the stream is counted in: ``tokens``, ``images``.
     """

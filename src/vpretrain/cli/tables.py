@@ -45,8 +45,7 @@ ONE_LINE = 48
 
 
 def comparison_table(table: dict[str, Any], width: int) -> Table:
-    """Returns arms by metrics: mean and standard deviation over seeds, then the paired difference
-    with its interval.
+    """Returns arms by metrics: scores over seeds, then the paired difference with its interval.
 
     Args:
         table: ``compare.json``.
@@ -113,8 +112,9 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
 
 
 def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str]:
-    """Yields the result of ``check``: problems, number of warnings, the needs of a run, and a
-    shorter run if it is long.
+    """Yields the result of ``check``: problems, number of warnings, and the needs of a run.
+
+    A shorter run follows if the run is long.
 
     ``first_look=False`` leaves out the shorter run, for callers that print its whole command.
     """
@@ -176,9 +176,7 @@ def doctor_table(result: dict[str, Any]) -> Table:
 
 
 def doctor_advice(result: dict[str, Any], chosen: str) -> str:
-    """Returns a conclusion: whether the recipe's estimator is accurate enough, and the fastest that
-    is.
-    """
+    """Returns whether the recipe's estimator is accurate enough, and the fastest that is."""
     good = {
         row["name"]: row["seconds"]
         for row in result["estimators"]
@@ -262,9 +260,7 @@ def probe_table(result: dict[str, Any]) -> Table:
 
 
 def along_table(result: dict[str, Any]) -> Table:
-    """Returns the correlation of value and realised drop at points of a run; the last row is over
-    all points.
-    """
+    """Returns the correlation of value and realised drop at points of a run, and over all."""
     table = Table(
         title=f"{result['arm']}: {result['draws']} draws at each of {result['points']} points; "
         "Pearson's r of predicted and realised drop of a fresh held-out batch"

@@ -1,3 +1,1 @@
-"""Recipes: schema, YAML with the place of every key, overrides, and reports of all problems at
-once.
-"""
+"""Recipes: schema, YAML with the place of every key, overrides, and reports of problems."""

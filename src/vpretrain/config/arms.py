@@ -1,5 +1,7 @@
-"""Arms: the ways in which a run can steer. A designer kind is declared once, with its keys; the
-recipe's section ``designer`` is one of these kinds.
+"""Arms: the ways in which a run can steer.
+
+A designer kind is declared once, with its keys; the recipe's section ``designer`` is one of these
+kinds.
 
 A modality has one :class:`Arms`, which declarations fill::
 
@@ -141,9 +143,7 @@ class Arms(Kinds[SectionT]):
 
     @property
     def all(self) -> dict[str, Arm]:
-        """Every arm by name: the baseline, the other designers, then controls and other
-        combinations.
-        """
+        """Every arm by name: the baseline, the other designers, then arms built from them."""
         kinds = {self.baseline: self.kinds[self.baseline], **self.kinds}
         own = {
             kind: Arm(section.description, designer=kind, trains_on=section.trains_on)
@@ -172,8 +172,9 @@ class Arms(Kinds[SectionT]):
         return frozenset(name for name, arm in self.all.items() if arm.trains_on != "stream")
 
     def section_of(self, recipe: Steered[SectionT]) -> SectionT:
-        """Returns the section of the arm's designer: its keys in ``designers``, completed by keys
-        shared with ``designer``.
+        """Returns the section of the arm's designer.
+
+        Its keys in ``designers`` are completed by keys shared with ``designer``.
 
         Raises:
             UserError: there is no such arm.
@@ -247,8 +248,9 @@ class Arms(Kinds[SectionT]):
         data["designer"], data["designers"] = {"kind": kind, **new}, others
 
     def complete(self, data: dict[str, Any]) -> None:
-        """Sets ``designer.kind`` if missing (to the arm's kind, or the default), and merges that
-        kind's keys from ``designers``.
+        """Sets ``designer.kind`` if missing, and merges that kind's keys from ``designers``.
+
+        The kind is the arm's, or the default.
         """
         section, others = data.setdefault("designer", {}), data.get("designers")
         if not isinstance(section, dict):

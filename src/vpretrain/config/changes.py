@@ -19,8 +19,9 @@ trained.
 
 
 def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
-    """Returns one problem for every key that differs from the folder's ``recipe.yaml``; none if
-    there is no such file.
+    """Returns one problem for every key that differs from the folder's ``recipe.yaml``.
+
+    Empty if there is no such file.
 
     A key that is newer than the folder has its default there.
 

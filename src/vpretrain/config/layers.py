@@ -61,8 +61,9 @@ def compose(
     names: Names,
     above: tuple[Path, ...] = (),
 ) -> tuple[dict[str, Any], Marks]:
-    """Returns the file's mapping merged over the one it extends; duplicate keys are added to
-    ``problems``.
+    """Returns the file's mapping merged over the one it extends.
+
+    Duplicate keys are added to ``problems``.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -102,9 +103,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply(override: str, data: dict[str, Any], marks: Marks) -> None:
-    """Writes one ``dotted.key=value`` into ``data``, and records in ``marks`` that it is an
-    override.
-    """
+    """Writes one ``dotted.key=value`` into ``data``, and marks it as an override."""
     name, equals, text = override.partition("=")
     parts, where = name.strip().split("."), f"override {override}"
     if not equals or not all(parts):

@@ -1,6 +1,4 @@
-"""Explains what is wrong with a recipe: where, which value, what the key accepts, and how to fix
-it.
-"""
+"""Explains what is wrong with a recipe: where, the value, what the key accepts, and the fix."""
 
 from __future__ import annotations
 
@@ -40,8 +38,9 @@ _OUT_OF_RANGE = (
 
 
 class _Accepted:
-    """What a recipe class accepts, read from its JSON schema, in which sections, unions and bounds
-    are uniform.
+    """What a recipe class accepts, read from its JSON schema.
+
+    Sections, unions and bounds have a uniform representation there.
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
@@ -164,8 +163,9 @@ class _Accepted:
 def explain(
     error: ValidationError, schema: type[BaseModel], data: dict[str, Any], marks: Marks
 ) -> list[Problem]:
-    """Returns one problem for each key that pydantic rejected (a union reports an error for each
-    branch).
+    """Returns one problem for each key that pydantic rejected.
+
+    A union reports an error for each branch; only the first is kept.
 
     An error from a section's own validator is shown at the section, or at the dotted recipe key
     that its message begins with (``evaluate.split is ...``).

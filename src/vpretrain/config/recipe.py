@@ -1,5 +1,4 @@
-"""Recipes: every value of a run, read from YAML, validated as a whole, and written back fully
-resolved.
+"""Recipes: every value of a run, read from YAML, validated, and written back fully resolved.
 
 A modality subclasses :class:`Recipe` (and any section); this module knows no modality. All problems
 are reported together, each with the ``file:line`` of its key and the values that the key accepts.
@@ -351,23 +350,18 @@ def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """Returns YAML of every resolved value, defaults included; :func:`load` reads it back to an
-    equal recipe.
-    """
+    """Returns YAML of every resolved value, which :func:`load` reads back to an equal recipe."""
     return written(recipe.model_dump(mode="json"))
 
 
 def packaged() -> dict[str, Path]:
-    """Returns the paths of the packaged recipes by name (the file's name without ``.yaml``),
-    sorted.
-    """
+    """Returns the paths of the packaged recipes by name (without ``.yaml``), sorted."""
     folder = Path(__file__).parents[1] / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def listing(folder: Path | None = None) -> list[dict[str, str]]:
-    """Returns ``{name, modality, description}`` of the packaged recipes, then of all recipes below
-    ``folder``.
+    """Returns ``{name, modality, description}`` of packaged recipes, then of those in ``folder``.
 
     :func:`load` accepts these names. A file without ``modality`` or ``description`` is meant to be
     extended and is left out. A file that cannot be read is listed with the reason and an empty

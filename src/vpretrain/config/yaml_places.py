@@ -126,8 +126,9 @@ def _refuse(node: yaml.Node, why: str) -> NoReturn:
 
 
 def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem]]:
-    """Returns the value, the place of each key, and problems for duplicate keys; ``at(line)``
-    formats a place.
+    """Returns the value, the place of each key, and problems for duplicate keys.
+
+    ``at(line)`` formats a place.
 
     Raises:
         UserError: the text is not YAML.

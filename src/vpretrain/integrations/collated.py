@@ -15,8 +15,7 @@ from vpretrain.system.errors import user_error
 
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
-    """Returns a collated batch with its padding moved to the end of rows, and its documents marked
-    by position.
+    """Converts a collated batch: padding moves to the end of rows, positions mark the documents.
 
     Args:
         inputs: ``input_ids`` and ``labels``, each ``[B, T]`` int64, labels aligned with their own

@@ -45,8 +45,9 @@ def feedback_of(
     max_tokens: int,
     where: str,
 ) -> TaskDocuments:
-    """Returns rows as documents whose loss is on the verified part: solution, completion, or the
-    last assistant message.
+    """Returns rows as documents whose loss is on the verified part.
+
+    This is the solution, the completion, or the last assistant message.
 
     Rows are tokenised as in a recipe (:class:`vpretrain.language.data.layout.Layout`): a
     ``solution`` is separated from its prompt by a line break, and a ``completion`` follows it
@@ -157,8 +158,9 @@ def check_apart(
 
 
 def trained_on(dataset: Any, tokenizer: Any) -> Iterator[Document] | None:
-    """Returns the rows of a training set as documents, packed ones split; None if they cannot be
-    known in advance.
+    """Returns the rows of a training set as documents, packed ones split.
+
+    None if they cannot be known in advance.
     """
     if not hasattr(dataset, "__len__") or not len(dataset):
         return None

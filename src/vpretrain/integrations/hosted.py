@@ -1,5 +1,6 @@
-"""Algorithm 1 inside another trainer's loop: one part of a batch at a time; the host optimizes and
-clips.
+"""Algorithm 1 inside another trainer's loop, which runs backward passes and optimizes.
+
+It works on one part of a batch at a time.
 
 With several processes a part is this process's shard of a micro-batch. Its sums and means are over
 all processes, as in the core (:mod:`vpretrain.system.distributed`), and all processes must reach
@@ -82,8 +83,9 @@ class HostedLearner(CausalLearner):
 
 
 class HostedStep:
-    """A learner step in which the host runs the backward pass, clips and optimizes; this is the
-    designer's side of Algorithm 1.
+    """The designer's side of a learner step that another trainer runs.
+
+    The host runs the backward pass, clips and optimizes.
 
     Args:
         learner: the host's model as a learner.
@@ -158,9 +160,7 @@ class HostedStep:
             self.metrics |= self.meta.alignment_metrics()
 
     def state_dict(self) -> State:
-        """Returns the designer's side, including a pending meta step; the host saves the
-        optimizer.
-        """
+        """Returns the designer's side, with a pending meta step; the host saves the optimizer."""
         return {
             "step": self.step,
             "meta": self.meta.state_dict(),

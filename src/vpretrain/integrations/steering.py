@@ -49,8 +49,10 @@ STEERING_ARMS = steering_arms()
 
 
 class Steering(Value):
-    """Steering options: the keys of a recipe's ``value`` section and of its designer, side by side,
-    and those for arm, S and feedback.
+    """Steering options for another trainer.
+
+    They are the keys of a recipe's ``value`` section and of its designer, side by side, and those
+    for arm, S and feedback.
 
     The designer's keys are those of the arm's kind (``tilt`` of ``token_weights``); for arms that
     replace the feedback, those of ``kind``. ``learning_rate`` is the designer's; the learner's
@@ -136,9 +138,7 @@ class Steering(Value):
         return "steered", "gain", "reliability", "cosine", *shape
 
     def card(self, rows: int) -> str:
-        """Returns the section of a model card on steering; ``rows`` is the number of feedback
-        rows.
-        """
+        """Returns a model card's section on steering; ``rows`` is the number of feedback rows."""
         return (
             "\n## Steering\n\n"
             f"What each batch taught was shaped by the gradient of {rows} verified examples, none "

@@ -1,6 +1,4 @@
-"""A drop-in for ``transformers.Trainer`` that steers each batch by the gradient of a feedback
-set.
-"""
+"""A drop-in for ``transformers.Trainer`` that steers batches by the gradient of a feedback set."""
 
 from __future__ import annotations
 
@@ -31,8 +29,7 @@ __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
 
 
 class SteeredTrainer(Trainer):
-    """A ``Trainer`` whose batches are steered: a drop-in replacement that takes
-    ``feedback_dataset``.
+    """A drop-in ``Trainer`` that takes ``feedback_dataset`` and steers its batches.
 
     Every argument, callback and hook of the Trainer keeps its meaning. The loss is the core's
     soft-target cross-entropy, normalised by ``num_items_in_batch`` as in the Trainer. Checkpoints
@@ -112,16 +109,15 @@ class SteeredTrainer(Trainer):
 
     @property
     def steered_metrics(self) -> dict[str, float]:
-        """Metrics of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
-        empty before the first.
-        """
+        """Metrics of the latest meta step (gain, gate, agreement, ...); empty before the first."""
         return {} if self._steered_step is None else self._steered_step.metrics
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *given: Any, **named: Any
     ) -> Any:
-        """Trains as the Trainer does; ``True`` resumes the newest complete checkpoint, and logs
-        incomplete ones.
+        """Trains as the Trainer does; ``True`` resumes the newest complete checkpoint.
+
+        Incomplete checkpoints are logged.
 
         Raises:
             UserError: it is True, and no checkpoint can be resumed.
@@ -137,8 +133,9 @@ class SteeredTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Returns the steered loss of a micro-batch in training, after the meta step if one is due;
-        the Trainer's loss otherwise.
+        """Returns the steered loss of a micro-batch, after the meta step if one is due.
+
+        In evaluation, or with ``return_outputs``, it is the Trainer's own loss.
         """
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -157,16 +154,14 @@ class SteeredTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Runs the Trainer's step, then measures the alignment of the accumulated gradient with the
-        feedback.
-        """
+        """Runs the Trainer's step, then compares the accumulated gradient with the feedback's."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._hosted_step().after_backward()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs as the Trainer does, with the metrics of the latest meta step added to the training
+        """Logs as the Trainer does, and adds metrics of the latest meta step to the training
         loss.
         """
         if "loss" in logs and self._steered_step is not None:
@@ -186,8 +181,9 @@ class SteeredTrainer(Trainer):
                 card.write(self.steering.card(len(self.feedback)))
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
-        """Returns learner, designer and feedback of the current model; rebuilt if ``model_init``
-        made a new model.
+        """Returns learner, designer and feedback of the current model.
+
+        They are rebuilt if ``model_init`` made a new model.
         """
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model

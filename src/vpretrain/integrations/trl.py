@@ -18,8 +18,9 @@ __all__ = ["STEERING_ARMS", "SteeredSFTTrainer", "Steering"]
 
 
 class SteeredSFTTrainer(SteeredTrainer, SFTTrainer):
-    """An ``SFTTrainer`` whose batches are steered; takes its arguments and those of
-    :class:`SteeredTrainer`.
+    """An ``SFTTrainer`` whose batches are steered.
+
+    It takes the arguments of ``SFTTrainer`` and those of :class:`SteeredTrainer`.
 
     TRL prepares ``train_dataset`` (chat templates, packing, ``assistant_only_loss``). Feedback rows
     are read as by :class:`SteeredTrainer`, whatever the format of the training set. Token accuracy

@@ -72,8 +72,9 @@ class MicroBatches(Generic[BatchT]):
         return parts
 
     def digest(self) -> str:
-        """Returns a hash of the data that this process drew; for a single batch, the batch's own
-        digest.
+        """Returns a hash of the data that this process drew.
+
+        For a single batch it is the batch's own digest.
         """
         digests = [batch.digest() for batch in self._sized]
         if len(digests) == 1:

@@ -49,8 +49,7 @@ def kept(gradients: Sequence[Gradient]) -> list[Gradient]:
 
 
 def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
-    """Moves each gradient as little as possible so that no inner product with another task's is
-    negative.
+    """Moves each gradient as little as needed for it to conflict with no other task's.
 
     ``argmin_v |v - g_i|`` subject to ``<v, g_j> >= 0`` for all j: the projection of GEM (Lopez-Paz
     & Ranzato, arXiv 1706.08840), here applied to every task against all others at once. For two

@@ -72,8 +72,9 @@ def _second_order(estimator: str) -> Iterator[None]:
 def double_backward(
     loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
-    """Differentiates ``<u, grad_S L>`` through the backward pass: the paper's method (Algorithm 1)
-    and the reference.
+    """Differentiates ``<u, grad_S L>`` through the backward pass.
+
+    This is the paper's method (Algorithm 1) and the reference for the others.
     """
     point = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with _second_order("double_backward"), torch.enable_grad():
@@ -92,8 +93,9 @@ def double_backward(
 def forward_mode(
     loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
-    """Computes the exact value with dual numbers: the tangent of ``dL/d controls`` along ``u``
-    (forward over reverse).
+    """Computes value and gradient exactly, with dual numbers (forward over reverse).
+
+    The gradient is the tangent of ``dL/d controls`` along ``u``.
 
     The order matters: reverse over forward is silently wrong through fused LayerNorm and BatchNorm,
     whose forward-mode formulas are not themselves differentiable everywhere.

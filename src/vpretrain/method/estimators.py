@@ -144,8 +144,7 @@ class CentralDifference(Estimator):
         return central_difference(*given, step)
 
     def give_way(self, given: Given) -> bool:
-        """Warns that no step is accurate enough, and switches to the fallback if the error is above
-        5%.
+        """Warns that no step is accurate, and switches to the fallback if the error is above 5%.
 
         Returns whether the next estimate will be taken another way.
         """
@@ -158,9 +157,7 @@ class CentralDifference(Estimator):
         return self.error > LEAVE_ABOVE and self._leave(given)
 
     def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
-        """Returns the estimate at the current step, or None if a smaller step differs by more than
-        1%.
-        """
+        """Returns the estimate at the current step; None if a smaller step is more than 1% off."""
         estimate = at(self.step)
         self.error = _difference(estimate, at(self.step / 3))
         return estimate if self.error <= WARN_ABOVE else None
@@ -213,8 +210,7 @@ class CentralDifference(Estimator):
 
 
 class OneSidedDifference(CentralDifference):
-    """One-sided differences with a step that is measured and checked as in
-    :class:`CentralDifference`.
+    """One-sided differences with a measured step, checked as in :class:`CentralDifference`.
 
     The unperturbed side is the learner's own pass, so a value takes half as many passes of the
     suffix. Differences become central, for the rest of the run, at the first value without such a

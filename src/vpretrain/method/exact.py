@@ -48,13 +48,16 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
 
     @abstractmethod
     def values(self, probe: ProbeT, gradient: Tensor) -> Tensor:
-        """Returns the values of the choices from ``dV/d control``: in units of the loss, of any
-        shape, linear in the gradient.
+        """Returns the values of the choices from ``dV/d control``.
+
+        They are in units of the loss, may have any shape, and must be linear in the gradient.
         """
 
     @abstractmethod
     def task(self, probe: ProbeT, values: Tensor) -> TaskT:
-        """Returns the task for :meth:`values` after
+        """Returns the task for values in standard deviations, shrunk by their reliability.
+
+        The values are those of :meth:`values` after
         :meth:`vpretrain.method.reliability.Reliability.shrunk`.
 
         Zeros give the baseline task bit for bit.
@@ -62,14 +65,14 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
 
     @property
     def bounds(self) -> Bounds:
-        """Bounds of the figures in :meth:`metrics`; a figure at its bound means that tasks are no
-        longer designed.
+        """Bounds of the figures in :meth:`metrics`.
+
+        A figure at its bound means that tasks are no longer designed.
         """
         return {"gate": (0.0, 1.0)}
 
     def metrics(self, probe: ProbeT, task: TaskT, gradient: Tensor) -> Metrics:
-        """Returns figures that describe a task of this rule; ``gradient`` is ``dV/d control`` under
-        all feedback.
+        """Returns figures of a task; ``gradient`` is ``dV/d control`` under all feedback.
 
         ``gate``, for any surface: the L1 distance between the controls of task and probe, divided
         by twice the sum of the probe's; the fraction of probability mass or weight that has moved.
@@ -115,9 +118,7 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return self.rule.task(probe, self.reliability.shrunk(values))
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        """Updates the reliability; also returns the task of this batch, since its values are known
-        by then.
-        """
+        """Updates the reliability; also returns this batch's task, as its values are then known."""
         probe = self.rule.probe(context)
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update([self.rule.values(probe, gradient) for gradient in gradients])
@@ -136,8 +137,8 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """Returns the mean gain of the tasks made from either half of the feedback, valued by the
-        other half.
+        """Returns the mean gain of tasks made from one half of the feedback, valued by the
+        other.
         """
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
         plain, gains = probe.controls()[0], []

@@ -17,8 +17,9 @@ from vpretrain.system.errors import NonFinite
 
 
 def gradient_on_aligned(learner: Learner[Any, Any, Any], pieces: Iterable[Tensor]) -> Gradient:
-    """Returns the gradient over S of a feedback loss that comes in pieces, see
-    :func:`vpretrain.method.vectors.summed_gradient`.
+    """Returns the gradient over S of a feedback loss that comes in pieces.
+
+    See :func:`vpretrain.method.vectors.summed_gradient`.
 
     While the pieces are computed the learner is in evaluation mode (no dropout), and only S
     requires gradients, so the blocks below it keep no activations.
@@ -42,8 +43,9 @@ def finite_norm(batches: Sequence[Gradient]) -> float:
 
 
 class MultiTaskFeedback(Feedback[LearnerT]):
-    """Several feedback tasks combined: ``g_down = sum_j w_j g_j`` (eq. 18), with weights normalised
-    to sum to 1.
+    """Several feedback tasks combined: ``g_down = sum_j w_j g_j`` (eq. 18).
+
+    The weights are normalised to sum to 1.
 
     Args:
         tasks: by name, at least one; all give the same number of batches. The i-th batches of all
@@ -78,8 +80,9 @@ class MultiTaskFeedback(Feedback[LearnerT]):
         return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
 
     def each(self, learner: LearnerT) -> list[dict[str, Gradient]]:
-        """Returns every task's contribution to each batch, conflicts resolved; ``g_down`` is the
-        mean over tasks.
+        """Returns every task's contribution to each batch, conflicts resolved.
+
+        ``g_down`` is the mean over tasks.
 
         Raises:
             NonFinite: a task's gradient is not finite, so no conflict can be measured.
@@ -107,8 +110,10 @@ class MultiTaskFeedback(Feedback[LearnerT]):
         return float(vectors.norm(gradient)) or 1.0
 
     def metrics(self) -> dict[str, float]:
-        """Returns ``conflict/a~b``, the cosine of each pair of tasks' mean gradients, and each
-        task's own metrics as ``feedback/task/...``.
+        """Returns the tasks' metrics and the conflicts between them.
+
+        ``conflict/a~b`` is the cosine of the mean gradients of a pair of tasks; each task's own
+        metrics are ``feedback/task/...``.
         """
         metrics = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
         for name, task in self.tasks.items():
@@ -212,8 +217,7 @@ class Reversed(Feedback[LearnerT]):
 
 
 class RandomDirection(Feedback[LearnerT]):
-    """Gaussian vectors in place of ``g_down``, with the same norm for each parameter (a control of
-    Table 5).
+    """Gaussian vectors with the norms of ``g_down``, parameter by parameter (a control of Table 5).
 
     The real feedback is computed for its norm alone, so that the control costs as much as the
     method.

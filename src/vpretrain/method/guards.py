@@ -49,8 +49,7 @@ class Guard:
 
 
 class Collapse:
-    """Detects designer figures that stay at a bound, by each figure's mean over a window of meta
-    steps.
+    """Detects designer figures that stay at a bound, by their means over a window of meta steps.
 
     ``agreement`` is watched for every designer: if the halves of the feedback agree at 0 or below,
     the feedback carries no more information than random vectors.

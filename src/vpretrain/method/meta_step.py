@@ -1,6 +1,4 @@
-"""Algorithm 1, step 2: every ``r`` learner steps, compute feedback gradients and update the
-designer.
-"""
+"""Algorithm 1, step 2: compute feedback gradients and update the designer, every ``r`` steps."""
 
 from __future__ import annotations
 
@@ -31,8 +29,7 @@ from vpretrain.system import distributed
 
 
 class MetaStep(Generic[BatchT, ContextT, TaskT]):
-    """The designer's side of a training step: when it learns, from what, and whether its tasks are
-    used.
+    """The designer's side of a step: when it learns, from what, and whether its tasks are used.
 
     Args:
         learner: ``theta``; never updated here.
@@ -163,17 +160,14 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         return metrics | self.value_estimator.estimator.metrics(), task
 
     def preconditioner(self) -> dict[str, torch.Tensor] | None:
-        """Returns ``P`` over S; None if the alignment does not use it, or before the optimizer's
-        first step.
-        """
+        """Returns ``P`` over S; None if the alignment does not use it, or before the first step."""
         if not self.value_estimator.alignment.preconditioned:
             return None
         floor = self.preconditioner_floor
         return adam_preconditioner(self.optimizer, self.learner.aligned, floor)
 
     def alignment_metrics(self) -> Metrics:
-        """Compares the learner's gradient on S, read from ``.grad``, with the mean feedback
-        gradient.
+        """Compares the learner's gradient on S (in ``.grad``) with the mean feedback gradient.
 
         Empty if S is listed once per domain (eq. 44-46), because all copies share one gradient.
         """

@@ -109,14 +109,13 @@ class LearnedDesigner(Designer[ContextT, TaskT]):
 
 
 class Surface(ABC, Generic[ContextT, TaskT]):
-    """Where a designer's choice (such as a mask) enters the learner's task, as the task's first
-    control.
-    """
+    """Where a choice (such as a mask) enters the learner's task, as the task's first control."""
 
     @property
     def bounds(self) -> Bounds:
-        """Bounds of the figures in :meth:`metrics`; a figure at its bound means that nothing is
-        chosen any more.
+        """Bounds of the figures in :meth:`metrics`.
+
+        A figure at its bound means that nothing is chosen any more.
         """
         return {"gate": (0.0, 1.0)}
 
@@ -141,15 +140,17 @@ class Surface(ABC, Generic[ContextT, TaskT]):
         raise NotImplementedError("this surface values whole batches")
 
     def metrics(self, choice: Tensor) -> Metrics:
-        """Returns figures that describe a choice; ``gate``: its fraction that departs from the
-        baseline, in [0, 1].
+        """Returns figures that describe a choice.
+
+        ``gate`` is the fraction of it that departs from the baseline, in [0, 1].
         """
         return {}
 
 
 class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
-    """The paper's designer: a network emits the choice and ascends its value, ``L_meta = -V +
-    price`` (eq. 26, 54).
+    """The paper's designer: a network that ascends the value of its choices.
+
+    ``L_meta = -V + price`` (eq. 26, 54).
 
     ``dV/d phi = (dV/d control) d control/d phi``: the cotangent of the control carries everything
     about learner and feedback, so no graph through the learner is built here. V need not be linear

@@ -41,10 +41,11 @@ class Reliability:
     unit: ValueUnit = "standardised"
 
     def update(self, values: Sequence[Tensor]) -> None:
-        """Updates the agreement with the values ``[N, K]`` of the same choices under each feedback
-        batch.
+        """Updates the agreement from the values under each feedback batch.
 
-        A single batch has no agreement and is ignored.
+        Args:
+            values: one ``[N, K]`` per feedback batch, for the same choices. A single batch has no
+                agreement and is ignored.
         """
         if len(values) < 2:
             return
@@ -67,9 +68,7 @@ class Reliability:
         return self.factor * standardised(values)
 
     def metrics(self) -> dict[str, float]:
-        """Returns ``agreement`` (running) and ``reliability``; empty before two feedback batches
-        were seen.
-        """
+        """Returns ``agreement`` (running) and ``reliability``; empty before the first update."""
         if self.agreement is None:
             return {}
         return {"agreement": self.agreement, "reliability": self.factor}

@@ -62,14 +62,10 @@ class Batch(Protocol):
 
 
 class Task(Protocol):
-    """What the learner is asked to predict on one batch: the output of the task construction
-    ``c_phi``.
-    """
+    """What the learner must predict on one batch: the output of the task construction ``c_phi``."""
 
     def controls(self) -> tuple[Tensor, ...]:
-        """Returns the tensors chosen by the designer, with their graph to ``phi`` if there is
-        one.
-        """
+        """Returns the tensors chosen by the designer, with their graph to ``phi`` if any."""
         ...
 
     def with_controls(self, controls: tuple[Tensor, ...]) -> Self:
@@ -78,9 +74,7 @@ class Task(Protocol):
 
 
 def detached(task: TaskT) -> TaskT:
-    """Returns the task detached from the designer, as the learner must see it (Algorithm 1, step
-    3).
-    """
+    """Returns the task detached from the designer, for the learner (Algorithm 1, step 3)."""
     return task.with_controls(tuple(control.detach() for control in task.controls()))
 
 
@@ -115,16 +109,14 @@ class ValueFunction(ABC, Generic[ContextT]):
 
     @property
     def linear(self) -> bool:
-        """Whether the value along the mean of the feedback gradients equals the mean of the values
-        along each.
+        """Whether the value along the mean of the feedback gradients is the mean of their
+        values.
         """
         return True
 
     @abstractmethod
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        """Returns the value of the task, and ``dV/d controls``, along the mean of the feedback
-        gradients.
-        """
+        """Returns the value and ``dV/d controls``, along the mean of the feedback gradients."""
 
     @abstractmethod
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
@@ -237,8 +229,9 @@ class Designer(ABC, Generic[ContextT, TaskT]):
 
     @property
     def bounds(self) -> Bounds:
-        """Bounds of the figures in :meth:`learn`; a figure at its bound means that tasks are no
-        longer designed.
+        """Bounds of the figures in :meth:`learn`.
+
+        A figure at its bound means that tasks are no longer designed.
         """
         return {}
 
@@ -247,8 +240,9 @@ class Designer(ABC, Generic[ContextT, TaskT]):
         """Returns the task without steering (one-hot targets, unmodified views)."""
 
     def prepare(self) -> Prepared:
-        """Does the work needed before the first step of a run. Not called on resuming from a
-        checkpoint.
+        """Does the work needed before the first step of a run.
+
+        Not called on resuming from a checkpoint.
         """
         return Prepared()
 
@@ -261,10 +255,9 @@ class Designer(ABC, Generic[ContextT, TaskT]):
         return Learned()
 
     def predicted_values(self, context: ContextT) -> Tensor | None:
-        """Returns a network's prediction of each choice's value, in the order of the first control
-        and up to scale.
+        """Returns a network's predicted value of each choice, up to scale.
 
-        None for designers that predict no values.
+        The order is that of the first control; None for designers that predict no values.
         """
         return None
 

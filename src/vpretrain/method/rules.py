@@ -15,8 +15,9 @@ from vpretrain.system import distributed
 def anchored(
     values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the best targets for given values under a KL anchor to the learner (ours; the paper
-    uses gradient ascent).
+    """Returns the best targets for given values under a KL anchor to the learner.
+
+    Ours; the paper uses gradient ascent instead.
 
     ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z =
     values / temperature``: the value counts where the learner already finds a candidate plausible,
@@ -51,7 +52,9 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:
-    """Returns weights ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the
+    """Returns weights that grow linearly with the value.
+
+    The weights are ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the
     batch on all processes.
 
     Args:

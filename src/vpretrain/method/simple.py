@@ -79,9 +79,7 @@ class WholeLearner(Learner[BatchT, BatchT, TaskT]):
         return self._loss(self.model, context, task)
 
     def objective(self, context: BatchT, task: TaskT) -> Objective:
-        """Returns the same loss as a function of S, without dropout; its inputs are the controls
-        themselves.
-        """
+        """Returns the loss as a function of S, without dropout; its inputs are the controls."""
         own = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
         def loss(parameters: Mapping[str, Tensor], controls: tuple[Tensor, ...]) -> Tensor:
@@ -131,8 +129,7 @@ class ShuffledBatches(Stream[BatchT]):
 def halves(
     count: int, batch_size: int, key: str, make: Callable[[list[int]], BatchT]
 ) -> tuple[ShuffledBatches[BatchT], ShuffledBatches[BatchT]]:
-    """Returns two endless streams of feedback batches over the even and the odd items: they share
-    no item.
+    """Returns two endless streams of feedback batches, over the even and the odd items.
 
     See :class:`ShuffledBatches` for the arguments.
     """
@@ -152,8 +149,9 @@ def halves(
 
 
 class LossFeedback(Feedback[Learner[Any, Any, Any]]):
-    """``g_down`` as the gradient of a loss on verified items
-    (:class:`vpretrain.method.roles.Feedback`).
+    """Feedback whose ``g_down`` is the gradient of a loss on verified items.
+
+    See :class:`vpretrain.method.roles.Feedback`.
 
     Args:
         batches: endless streams, each giving one feedback batch per meta step. The agreement of two
@@ -167,8 +165,9 @@ class LossFeedback(Feedback[Learner[Any, Any, Any]]):
         self.batches, self.loss = list(batches), loss
 
     def gradients(self, learner: Learner[Any, Any, Any]) -> list[Gradient]:
-        """Returns one gradient per feedback batch, without dropout; zeros for parameters of S that
-        the loss does not reach.
+        """Returns one gradient per feedback batch, without dropout.
+
+        Parameters of S that the loss does not reach have zeros.
         """
         return [
             gradient_on_aligned(learner, map(self.loss, (next(batch),))) for batch in self.batches

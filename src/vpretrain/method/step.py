@@ -135,8 +135,9 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
     def _selected(
         self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool, used: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
-        """Returns the batches to train on: the selector's choice, or the first ones while steering
-        is off.
+        """Returns the batches to train on.
+
+        They are the selector's choice, or the first ones while steering is off.
 
         At a meta step the choice is made in any case, because the guard needs its gain.
         """

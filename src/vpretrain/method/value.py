@@ -61,15 +61,14 @@ class Alignment:
         smoothness: float = 1.0,
         groups: tuple[str, ...] = (),
     ) -> Alignment:
-        """Returns the alignment that the designer's rule is derived for; otherwise the one named,
-        the run's.
-        """
+        """Returns the alignment that the designer's rule is derived for, by default the run's."""
         return cls(designer.alignment or name, smoothness, groups)
 
     @property
     def linear(self) -> bool:
-        """Whether ``u`` does not depend on ``g_pre`` (then the value is ``<u, g_pre>``, without a
-        backward pass for ``g_pre``).
+        """Whether ``u`` does not depend on ``g_pre``.
+
+        The value is then ``<u, g_pre>`` and needs no backward pass for ``g_pre``.
         """
         return self.name in ("dot", "optimizer_aware")
 
@@ -120,8 +119,9 @@ class Alignment:
 def adam_preconditioner(
     optimizer: torch.optim.Optimizer, aligned: dict[str, nn.Parameter], floor: float
 ) -> Gradient | None:
-    """Returns ``P = 1 / max(sqrt(v_hat), floor * rms)`` over S, from AdamW's second moments (eq.
-    35).
+    """Returns the diagonal preconditioner ``P`` over S, from AdamW's second moments (eq. 35).
+
+    ``P = 1 / max(sqrt(v_hat), floor * rms)``, up to a constant.
 
     Without a floor the rows of rare tokens in embeddings and head, whose ``v_hat`` is close to
     zero, outweigh all others.

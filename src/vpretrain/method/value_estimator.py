@@ -74,9 +74,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         self.feedback_gradients, self.step_size = list(gradients), step_size
 
     def keep_mean(self) -> None:
-        """Replaces the gradients by their mean, which is all that is needed until the next meta
-        step.
-        """
+        """Replaces the gradients by their mean, all that is needed until the next meta step."""
         self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
 
     @property
@@ -164,9 +162,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return [estimate(each.direction, each.value) for each in valued]
 
     def gradient(self, context: ContextT, task: Task) -> Gradient:
-        """Returns ``g_pre`` over S of a task on this process's part of the data, in float32 or
-        wider.
-        """
+        """Returns ``g_pre`` over S of a task on this process's data, in float32 or wider."""
         objective = self.learner.objective(context, cast(TaskT, task))
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -48,8 +48,9 @@ def named(names: Iterable[str], pieces: Iterable[Tensor]) -> Gradient:
 
 
 def summed_gradient(pieces: Iterable[Tensor], parameters: Mapping[str, nn.Parameter]) -> Gradient:
-    """Returns the gradient of the sum of ``pieces``, in float32 or wider, in the memory of one
-    piece.
+    """Returns the gradient of the sum of ``pieces``, in float32 or wider.
+
+    Needs the memory of one piece.
 
     Args:
         pieces: scalars with their graph to the parameters. A generator makes them one at a time,

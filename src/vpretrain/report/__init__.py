@@ -26,8 +26,9 @@ def first_sentence(folder: Path) -> str:
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Writes the page, and its plots as SVG and PNG next to it, to ``plots/`` (``NAME-plots/`` for
-    a page not named ``report.html``).
+    """Writes the page, and its plots as SVG and PNG files.
+
+    The plots go to ``plots/`` next to it (``NAME-plots/`` for a page not named ``report.html``).
 
     The same results give the same page, byte for byte.
 

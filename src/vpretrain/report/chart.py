@@ -1,5 +1,6 @@
-"""Contents of charts, independent of drawing: the page's SVG and the plot files are drawn from the
-same objects.
+"""Contents of charts, independent of drawing.
+
+The page's SVG and the plot files are drawn from the same objects.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Computes curves and summary figures from runs: means over seeds, tokens until a score, and time
-by part.
-"""
+"""Computes curves from runs, and figures such as tokens until a score, and time by part."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
 
 
 def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
-    """Returns step 0, the evaluations during the run, and the final one, by step; empty if there
-    was none during the run.
+    """Returns step 0, the evaluations during the run, and the final one, by step.
+
+    Empty if there was none during the run.
     """
     records = logged(run, metric)
     if not records:
@@ -65,9 +64,7 @@ def mean_points(
 
 
 def width(longest: int) -> int:
-    """Returns the bin size that reduces a line of this length to at most :data:`MOST_POINTS`
-    points.
-    """
+    """Returns the bin size that leaves at most :data:`MOST_POINTS` points of a line."""
     return math.ceil(longest / MOST_POINTS) or 1
 
 
@@ -95,8 +92,9 @@ class Reach:
 
 
 def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | str:
-    """Returns the baseline's mean final score and when each arm reached it, or a sentence why this
-    is undefined.
+    """Returns the baseline's mean final score, and when each arm reached it.
+
+    If this is undefined, returns a sentence that says why.
     """
     higher = section.metrics.get(metric)
     baseline = section.arms[0]
@@ -137,8 +135,9 @@ def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> fl
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of an arm's steps, mean over its runs, after the first step of each (which includes
-    settling).
+    """Cost of an arm's steps, mean over its runs, without their first steps.
+
+    The first step of a run includes settling.
 
     Args:
         rate: tokens (images) per second; None if no metrics were kept.

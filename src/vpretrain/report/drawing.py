@@ -1,6 +1,4 @@
-"""Draws charts with matplotlib, as SVG inside the page, and as SVG and PNG files for papers and
-slides.
-"""
+"""Draws charts with matplotlib: SVG inside the page, SVG and PNG files for papers and slides."""
 
 from __future__ import annotations
 
@@ -93,8 +91,9 @@ def interval(
     style: Style,
     label: str,
 ) -> Markup:
-    """Returns a drawing of a difference and its interval around zero, on the scale ``[low, high]``
-    shared by a table's rows.
+    """Draws a difference and its interval around zero.
+
+    The rows of a table share the scale ``[low, high]``.
     """
     with _canvas(160, 22) as canvas:
         axes = canvas.add_axes((6 / 160, 0, 148 / 160, 1))
@@ -106,8 +105,7 @@ def interval(
 
 
 def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: Path) -> list[Path]:
-    """Writes each figure, and each comparison's differences with their intervals, as ``NAME.svg``
-    and ``NAME.png``.
+    """Writes each figure, and each comparison's differences, as ``NAME.svg`` and ``NAME.png``.
 
     Args:
         figures: of all sections; a duplicate name gets a number.
@@ -234,9 +232,7 @@ def _spread(axes: Axes, line: Line) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Labels each point where the label hides no marker and no other label, if there is such a
-    place.
-    """
+    """Labels each point, where possible without hiding a marker or another label."""
     places = [(label, at, axes.transData.transform(at)) for label, at in points]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for _, _, (x, y) in places]
     edges = axes.bbox.x0, axes.bbox.x1
@@ -322,8 +318,9 @@ def _look(style: Style | None) -> dict[str, Any]:
 
 
 def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
-    """Returns the drawing as an element of the page, without identifiers, references, or fonts and
-    colours of its own.
+    """Returns the drawing as an element of the page.
+
+    It has no identifiers, references, or fonts and colours of its own.
     """
     canvas.patch.set_visible(False)
     for axes in canvas.axes:
@@ -336,9 +333,7 @@ def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
 
 
 def _elements(node: ET.Element, by_reference: dict[str, ET.Element]) -> Iterator[Markup]:
-    """Yields the element without attributes that a page does not need; plain groups are
-    flattened.
-    """
+    """Yields the element without unneeded attributes; plain groups are flattened."""
     kind = node.tag.rpartition("}")[2]
     attributes = {name: _rounded(value) for name, value in node.items() if name in _KEPT}
     style = _style(node.get("style", ""))

@@ -1,6 +1,4 @@
-"""The charts of a section: curves of scores and loss, steering over time, and trade-offs between
-tasks.
-"""
+"""The charts of a section: scores and loss, steering over time, trade-offs between tasks."""
 
 from __future__ import annotations
 
@@ -106,8 +104,10 @@ UNITS = {
 
 
 def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
-    """Returns the section's figures under ``curves``, ``steering``, ``limits`` (how far steering is
-    from the best targets), ``cost`` and ``tradeoffs``.
+    """Returns the section's figures by part of the page.
+
+    The parts are ``curves``, ``steering``, ``limits`` (how far steering is from the best targets),
+    ``cost`` and ``tradeoffs``.
 
     Each name starts with ``prefix``.
     """
@@ -208,9 +208,7 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
 
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:
-    """Yields the leading score against the total cost, which includes post-training on top of the
-    budget.
-    """
+    """Yields the leading score against the total cost, post-training included."""
     metric = section.lead
     scores = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
     if metric is None or len(scores) < 2:

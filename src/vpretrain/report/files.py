@@ -172,8 +172,9 @@ def read_json(path: Path, shape: type[T], fix: str) -> T:
 
 
 def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """Reads ``metrics.jsonl``: one record per step, numbers only, by rising step; of a duplicate
-    step the last record counts.
+    """Reads ``metrics.jsonl``: one record per step, numbers only, by rising step.
+
+    Of a duplicate step the last record counts.
 
     Args:
         path: of the file.
@@ -240,8 +241,9 @@ def _numbers(record: Any) -> dict[str, float]:
 
 
 def _line_of(text: str, key: tuple[str | int, ...]) -> int:
-    """Returns the line of a key, or of its innermost ancestor in the file. JSON is parsed as YAML,
-    which gives lines.
+    """Returns the line of a key, or of its innermost ancestor in the file.
+
+    JSON is parsed as YAML, which gives lines.
     """
     try:
         _, marks, _ = parse(text, str)

@@ -276,9 +276,7 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
 
 
 def _merged(sections: list[Section]) -> Section:
-    """Merges run folders of one recipe into a section, with the first one's recipe and
-    environment.
-    """
+    """Merges run folders of one recipe; recipe and environment are the first one's."""
     first = sections[0]
     places: dict[tuple[str, int], Path] = {}
     for section in sections:

@@ -19,9 +19,7 @@ def signed(value: float, decimals: int) -> str:
 
 
 def decimals_for(spreads: Iterable[float | None]) -> int:
-    """Returns the number of decimals that show the smallest spread: 3 to 6, and 4 without any
-    spread.
-    """
+    """Returns how many decimals show the smallest spread: 3 to 6, and 4 without any spread."""
     known = [spread for spread in spreads if spread and math.isfinite(spread)]
     if not known:
         return 4
@@ -80,8 +78,6 @@ def many(count: int, what: str) -> str:
 
 
 def listed(names: Iterable[str], last: str = "and") -> list[str]:
-    """Returns the separator after each name of a list: ``a, b and c`` has ``[", ", " and ",
-    ""]``.
-    """
+    """Returns the separator after each name: ``[", ", " and ", ""]`` for ``a, b and c``."""
     count = len(list(names))
     return [", "] * (count - 2) + [f" {last} "] * (count > 1) + [""] * (count > 0)

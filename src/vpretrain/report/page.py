@@ -1,5 +1,6 @@
-"""The report page: the finding first, then its evidence. One file without scripts or network
-access.
+"""The report page: the finding first, then its evidence.
+
+One file without scripts or network access.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The page's tables: results with step 0 first, usage by arm, tokens until a score, cost,
-provenance.
-"""
+"""The page's tables: results, usage by arm, tokens until a score, cost, provenance."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ DASH = "–"
 
 
 def results(section: Section) -> Markup:
-    """Returns one table per metric: step 0, then each arm's mean, deviation, and paired difference
-    to the first arm.
+    """Returns one table per metric: step 0, then each arm's scores.
+
+    An arm has mean, deviation, and paired difference to the first arm.
     """
     return joined(*(_result(section, metric) for metric in section.metrics))
 
@@ -165,9 +164,7 @@ def runs(section: Section) -> Markup:
 
 
 def efficiency(section: Section) -> Markup:
-    """Returns tokens until the baseline's final score, for each metric that was evaluated during
-    the runs.
-    """
+    """Returns tokens until the baseline's final score, by metric evaluated during the runs."""
     baseline = name(section.arms[0])
     if not any(evaluated(run, metric) for run in section.runs for metric in section.metrics):
         hint = tag("code", "evaluate.every=N")
@@ -260,9 +257,7 @@ def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
 
 
 def provenance(section: Section) -> Markup:
-    """Returns command, versions, hardware, commit and the rest of the environment, then the
-    stream's digests.
-    """
+    """Returns the environment (command, versions, hardware, commit), then the stream's digests."""
     values = dict(section.environment)
     command, versions = values.pop("command", None), values.pop("versions", None)
     labels = {"git_commit": "git commit", "system": "operating system"}

@@ -175,8 +175,8 @@ def _without_pairs(section: Section) -> Markup | None:
 
 
 def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
-    """Returns a clause for the case that no arm is better or worse: how close they came, and what
-    that means.
+    """Returns a clause for when no arm is better or worse: how close they came, and what it
+    means.
     """
     corrected = [pair.p_holm for pair in judged.values() if pair.p_holm is not None]
     which = "" if len(judged) == 1 else "smallest "
@@ -193,8 +193,9 @@ def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
 
 
 def against_step0(section: Section) -> Markup | None:
-    """Returns where each arm's mean of the leading metric ended relative to the untouched
-    checkpoint; None if unknown.
+    """Returns where each arm's mean of the leading metric ended relative to step 0.
+
+    None if that is unknown.
     """
     lead = section.lead
     if lead is None or lead not in section.step0 or section.kind == "runs":
@@ -218,9 +219,7 @@ def against_step0(section: Section) -> Markup | None:
 
 
 def _how(section: Section, arms: Sequence[str]) -> str:
-    """Returns the statistics behind a clause: for one arm all of them, for several the largest
-    p.
-    """
+    """Returns the statistics behind a clause: all for one arm, the largest p for several."""
     lead = section.lead or ""
     pairs = [section.paired[arm][lead] for arm in arms]
     largest = max((pair.p_holm for pair in pairs if pair.p_holm is not None), default=None)

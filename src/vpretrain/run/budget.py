@@ -51,16 +51,16 @@ class Spending:
         self.seconds += seconds
 
     def timing(self, now: Callable[[], float] = time.monotonic) -> AbstractContextManager[None]:
-        """Context manager that charges the seconds of its block; evaluation and checkpoints stay
-        outside and are free.
+        """Returns a context manager that charges the seconds of its block.
+
+        Evaluation and checkpoints stay outside, and are free.
 
         See :func:`vpretrain.system.timing.timed`.
         """
         return timed(lambda seconds: self.add(seconds=seconds), now)
 
     def fraction(self, budget: Budget, since: Spending | None = None) -> float:
-        """Returns the fraction of the budget that is used, in [0, 1]: the largest over the limits
-        given.
+        """Returns the used fraction of the budget, in [0, 1]: the largest over the limits given.
 
         Args:
             budget: at least one limit.
@@ -76,9 +76,7 @@ class Spending:
         return min(1.0, max(shares))
 
     def exhausted(self, budget: Budget) -> bool:
-        """Returns whether any limit of the budget is used up, which is when :meth:`fraction` is
-        1.
-        """
+        """Returns whether a limit of the budget is used up, which is when :meth:`fraction` is 1."""
         return self.fraction(budget) >= 1.0
 
     def state_dict(self) -> dict[str, int | float]:

@@ -21,9 +21,7 @@ from vpretrain.system.random_streams import seed_everything
 
 
 def seed_run(recipe: Recipe) -> None:
-    """Seeds all random number generators, and sets the number of CPU threads if the recipe gives
-    one.
-    """
+    """Seeds all random number generators, and sets the recipe's number of CPU threads if given."""
     seed_everything(recipe.seed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

@@ -8,8 +8,7 @@ from vpretrain.method.roles import Feedback
 
 
 def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int) -> Feedback:
-    """Returns the feedback that the designer gets: the real one, a control, or their running
-    average.
+    """Returns the designer's feedback: the real one, a control, or a running average of it.
 
     ``shuffled`` is not handled here, because it changes labels: the feedback must be built with
     shuffled labels (:func:`shuffles_labels`).

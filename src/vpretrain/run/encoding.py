@@ -21,7 +21,7 @@ class Tensors(dict[str, Tensor]):
         self._names: dict[Any, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> str:
-        """Adds a tensor unless its memory is already stored, and returns the name it is stored
+        """Adds a tensor, unless its memory is already stored; returns the name it is stored
         under.
         """
         own = sharding.local(tensor)
@@ -32,8 +32,7 @@ class Tensors(dict[str, Tensor]):
 
 
 def encoded(value: Any, at: str, tensors: Tensors) -> Any:
-    """Returns the non-tensor part of ``value`` as JSON; tensors are added to ``tensors`` under
-    their path.
+    """Returns the non-tensor part of ``value`` as JSON; adds tensors to ``tensors`` by path.
 
     Raises:
         TypeError: a value is of a type that a checkpoint cannot hold.

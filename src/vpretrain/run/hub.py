@@ -90,8 +90,7 @@ def upload_of(run: Path, repo: str, *, private: bool = True) -> Upload:
 
 
 def push(upload: Upload) -> str:
-    """Uploads the model: creates the repository if missing, and replaces its files of the same
-    names.
+    """Uploads the model: creates the repository if missing, and replaces files of the same names.
 
     The token is taken from ``HF_TOKEN`` or ``hf auth login``.
 

@@ -42,8 +42,9 @@ def train_one(
     accept_changes: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains once, or resumes the run in the folder; the folder is created only after data, model
-    and arm were validated.
+    """Trains once, or resumes the run in the folder.
+
+    The folder is created only after data, model and arm were validated.
 
     Under ``torchrun`` its processes train together (:mod:`vpretrain.system.distributed`); only the
     first writes the folder and prints.
@@ -190,9 +191,7 @@ class Launch:
     def records(
         self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
     ) -> Iterator[OnRecord]:
-        """Yields the function that takes records; only the first process writes them to the
-        folder.
-        """
+        """Yields the function that takes records; only the first process writes to the folder."""
         if not self.first:
             yield lambda record, fraction: None
             return
@@ -250,8 +249,9 @@ class Launch:
 
 
 def _make_room(place: Path) -> None:
-    """Removes a file in the place of a folder, and folders in the place of its files, so that files
-    can be written.
+    """Removes files and folders that are in the way of writing the folder ``place``.
+
+    These are a file in its place, and folders in the place of its files.
 
     Other files that a person put there stay.
     """
@@ -264,8 +264,9 @@ def _make_room(place: Path) -> None:
 
 
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Returns the result of a finished run whose model is intact; None if work is left, such as
-    writing the model again from the last checkpoint.
+    """Returns the result of a finished run whose model is intact.
+
+    None if work is left, such as writing the model again from the last checkpoint.
 
     Raises:
         UserError: the result or the model is damaged, and there is no checkpoint.
@@ -312,8 +313,9 @@ def _nothing_to_write_from(folder: Path, damage: str) -> UserError:
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:
-    """Returns the keys in which the recipe differs from the folder's; empty if there is nothing to
-    resume.
+    """Returns the keys in which the recipe differs from the folder's.
+
+    Empty if there is nothing to resume.
     """
     if not ((folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))):
         return []

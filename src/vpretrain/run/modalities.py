@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 
 class Installed(Mapping[str, Callable[[], T]]):
-    """Maps the name of every installed modality to something derived from its class, looked up
-    lazily.
+    """Maps each installed modality's name to something derived from its class, looked up lazily.
 
     Args:
         take: derives it from a modality's class.
@@ -54,9 +53,7 @@ class Installed(Mapping[str, Callable[[], T]]):
 
 @lru_cache
 def _points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Returns entry points by name; cached, because it reads a file of every package on the
-    path.
-    """
+    """Returns entry points by name; cached, as it reads a file of every package on the path."""
     found: dict[str, EntryPoint] = {}
     # This package's own come first and win.
     for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point)):

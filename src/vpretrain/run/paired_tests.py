@@ -74,7 +74,8 @@ def _resampled_means(items: numpy.ndarray, seed: int) -> numpy.ndarray:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the p-value of the exact two-sided McNemar test for ``gained`` against ``lost``
-    items; 1 if both are 0.
+    """Returns the p-value of the exact two-sided McNemar test.
+
+    It compares the numbers of gained and lost items; 1 if both are 0.
     """
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

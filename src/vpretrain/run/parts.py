@@ -144,8 +144,7 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
 
     @abstractmethod
     def load(self, recipe: RecipeT) -> MaterialsT:
-        """Reads the data and locates the checkpoint: everything that does not depend on arm and
-        seed.
+        """Reads data and locates the checkpoint: everything that is independent of arm and seed.
 
         Raises:
             UserError: recipe or data are invalid.
@@ -165,9 +164,7 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
 
     @abstractmethod
     def build(self, recipe: RecipeT, materials: MaterialsT) -> AnyParts:
-        """Returns fresh parts for the recipe's arm and seed: the same, bit for bit, at every
-        call.
-        """
+        """Returns fresh parts for the recipe's arm and seed, the same bit for bit at every call."""
 
     def data_hashes(self, materials: MaterialsT) -> dict[str, str]:
         """Returns the SHA-256 of every data set, by its name in the recipe."""
@@ -191,8 +188,7 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
     def explain(
         self, recipe: RecipeT, folder: Path, *, documents: int, out: Path
     ) -> dict[str, Any]:
-        """Values a sample of a finished run's stream; returns figures, and writes a page to
-        ``out``.
+        """Values a sample of a finished run's stream; returns figures, and writes a page.
 
         Raises:
             UserError: runs of this modality cannot be explained.

@@ -1,5 +1,6 @@
-"""Prefetching: the CPU draws the next batches while the accelerator runs a step. Results do not
-change.
+"""Prefetching: the CPU draws the next batches while the accelerator runs a step.
+
+It does not change the results.
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ class Prefetcher(Stream[MicroBatches[BatchT]], Generic[BatchT]):
         self.stream.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the thread, and rewinds the stream to just after the last step that was handed
-        out.
-        """
+        """Ends the thread, and rewinds the stream to just after the last batches handed out."""
         self.load_state_dict(self.state_dict())
         self._thread.shutdown()

@@ -1,6 +1,4 @@
-"""Rough estimates of a run's memory and disk needs against what the machine has, before it
-starts.
-"""
+"""Rough estimates of the memory and disk space that a run needs, against what the machine has."""
 
 from __future__ import annotations
 
@@ -44,8 +42,9 @@ def memory_shortage(
     followers: int = 0,
     shared: Iterable[nn.Module] = (),
 ) -> list[Problem]:
-    """Returns a problem if a run certainly does not fit: the estimate is a lower bound, per
-    process.
+    """Returns a problem if a run certainly does not fit in memory.
+
+    The estimate is a lower bound, for each process.
 
     It counts the weights; for trained parameters also the gradient and Adam's two moments; and one
     hidden state per token and block. The memory of arm, feedback and activations within blocks is
@@ -157,8 +156,9 @@ def _bytes(model: nn.Module, *, trained: bool = False) -> int:
 
 
 def _hidden_states(model: nn.Module, tokens: int) -> int:
-    """Returns the bytes that remain even under activation checkpointing: one hidden state per token
-    and block.
+    """Returns the bytes of one hidden state per token and block.
+
+    These remain even under activation checkpointing.
 
     0 if the model's config does not give its sizes.
     """
@@ -173,8 +173,10 @@ def _hidden_states(model: nn.Module, tokens: int) -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """Returns the memory that one process can use: the accelerator's free memory, or its share of
-    the machine's available memory without swap.
+    """Returns the memory that one process can use.
+
+    This is the accelerator's free memory, or else its share of the machine's available memory,
+    without swap.
 
     None if unknown (no ``/proc/meminfo``).
     """
@@ -201,8 +203,9 @@ SIZES = (
 
 
 def smaller(recipe: Recipe) -> str:
-    """Returns advice on which keys to lower in a recipe that does not fit in memory, with their
-    values.
+    """Returns advice on which keys to lower in a recipe that does not fit in memory.
+
+    The message names their present values.
     """
     sizes: list[str] = []
 

@@ -106,8 +106,9 @@ def last_record(folder: Path) -> dict[str, Any]:
 def with_feedback(
     recipe: Recipe, parts: AnyParts, stream: Iterator[Any]
 ) -> ValueEstimator[Any, Any, Any]:
-    """Returns a value estimator with fresh feedback gradients, along the direction that training
-    would use now.
+    """Returns a value estimator with fresh feedback gradients.
+
+    Its direction is the one that training would use now.
 
     AdamW's moments are filled by steps at learning rate 0, which move neither learner nor designer.
 

@@ -8,8 +8,9 @@ from vpretrain.config.recipe import LearnerBase
 
 
 def learning_rate(section: LearnerBase, progress: float) -> float:
-    """Returns the rate of a linear warm-up followed by a cosine decay to ``final_fraction`` of the
-    peak.
+    """Returns the rate of a linear warm-up followed by a cosine decay.
+
+    The decay ends at ``final_fraction`` of the peak.
 
     Args:
         section: of the recipe.

@@ -55,9 +55,7 @@ def score(items: Tensor, *, higher_is_better: bool) -> Score:
 
 
 def check_finite(scores: Mapping[str, Score], when: str, fix: str) -> None:
-    """Raises Fault if a score is not finite; its message says ``when`` that was, and the
-    ``fix``.
-    """
+    """Raises Fault if a score is not finite; the message says ``when``, and the ``fix``."""
     if broken := [name for name, each in scores.items() if not math.isfinite(each.value)]:
         raise Fault(f"{when} {', '.join(broken)} is not finite; {fix}")
 

@@ -100,8 +100,7 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
 
 
 def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
-    """Returns overrides for a run that takes half of :data:`FIRST_LOOK_SECONDS`, with time
-    estimates.
+    """Returns a shorter run that takes half of :data:`FIRST_LOOK_SECONDS`.
 
     It has as many steps as fit, without accumulation, a fifth of them to settle, and fewer held-out
     rows if their evaluation is slow. If even the minimum number of steps takes too long, batches

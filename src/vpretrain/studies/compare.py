@@ -1,5 +1,6 @@
-"""Compares arms from the same checkpoint on the same stream, with paired seeds and step 0 in the
-table.
+"""Compares arms from the same checkpoint on the same stream, with paired seeds.
+
+The table begins with step 0.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ def compare(
     accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
-    """Runs every arm with every seed and writes ``compare.json``; finished runs in ``out`` are
-    kept.
+    """Runs every arm with every seed and writes ``compare.json``.
+
+    Finished runs in ``out`` are kept.
 
     Args:
         recipe: with the budget of one run; its own arm and seed are ignored.
@@ -331,9 +333,7 @@ class _Worker:
 
 
 def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:
-    """Returns a worker for a process of its own; warnings about the data were logged by the first
-    process.
-    """
+    """Returns a worker for its own process; the first process has logged warnings on the data."""
     logging.getLogger("vpretrain").setLevel(logging.ERROR)
     return _Worker(recipe, out)
 

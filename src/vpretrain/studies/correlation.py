@@ -13,8 +13,9 @@ Correlation = tuple[float | None, tuple[float, float] | None]
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Returns Pearson's r with its 95% interval by Fisher's z, ``tanh(atanh(r) -+ 1.96 / sqrt(n -
-    3))``.
+    """Returns Pearson's r with its 95% interval by Fisher's z.
+
+    The interval is ``tanh(atanh(r) -+ 1.96 / sqrt(n - 3))``.
 
     Args:
         x: 4 or more finite numbers.
@@ -48,8 +49,9 @@ def scatter(
     no_gradient: Mapping[str, float],
     out: Path,
 ) -> None:
-    """Draws ``scatter.png`` and ``scatter.svg``: realised drop against prediction, with the
-    least-squares line.
+    """Draws the realised drop against the prediction, with the least-squares line.
+
+    Writes ``scatter.png`` and ``scatter.svg``.
 
     Args:
         panels: predictions, and realised drops in nats, by title; at most three in a row.

@@ -1,5 +1,6 @@
-"""One optimization step at a fixed point, measured and then undone bit for bit: the basis of both
-probes.
+"""One optimization step at a fixed point, measured, then undone bit for bit.
+
+Both probes are based on it.
 """
 
 from __future__ import annotations

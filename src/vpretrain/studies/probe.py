@@ -241,9 +241,7 @@ class Bench(OneStep):
             self.momentum_drop = self._drop()
 
     def draw(self, index: int) -> Point:
-        """Returns predictions and realised drops on the stream's next batch; ``index`` seeds
-        dropout.
-        """
+        """Returns predictions and realised drops on the next batch; ``index`` seeds dropout."""
         with self.unchanged():
             batch, pre = self.next(index)
             aligned_pre = self.on_aligned(pre)
@@ -283,8 +281,9 @@ class Bench(OneStep):
         }
 
     def _smoothness(self, gradients: Sequence[Gradient]) -> float:
-        """Returns L: the largest ``|g_down(theta+) - g_down(theta)| / |theta+ - theta|`` on S over
-        the pilot steps.
+        """Returns L, an upper bound on the curvature along the pilot steps.
+
+        It is the largest ``|g_down(theta+) - g_down(theta)| / |theta+ - theta|`` on S.
 
         This quotient bounds the curvature along the step from above, which is all that Prop. 2.1
         needs of L.

@@ -1,5 +1,6 @@
-"""The paper's probe (v2 C.1): along a run, with the step of the recipe's own arm, and a fresh
-held-out batch for every draw.
+"""The paper's probe (v2 C.1), along a run.
+
+Every draw takes the step of the recipe's own arm, and a fresh held-out batch.
 
 :mod:`vpretrain.studies.probe` measures how well a value can predict at best: one point, one
 held-out set, one-hot targets. This probe measures how well it predicts under the conditions of a
@@ -128,9 +129,7 @@ def _write(out: Path, result: dict[str, Any], draws: list[Draw]) -> None:
 
 
 def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
-    """Yields the run at equal fractions of its budget; it resumes when the next point is
-    requested.
-    """
+    """Yields the run at equal fractions of its budget, and resumes it in between."""
     cost = cost_in_budget(recipe, parts)
     seed_run(recipe)
     run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
@@ -152,8 +151,9 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
 
 
 def _reached(progress: float, points: int) -> int:
-    """Returns the number of points that a run has reached; by division, since ``0.58 * 50`` is
-    below 29.
+    """Returns the number of points that a run has reached.
+
+    By division, since ``0.58 * 50`` is below 29.
     """
     return sum(progress >= (point + 1) / points for point in range(points))
 

@@ -1,6 +1,4 @@
-"""Statistics of arms against a baseline, paired over seeds: intervals, Holm's correction,
-verdicts.
-"""
+"""Statistics of arms paired with a baseline over seeds: intervals, Holm's correction, verdicts."""
 
 from __future__ import annotations
 
@@ -137,8 +135,9 @@ def verdict(
     *,
     higher_is_better: bool,
 ) -> Verdict:
-    """Returns ``better`` or ``worse`` if the 95% interval excludes zero and p_holm < 0.05, else
-    ``undecided``.
+    """Returns ``better``, ``worse`` or ``undecided``.
+
+    A decision needs a 95% interval that excludes zero, and p_holm < 0.05.
     """
     if ci95 is None or p_holm is None or p_holm >= LEVEL or ci95[0] <= 0 <= ci95[1]:
         return "undecided"

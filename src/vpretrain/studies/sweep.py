@@ -55,8 +55,9 @@ def sweep(
     accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
-    """Runs trials up to the given number, and writes ``sweep.json``, ``best.yaml`` and, for several
-    objectives, ``front/``.
+    """Runs trials up to the given number, and writes the results of the search.
+
+    These are ``sweep.json``, ``best.yaml`` and, for several objectives, ``front/``.
 
     For two objectives ``front.png`` shows every trial, the Pareto front and step 0 (the paper's
     Figure 3d).
@@ -313,8 +314,9 @@ def _written(
 
 
 def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
-    """Writes a trial's recipe, with the recipe's own budget, and returns its entry of
-    ``sweep.json``.
+    """Writes a trial's recipe, with the budget of the plan's recipe.
+
+    Returns its entry of ``sweep.json``.
     """
     values = {
         key: json.loads(value) if isinstance(value, str) else value
@@ -330,9 +332,7 @@ def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
 def _draw(
     objectives: Sequence[str], study: optuna.Study, step0: Mapping[str, float], path: Path
 ) -> None:
-    """Draws both objectives as a scatter plot; points of the front are joined in order of the
-    first.
-    """
+    """Draws both objectives as a scatter plot, with the points of the front joined."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     every = [

@@ -34,8 +34,7 @@ class Plan:
 
     @classmethod
     def read(cls, source: str, overrides: Sequence[str]) -> Plan:
-        """Reads the recipe, and validates it with both ends of every range and with every
-        alternative.
+        """Reads the recipe, and validates it with both ends of every range and every alternative.
 
         Raises:
             UserError: lists everything that is wrong with the recipe or with a value that a trial
@@ -66,7 +65,7 @@ class Plan:
         return plan
 
     def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
-        """Returns the recipe of a trial; ``own_budget`` keeps the recipe's budget instead of the
+        """Returns the recipe of a trial; ``own_budget`` keeps the recipe's budget, not the
         sweep's.
         """
         overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]

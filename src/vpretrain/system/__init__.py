@@ -1,3 +1,4 @@
-"""Foundations of all other packages: errors for users, processes, random streams, timing. Imports
-torch, but no other package of vpretrain.
+"""Foundations of all other packages: errors for users, processes, random streams, timing.
+
+Imports torch, but no other package of vpretrain.
 """

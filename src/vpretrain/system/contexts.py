@@ -44,9 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Disables gradients of these parameters inside the block, so that no activations are kept for
-    them.
-    """
+    """Disables gradients of parameters inside the block, so no activations are kept for them."""
     asking = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

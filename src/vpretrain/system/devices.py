@@ -22,8 +22,9 @@ def device() -> torch.device:
 
 
 def for_kind(figures: Mapping[str, int], kind: str) -> int:
-    """Returns the figure for a kind of device (``device.type``); kinds other than ``cpu`` share
-    that of ``cuda``.
+    """Returns the figure for a kind of device (``device.type``).
+
+    Kinds other than ``cpu`` share that of ``cuda``.
     """
     return figures.get(kind, figures["cuda"])
 
@@ -42,9 +43,7 @@ def autocast_dtype(dtype: str) -> torch.dtype | None:
 
 
 def slow_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
-    """Returns whether a CPU is known to lack bfloat16 arithmetic; non-x86 CPUs are not assumed
-    to.
-    """
+    """Returns whether a CPU is known to lack bfloat16 arithmetic; False for non-x86 CPUs."""
     return capabilities.get("architecture") == "x86_64" and not any(
         capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")
     )

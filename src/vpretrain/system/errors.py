@@ -55,8 +55,9 @@ class UserError(Exception):
 
 
 def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
-    """Returns a :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a
-    string as it is).
+    """Returns a :class:`UserError` with a single problem.
+
+    ``value`` is shown by its ``repr`` (a string as it is).
     """
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
@@ -93,8 +94,9 @@ def abbreviated(names: Iterable[str], most: int = 12) -> str:
 
 @contextmanager
 def renamed(places: Mapping[str, str]) -> Iterator[None]:
-    """Context manager that renames ``where`` in errors of shared code to the caller's keys:
-    ``{"--data-root": "data.root"}``.
+    """Context manager that renames keys in errors of shared code to the caller's.
+
+    For example ``{"--data-root": "data.root"}``.
     """
     try:
         yield
@@ -108,9 +110,7 @@ def renamed(places: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def collecting(problems: list[Problem]) -> Iterator[None]:
-    """Context manager that adds the problems of a UserError to ``problems`` instead of raising
-    it.
-    """
+    """Context manager that adds the problems of a UserError to ``problems``, without raising it."""
     try:
         yield
     except UserError as error:
@@ -118,8 +118,9 @@ def collecting(problems: list[Problem]) -> Iterator[None]:
 
 
 class Fault(Exception):
-    """The run cannot continue (non-finite values, a full disk): exit code 4. Completed results are
-    kept.
+    """The run cannot continue (non-finite values, a full disk): exit code 4.
+
+    Completed results are kept.
     """
 
     exit_code = 4

@@ -1,5 +1,6 @@
-"""HTML and SVG as text. Everything that is not :class:`Markup` is escaped, so data cannot become a
-tag.
+"""HTML and SVG as text.
+
+Everything that is not :class:`Markup` is escaped, so data cannot become a tag.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def plain(markup: Markup) -> str:
 
 
 def name(text: object, **attributes: object) -> Markup:
-    """Returns a name from the data as an isolated element that may break after an underscore, slash
-    or hyphen.
+    """Returns a name from the data as an isolated element.
+
+    It may break after an underscore, slash or hyphen.
     """
     pieces = re.split(r"(?<=[_/\-])", printable(text))
     inner = Markup("<wbr>".join(map(escaped, pieces)))

@@ -46,8 +46,8 @@ class Remote:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it may match several files (``*`` or ``[``); http and https addresses never
-        do.
+        """Whether it may match several files (``*`` or ``[``); never for http and https
+        addresses.
         """
         return not self.url.startswith("http") and any(sign in self.url for sign in "*[")
 
@@ -118,8 +118,9 @@ def files(pattern: Place, where: str) -> list[Place]:
 
 
 def _is_meant(path: Path) -> bool:
-    """Returns whether a pattern should include a path: files and broken links (rejected on
-    reading), not folders.
+    """Returns whether a pattern includes a path: files and broken links, not folders.
+
+    Broken links are rejected on reading.
     """
     return path.is_file() or (path.is_symlink() and not path.exists())
 
@@ -152,8 +153,9 @@ def check_file(place: Place, where: str) -> None:
 
 
 class _Raw(io.RawIOBase):
-    """Wraps an fsspec file so that all read errors are ``OSError``; every backend has its own
-    exceptions.
+    """Wraps an fsspec file so that all read errors are ``OSError``.
+
+    Every backend has its own exceptions.
     """
 
     def __init__(self, file: Any) -> None:

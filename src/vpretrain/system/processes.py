@@ -31,8 +31,7 @@ def in_processes(
     jobs: int,
     tell: Callable[[tuple[Any, ...], Any], None],
 ) -> Iterator[T]:
-    """Yields the results of the calls in the order in which they finish; after one raises, no more
-    are started.
+    """Yields the results of the calls as they finish; after one raises, no more are started.
 
     A single job runs in this process. Several run in a process each, not in threads, because
     torch's thread count is a process-wide setting. Processes are spawned, since a forked torch may
@@ -120,9 +119,7 @@ def _workers(
 
 
 def spawned(target: Callable[..., None], *given: Any) -> tuple[BaseProcess, Connection]:
-    """Starts a process of ``target(*given, pipe)`` that ignores Ctrl-C; returns it, and its
-    pipe.
-    """
+    """Starts a process of ``target(*given, pipe)`` that ignores Ctrl-C; returns it and its pipe."""
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # else the first start would unblock the signals
     ours, theirs = context.Pipe()

@@ -23,9 +23,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Returns the state of Python's, NumPy's and torch's generators, including every
-    accelerator's.
-    """
+    """Returns the state of the generators of Python, NumPy, torch and every accelerator."""
     kind, keys, *rest = numpy.random.get_state()
     return {
         "python": random.getstate(),

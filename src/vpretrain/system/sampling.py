@@ -78,9 +78,7 @@ class Mixture:
         self.drawn = [0] * len(sources)
 
     def draw(self) -> tuple[int, int, int]:
-        """Returns the source of the next item, the number of items drawn from it before, and the
-        item's index.
-        """
+        """Returns the next item's source, the number drawn from it before, and the item's index."""
         count = sum(self.drawn) + 1
         lags = [
             (fraction * count - given if fraction else -math.inf)

@@ -45,8 +45,9 @@ class Interruption:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Makes the other signals raise ``KeyboardInterrupt`` like Ctrl-C, unless an
-    :class:`Interruption` records them.
+    """Makes the other signals raise ``KeyboardInterrupt``, like Ctrl-C.
+
+    An :class:`Interruption` inside the block takes precedence.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,8 +62,9 @@ def interrupting() -> Iterator[None]:
 
 
 class TimeUp(BaseException):
-    """The block of :func:`time_limit` took too long; a BaseException, so that ``except Exception``
-    does not stop it.
+    """The block of :func:`time_limit` took too long.
+
+    A BaseException, so that ``except Exception`` does not stop it.
     """
 
 

@@ -96,8 +96,7 @@ def records(
 
 
 def numbered(path: Place) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines of a file from number 1, decompressed (``.gz``, ``.zst``) and without a byte
-    order mark.
+    """Yields the lines of a file from number 1, decompressed, without a byte order mark.
 
     Raises:
         UserError: a line exceeds :data:`MOST_BYTES`, or the file breaks off in it.
@@ -155,9 +154,7 @@ def documents(path: Place, unit: Unit) -> Iterator[tuple[int, str | Problem]]:
 
 
 def is_list(path: Place) -> bool:
-    """Returns whether a file is a single JSON list rather than one record per line; False if it
-    cannot be read.
-    """
+    """Returns whether a file is a single JSON list; False if it cannot be read."""
     try:
         with decompressed(path) as file:
             return file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
@@ -204,8 +201,9 @@ def decompressed(path: Place) -> Any:
 
 
 def _seekable(path: Place) -> Any:
-    """Returns a source that pyarrow can seek in: a local path, an open file, or a temporary copy of
-    one.
+    """Returns a source that pyarrow can seek in.
+
+    This is a local path, an open file, or a temporary copy of one.
     """
     if isinstance(path, Path):
         return path

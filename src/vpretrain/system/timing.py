@@ -24,8 +24,9 @@ def timed(
 
 
 class Clock:
-    """Accumulates seconds by section: ``with clock("meta"):``. A nested section is not counted in
-    the outer one.
+    """Accumulates seconds by section: ``with clock("meta"):``.
+
+    A nested section is not counted in the outer one.
 
     Args:
         synchronize: whether each section waits for work queued on the accelerator.
@@ -65,9 +66,7 @@ class Clock:
 
 
 def synchronized_now() -> float:
-    """Returns the seconds of a monotonic clock, after waiting for work queued on the
-    accelerator.
-    """
+    """Returns a monotonic time in seconds, after waiting for work queued on the accelerator."""
     _synchronize()
     return time.perf_counter()
 
@@ -80,9 +79,7 @@ def _synchronize() -> None:
 
 
 class Pace:
-    """Limits how often something is reported: immediately at first, then at most once per
-    interval.
-    """
+    """Limits how often something is reported: at once, then at most once per interval."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._now = seconds, now
@@ -102,9 +99,7 @@ _CLOCK: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 @contextmanager
 def clocked(clock: Clock | None) -> Iterator[None]:
-    """Makes ``clock`` the one that :func:`section` adds to, within this block and thread; None: no
-    clock.
-    """
+    """Sets the clock that :func:`section` adds to, in this block and thread; None: no clock."""
     token = _CLOCK.set(clock)
     try:
         yield
@@ -113,9 +108,7 @@ def clocked(clock: Clock | None) -> Iterator[None]:
 
 
 def current_clock() -> Clock | None:
-    """Returns the clock of :func:`clocked`, to pass on to a backward pass, which may run in another
-    thread.
-    """
+    """Returns the clock of :func:`clocked`, for a backward pass in another thread."""
     return _CLOCK.get()
 
 
