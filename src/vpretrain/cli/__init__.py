@@ -1,5 +1,7 @@
-"""The command line: parses, calls, prints. With ``--json`` standard output holds one JSON document
-and nothing else."""
+"""The command line: parses, calls, prints.
+
+With ``--json`` standard output holds one JSON document and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,10 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: turns errors into exit codes (0 done, 2 bad input, 3 stopped and resumable, 4
-    fault, 1 a bug)."""
+    """Entry point: turns errors into exit codes.
+
+    They are 0 done, 1 a bug, 2 bad input, 3 stopped and resumable, 4 fault.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for bars in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(bars, "1")  # read by worker processes too
@@ -75,7 +79,7 @@ _INTERRUPTED = 130  # typer's exit code for Ctrl-C
 
 def _leave(message: str, exit_code: int) -> None:
     if exit_code == UserError.exit_code and os.environ.get("LOCAL_RANK", "0") != "0":
-        sys.exit(exit_code)  # all processes of a machine found the same; the first one says so
+        sys.exit(exit_code)  # all processes of a machine fail alike; only the first prints
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
     sys.exit(exit_code)
 
@@ -96,8 +100,10 @@ def _elsewhere(error: OSError) -> str:
 
 
 def _machine_says(error: Exception) -> tuple[str, int] | None:
-    """What to do about a limit of this machine, and the exit code; None for what can only be a
-    bug."""
+    """Returns advice on a limit of this machine, and the exit code.
+
+    None for errors that can only be bugs.
+    """
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _DISK_FULL

@@ -1,4 +1,4 @@
-"""Commands about what things cost."""
+"""Commands that measure cost."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def profile(
 
 
 def _predictions(recipe: Any, arms: list[str]) -> dict[str, Any]:
-    """By size, the recipe's own shape first where its configuration says it; empty for what there
-    is no model of."""
+    """Returns predictions by model size, the recipe's own shape first if it is known.
+
+    Empty for recipes and arms without a cost model.
+    """
     from vpretrain.language.learner import cost_model
     from vpretrain.language.recipe import LanguageRecipe
 

@@ -1,4 +1,4 @@
-"""The command that takes near-duplicates of verified and held-out rows out of a stream."""
+"""The command that removes near-duplicates of verified and held-out rows from a stream."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ app = typer.Typer()
 Document = Literal["line", "paragraph", "file"]
 
 _SUSPICIOUS = 0.01
-"""Share of removed rows from which on the report deserves a look: a column of the protected rows
-may be no question."""
+"""Fraction of removed rows above which the report should be read: a column of the protected rows
+may not be a question.
+"""
 
 
 class _Lists(TyperCommand):
-    """Gives ``--against a b`` the meaning of ``--against a --against b``: a shell's glob makes the
-    former."""
+    """Accepts ``--against a b``, as a shell's glob produces, for ``--against a --against b``."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         spread: list[str] = []

@@ -1,4 +1,4 @@
-"""The command that begins: a commented recipe from a model and the places that rows come from."""
+"""The command that writes a first, commented recipe from a model and data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 TEXT_MODEL, PICTURES_MODEL = "HuggingFaceTB/SmolLM2-135M", "facebook/dino-vits16"
-"""Offered where none is named: small, fetched without an account, Apache 2.0."""
-_SEEDS = 3  # of `compare`, where no flag says
+"""Default models: small, downloadable without an account, Apache 2.0."""
+_SEEDS = 3  # the default of `compare`
 _ROWS = "a file (.jsonl, .csv, .txt, ...), a pattern, a folder, or the id of a data set on the hub"
 _LABELLED = "for pictures a folder with images and masks"
 Columns = Annotated[
@@ -72,7 +72,7 @@ def init(
     feedback = feedback or _asked(
         "--feedback", f"Verified examples that steer: prompts with solutions ({_LABELLED})"
     )
-    # Loading the libraries takes seconds: after the questions.
+    # Imported after the questions, because loading the libraries takes seconds.
     from vpretrain.language.init_places import holds_pictures
 
     pictures = holds_pictures(stream)
@@ -90,7 +90,7 @@ def init(
 
 
 def _checked(out: Path, command: str, *, as_json: bool) -> None:
-    """Checks the recipe that was written, and says what to run next."""
+    """Checks the recipe that was written, and prints what to run next."""
     console = shell.console_for_people(as_json)
     say(console, f"recipe: {out}")
     with console.status("checking it"):
@@ -109,7 +109,7 @@ def _checked(out: Path, command: str, *, as_json: bool) -> None:
 
 
 def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
-    """What to run after ``init``, and how long that takes where it is long."""
+    """Yields what to run after ``init``, with its duration if it is long."""
     from vpretrain.cli.tables import duration
     from vpretrain.studies.check import FIRST_LOOK_SECONDS
 
@@ -140,7 +140,7 @@ def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
 
 
 def _asked(flag: str, question: str, default: str | None = None) -> str:
-    """What a person types, Enter for the default; who cannot be asked is told the flag."""
+    """Returns the user's answer, by default ``default``; an error without a terminal."""
     if not sys.stdin.isatty():
         raise user_error(
             flag,
@@ -215,9 +215,9 @@ def _say_held_out(feedback: str, steering: str) -> None:
 
 
 def _with_columns(place: Place, *, solutions: bool) -> Place:
-    """The place; on a terminal the columns that its first row does not tell are asked for."""
+    """Returns the place; on a terminal, asks for columns that its first row does not show."""
     if not place.files():
-        return place  # of the hub: its columns have to be named
+        return place  # on the hub: its columns have to be named by a flag
     try:
         place.section(solutions=solutions)
     except UserError as error:
@@ -231,7 +231,7 @@ def _with_columns(place: Place, *, solutions: bool) -> Place:
 
 
 def _shapes(model: str) -> Any:
-    """A language model's shapes, without its weights."""
+    """Returns a language model's shapes, without its weights."""
     from vpretrain.language.learner.loading import skeleton
     from vpretrain.run.modalities import SCHEMAS
 

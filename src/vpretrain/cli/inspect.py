@@ -1,5 +1,4 @@
-"""Commands that look: at a model's estimators, a step's value, a run, a recipe and its data; and
-the one that prepares."""
+"""Commands that inspect estimators, values, runs, recipes and data; and ``prepare``."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _TASKS = {
     "closed_form": "with targets by the closed form (closed_form)",
     "bound": "with the best targets that there are (bound)",
 }
-"""What ``explain`` values, in words."""
+"""Descriptions of the tasks that ``explain`` values."""
 
 
 @app.command(short_help="Which way to compute values works on this model.")

@@ -1,5 +1,4 @@
-"""Commands that train: one run, arms side by side, and the demo; and the page of what they
-wrote."""
+"""Commands that train (a run, a comparison, the demo), and the report on their results."""
 
 from __future__ import annotations
 
@@ -144,7 +143,10 @@ def report(
 
 
 def _report_place(folders: list[Path]) -> Path:
-    """In the folder itself, or beside several: none of them loses the page that it has."""
+    """Returns the report's path: in the folder itself, or next to several.
+
+    So the folders' own pages are not overwritten.
+    """
     first, *others = folders
     if not others:
         return first / "report.html"
@@ -154,7 +156,7 @@ def _report_place(folders: list[Path]) -> Path:
 
 
 def _default_arms(resolved: Recipe) -> list[str]:
-    """The baseline, what the recipe steers with, and the rest of the modality's demo."""
+    """Returns the baseline, the recipe's arm, and the rest of the modality's demo."""
     from vpretrain.run.modalities import MODALITIES
 
     baseline, *rest = MODALITIES[resolved.modality]().demo
@@ -162,7 +164,7 @@ def _default_arms(resolved: Recipe) -> list[str]:
 
 
 def _with_budget(resolved: Recipe, match: Measure, budget: float | None) -> Recipe:
-    """The recipe with one limit: the flag's, or its own."""
+    """Returns the recipe with one limit: the flag's, or its own."""
     from vpretrain.studies.compare import with_budget
 
     accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
@@ -238,7 +240,7 @@ def _compare(
 
 
 def write_page(folders: list[Path], out: Path, console: Console) -> Path:
-    """The report of those folders, and where it is."""
+    """Writes the report of these folders, and returns its path."""
     from vpretrain.report import write_report
 
     page = write_report(folders, out)

@@ -1,4 +1,4 @@
-"""What every command shares: common arguments, and how it speaks to people and to programs."""
+"""Shared by all commands: common arguments, and output for people and for programs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _out(text: str | Path) -> Path:
 
 
 def out_option(meaning: str, metavar: str = "PATH") -> Any:
-    """The flag ``--out``."""
+    """Returns the flag ``--out``."""
     return typer.Option("--out", parser=_out, metavar=metavar, help=meaning)
 
 
@@ -57,7 +57,7 @@ Out = Annotated[File, out_option("Folder for the results; default runs/NAME.")]
 
 
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
-    """A recipe; of a run folder the recipe that it ran, with the model that it ended with."""
+    """Loads a recipe; for a run folder, the run's recipe with its final model as the learner."""
     from vpretrain.run.modalities import SCHEMAS
 
     folder = Path(recipe)
@@ -84,17 +84,17 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between them."""
+    """Splits comma-separated names."""
     return [name for part in text.split(",") if (name := part.strip())]
 
 
 def stem(recipe: str) -> str:
-    """What the results of a recipe are named after."""
+    """Returns the name that a recipe's results are filed under."""
     return Path(recipe).stem
 
 
 def console_for_people(as_json: bool) -> Console:
-    """Where text for people goes: standard error when standard output is for a program."""
+    """Returns the console for people: standard error if standard output is reserved for JSON."""
     console = Console(stderr=as_json)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 140  # a pipe has no width; tables should not be squeezed into 80
@@ -102,18 +102,18 @@ def console_for_people(as_json: bool) -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """A line for people, as it is: no markup, no colours, no breaks but the terminal's own."""
+    """Prints a line verbatim: no markup, no colours, and only the terminal's own line breaks."""
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def say_changes(console: Console, result: dict[str, Any]) -> None:
-    """What was accepted although it is not what the results began with."""
+    """Prints the accepted differences from what the results began with."""
     for change in result.get("changes", []):
         say(console, f"changed: {change['what']}, from {change['before']} to {change['now']}")
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar that appears on a terminal alone."""
+    """Returns a progress bar that is shown only on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -127,15 +127,17 @@ def progress_bar(console: Console) -> Progress:
 
 
 class ShownProgress:
-    """How many parts are done, what was last done, and how long the rest will take: on a terminal a
-    bar, elsewhere a line every 30 seconds; and a line for each part that ends, and for what comes
-    before the first."""
+    """Shows finished parts, the latest status and the time left.
+
+    On a terminal a bar, elsewhere a line every 30 seconds; also a line for each finished part, and
+    for what precedes the first.
+    """
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._bar = console, progress_bar(console)
         self._task = self._bar.add_task("starting", total=None)
         self._now, self._pace, self._started = now, Pace(30.0, now), now()
-        self._before: int | None = None  # what was done when this began
+        self._before: int | None = None  # number of parts done at the start
         self._done, self._said = -1, ""
 
     def __enter__(self) -> Self:
@@ -149,11 +151,11 @@ class ShownProgress:
         if self._before is None:
             self._before = done
         reached = done + underway
-        if reached == self._before:  # reading data and step 0 say nothing of how long a run takes
+        if reached == self._before:  # reading data and step 0 do not count towards a run's duration
             self._started = self._now()
         self._bar.update(self._task, completed=reached, total=total, description=what)
         ended, self._done = done > self._done, done
-        ended |= reached == self._before and what != self._said  # what comes first may take long
+        ended |= reached == self._before and what != self._said  # preparation may take long
         due, self._said = self._pace.due(), what
         if ended or (due and not self._console.is_terminal):
             taken = self._now() - self._started
@@ -162,9 +164,10 @@ class ShownProgress:
 
 
 class ShownSteps:
-    """The steps of one run: on a terminal a bar, elsewhere a line at every tenth of the budget.
+    """Shows the steps of one run: a bar on a terminal, else a line per tenth of the budget.
 
-    ``unit`` is what the stream is counted in: ``tokens``, ``images``."""
+    ``unit`` is what the stream is counted in: ``tokens``, ``images``.
+    """
 
     def __init__(self, console: Console, unit: str) -> None:
         self._console, self._bar, self._unit = console, progress_bar(console), unit
@@ -192,7 +195,7 @@ class ShownSteps:
 
 
 def _time_left(seconds: float, done: float, rest: float) -> str:
-    """At the speed so far; empty before there is any."""
+    """Estimates the time left at the speed so far; empty before there is any."""
     if done <= 0 or rest <= 0:
         return ""
     left = seconds * rest / done
@@ -204,15 +207,19 @@ _MARKS = {
     "a comparison": "runs/step0.json",
     "a search": "sweep.db",
 }
-"""By what a folder holds: the file that it has from the beginning."""
+"""File that exists from the beginning, by what a folder holds."""
 
 
 def results_folder(path: Path, holds: str | None = None) -> Path:
-    """The folder for results, refused before any work where it can be none.
+    """Returns the folder for results; rejects unusable ones before any work.
 
     Args:
-        path: new, or one that is there.
-        holds: of :data:`_MARKS`, what is to be written; a folder that holds another is refused.
+        path: new, or an existing folder.
+        holds: one of :data:`_MARKS`, what will be written; a folder that holds something else is
+            rejected.
+
+    Raises:
+        UserError: the path cannot be a folder, is not writable, or holds other results.
     """
     try:
         look_up(path)
@@ -239,13 +246,13 @@ def results_folder(path: Path, holds: str | None = None) -> Path:
 
 
 def emit(value: Any, as_json: bool) -> None:
-    """What a program asked for, on standard output."""
+    """Prints the result as JSON to standard output, if asked for."""
     if as_json:
         print(json.dumps(strict(value), indent=1, default=str))
 
 
 def strict(value: Any) -> Any:
-    """JSON has no word for what is not finite; null takes its place."""
+    """Replaces non-finite numbers by None, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

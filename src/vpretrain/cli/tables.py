@@ -1,4 +1,4 @@
-"""Results as tables and lines for a terminal; step 0 is the first row of every table."""
+"""Results as tables and lines for a terminal; the tables of scores begin with step 0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_table(result: dict[str, Any]) -> Table:
-    """Step 0 and the end of one run."""
+    """Returns step 0 and the final scores of one run."""
     table = Table(title=f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s")
     table.caption = _legend(result["step0"])
     table.add_column("metric")
@@ -30,27 +30,27 @@ def run_table(result: dict[str, Any]) -> Table:
 
 
 def _legend(metrics: Iterable[str]) -> str:
-    """What a newcomer does not know of a table's words."""
+    """Explains the terms of a table."""
     kinds = dict.fromkeys(metric.rpartition("/")[2] for metric in metrics)
     known = [f"{kind.replace('_', ' ')}: {MEANINGS[kind]}" for kind in kinds if kind in MEANINGS]
     return "; ".join(["step 0: the model before training", *known])
 
 
 SCORE_WIDTH, DIFFERENCE_WIDTH, FRAME = 8, 9, 3
-"""Characters that a score and its difference need, wrapped at spaces and never inside a figure, and
-what a column adds."""
+"""Columns' widths in characters for a score and its difference, wrapped at spaces and never inside
+a number, and the width that a column's frame adds.
+"""
 ONE_LINE = 48
-"""The same where both stand in one line."""
+"""Width of a metric whose score and difference each fit on one line."""
 
 
 def comparison_table(table: dict[str, Any], width: int) -> Table:
-    """Arms by metrics: mean and standard deviation over seeds, then the paired difference with its
-    interval.
+    """Returns arms by metrics: scores over seeds, then the paired difference with its interval.
 
     Args:
         table: ``compare.json``.
-        width: of the terminal; as many metrics are shown as it has room for, the leading ones, and
-            the others are named.
+        width: of the terminal; it shows as many of the leading metrics as fit, and names the
+            others.
     """
     baseline = table["runs"][0]["arm"]
     seeds = len({run["seed"] for run in table["runs"]})
@@ -61,7 +61,7 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
     room = width - max(map(len, table["summary"])) - len("s/run") - 2 * FRAME - 1
     fitting = room // (SCORE_WIDTH + DIFFERENCE_WIDTH + 2 * FRAME)
     metrics = list(table["metrics"])[: max(1, fitting)]
-    tight = room < len(metrics) * ONE_LINE  # then every figure has a line of its own
+    tight = room < len(metrics) * ONE_LINE  # then every number has its own line
     marks = "* better or ! worse than the first arm, where it is beyond chance"
     shown.caption = f"{_legend(metrics)}; ± over seeds; {marks}"
     if more := list(table["metrics"])[len(metrics) :]:
@@ -69,7 +69,7 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
     shown.add_column("arm", no_wrap=True)
     for metric in metrics:
         better = "↑" if table["metrics"][metric]["higher_is_better"] else "↓"
-        words = metric.replace("/", "/ ").replace("_", " ")  # a header breaks at spaces alone
+        words = metric.replace("/", "/ ").replace("_", " ")  # a header breaks only at spaces
         shown.add_column(f"{words} {better}", justify="right", width=SCORE_WIDTH if tight else None)
         shown.add_column("diff. [95%]", justify="right", width=DIFFERENCE_WIDTH if tight else None)
     shown.add_column("s/run", justify="right")
@@ -90,8 +90,11 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
 
 
 def verdicts(table: dict[str, Any]) -> Iterator[str]:
-    """One sentence an arm on the first metric, which leads; "better" only where the corrected
-    interval is clear of zero. Where that cannot be for want of seeds, a sentence says so."""
+    """Yields one sentence per arm on the leading (first) metric.
+
+    It says "better" only if the corrected interval excludes zero. If there are too few seeds for a
+    verdict, a sentence says so.
+    """
     metric = next(iter(table["metrics"]))
     baseline = table["runs"][0]["arm"]
     for arm, metrics in table["paired"].items():
@@ -109,8 +112,12 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
 
 
 def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str]:
-    """What ``check`` came to: its problems, how many warnings there were, what a run takes, and
-    where that is long a shorter one, unless its whole command follows anyway."""
+    """Yields the result of ``check``: problems, number of warnings, and the needs of a run.
+
+    A shorter run follows if the run is long.
+
+    ``first_look=False`` leaves out the shorter run, for callers that print its whole command.
+    """
     yield from map(str, result.problems)
     if result.problems:
         yield f"{len(result.problems)} problem(s)"
@@ -137,14 +144,14 @@ def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str
 
 
 def duration(seconds: float) -> str:
-    """In the unit that fits."""
+    """Formats seconds in a suitable unit."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def doctor_table(result: dict[str, Any]) -> Table:
-    """Estimators, their exactness and their cost."""
+    """Returns estimators with their accuracy and cost."""
     slowest = max((e["seconds"] for e in result["estimators"] if e["seconds"]), default=None)
     table = Table(
         title="ways to compute a task's value (value.estimator)",
@@ -169,7 +176,7 @@ def doctor_table(result: dict[str, Any]) -> Table:
 
 
 def doctor_advice(result: dict[str, Any], chosen: str) -> str:
-    """What to make of the table: whether the recipe's estimator does, and the fastest that does."""
+    """Returns whether the recipe's estimator is accurate enough, and the fastest that is."""
     good = {
         row["name"]: row["seconds"]
         for row in result["estimators"]
@@ -190,8 +197,10 @@ def doctor_advice(result: dict[str, Any], chosen: str) -> str:
 
 
 def profile_tables(result: dict[str, Any]) -> tuple[Table, Table]:
-    """What each arm takes, beside the first; and where a step's time goes. Each fits a terminal of
-    100 characters."""
+    """Returns each arm's cost relative to the first, and where a step's time goes.
+
+    Each fits a terminal of 100 characters.
+    """
     return _cost_table(result), _shares_table(result)
 
 
@@ -231,7 +240,7 @@ def _shares_table(result: dict[str, Any]) -> Table:
 
 
 def probe_table(result: dict[str, Any]) -> Table:
-    """Predictions of a step's drop, and how well each goes with what the step did."""
+    """Returns predictions of a step's drop, and their correlation with the realised drop."""
     bound = result["lower_bound"]
     table = Table(
         title=f"{result['draws']} draws; Pearson's r of predicted and realised one-step drop",
@@ -251,8 +260,7 @@ def probe_table(result: dict[str, Any]) -> Table:
 
 
 def along_table(result: dict[str, Any]) -> Table:
-    """Points of a run, and how well the value predicted a step there; all of them in the last
-    row."""
+    """Returns the correlation of value and realised drop at points of a run, and over all."""
     table = Table(
         title=f"{result['arm']}: {result['draws']} draws at each of {result['points']} points; "
         "Pearson's r of predicted and realised drop of a fresh held-out batch"

@@ -1,6 +1,6 @@
-"""``python -m vpretrain.cli.torchrun``: torchrun, whose exit code is the run's.
+"""``python -m vpretrain.cli.torchrun``: torchrun with the exit code of the run.
 
-torchrun itself ends with 1 and a traceback of its own, whatever its processes ended with.
+torchrun itself ends with 1 and a traceback, whatever its processes ended with.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from vpretrain.system.errors import Fault, Stopped, UserError
 
 MEANT = (UserError.exit_code, Stopped.exit_code, Fault.exit_code)
-"""Exit codes of processes that have told why they ended."""
+"""Exit codes of processes that have already reported why they ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Takes the arguments of torchrun, those of the command line by default."""
+    """Runs torchrun with these arguments, by default those of the command line."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

@@ -1,1 +1,1 @@
-"""Recipes: their schema, YAML with places, overrides, and every problem said at once."""
+"""Recipes: schema, YAML with the place of every key, overrides, and reports of problems."""

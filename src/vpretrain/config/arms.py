@@ -1,5 +1,7 @@
-"""Arms: what a run can steer with. A designer is declared once, with the keys that it reads; the
-recipe's section ``designer`` is one of them.
+"""Arms: the ways in which a run can steer.
+
+A designer kind is declared once, with its keys; the recipe's section ``designer`` is one of these
+kinds.
 
 A modality has one :class:`Arms`, which declarations fill::
 
@@ -10,7 +12,7 @@ A modality has one :class:`Arms`, which declarations fill::
         def build(self, site: Site) -> Designer:
             ...
 
-An *arm*, as ``arm=`` and ``--arms`` name it, is a designer and a control of its feedback; either
+An *arm*, as named by ``arm=`` and ``--arms``, is a designer and a control of its feedback; either
 may be left to the recipe.
 """
 
@@ -28,38 +30,39 @@ from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
 
 Control = Literal["none", "random", "fixed_direction", "reversed", "shuffled"]
-"""What the designer is given in the place of the feedback set: itself, a fresh random direction at
-every batch, one random direction for the whole run, its opposite, or the right inputs with the
-wrong labels."""
+"""What replaces the feedback set: nothing (``none``), a new random direction for every batch, one
+random direction for the whole run, its negated gradient, or the right inputs with the wrong labels.
+"""
 TrainsOn = Literal["stream", "feedback"]
 
 
 class DesignerSection(KindSection):
-    """The keys of one kind of designer, and what is known of that kind before one is built."""
+    """The keys of one kind of designer, and its static properties."""
 
     uses_feedback: ClassVar[bool] = True
     trains_on: ClassVar[TrainsOn] = "stream"
 
 
 class FeedbackControl(Section):
-    """The section ``feedback``: what the designer is given of the feedback set."""
+    """The section ``feedback``: what the designer gets from the feedback set."""
 
     control: Control = "none"
-    """``random``, ``fixed_direction`` and ``shuffled`` put noise in its place: what steering is
-    worth without what the feedback says; ``reversed`` steers away from it."""
+    """``random``, ``fixed_direction`` and ``shuffled`` replace the feedback by noise, which shows
+    what steering gains without its information; ``reversed`` steers away from it.
+    """
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What the name of an arm stands for.
+    """The definition of a named arm.
 
     Args:
-        description: a sentence; that of a control begins with the word, and reports compare the
-            steered arm with it.
+        description: one sentence. That of a control begins with the word "control"; reports compare
+            the steered arm with it.
         designer: a kind; None: the recipe's ``designer``.
         control: None: the recipe's ``feedback.control``.
-        trains_on: whether the learner's data are those of the stream.
-        after: stages after the stream, which the modality knows by name.
+        trains_on: the learner's training data: the stream or the feedback set.
+        after: names of the modality's stages that follow the stream.
     """
 
     description: str
@@ -70,12 +73,12 @@ class Arm:
 
     @property
     def is_control(self) -> bool:
-        """Whether reports compare the steered arm with it."""
+        """Whether the arm is a control, which reports compare the steered arm with."""
         return describes_control(self.description)
 
 
 def describes_control(description: str) -> bool:
-    """Whether an arm is a control: its description begins with the word."""
+    """Returns whether an arm's description begins with the word "control"."""
     return description.startswith("control")
 
 
@@ -97,7 +100,7 @@ CONTROLS: Mapping[str, Arm] = {
         control="shuffled",
     ),
 }
-"""The same in every modality."""
+"""Control arms, common to all modalities."""
 
 SectionT = TypeVar("SectionT", bound=DesignerSection)
 ReadT = TypeVar("ReadT", bound=DesignerSection, covariant=True)
@@ -117,13 +120,13 @@ class Steered(Protocol[ReadT]):
 
 
 class Arms(Kinds[SectionT]):
-    """The designers of a modality, by kind, and the arms that are made of them.
+    """The designers of a modality, by kind, and the arms built from them.
 
     Args:
-        base: what each section is derived from.
+        base: base class of the sections.
         baseline: the kind without steering.
         default: the kind of a recipe that names none.
-        controls: the arms that replace the feedback.
+        controls: names of the arms that replace the feedback.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Arms(Kinds[SectionT]):
 
     @property
     def all(self) -> dict[str, Arm]:
-        """Every arm by name: the baseline, the other designers, and what is made of them."""
+        """Every arm by name: the baseline, the other designers, then arms built from them."""
         kinds = {self.baseline: self.kinds[self.baseline], **self.kinds}
         own = {
             kind: Arm(section.description, designer=kind, trains_on=section.trains_on)
@@ -149,7 +152,7 @@ class Arms(Kinds[SectionT]):
         return own | self.others
 
     def named(self, name: str) -> Arm:
-        """What the name of an arm stands for.
+        """Returns the definition of an arm.
 
         Raises:
             UserError: there is no such arm.
@@ -165,12 +168,13 @@ class Arms(Kinds[SectionT]):
 
     @property
     def direct(self) -> frozenset[str]:
-        """Arms that do not train on the stream."""
+        """Names of the arms that do not train on the stream."""
         return frozenset(name for name, arm in self.all.items() if arm.trains_on != "stream")
 
     def section_of(self, recipe: Steered[SectionT]) -> SectionT:
-        """The designer of the recipe's arm: its section of ``designers``, completed by the keys
-        that it shares with ``designer``.
+        """Returns the section of the arm's designer.
+
+        Its keys in ``designers`` are completed by keys shared with ``designer``.
 
         Raises:
             UserError: there is no such arm.
@@ -178,16 +182,16 @@ class Arms(Kinds[SectionT]):
         return self.section(recipe, self.named(recipe.arm).designer or recipe.designer.kind)
 
     def keys_of(self, recipe: Steered[SectionT], section: type[KindT]) -> KindT:
-        """The keys that a declared designer has in the recipe."""
+        """Returns the recipe's keys for a declared designer class."""
         keys = self.section(recipe, section.model_fields["kind"].default)
         assert isinstance(keys, section)
         return keys
 
     def section(self, recipe: Steered[SectionT], kind: str) -> SectionT:
-        """The keys that a designer of this kind has in the recipe.
+        """Returns the recipe's keys for a designer of this kind.
 
         Raises:
-            UserError: its own keys and those that it shares do not go together.
+            UserError: its own keys and those it shares with ``designer`` are incompatible.
         """
         if recipe.designer.kind == kind:
             return recipe.designer
@@ -201,7 +205,7 @@ class Arms(Kinds[SectionT]):
             raise UserError(*explain(error, self.kinds[kind], keys, where)) from None
 
     def control_of(self, recipe: Steered[SectionT]) -> Control:
-        """What the recipe's arm puts in the place of the feedback.
+        """Returns the feedback control of the recipe's arm.
 
         Raises:
             UserError: there is no such arm.
@@ -209,17 +213,18 @@ class Arms(Kinds[SectionT]):
         return self.named(recipe.arm).control or recipe.feedback.control
 
     def switch(self, data: dict[str, Any], layer: Mapping[str, Any], marks: Marks) -> None:
-        """Makes ``designer`` the section of the kind that a layer over ``data`` names.
+        """Replaces ``designer`` by the section of the kind that a layer over ``data`` names.
 
-        A layer (a file over what it extends; overrides over the file) names it by
-        ``designer.kind``, or by an ``arm`` with keys of its own. What stood in ``designer`` goes to
-        ``designers``, so that every other kind keeps the keys that it has; what stood there of the
-        new kind, and the keys that both kinds have, make the new section.
+        A layer (a file over the one it extends; overrides over the file) names it by
+        ``designer.kind``, or by an ``arm`` that has keys of its own. The former keys of
+        ``designer`` move to ``designers``, so that every other kind keeps the keys it has. The new
+        section consists of the keys that ``designers`` held for the new kind and the keys that both
+        kinds share.
 
         Args:
-            data: a recipe before it is checked; changed in place.
-            layer: keys that are to be written over it.
-            marks: where each key was given; changed in place.
+            data: a recipe before validation; modified in place.
+            layer: keys that will be written over it.
+            marks: where each key was given; modified in place.
         """
         section, own, arm = data.get("designer"), layer.get("designer"), layer.get("arm")
         kind = own.get("kind") if isinstance(own, dict) else None
@@ -243,8 +248,10 @@ class Arms(Kinds[SectionT]):
         data["designer"], data["designers"] = {"kind": kind, **new}, others
 
     def complete(self, data: dict[str, Any]) -> None:
-        """Names the kind in ``designer`` (where it is missing: the arm's, or the default), and
-        moves there what ``designers`` has of that kind."""
+        """Sets ``designer.kind`` if missing, and merges that kind's keys from ``designers``.
+
+        The kind is the arm's, or the default.
+        """
         section, others = data.setdefault("designer", {}), data.get("designers")
         if not isinstance(section, dict):
             return
@@ -271,7 +278,7 @@ class Arms(Kinds[SectionT]):
 
 
 def _by_name(*sections: type[KindSection]) -> type[Section]:
-    """Each section under the name of its kind, or left out."""
+    """Returns a section with one optional field for each kind."""
     fields: dict[str, Any] = {
         section.model_fields["kind"].default: (section | None, None) for section in sections
     }

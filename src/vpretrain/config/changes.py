@@ -1,4 +1,4 @@
-"""The keys in which a recipe is not the one that a folder was begun with."""
+"""Differences between a recipe and the one that a folder was begun with."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from vpretrain.config.yaml_places import parse
 from vpretrain.system.errors import Problem
 
 FREE = ("description", "checkpoint", "faults", "learner.shard", "track")
-"""Parts of a recipe that may change under a run: they do not say what is trained."""
+"""Parts of a recipe that may change between resumptions, because they do not affect what is
+trained.
+"""
 
 
 def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
-    """One problem for every key whose value is another than in the folder's ``recipe.yaml``; none
-    where there is no such file.
+    """Returns one problem for every key that differs from the folder's ``recipe.yaml``.
 
-    A key that is newer than the folder counts with its default.
+    Empty if there is no such file.
+
+    A key that is newer than the folder has its default there.
 
     Args:
         folder: of a run or a comparison.
-        recipe: what it is to be gone on with under.
-        fix: what can be done about it.
+        recipe: the recipe to resume it with.
+        fix: advice for the message.
 
     Returns:
-        One problem for a folder whose recipe this version cannot read.
+        The problems; a single one if this version cannot read the folder's recipe.
 
     Raises:
         UserError: ``recipe.yaml`` is not YAML.
@@ -62,7 +65,7 @@ def _unreadable(path: Path, fix: str) -> Problem:
 
 
 def _flat(tree: Any, at: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty list or mapping is a leaf."""
+    """Returns leaves by dotted key; an empty list or mapping is a leaf."""
     if not tree or not isinstance(tree, (dict, list)):
         return {at: tree}
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)

@@ -1,7 +1,7 @@
-"""Kinds of a section that are declared where they are implemented: one file a kind.
+"""Sections of several kinds, each declared where it is implemented: one file per kind.
 
-A recipe's key takes one of them, told apart by ``kind``; which there are is asked when a value is
-read, so that a kind declared after the recipe's class belongs to it too.
+A recipe key takes one of them, selected by ``kind``. The kinds are looked up when a value is read,
+so a kind can be declared after the recipe's class.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vpretrain.config.section import Section
 
 
 class KindSection(Section):
-    """The keys of one kind, and what is known of it before anything is built."""
+    """The keys of one kind, and its static properties."""
 
     kind: str = ""
-    """Which; set by its declaration."""
+    """Name of the kind; set by its declaration."""
 
     description: ClassVar[str] = ""
 
@@ -47,11 +47,11 @@ class Kinds(Generic[SectionT]):
         self.kinds: dict[str, type[SectionT]] = {}
 
     def declare(self, kind: str, description: str) -> Callable[[type[KindT]], type[KindT]]:
-        """A decorator: the class is the section of that kind.
+        """Returns a class decorator that declares the class as the section of a kind.
 
         Args:
             kind: its name in recipes.
-            description: a sentence.
+            description: one sentence.
         """
 
         def add(section: type[KindT]) -> type[KindT]:
@@ -76,24 +76,24 @@ class Kinds(Generic[SectionT]):
 
 
 def one_of(*sections: type[KindSection]) -> Any:
-    """The union of sections, told apart by ``kind``."""
+    """Returns the union of sections, discriminated by ``kind``."""
     return Annotated[Union[sections], Field(discriminator="kind")]  # noqa: UP007
 
 
 def discover(package: ModuleType) -> None:
-    """Imports every file of a package, so that what it declares is known."""
+    """Imports every module of a package, so that its declarations are registered."""
     for module in iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
 
 
 @dataclass(frozen=True)
 class KindChoice:
-    """A pydantic type that is asked for when a value is read.
+    """A pydantic type that is resolved when a value is read.
 
     Args:
-        sections: those that are declared by then.
-        combine: makes the type of them.
-        read: from what pydantic read to the value.
+        sections: returns the sections declared so far.
+        combine: builds the type from them.
+        read: converts what pydantic read to the value.
     """
 
     sections: Callable[[], tuple[type[KindSection], ...]]
@@ -104,7 +104,7 @@ class KindChoice:
         if isinstance(value, KindSection):
             return value
         adapter = _adapter(self.combine, self.sections())
-        if info.mode == "json":  # JSON has no tuples and no paths, and strict Python wants them
+        if info.mode == "json":  # JSON has no tuples or paths, which strict Python mode requires
             return self.read(adapter.validate_json(json.dumps(value)))
         return self.read(adapter.validate_python(value))
 
@@ -130,7 +130,7 @@ def _adapter(
 def _plain(value: Any, info: Any) -> Any:
     if isinstance(value, KindSection):
         return value.model_dump(mode=info.mode)
-    # Sections by kind, as they were given: what is not given is shared with another section.
+    # Sections by kind, without defaults: a key not given here is shared with another section.
     return {
         kind: section.model_dump(mode=info.mode, exclude_unset=True)
         for kind, section in value.items()

@@ -1,4 +1,4 @@
-"""A recipe's layers: files that extend each other, and overrides over them."""
+"""Layers of a recipe: files that extend each other, and overrides on top."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vpretrain.system.errors import Problem, UserError, user_error
 
 Names = Mapping[str, Path]
 Switch = Callable[[dict[str, Any], Mapping[str, Any], Marks], None]
-"""Prepares a recipe's data for a layer over it, see :meth:`vpretrain.config.arms.Arms.switch`."""
+"""Prepares a recipe's data for the next layer, see :meth:`vpretrain.config.arms.Arms.switch`."""
 
 
 def find(source: str | Path, where: str, names: Names, beside: Path = Path()) -> Path:
-    """The file of a recipe.
+    """Returns the file of a recipe.
 
     Args:
-        source: a name (these win), or a path.
-        where: it is named, for the message.
+        source: a name (names take precedence), or a path.
+        where: where it is named, for the message.
         names: of the packaged recipes.
-        beside: what a path is relative to.
+        beside: folder that a relative path starts from.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path, text = beside / source, str(source)
     if text in names:
@@ -61,11 +61,13 @@ def compose(
     names: Names,
     above: tuple[Path, ...] = (),
 ) -> tuple[dict[str, Any], Marks]:
-    """The file's mapping merged over what it extends; twice-given keys are added to
-    ``problems``."""
+    """Returns the file's mapping merged over the one it extends.
+
+    Duplicate keys are added to ``problems``.
+    """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(MOST_LETTERS + 1)  # one more is too many, and the parser says so
+            text = file.read(MOST_LETTERS + 1)  # one too many, so that the parser rejects it
     except (OSError, UnicodeDecodeError) as error:
         message = f"this file cannot be read: {error}"
         raise user_error(str(path), message, accepted="a text file in UTF-8") from None
@@ -101,7 +103,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply(override: str, data: dict[str, Any], marks: Marks) -> None:
-    """Write one ``dotted.key=value`` into ``data``, and into ``marks`` that it came from there."""
+    """Writes one ``dotted.key=value`` into ``data``, and marks it as an override."""
     name, equals, text = override.partition("=")
     parts, where = name.strip().split("."), f"override {override}"
     if not equals or not all(parts):

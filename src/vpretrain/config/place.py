@@ -1,4 +1,4 @@
-"""A key that names files: a path, a pattern, or a URL."""
+"""A recipe key that names files: a path, a pattern, or a URL."""
 
 from __future__ import annotations
 

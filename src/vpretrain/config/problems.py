@@ -1,5 +1,4 @@
-"""What is wrong with a recipe, in words: where it stands, what was found, what the key accepts,
-how to fix it."""
+"""Explains what is wrong with a recipe: where, the value, what the key accepts, and the fix."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vpretrain.system.errors import Problem
 
 Key = tuple[str | int, ...]
-Marks = dict[Key, str]  # where each key was given: "demo.yaml:12", or "override"
+Marks = dict[Key, str]  # where each key was given: "demo.yaml:12" or "override"
 
 _BOUNDS = {
     "minimum": "at least",
@@ -39,15 +38,17 @@ _OUT_OF_RANGE = (
 
 
 class _Accepted:
-    """What a recipe class accepts, asked of its JSON schema: sections, unions and bounds look alike
-    there."""
+    """What a recipe class accepts, read from its JSON schema.
+
+    Sections, unions and bounds have a uniform representation there.
+    """
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self.root = schema
         self._sections = schema.get("$defs", {})
 
     def options(self, node: dict[str, Any]) -> list[dict[str, Any]]:
-        """The alternatives of a node, references and nested unions resolved."""
+        """Returns the alternatives of a node, with references and nested unions resolved."""
         if "$ref" in node:
             return self.options(self._sections[node["$ref"].rsplit("/", 1)[-1]])
         if branches := node.get("anyOf") or node.get("oneOf"):
@@ -55,7 +56,7 @@ class _Accepted:
         return [node]
 
     def child(self, node: dict[str, Any], part: str | int) -> dict[str, Any]:
-        """What a node accepts under one key or index; an empty node where that is not known."""
+        """Returns the schema node under a key or index; empty if unknown."""
         children = []
         for option in self.options(node):
             if isinstance(part, int):
@@ -72,8 +73,9 @@ class _Accepted:
         return list(dict.fromkeys(names))
 
     def variant(self, node: dict[str, Any], tag: str | int) -> dict[str, Any] | None:
-        """The section of a union that ``tag`` selects (its ``kind``), None where there is no such
-        choice."""
+        """Returns the section of a union that ``tag`` selects (its ``kind``); None if there is no
+        such choice.
+        """
         options = self.options(node)
         for option in options if len(options) > 1 else []:
             if any(tag in _choices(item) for item in option.get("properties", {}).values()):
@@ -81,14 +83,16 @@ class _Accepted:
         return None
 
     def places(self, node: dict[str, Any], name: str, above: Key = ()) -> Iterator[Key]:
-        """Every place of a key of that name."""
+        """Yields the full path of every key named ``name``."""
         for key in self.keys(node) if len(above) < 5 else []:
             if key == name:
                 yield (*above, key)
             yield from self.places(self.child(node, key), name, (*above, key))
 
     def of_another_kind(self, key: Key) -> str:
-        """What is wrong with a key that the union's other branches have; empty where none has."""
+        """Returns a message for a key that only other branches of the union have; empty if none has
+        it.
+        """
         *above, name = key
         options = self.options(self.at(tuple(above)))
         kinds = [
@@ -106,7 +110,7 @@ class _Accepted:
         )
 
     def unknown_key(self, name: str, keys: list[str]) -> str:
-        """What is wrong with a key that its section does not have."""
+        """Returns a message for a key that its section does not have."""
         elsewhere = [dotted(place) for place in self.places(self.root, name)]
         hint = nearest(name, keys) or (
             f"; did you mean {elsewhere[0]}?" if elsewhere else "; remove it"
@@ -114,20 +118,22 @@ class _Accepted:
         return f"there is no such key{hint}"
 
     def at(self, key: Key) -> dict[str, Any]:
-        """The node at a place."""
+        """Returns the schema node at a key."""
         node = self.root
         for part in key:
             node = self.child(node, part)
         return node
 
     def opening_key(self, message: str) -> Key:
-        """The dotted key that a message opens with; empty where it opens with something else."""
+        """Returns the dotted key that a message begins with; empty if it does not begin with
+        one.
+        """
         opening = re.match(r"[a-z_]+(\.[a-z_]+)+", message)
         key: Key = tuple(opening.group().split(".")) if opening else ()
         return key if self.at(key) else ()
 
     def words(self, node: dict[str, Any]) -> str:
-        """What a node accepts, for a person."""
+        """Describes in words what a node accepts."""
         options = self.options(node)
         if len(options) > 1:
             return " or ".join(dict.fromkeys(self.words(option) for option in options))
@@ -157,16 +163,17 @@ class _Accepted:
 def explain(
     error: ValidationError, schema: type[BaseModel], data: dict[str, Any], marks: Marks
 ) -> list[Problem]:
-    """One problem for each key that pydantic refused (a union refuses once for each of its
-    branches).
+    """Returns one problem for each key that pydantic rejected.
 
-    A section's own check is shown at the section, or, if its message opens with a dotted key of the
-    recipe (``evaluate.split is ...``), at that key.
+    A union reports an error for each branch; only the first is kept.
+
+    An error from a section's own validator is shown at the section, or at the dotted recipe key
+    that its message begins with (``evaluate.split is ...``).
 
     Args:
-        error: what pydantic raised.
-        schema: the recipe class that refused.
-        data: what it was given.
+        error: the pydantic error.
+        schema: the recipe class that raised it.
+        data: the validated data.
         marks: where each key of ``data`` was given.
     """
     accepted = _Accepted(schema.model_json_schema())
@@ -180,12 +187,14 @@ def explain(
 
 @dataclass
 class _Place:
-    """Where in a recipe pydantic refused something.
+    """The place in a recipe of a pydantic error.
 
     Args:
         key: of the recipe.
-        section: what is accepted around it, and ``node`` in it.
-        value: what stands there; ``absent``: nothing does, or nothing worth showing.
+        section: schema node of the enclosing section.
+        node: schema node of the key.
+        value: the value given.
+        absent: whether there is no value, or none worth showing.
     """
 
     key: Key
@@ -203,7 +212,7 @@ class _Place:
         place = cls((), accepted.root, accepted.root, data)
         last = len(location) - 1 if kind == "missing" or without_kind else -1
         for depth, part in enumerate(location):
-            # ``location`` also names the branch of a union that was tried: no place in the recipe.
+            # ``location`` also names the union branch that was tried, which is not a recipe key.
             value = place.value
             is_list = isinstance(value, list)
             items = value if isinstance(value, dict) else range(len(value)) if is_list else ()
@@ -231,10 +240,10 @@ class _Place:
             message = str(item["ctx"]["error"])
             if named := accepted.opening_key(message):
                 self.key, self.value = named, _at(data, named)
-                # What it would take depends on other keys: the message says it.
+                # The accepted values depend on other keys; the message states them.
                 self.absent, words = self.value is None, ""
             elif isinstance(self.value, dict):
-                # A section's own check says what is wrong; its keys would only bury it.
+                # The validator's message is enough; the section's contents would only hide it.
                 self.absent, words = True, ""
         elif kind.startswith(_OUT_OF_RANGE):
             message = "this value is out of range"
@@ -262,26 +271,29 @@ def _choices(node: dict[str, Any]) -> list[Any]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint to put behind a message: ``; did you mean NAME?``, or nothing where no name is
-    close."""
+    """Returns a hint to append to a message, ``; did you mean NAME?``, or nothing if no name is
+    close.
+    """
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def dotted(key: Key) -> str:
-    """``data.stream.0.weight``."""
+    """Formats a key as ``data.stream.0.weight``."""
     return ".".join(map(str, key))
 
 
 def place_of(key: Key, marks: Marks) -> str:
-    """``demo.yaml:12 value.meta_period``; a key that was not given is shown at the section that
-    lacks it."""
+    """Formats a place as ``demo.yaml:12 value.meta_period``.
+
+    A key that was not given is shown at the nearest enclosing section that was.
+    """
     above = (key[:size] for size in range(len(key), -1, -1))
     near = next((marks[part] for part in above if part in marks), "recipe")
     return f"{near} {dotted(key)}".strip()
 
 
 def shown(value: object) -> str:
-    """A value as one would write it in YAML, shortened to a line."""
+    """Formats a value as in YAML, truncated to one line."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 100 else text[:97] + "..."

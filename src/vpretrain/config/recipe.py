@@ -1,9 +1,8 @@
-"""Recipes: every value of a run, read from YAML, checked as a whole, and written back as it was
-resolved.
+"""Recipes: every value of a run, read from YAML, validated, and written back fully resolved.
 
-A modality subclasses :class:`Recipe` (and any section); this module knows none of them. Everything
-that a person got wrong is reported together, each problem with the ``file:line`` of its key and
-what that accepts."""
+A modality subclasses :class:`Recipe` (and any section); this module knows no modality. All problems
+are reported together, each with the ``file:line`` of its key and the values that the key accepts.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +31,26 @@ from vpretrain.system.errors import Problem, UserError
 
 Schemas = Mapping[str, Callable[[], "type[Recipe]"]]
 Measure = Literal["steps", "tokens", "flops", "seconds"]
-"""What a budget can be counted in."""
+"""Units that a budget can be counted in."""
 Layers = Annotated[int, Field(gt=0, le=1_000)]
-"""Depth of a network. A few zeros too many would be built for hours, long before memory runs out.
-"""
+"""Depth of a network; bounded, because building one with a few zeros too many would take hours."""
 MadeUp = Annotated[int, Field(gt=0, le=1_000_000)]
-"""How many rows or pictures are generated; they are held in memory."""
+"""Number of generated rows or images; bounded, because they are held in memory."""
 
 
 class Budget(Section):
-    """When a run ends: at the first of the given limits that is used up. At least one is given."""
+    """When a run ends: as soon as one of the given limits is used up. At least one is required."""
 
     steps: PositiveInt | None = None
     """Learner steps."""
     tokens: PositiveInt | None = None
     """Tokens (vision: images) of the stream, over all ranks."""
     flops: PositiveFloat | None = None
-    """Floating-point operations, designer and meta steps charged (see
-    :func:`vpretrain.run.flops.count`)."""
+    """Floating-point operations, including designer and meta steps (see
+    :func:`vpretrain.run.flops.count`).
+    """
     seconds: PositiveFloat | None = None
-    """Seconds of training; evaluation is not charged."""
+    """Seconds of training; evaluation is not counted."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
@@ -67,104 +66,124 @@ class Value(Section):
     """How the value of a task is measured (eq. 9, 26, 35) and how far it is trusted."""
 
     alignment: Literal["dot", "cosine", "lower_bound", "optimizer_aware"] = "optimizer_aware"
-    """What compares g_pre and g_down; ``optimizer_aware``: u = P g_down, P of the learner's AdamW,
-    eq. 35."""
+    """How g_pre and g_down are compared. ``optimizer_aware``: u = P g_down, with P from the
+    learner's AdamW (eq. 35).
+    """
     estimator: Literal[
         "one_sided_difference", "central_difference", "forward_mode", "double_backward"
     ] = "one_sided_difference"
-    """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` says which of them work
-    here. ``one_sided_difference`` takes half the passes of ``central_difference`` where it is
-    within 1% and the learner's own pass serves (float32, no dropout), and is that elsewhere."""
+    """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` shows which estimators
+    work here. ``one_sided_difference`` needs half the passes of ``central_difference``, and falls
+    back to it if it is more than 1% off or cannot reuse the learner's own pass (not float32, or
+    dropout).
+    """
     unit: Literal["standardised", "raw"] = "standardised"
-    """What designers that ascend the value take it in: standard deviations over the batch (ours),
-    or ``raw``, as eq. 9 has it. The paper's V is raw, with ``memory: 0``, ``shrink: false``,
-    ``guard_window: 0``. Rules on values read them in standard deviations, whatever this says."""
+    """Unit of the value for designers that ascend it: standard deviations over the batch (ours), or
+    ``raw`` as in eq. 9; rules on values always use standard deviations. The paper's V is raw, with
+    ``memory: 0``, ``shrink: false``, ``guard_window: 0``.
+    """
     meta_period: PositiveInt = 8
     """Learner steps from one meta step to the next."""
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the past in a running average of g_down over meta steps: 0.9 is like ten times the
-    feedback rows, a little out of date. It helped weights on dev and cost the closed form
-    (docs/results.md)."""
+    """Weight of the past in a running average of g_down over meta steps: 0.9 acts like ten times
+    the feedback rows, slightly out of date. On dev it helped token weights and hurt the closed form
+    (docs/results.md).
+    """
     start_step: NonNegativeInt = 0
-    """The paper's burn-in: the learner step at which the designer's updates begin; until then the
-    learner trains on the baseline's task (v1 4.2: delayed against an early dip)."""
+    """The paper's burn-in: the learner step at which the designer's updates begin. Until then the
+    learner trains on the baseline task (v1 4.2: delayed to avoid an early dip).
+    """
     settle_steps: NonNegativeInt = 0
-    """Ours: steps at learning rate 0 before the first learner step, in every arm: AdamW's moments
-    (which P reads), the designer and its reliability settle while the learner stands still. They
-    count as seconds and FLOPs, not as steps or tokens."""
+    """Ours: steps at learning rate 0 before the first learner step, in every arm, in which AdamW's
+    moments (read by P), the designer and its reliability settle. They count as seconds and FLOPs,
+    not as steps or tokens.
+    """
     preconditioner_floor: PositiveFloat = 0.1
-    """Floor on sqrt(v_hat) in P, as a share of the root mean square of sqrt(v_hat). Rows of rare
-    tokens (embeddings, head) have a tiny v_hat; without a floor they dominate u = P g_down."""
+    """Floor on sqrt(v_hat) in P, as a fraction of the root mean square of sqrt(v_hat). Without it,
+    rows of rare tokens (embeddings, head) dominate u = P g_down, because their v_hat is tiny.
+    """
     smoothness: NonNegativeFloat = 1.0
-    """L of Prop. 2.1 (bounds the feedback loss's curvature); only ``alignment: lower_bound`` reads
-    it."""
+    """L of Prop. 2.1, a bound on the curvature of the feedback loss; read by ``alignment:
+    lower_bound`` only.
+    """
     guard_window: NonNegativeInt = 16
-    """Meta steps over which a mean gain below zero switches steering off, and over which the
-    designer is watched for collapse; 0: neither."""
+    """Number of meta steps over which a negative mean gain switches steering off, and over which
+    the designer is watched for collapse; 0 disables both.
+    """
     on_collapse: Literal["log", "revert"] = "log"
-    """What follows where gate, targets or masks stand at a bound, or halves of the feedback do not
-    agree: it is logged, and with ``revert`` the task is the plain one until that is over."""
+    """What to do while gate, targets or masks stay at a bound, or halves of the feedback do not
+    agree: only log it, or with ``revert`` also use the baseline task.
+    """
     shrink: bool = True
-    """Whether token values are shrunk by the agreement between the two halves of the feedback
-    batch, so that noise does not steer as signal does."""
+    """Whether values are shrunk by the agreement between the halves of the feedback, so that noise
+    does not steer as hard as signal.
+    """
 
 
 class Checkpoint(Section):
-    """When the whole state of the run is saved, so that the same command goes on from there. At the
-    end it always is."""
+    """When the whole state of the run is saved, so that the same command resumes it. It is always
+    saved at the end.
+    """
 
     every: NonNegativeInt = 0
     """Learner steps between two checkpoints; 0: by time alone."""
     seconds: NonNegativeFloat = 600.0
-    """Seconds after which one is due; 0: by steps alone."""
+    """Seconds between two checkpoints; 0: by steps alone."""
     keep_last: PositiveInt = 2
-    """Older ones than these many are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     keep_best: str | None = None
-    """A metric (``test/nll``, say): the learner with the best score so far is kept as
-    ``checkpoints/best``, a model folder. Scores come from ``evaluate.every``. ``compare`` and
-    ``sweep`` keep none."""
+    """A metric such as ``test/nll``: the learner with the best score at an evaluation
+    (``evaluate.every``) is kept as the model folder ``checkpoints/best``. Ignored by ``compare``
+    and ``sweep``.
+    """
     asynchronous: bool = False
-    """Whether the run goes on while files are written; costs a copy of the state in memory."""
+    """Whether training continues while files are written; costs a copy of the state in memory."""
 
 
 class Faults(Section):
-    """What becomes of steps that cannot be taken."""
+    """How steps that cannot be taken are handled."""
 
     max_skips: NonNegativeInt = 3
-    """Batches in a row that may be left out because loss, gradient or value were not finite. After
-    that the run goes back to its last checkpoint once, with the data that follow; then it stops."""
+    """Number of batches in a row that may be skipped because loss, gradient or value is not finite.
+    After that the run returns to its last checkpoint once and continues with the data that follow;
+    the next time it stops.
+    """
 
 
 class Evaluate(Section):
-    """When the learner is evaluated beside step 0 and the end."""
+    """When the learner is evaluated, in addition to before the first step and at the end."""
 
     every: NonNegativeInt = 0
     """Learner steps between two evaluations; 0: only before the first step and after the last."""
 
 
 class Track(Section):
-    """Where records are shown beside ``metrics.jsonl`` and TensorBoard, which always get them."""
+    """Where records are shown in addition to ``metrics.jsonl`` and TensorBoard, which always get
+    them.
+    """
 
     kind: Literal["wandb", "trackio"]
-    """The package, installed by you; trackio keeps everything on this machine."""
+    """The package, which you install yourself; trackio keeps everything on this machine."""
     project: str = "vpretrain"
 
 
 class LearnerBase(Section):
-    """Numerics and optimizer of the learner (AdamW); a modality's section adds what the model
-    is."""
+    """Numerics and optimizer (AdamW) of the learner; a modality's section adds the model."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """The dtype of arithmetic. Under ``bfloat16`` (autocast) what trains is kept in float32: a
-    step of 1e-5 on a weight is lost in the rounding of bfloat16, and so is what is valued."""
+    """Dtype of the arithmetic. With ``bfloat16`` (autocast), trained weights and value computation
+    stay in float32, because bfloat16 rounds small weight updates (1e-5) away.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1
-    """Batches of the stream that make one learner step; the step is that of one batch as large as
-    all of them (but for DINO's centring, see there)."""
+    """Batches of the stream per learner step, which equals a step on one large batch (except for
+    DINO's centring, see there).
+    """
     shard: bool = False
-    """Whether the processes of ``torchrun`` share out the blocks below S (FSDP2), each with a part
-    of their weights, gradients and moments: for models that do not fit one accelerator. Learners
-    with a moving average of their model are held whole."""
+    """Whether the processes of ``torchrun`` shard the blocks below S (FSDP2): weights, gradients
+    and moments, for models that do not fit on one accelerator. Not available for learners with a
+    moving average of their model.
+    """
     learning_rate: PositiveFloat = 1.5e-5
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
@@ -174,30 +193,34 @@ class LearnerBase(Section):
     clip_norm: PositiveFloat = 1.0
     """Bound on the norm of the learner's gradient."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """Share of the budget over which the learning rate rises linearly."""
+    """Fraction of the budget over which the learning rate rises linearly."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Learning rate at the end over its peak, reached on a cosine; 1 keeps it constant."""
+    """Final learning rate as a fraction of its peak, reached by cosine decay; 1 keeps it
+    constant.
+    """
 
 
 class Recipe(Section):
-    """What every recipe holds; a modality adds data, learner and designer, and may subclass the
-    sections."""
+    """The common part of all recipes; a modality adds data, learner and designer, and may subclass
+    the sections.
+    """
 
     arms: ClassVar[Arms[Any] | None] = None
-    """The modality's; None where its recipes have no designers by kind."""
+    """The modality's arms; None if its recipes have no designers by kind."""
 
     modality: str
-    """Which modality reads this recipe."""
+    """Name of the modality of this recipe."""
     description: str
     """One sentence for ``vpretrain recipes``."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seeds everything random in the run."""
+    """Seeds all random number generators of the run."""
     arm: str
-    """The way of steering: one of the modality's arms. It stands for a designer and a control of
-    its feedback where it names them; otherwise they are ``designer`` and ``feedback.control``."""
+    """The way of steering: one of the modality's arms. An arm sets the designer and the feedback
+    control, or leaves them to ``designer`` and ``feedback.control``.
+    """
     feedback: FeedbackControl = FeedbackControl()
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
-    """CPU threads; null leaves torch's own choice."""
+    """CPU threads; null leaves the choice to torch."""
     value: Value = Value()
     learner: LearnerBase
     budget: Budget
@@ -205,9 +228,11 @@ class Recipe(Section):
     faults: Faults = Faults()
     evaluate: Evaluate = Evaluate()
     track: Track | None = None
-    """wandb or trackio, which `train` shows its records in; null: neither."""
+    """Tracker (wandb or trackio) that `train` sends its records to; null: none."""
     sweep: dict[str, Any] | None = Field(default=None, exclude=True)
-    """What `vpretrain sweep` searches, and what it alone reads (:mod:`vpretrain.config.sweep`)."""
+    """What `vpretrain sweep` searches; no other command reads it
+    (:mod:`vpretrain.config.sweep`).
+    """
 
     @model_validator(mode="after")
     def _best_is_looked_for(self) -> Self:
@@ -229,24 +254,24 @@ class Recipe(Section):
 
 
 def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas) -> Recipe:
-    """Read, extend, override and check a recipe.
+    """Reads a recipe, merges the files it extends and the overrides, and validates it.
 
     Args:
-        source: a packaged name (these win), or the path of a YAML file. A file may say
-            ``extends: OTHER`` (a packaged name, or a path relative to it): mappings are merged
-            deeply, lists and scalars replaced.
-        overrides: ``dotted.key=value`` each; the value is read as YAML and replaces what was there,
-            a number among the keys addresses an item of a list, and of two overrides of one key the
-            later wins.
+        source: a packaged name (names take precedence), or the path of a YAML file. A file may say
+            ``extends: OTHER`` (a packaged name, or a path relative to the file): mappings are
+            merged deeply, lists and scalars replaced.
+        overrides: ``dotted.key=value`` each. The value is parsed as YAML and replaces the previous
+            one; a number among the keys addresses an item of a list; of two overrides of one key
+            the later wins.
         schemas: for each modality's name, a function that imports and returns its recipe class. It
-            is called only for a recipe that names it, so that no recipe needs another modality's
+            is called only for a recipe of that modality, so that no recipe needs another modality's
             libraries.
 
     Returns:
         A frozen instance of the modality's class.
 
     Raises:
-        UserError: with every problem that was found in the files, the overrides and the values.
+        UserError: lists every problem found in the files, the overrides and the values.
     """
     problems: list[Problem] = []
     data: dict[str, Any] = {}
@@ -285,7 +310,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
 def _checked(
     data: dict[str, Any], marks: Marks, schemas: Schemas
 ) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe, or what is wrong with its values."""
+    """Returns the recipe, or the problems with its values."""
     modality = data.get("modality")
     if not isinstance(modality, str) or modality not in schemas:
         where, accepted = place_of(("modality",), marks), "one of " + ", ".join(schemas)
@@ -297,7 +322,7 @@ def _checked(
     if schema.arms is not None:
         schema.arms.complete(data)
     try:
-        # Through JSON, because strict JSON still reads lists as tuples and text as paths.
+        # As JSON, because pydantic's strict JSON mode still reads lists as tuples, text as paths.
         return schema.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
         return None, explain(error, schema, data, marks)
@@ -311,8 +336,10 @@ def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
 
 
 def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
-    """What overrides say of arm and kind of designer: they are read first, since the keys of
-    ``designer`` depend on them."""
+    """Returns the arm and the kind of designer that the overrides name.
+
+    They are applied first, because the keys of ``designer`` depend on them.
+    """
     values = dict(override.partition("=")[::2] for override in overrides)
     layer: dict[str, Any] = {}
     if "arm" in values:
@@ -323,24 +350,23 @@ def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """YAML of every resolved value, defaults included; :func:`load` reads it back to an equal
-    recipe."""
+    """Returns YAML of every resolved value, which :func:`load` reads back to an equal recipe."""
     return written(recipe.model_dump(mode="json"))
 
 
 def packaged() -> dict[str, Path]:
-    """The recipes that come with the package, by name (the file's name without ``.yaml``),
-    sorted."""
+    """Returns the paths of the packaged recipes by name (without ``.yaml``), sorted."""
     folder = Path(__file__).parents[1] / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def listing(folder: Path | None = None) -> list[dict[str, str]]:
-    """``{name, modality, description}`` of the packaged recipes, then of all below ``folder``;
-    ``load`` takes names.
+    """Returns ``{name, modality, description}`` of packaged recipes, then of those in ``folder``.
 
-    A file without ``modality`` or ``description`` is there to be extended and is left out. One that
-    cannot be read is listed and says why (its modality is empty), so that it hides no other."""
+    :func:`load` accepts these names. A file without ``modality`` or ``description`` is meant to be
+    extended and is left out. A file that cannot be read is listed with the reason and an empty
+    modality, so that it does not hide the others.
+    """
     paths = list(packaged().items())
     paths += [(str(path), path) for path in sorted(folder.rglob("*.yaml"))] if folder else []
     rows = []

@@ -1,4 +1,4 @@
-"""Keys that have another name now."""
+"""Recipe keys that were renamed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ RENAMED = {
     "learner.final_share": "learner.final_fraction",
     "value.burn_in_steps": "value.settle_steps",  # the paper's burn-in is value.start_step
 }
-"""Old dotted keys, and what each is called now."""
+"""New dotted key for each old one."""
 
 
 def renamed(data: dict[str, Any], marks: Marks) -> list[Problem]:
-    """One problem for every old key in a recipe. Its value moves to the new key, so that it is
-    checked there and nothing else is said of the old one.
+    """Returns one problem for every old key in a recipe, and moves its value to the new key.
+
+    The value is then validated there, and nothing else is reported about the old key.
 
     Args:
-        data: a recipe before it is checked; changed in place.
-        marks: where each key was given; changed in place.
+        data: a recipe before validation; modified in place.
+        marks: where each key was given; modified in place.
     """
     problems = []
     for old, new in RENAMED.items():

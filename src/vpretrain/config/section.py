@@ -1,4 +1,4 @@
-"""A group of keys of a recipe."""
+"""Base class of a recipe's sections."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Section(BaseModel):
-    """A group of keys: unknown keys are refused, values are never coerced, numbers are finite.
+    """A group of keys: unknown keys are rejected, values are never coerced, numbers are finite.
 
-    A whole number is a number. Python code that builds a section gives the exact types (a tuple, no
-    list; a Path, no text); :func:`load` reads lists as tuples and text as paths."""
+    An integer is accepted as a float. In Python a section takes exact types (a tuple, not a list; a
+    Path, not a string); :func:`load` reads lists as tuples and text as paths.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -21,15 +22,17 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _can_be_looked_up(cls, value: Any) -> Any:
-        """A path that the system cannot even look for is refused here, once for all sections."""
+        """Rejects, for all sections, paths that the operating system cannot look up."""
         if isinstance(value, Path):
             look_up(value)
         return value
 
 
 def look_up(path: Path) -> None:
-    """Raises ValueError where the system refuses a path as such: a name of 300 letters, a home of
-    nobody, a zero byte."""
+    """Raises ValueError for a path that the operating system rejects as such.
+
+    Examples: a name of 300 letters, the home of an unknown user, a zero byte.
+    """
     try:
         path.expanduser().exists()
         if "\0" in str(path):

@@ -1,4 +1,4 @@
-"""The section ``sweep`` of a recipe: what is searched, for what, and at what cost."""
+"""The recipe section ``sweep``: search space, objectives and cost."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vpretrain.config.recipe import Budget, Section
 
 
 class Range(Section):
-    """Numbers from ``low`` to ``high``, both included; whole ones where both are."""
+    """Numbers from ``low`` to ``high``, both included; integers if both are."""
 
     low: int | float
     high: int | float
     log: bool = False
-    """Whether every factor is as likely as every other, and not every difference."""
+    """Whether to sample uniformly on a logarithmic scale."""
     step: int | float | None = None
-    """Only ``low``, ``low + step``, ..."""
+    """Restricts the values to ``low``, ``low + step``, ..."""
 
     @model_validator(mode="after")
     def _goes_up(self) -> Self:
@@ -35,19 +35,20 @@ Alternatives = Annotated[list[Any], Field(min_length=2)]
 
 
 class Sweep(Section):
-    """A search (``vpretrain sweep``)."""
+    """A hyperparameter search (``vpretrain sweep``)."""
 
     keys: Annotated[dict[str, Range | Alternatives], Field(min_length=1)]
     """By dotted key of the recipe: a range of numbers, or a list of values to choose from."""
     objectives: Annotated[list[str], Field(min_length=1)]
-    """Metrics at the end of a trial (``dev/nll``; each metric knows whether higher is better). Of
-    several the Pareto front is kept. What is chosen by them cannot be reported by them: choose on
-    dev, report on test."""
+    """Metrics at the end of a trial, such as ``dev/nll``; with several, the Pareto front is kept.
+    Select on dev and report on test: a metric used for selection is no longer an unbiased result.
+    """
     budget: Budget | None = None
-    """What a trial may use; null takes the recipe's budget."""
+    """Budget of a trial; null takes the recipe's budget."""
     prune: bool = False
-    """Whether a trial is given up that is worse, at an evaluation on the way (``evaluate.every``),
-    than the median of the others at theirs."""
+    """Whether to stop a trial that is worse at an intermediate evaluation (``evaluate.every``) than
+    the median of the other trials at theirs.
+    """
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,4 +1,4 @@
-"""YAML in, with the place of every key; YAML out, such that it reads back the same."""
+"""Reads YAML with the place of every key, and writes YAML that reads back the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     composed = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Counts the values that are written out: reading a few MB of them would take minutes."""
+        """Limits the number of values: reading a few MB of them would take minutes."""
         self.composed += 1
         if self.composed > _MOST_NODES:
             message = f"this is more than {_MOST_NODES} values"
@@ -32,20 +32,19 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         number = super().construct_yaml_float(node)
-        # So that ``budget.tokens=1e6`` is the whole number it looks like; a number's key takes it
-        # too.
+        # ``budget.tokens=1e6`` is meant as an integer; keys for floats accept integers too.
         return int(number) if "." not in node.value and number.is_integer() else number
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or :class:`_Loader` would read as something else."""
+    """Quotes text that YAML 1.1 or :class:`_Loader` would read as something other than text."""
 
 
 _TAG = "tag:yaml.org,2002:"
-# A few lines of nested anchors stand for more than any memory holds.
+# A few lines of nested anchors can expand beyond any memory.
 _MOST_NODES, _MOST_CHARACTERS = 20_000, 10_000_000
 MOST_LETTERS = 2**24
-"""The largest recipe file, in bytes."""
+"""The largest recipe file, in characters."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _FLOAT = r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf)|\.nan"  # noqa: E501
 for _name, _pattern, _first in (
@@ -61,8 +60,10 @@ _Loader.add_constructor(_TAG + "float", _Loader.construct_yaml_float)
 
 
 class _Places:
-    """Where each key of a document stands, and the keys given twice; every node is looked at, one
-    that is used by an anchor each time."""
+    """Collects the place of each key of a document, and duplicate keys.
+
+    Every node is visited, an anchored one once per use.
+    """
 
     def __init__(self, at: Callable[[int], str]) -> None:
         self.at = at
@@ -71,7 +72,11 @@ class _Places:
         self.nodes = self.characters = 0
 
     def visit(self, node: yaml.Node, key: Key = (), above: tuple[int, ...] = ()) -> None:
-        """Marks what is in a node; raises ``yaml.YAMLError`` for what is not let through."""
+        """Records the keys of a node.
+
+        Raises:
+            yaml.YAMLError: the content is not allowed.
+        """
         self._count(node)
         if id(node) in above:
             _refuse(node, "an anchor contains itself")
@@ -82,7 +87,7 @@ class _Places:
                 self.visit(child, (*key, index), above)
         elif isinstance(node, yaml.MappingNode):
             merged = [child for name, child in node.value if name.tag == _TAG + "merge"]
-            for child in merged:  # before the mapping's own keys, which have the last word
+            for child in merged:  # before the mapping's own keys, which take precedence
                 self.visit(child, key, above)
             self._visit_keys(node, key, above)
 
@@ -93,7 +98,7 @@ class _Places:
                 continue
             if _HALF_PAIR.search(name.value):
                 _refuse(name, "this key holds half of a surrogate pair, which is no character")
-            name.tag = _TAG + "str"  # every key is text, whatever YAML would make of it as a value
+            name.tag = _TAG + "str"  # every key is text, even if YAML would read it as a number
             inner, line = (*key, name.value), name.start_mark.line + 1
             if name.value in first:
                 message = (
@@ -121,8 +126,9 @@ def _refuse(node: yaml.Node, why: str) -> NoReturn:
 
 
 def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem]]:
-    """The value, where each key stands, and the keys given twice; ``at(line)`` is how a place is
-    shown.
+    """Returns the value, the place of each key, and problems for duplicate keys.
+
+    ``at(line)`` formats a place.
 
     Raises:
         UserError: the text is not YAML.
@@ -137,12 +143,11 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
         value = None
         if node is not None:
             places.visit(node)
-            # By way of JSON, so that an anchor's uses no longer share one object: an override
-            # changes one place.
+            # Through JSON, so that uses of an anchor do not share an object that an override of
+            # one of them would change.
             value = json.loads(json.dumps(loader.construct_document(node), default=str))
         return value, places.marks, places.problems
-    # The others are what PyYAML lets through: a scalar that is not of the tag it was given, and too
-    # deep a nesting.
+    # PyYAML lets the others escape, for a scalar that does not match its tag and for deep nesting.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise _not_yaml(error, text, at) from None
 
@@ -159,5 +164,5 @@ def _not_yaml(error: Exception, text: str, at: Callable[[int], str]) -> UserErro
 
 
 def written(value: Any) -> str:
-    """YAML of a value that :func:`parse` reads back to an equal one."""
+    """Returns YAML of a value that :func:`parse` reads back to an equal one."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,2 +1,3 @@
-"""Where other trainers meet the core: each module needs the library that it is named after, and
-nothing else does."""
+"""Adapters for other trainers. Each module needs the library that it is named after; nothing else
+does.
+"""

@@ -1,4 +1,4 @@
-"""Arguments of a Trainer that cannot work with steering, each with its reason."""
+"""Trainer arguments that cannot be combined with steering, each with its reason."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vpretrain.integrations.steering import Steering
 from vpretrain.system.errors import Problem
 
 Refusal = tuple[object, str, object, str, str]
-"""Whether it applies, and then the argument, its value, the values that work, and the reason."""
+"""Whether it applies, the argument, its value, the accepted values, and the reason."""
 
 
 def problems_of(
     trainer: Any, steering: Steering, compute_loss: Callable[..., Any]
 ) -> Iterator[Problem]:
-    """What is wrong with a Trainer that was just built.
+    """Yields the problems of a Trainer that was just built.
 
     Args:
         trainer: a ``transformers`` Trainer.
-        steering: of the same.
-        compute_loss: the steered one, which a subclass must leave alone.
+        steering: its steering section.
+        compute_loss: the steered method, which a subclass must not override.
     """
     refusals = [*_losses(trainer, compute_loss), *_machines(trainer), *_sharding(trainer)]
     for applies, where, value, accepted, message in [*refusals, *_processes(trainer)]:
@@ -33,7 +33,7 @@ def problems_of(
 
 
 def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]:
-    """Whatever would make another loss than that of the designer's task."""
+    """Arguments that would replace the loss of the designer's task."""
     args, config, own = trainer.args, getattr(trainer.model, "config", None), type(trainer)
     yield (
         args.label_smoothing_factor,
@@ -71,8 +71,9 @@ def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]
 
 
 def _machines(trainer: Any) -> Iterator[Refusal]:
-    """Ways of running that hide the model's parts, or whose precision is too narrow for a gradient
-    without a scaler."""
+    """Modes that hide the model's parts, or whose precision is too low for gradients without a loss
+    scaler.
+    """
     args, forward_mode = trainer.args, trainer.steering.estimator == "forward_mode"
     yield (
         args.torch_compile and forward_mode,
@@ -116,7 +117,7 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
 
 
 def _sharding(trainer: Any) -> Iterator[Refusal]:
-    """Ways of spreading a model over devices, whose parts are then not whole in one process."""
+    """Ways of distributing a model in which no process holds it whole."""
     args = trainer.args
     whole = (
         "DDP, where every process holds the model whole (accelerate launch or torchrun, without a "
@@ -139,7 +140,7 @@ def _sharding(trainer: Any) -> Iterator[Refusal]:
 
 
 def _processes(trainer: Any) -> Iterator[Refusal]:
-    """Processes that were started together and could not speak to each other."""
+    """Processes that were launched together but cannot communicate."""
     if not torch.distributed.is_initialized():
         return
     together, backend = torch.distributed.get_world_size(), torch.distributed.get_backend_config()
@@ -164,11 +165,11 @@ def _processes(trainer: Any) -> Iterator[Refusal]:
 _ADAM = ("adamw_torch", "adamw_torch_fused")
 _ADAM_8BIT = ("adamw_torch_8bit", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 _MADE_8BIT = ("Adam8bit", "AdamW8bit", "PagedAdam8bit", "PagedAdamW8bit")
-"""Classes of bitsandbytes and torchao."""
+"""Optimizer classes of bitsandbytes and torchao."""
 
 
 def _preconditioner(trainer: Any) -> Iterator[Problem]:
-    """``optimizer_aware`` reads Adam's second moments."""
+    """Optimizers without second moments, which ``optimizer_aware`` reads."""
     optimizer, (made_by, _) = trainer.optimizer, trainer.optimizer_cls_and_kwargs or (None, None)
     adams = (torch.optim.Adam, torch.optim.AdamW)
     where, accepted = "args.optim", ", ".join(_ADAM + _ADAM_8BIT)

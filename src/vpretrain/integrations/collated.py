@@ -1,4 +1,4 @@
-"""What a data collator of ``transformers`` or TRL made, as the core's batches."""
+"""Converts batches from data collators of ``transformers`` or TRL to the core's batches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from vpretrain.system.errors import user_error
 
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
-    """A collated batch whose padding is at the end of its rows and whose documents are told apart
-    by position.
+    """Converts a collated batch: padding moves to the end of rows, positions mark the documents.
 
     Args:
-        inputs: ``input_ids`` and ``labels``, each ``[B, T]`` int64, labels at the tokens that they
-            name (not shifted) and :data:`IGNORED` where nothing is predicted; ``attention_mask``
-            ``[B, T]``, 0 on padding, on either side of a row; ``position_ids`` ``[B, T]`` of packed
-            rows, where a document begins wherever they do not go up by one. Without a mask nothing
-            is padding, and without positions a row is one document.
+        inputs: ``input_ids`` and ``labels``, each ``[B, T]`` int64, labels aligned with their own
+            tokens (not shifted) and :data:`IGNORED` where nothing is predicted; ``attention_mask``
+            ``[B, T]``, 0 on padding, which may be on either side of a row; ``position_ids`` ``[B,
+            T]`` of packed rows, where a document begins wherever they do not increase by one.
+            Without a mask nothing is padding, and without positions a row is one document.
 
     Returns:
         The same rows; a document's first token is never predicted. Documents have no ids of their
@@ -38,7 +37,7 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
         if "attention_mask" in inputs
         else torch.ones_like(ids)
     )
-    # A stable sort by padding moves it behind the row and leaves the tokens in their order.
+    # A stable sort moves padding to the end of the row and keeps the order of the tokens.
     order = (mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     ids, labels, real = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))
     flat = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -46,8 +45,8 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     if "position_ids" in inputs:
         positions = _rows(inputs, "position_ids", ids.shape).gather(1, order)
         starts = starts | ((positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1) & real)
-    # Running on through the padding, as the core lays out rows that are padded: one document to the
-    # model.
+    # Positions continue through the padding, as in the core's padded rows: to the model it belongs
+    # to the last document.
     positions = flat - torch.where(starts, flat, 0).cummax(dim=1).values
     number = starts.flatten().cumsum(0).view_as(ids) - 1
     count = int(starts.sum())

@@ -1,4 +1,4 @@
-"""Did it help? The same training script with and without steering, seed by seed."""
+"""Compares the same training script with and without steering, seed by seed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vpretrain.system.files import read_json, write_json, write_text
 log = logging.getLogger(__name__)
 
 Make = Callable[[str, int], SteeredTrainer]
-"""From an arm and a seed to a trainer made anew."""
+"""Builds a new trainer for an arm and a seed."""
 
 _NO_MATTER = (
     *("output_dir", "seed", "run_name", "project", "report_to", "trackio_", "disable_tqdm"),
@@ -51,8 +51,9 @@ _NO_MATTER = (
     *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
 )
-"""Arguments that a run's scores do not depend on, by how their names begin; a run's file has the
-seed in its name."""
+"""Prefixes of arguments that do not affect a run's scores; the seed is in the name of the run's
+file.
+"""
 
 
 def compare_arms(
@@ -65,33 +66,34 @@ def compare_arms(
     new_tokens: int = 32,
     out: str | Path = "runs/compare-trainer",
 ) -> dict[str, Any]:
-    """Trains every arm with every seed, and says whether steering helped.
+    """Trains every arm with every seed, and reports whether steering helped.
 
     Prints a table that begins with the untouched model, and a verdict; writes ``compare.json`` and
-    ``report.html``. "Better" is said where both the interval over seeds and the one over held-out
-    rows are clear of zero. Called again with the same ``out``, runs that were finished are kept.
+    ``report.html``. The verdict is "better" only if the intervals over seeds and over held-out rows
+    both exclude zero. Called again with the same ``out``, it keeps finished runs.
 
     Args:
-        make: is called with an arm and a seed, and returns a trainer with
-            ``steering=Steering(arm=arm, ...)`` and ``TrainingArguments(seed=seed, ...)`` around a
-            model loaded anew: every arm of a seed starts from the same weights.
-        held_out: rows in the format of ``feedback_dataset``, in none of its and of the training
-            set's: measured are their solutions (``held_out/nll``, nats a token).
+        make: called with an arm and a seed; returns a trainer with ``steering=Steering(arm=arm,
+            ...)`` and ``TrainingArguments(seed=seed, ...)`` around a freshly loaded model: every
+            arm of a seed starts from the same weights.
+        held_out: rows in the format of ``feedback_dataset``, disjoint from it and from the training
+            set. Their solutions are scored (``held_out/nll``, nats per token).
         arms: of :data:`vpretrain.integrations.transformers.STEERING_ARMS`; the first is the
             baseline.
-        seeds: how many, from 0 on; 3 or more give an interval over seeds.
-        answer: expression with one group that finds the answer in a solution; given, the leading
-            metric is ``held_out/pass@1``, the share of rows that greedy completions solve.
-        new_tokens: of a completion, at most.
+        seeds: number of seeds, from 0 on; 3 or more give an interval over seeds.
+        answer: regular expression with one group that finds the answer in a solution. If given, the
+            leading metric is ``held_out/pass@1``, the fraction of rows solved by greedy
+            completions.
+        new_tokens: maximum length of a completion.
         out: folder for the results.
 
     Returns:
-        ``compare.json``.
+        The contents of ``compare.json``.
 
     Raises:
-        UserError: a trainer that ``make`` returned is not of this arm and seed or starts from other
-            weights, a held-out row is trained on or steers, or ``out`` holds runs of another
-            script.
+        UserError: a trainer that ``make`` returned has another arm or seed, or starts from other
+            weights; a held-out row is also in the training or the feedback set; or ``out`` holds
+            runs of another script.
     """
     _check_arms(arms, seeds)
     with renamed({"--out": "out"}):
@@ -100,7 +102,7 @@ def compare_arms(
     console = console_for_people(False)
     console.quiet = not distributed.is_main_process()
     runs, step0 = _all_runs(make, arms, seeds, test, folder, console)
-    distributed.barrier()  # until the first process has written the last run
+    distributed.barrier()  # wait until the first process has written the last run
     table = _table(runs, step0, folder)
     if distributed.is_main_process():
         _write(table, runs, folder)
@@ -127,7 +129,7 @@ def _check_arms(arms: Sequence[str], seeds: int) -> None:
 def _all_runs(
     make: Make, arms: Sequence[str], seeds: int, test: HeldOut, folder: Path, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, Score]]:
-    """Entries of ``compare.json``, and the scores of the untouched model."""
+    """Returns the entries of ``compare.json``, and the scores of the untouched model."""
     runs: list[dict[str, Any]] = []
     step0: dict[str, Score] = {}
     for seed in range(seeds):
@@ -156,7 +158,7 @@ class HeldOut:
     Args:
         rows: in the format of ``feedback_dataset``.
         answer: see :func:`compare_arms`.
-        new_tokens: likewise.
+        new_tokens: see :func:`compare_arms`.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -164,7 +166,7 @@ class HeldOut:
     new_tokens: int
 
     def __post_init__(self) -> None:
-        """Refuses, before anything is trained, what cannot be scored."""
+        """Rejects rows that cannot be scored, before anything is trained."""
         if not self.rows:
             raise user_error("held_out", "there are no rows to measure success on", accepted="rows")
         if len(self.rows) < FEW_ROWS:
@@ -187,12 +189,12 @@ class HeldOut:
 
     @property
     def digest(self) -> str:
-        """Of the rows and what is asked of them."""
+        """Hash of the rows and the scoring options."""
         said = [[dict(row) for row in self.rows], self.answer, self.new_tokens]
         return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
 
     def scores(self, trainer: SteeredTrainer) -> dict[str, Score]:
-        """Of the trainer's present model, the leading metric first."""
+        """Returns the scores of the trainer's current model, the leading metric first."""
         tokenizer, args = trainer.processing_class, trainer.args
         task = feedback_of(
             self.rows,
@@ -222,7 +224,7 @@ class HeldOut:
 
 
 def _solution(row: Any) -> Any:
-    """The text that a held-out row has as its answer; None where it has messages, or is no row."""
+    """Returns the answer text of a held-out row; None if it has messages, or is not a mapping."""
     if not isinstance(row, Mapping):
         return None
     return next((row[name] for name in ANSWERS if name in row), None)
@@ -236,14 +238,16 @@ def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:
         if value != accepted:
             message = "make(arm, seed) made a trainer of another; pass on what it is called with"
             raise user_error(where, message, value=value, accepted=str(accepted))
-    # Counted for the table: what a run was trained on.
+    # Makes the Trainer count the tokens trained on, for the table.
     trainer.args.include_num_input_tokens_seen = "non_padding"
     return trainer
 
 
 def _script(trainer: SteeredTrainer, test: HeldOut, weights: float) -> dict[str, str]:
-    """What a run's scores depend on, as far as a trainer tells: an earlier run counts if it says
-    the same."""
+    """Returns everything a run's scores depend on, as far as the trainer tells.
+
+    An earlier run is reused only if all of it is equal.
+    """
     rows = trained_on(trainer.train_dataset, trainer.processing_class)
     collator = trainer.data_collator
     return {
@@ -264,8 +268,9 @@ def _script(trainer: SteeredTrainer, test: HeldOut, weights: float) -> dict[str,
 def _run(
     trainer: SteeredTrainer, test: HeldOut, script: dict[str, str], folder: Path, console: Console
 ) -> dict[str, Any]:
-    """One run, as an entry of ``compare.json``; an earlier one of the same script is not run
-    again."""
+    """Runs one arm and seed, and returns its entry of ``compare.json``; a finished run is read
+    instead.
+    """
     arm, seed = trainer.steering.arm, trainer.args.seed
     path = folder / "runs" / f"{arm}-{seed}.json"
     finished = distributed.from_first_rank(lambda: _read(path))
@@ -294,7 +299,7 @@ def _run(
 
 
 def _check_same(path: Path, before: Any, script: Mapping[str, str]) -> None:
-    """Refuses an earlier run that is not of this script, or of none."""
+    """Rejects an earlier run of another script, or one that :func:`compare_arms` did not write."""
     if not isinstance(before, dict):
         message = (
             "this run is not of compare_arms, as one of vpretrain compare; name another folder"
@@ -307,8 +312,10 @@ def _check_same(path: Path, before: Any, script: Mapping[str, str]) -> None:
 
 
 def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, float]]:
-    """What the Trainer logged, for the report's curves; it notes no times, so that they are taken
-    to pass evenly."""
+    """Yields the Trainer's log as records for the report's curves.
+
+    The Trainer logs no times, so steps are taken to be equally long.
+    """
     for entry in trainer.state.log_history:
         if "loss" in entry:
             yield {

@@ -1,5 +1,7 @@
-"""Rows of a ``datasets`` table (or any sequence of dicts), in the formats that TRL's trainers read,
-as documents."""
+"""Converts rows in the formats of TRL's trainers to documents.
+
+Rows come from a ``datasets`` table or any sequence of dicts.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _SHOWN = 5
 def documents_of(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, *, max_tokens: int, where: str
 ) -> list[Document]:
-    """Rows as documents whose loss is on what is verified; as :func:`feedback_of` has them."""
+    """Returns rows as documents under the likelihood signal, see :func:`feedback_of`."""
     signal = LikelihoodSignal()
     return feedback_of(rows, tokenizer, signal, max_tokens=max_tokens, where=where).documents
 
@@ -43,21 +45,22 @@ def feedback_of(
     max_tokens: int,
     where: str,
 ) -> TaskDocuments:
-    """Rows as documents whose loss is on what is verified: solution, completion, or the assistant's
-    last message.
+    """Returns rows as documents whose loss is on the verified part.
 
-    Rows become tokens as in a recipe (:class:`vpretrain.language.data.layout.Layout`):
-    ``solution`` is set apart from its prompt by a line break, and ``completion`` follows it as it
-    stands, as in TRL.
+    This is the solution, the completion, or the last assistant message.
+
+    Rows are tokenised as in a recipe (:class:`vpretrain.language.data.layout.Layout`): a
+    ``solution`` is separated from its prompt by a line break, and a ``completion`` follows it
+    directly, as in TRL.
 
     Args:
-        rows: with the columns of one of the formats, see :data:`FORMATS`; of ``text`` every token
-            is predicted. Where ``signal`` reads a second answer, the first may be ``chosen``.
-        tokenizer: with an end token, and for messages with a chat template; None for rows in
-            tokens.
-        signal: the kind of feedback that is made of them.
-        max_tokens: longer rows are cut at the right; those whose prompt alone is as long are left
-            out. Both are logged.
+        rows: with the columns of one of :data:`FORMATS`; in ``text`` every token is predicted. If
+            ``signal`` reads a second answer, the first may be named ``chosen``.
+        tokenizer: with an end token, and for messages with a chat template; None for tokenised
+            rows.
+        signal: the kind of feedback to make of them.
+        max_tokens: longer rows are truncated on the right; rows whose prompt alone is as long are
+            dropped. Both are logged.
         where: the argument that the rows come from, for messages.
 
     Returns:
@@ -65,7 +68,7 @@ def feedback_of(
 
     Raises:
         UserError: a row is in none of the formats, has nothing to predict, does not fit the kind of
-            feedback, or asks for a tokenizer or a template that is not there.
+            feedback, or needs a tokenizer or a template that is missing.
     """
     rows = list(rows)
     if any(not isinstance(row, Mapping) for row in rows[:1]):
@@ -77,7 +80,7 @@ def feedback_of(
             raise user_error(where, message, value="input_ids", accepted="prompts with answers")
         return TaskDocuments(list(_tokenised(rows, max_tokens, where)), {})
     task = _in_text(rows, tokenizer, signal, where)
-    # TRL reads control tokens that stand in its rows, and so do these.
+    # Special tokens in the text are parsed as such, as in TRL.
     with renamed({"learner.tokenizer": "processing_class"}):
         documents, counts = encode_task(
             task, tokenizer, max_tokens=max_tokens, parse_special_tokens=True
@@ -90,7 +93,7 @@ def feedback_of(
 def _in_text(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, signal: Signal, where: str
 ) -> TaskRows:
-    """Rows of text as the kind of feedback needs them."""
+    """Returns text rows with the answers that the kind of feedback needs."""
     if not hasattr(tokenizer, "get_vocab"):
         raise user_error(
             "processing_class",
@@ -127,19 +130,19 @@ def check_apart(
     *,
     where: str = "feedback_dataset",
 ) -> None:
-    """Refuses feedback rows that are trained on: their answers would be learned and not steered
-    towards.
+    """Rejects feedback rows that are also trained on: their answers would be learned directly.
 
-    Two rows are the same if their prompts are, or all of their tokens, special ones apart.
+    Two rows are the same if their prompts, or all of their tokens, are equal apart from special
+    tokens.
 
     Args:
         feedback: its documents.
         train: documents of the training set; read once.
-        special: tokens that do not count: of beginning, end, padding.
+        special: tokens to ignore: beginning, end, padding.
         where: the argument, for the message.
 
     Raises:
-        UserError: with the first rows that are in both.
+        UserError: names the first rows that are in both.
     """
     shared = same_tokens(feedback, train, special)
     if shared:
@@ -155,8 +158,10 @@ def check_apart(
 
 
 def trained_on(dataset: Any, tokenizer: Any) -> Iterator[Document] | None:
-    """The rows of a training set as documents, packed ones taken apart; None where they cannot be
-    known beforehand."""
+    """Returns the rows of a training set as documents, packed ones split.
+
+    None if they cannot be known in advance.
+    """
     if not hasattr(dataset, "__len__") or not len(dataset):
         return None
     first = dataset[0]
@@ -203,7 +208,7 @@ def _tokenised(
 
 
 def _unpacked(row: Mapping[str, Any], place: int) -> Iterator[Document]:
-    """A training row in tokens; one that TRL packed is taken apart again."""
+    """Yields the documents of a tokenised training row, which TRL may have packed."""
     ids = [int(token) for token in row["input_ids"]]
     predicted = [int(label) != IGNORED for label in row.get("labels", ids)]
     at = 0
@@ -214,7 +219,7 @@ def _unpacked(row: Mapping[str, Any], place: int) -> Iterator[Document]:
 
 
 def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[str]) -> Row:
-    """The row with the answer of the first of ``columns`` that it has."""
+    """Returns the row with the answer from the first of ``columns`` that it has."""
     answer = next((row[name] for name in columns if name in row), None)
     prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and isinstance(answer, str):
@@ -244,7 +249,6 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[
 
 
 def _unended(text: str, tokenizer: Any) -> str:
-    """The text without the end token that some rows and templates write out: every document gets
-    one."""
+    """Strips the end token that some rows and templates contain, since every document gets one."""
     end = tokenizer.eos_token
     return text.rstrip().removesuffix(end) if end and text.rstrip().endswith(end) else text

@@ -1,9 +1,10 @@
-"""Algorithm 1 inside a loop that is not ours: one part of a batch at a time, optimizer and clipping
-left to the host.
+"""Algorithm 1 inside another trainer's loop, which runs backward passes and optimizes.
 
-On several processes a part is this one's share of a micro-batch; what is a sum or a mean over it is
-one over all of them, as in the core (:mod:`vpretrain.system.distributed`), and all come to every
-part together. Gradients are left to the host.
+It works on one part of a batch at a time.
+
+With several processes a part is this process's shard of a micro-batch. Its sums and means are over
+all processes, as in the core (:mod:`vpretrain.system.distributed`), and all processes must reach
+every part together. The host reduces the gradients.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ from vpretrain.system import distributed
 log = logging.getLogger(__name__)
 
 FAULTS = 3
-"""Meta steps in a row that a checker may spoil."""
+"""Number of consecutive meta steps that may fail because of a checker."""
 
 
 class HostedLearner(CausalLearner):
-    """A causal learner whose training pass goes through whatever the host has wrapped around the
-    model.
+    """A causal learner whose training pass goes through the host's wrapper around the model.
 
-    Data parallelism averages gradients, and Accelerate casts, only in a call of the wrapper.
-    Everything that is valued runs without it, on the model's parts.
+    Data parallelism averages gradients, and Accelerate casts, only in a call of the wrapper. Values
+    are computed without it, on the model's parts.
 
     Args:
         model: the ``transformers`` model itself.
@@ -50,9 +50,11 @@ class HostedLearner(CausalLearner):
         self.wrapped: Any = model
 
     def forward(self, batch: TokenBatch) -> Context:
-        """One forward pass of the wrapped model; as in the plain learner, prompts and padding are
-        never projected, and a large vocabulary is passed over in chunks: its head is then called
-        with nothing."""
+        """Runs one forward pass of the wrapped model.
+
+        As in :class:`CausalLearner`, prompts and padding are never projected. A large vocabulary is
+        processed in chunks; the model's own head is then called with an empty input.
+        """
         batch = batch.to(self.device)
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
@@ -81,8 +83,9 @@ class HostedLearner(CausalLearner):
 
 
 class HostedStep:
-    """A learner step whose parts the host sends back through the model, and whose gradient it clips
-    and applies: of Algorithm 1 the designer's side alone.
+    """The designer's side of a learner step that another trainer runs.
+
+    The host runs the backward pass, clips and optimizes.
 
     Args:
         learner: the host's model as a learner.
@@ -104,19 +107,19 @@ class HostedStep:
 
     @property
     def steers(self) -> bool:
-        """Whether the designer's task is used, or the baseline's in its place."""
+        """Whether this step uses the designer's task rather than the baseline task."""
         return self.meta.steers(self.step)
 
     def part_loss(self, part: TokenBatch, fraction: float, *, step: int) -> Tensor:
-        """The loss of a part of the step's batch, a scalar with its graph to the learner.
+        """Returns the loss of a part of the step's batch, a scalar with its graph to the learner.
 
-        Where some process has nothing to predict, the part is not steered on any, and the meta step
-        waits for the next.
+        If some process has nothing to predict, the part is not steered on any process, and a due
+        meta step is postponed to the next part.
 
         Args:
-            part: unlabeled; the first of a step is what the designer learns from.
-            fraction: what the part's mean counts in this process's loss of the step.
-            step: of the host, from 0; parts of one step have the same.
+            part: unlabeled; the designer learns from the first part of a step.
+            fraction: weight of the part's mean in this process's loss of the step.
+            step: of the host, from 0; the same for all parts of a step.
         """
         context = self.learner.forward(part)
         if step == 0 and self._begun is None and self.meta.designer.uses_feedback:
@@ -129,7 +132,7 @@ class HostedStep:
             torch.tensor([count, count == 0], dtype=torch.float64)
         ).tolist()
         if not count:
-            return context.logits.sum() * 0.0  # every parameter has its gradient
+            return context.logits.sum() * 0.0  # gives every parameter a gradient, as DDP requires
         if lacking:
             task = self.meta.designer.baseline_task(context)
             return fraction * self.learner.loss(context, detached(task))
@@ -152,13 +155,12 @@ class HostedStep:
         return fraction * self.learner.loss(context, detached(shaped))
 
     def after_backward(self) -> None:
-        """After the last backward pass of a step, before the gradient is clipped."""
+        """Must be called after the last backward pass of a step, before the gradient is clipped."""
         if self._learned:
             self.metrics |= self.meta.alignment_metrics()
 
     def state_dict(self) -> State:
-        """The designer's side, with a meta step that still waits for a part to learn from; the
-        optimizer is the host's to save."""
+        """Returns the designer's side, with a pending meta step; the host saves the optimizer."""
         return {
             "step": self.step,
             "meta": self.meta.state_dict(),
@@ -171,6 +173,6 @@ class HostedStep:
         """Restores :meth:`state_dict`."""
         self.step = state["step"]
         self.meta.load_state_dict(state["meta"])
-        # Checkpoints of earlier versions have none of these three.
+        # Checkpoints of earlier versions lack due, faults and metrics.
         self._due, self._faults = state.get("due", False), state.get("faults", 0)
         self.metrics = state.get("metrics", {})

@@ -1,5 +1,4 @@
-"""Which of a trainer's checkpoints can be resumed: one that was being written when its process was
-killed is half there."""
+"""Finds the trainer checkpoint to resume, skipping incomplete ones (killed while writing)."""
 
 from __future__ import annotations
 
@@ -16,26 +15,30 @@ from vpretrain.system.errors import user_error
 from vpretrain.system.files import read_json
 
 STATE = "steering"
-"""Folder inside a Trainer's checkpoint: designer, where the feedback's draws stand, its
-latest gradients, and the files that were written before it."""
+"""Folder inside a Trainer's checkpoint: designer, position in the feedback data, latest gradients,
+and a list of the files written before it.
+"""
 
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
 def files_in(checkpoint: Path) -> dict[str, int]:
-    """Bytes by name of what is in a checkpoint beside :data:`STATE`."""
+    """Returns sizes in bytes of a checkpoint's files outside :data:`STATE`, by name."""
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     return {name: size for name, size in sizes.items() if not name.startswith(f"{STATE}/")}
 
 
 def resumable(folder: Path) -> str | bool:
-    """What a Trainer is to resume: the newest checkpoint in its ``output_dir`` that is whole, where
-    newer ones that are not are named in the log; True where there is none at all; False where
-    nothing was ever saved but half of the first, which is logged too.
+    """Returns what a Trainer should resume from.
+
+    The newest complete checkpoint in its ``output_dir``; newer incomplete ones are logged. True if
+    there is no checkpoint at all. False if only unfinished ones exist, which is logged: training
+    starts over.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: there are checkpoints, none is complete, and some are damaged rather than
+            unfinished.
     """
     named = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*") if path.is_dir())
     steps = {int(match[1]): path for path, match in named if match}
@@ -60,7 +63,7 @@ def resumable(folder: Path) -> str | bool:
 
 
 class _Unfinished(Damaged):
-    """Its last file was never written."""
+    """The last file of the checkpoint was never written."""
 
 
 def _listed(broken: dict[str, Damaged]) -> str:
@@ -68,7 +71,7 @@ def _listed(broken: dict[str, Damaged]) -> str:
 
 
 def _check(checkpoint: Path) -> None:
-    """Raises Damaged unless everything is there, with the sizes that it was written with."""
+    """Raises Damaged unless all files are there with the sizes that they were written with."""
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
     except (OSError, ValueError):

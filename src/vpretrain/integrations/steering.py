@@ -1,5 +1,4 @@
-"""How a trainer of another library steers: the keys of a recipe that concern it, and the parts that
-they make."""
+"""Steering options for other libraries' trainers, and the parts built from them."""
 
 from __future__ import annotations
 
@@ -29,8 +28,10 @@ from vpretrain.system.errors import Problem, UserError
 
 
 def steering_arms() -> dict[str, str]:
-    """The arms of language that steer one stream of rows: another trainer's rows have no sources to
-    be weighed, and are all trained on."""
+    """Returns descriptions of the language arms that work with another trainer's rows, by name.
+
+    Such rows have no sources to weigh, and all of them are trained on.
+    """
     return {
         name: arm.description
         for name, arm in ARMS.all.items()
@@ -44,41 +45,48 @@ def steering_arms() -> dict[str, str]:
 
 
 STEERING_ARMS = steering_arms()
-"""Those that come with the package."""
+"""The arms that come with the package."""
 
 
 class Steering(Value):
-    """The keys of a recipe's ``value`` section and those of a designer side by side, with those
-    that choose arm, S and feedback.
+    """Steering options for another trainer.
+
+    They are the keys of a recipe's ``value`` section and of its designer, side by side, and those
+    for arm, S and feedback.
 
     The designer's keys are those of the arm's kind (``tilt`` of ``token_weights``); for arms that
     replace the feedback, those of ``kind``. ``learning_rate`` is the designer's; the learner's
     optimizer, schedule and clipping are the trainer's own.
 
     Raises:
-        UserError: an unknown key, a key of another kind of designer, a value that its key does not
-            take, or keys that do not go together.
+        UserError: an unknown key, a key of another kind of designer, an invalid value, or
+            incompatible keys.
     """
 
     arm: str = "token_weights"
     """One of :data:`STEERING_ARMS`."""
     designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
-    """The designer's keys as one section; or give them beside the others."""
+    """The designer's keys as one section; they can also be given side by side with the other
+    keys.
+    """
     aligned_blocks: PositiveInt | Literal["all"] = 2
-    """S: the last so many blocks with final norm and (untied) head."""
+    """S: this many last blocks, with final norm and (untied) head."""
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
-    one that trains."""
+    """S as shell patterns over parameter names, in place of ``aligned_blocks``; each must match a
+    trainable parameter.
+    """
     feedback: Annotated[Signal, SIGNALS.by_kind] = LikelihoodSignal()
-    """What is made of the feedback rows, with the keys that its kind has in
-    ``data.feedback.tasks``: ``{"kind": "reward", "checker": "number"}``."""
+    """The kind of feedback to make of the rows, with its keys as in ``data.feedback.tasks``:
+    ``{"kind": "reward", "checker": "number"}``.
+    """
     feedback_batch_size: PositiveInt = 32
     """Rows in one feedback batch."""
     feedback_batches: PositiveInt = 2
-    """Batches used at a meta step; g_down is their mean, and their agreement says how far to trust
-    it."""
+    """Feedback batches per meta step; g_down is their mean, and their agreement measures how far to
+    trust it.
+    """
     feedback_max_tokens: PositiveInt = 512
-    """Longer feedback rows are cut there, and counted in the log."""
+    """Longer feedback rows are truncated to this many tokens, and counted in the log."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -119,16 +127,18 @@ class Steering(Value):
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """Figures of a step that go into a trainer's log: whether it was steered, what that was
-        worth, how far the feedback is to be trusted, how the step's gradient lies to it, and how
-        far this arm's tasks are from the plain ones."""
+        """Names of the figures that go into a trainer's log.
+
+        They tell whether the step was steered, its gain, the reliability of the feedback, the
+        cosine of the step's gradient with it, and how far this arm's tasks are from the baseline's.
+        """
         cost = self.designer.cost
         weighted, mixed = (cost.weighted, cost.candidates) if cost else (False, True)
         shape = [*(["weight_spread"] if weighted else []), *(["gate"] if mixed else [])]
         return "steered", "gain", "reliability", "cosine", *shape
 
     def card(self, rows: int) -> str:
-        """The section of a model card that says what steered; ``rows`` is the feedback's number."""
+        """Returns a model card's section on steering; ``rows`` is the number of feedback rows."""
         return (
             "\n## Steering\n\n"
             f"What each batch taught was shaped by the gradient of {rows} verified examples, none "
@@ -140,15 +150,15 @@ class Steering(Value):
         )
 
     def new_designer(self, learner: CausalLearner, tokenizer: Any, seed: int) -> Designer:
-        """The arm's designer, fresh or transferred from a run.
+        """Returns the arm's designer, fresh or transferred from a run.
 
         Args:
-            learner: what is steered.
-            tokenizer: the learner's; read where a designer is transferred alone.
-            seed: of the designer's first weights.
+            learner: the learner to steer.
+            tokenizer: the learner's; read only if a designer is transferred.
+            seed: of the designer's initial weights.
 
         Raises:
-            UserError: what the designer asks for does not fit the learner.
+            UserError: the designer does not fit the learner.
         """
         site = Site(learner, seed, Reliability(shrink=self.shrink, unit=self.unit))
         section = LearnerSection(model=str(learner.model.config.name_or_path))
@@ -158,12 +168,12 @@ class Steering(Value):
     def new_feedback(
         self, task: TaskDocuments, tokenizer: Any, *, pad_id: int, seed: int
     ) -> Feedback:
-        """What the arm's designer is given of verified rows.
+        """Returns the feedback that the arm's designer gets from verified rows.
 
         Args:
-            task: the rows in tokens, each with something to predict.
-            tokenizer: the learner's; None where no kind of feedback reads text.
-            pad_id: fills rows up; never predicted.
+            task: the tokenised rows, each with something to predict.
+            tokenizer: the learner's; None if no kind of feedback reads text.
+            pad_id: pads rows; never predicted.
             seed: of the batches.
 
         Raises:
@@ -185,8 +195,11 @@ class Steering(Value):
 
 
 def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
-    """The keys of designers in a section of their own. Arms that read no feedback leave aside those
-    of the others, so that one script serves both."""
+    """Moves the designer's keys to a section of their own.
+
+    For arms that read no feedback, keys of other designers are dropped, so that one script serves
+    both.
+    """
     rest = dict(keys)
     arm = ARMS.all.get(str(rest.get("arm", ARMS.default)))
     kind = (arm and arm.designer) or ARMS.default
@@ -211,7 +224,7 @@ _SECTIONS = ("learner.", "designer.", "value.")
 
 @contextmanager
 def errors_of_steering() -> Iterator[None]:
-    """Names the argument of ``Steering`` where the core names a recipe's key."""
+    """Context manager that renames recipe keys in errors to arguments of ``Steering``."""
     try:
         yield
     except UserError as error:

@@ -1,5 +1,4 @@
-"""A drop-in for ``transformers.Trainer``: one more data set, and its gradients shape what each
-batch asks of the model."""
+"""A drop-in for ``transformers.Trainer`` that steers batches by the gradient of a feedback set."""
 
 from __future__ import annotations
 
@@ -30,30 +29,29 @@ __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
 
 
 class SteeredTrainer(Trainer):
-    """A ``Trainer`` whose batches are steered: drop it in, add ``feedback_dataset``.
+    """A drop-in ``Trainer`` that takes ``feedback_dataset`` and steers its batches.
 
-    Every argument, callback and hook of the Trainer keeps its meaning; the loss is the core's
-    soft-target cross-entropy, normalised by ``num_items_in_batch`` as the Trainer's is. Checkpoints
-    hold designer and feedback in ``steering/``, and ``resume_from_checkpoint`` goes on from there;
-    where it is True, from the newest checkpoint that is whole.
-    Logs gain ``steering/gain`` and a few more figures of the latest meta step
-    (:attr:`Steering.logged`). Evaluation is the Trainer's own.
+    Every argument, callback and hook of the Trainer keeps its meaning. The loss is the core's
+    soft-target cross-entropy, normalised by ``num_items_in_batch`` as in the Trainer. Checkpoints
+    hold designer and feedback in ``steering/``; ``resume_from_checkpoint`` restores them, and True
+    resumes the newest complete checkpoint. Logs gain ``steering/gain`` and a few more figures of
+    the latest meta step (:attr:`Steering.logged`). Evaluation is the Trainer's own.
 
-    On several processes (``accelerate launch``, ``torchrun``: DDP) each uses the same feedback,
-    and values, weights and what the designer learns are those of all of them together. FSDP,
-    DeepSpeed and tensor, context or sequence parallelism are refused.
+    With several processes (``accelerate launch``, ``torchrun``: DDP) each uses the same feedback;
+    values, weights and designer updates are computed over all of them. FSDP, DeepSpeed and tensor,
+    context or sequence parallelism are rejected.
 
     Args:
-        given: as the Trainer takes them.
+        given: positional arguments of the Trainer.
         feedback_dataset: verified rows that are not trained on: a ``datasets.Dataset`` or a
             sequence of dicts, in one of the formats of
             :data:`vpretrain.integrations.datasets.FORMATS`; read with ``processing_class``.
-        steering: arm, designer, alignment and how the feedback is used.
-        arguments: as the Trainer takes them, by name.
+        steering: arm, designer, alignment and use of the feedback.
+        arguments: keyword arguments of the Trainer.
 
     Raises:
-        UserError: an argument that cannot work with steering, a model that cannot be valued, or
-            feedback rows that are too few, unreadable, or trained on; before any step.
+        UserError: an argument that cannot be combined with steering, a model that cannot be valued,
+            or feedback rows that are too few, unreadable, or trained on; raised before any step.
     """
 
     def __init__(
@@ -63,8 +61,7 @@ class SteeredTrainer(Trainer):
         steering: Steering | None = None,
         **arguments: Any,
     ) -> None:
-        # Passed on unread: what a Trainer takes differs between its versions and between it and
-        # TRL's.
+        # Passed through, because the arguments differ between Trainer versions and TRL's trainers.
         super().__init__(*given, **arguments)
         if feedback_dataset is None:
             message = "these rows are what steers; give some, or take the Trainer"
@@ -93,38 +90,37 @@ class SteeredTrainer(Trainer):
             )
         self._steered_made: tuple[HostedLearner, Designer, Feedback] | None = None
         self._steered_step: HostedStep | None = None
-        self._steered_parts()  # what cannot work is refused here, not at the first step
+        self._steered_parts()  # raises errors here rather than at the first step
 
     @property
     def designer(self) -> Designer:
-        """The task designer of the model that trains (see
-        :class:`vpretrain.method.roles.Designer`)."""
+        """The task designer (:class:`vpretrain.method.roles.Designer`) of the current model."""
         return self._steered_parts()[1]
 
     @property
     def learner(self) -> HostedLearner:
-        """The model that trains in the learner's role (see
-        :class:`vpretrain.method.roles.Learner`)."""
+        """The current model as a learner (:class:`vpretrain.method.roles.Learner`)."""
         return self._steered_parts()[0]
 
     @property
     def feedback(self) -> Sequence[Document]:
-        """The feedback's rows in tokens."""
+        """The tokenised feedback rows."""
         return self._feedback.documents
 
     @property
     def steered_metrics(self) -> dict[str, float]:
-        """Those of the latest meta step, as in a run's log: gain, gate, agreement, cosine, ...;
-        empty before the first."""
+        """Metrics of the latest meta step (gain, gate, agreement, ...); empty before the first."""
         return {} if self._steered_step is None else self._steered_step.metrics
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *given: Any, **named: Any
     ) -> Any:
-        """The Trainer's; ``True`` resumes the newest checkpoint that is whole, and says which.
+        """Trains as the Trainer does; ``True`` resumes the newest complete checkpoint.
+
+        Incomplete checkpoints are logged.
 
         Raises:
-            UserError: it is True, and no checkpoint is whole.
+            UserError: it is True, and no checkpoint can be resumed.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = resumable(Path(str(self.args.output_dir)))
@@ -137,8 +133,10 @@ class SteeredTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The steered loss of a micro-batch while training, its meta step first where one is due;
-        the Trainer's otherwise."""
+        """Returns the steered loss of a micro-batch, after the meta step if one is due.
+
+        In evaluation, or with ``return_outputs``, it is the Trainer's own loss.
+        """
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = token_batch(inputs)
@@ -156,14 +154,16 @@ class SteeredTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The Trainer's, then how far the gradient points where the feedback wants to go."""
+        """Runs the Trainer's step, then compares the accumulated gradient with the feedback's."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._hosted_step().after_backward()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's, with the metrics of the latest meta step beside the training loss."""
+        """Logs as the Trainer does, and adds metrics of the latest meta step to the training
+        loss.
+        """
         if "loss" in logs and self._steered_step is not None:
             steered = self._steered_step.steers and self.designer.uses_feedback
             figures = {"steered": float(steered), **self.steered_metrics}
@@ -172,7 +172,7 @@ class SteeredTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
-        """The Trainer's card, and what steered."""
+        """Writes the Trainer's model card, with a section on steering."""
         super().create_model_card(*given, **named)
         if self.is_world_process_zero() and self.designer.uses_feedback:
             with (Path(str(self.args.output_dir)) / "README.md").open(
@@ -181,8 +181,10 @@ class SteeredTrainer(Trainer):
                 card.write(self.steering.card(len(self.feedback)))
 
     def _steered_parts(self) -> tuple[HostedLearner, Designer, Feedback]:
-        """Learner, designer and feedback of the present model; made anew where ``model_init`` made
-        another."""
+        """Returns learner, designer and feedback of the current model.
+
+        They are rebuilt if ``model_init`` made a new model.
+        """
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         made = self._steered_made
@@ -211,7 +213,7 @@ class SteeredTrainer(Trainer):
         return self._steered_made
 
     def _hosted_step(self) -> HostedStep:
-        """Algorithm 1 around the optimizer of the present ``train()``."""
+        """Returns Algorithm 1 around the optimizer of the current ``train()``."""
         optimizer: Any = self.optimizer
         if self._steered_step is None or self._steered_step.meta.optimizer is not optimizer:
             learner, designer, feedback = self._steered_parts()
@@ -222,7 +224,7 @@ class SteeredTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         step, folder = self._hosted_step(), Path(output_dir) / STATE
-        # On all processes, which may have to tell the first what they remember.
+        # On all processes: state_dict may be a collective call.
         designer, feedback = step.meta.designer.state_dict(), step.meta.feedback.state_dict()
         state = {"designer": designer, "feedback": feedback}
         if self.args.should_save:

@@ -1,4 +1,4 @@
-"""The same for TRL's ``SFTTrainer``; needs the extra ``posttrain``."""
+"""Steering for TRL's ``SFTTrainer``; needs the extra ``posttrain``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ __all__ = ["STEERING_ARMS", "SteeredSFTTrainer", "Steering"]
 
 
 class SteeredSFTTrainer(SteeredTrainer, SFTTrainer):
-    """An ``SFTTrainer`` whose batches are steered; arguments as it takes them, and those of
-    :class:`SteeredTrainer`.
+    """An ``SFTTrainer`` whose batches are steered.
 
-    TRL prepares ``train_dataset`` (chat templates, packing, ``assistant_only_loss``). The
-    feedback's rows are read as :class:`SteeredTrainer` reads them, whatever the format of the
-    training set. Token accuracy and entropy are logged in evaluation alone: a steered pass never
-    sees the logits of tokens that are not predicted.
+    It takes the arguments of ``SFTTrainer`` and those of :class:`SteeredTrainer`.
+
+    TRL prepares ``train_dataset`` (chat templates, packing, ``assistant_only_loss``). Feedback rows
+    are read as by :class:`SteeredTrainer`, whatever the format of the training set. Token accuracy
+    and entropy are logged in evaluation only, because a steered pass does not compute logits of
+    tokens that are not predicted.
     """

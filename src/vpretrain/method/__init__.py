@@ -1,3 +1,4 @@
-"""V-pretraining itself: roles, value, its estimators, designers, feedback, one step. Knows no
-recipe, file, command or modality.
+"""The V-pretraining algorithm: roles, value estimators, designers, feedback and one training step.
+
+Independent of recipes, files, commands and modalities.
 """

@@ -1,4 +1,4 @@
-"""Several batches as one learner step, where memory does not hold them at a time."""
+"""Gradient accumulation: several batches that make up one learner step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from vpretrain.system import distributed
 
 @dataclass(frozen=True)
 class Part(Generic[BatchT]):
-    """One batch of a step.
+    """One batch of a step, with its weight in the loss.
 
     Args:
-        batch: this process's share of it.
-        fraction: what its mean loss counts in the loss of the step; fractions sum to 1 over parts
-            and processes.
-        fraction_of_batch: what it counts in the loss of its own batch; 1 for a process on its own.
+        batch: this process's shard of the batch.
+        fraction: weight of its mean loss in the loss of the step. The fractions of all parts on all
+            processes sum to 1.
+        fraction_of_batch: weight of its mean loss in the loss of its own batch; 1 on a single
+            process.
     """
 
     batch: BatchT
@@ -32,10 +33,11 @@ class Part(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class MicroBatches(Generic[BatchT]):
-    """Batches whose losses are added up before the optimizer moves.
+    """Batches whose gradients are accumulated into one optimizer step.
 
-    The step is that of one large batch: each loss counts by the ``weight`` of its batch, what it is
-    a mean over. Under data parallelism every process has as many.
+    The step equals that of one large batch: each loss is weighted by the ``weight`` of its batch,
+    the size that the loss is a mean over. Under data parallelism every process holds the same
+    number of batches.
 
     Args:
         batches: in the order they were drawn, at least one.
@@ -45,7 +47,7 @@ class MicroBatches(Generic[BatchT]):
 
     @cached_property
     def _totals(self) -> list[list[float]]:
-        """Tokens and weight of each batch, over all processes."""
+        """``[tokens, weight]`` of each batch, summed over all processes."""
         here = [[batch.tokens, batch.weight] for batch in self._sized]
         return distributed.total(torch.tensor(here, dtype=torch.float64)).tolist()
 
@@ -55,11 +57,11 @@ class MicroBatches(Generic[BatchT]):
 
     @property
     def tokens(self) -> int:
-        """Tokens (images) of all, over all processes."""
+        """Number of tokens (images) in all batches, over all processes."""
         return round(sum(tokens for tokens, _ in self._totals))
 
     def weighted(self) -> list[Part[BatchT]]:
-        """Every batch with what it counts."""
+        """Returns every batch with its weights in the loss."""
         if len(self.batches) == distributed.world() == 1:
             return [Part(self.batches[0], 1.0, 1.0)]
         of_step = sum(weight for _, weight in self._totals) or 1
@@ -70,7 +72,10 @@ class MicroBatches(Generic[BatchT]):
         return parts
 
     def digest(self) -> str:
-        """Proof of what was drawn (by this process); that of the batch itself where it is one."""
+        """Returns a hash of the data that this process drew.
+
+        For a single batch it is the batch's own digest.
+        """
         digests = [batch.digest() for batch in self._sized]
         if len(digests) == 1:
             return digests[0]
@@ -78,5 +83,5 @@ class MicroBatches(Generic[BatchT]):
 
 
 def next_batches(stream: Iterator[BatchT], count: int) -> MicroBatches[BatchT]:
-    """The next batches of a stream."""
+    """Draws the next ``count`` batches of a stream."""
     return MicroBatches(tuple(next(stream) for _ in range(count)))

@@ -1,7 +1,7 @@
-"""Conflict between feedback tasks: how far their gradients agree, and gradients that agree.
+"""Conflicting gradients of several feedback tasks: measuring the conflict and projecting it out.
 
-Vectors over S, one a task; J of them. Everything beyond their J x J inner products happens in J
-dimensions.
+The gradients are vectors over S, one for each of J tasks. Beyond their J x J inner products, all
+computation happens in J dimensions.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vpretrain.method import vectors
 from vpretrain.method.roles import Gradient
 
 Resolve = Callable[[Sequence[Gradient]], list[Gradient]]
-"""One gradient a task in, as many out, each for its task."""
+"""Maps one gradient per task to one gradient per task, in the same order."""
 
 
 def inner_products(gradients: Sequence[Gradient]) -> Tensor:
-    """``[J, J]`` float64 on the CPU: the gradients' inner products with each other."""
+    """Returns the Gram matrix of the gradients, ``[J, J]`` float64 on the CPU."""
     products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for a, one in enumerate(gradients):
         for b in range(a, len(gradients)):
@@ -30,7 +30,10 @@ def inner_products(gradients: Sequence[Gradient]) -> Tensor:
 
 
 def cosines(gradients: Mapping[str, Gradient]) -> dict[str, float]:
-    """Cosine of each two tasks' gradients as ``a~b``, in [-1, 1]; 0 where one of them is zero."""
+    """Returns the cosine between the gradients of each pair of tasks, in [-1, 1], keyed ``a~b``.
+
+    The cosine is 0 where one of the two gradients is zero.
+    """
     products = inner_products(list(gradients.values()))
     sizes = products.diagonal().sqrt()
     by_pair = {}
@@ -41,24 +44,24 @@ def cosines(gradients: Mapping[str, Gradient]) -> dict[str, float]:
 
 
 def kept(gradients: Sequence[Gradient]) -> list[Gradient]:
-    """The gradients as they are: conflicts are summed over."""
+    """Returns the gradients unchanged: conflicts are left to cancel in the sum."""
     return list(gradients)
 
 
 def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
-    """Each gradient moved as little as it takes to have no negative inner product with any other
-    task's.
+    """Moves each gradient as little as needed for it to conflict with no other task's.
 
     ``argmin_v |v - g_i|`` subject to ``<v, g_j> >= 0`` for all j: the projection of GEM (Lopez-Paz
-    & Ranzato, arXiv 1706.08840), here every task on all others at once. For two tasks it is PCGrad
-    (Yu et al., arXiv 2001.06782); for more it depends on no order, and no sum of the results with
-    weights >= 0 conflicts with any task: of the terms of ``<sum_i w_i v_i, g_j>`` the j-th is
-    ``w_j |v_j|^2``, and no other is negative.
+    & Ranzato, arXiv 1706.08840), here applied to every task against all others at once. For two
+    tasks it is PCGrad (Yu et al., arXiv 2001.06782). For more than two, the result does not depend
+    on the order of the tasks. No sum of the results with weights >= 0 conflicts with any task:
+    among the terms of ``<sum_i w_i v_i, g_j>`` the j-th is ``w_j |v_j|^2``, and no other is
+    negative.
 
-    Gradients without a conflict are returned as they are.
+    Gradients without a conflict are returned unchanged.
     """
     products = inner_products(gradients)
-    # The same inner products in J dimensions: column j stands for g_j.
+    # Vectors in J dimensions with the same inner products: column j represents g_j.
     values, basis = torch.linalg.eigh(products)
     columns = (values.clamp_min(0).sqrt()[:, None] * basis.T).numpy()
     results = []
@@ -67,8 +70,8 @@ def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
         if all(products[i, j] >= 0 for j in others):
             results.append(gradient)
             continue
-        # The dual: v = g_i + sum_j factor_j g_j with the factors >= 0 that make v smallest.
-        import scipy.optimize  # half a second, for those who have several tasks
+        # Dual problem: v = g_i + sum_j factor_j g_j with the factors >= 0 that minimise |v|.
+        import scipy.optimize  # takes half a second: imported only for conflicting tasks
 
         factors, _ = scipy.optimize.nnls(
             numpy.ascontiguousarray(-columns[:, others]), columns[:, i]

@@ -1,4 +1,4 @@
-"""The value of a task as a directional derivative, four ways behind one signature.
+"""Estimators of a task's value as a directional derivative: four methods with one signature.
 
 For a direction ``u`` over the aligned parameters S and the loss ``L(S; controls)`` of a task,
 
@@ -9,10 +9,10 @@ and a designer needs ``V`` and ``dV/d controls``. Every estimator here takes
     loss       : S -> L, a scalar; its graph reaches ``controls``
     parameters : the point S (detached by the estimator)
     direction  : u, same names and shapes as ``parameters``
-    controls   : tensors that require grad and that ``loss`` closed over
+    controls   : tensors that require grad and that ``loss`` closes over
 
-and returns an :class:`Estimate`. They differ in what they ask of the kernels in the path of S, in
-cost and in error:
+and returns an :class:`Estimate`. They differ in what they require of the kernels between S and the
+loss, in cost and in error:
 
 ====================  ====================================  ==========================  ========
 estimator             needs                                 cost                        error
@@ -41,17 +41,19 @@ from vpretrain.system.memory import out_of_memory
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 Here = Callable[[], Tensor]
-"""The loss at S itself, from a pass that was made anyway."""
+"""The loss at the unperturbed S, from a forward pass that the learner runs anyway."""
 
 
 class EstimatorUnsupported(RuntimeError):
-    """A kernel on the way from S to the loss has no formula for what the estimator asks of it."""
+    """A kernel between S and the loss lacks a derivative formula that the estimator needs."""
 
 
 @contextmanager
 def _second_order(estimator: str) -> Iterator[None]:
-    """Selects the math attention kernel (the fused ones have no second derivatives); says so when
-    that is not enough.
+    """Selects the math attention kernel, since the fused ones have no second derivatives.
+
+    Raises:
+        EstimatorUnsupported: the model cannot be differentiated even so.
     """
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -70,8 +72,9 @@ def _second_order(estimator: str) -> Iterator[None]:
 def double_backward(
     loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
-    """The paper's way (Algorithm 1): differentiate ``<u, grad_S L>`` through the backward pass. The
-    reference.
+    """Differentiates ``<u, grad_S L>`` through the backward pass.
+
+    This is the paper's method (Algorithm 1) and the reference for the others.
     """
     point = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with _second_order("double_backward"), torch.enable_grad():
@@ -90,7 +93,9 @@ def double_backward(
 def forward_mode(
     loss: Loss, parameters: Mapping[str, Tensor], direction: Gradient, controls: Sequence[Tensor]
 ) -> Estimate:
-    """Exact, by dual numbers: the tangent of ``dL/d controls`` along ``u`` (forward over reverse).
+    """Computes value and gradient exactly, with dual numbers (forward over reverse).
+
+    The gradient is the tangent of ``dL/d controls`` along ``u``.
 
     The order matters: reverse over forward is silently wrong through fused LayerNorm and BatchNorm,
     whose forward-mode formulas are not themselves differentiable everywhere.
@@ -119,19 +124,20 @@ def central_difference(
     controls: Sequence[Tensor],
     relative_step: float | None = None,
 ) -> Estimate:
-    """``[L(S + eps u) - L(S - eps u)] / (2 eps)``: two ordinary forwards, any attention kernel,
-    first-order memory.
+    """Computes ``[L(S + eps u) - L(S - eps u)] / (2 eps)``: two ordinary forward passes.
 
-    Run it in float32 or float64; in bfloat16 the rounding of the loss drowns the difference
-    (learners cast their suffix up for this).
+    Works with any attention kernel and in first-order memory. Run it in float32 or float64: in
+    bfloat16 the rounding error of the loss exceeds the difference (learners upcast their suffix for
+    this).
 
     Args:
-        loss: of S, see the module.
+        loss: a function of S, see the module docstring.
         parameters: the point S.
         direction: u.
-        controls: what the loss closed over.
-        relative_step: norm of the perturbation over the norm of S; None: :data:`RELATIVE_STEP`,
-            which no model need suit; :mod:`vpretrain.method.estimators` measures one.
+        controls: the tensors that the loss closes over.
+        relative_step: norm of the perturbation divided by the norm of S; None:
+            :data:`RELATIVE_STEP`, which does not suit every model
+            (:mod:`vpretrain.method.estimators` measures one).
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _nothing(direction, controls)
@@ -150,21 +156,20 @@ def one_sided_difference(
     here: Here,
     relative_step: float | None = None,
 ) -> Estimate:
-    """``[L(S + eps u) - L(S)] / eps``: one forward, beside the one that the learner makes anyway.
+    """Computes ``[L(S + eps u) - L(S)] / eps``: one forward pass in addition to the learner's own.
 
     Args:
-        loss: of S, see the module.
+        loss: a function of S, see the module docstring.
         parameters: the point S.
         direction: u.
-        controls: what the loss closed over.
-        here: the loss at S.
-        relative_step: as of :func:`central_difference`.
+        controls: the tensors that the loss closes over.
+        here: returns the loss at S.
+        relative_step: see :func:`central_difference`.
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _nothing(direction, controls)
-    behind = _with_gradient(
-        here, controls
-    )  # first: the other side may use what that pass has computed
+    # First, since the perturbed loss may reuse what this pass computes.
+    behind = _with_gradient(here, controls)
     ahead = _with_gradient(lambda: loss(_moved(parameters, direction, epsilon)), controls)
     return _quotient(ahead, behind, epsilon)
 
@@ -172,12 +177,12 @@ def one_sided_difference(
 def _epsilon(
     parameters: Mapping[str, Tensor], direction: Gradient, relative_step: float | None
 ) -> float:
-    """The multiple of ``u`` by which S is moved; 0 where there is no direction."""
+    """Returns the multiple of ``u`` by which S is perturbed; 0 if ``u`` is zero."""
     length, size = vectors.norm(direction), vectors.norm(parameters)
     if length == 0:
         return 0.0
     relative = relative_step or RELATIVE_STEP[next(iter(parameters.values())).dtype]
-    # LoRA's B is zero before the first step.
+    # S can be all zeros: LoRA's B before the first step.
     return float(relative * (size if size else 1.0) / length)
 
 
@@ -196,7 +201,7 @@ def _moved(parameters: Mapping[str, Tensor], direction: Gradient, step: float) -
 def _with_gradient(
     loss: Callable[[], Tensor], controls: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The loss and its gradient with respect to the controls."""
+    """Returns the loss (detached) and its gradient with respect to the controls."""
     with torch.enable_grad():
         value = loss()
         gradient = torch.autograd.grad(value, controls)
@@ -215,7 +220,7 @@ def _quotient(
 
 
 RELATIVE_STEP = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Perturbation of S relative to its norm, by dtype, where none is measured."""
+"""Default norm of the perturbation relative to the norm of S, by dtype."""
 
 Function = Callable[[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]], Estimate]
 

@@ -1,5 +1,6 @@
-"""Estimators in the course of a run: which way of :mod:`vpretrain.method.directional`, along which
-step, and how exact it is.
+"""Stateful value estimators: they choose, check and checkpoint the step size over a run.
+
+The derivatives themselves are computed by :mod:`vpretrain.method.directional`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from vpretrain.system.memory import out_of_memory
 log = logging.getLogger(__name__)
 
 Given = tuple[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]]
-"""What every estimator takes: loss, point S, direction and controls."""
+"""Arguments of every estimator: loss, point S, direction and controls."""
 
 
 class Estimator:
-    """An estimator in the course of a run; this one is exact, and has nothing to remember.
+    """A value estimator over a run. This base class is exact and stateless.
 
     Args:
         function: one of :data:`ESTIMATORS`.
@@ -52,23 +53,24 @@ class Estimator:
         controls: Sequence[Tensor],
         here: Here | None = None,
     ) -> Estimate:
-        """See the module.
+        """Estimates value and gradient, see :mod:`vpretrain.method.directional`.
 
         Args:
-            loss: of S.
+            loss: a function of S.
             parameters: the point S.
             direction: u.
-            controls: what the loss closed over.
-            here: the loss at S where it is known anyway, which :class:`OneSidedDifference` reads.
+            controls: the tensors that the loss closes over.
+            here: returns the loss at S if it is known anyway; read by :class:`OneSidedDifference`
+                only.
         """
         return self.function(loss, parameters, direction, controls)
 
     def metrics(self) -> Metrics:
-        """How exact it is."""
+        """Returns the estimator's measured error, if it has one."""
         return {}
 
     def state_dict(self) -> State:
-        """What the next estimates depend on."""
+        """Returns the state that later estimates depend on."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
@@ -79,26 +81,29 @@ LADDER = {
     torch.float32: (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6),
     torch.float64: (1e-3, 1e-4, 1e-5, 1e-6),
 }
-"""Relative steps that are tried, by dtype of S."""
+"""Relative steps to try, by dtype of S."""
 CHECK_PERIOD = 400
-"""Estimates from one check of the step to the next: one estimate more in 400, below 1%."""
+"""Number of estimates between two checks of the step. A check costs one extra estimate, below
+1%.
+"""
 WARN_ABOVE, LEAVE_ABOVE = 0.01, 0.05
 
 
 class CentralDifference(Estimator):
-    """Central differences along a step that is measured, since no fixed one serves every model.
+    """Central differences with a measured step size, since no fixed step suits every model.
 
-    A direction that lies in a few coordinates of a pretrained model wants a step a hundred times
+    A direction that lies in a few coordinates of a pretrained model needs a step a hundred times
     smaller than one that lies in all of them. At the first estimate the steps of :data:`LADDER` are
-    compared with their neighbours: too large a step differs by its curvature, too small a one by
-    rounding, and the step in between that differs least is kept. The difference is the estimate of
-    its error. It is measured again every :data:`CHECK_PERIOD` estimates.
+    compared with their neighbours: too large a step differs by curvature, too small a one by
+    rounding. The step that differs least is kept, and the difference is the estimate of its error.
+    The error is measured again every :data:`CHECK_PERIOD` estimates.
 
-    Above an error of 1% the ladder is climbed again and a warning logged; above 5% the estimator in
-    ``otherwise`` takes over for the rest of the run.
+    If the error exceeds 1%, the whole ladder is tried again. If the best step is still off by more
+    than 1%, a warning is logged; by more than 5%, the estimator in ``otherwise`` takes over for the
+    rest of the run, provided that it works on this model and fits in memory.
 
     Args:
-        otherwise: where no step is good enough; None: the best of them stays.
+        otherwise: the estimator to fall back on; None: the best step is kept whatever its error.
     """
 
     def __init__(self, otherwise: Function | None = forward_mode) -> None:
@@ -114,11 +119,11 @@ class CentralDifference(Estimator):
         controls: Sequence[Tensor],
         here: Here | None = None,
     ) -> Estimate:
-        """See the module."""
+        """Estimates value and gradient; measures or checks the step when that is due."""
         given = loss, parameters, direction, controls
         if self.left and self.otherwise is not None:
             return self.otherwise(*given)
-        if not float(vectors.norm(direction)):  # no step can be measured along nothing
+        if not float(vectors.norm(direction)):  # no step can be measured along a zero direction
             return central_difference(*given)
 
         def at(step: float) -> Estimate:
@@ -135,12 +140,14 @@ class CentralDifference(Estimator):
         return at(self.step) if estimate is None else estimate
 
     def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
-        """The quotient at a relative step."""
+        """Returns the difference quotient at a relative step."""
         return central_difference(*given, step)
 
     def give_way(self, given: Given) -> bool:
-        """Warns that no step is good enough, and takes another way from now on where there is one;
-        whether it does."""
+        """Warns that no step is accurate, and switches to the fallback if the error is above 5%.
+
+        Returns whether the next estimate will be taken another way.
+        """
         if distributed.rank() == 0:
             log.warning(
                 "central differences are about %.1f%% off on this model, whatever the step; "
@@ -150,23 +157,25 @@ class CentralDifference(Estimator):
         return self.error > LEAVE_ABOVE and self._leave(given)
 
     def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
-        """The estimate at the step in use, checked against a smaller one; None: it is not good."""
+        """Returns the estimate at the current step; None if a smaller step is more than 1% off."""
         estimate = at(self.step)
         self.error = _difference(estimate, at(self.step / 3))
         return estimate if self.error <= WARN_ABOVE else None
 
     def _climb(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
-        """Keeps the step that differs least from the next smaller one."""
+        """Keeps the step whose estimate differs least from that of the next smaller one."""
         estimates = [at(step) for step in ladder]
         errors = [_difference(one, next_) for one, next_ in pairwise(estimates)]
         best = min(range(len(errors)), key=errors.__getitem__)
         self.step, self.error = ladder[best], errors[best]
-        if not math.isfinite(self.error):  # a broken batch says nothing: measure on the next
+        if not math.isfinite(self.error):  # a broken batch: measure on the next one instead
             self.step = self.error = 0.0
 
     def _leave(self, given: Given) -> bool:
-        """Goes over to the other estimator, where that works on this model and in the memory there
-        is, on all processes; whether it did."""
+        """Switches to the fallback if it works on this model, and fits in memory, on all processes.
+
+        Returns whether it did.
+        """
         if self.otherwise is None:
             return False
         works = True
@@ -184,7 +193,7 @@ class CentralDifference(Estimator):
         return True
 
     def metrics(self) -> Metrics:
-        """``estimator_error``, relative, of the latest check."""
+        """Returns ``estimator_error``: the relative error at the latest check."""
         return {"estimator_error": self.error} if self.step and not self.left else {}
 
     def state_dict(self) -> State:
@@ -201,11 +210,11 @@ class CentralDifference(Estimator):
 
 
 class OneSidedDifference(CentralDifference):
-    """One-sided differences, along a step that is measured and checked likewise.
+    """One-sided differences with a measured step, checked as in :class:`CentralDifference`.
 
-    The other side is the learner's own pass, so that a value takes half the passes of the suffix.
-    From the first value that has no such pass on (learned views, narrow dtypes, dropout), or where
-    the best step is more than 1% off, differences are central.
+    The unperturbed side is the learner's own pass, so a value takes half as many passes of the
+    suffix. Differences become central, for the rest of the run, at the first value without such a
+    pass (learned views, narrow dtypes, dropout), or if the best step is more than 1% off.
     """
 
     def __init__(self, otherwise: Function | None = forward_mode) -> None:
@@ -220,7 +229,8 @@ class OneSidedDifference(CentralDifference):
         controls: Sequence[Tensor],
         here: Here | None = None,
     ) -> Estimate:
-        if here is None and not self.central:  # a step measured for one kind is not the other's
+        # A step measured for one-sided differences does not suit central ones.
+        if here is None and not self.central:
             self.central, self.step = True, 0.0
         return super().__call__(loss, parameters, direction, controls, here)
 
@@ -245,8 +255,10 @@ class OneSidedDifference(CentralDifference):
 
 
 def _difference(a: Estimate, b: Estimate) -> float:
-    """Norm of the difference of two gradients over that of the second, on all processes; infinite
-    where one is not finite or the second alone is zero."""
+    """Returns ``|a - b| / |b|`` for the gradients of two estimates, over all processes.
+
+    Infinite if the quotient is not finite, also when only ``b`` is zero.
+    """
     pairs = zip(a.gradient, b.gradient, strict=True)
     squares = [((x - y).double().square().sum(), y.double().square().sum()) for x, y in pairs]
     apart, size = distributed.total(
@@ -257,11 +269,11 @@ def _difference(a: Estimate, b: Estimate) -> float:
 
 
 NAMES = (*ESTIMATORS, "one_sided_difference")
-"""What a recipe can ask for."""
+"""Estimator names that a recipe accepts."""
 
 
 def estimator(name: str) -> Estimator:
-    """A fresh estimator for one run, by the recipe's name of it."""
+    """Returns a new estimator for one run, by its name in the recipe."""
     if name == "central_difference":
         return CentralDifference()
     if name == "one_sided_difference":

@@ -1,6 +1,4 @@
-"""The designer that needs no network: it takes the exact value of every choice in the batch, and a
-rule says which task follows (ours).
-"""
+"""Designer without a network: a rule turns the exact value of every choice into a task (ours)."""
 
 from __future__ import annotations
 
@@ -31,42 +29,53 @@ ProbeT = TypeVar("ProbeT", bound=Task)
 
 
 class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
-    """A way from the values of choices to a task; it never sees feedback itself.
+    """Maps the values of the choices to a task; it never sees feedback itself.
 
-    The choices are the first control of its tasks, and the learner's loss is linear in it, so that
-    values do not depend on the task that they are taken at.
+    The choices are the first control of the rule's tasks. The learner's loss is linear in that
+    control, so the values do not depend on the task at which they are computed.
     """
 
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
-        """The task without steering, as cheap as there is one."""
+        """Returns the unsteered task, in its cheapest form."""
 
     @abstractmethod
     def probe(self, context: ContextT) -> ProbeT:
-        """The same with the control, where values are taken: a task that also carries whatever the
-        rule reads of the batch."""
+        """Returns the baseline task with its control, at which values are computed.
+
+        It also carries everything that the rule reads from the batch.
+        """
 
     @abstractmethod
     def values(self, probe: ProbeT, gradient: Tensor) -> Tensor:
-        """The values of the choices, in the units of the loss and in any shape, from
-        ``dV/d control``; linear in it."""
+        """Returns the values of the choices from ``dV/d control``.
+
+        They are in units of the loss, may have any shape, and must be linear in the gradient.
+        """
 
     @abstractmethod
     def task(self, probe: ProbeT, values: Tensor) -> TaskT:
-        """The task for :meth:`values`, given in the unit of
-        :class:`vpretrain.method.reliability.Reliability` and shrunk by it. Zeros give the baseline
-        task bit for bit."""
+        """Returns the task for values in standard deviations, shrunk by their reliability.
+
+        The values are those of :meth:`values` after
+        :meth:`vpretrain.method.reliability.Reliability.shrunk`.
+
+        Zeros give the baseline task bit for bit.
+        """
 
     @property
     def bounds(self) -> Bounds:
-        """Where figures of :meth:`metrics` stand when the tasks are no longer designed."""
+        """Bounds of the figures in :meth:`metrics`.
+
+        A figure at its bound means that tasks are no longer designed.
+        """
         return {"gate": (0.0, 1.0)}
 
     def metrics(self, probe: ProbeT, task: TaskT, gradient: Tensor) -> Metrics:
-        """How a task of this rule looks; ``gradient`` is the ``dV/d control`` of all the feedback.
+        """Returns figures of a task; ``gradient`` is ``dV/d control`` under all feedback.
 
-        For any surface ``gate``: half of what moved as a fraction of all, mass that has left where
-        it was, or weight.
+        ``gate``, for any surface: the L1 distance between the controls of task and probe, divided
+        by twice the sum of the probe's; the fraction of probability mass or weight that has moved.
         """
         before, after = probe.controls()[0], task.controls()[0]
         moved, whole = distributed.total(torch.stack([(after - before).abs().sum(), before.sum()]))
@@ -75,16 +84,16 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
 
 @dataclass
 class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT]):
-    """A designer that takes the exact values of every learner batch, and so needs no network.
+    """A designer that computes the exact values of every learner batch, and so needs no network.
 
-    Gain is cross-fitted: tasks made from one half of the feedback are valued by the other, which
-    random feedback cannot fool. They are made as if the values were fully reliable, since how far
-    the halves agree is what the gain is about. With one feedback batch there is no other half, and
-    no gain for a guard to look at.
+    The gain is cross-fitted: tasks made from one half of the feedback are valued by the other half,
+    so random feedback shows no gain. These tasks are made as if the values were fully reliable,
+    because the agreement of the halves is what the gain measures. With a single feedback batch
+    there is no other half, hence no ``gain`` and nothing for the guard to act on.
 
     Args:
-        rule: what follows from the values.
-        reliability: how values shrink.
+        rule: maps values to a task.
+        reliability: shrinks the values.
     """
 
     rule: Rule[ContextT, ProbeT, TaskT]
@@ -99,22 +108,23 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return self.rule.baseline_task(context)
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
-        """The task that the values under the latest feedback ask for."""
+        """Returns the rule's task for the values under the latest feedback."""
         probe = self.rule.probe(context)
         return self.shape(probe, value_of(context, probe).gradient[0])
 
     def shape(self, probe: ProbeT, gradient: Tensor) -> TaskT:
-        """The task that ``dV/d control`` asks for."""
+        """Returns the rule's task for a given ``dV/d control``."""
         values = self.rule.values(probe, gradient)
         return self.rule.task(probe, self.reliability.shrunk(values))
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        """Updates the reliability. The values of this batch are known with it, and so its task."""
+        """Updates the reliability; also returns this batch's task, as its values are then known."""
         probe = self.rule.probe(context)
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update([self.rule.values(probe, gradient) for gradient in gradients])
         mean = torch.stack(gradients).mean(dim=0)
-        if not value_of.linear:  # or the next task would follow another direction than this one
+        # The mean of the values is not the value of the mean, which later tasks follow.
+        if not value_of.linear:
             mean = value_of(context, probe).gradient[0]
         plain, task = probe.controls()[0], self.shape(probe, mean)
         metrics = {
@@ -127,8 +137,9 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """The mean gain of the tasks that either half of the feedback asks for, valued by the other
-        half."""
+        """Returns the mean gain of tasks made from one half of the feedback, valued by the
+        other.
+        """
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
         plain, gains = probe.controls()[0], []
         for own, other in (halves, reversed(halves)):

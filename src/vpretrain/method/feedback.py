@@ -1,6 +1,4 @@
-"""What can be done to any feedback: weigh several tasks together, remember them, or put noise in
-their place.
-"""
+"""Wrappers around any feedback: several weighted tasks, averaging over time, and controls."""
 
 from __future__ import annotations
 
@@ -19,11 +17,12 @@ from vpretrain.system.errors import NonFinite
 
 
 def gradient_on_aligned(learner: Learner[Any, Any, Any], pieces: Iterable[Tensor]) -> Gradient:
-    """The gradient over S of a feedback loss that comes in pieces
-    (:func:`vpretrain.method.vectors.summed_gradient`).
+    """Returns the gradient over S of a feedback loss that comes in pieces.
 
-    While pieces are made the learner is in evaluation mode (no dropout), and nothing but S asks for
-    gradients, so that the blocks below it keep no activations.
+    See :func:`vpretrain.method.vectors.summed_gradient`.
+
+    While the pieces are computed the learner is in evaluation mode (no dropout), and only S
+    requires gradients, so the blocks below it keep no activations.
     """
     members = {id(parameter) for parameter in learner.aligned.values()}
     others = [p for p in learner.model.parameters() if id(p) not in members]
@@ -32,10 +31,10 @@ def gradient_on_aligned(learner: Learner[Any, Any, Any], pieces: Iterable[Tensor
 
 
 def finite_norm(batches: Sequence[Gradient]) -> float:
-    """The norm of the mean of the batches' gradients.
+    """Returns the norm of the mean of the batches' gradients.
 
     Raises:
-        NonFinite: it is not.
+        NonFinite: the norm is not finite.
     """
     size = float(vectors.norm(vectors.mean(batches)))
     if not math.isfinite(size):
@@ -44,18 +43,18 @@ def finite_norm(batches: Sequence[Gradient]) -> float:
 
 
 class MultiTaskFeedback(Feedback[LearnerT]):
-    """Several feedback tasks as one: ``g_down = sum_j w_j g_j`` (eq. 18), the weights divided by
-    their sum.
+    """Several feedback tasks combined: ``g_down = sum_j w_j g_j`` (eq. 18).
+
+    The weights are normalised to sum to 1.
 
     Args:
-        tasks: by name, at least one; all give the same number of batches. The gradient of a
-            batch is added to those of the same batch of the others, so that batches that share no
-            rows stay independent.
-        weights: > 0, one a task, relative to each other.
-        resolve: what becomes of conflicts, within each batch (:mod:`vpretrain.method.conflict`).
+        tasks: by name, at least one; all give the same number of batches. The i-th batches of all
+            tasks are added up, so batches that share no rows stay independent.
+        weights: > 0, one per task, relative to each other.
+        resolve: how conflicts are resolved, within each batch (:mod:`vpretrain.method.conflict`).
         unit: whether each task's gradients are first divided by the norm of their mean. Signals of
-            different kinds (nats a token, reward) have no common unit; weights then are shares of
-            the direction.
+            different kinds (nats per token, reward) have no common unit; the weights are then
+            shares of the direction.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class MultiTaskFeedback(Feedback[LearnerT]):
     ) -> None:
         total = sum(weights[name] for name in tasks)
         self.tasks, self.resolve, self.unit = dict(tasks), resolve, unit
-        # Their mean is 1.
+        # Normalised to mean 1, because `gradients` takes a mean over tasks.
         self.weights = {name: weights[name] * len(tasks) / total for name in tasks}
         self.cosines: dict[str, float] = {}
 
@@ -77,15 +76,16 @@ class MultiTaskFeedback(Feedback[LearnerT]):
             task.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
-        """``g_down`` over S, one per feedback batch."""
+        """Returns ``g_down`` over S, one per feedback batch."""
         return [vectors.mean(list(batch.values())) for batch in self.each(learner)]
 
     def each(self, learner: LearnerT) -> list[dict[str, Gradient]]:
-        """Every task's share of each batch, conflicts resolved: ``g_down`` is the mean
-        over tasks.
+        """Returns every task's contribution to each batch, conflicts resolved.
+
+        ``g_down`` is the mean over tasks.
 
         Raises:
-            NonFinite: a task's gradient is not; no conflict can be told from it.
+            NonFinite: a task's gradient is not finite, so no conflict can be measured.
         """
         gradients = {name: task.gradients(learner) for name, task in self.tasks.items()}
         for batches in gradients.values():
@@ -106,12 +106,14 @@ class MultiTaskFeedback(Feedback[LearnerT]):
 
     @staticmethod
     def _size(gradient: Gradient) -> float:
-        # A task that has nothing to say keeps its zeros.
+        # A zero gradient stays zero.
         return float(vectors.norm(gradient)) or 1.0
 
     def metrics(self) -> dict[str, float]:
-        """``conflict/a~b``, the cosine of each two tasks' mean gradients, and each task's own as
-        ``feedback/task/...``.
+        """Returns the tasks' metrics and the conflicts between them.
+
+        ``conflict/a~b`` is the cosine of the mean gradients of a pair of tasks; each task's own
+        metrics are ``feedback/task/...``.
         """
         metrics = {f"conflict/{pair}": cosine for pair, cosine in self.cosines.items()}
         for name, task in self.tasks.items():
@@ -128,16 +130,16 @@ class MultiTaskFeedback(Feedback[LearnerT]):
 
 
 class EMAFeedback(Feedback[LearnerT]):
-    """``g_down`` averaged over meta steps, each feedback batch with those of its own past (ours).
+    """``g_down`` averaged over meta steps, separately for each feedback batch (ours).
 
-    The learner moves little between two meta steps while the rows change: an average over
-    the past is a larger feedback batch at the price of a small one. Batches that share no rows stay
+    The learner moves little between two meta steps while the rows change, so an average over the
+    past acts as a larger feedback batch at the cost of a small one. Batches that share no rows stay
     independent of each other.
 
     Args:
-        feedback: gives the gradients of the present.
-        memory: weight of the past, in [0, 1); the average is over ``1 / (1 - memory)`` meta steps
-            or so, without bias towards zero at the beginning.
+        feedback: gives the current gradients.
+        memory: weight of the past, in [0, 1). The average covers about ``1 / (1 - memory)`` meta
+            steps and is bias-corrected at the beginning.
     """
 
     def __init__(self, feedback: Feedback[LearnerT], memory: float) -> None:
@@ -149,10 +151,10 @@ class EMAFeedback(Feedback[LearnerT]):
         self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
-        """The running average of each batch's gradient.
+        """Returns the running average of each batch's gradient.
 
         Raises:
-            NonFinite: a gradient of the present is not; the average stays as it was.
+            NonFinite: a current gradient is not finite; the average is left unchanged.
         """
         present = self.feedback.gradients(learner)
         finite_norm(present)
@@ -170,7 +172,7 @@ class EMAFeedback(Feedback[LearnerT]):
         return [{name: total / self.weight for name, total in sums.items()} for sums in self.sums]
 
     def metrics(self) -> dict[str, float]:
-        """What the feedback of the present tells."""
+        """Returns the metrics of the wrapped feedback."""
         return self.feedback.metrics()
 
     def state_dict(self) -> State:
@@ -182,11 +184,13 @@ class EMAFeedback(Feedback[LearnerT]):
 
 
 class Reversed(Feedback[LearnerT]):
-    """``-g_down``: what is good for the feedback counts as bad (a control of ours). All else is as
-    it was, so that what gains as much this way does not follow the feedback.
+    """``-g_down``: the method steers away from the feedback (a control of ours).
+
+    Everything else is unchanged, so an arm that gains as much with this control does not follow the
+    feedback.
 
     Args:
-        feedback: the real one.
+        feedback: the real feedback.
     """
 
     def __init__(self, feedback: Feedback[LearnerT]) -> None:
@@ -196,7 +200,7 @@ class Reversed(Feedback[LearnerT]):
         self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
-        """Those of the real feedback, negated."""
+        """Returns the negated gradients of the real feedback."""
         return [
             {name: -piece for name, piece in real.items()}
             for real in self.feedback.gradients(learner)
@@ -213,18 +217,17 @@ class Reversed(Feedback[LearnerT]):
 
 
 class RandomDirection(Feedback[LearnerT]):
-    """Gaussian vectors in the place of ``g_down``, parameter by parameter of the same norm (a
-    control of Table 5).
+    """Gaussian vectors with the norms of ``g_down``, parameter by parameter (a control of Table 5).
 
-    The real feedback is computed and thrown away but for its size, so that the control costs what
-    the method costs.
+    The real feedback is computed for its norm alone, so that the control costs as much as the
+    method.
 
     Args:
-        feedback: the real one.
-        seed: of the random vectors.
-        fixed: if True one vector is drawn for the whole run (the harder control: noise that always
-            says the same, so that it is trusted fully and steers at least as hard as real
-            feedback), otherwise a fresh one for every batch.
+        feedback: the real feedback.
+        seed: seeds the random vectors.
+        fixed: if True one vector is drawn for the whole run, otherwise a new one for every batch. A
+            fixed vector is the harder control: it always agrees with itself, so it is fully trusted
+            and steers at least as hard as real feedback.
     """
 
     def __init__(self, feedback: Feedback[LearnerT], seed: int, *, fixed: bool) -> None:
@@ -235,7 +238,7 @@ class RandomDirection(Feedback[LearnerT]):
         self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
-        """Random vectors over S, one per feedback batch."""
+        """Returns random vectors over S, one per feedback batch."""
         return [self._like(real) for real in self.feedback.gradients(learner)]
 
     def metrics(self) -> dict[str, float]:

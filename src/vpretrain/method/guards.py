@@ -1,6 +1,4 @@
-"""What keeps steering from doing harm: a guard that switches it off, and signs that a designer no
-longer designs.
-"""
+"""Safeguards: a guard that switches harmful steering off, and detection of a collapsed designer."""
 
 from __future__ import annotations
 
@@ -15,23 +13,24 @@ from vpretrain.system import distributed
 log = logging.getLogger(__name__)
 
 EDGE = 0.01
-"""The part of the range within which a mean counts as at a bound; where one bound is infinite, of
-the other one's size, or of 1 where that is less."""
+"""Fraction of the range within which a mean counts as being at a bound. If one bound is infinite,
+the range is taken as the absolute value of the other, but at least 1.
+"""
 
 
 class Guard:
-    """Do no harm: no steering while the mean gain over the last meta steps is negative.
+    """Switches steering off while the mean gain over the last meta steps is negative.
 
     Args:
-        window: how many meta steps the mean is over; until it is full the guard allows steering,
-            and with 0 whatever happens.
+        window: number of meta steps in the mean. Until the window is full, and always if it is 0,
+            steering is allowed.
     """
 
     def __init__(self, window: int) -> None:
         self.gains: deque[float] = deque(maxlen=window)
 
     def update(self, gain: float) -> None:
-        """Takes the gain of one meta step."""
+        """Records the gain of one meta step."""
         self.gains.append(gain)
 
     @property
@@ -41,7 +40,7 @@ class Guard:
         return not full or sum(self.gains) >= 0
 
     def state_dict(self) -> State:
-        """The gains in the window."""
+        """Returns the gains in the window."""
         return {"gains": list(self.gains)}
 
     def load_state_dict(self, state: State) -> None:
@@ -50,15 +49,18 @@ class Guard:
 
 
 class Collapse:
-    """Watches figures of a designer for standing at a bound, each by its mean over a window of meta
-    steps.
+    """Detects designer figures that stay at a bound, by their means over a window of meta steps.
 
-    Of all designers ``agreement`` is watched: where halves of the feedback agree at 0 or below, it
-    says no more than random vectors would.
+    ``agreement`` is watched for every designer: if the halves of the feedback agree at 0 or below,
+    the feedback carries no more information than random vectors.
 
     Args:
-        window: meta steps, 0 to look at nothing. Before it is full nothing is said.
-        bounds: what the designer says of its own figures (``designer.bounds``).
+        window: number of meta steps; 0: nothing is watched. No sign is raised before the window is
+            full.
+        bounds: bounds of the designer's figures (``designer.bounds``).
+
+    Attributes:
+        signs: descriptions of the present signs of collapse.
     """
 
     def __init__(self, window: int, bounds: Bounds) -> None:
@@ -68,9 +70,7 @@ class Collapse:
         self._said: set[str] = set()
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of one meta step; a sign is logged when it is first seen, and not each
-        time it comes back.
-        """
+        """Records the metrics of one meta step. Each sign is logged once, when it first appears."""
         self.seen.append(
             {name: metrics[name] for name in (*self.bounds, _AGREEMENT) if name in metrics}
         )
@@ -89,7 +89,7 @@ class Collapse:
             return
         for name, (low, high) in self.bounds.items():
             mean, reach = self._mean(name), EDGE * _range(low, high)
-            # One that can stand nowhere else was asked to stand there.
+            # Equal bounds: the recipe fixed the figure there.
             if mean is None or low == high:
                 continue
             if mean <= low + reach:
@@ -101,7 +101,7 @@ class Collapse:
             yield "halves of the feedback agreed no better than random ones do"
 
     def _mean(self, name: str) -> float | None:
-        """Over the window; None where it was not always said."""
+        """Returns the mean over the window; None if any meta step in it lacks the figure."""
         figures = [seen[name] for seen in self.seen if name in seen]
         return sum(figures) / len(figures) if len(figures) == len(self.seen) else None
 

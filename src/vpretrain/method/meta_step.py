@@ -1,4 +1,4 @@
-"""Algorithm 1, step 2: every ``r`` learner steps the feedback is asked and the designer moves."""
+"""Algorithm 1, step 2: compute feedback gradients and update the designer, every ``r`` steps."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
     """The designer's side of a step: when it learns, from what, and whether its tasks are used.
 
     Args:
-        learner: ``theta``; never moved here.
+        learner: ``theta``; never updated here.
         designer: ``phi`` and the task construction ``c_phi``.
         feedback: the only place where feedback labels appear.
         value_estimator: alignment and estimator.
         optimizer: the learner's; ``P`` is read from its second moments (eq. 35).
         period: ``r``, learner steps per designer step.
-        start: the learner step at which the designer's updates begin; before it the task is the
-            baseline's (v1 4.2: delayed against an early dip).
+        start: the learner step at which the designer's updates begin. Until then the baseline task
+            is used (v1 4.2: delayed to avoid an early dip).
         preconditioner_floor: see :func:`vpretrain.method.value.adam_preconditioner`.
         guard: see :class:`vpretrain.method.guards.Guard`.
-        collapse: signs that the designer no longer designs.
-        revert: whether the task is the baseline's while there are such signs.
-        batches: unlabeled batches of the designer's own, one a meta step (the paper's separate meta
-            batch, G.2); None: it learns from the learner's batch.
+        collapse: see :class:`vpretrain.method.guards.Collapse`.
+        revert: whether the baseline task is used while there are signs of collapse.
+        batches: separate unlabeled batches for the designer, one per meta step (the paper's meta
+            SSL batch, G.2); None: it learns from the learner's batch.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         self.batches = batches
 
     def due(self, step: int) -> bool:
-        """Whether the designer learns at this learner step, counted from 0."""
+        """Returns whether the designer learns at this learner step, counted from 0."""
         since = step - self.start
         return self.designer.uses_feedback and since >= 0 and since % self.period == 0
 
     def steers(self, step: int) -> bool:
-        """Whether the designer's task is used, or the baseline's in its place."""
+        """Returns whether this step uses the designer's task rather than the baseline task."""
         begun = step >= self.start or not self.designer.uses_feedback
         return begun and self.guard.allows and not (self.revert and self.collapse.signs)
 
     def task(self, context: ContextT, value_of: ValueFunction[ContextT], step: int) -> TaskT:
-        """``c_phi``: the task that the learner is given at this step, not yet detached."""
+        """Returns ``c_phi``: the learner's task at this step, not yet detached."""
         if self.steers(step):
             return self.designer.make_task(context, value_of)
         return self.designer.baseline_task(context)
@@ -89,34 +89,34 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
     def __call__(
         self, context: ContextT, value_of: ValueFunction[ContextT], learning_rate: float
     ) -> tuple[Metrics, TaskT | None]:
-        """One update of the designer.
+        """Takes one update of the designer.
 
         Args:
             context: of the learner's batch.
-            value_of: values tasks on it.
+            value_of: values tasks on that context.
             learning_rate: of the learner's step (``lower_bound`` only).
 
         Returns:
-            Metrics, and the next task of this context where the update has just computed it.
+            The metrics, and the next task of this context if the update has computed it.
 
         Raises:
-            NonFinite: what the feedback says is not finite.
+            NonFinite: a feedback gradient or a value is not finite.
         """
         asked = self.ask(learning_rate)
         metrics, task = self.learn(context, value_of)
         return metrics | asked, task
 
     def ask(self, learning_rate: float) -> Metrics:
-        """Takes the feedback's gradients: the first half of an update.
+        """Computes the feedback gradients: the first half of an update.
 
         Args:
             learning_rate: of the learner's step (``lower_bound`` only).
 
         Raises:
-            NonFinite: what the feedback says is not finite.
+            NonFinite: a feedback gradient is not finite.
         """
         gradients = self.feedback.gradients(self.learner)  # eq. 7
-        # All processes use the same rows; that they also round alike no kernel promises.
+        # All processes use the same rows, but kernels need not round alike on all of them.
         distributed.broadcast([piece for each in gradients for piece in each.values()])
         size = finite_norm(gradients)
         self.value_estimator.update(gradients, self.preconditioner(), learning_rate)
@@ -128,13 +128,19 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         value_of: ValueFunction[ContextT],
         selection: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[Metrics, TaskT | None]:
-        """The designer moves along what the feedback has just said: the second half.
+        """Updates the designer under the latest feedback gradients: the second half of an update.
 
         Args:
             context: of the learner's batch.
-            value_of: values tasks on it.
-            selection: figures of the choice that this batch comes from; guard and collapse watch
-                them beside the designer's.
+            value_of: values tasks on that context.
+            selection: metrics of the selection that gave this batch; guard and collapse watch them
+                along with the designer's.
+
+        Returns:
+            The metrics, and the next task of this context if the update has computed it.
+
+        Raises:
+            NonFinite: a value, or the designer's gradient, is not finite.
         """
         if self.batches is None:
             learned = self.designer.learn(context, value_of)  # eq. 26, 42: phi moves, theta not
@@ -154,16 +160,16 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         return metrics | self.value_estimator.estimator.metrics(), task
 
     def preconditioner(self) -> dict[str, torch.Tensor] | None:
-        """``P`` over S; None where the alignment does not ask for it, or before the first step."""
+        """Returns ``P`` over S; None if the alignment does not use it, or before the first step."""
         if not self.value_estimator.alignment.preconditioned:
             return None
         floor = self.preconditioner_floor
         return adam_preconditioner(self.optimizer, self.learner.aligned, floor)
 
     def alignment_metrics(self) -> Metrics:
-        """How the update's gradient on S, now in ``.grad``, lies to the feedback's direction.
+        """Compares the learner's gradient on S (in ``.grad``) with the mean feedback gradient.
 
-        Nothing where S is there once a domain (eq. 44-46): all copies share one gradient.
+        Empty if S is listed once per domain (eq. 44-46), because all copies share one gradient.
         """
         if len({id(p) for p in self.learner.aligned.values()}) < len(self.learner.aligned):
             return {}
@@ -181,7 +187,7 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         }
 
     def state_dict(self) -> State:
-        """Guard, collapse, and the direction of the latest meta step."""
+        """Returns the state of guard, collapse and value estimator."""
         return {
             "guard": self.guard.state_dict(),
             "collapse": self.collapse.state_dict(),

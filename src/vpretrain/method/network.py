@@ -1,6 +1,4 @@
-"""Designers with a network, and the paper's among them: it climbs the value of the choices that it
-emits.
-"""
+"""Designers with a network, including the paper's: gradient ascent on the value of the choices."""
 
 from __future__ import annotations
 
@@ -33,13 +31,13 @@ from vpretrain.system.errors import NonFinite
 
 @dataclass
 class Learning:
-    """How a network learns.
+    """Settings of a network's training.
 
     Args:
-        learning_rate: of Adam on ``phi``; at 0 the network stays as it is.
-        reliability: how values shrink.
-        updates: steps on ``phi`` a meta step, at least 1: the gradient of the feedback is paid for
-            once.
+        learning_rate: of Adam on ``phi``; 0 leaves the network unchanged.
+        reliability: shrinks the values.
+        updates: steps on ``phi`` per meta step, at least 1. All share one feedback gradient, which
+            is the expensive part.
     """
 
     learning_rate: float
@@ -48,8 +46,7 @@ class Learning:
 
 
 class LearnedDesigner(Designer[ContextT, TaskT]):
-    """A designer with a network; what is proposed, and how the network learns, is for subclasses to
-    say.
+    """Base class of designers with a network; subclasses define the task and the update.
 
     Args:
         network: ``phi``.
@@ -64,29 +61,30 @@ class LearnedDesigner(Designer[ContextT, TaskT]):
 
     @abstractmethod
     def propose(self, context: ContextT) -> TaskT:
-        """The task as a function of ``phi``, with its graph."""
+        """Returns the task as a function of ``phi``, with its graph."""
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
-        """The task for the learner's step; no graph."""
+        """Returns the task for the learner's step, without a graph."""
         with torch.no_grad():
             return self.propose(context)
 
     def control_gradient(self, estimates: Sequence[Estimate]) -> Tensor:
-        """``dV/d control`` (the first one), the mean over the feedback batches; updates the
-        agreement.
+        """Returns ``dV/d control`` of the first control, averaged over the feedback batches.
+
+        Updates the reliability with their agreement.
         """
         gradients = [each.gradient[0] for each in estimates]
         self.learning.reliability.update(gradients)
         return torch.stack(gradients).mean(dim=0)
 
     def descend(self, loss: Tensor) -> None:
-        """One optimizer step on ``phi``, gradient norm clipped to 1.
+        """Takes one optimizer step on ``phi``, with the gradient norm clipped to 1.
 
-        The loss is built of sums and means over all processes, see
+        The loss must be composed of sums and means over all processes, see
         :mod:`vpretrain.system.distributed`.
 
         Raises:
-            NonFinite: the gradient is not; ``phi`` stays as it is.
+            NonFinite: the gradient is not finite; ``phi`` is left unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -111,57 +109,62 @@ class LearnedDesigner(Designer[ContextT, TaskT]):
 
 
 class Surface(ABC, Generic[ContextT, TaskT]):
-    """Where a choice (a mask, say) enters a learner's task. What it becomes there is the first
-    control of the tasks.
-    """
+    """Where a choice (such as a mask) enters the learner's task, as the task's first control."""
 
     @property
     def bounds(self) -> Bounds:
-        """Where figures of :meth:`metrics` stand when nothing is chosen any more."""
+        """Bounds of the figures in :meth:`metrics`.
+
+        A figure at its bound means that nothing is chosen any more.
+        """
         return {"gate": (0.0, 1.0)}
 
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
-        """The task without steering."""
+        """Returns the task without steering."""
 
     @abstractmethod
     def valued_baseline_task(self, context: ContextT) -> TaskT:
-        """The same with controls, so that it can be valued."""
+        """Returns the baseline task with its controls, so that it can be valued."""
 
     @abstractmethod
     def inputs(self, context: ContextT) -> Tensor:
-        """What a network reads of the batch, cut off from the learner."""
+        """Returns the network's inputs from the batch, detached from the learner."""
 
     @abstractmethod
     def task(self, context: ContextT, choice: Tensor) -> TaskT:
-        """The task under a choice; gradients flow to it."""
+        """Returns the task under a choice; gradients flow to the choice."""
 
     def part(self, context: ContextT, rows: int) -> ContextT:
-        """The context of the first rows of the batch alone."""
+        """Returns the context of the first ``rows`` rows of the batch."""
         raise NotImplementedError("this surface values whole batches")
 
     def metrics(self, choice: Tensor) -> Metrics:
-        """How a choice looks; ``gate``: how much of it is away from the baseline, in [0, 1]."""
+        """Returns figures that describe a choice.
+
+        ``gate`` is the fraction of it that departs from the baseline, in [0, 1].
+        """
         return {}
 
 
 class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
-    """The paper's designer: a network emits the choice and ascends its value,
+    """The paper's designer: a network that ascends the value of its choices.
+
     ``L_meta = -V + price`` (eq. 26, 54).
 
     ``dV/d phi = (dV/d control) d control/d phi``: the cotangent of the control carries everything
-    that learner and feedback have to say, so there is no graph through the learner here. V need not
-    be linear in the control; updates after the first follow the same cotangent, a little out of
-    date. The next task is made by the network that has learned, detached.
+    about learner and feedback, so no graph through the learner is built here. V need not be linear
+    in the control; updates after the first reuse the same, slightly stale cotangent. The next task
+    is made by the updated network, detached.
 
     Args:
-        network: ``phi``: from the surface's inputs to a choice.
-        surface: where choices enter.
-        price: what a choice costs, a scalar in the unit of the value; gradients flow.
-        learning: see :class:`Learning`. Values shrink by how far feedback batches agree on the
-            cotangent: noise leaves the price alone.
-        meta_rows: rows of the batch that are valued, at least 1; None: all. Where a choice is worth
-            what it does to its own row, a part of a large batch says enough.
+        network: ``phi``: maps the surface's inputs to a choice.
+        surface: where choices enter the task.
+        price: cost of a choice, a scalar in the unit of the value; gradients flow.
+        learning: see :class:`Learning`. The value term shrinks by the agreement of the feedback
+            batches on the cotangent; under pure noise only the price remains.
+        meta_rows: number of rows of the batch that are valued, over all processes, at least 1;
+            None: all. Part of a large batch suffices where a choice affects only its own row.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
         return self.surface.baseline_task(context)
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        """``updates`` steps up the value of the choice."""
+        """Takes ``updates`` steps of gradient ascent on the value of the choice."""
         if self.meta_rows is not None:
             context = self.surface.part(context, -(-self.meta_rows // distributed.world()))
         inputs = self.surface.inputs(context)
@@ -211,7 +214,7 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
         return Learned(metrics)
 
     def _tangent(self, gradient: Tensor, control: Tensor) -> Tensor:
-        """The value's tangent at the control that was valued, up to a constant."""
+        """Returns the linearised value at the control that was valued, up to a constant."""
         if self.learning.reliability.unit == "raw":
             return distributed.total((gradient * control).sum())
         return distributed.mean(standardised(gradient) * control)

@@ -1,4 +1,4 @@
-"""How far values can be trusted: what two halves of the feedback agree on, and nothing else."""
+"""Reliability of values, measured by the agreement of two halves of the feedback."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 
 ValueUnit = Literal["standardised", "raw"]
-"""Standard deviations over the batch (ours: the scales of loss and direction drop out), or the
-value's own (eq. 9, the paper's)."""
+"""Unit of the values: standard deviations over the batch (ours: the scales of loss and direction
+cancel), or raw (eq. 9, the paper's).
+"""
 
 
 @dataclass
 class Reliability:
-    """How far the feedback batches agree on values, remembered over meta steps.
+    """Running agreement of the feedback batches on values, and the shrinkage that follows from it.
 
-    Agreement is Pearson's r between the values under two halves of the feedback; their mean has the
-    reliability ``2 r / (1 + r)`` (Spearman and Brown), by which values shrink. Noise then cannot
-    steer as signal does.
+    Agreement is Pearson's r between the values under two halves of the feedback. Their mean has the
+    reliability ``2 r / (1 + r)`` (Spearman-Brown), by which values are shrunk, so that noise cannot
+    steer as hard as signal.
 
     Args:
-        shrink: if False values are taken as they are (reliability 1); agreement is still reported.
+        shrink: if False, values are not shrunk (reliability 1); agreement is still reported.
         memory: weight of the past in the running mean of r, in [0, 1).
-        unit: what designers that ascend the value take it in; where a rule follows from values it
-            reads them in standard deviations, whatever this says.
+        agreement: the running mean of r; None before the first update.
+        unit: unit of the value for designers that ascend it. Rules (:mod:`vpretrain.method.rules`)
+            always take values in standard deviations.
     """
 
     shrink: bool
@@ -39,8 +41,11 @@ class Reliability:
     unit: ValueUnit = "standardised"
 
     def update(self, values: Sequence[Tensor]) -> None:
-        """Takes the values ``[N, K]`` of the same choices under each feedback batch (one batch
-        alone says nothing).
+        """Updates the agreement from the values under each feedback batch.
+
+        Args:
+            values: one ``[N, K]`` per feedback batch, for the same choices. A single batch has no
+                agreement and is ignored.
         """
         if len(values) < 2:
             return
@@ -52,18 +57,18 @@ class Reliability:
 
     @property
     def factor(self) -> float:
-        """In [0, 1]: what values are multiplied by."""
+        """The reliability in [0, 1] that values are multiplied by."""
         if not self.shrink:
             return 1.0
         r = max(0.0, self.agreement or 0.0)
         return 2 * r / (1 + r)
 
     def shrunk(self, values: Tensor) -> Tensor:
-        """Values in standard deviations over the batch, shrunk by :attr:`factor`."""
+        """Returns values in standard deviations over the batch, multiplied by :attr:`factor`."""
         return self.factor * standardised(values)
 
     def metrics(self) -> dict[str, float]:
-        """``agreement`` (running) and ``reliability`` once there were two feedback batches."""
+        """Returns ``agreement`` (running) and ``reliability``; empty before the first update."""
         if self.agreement is None:
             return {}
         return {"agreement": self.agreement, "reliability": self.factor}
@@ -76,7 +81,7 @@ class Reliability:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r over all entries, on all processes; 0 where one of them does not vary."""
+    """Returns Pearson's r over all entries on all processes; 0 if either tensor is constant."""
     a, b = (each.flatten().double() - distributed.mean(each.double()) for each in (a, b))
     product, *squares = distributed.total(torch.stack([a @ b, a @ a, b @ b]))
     scale = squares[0].sqrt() * squares[1].sqrt()

@@ -1,15 +1,15 @@
-"""The four roles of V-pretraining; none of them knows what a token or a pixel is.
+"""The four roles of V-pretraining, independent of the modality.
 
-A *batch* of unlabeled data becomes a *context* (what the learner made of it). A *designer* turns
-the context into a *task* (what to predict), and the *learner* steps on the task's loss. A
-*feedback* set says, through the gradient of its own loss, which step would help it.
+The *learner* turns a *batch* of unlabeled data into a *context* (the outputs of its forward pass).
+A *designer* turns the context into a *task* (what to predict), and the learner steps on the task's
+loss. A *feedback* set supplies the gradient of its own loss, against which that step is valued.
 
 A task is differentiable in its *controls*: the tensors that the designer chooses (soft-target
-probabilities, token weights, masks). ``dV/d controls`` is all that a designer ever learns of the
-learner and of the feedback set.
+probabilities, token weights, masks). ``dV/d controls`` is the only information that a designer
+receives about the learner and the feedback set.
 
-Roles are generic base classes. Whatever is optional has a default here, so that nobody has to ask
-an object what it can do.
+Roles are generic base classes. Optional methods have defaults here, so callers never test what an
+object supports.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from vpretrain.method.selection import Selector
 
 AlignmentName = Literal["dot", "optimizer_aware", "cosine", "lower_bound"]
-"""What compares ``g_pre`` and ``g_down`` (:mod:`vpretrain.method.value`)."""
+"""How ``g_pre`` and ``g_down`` are compared (:mod:`vpretrain.method.value`)."""
 Gradient = dict[str, Tensor]
-"""A vector over the aligned parameters S, by parameter name (also a direction ``u`` there)."""
+"""A vector over the aligned parameters S, by parameter name (also used for a direction ``u``)."""
 Metrics = dict[str, float]
 """Figures of a step, by name."""
 State = dict[str, Any]
-"""What a checkpoint keeps: nested dictionaries and lists of tensors, numbers, strings, None."""
+"""Contents of a checkpoint: nested dictionaries and lists of tensors, numbers, strings and None."""
 Bounds = Mapping[str, tuple[float, float]]
-"""The lowest and the highest that a figure can be, by its name; infinite where standing there would
-be no sign of anything."""
+"""Lowest and highest possible value of a figure, by the figure's name; infinite on a side where
+reaching the limit would be no sign of collapse.
+"""
 
 BatchT = TypeVar("BatchT")
 ContextT = TypeVar("ContextT")
@@ -47,48 +48,47 @@ class Batch(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Tokens (images): what a budget counts."""
+        """Number of tokens (images), as counted by the budget."""
         ...
 
     @property
     def weight(self) -> float:
-        """What its loss is a mean over: batches that make one step together count by it."""
+        """The size that the batch's loss is a mean over; batches of one step are weighted by it."""
         ...
 
     def digest(self) -> str:
-        """Proof of what was drawn."""
+        """Returns a hash of the data that was drawn."""
         ...
 
 
 class Task(Protocol):
-    """What the learner is asked to predict on one batch: the output of the task construction
-    ``c_phi``."""
+    """What the learner must predict on one batch: the output of the task construction ``c_phi``."""
 
     def controls(self) -> tuple[Tensor, ...]:
-        """The tensors that the designer chose, with their graph to ``phi`` while there is one."""
+        """Returns the tensors chosen by the designer, with their graph to ``phi`` if any."""
         ...
 
     def with_controls(self, controls: tuple[Tensor, ...]) -> Self:
-        """The same task with other controls, in the order of :meth:`controls`."""
+        """Returns the same task with other controls, in the order of :meth:`controls`."""
         ...
 
 
 def detached(task: TaskT) -> TaskT:
-    """The task cut off from the designer: what the learner may see (Algorithm 1, step 3)."""
+    """Returns the task detached from the designer, for the learner (Algorithm 1, step 3)."""
     return task.with_controls(tuple(control.detach() for control in task.controls()))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The self-supervised loss of one task, cut where the aligned parameters S begin to matter.
+    """The self-supervised loss of one task, split at the first block of the aligned parameters S.
 
     Args:
-        inputs: where the task's controls enter the part that depends on S, with their graph to the
-            controls: the controls themselves (soft targets), or what the blocks below S make of
-            them (learned views). Computed once, whatever the estimator.
+        inputs: tensors through which the task's controls enter the part that depends on S, with
+            their graph to the controls: the controls themselves (soft targets), or the output of
+            the blocks below S (learned views). Computed once, whatever the estimator.
         loss: ``(S, inputs) -> L``, a scalar.
-        here: ``inputs -> L`` at the learner's own S, from the pass that it trains by, which costs
-            nothing more; None where that pass is of another dtype than the loss, or drops out.
+        here: ``inputs -> L`` at the learner's own S, from its training pass at no extra cost; None
+            if that pass has another dtype than the loss, or uses dropout.
     """
 
     inputs: tuple[Tensor, ...]
@@ -98,7 +98,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The value of a task (a scalar), and its gradient with respect to each control; detached."""
+    """The value of a task (a scalar) and its gradient with respect to each control; detached."""
 
     value: Tensor
     gradient: tuple[Tensor, ...]
@@ -109,31 +109,36 @@ class ValueFunction(ABC, Generic[ContextT]):
 
     @property
     def linear(self) -> bool:
-        """Whether the value along the mean of the feedback gradients is the mean of those along
-        each of them."""
+        """Whether the value along the mean of the feedback gradients is the mean of their
+        values.
+        """
         return True
 
     @abstractmethod
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        """Value of the task, and ``dV/d controls``, along the mean of the feedback gradients."""
+        """Returns the value and ``dV/d controls``, along the mean of the feedback gradients."""
 
     @abstractmethod
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        """The same along every feedback batch's own gradient: how far they agree is how far they
-        can be trusted."""
+        """Returns one estimate per feedback batch, along that batch's own gradient.
+
+        Their agreement measures how far they can be trusted.
+        """
 
 
 class DirectedValue(ValueFunction[ContextT]):
-    """A value function that can look along other directions than that of the feedback, on this
-    process's part of the data."""
+    """A value function that can also value tasks along directions other than the feedback's.
+
+    It works on this process's part of the data.
+    """
 
     @abstractmethod
     def along(self, context: ContextT, task: Task, gradients: Sequence[Gradient]) -> list[Estimate]:
-        """Values of one task along several directions over S in the place of ``g_down``."""
+        """Returns the values of one task along several directions over S in place of ``g_down``."""
 
     @abstractmethod
     def gradient(self, context: ContextT, task: Task) -> Gradient:
-        """``g_pre`` over S of this process's task, detached."""
+        """Returns ``g_pre`` over S of this process's task, detached."""
 
 
 class Learner(ABC, Generic[BatchT, ContextT, TaskT]):
@@ -141,7 +146,7 @@ class Learner(ABC, Generic[BatchT, ContextT, TaskT]):
 
     model: nn.Module
     aligned: dict[str, nn.Parameter]
-    """The subset S on which gradients are compared, by name."""
+    """The parameters S on which gradients are compared, by name."""
 
     @abstractmethod
     def forward(self, batch: BatchT) -> ContextT:
@@ -149,18 +154,20 @@ class Learner(ABC, Generic[BatchT, ContextT, TaskT]):
 
     @abstractmethod
     def loss(self, context: ContextT, task: TaskT) -> Tensor:
-        """``L_pre(theta; task)``, a scalar with its graph to ``theta``."""
+        """Returns ``L_pre(theta; task)``, a scalar with its graph to ``theta``."""
 
     @abstractmethod
     def objective(self, context: ContextT, task: TaskT) -> Objective:
-        """The same loss as a function of S alone, without dropout."""
+        """Returns the same loss as a function of S and the controls' inputs, without dropout."""
 
     def after_step(self, progress: float) -> None:
-        """Called once after every optimizer step: what follows the model (an EMA teacher) moves
-        here. ``progress`` is the fraction of the budget that is used, in [0, 1]."""
+        """Updates what follows the model (an EMA teacher); called once after every optimizer step.
+
+        ``progress`` is the fraction of the budget that is used, in [0, 1].
+        """
 
     def state_dict(self) -> State:
-        """What the learner holds beside the parameters of :attr:`model`."""
+        """Returns the learner's state other than the parameters of :attr:`model`."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
@@ -169,15 +176,16 @@ class Learner(ABC, Generic[BatchT, ContextT, TaskT]):
 
 @dataclass(frozen=True)
 class Learned(Generic[TaskT]):
-    """What a designer's update came to.
+    """The outcome of a designer's update.
 
     Args:
-        metrics: among them ``gain``, ``V(task) - V(baseline task)`` of a task that this feedback
-            had no part in: one from the other half of it (exact values), or made before it was
-            known (networks, mixtures; with ``value.memory`` it shares its past with what they have
-            learned from, and noise gains a little too).
-        task: the next task of the same context, where the update has just computed all that it
-            takes; None: it has to be made.
+        metrics: may include ``gain``: ``V(task) - V(baseline task)`` for a task that did not depend
+            on the feedback that values it. The task comes from the other half of the feedback
+            (exact values), or was made before the feedback was known (networks, mixtures). In the
+            latter case ``value.memory`` makes the feedback share its past with what the designer
+            learned from, so that noise also shows a small gain.
+        task: the next task of the same context, if the update has computed all that it takes; None:
+            it has to be made.
     """
 
     metrics: Metrics = field(default_factory=dict)
@@ -186,10 +194,10 @@ class Learned(Generic[TaskT]):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a designer used before the first step; it is charged to the run's budget.
+    """What a designer consumed before the first step; it is charged to the run's budget.
 
     Args:
-        tokens: that something was trained on.
+        tokens: number of tokens trained on.
         flops: floating-point operations.
         metrics: figures to log.
     """
@@ -200,53 +208,61 @@ class Prepared:
 
 
 class Designer(ABC, Generic[ContextT, TaskT]):
-    """The task designer ``phi``: all that differs between arms lives behind this role.
+    """The task designer ``phi``. All differences between arms are behind this role.
 
-    With the defaults alone it is a baseline: a task of its own, no feedback, nothing to learn.
+    With the defaults alone it is a baseline: its own task, no feedback, no learning.
     """
 
     uses_feedback: bool = False
-    """If False no downstream gradient is ever computed."""
+    """If False, no downstream gradient is ever computed."""
     selector: Selector[Any, ContextT] | None = None
-    """Chooses what of the stream its tasks are made for, from batches of the learner's; None: they
-    are made for all of it. Its state is the designer's to keep."""
+    """Chooses which data of the stream the learner trains on; None: all of it. The designer keeps
+    the selector's state.
+    """
     alignment: AlignmentName | None = None
-    """What its rule is stated for; None: whatever the run has."""
+    """The alignment that the designer's rule is derived for; None: the run's alignment is used."""
 
     @property
     def draws(self) -> int:
-        """Batches of the stream that are drawn for one that is trained on."""
+        """Number of batches drawn from the stream per batch trained on."""
         return 1 if self.selector is None else self.selector.draws
 
     @property
     def bounds(self) -> Bounds:
-        """Where figures of :meth:`learn` stand when the tasks are no longer designed."""
+        """Bounds of the figures in :meth:`learn`.
+
+        A figure at its bound means that tasks are no longer designed.
+        """
         return {}
 
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
-        """The task as it is without steering (one-hot targets, plain views)."""
+        """Returns the task without steering (one-hot targets, unmodified views)."""
 
     def prepare(self) -> Prepared:
-        """Whatever it takes before the first step of a run: called once, and not by a run that goes
-        on from a checkpoint."""
+        """Does the work needed before the first step of a run.
+
+        Not called on resuming from a checkpoint.
+        """
         return Prepared()
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
-        """The task of this batch, at every learner step; it needs no graph to ``phi``."""
+        """Returns the task of this batch, at every learner step; it needs no graph to ``phi``."""
         return self.baseline_task(context)
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
-        """One update of ``phi`` (Algorithm 1, step 2)."""
+        """Takes one update of ``phi`` (Algorithm 1, step 2)."""
         return Learned()
 
     def predicted_values(self, context: ContextT) -> Tensor | None:
-        """What a network of the designer's takes each choice to be worth, in the order of the first
-        control and up to scale; None where it predicts no values."""
+        """Returns a network's predicted value of each choice, up to scale.
+
+        The order is that of the first control; None for designers that predict no values.
+        """
         return None
 
     def state_dict(self) -> State:
-        """Everything that a later :meth:`load_state_dict` needs."""
+        """Returns everything that :meth:`load_state_dict` needs."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
@@ -254,23 +270,27 @@ class Designer(ABC, Generic[ContextT, TaskT]):
 
 
 class Feedback(ABC, Generic[LearnerT]):
-    """The feedback set behind its verifiable signal: the only place where labels appear."""
+    """The feedback set and its verifiable signal: the only place where labels appear."""
 
     def prepare(self, learner: LearnerT) -> None:
-        """Whatever it takes of the untouched learner before the first step of a run: not called by
-        a run that goes on from a checkpoint."""
+        """Computes what is needed from the untouched learner before the first step of a run.
+
+        Not called on resuming from a checkpoint.
+        """
 
     @abstractmethod
     def gradients(self, learner: LearnerT) -> list[Gradient]:
-        """``g_down`` over S (eq. 7) on each of the next feedback batches, detached; ``.grad`` and
-        the random number generators are left alone."""
+        """Returns ``g_down`` over S (eq. 7) on each of the next feedback batches, detached.
+
+        ``.grad`` and the random number generators are left untouched.
+        """
 
     def metrics(self) -> Metrics:
-        """Figures about the batches that were used last."""
+        """Returns figures about the latest batches."""
         return {}
 
     def state_dict(self) -> State:
-        """Where its draws stand, and whatever it learned or remembers."""
+        """Returns the position in the feedback data and any learned or accumulated state."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
@@ -285,12 +305,12 @@ class Stream(ABC, Generic[BatchT]):
 
     @abstractmethod
     def __next__(self) -> BatchT:
-        """The next batch."""
+        """Returns the next batch."""
 
     @abstractmethod
     def state_dict(self) -> State:
-        """The exact position."""
+        """Returns the exact position."""
 
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
-        """Goes to that position; the batches that follow are the same, bit for bit."""
+        """Moves to that position; the batches that follow are the same, bit for bit."""

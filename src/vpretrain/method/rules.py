@@ -1,7 +1,7 @@
-"""From what choices are worth to what the learner is asked for: the rules that every modality
-shares.
+"""Rules that turn the values of choices into the learner's task, shared by all modalities.
 
-Shapes: N places of a batch where a choice is made, K candidates for it, the plain one first.
+Shapes: N positions of a batch at which a choice is made, K candidates at each, the baseline choice
+first.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from vpretrain.system import distributed
 def anchored(
     values: Tensor, log_p: Tensor, *, temperature: float, clip: float, gate_max: float
 ) -> tuple[Tensor, Tensor]:
-    """The best targets for given token values under a KL anchor to the learner (ours; the paper
-    ascends instead).
+    """Returns the best targets for given values under a KL anchor to the learner.
 
-    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with
-    ``z = values / temperature``: value where the learner already sees a possibility, no push onto
-    tokens that it rightly rules out. The gate opens with the expected gain of r over the plain
-    choice, ``gate_max * clip(gain, 0, 1)`` in units of z, so that temperature -> 0 with
-    ``clip = inf`` puts ``gate_max`` on the most valuable candidate: the best that any target under
-    that bound can do.
+    Ours; the paper uses gradient ascent instead.
+
+    ``argmax_r sum_v r(v) z(v) - KL(r || p)`` over the candidates is ``r ~ p exp(z)`` with ``z =
+    values / temperature``: the value counts where the learner already finds a candidate plausible,
+    and tokens that it rightly rules out are not pushed. The gate opens with the expected gain of r
+    over the baseline choice, ``gate_max * clip(gain, 0, 1)`` in units of z. With temperature -> 0
+    and ``clip = inf``, ``gate_max`` goes to the most valuable candidate: the optimum over all
+    targets under that bound.
 
     Args:
-        values: ``[N, K]``, what each candidate is worth in standard deviations over the batch, the
-            plain choice first.
-        log_p: ``[N, K]``, the learner's (or teacher's) log probabilities of them.
+        values: ``[N, K]``, values of the candidates in standard deviations over the batch, the
+            baseline choice first.
+        log_p: ``[N, K]``, their log probabilities under the learner (or teacher).
         temperature: tau > 0, in the units of ``values``.
         clip: bound on ``|z|``; ``inf`` for none.
         gate_max: ``alpha_max`` in [0, 1].
@@ -43,15 +44,18 @@ def anchored(
 
 
 def standardised(values: Tensor) -> Tensor:
-    """Values over their standard deviation over the batch, on all processes: the scale of loss and
-    direction drops out.
+    """Divides values by their standard deviation over the batch, on all processes.
+
+    The scales of loss and direction cancel. Values are not centred.
     """
     return values / distributed.std(values).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:
-    """Weights ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the batch,
-    on all processes.
+    """Returns weights that grow linearly with the value.
+
+    The weights are ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the
+    batch on all processes.
 
     Args:
         values: ``[N]``, in standard deviations, centred.

@@ -1,7 +1,7 @@
-"""Selection: what is trained on is chosen among more of the stream than a step takes.
+"""Data selection: more of the stream is drawn than is trained on, and a selector chooses.
 
-It stands before the task: a selector says which of the drawn data a step is taken on, a designer
-what is asked of them. The stream is drawn the same whatever is chosen.
+Selection precedes task design: a selector decides which of the drawn data a step uses, a designer
+what to predict on them. What is drawn from the stream does not depend on the choice.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from vpretrain.method.roles import BatchT, ContextT, DirectedValue, Metrics, Sta
 
 @dataclass(frozen=True)
 class Selected(Generic[BatchT]):
-    """What a selector chose.
+    """The result of a selection.
 
     Args:
-        batches: one for every ``draws`` that were drawn, of the size that these have on average.
-        metrics: how the choice looks; ``gain`` where it was cross-fitted over feedback batches.
+        batches: one for every ``draws`` drawn batches, of their average size.
+        metrics: figures that describe the choice; with ``gain`` if it was cross-fitted over
+            feedback batches.
     """
 
     batches: tuple[BatchT, ...]
@@ -28,19 +29,19 @@ class Selected(Generic[BatchT]):
 
 
 class Selector(ABC, Generic[BatchT, ContextT]):
-    """Chooses what a step is taken on.
+    """Chooses the data of a step.
 
     Attributes:
-        draws: batches that are drawn for one that is trained on, at least 1.
+        draws: number of batches drawn per batch trained on, at least 1.
     """
 
     draws: int
 
     def check(self, stream: Stream[BatchT]) -> None:
-        """Refuses a stream that there is nothing to choose from, when a run is put together.
+        """Rejects a stream that offers no choice, when a run is assembled.
 
         Raises:
-            UserError: with what is wrong.
+            UserError: the stream offers no choice.
         """
 
     @abstractmethod
@@ -52,19 +53,19 @@ class Selector(ABC, Generic[BatchT, ContextT]):
         meta_step: bool,
         used: bool,
     ) -> Selected[BatchT]:
-        """Chooses among batches; all processes choose together, and alike.
+        """Chooses among batches; all processes choose together and make the same choice.
 
         Args:
-            drawn: this process's share of a multiple of :attr:`draws` batches.
-            value_of: values tasks along the latest feedback. At a meta step it knows the gradient
-                of every feedback batch, at other steps their mean.
-            meta_step: whether this is one.
-            used: whether the choice is trained on. At a meta step it is made even while nothing
-                steers, for its ``gain`` alone: then nothing is used up by it or counted.
+            drawn: this process's shard of a multiple of :attr:`draws` batches.
+            value_of: values tasks along the latest feedback: at a meta step along the gradient of
+                every feedback batch, at other steps along their mean.
+            meta_step: whether this is a meta step.
+            used: whether the choice is trained on. At a meta step a choice is made even while
+                steering is off, for its ``gain`` alone; nothing is then consumed or counted.
         """
 
     def state_dict(self) -> State:
-        """What later choices depend on."""
+        """Returns the state that later choices depend on."""
         return {}
 
     def load_state_dict(self, state: State) -> None:

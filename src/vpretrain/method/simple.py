@@ -1,9 +1,8 @@
-"""The roles of :mod:`vpretrain.method.roles` at their simplest, for a modality of one's own: mostly
-they are given a function.
+"""Simple implementations of the roles in :mod:`vpretrain.method.roles`, for a modality of your own.
 
-A learner that runs as one pass of its whole model, a stream and a feedback set over items that are
-addressed by number, and a baseline without steering. Whatever needs more (a pass that is
-cut where S begins, a teacher) has its own class.
+Most of them take a function: a learner that runs its whole model in one pass, a stream and a
+feedback set over numbered items, and a baseline without steering. Anything more (a pass split where
+S begins, a teacher) needs its own class.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Order
 
 Loss = Callable[[Callable[..., Any], Any, Any], Tensor]
-"""``(model, batch, task) -> L_pre``, a scalar; the model is called as it is, whatever parameters it
-has just then.
+"""``(model, batch, task) -> L_pre``, a scalar. The loss calls the model, whose parameters may be
+replaced for the call.
 """
 
 
 class WholeLearner(Learner[BatchT, BatchT, TaskT]):
-    """A learner whose loss is one pass of its whole model, that holds nothing beside it.
+    """A learner whose loss is one pass of the whole model, without other state.
 
-    The blocks below S run again whenever a task is valued. The model casts its inputs to its
-    parameters' dtype: S is valued in float32 or wider, by ``vpretrain doctor`` in float64.
+    The blocks below S run again whenever a task is valued. The model must cast its inputs to the
+    dtype of its parameters: S is valued in float32 or wider, by ``vpretrain doctor`` in float64.
 
     Args:
-        model: all that trains.
-        loss: of a batch under a task.
-        aligned: S, by shell patterns over parameter names.
+        model: the module that trains.
+        loss: computes the loss of a batch under a task.
+        aligned: S, as shell patterns over parameter names.
 
     Raises:
-        UserError: a pattern fits no parameter that trains.
+        UserError: a pattern matches no trainable parameter.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, aligned: Sequence[str]) -> None:
@@ -72,19 +71,19 @@ class WholeLearner(Learner[BatchT, BatchT, TaskT]):
         }
 
     def forward(self, batch: BatchT) -> BatchT:
-        """The batch itself: nothing is computed before the task is known."""
+        """Returns the batch itself: nothing is computed before the task is known."""
         return batch
 
     def loss(self, context: BatchT, task: TaskT) -> Tensor:
-        """``L_pre``, with its graph to the model."""
+        """Returns ``L_pre``, with its graph to the model."""
         return self._loss(self.model, context, task)
 
     def objective(self, context: BatchT, task: TaskT) -> Objective:
-        """The same as a function of S, without dropout; its inputs are the controls themselves."""
+        """Returns the loss as a function of S, without dropout; its inputs are the controls."""
         own = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
         def loss(parameters: Mapping[str, Tensor], controls: tuple[Tensor, ...]) -> Tensor:
-            # S may be wider than the model, and a designer than both: all follow S.
+            # S may be wider than the model, and the designer's controls wider than both: cast to S.
             dtype = next(iter(parameters.values())).dtype
             whole = {name: piece.to(dtype) for name, piece in own.items()} | dict(parameters)
 
@@ -100,14 +99,13 @@ class WholeLearner(Learner[BatchT, BatchT, TaskT]):
 
 
 class ShuffledBatches(Stream[BatchT]):
-    """Endless batches of items, shuffled anew in every pass
-    (:class:`vpretrain.method.roles.Stream`).
+    """Endless batches of items, reshuffled in every pass (:class:`vpretrain.method.roles.Stream`).
 
     Args:
-        count: items, at least 1.
-        batch_size: of one batch.
+        count: number of items, at least 1.
+        batch_size: items per batch.
         key: seeds the order.
-        make: from the numbers of the items to a batch.
+        make: builds a batch from item numbers.
     """
 
     def __init__(
@@ -131,8 +129,9 @@ class ShuffledBatches(Stream[BatchT]):
 def halves(
     count: int, batch_size: int, key: str, make: Callable[[list[int]], BatchT]
 ) -> tuple[ShuffledBatches[BatchT], ShuffledBatches[BatchT]]:
-    """Two endless feedback batches that share no item: every other one of ``count`` items; see
-    :class:`ShuffledBatches`.
+    """Returns two endless streams of feedback batches, over the even and the odd items.
+
+    See :class:`ShuffledBatches` for the arguments.
     """
     even = ShuffledBatches(
         (count + 1) // 2,
@@ -150,12 +149,13 @@ def halves(
 
 
 class LossFeedback(Feedback[Learner[Any, Any, Any]]):
-    """``g_down``: the gradient of a loss on verified items
-    (:class:`vpretrain.method.roles.Feedback`).
+    """Feedback whose ``g_down`` is the gradient of a loss on verified items.
+
+    See :class:`vpretrain.method.roles.Feedback`.
 
     Args:
-        batches: endless, each a feedback batch of its own; of two or more that share no item, the
-            agreement tells how far they can be trusted.
+        batches: endless streams, each giving one feedback batch per meta step. The agreement of two
+            or more that share no item measures how far they can be trusted.
         loss: ``L_down`` of a batch, with its graph to the learner's model.
     """
 
@@ -165,8 +165,9 @@ class LossFeedback(Feedback[Learner[Any, Any, Any]]):
         self.batches, self.loss = list(batches), loss
 
     def gradients(self, learner: Learner[Any, Any, Any]) -> list[Gradient]:
-        """One a feedback batch, without dropout; parameters of S that the loss does not reach get
-        zeros.
+        """Returns one gradient per feedback batch, without dropout.
+
+        Parameters of S that the loss does not reach have zeros.
         """
         return [
             gradient_on_aligned(learner, map(self.loss, (next(batch),))) for batch in self.batches
@@ -185,7 +186,7 @@ class BaselineDesigner(Designer[ContextT, TaskT]):
     """Self-supervised learning without steering: no feedback, no state.
 
     Args:
-        surface: of the learner.
+        surface: gives the learner's baseline task.
     """
 
     surface: Surface[ContextT, TaskT]

@@ -1,6 +1,4 @@
-"""A learner and its optimizer kept as they are: whatever is tried inside, every bit is put back
-from copies.
-"""
+"""Snapshots of learner and optimizer: changes made inside a block are undone bit for bit."""
 
 from __future__ import annotations
 
@@ -17,17 +15,17 @@ from vpretrain.system.random_streams import random_state, set_random_state
 
 
 class Snapshot:
-    """Keeps learner, optimizer and random number generators where they are: ``with snapshot():``
-    undoes what happens inside.
+    """Copy of learner and optimizer: ``with snapshot():`` undoes what happens inside.
 
-    Parameters, buffers, what the learner holds beside them, optimizer state and learning rates go
-    back to what they were when this object was made, gradients to None, each module's mode and the
-    generators to what they were at the block's start. From copies, bit for bit, also when the block
-    raises. Takes the memory of learner and optimizer state once more.
+    On leaving the block, parameters, buffers, other learner state, optimizer state and learning
+    rates are reset to their values when this object was made; gradients to None; each module's mode
+    and the random number generators to their state at the start of the block. All are restored from
+    copies, bit for bit, also when the block raises. Takes as much memory as learner and optimizer
+    state.
 
     Args:
-        learner: whose model and state are kept.
-        optimizer: over its parameters; it has taken a step already.
+        learner: whose model and state are copied.
+        optimizer: over its parameters; it must have taken a step already.
     """
 
     def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
@@ -39,7 +37,7 @@ class Snapshot:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Undoes on leaving whatever the block did."""
+        """Undoes what the block did, on leaving it."""
         modes = [(module, module.training) for module in self.model.modules()]
         generators = random_state()
         try:

@@ -67,19 +67,18 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         """Takes one step, and counts it.
 
         Args:
-            drawn: ``B_u``, unlabeled, the designer's ``draws`` for each that is trained on;
-                gradients of its parts are added up, and the first part is what the designer learns
-                from.
-            learning_rate: of the learner; at 0 the parameters stay bit for bit, and only the
-                optimizer's moments, the designer and its direction move.
+            drawn: ``B_u``, unlabeled; the designer's ``draws`` batches for each batch trained on.
+                Gradients of the parts are accumulated, and the designer learns from the first part.
+            learning_rate: of the learner. At 0 the parameters stay the same bit for bit; the
+                optimizer's moments, the designer and its direction still change.
             progress: fraction of the budget that is used, in [0, 1].
 
         Returns:
-            What was trained on, and the step's metrics.
+            The batches trained on, and the step's metrics.
 
         Raises:
-            NonFinite: the loss, its gradient or what the feedback says is not; learner and
-                optimizer were not moved.
+            NonFinite: the loss, its gradient, a feedback gradient or a value is not finite; learner
+                and optimizer are left unchanged.
         """
         due = self.meta.due(self.count)
         batch, metrics = self._step(drawn, learning_rate, progress, meta_due=due)
@@ -89,7 +88,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
     def uncounted(
         self, drawn: MicroBatches[BatchT], learning_rate: float, progress: float, *, meta_due: bool
     ) -> Metrics:
-        """The same without counting it, with a meta step or without one, whatever is due."""
+        """Takes one step without counting it; ``meta_due`` overrides whether a meta step is due."""
         return self._step(drawn, learning_rate, progress, meta_due=meta_due)[1]
 
     def _step(
@@ -101,7 +100,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         if meta_due:
             with timed("meta"):
                 metrics |= self.meta.ask(learning_rate)
-        # Before this step's gain is known, by which the task of the same step may be another's.
+        # Decided before this step's gain is known, which can still change who makes the task.
         selects = self.meta.steers(self.count)
         batch, selection = self._selected(drawn, timed, meta_due=meta_due, used=selects)
         for part in batch.weighted():
@@ -117,7 +116,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
                 if task is None or not self.meta.steers(self.count):
                     task = self.meta.task(context, value_of, self.count)
                 task = detached(task)
-            with timed("learner"):  # step 3, eq. 3: feedback is in here through the task alone
+            with timed("learner"):  # step 3, eq. 3: feedback enters through the task alone
                 loss = part.fraction * self.learner.loss(context, task)
                 loss.backward()
                 losses.append(loss.detach())
@@ -136,9 +135,12 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
     def _selected(
         self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool, used: bool
     ) -> tuple[MicroBatches[BatchT], Metrics]:
-        """What is trained on: the selector's choice, or the first batches while nothing steers.
+        """Returns the batches to train on.
 
-        At a meta step the choice is made all the same: its gain is what a guard goes by."""
+        They are the selector's choice, or the first ones while steering is off.
+
+        At a meta step the choice is made in any case, because the guard needs its gain.
+        """
         selector, estimator = self.meta.designer.selector, self.meta.value_estimator
         if selector is None:
             return drawn, {}
@@ -150,7 +152,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return MicroBatches(chosen.batches) if used else first, dict(chosen.metrics)
 
     def _descend(self, loss: Tensor, learning_rate: float) -> Metrics:
-        """AdamW on the gradients that were added up, their norm clipped."""
+        """Takes an AdamW step on the accumulated gradients, with their norm clipped."""
         total = float(distributed.total(loss))
         norm = sharding.clip(self.parameters, self.clip_norm)
         if not math.isfinite(norm) or not math.isfinite(total):
@@ -166,7 +168,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return {"loss": total, "learning_rate": learning_rate, "gradient_norm": norm}
 
     def state_dict(self) -> State:
-        """Optimizer, count, and the meta step's state."""
+        """Returns optimizer state, step count, and the meta step's state."""
         state = {"optimizer": self.optimizer.state_dict(), "count": self.count}
         return state | {"meta": self.meta.state_dict()}
 
@@ -191,18 +193,18 @@ def steered_step(
     preconditioner_floor: float = 0.1,
     guard_window: int = 0,
 ) -> SteeredStep[BatchT, ContextT, TaskT]:
-    """Algorithm 1 for four roles and an AdamW, for those who have no recipe.
+    """Assembles Algorithm 1 from the four roles and an AdamW, without a recipe.
 
     Args:
         learner: ``theta``.
         designer: ``phi``.
-        feedback: where the labels are.
+        feedback: the labeled feedback set.
         value_estimator: alignment and estimator.
         optimizer: the learner's.
         period: learner steps per designer step.
-        preconditioner_floor: of ``P`` (eq. 35).
         clip_norm: bound on the learner's gradient norm.
-        guard_window: meta steps over which guard and collapse look; 0: neither does.
+        preconditioner_floor: of ``P`` (eq. 35).
+        guard_window: window of guard and collapse, in meta steps; 0 switches both off.
     """
     meta = MetaStep(
         learner,

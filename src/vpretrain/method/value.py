@@ -1,9 +1,8 @@
-"""Alignments: what a proposed update is worth to the feedback set, and the one direction that says
-so.
+"""Alignments: the value of a proposed update to the feedback set, and the equivalent direction.
 
-An alignment is a smooth function ``A(g_pre)``. Whatever it is, its gradient with respect to the
-task is that of an inner product with a *constant* vector, ``grad A = grad <u, g_pre>`` with
-``u = dA/dg_pre`` held fixed, so the rest of the program only ever sees ``(value, direction)``.
+An alignment is a smooth function ``A(g_pre)``. Its gradient with respect to the task equals that of
+an inner product with a *constant* vector, ``grad A = grad <u, g_pre>`` with ``u = dA/dg_pre`` held
+fixed, so the rest of the program only ever sees ``(value, direction)``.
 
 ===================  ===========================  =========================  ==========
 alignment            value                        direction u                needs g_pre
@@ -31,9 +30,7 @@ from vpretrain.method.roles import AlignmentName, Designer, Gradient
 
 
 class Valued(NamedTuple):
-    """An alignment at one point: its value (a scalar) and its gradient with respect to
-    ``g_pre``.
-    """
+    """An alignment at one point: its value, a scalar, and its gradient in ``g_pre``."""
 
     value: Tensor
     direction: Gradient
@@ -47,8 +44,9 @@ class Alignment:
         name: which one.
         smoothness: ``L`` of Prop. 2.1, the curvature of the feedback loss along a step;
             ``lower_bound`` only.
-        groups: prefixes of names (``code/``): the pieces of the gradients under each are aligned by
-            themselves, and the value is the mean over groups (eq. 46); none: all pieces together.
+        groups: prefixes of names (``code/``). The pieces of the gradients under each prefix are
+            aligned separately, and the value is the mean over groups (eq. 46). Empty: all pieces
+            together.
     """
 
     name: AlignmentName
@@ -63,29 +61,28 @@ class Alignment:
         smoothness: float = 1.0,
         groups: tuple[str, ...] = (),
     ) -> Alignment:
-        """The one that a designer's rule is stated for; else the one that is named, the run's."""
+        """Returns the alignment that the designer's rule is derived for, by default the run's."""
         return cls(designer.alignment or name, smoothness, groups)
 
     @property
     def linear(self) -> bool:
-        """Whether ``u`` does not depend on ``g_pre`` (then the value is ``<u, g_pre>`` and needs no
-        backward pass).
+        """Whether ``u`` does not depend on ``g_pre``.
+
+        The value is then ``<u, g_pre>`` and needs no backward pass for ``g_pre``.
         """
         return self.name in ("dot", "optimizer_aware")
 
     @property
     def preconditioned(self) -> bool:
-        """Whether ``g_down`` is first multiplied by the learner optimizer's preconditioner
-        ``P``.
-        """
+        """Whether ``g_down`` is first multiplied by the optimizer's preconditioner ``P``."""
         return self.name == "optimizer_aware"
 
     def __call__(self, down: Gradient, pre: Gradient, step_size: float) -> Valued:
-        """Value and direction at ``pre``; ``down`` is already preconditioned where that applies.
+        """Returns value and direction at ``pre``.
 
         Args:
             down: ``g_down`` over S (``P g_down`` for ``optimizer_aware``).
-            pre: ``g_pre`` over S at the present task.
+            pre: ``g_pre`` over S at the current task.
             step_size: ``eta``, the learner's learning rate; ``lower_bound`` only.
         """
         if self.groups:
@@ -93,9 +90,7 @@ class Alignment:
         product = vectors.inner(down, pre)
         if self.name == "cosine":
             down_norm, pre_norm = vectors.norm(down), vectors.norm(pre)
-            if (
-                not down_norm * pre_norm
-            ):  # nothing is asked for, or nothing is learned: no direction is better
+            if not down_norm * pre_norm:  # one gradient is zero: no direction is better
                 return Valued(torch.zeros_like(product), vectors.combine((0.0, down)))
             cosine = product / (down_norm * pre_norm)
             return Valued(
@@ -124,19 +119,22 @@ class Alignment:
 def adam_preconditioner(
     optimizer: torch.optim.Optimizer, aligned: dict[str, nn.Parameter], floor: float
 ) -> Gradient | None:
-    """``P = 1 / max(sqrt(v_hat), floor * rms)`` from AdamW's second moments, over S (eq. 35).
+    """Returns the diagonal preconditioner ``P`` over S, from AdamW's second moments (eq. 35).
 
-    Without a floor the rows of rare tokens in embeddings and head, whose ``v_hat`` is next to zero,
-    outweigh all others.
+    ``P = 1 / max(sqrt(v_hat), floor * rms)``, up to a constant.
+
+    Without a floor the rows of rare tokens in embeddings and head, whose ``v_hat`` is close to
+    zero, outweigh all others.
 
     Args:
-        optimizer: an Adam or AdamW that holds every aligned parameter, with 32 or 8 bits a moment.
+        optimizer: an Adam or AdamW that holds every aligned parameter, with 32-bit or 8-bit
+            moments.
         aligned: S.
         floor: dimensionless, relative to the root mean square of ``sqrt(v_hat)`` over S.
 
     Returns:
-        ``P`` scaled to a root mean square of ``P g`` of order ``g`` (times the rms, so that P = 1
-        where ``v_hat`` is typical), or None before the optimizer's first step.
+        ``P`` multiplied by that root mean square, so that P = 1 where ``v_hat`` is typical; None
+        before the optimizer's first step.
     """
     second_moments: Gradient = {}
     for group in optimizer.param_groups:
@@ -145,8 +143,7 @@ def adam_preconditioner(
             if id(parameter) in members:
                 state = optimizer.state.get(parameter)
                 if not state:
-                    # no gradient ever reached it (an expert that no token is sent to): P does not
-                    # matter there
+                    # No gradient ever reached it (an unused expert): P does not matter there.
                     continue
                 correction = 1 - group["betas"][1] ** float(state["step"])
                 second_moments[name] = second_moment(state) / correction
@@ -163,18 +160,17 @@ def adam_preconditioner(
 
 
 BLOCK = 256
-"""Entries of an 8-bit moment that share a scale in bitsandbytes."""
+"""Number of entries of an 8-bit moment that share a scale in bitsandbytes."""
 
 
 def second_moment(state: Mapping[str, Any]) -> Tensor:
-    """``v`` of a parameter, before its bias correction, in float32 or wider.
+    """Returns ``v`` of a parameter, before bias correction, in float32 or wider.
 
-    Where an optimizer keeps 8 bits of an entry it is ``levels[code] * scale[block]``
-    (arXiv 2110.02861): torchao as a tensor of that kind, bitsandbytes as three tensors; both leave
-    small parameters in 32 bits.
+    8-bit optimizers store an entry as ``levels[code] * scale[block]`` (arXiv 2110.02861): torchao
+    in a tensor subclass, bitsandbytes in three tensors. Both keep small parameters in 32 bits.
 
     Args:
-        state: of the parameter, in torch's, bitsandbytes' or torchao's AdamW.
+        state: the parameter's optimizer state, in torch's, bitsandbytes' or torchao's AdamW.
     """
     if "state2" in state:  # bitsandbytes
         moment = state["state2"]

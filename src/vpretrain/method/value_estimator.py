@@ -1,4 +1,4 @@
-"""The value of a task under the latest feedback: alignment and estimator put together."""
+"""Value of tasks under the latest feedback: combines an alignment and an estimator."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ from vpretrain.system.errors import NonFinite
 class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
     """Holds the latest downstream gradients, and values tasks along them.
 
-    Called itself it values a task on a whole batch, :meth:`on_part` on a part of one.
+    Calling it values a task on a whole batch; :meth:`on_part` values tasks on part of a batch.
 
     Args:
         learner: gives S and the self-supervised objective.
-        alignment: turns ``g_down`` (and, where it needs it, ``g_pre``) into a direction.
-        estimator: takes the directional derivative; a function is exact, or has a fixed step.
+        alignment: turns ``g_down`` (and ``g_pre`` if it needs it) into a direction.
+        estimator: takes the directional derivative; a plain function is exact, or uses a fixed
+            step.
 
     Attributes:
-        feedback_gradients: ``g_down`` over S, one a feedback batch, preconditioned where the
-            alignment asks for it.
+        feedback_gradients: ``g_down`` over S, one per feedback batch, preconditioned if the
+            alignment requires it.
     """
 
     def __init__(
@@ -58,12 +59,11 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
     def update(
         self, gradients: Sequence[Gradient], preconditioner: Gradient | None, step_size: float
     ) -> None:
-        """Takes new downstream gradients, one per feedback batch.
+        """Stores new downstream gradients, one per feedback batch.
 
         Args:
             gradients: ``g_down`` over S, one or more.
-            preconditioner: ``P`` over S; used by ``optimizer_aware`` alone, and None counts as the
-                identity.
+            preconditioner: ``P`` over S, used by ``optimizer_aware`` only; None: the identity.
             step_size: the learning rate of the step that is valued (``lower_bound`` only).
         """
         if self.alignment.preconditioned and preconditioner is not None:
@@ -74,7 +74,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         self.feedback_gradients, self.step_size = list(gradients), step_size
 
     def keep_mean(self) -> None:
-        """Keeps the mean of the gradients alone: all that is needed until the next meta step."""
+        """Replaces the gradients by their mean, all that is needed until the next meta step."""
         self.feedback_gradients = [vectors.mean(self.feedback_gradients)]
 
     @property
@@ -85,15 +85,16 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return self.along_mean(context, task)
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        """The values along each feedback batch's own gradient, for a designer that learns.
+        """Returns the values along each feedback batch's own gradient, for a designer's update.
 
         Raises:
-            NonFinite: one is not, so that no designer learns from it.
+            NonFinite: a value or its gradient is not finite on some process, so that no designer
+                learns from it.
         """
         return self.each_on_part(context, task, 1.0)
 
     def each_on_part(self, context: ContextT, task: Task, fraction: float) -> list[Estimate]:
-        """:meth:`each` on a part of a batch, see :meth:`on_part`."""
+        """Returns :meth:`each` on part of a batch, see :meth:`on_part`."""
         estimates = self.along(context, task, self.feedback_gradients, fraction)
         figures = torch.stack(
             [sum((g.sum() for g in each.gradient), each.value) for each in estimates]
@@ -103,16 +104,17 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return estimates
 
     def on_part(self, fraction: float = 1.0) -> ValueFunction[ContextT]:
-        """Values tasks on a part of a batch.
+        """Returns a value function on part of a batch.
 
         Args:
-            fraction: of this process's part in the loss of the whole batch, in [0, 1]. A value is
-                that of the whole batch, its gradient that with respect to this part's controls.
+            fraction: weight of this process's part in the loss of the whole batch, in [0, 1]. The
+                value is that of the whole batch, over all processes; its gradient is with respect
+                to this part's controls.
         """
         return PartValue(self, fraction)
 
     def along_mean(self, context: ContextT, task: Task, fraction: float = 1.0) -> Estimate:
-        """The value along the mean of the feedback gradients; see :meth:`on_part`."""
+        """Returns the value along the mean of the feedback gradients; see :meth:`on_part`."""
         return self.along(context, task, [vectors.mean(self.feedback_gradients)], fraction)[0]
 
     def along(
@@ -122,16 +124,18 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         gradients: Sequence[Gradient],
         fraction: float = 1.0,
     ) -> list[Estimate]:
-        """Values of one task along several downstream gradients; what does not depend on them is
-        computed once."""
+        """Returns the values of one task along several downstream gradients.
+
+        Computation that does not depend on the gradient is shared.
+        """
         learner, alignment = self.learner, self.alignment
         controls = tuple(control.detach().requires_grad_() for control in task.controls())
-        # Whatever is valued is a task of this learner.
+        # The cast is safe: only tasks of this learner are valued.
         objective = learner.objective(context, cast(TaskT, task.with_controls(controls)))
         inputs = tuple(tensor.detach().requires_grad_() for tensor in objective.inputs)
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
-            # As views: a module that leaves enter cannot be counted in FLOPs.
+            # Views, because the FLOP counter cannot count a module whose inputs are leaves.
             views = tuple(tensor.view_as(tensor) for tensor in inputs)
             return fraction * objective.loss(parameters, views)
 
@@ -140,13 +144,13 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
             along = self.estimator(loss, point, direction, inputs, here)
-            # From the inputs back to the controls: a no-op where they are the same.
+            # Back from the inputs to the controls; a no-op if they are the same tensors.
             gradient = torch.autograd.grad(
                 objective.inputs, controls, along.gradient, retain_graph=True
             )
             return Estimate(distributed.total(along.value) if value is None else value, gradient)
 
-        # Narrow dtypes cannot resolve a small perturbation: S is valued in float32 or wider.
+        # Narrow dtypes cannot resolve a small perturbation, so S is float32 or wider here.
         point = {name: vectors.wide(p.detach()) for name, p in learner.aligned.items()}
         if alignment.linear:
             return [estimate(gradient) for gradient in gradients]
@@ -158,7 +162,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return [estimate(each.direction, each.value) for each in valued]
 
     def gradient(self, context: ContextT, task: Task) -> Gradient:
-        """``g_pre`` over S of a task on this process's part of the data, float32 or wider."""
+        """Returns ``g_pre`` over S of a task on this process's data, in float32 or wider."""
         objective = self.learner.objective(context, cast(TaskT, task))
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -168,7 +172,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return _gradient(loss, {name: vectors.wide(p.detach()) for name, p in aligned.items()})
 
     def state_dict(self) -> State:
-        """The gradients of the latest meta step: they are used until the next."""
+        """Returns the latest gradients, the step size, and the estimator's state."""
         return {
             "feedback_gradients": self.feedback_gradients,
             "step_size": self.step_size,
@@ -184,13 +188,14 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         ]
         self.step_size = state["step_size"]
         estimator = dict(state["estimator"])
-        if estimator.pop("name", None) == self.estimator.name:  # another measures its step anew
+        # A different estimator measures its own step.
+        if estimator.pop("name", None) == self.estimator.name:
             self.estimator.load_state_dict(estimator)
 
 
 @dataclass(frozen=True)
 class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
-    """See :meth:`ValueEstimator.on_part`."""
+    """Value function on part of a batch, see :meth:`ValueEstimator.on_part`."""
 
     whole: ValueEstimator[Any, ContextT, TaskT] = field(repr=False)
     fraction: float
@@ -207,7 +212,7 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
 
 
 def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:
-    """``g_pre``: the gradient of a loss over S at a point, by one ordinary backward pass."""
+    """Returns the gradient of a loss over S at a point, by one ordinary backward pass."""
     with torch.enable_grad():
         leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
         pieces = torch.autograd.grad(loss(leaves), list(leaves.values()))

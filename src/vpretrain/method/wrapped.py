@@ -1,4 +1,4 @@
-"""A learner that changes something about another one."""
+"""Base class for a learner that modifies another one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vpretrain.method.roles import BatchT, ContextT, Learner, Objective, State, 
 
 
 class WrappedLearner(Learner[BatchT, ContextT, TaskT]):
-    """Another learner throughout, but for what a subclass changes.
+    """Delegates to another learner; subclasses override what they change.
 
     Args:
-        learner: whose parameters train.
+        learner: the learner whose parameters train.
     """
 
     def __init__(self, learner: Learner[BatchT, ContextT, TaskT]) -> None:

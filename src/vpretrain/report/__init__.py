@@ -1,4 +1,4 @@
-"""Saved results in, one self-contained HTML page out. Nothing in here knows a model."""
+"""Turns saved results into one self-contained HTML page, without any model."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ __all__ = ["first_sentence", "write_report"]
 
 
 def first_sentence(folder: Path) -> str:
-    """What a comparison's page begins with, as text: whether the examples helped; empty where none
-    steered. Raises as :func:`write_report`."""
+    """Returns the first sentence of a comparison's page as text: whether the examples helped.
+
+    Empty if no arm was steered. Raises as :func:`write_report` does.
+    """
     (section,) = read([folder])
     return plain(headline(section)).strip()
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Writes the page, and beside it its plots as SVG and PNG, to ``plots/`` (``NAME-plots/`` for a
-    page of another name than ``report.html``).
+    """Writes the page, and its plots as SVG and PNG files.
+
+    The plots go to ``plots/`` next to it (``NAME-plots/`` for a page not named ``report.html``).
 
     The same results give the same page, byte for byte.
 
     Args:
-        folders: that ``compare`` or ``train`` wrote, finished or not; all of one recipe. Each
+        folders: written by ``compare`` or ``train``, finished or not; all of one recipe. Each
             comparison is a section, and run folders share one.
-        out: the HTML file; replaced if it is there.
+        out: the HTML file; replaced if it exists.
 
     Returns:
         ``out``.
 
     Raises:
         UserError: results are missing, damaged or of different recipes (nothing is written then),
-            or ``out`` can be no file.
+            or ``out`` cannot be a file.
     """
     writable_file(out, "an HTML file")
     sections = read(folders)

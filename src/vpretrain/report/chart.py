@@ -1,5 +1,7 @@
-"""What a chart shows, before anything draws it: the page's SVG and the plot files are two drawings
-of one of these."""
+"""Contents of charts, independent of drawing.
+
+The page's SVG and the plot files are drawn from the same objects.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,27 @@ from vpretrain.report.curves import Point
 from vpretrain.report.formatting import compact, short
 
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus")
-# The baseline's first. 5 dashes, 7 markers and 6 colours have no common factor: no two of 210 arms
-# look the same.
+# The baseline's first. 5 dashes, 7 markers and 6 colours are pairwise coprime in number, so up to
+# 210 arms look different.
 DASHES: tuple[tuple[float, ...], ...] = ((6, 3), (), (2, 2.5), (9, 3, 2, 3), (13, 4))
-# Okabe and Ito's hues, darkened to stand out from white; the baseline is grey. The style sheet has
-# those for dark.
+# Okabe and Ito's hues, darkened for contrast on white; the baseline is grey. The page defines those
+# for dark mode.
 COLOURS = ("#5f6672", "#0068b5", "#c4490a", "#007a5a", "#a8408a", "#8f6400", "#3a86c8")
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is told apart: by colour, dash and marker at once.
+    """The look of an arm: its colour, dash and marker.
 
     Args:
-        slot: place of the arm in its comparison; the baseline has 0.
+        slot: index of the arm in its comparison; the baseline has 0.
     """
 
     slot: int
 
     @property
     def colour(self) -> int:
-        """Index into :data:`COLOURS`; grey stays the baseline's."""
+        """Index into :data:`COLOURS`; only the baseline is grey."""
         return 0 if self.slot == 0 else 1 + (self.slot - 1) % (len(COLOURS) - 1)
 
     @property
@@ -47,15 +49,15 @@ class Style:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one arm or one run, joined.
+    """Points of one arm or one run.
 
     Args:
         label: of the arm.
         style: None draws in the colour of the text.
         points: by rising x, finite.
-        faint: whether it is a single seed behind its arm's mean.
-        every: a marker at each so many points; 0 for none.
-        joined: False for points alone.
+        faint: whether it is a single seed, drawn behind its arm's mean.
+        every: distance between markers, in points; 0 for none.
+        joined: False for points without a line.
         spread: half-lengths of error bars in x and y, or None.
     """
 
@@ -75,9 +77,9 @@ class Panel:
     Args:
         x_label, y_label: with units.
         lines: the faint ones first.
-        level: a horizontal line, ``(y, what it is)``.
-        description: a sentence below, for the page.
-        counts_x: whether x is a count, whose labels are short (``12k``).
+        level: a horizontal line, ``(y, label)``.
+        description: a sentence below the panel on the page.
+        counts_x: whether x is a count, with abbreviated tick labels (``12k``).
     """
 
     x_label: str
@@ -94,7 +96,7 @@ class Figure:
 
     Args:
         name: of its files.
-        title, caption: for people; an empty title where the part of the page has it already.
+        title, caption: text; the title is empty if the page's section has it already.
         panels: one or more.
         arms: ``(label, style)`` of the legend.
         wide: whether a single panel is drawn larger.
@@ -109,7 +111,7 @@ class Figure:
 
 
 def span(values: Sequence[float], *, from_zero: bool = False) -> tuple[float, float]:
-    """Least and greatest with some air; never of length zero."""
+    """Returns the range of the values with a margin; never of length zero."""
     low, high = min(values), max(values)
     if from_zero:
         return 0.0, high or 1.0
@@ -118,7 +120,7 @@ def span(values: Sequence[float], *, from_zero: bool = False) -> tuple[float, fl
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from ``low`` to ``high``, as many as fit into ``most``."""
+    """Returns at most about ``most`` round numbers from ``low`` to ``high``."""
     if not high > low:
         return [low]
     rough = (high - low) / most
@@ -129,7 +131,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_labels(values: Sequence[float], *, counts: bool) -> list[str]:
-    """The same number of decimals on one axis."""
+    """Formats ticks with the same number of decimals along an axis."""
     if counts:
         return [compact(value) for value in values]
     if len(values) < 2 or max(map(abs, values)) >= 1e5 or values[1] - values[0] < 1e-4:

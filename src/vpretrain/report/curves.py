@@ -1,5 +1,4 @@
-"""From runs to curves and figures of merit: means over seeds, tokens until a score, and where the
-seconds went."""
+"""Computes curves from runs, and figures such as tokens until a score, and time by part."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from vpretrain.report.folders import Run, Section
 Axis = Literal["step", "tokens", "flops", "seconds"]
 Point = tuple[float, float]
 
-MOST_POINTS = 40  # of a line; more than a reader can tell apart in a small chart
+MOST_POINTS = 40  # per line; more than a reader can distinguish in a small chart
 
 
 def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
-    """The run's records that hold a finite value of the metric, by step."""
+    """Returns the run's records that hold a finite value of the metric, by step."""
     return {
         record["step"]: record
         for record in run.records
@@ -27,8 +26,10 @@ def logged(run: Run, metric: str) -> dict[float, dict[str, float]]:
 
 
 def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
-    """Step 0, the evaluations during the run, and the one at its end, by step; empty without any
-    during the run."""
+    """Returns step 0, the evaluations during the run, and the final one, by step.
+
+    Empty if there was none during the run.
+    """
     records = logged(run, metric)
     if not records:
         return {}
@@ -43,14 +44,14 @@ def evaluated(run: Run, metric: str) -> dict[float, dict[str, float]]:
 
 
 def points(records: dict[float, dict[str, float]], axis: Axis, metric: str) -> list[Point]:
-    """One line of one run."""
+    """Returns the line of one run."""
     return [(records[step][axis], records[step][metric]) for step in sorted(records)]
 
 
 def mean_points(
     runs: Sequence[dict[float, dict[str, float]]], axis: Axis, metric: str
 ) -> list[Point]:
-    """Mean over runs, step by step, at the steps that all of them have."""
+    """Returns the mean over runs, step by step, at the steps that all of them have."""
     logs = [records for records in runs if records]
     shared = set.intersection(*(set(records) for records in logs)) if logs else set()
     return [
@@ -63,26 +64,25 @@ def mean_points(
 
 
 def width(longest: int) -> int:
-    """How many neighbours become one point, so that a line of so many has no more than
-    :data:`MOST_POINTS`."""
+    """Returns the bin size that leaves at most :data:`MOST_POINTS` points of a line."""
     return math.ceil(longest / MOST_POINTS) or 1
 
 
 def binned(line: Sequence[Point], size: int) -> list[Point]:
-    """Means over ``size`` neighbours each; the last bin may hold fewer."""
+    """Returns means over ``size`` neighbours each; the last bin may hold fewer."""
     parts = [line[start : start + size] for start in range(0, len(line), size)]
     return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
 
 
 @dataclass(frozen=True)
 class Reach:
-    """When an arm came to the baseline's final score.
+    """When an arm reached the baseline's final score.
 
     Args:
-        tokens: first crossing of its mean curve, between evaluations by a straight line; None if it
-            never did.
-        fraction: of the tokens that the baseline was given; None if ``tokens`` is.
-        seeds: how many of its seeds reached the score by themselves, of ``of``.
+        tokens: first crossing of its mean curve, interpolated linearly between evaluations; None if
+            it never did.
+        fraction: ``tokens`` as a fraction of the baseline's total; None if ``tokens`` is.
+        seeds: number of its seeds, out of ``of``, that reached the score individually.
     """
 
     tokens: float | None
@@ -92,8 +92,10 @@ class Reach:
 
 
 def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | str:
-    """The baseline's mean final score and when each arm came to it; or a sentence why there is no
-    such thing."""
+    """Returns the baseline's mean final score, and when each arm reached it.
+
+    If this is undefined, returns a sentence that says why.
+    """
     higher = section.metrics.get(metric)
     baseline = section.arms[0]
     if higher is None or metric not in section.summaries.get(baseline, {}):
@@ -120,7 +122,7 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
 
 
 def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> float | None:
-    """Where the line first is at the target or past it; None if nowhere."""
+    """Returns where the line first reaches the target; None if nowhere."""
     before: Point | None = None
     for x, y in line:
         if _at(y, target, higher_is_better):
@@ -133,16 +135,17 @@ def crossing(line: Sequence[Point], target: float, higher_is_better: bool) -> fl
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm's steps cost, mean over its runs, after the first step of each (which holds
-    settling).
+    """Cost of an arm's steps, mean over its runs, without their first steps.
+
+    The first step of a run includes settling.
 
     Args:
-        rate: tokens (images) a second; None where no metrics were kept.
-        fractions: of the seconds, by what took them, as ``{"meta": 0.1}``; what is not in it was
-            not measured apart.
-        first_seconds: until the end of the first step.
-        peak_bytes: most memory; None where it was not recorded.
-        flops: of a run; None where they were not counted.
+        rate: tokens (images) per second; None if no metrics were kept.
+        fractions: of the seconds, by part, as ``{"meta": 0.1}``; the remainder was not measured
+            separately.
+        first_seconds: time until the end of the first step.
+        peak_bytes: maximum memory over the runs; None if it was not recorded.
+        flops: of a run; None if they were not counted.
     """
 
     rate: float | None
@@ -153,7 +156,7 @@ class Cost:
 
 
 def cost(runs: Sequence[Run]) -> Cost:
-    """Of the runs of one arm."""
+    """Returns the cost of one arm from its runs."""
     rates, firsts, fractions = [], [], []
     for run in runs:
         if not run.records:
@@ -186,12 +189,11 @@ def cost(runs: Sequence[Run]) -> Cost:
 
 
 def dominating(points: dict[str, Point], signs: tuple[float, float]) -> list[str]:
-    """Names on the Pareto front, by rising x: those that no other equals or beats in both, and
-    beats in one.
+    """Returns the names on the Pareto front, by rising x: points that no other dominates.
 
     Args:
         points: by name.
-        signs: +1 where more is better, -1 where less is, of x and y.
+        signs: for x and y, +1 if higher is better, -1 if lower is.
     """
 
     def beaten(name: str) -> bool:

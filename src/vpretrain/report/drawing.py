@@ -1,5 +1,4 @@
-"""Charts drawn once, with matplotlib: as SVG inside the page, and as SVG and PNG files for papers
-and slides."""
+"""Draws charts with matplotlib: SVG inside the page, SVG and PNG files for papers and slides."""
 
 from __future__ import annotations
 
@@ -37,10 +36,10 @@ from vpretrain.system.html import Markup, printable, tag
 Box: TypeAlias = tuple[float, float, float, float]
 
 _INK, _SOFT, _RULE, _PAPER = "#16191f", "#5a6270", "#e3e6eb", "#ffffff"
-_POINTS = 72  # an inch: a point of the drawing is a pixel of the page
+_POINTS = 72  # per inch: a point of the drawing is a pixel of the page
 _SIZE, _LARGE = (332.0, 214.0), (440.0, 300.0)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 28.0, 36.0
-_GUTTER = 38.0  # right of the axes instead of _RIGHT where a level is named there
+_GUTTER = 38.0  # replaces _RIGHT if a level is labelled right of the axes
 _TICK, _LABEL = 10.5, 11.5
 _MARKERS = dict(zip(MARKERS, "os^DvXP", strict=True))
 _SETTINGS: dict[Any, Any] = {
@@ -57,7 +56,7 @@ _SETTINGS: dict[Any, Any] = {
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
 }
-# On the page colours follow the style sheet, light or dark.
+# On the page, colours are variables of the style sheet, for light and dark mode.
 _NAMES = {_INK: "ink", _SOFT: "soft", _RULE: "rule", _PAPER: "paper"}
 _NAMES |= {colour: f"arm-{slot}" for slot, colour in enumerate(COLOURS)}
 _VARIABLES = {colour: f"var(--{name})" for colour, name in _NAMES.items()}
@@ -65,7 +64,7 @@ _KEPT = ("d", "x", "y", "transform")
 
 
 def panel(chart: Panel, *, large: bool = False) -> Markup:
-    """One panel for the page; it scales to the width it is given."""
+    """Returns one panel for the page; it scales to the available width."""
     width, height = _LARGE if large else _SIZE
     right = _GUTTER if chart.level else _RIGHT
     with _canvas(width, height) as canvas:
@@ -77,7 +76,7 @@ def panel(chart: Panel, *, large: bool = False) -> Markup:
 
 @lru_cache
 def swatch(style: Style | None) -> Markup:
-    """The arm's line and marker, for legends and tables."""
+    """Returns the arm's line and marker, for legends and tables."""
     with _canvas(28, 14) as canvas:
         xs = [1 / 28, 0.5, 27 / 28]
         canvas.add_artist(Line2D(xs, [0.5] * 3, markevery=(1, 5), **_look(style)))
@@ -92,8 +91,10 @@ def interval(
     style: Style,
     label: str,
 ) -> Markup:
-    """A difference and its interval beside zero, on the scale ``[low, high]`` that a table's rows
-    share."""
+    """Draws a difference and its interval around zero.
+
+    The rows of a table share the scale ``[low, high]``.
+    """
     with _canvas(160, 22) as canvas:
         axes = canvas.add_axes((6 / 160, 0, 148 / 160, 1))
         axes.set_axis_off()
@@ -104,13 +105,12 @@ def interval(
 
 
 def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: Path) -> list[Path]:
-    """Writes each figure, and each comparison's differences with their intervals, as ``NAME.svg``
-    and ``NAME.png``.
+    """Writes each figure, and each comparison's differences, as ``NAME.svg`` and ``NAME.png``.
 
     Args:
-        figures: of all sections; a name that comes twice gets a number.
+        figures: of all sections; a duplicate name gets a number.
         sections: whose differences are drawn.
-        folder: created if missing; other files in it are left alone.
+        folder: created if missing; other files in it are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[Path, None] = {}
@@ -131,11 +131,11 @@ def write_plots(figures: Sequence[Figure], sections: Sequence[Section], folder: 
 
 @contextmanager
 def _canvas(width: float, height: float) -> Iterator[Canvas]:
-    """An empty drawing of so many points."""
+    """Yields an empty drawing of this size in points."""
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A character that the font has not is shown as a box, as browsers do.
+        # A character missing from the font is shown as a box, as in browsers.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        # Names too long for the drawing overlap.
+        # Overlong names overlap.
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         canvas = Canvas(figsize=(width / _POINTS, height / _POINTS), dpi=_POINTS)
         FigureCanvasAgg(canvas)
@@ -214,8 +214,8 @@ def _line(axes: Axes, line: Line) -> None:
         title = f"title {printable(line.label)}"
         look |= {"linestyle": "-", "linewidth": 1.0, "alpha": 0.38, "gid": title}
     every = max(1, line.every)
-    # Arms begin at different points, so that markers of lines that run together do not hide each
-    # other.
+    # Markers of different arms start at different points, so that overlapping lines do not hide
+    # each other's markers.
     first = (line.style.slot * max(1, every // 3)) % every if line.style else 0
     single = len(xs) == 1 and line.style is not None
     if line.faint or not line.every:
@@ -232,8 +232,7 @@ def _spread(axes: Axes, line: Line) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """A name beside each point, where it hides no marker and no other name if there is such a
-    place."""
+    """Labels each point, where possible without hiding a marker or another label."""
     places = [(label, at, axes.transData.transform(at)) for label, at in points]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for _, _, (x, y) in places]
     edges = axes.bbox.x0, axes.bbox.x1
@@ -254,7 +253,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _note(axes: Axes, text: str, at: Any, right: float, up: float, **options: Any) -> None:
-    """Text that begins so many points from a place."""
+    """Places text at an offset in points."""
     options |= {"xytext": (right, up), "textcoords": "offset points", "annotation_clip": False}
     axes.annotate(_short(text), at, fontsize=_TICK, color=_SOFT, **options)
 
@@ -296,7 +295,7 @@ def _frame(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _short(text: str) -> str:
-    """Text for a drawing, where nothing wraps."""
+    """Truncates text for a drawing, where nothing wraps."""
     shown = printable(text)
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
@@ -319,8 +318,10 @@ def _look(style: Style | None) -> dict[str, Any]:
 
 
 def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
-    """The drawing as an element of the page: no identifier, no reference, no font or colour of its
-    own."""
+    """Returns the drawing as an element of the page.
+
+    It has no identifiers, references, or fonts and colours of its own.
+    """
     canvas.patch.set_visible(False)
     for axes in canvas.axes:
         axes.patch.set_visible(False)
@@ -332,17 +333,17 @@ def _inline(canvas: Canvas, *children: Markup, **attributes: object) -> Markup:
 
 
 def _elements(node: ET.Element, by_reference: dict[str, ET.Element]) -> Iterator[Markup]:
-    """The element without what a page has no use for; groups that only group dissolve."""
+    """Yields the element without unneeded attributes; plain groups are flattened."""
     kind = node.tag.rpartition("}")[2]
     attributes = {name: _rounded(value) for name, value in node.items() if name in _KEPT}
     style = _style(node.get("style", ""))
-    if kind == "use":  # a marker or a tick: drawn where it stands
+    if kind == "use":  # a marker or a tick: replaced by its path
         origin = by_reference[node.get("{http://www.w3.org/1999/xlink}href", "")]
         moved = f"translate({attributes.pop('x', '0')} {attributes.pop('y', '0')})"
         style = style or _style(origin.get("style", ""))
         yield tag("path", d=_rounded(origin.get("d", "")), transform=moved, style=style)
     elif kind == "text":
-        attributes.pop("transform", None)  # turned by zero
+        attributes.pop("transform", None)  # a rotation by zero
         yield tag("text", node.text or "", style=style or None, **attributes)
     elif kind == "path":
         yield tag("path", style=style or None, **attributes)
@@ -365,7 +366,7 @@ def _style(text: str) -> str:
 
 
 def _rounded(text: str) -> str:
-    """Numbers with two decimals at most."""
+    """Rounds numbers in a text to at most two decimals."""
     long = r"-?\d+\.\d{3,}"
     text = re.sub(long, lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
     return " ".join(text.split())

@@ -1,5 +1,4 @@
-"""Which charts a section has: curves of scores and loss, the steering over time, and trade-offs
-between tasks."""
+"""The charts of a section: scores and loss, steering over time, trade-offs between tasks."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from vpretrain.report.folders import Section
 
 Records = dict[float, dict[str, float]]
 
-# What records hold: label with unit, and what it says. In the order of the page; others follow
-# under their own names.
+# Label and description of logged figures, in the order of the page; others follow under their own
+# names.
 STEERING = {
     "value": (
         "value of the step",
@@ -93,7 +92,7 @@ STEERING = {
     ),
 }
 LIMITS = ("gain_bound", "regret")
-"""Of :data:`STEERING`, what is under a fold: few ask for it, and the words need their sentence."""
+"""Figures of :data:`STEERING` that the page folds away, because few readers need them."""
 UNITS = {
     "nll": "nats per token",
     "pass@1": "share solved",
@@ -105,8 +104,13 @@ UNITS = {
 
 
 def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
-    """The section's figures under ``curves``, ``steering``, ``limits`` (how far steering is from
-    the best targets), ``cost`` and ``tradeoffs``; each name starts with ``prefix``."""
+    """Returns the section's figures by part of the page.
+
+    The parts are ``curves``, ``steering``, ``limits`` (how far steering is from the best targets),
+    ``cost`` and ``tradeoffs``.
+
+    Each name starts with ``prefix``.
+    """
     return {
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
         "steering": list(_steering(section, f"{prefix}steering", limits=False)),
@@ -117,12 +121,12 @@ def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
 
 
 def styles(section: Section) -> dict[str, Style]:
-    """How each arm is drawn, everywhere on the page."""
+    """Returns the style of each arm, the same everywhere on the page."""
     return {arm: Style(slot) for slot, arm in enumerate(section.arms)}
 
 
 def metric_label(section: Section, metric: str) -> str:
-    """The metric with an arrow towards better and its unit, where they are known."""
+    """Returns the metric with its unit and an arrow towards better values, if they are known."""
     arrow = {True: " ↑", False: " ↓", None: ""}[section.metrics.get(metric)]
     unit = UNITS.get(metric.rpartition("/")[2])
     return metric + arrow + (f" ({unit})" if unit else "")
@@ -157,7 +161,7 @@ def _curves(
     title: str,
     caption: str,
 ) -> Iterator[Figure]:
-    """One figure over steps, tokens and seconds; none where nothing was recorded."""
+    """Yields one figure over steps, tokens and seconds; none if nothing was recorded."""
     if not by_arm:
         return
     label = "training loss" if metric == "loss" else metric_label(section, metric)
@@ -189,7 +193,7 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
         by_arm = _by_arm(section, lambda run, name=name: logged(run, name))
         least = 1e-5 if name == "weight_spread" else 0.0  # a spread below it is rounding
         if not by_arm or _most(by_arm, name) <= least:
-            continue  # zero all along, as the gate of arms without one
+            continue  # always zero, such as the gate of arms without one
         sizes.append(_size(by_arm))
         arms |= dict.fromkeys(by_arm)
         label, description = STEERING.get(name, (name, ""))
@@ -204,8 +208,7 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
 
 
 def _bought(section: Section, prefix: str) -> Iterator[Figure]:
-    """The leading score against all that was used for it: post-training comes on top of the budget,
-    and shows here."""
+    """Yields the leading score against the total cost, post-training included."""
     metric = section.lead
     scores = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}
     if metric is None or len(scores) < 2:
@@ -277,7 +280,7 @@ def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[st
             lines.append(Line(arm, style, [places[arm]], joined=False, spread=spread))
     arms = [(line.label, line.style) for line in lines if line.style]
     untouched = "step 0"
-    while untouched in places:  # an arm of that name is not to be mistaken for it
+    while untouched in places:  # an arm may have that name
         untouched += " (untouched)"
     start = [section.step0[metric].value for metric in (across, up) if metric in section.step0]
     if len(start) == 2 and all(map(math.isfinite, start)):
@@ -290,7 +293,7 @@ def _front(section: Section, across: str, up: str) -> tuple[Panel, list[tuple[st
 
 
 def _by_arm(section: Section, of: Callable[..., Records]) -> dict[str, list[Records]]:
-    """What each arm's runs hold; arms and runs without any are left out."""
+    """Returns the records of each arm's runs; arms and runs without any are left out."""
     by_arm = {
         arm: [records for run in section.of(arm) if (records := of(run))] for arm in section.arms
     }
@@ -300,7 +303,7 @@ def _by_arm(section: Section, of: Callable[..., Records]) -> dict[str, list[Reco
 def _lines(
     section: Section, by_arm: dict[str, list[Records]], axis: Axis, metric: str, size: int | None
 ) -> list[Line]:
-    """Faint seeds first, then means; evaluations (``size`` None) are few and not binned."""
+    """Returns faint seeds first, then means; evaluations (``size`` None) are few and not binned."""
     faint, means = [], []
     for arm, runs in by_arm.items():
         style = styles(section)[arm]
@@ -335,7 +338,7 @@ def _size(by_arm: dict[str, list[Records]]) -> int:
 
 
 def _meaning(by_arm: Mapping[str, Sequence[object]], size: int) -> str:
-    """What a line is, in a sentence."""
+    """Describes in a sentence what a line shows."""
     lines = (
         "Mean over seeds, with single seeds faint"
         if any(len(runs) > 1 for runs in by_arm.values())

@@ -1,4 +1,4 @@
-"""The files of saved results, checked: each problem names file, line and fix."""
+"""Reads and validates the files of saved results; each problem names file, line and fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 _MOST_RECORD_BYTES = 2**20
 
 EITHER = "tokens or images"
-"""The unit of results that do not name theirs: of unfinished runs, and of earlier versions."""
+"""Unit of results that do not name theirs: of unfinished runs, and of earlier versions."""
 
 
 class Measured(BaseModel):
@@ -30,13 +30,13 @@ class Measured(BaseModel):
 
 
 class Meaning(BaseModel):
-    """How a metric is to be read."""
+    """How to read a metric."""
 
     higher_is_better: bool
 
 
 class Entry(BaseModel):
-    """One run: what it used and what it came to."""
+    """One run: what it used, and its final scores."""
 
     arm: str
     seed: int
@@ -114,7 +114,11 @@ class RunFile(BaseModel):
 
 
 def read_text(path: Path) -> str:
-    """The file's text, or a UserError that says why there is none."""
+    """Returns the file's text.
+
+    Raises:
+        UserError: the file is missing, unreadable, too large, or not UTF-8.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             message = "this file is longer than any that is written here; was it replaced?"
@@ -136,15 +140,15 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def read_json(path: Path, shape: type[T], fix: str) -> T:
-    """A JSON file of the given shape.
+    """Reads a JSON file and validates its shape.
 
     Args:
         path: of the file.
         shape: a pydantic class, or ``dict``.
-        fix: what a person should do about a file that is half-written or of another shape.
+        fix: advice for a file that is half-written or of another shape.
 
     Raises:
-        UserError: with file and line.
+        UserError: names file and line.
     """
     text = read_text(path)
     try:
@@ -168,16 +172,17 @@ def read_json(path: Path, shape: type[T], fix: str) -> T:
 
 
 def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """``metrics.jsonl``: one record a step, numbers alone, by rising step (of a step given twice
-    the later counts).
+    """Reads ``metrics.jsonl``: one record per step, numbers only, by rising step.
+
+    Of a duplicate step the last record counts.
 
     Args:
         path: of the file.
-        notes: gets a sentence if the last line was cut off, as a killed run leaves it; the line is
-            skipped.
+        notes: gets a sentence if the last line was cut off by a killed run (the line is skipped),
+            and one for each skipped batch.
 
     Raises:
-        UserError: any other line is no record.
+        UserError: any other line is not a record.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -213,7 +218,7 @@ def read_records(path: Path, notes: list[str]) -> list[dict[str, float]]:
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
-    """``recipe.yaml``: its values and its text."""
+    """Reads ``recipe.yaml``; returns its values and its text."""
     text = read_text(path)
     value, _, _ = parse(text, lambda line: f"{path}:{line}")
     if not isinstance(value, dict):
@@ -236,8 +241,10 @@ def _numbers(record: Any) -> dict[str, float]:
 
 
 def _line_of(text: str, key: tuple[str | int, ...]) -> int:
-    """Line of a key, or of the innermost one above it that is there; JSON is YAML, whose marks name
-    lines."""
+    """Returns the line of a key, or of its innermost ancestor in the file.
+
+    JSON is parsed as YAML, which gives lines.
+    """
     try:
         _, marks, _ = parse(text, str)
     except UserError:

@@ -1,4 +1,4 @@
-"""Saved results, read: comparison folders, comparisons that were not finished, and run folders."""
+"""Reads saved results: comparison folders, unfinished comparisons, and run folders."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Kind = Literal["comparison", "unfinished", "runs"]
 
 @dataclass(frozen=True)
 class Run:
-    """One run with what it logged.
+    """One run with its records.
 
     Args:
-        entry: what it used and came to.
-        records: one a step, ``{step, tokens, seconds, ...}``, by rising step; empty where none were
+        entry: what it used, and its final scores.
+        records: one per step, ``{step, tokens, seconds, ...}``, by rising step; empty if none were
             kept.
         step0: scores before the first step.
-        finished: whether it came to its end.
+        finished: whether it ran to its end.
     """
 
     entry: Entry
@@ -46,32 +46,32 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """Its way of steering."""
+        """The arm of the run."""
         return self.entry.arm
 
 
 @dataclass
 class Section:
-    """What one part of the page shows: a comparison, or run folders beside each other.
+    """One part of the page: a comparison, or several run folders together.
 
     Args:
         kind: ``unfinished`` is a comparison without ``compare.json``.
         folders: where it was read from.
         recipe: every value, and ``recipe_text`` as it was written.
         modality: of the recipe.
-        metrics: names in order, the leading one first, with whether more is better (None: not
+        metrics: names in order, the leading one first, with whether higher is better (None: not
             recorded).
         runs: the first is of the baseline.
         step0: the untouched checkpoint's scores.
-        summaries, paired: as in compare.json; empty where nothing is to be said.
-        match, budget: the measure that arms have the same of, and how much; None for run folders.
+        summaries, paired: as in compare.json; empty if there is no verdict.
+        match, budget: the measure in which arms are equal, and its amount; None for run folders.
         unit: what the stream is counted in, in the plural.
         environment: versions, hardware, commit, command.
-        notes: what a reader should know about gaps in the data.
-        descriptions: a sentence an arm, where the results have them.
-        controls: which of the arms are controls.
-        control_pairs: of the steered arm, the controls against it; empty in earlier versions'
-            results.
+        notes: remarks on gaps in the data.
+        descriptions: one sentence per arm, if the results have them.
+        controls: names of the control arms.
+        control_pairs: for the steered arm, the controls against it; empty in results of earlier
+            versions.
     """
 
     kind: Kind
@@ -100,7 +100,7 @@ class Section:
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds, rising."""
+        """All seeds, ascending."""
         return sorted({run.entry.seed for run in self.runs})
 
     @property
@@ -109,12 +109,12 @@ class Section:
         return next(iter(self.metrics), None)
 
     def of(self, arm: str) -> list[Run]:
-        """The arm's runs."""
+        """Returns the arm's runs."""
         return [run for run in self.runs if run.arm == arm]
 
 
 def read(folders: Sequence[Path]) -> list[Section]:
-    """One section for each comparison, and one for all run folders together.
+    """Returns one section for each comparison, and one for all run folders together.
 
     Raises:
         UserError: a folder holds no results, a file in it cannot be read, or two folders are of
@@ -256,7 +256,7 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
             final={},
         )
     entry = Entry(seed=seed, **result.model_dump(include=set(Entry.model_fields)))
-    # Names of evaluations during the run are those with a split, as in ``test/nll``.
+    # Metrics of evaluations during the run are named with a split, as in ``test/nll``.
     logged = dict.fromkeys(name for record in records for name in record if "/" in name)
     environment_path = folder / "environment.json"
     environment = read_json(environment_path, dict, fix) if environment_path.is_file() else {}
@@ -276,7 +276,7 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
 
 
 def _merged(sections: list[Section]) -> Section:
-    """Run folders of one recipe as one section, with the first one's recipe and environment."""
+    """Merges run folders of one recipe; recipe and environment are the first one's."""
     first = sections[0]
     places: dict[tuple[str, int], Path] = {}
     for section in sections:
@@ -293,7 +293,7 @@ def _merged(sections: list[Section]) -> Section:
         first.notes += section.notes
         first.metrics = {**first.metrics, **section.metrics}
         first.step0 = {**section.step0, **first.step0}
-    # One recipe is one checkpoint: a run that was stopped began where the others did.
+    # One recipe has one checkpoint: an unfinished run started from the same scores as the others.
     start = {name: score.value for name, score in first.step0.items()}
     first.runs = [replace(run, step0=run.step0 or start) for run in first.runs]
     first.summaries = _summaries(first)
@@ -324,7 +324,7 @@ def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, floa
 
 
 def _same_recipe(first: Section, other: Section) -> None:
-    """Arms, seeds and budgets may differ between folders of one report; nothing else may."""
+    """Checks that the folders of a report have the same recipe, apart from arm, seed and budget."""
     differs = next(_differences(_compared(first.recipe), _compared(other.recipe)), None)
     if differs is None:
         return

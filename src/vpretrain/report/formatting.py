@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for readers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def fixed(value: float, decimals: int) -> str:
-    """``-0.1234`` with a true minus sign and a fixed number of decimals."""
+    """Formats as ``-0.1234``, with a true minus sign and a fixed number of decimals."""
     return f"{value:,.{decimals}f}".replace("-", MINUS) if math.isfinite(value) else "not finite"
 
 
 def signed(value: float, decimals: int) -> str:
-    """As :func:`fixed`, with a plus sign on what is not negative."""
+    """Formats as :func:`fixed`, with a plus sign on non-negative numbers."""
     return f"{value:+,.{decimals}f}".replace("-", MINUS) if math.isfinite(value) else "not finite"
 
 
 def decimals_for(spreads: Iterable[float | None]) -> int:
-    """Decimals that show the smallest spread; 3 to 6, and 4 where nothing spreads."""
+    """Returns how many decimals show the smallest spread: 3 to 6, and 4 without any spread."""
     known = [spread for spread in spreads if spread and math.isfinite(spread)]
     if not known:
         return 4
@@ -27,7 +27,7 @@ def decimals_for(spreads: Iterable[float | None]) -> int:
 
 
 def brief(value: float) -> str:
-    """Three significant digits: ``0.0123``, ``12.3``, ``12,300``, ``1.2e−7``."""
+    """Formats with three significant digits: ``0.0123``, ``12.3``, ``12,300``, ``1.2e−7``."""
     if not math.isfinite(value):
         return "not finite"
     size = abs(value)
@@ -41,7 +41,7 @@ def brief(value: float) -> str:
 
 
 def compact(value: float) -> str:
-    """A count in few characters, for axes: ``950``, ``12k``, ``1.5M``."""
+    """Formats a count in few characters, for axes: ``950``, ``12k``, ``1.5M``."""
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}".replace("-", MINUS)
@@ -49,36 +49,35 @@ def compact(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Four significant digits and no more characters than they need: ``5e−5``, ``0.25``."""
+    """Formats with up to four significant digits, as short as possible: ``5e−5``, ``0.25``."""
     mantissa, e, exponent = f"{value:.4g}".partition("e")
     return (f"{mantissa}e{int(exponent)}" if e else mantissa).replace("-", MINUS)
 
 
 def fraction(value: float) -> str:
-    """A share of one in per cent; one decimal below ten."""
+    """Formats a fraction in per cent; with one decimal below ten."""
     return f"{100 * value:.1f}%" if abs(value) < 0.0995 else f"{100 * value:.0f}%"
 
 
 def p_value(p: float | None) -> str:
-    """``0.031``, ``< 0.001``, or a dash where there is none."""
+    """Formats as ``0.031`` or ``< 0.001``; a dash if there is none."""
     if p is None:
         return "–"
     return "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def p_phrase(p: float) -> str:
-    """``p = 0.031`` or ``p < 0.001``, in one piece."""
+    """Formats as ``p = 0.031`` or ``p < 0.001``, without breaking spaces."""
     equals = "" if p < 0.001 else "= "
     return f"p {equals}{p_value(p)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def many(count: int, what: str) -> str:
-    """``1 seed``, ``3 seeds``."""
+    """Formats a count with its noun: ``1 seed``, ``3 seeds``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def listed(names: Iterable[str], last: str = "and") -> list[str]:
-    """The separators that follow each name of a list: ``a, b and c`` has ``[", ", " and ",
-    ""]``."""
+    """Returns the separator after each name: ``[", ", " and ", ""]`` for ``a, b and c``."""
     count = len(list(names))
     return [", "] * (count - 2) + [f" {last} "] * (count > 1) + [""] * (count > 0)

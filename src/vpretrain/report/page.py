@@ -1,5 +1,7 @@
-"""The page: what was found first, what it rests on after it. One file, no script, nothing from the
-network."""
+"""The report page: the finding first, then its evidence.
+
+One file without scripts or network access.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ _DARK = ("#a3abb8", "#62b3f5", "#ff9457", "#3ecf9f", "#e28fc8", "#e3b341", "#a9d
 
 
 def page(sections: Sequence[Section], figures: Sequence[Mapping[str, Sequence[Figure]]]) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
         sections: one or more, of one recipe.
@@ -90,7 +92,7 @@ def _section(
 
 
 def _facts(section: Section) -> Markup:
-    """Modality, size and budget in one line."""
+    """Returns modality, size and budget in one line."""
     facts = [section.modality, many(len(section.arms), "arm"), many(len(section.seeds), "seed")]
     if section.match and section.budget:
         facts.append(f"{section.budget:,g} {section.match} each")
@@ -113,7 +115,7 @@ def _panel(chart: Panel, large: bool) -> Markup:
 
 
 def _colours() -> str:
-    """A colour for every arm, in light and dark."""
+    """Returns CSS variables with a colour for every arm, in light and dark mode."""
     slots = range(len(COLOURS))
     light = "".join(f"--arm-{slot}:{COLOURS[slot]};" for slot in slots)
     dark = "".join(f"--arm-{slot}:{_DARK[slot]};" for slot in slots)

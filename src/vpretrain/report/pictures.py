@@ -1,4 +1,4 @@
-"""Pictures that a run or a comparison has drawn, on the page."""
+"""Embeds the pictures of runs and comparisons in the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vpretrain.system.html import Markup, joined, tag
 
 
 def pictures(folders: Sequence[Path]) -> Markup | None:
-    """The PNGs of every folder's ``pictures``, within the page; None where there are none."""
+    """Returns the PNGs of every folder's ``pictures``, embedded in HTML; None if there are none."""
     paths = [path for folder in folders for path in sorted((folder / "pictures").glob("*.png"))]
     return joined(*map(_figure, paths)) if paths else None
 

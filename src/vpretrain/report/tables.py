@@ -1,5 +1,4 @@
-"""The page's tables: results with step 0 first, what arms used, tokens until a score, cost, and
-provenance."""
+"""The page's tables: results, usage by arm, tokens until a score, cost, provenance."""
 
 from __future__ import annotations
 
@@ -30,8 +29,10 @@ DASH = "–"
 
 
 def results(section: Section) -> Markup:
-    """One table a metric: step 0, then each arm's mean, deviation, and paired difference to the
-    first arm."""
+    """Returns one table per metric: step 0, then each arm's scores.
+
+    An arm has mean, deviation, and paired difference to the first arm.
+    """
     return joined(*(_result(section, metric) for metric in section.metrics))
 
 
@@ -87,13 +88,13 @@ def _difference(
 
 
 def _scale(paired: dict[str, Paired]) -> tuple[float, float]:
-    """From the least to the greatest end of a table's intervals, zero among them."""
+    """Returns the range of a table's intervals, including zero."""
     ends = [end for pair in paired.values() for end in (pair.difference, *(pair.ci95 or ()))]
     return span([0.0, *filter(math.isfinite, ends)])
 
 
 def meanings(section: Section) -> Markup:
-    """What each arm is, in a sentence; nothing where the results do not say."""
+    """Returns one sentence on each arm; empty if the results have none."""
     pairs = [
         joined(tag("dt", name(arm)), tag("dd", description))
         for arm, description in section.descriptions.items()
@@ -102,7 +103,7 @@ def meanings(section: Section) -> Markup:
 
 
 def reading(section: Section) -> Markup:
-    """How the tables' words are meant; nothing where none are said."""
+    """Returns an explanation of the verdicts in the tables; empty if there are none."""
     judged = [pair for metrics in section.paired.values() for pair in metrics.values()]
     if not judged:
         return joined()
@@ -117,7 +118,7 @@ def reading(section: Section) -> Markup:
 
 
 def used(section: Section) -> Markup:
-    """Steps, tokens and seconds of each arm, mean over seeds, with the range of seconds."""
+    """Returns steps, tokens and seconds of each arm, mean over seeds, with the range of seconds."""
     head = ["arm", "runs", "steps", section.unit, "seconds"]
     flops = any(run.entry.flops for run in section.runs)
     if flops:
@@ -145,7 +146,7 @@ def used(section: Section) -> Markup:
 
 
 def runs(section: Section) -> Markup:
-    """Run folders: step 0 and the end of each run, by metric."""
+    """Returns a table per metric for run folders: step 0 and the end of each run."""
     parts = []
     for metric in section.metrics:
         values = [run.entry.final.get(metric) for run in section.runs]
@@ -163,8 +164,7 @@ def runs(section: Section) -> Markup:
 
 
 def efficiency(section: Section) -> Markup:
-    """Tokens until the baseline's final score, for each metric that was evaluated during the
-    runs."""
+    """Returns tokens until the baseline's final score, by metric evaluated during the runs."""
     baseline = name(section.arms[0])
     if not any(evaluated(run, metric) for run in section.runs for metric in section.metrics):
         hint = tag("code", "evaluate.every=N")
@@ -216,7 +216,7 @@ def efficiency(section: Section) -> Markup:
 
 
 def costs(section: Section) -> Markup | None:
-    """Rate, where the seconds went, and memory; None where no metrics were kept."""
+    """Returns speed, time by part, and memory of each arm; None if no metrics were kept."""
     by_arm = {arm: cost(section.of(arm)) for arm in section.arms}
     if all(each.rate is None for each in by_arm.values()):
         return None
@@ -257,8 +257,7 @@ def _shares(each: Cost, parts: Sequence[str]) -> Iterator[Markup | str]:
 
 
 def provenance(section: Section) -> Markup:
-    """Command, versions, hardware, commit and whatever else the environment holds, then the
-    stream's digests."""
+    """Returns the environment (command, versions, hardware, commit), then the stream's digests."""
     values = dict(section.environment)
     command, versions = values.pop("command", None), values.pop("versions", None)
     labels = {"git_commit": "git commit", "system": "operating system"}

@@ -1,5 +1,4 @@
-"""The verdict in one sentence: what the paired statistics say of the leading metric, and no
-more."""
+"""The verdict in one sentence, strictly as the paired statistics of the leading metric allow."""
 
 from __future__ import annotations
 
@@ -28,11 +27,12 @@ _LIKE_A_CONTROL = "Steering helped, and whether it is your examples that did is 
 
 
 def headline(section: Section) -> Markup:
-    """What people ask first, in the metric that they care about, then the loss; empty where no arm
-    was steered by examples, nothing is paired, or the results do not say what the arms are.
+    """Returns whether the examples helped: in the most tangible metric first, then the loss.
 
-    The steered arm is the first after the baseline, unless that is a control. It has the examples
-    to thank only where it is better than every control too."""
+    Empty if no arm was steered by examples, nothing is paired, or the results do not describe the
+    arms. The steered arm is the first after the baseline, unless that is a control. Its gain is
+    attributed to the examples only if it also beats every control.
+    """
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
     controls = [arm for arm in section.arms[1:] if arm in section.controls]
@@ -64,20 +64,20 @@ def headline(section: Section) -> Markup:
 
 
 def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric: str) -> list[str]:
-    """The controls that the steered arm is not better than, over seeds and held-out items."""
+    """Returns the controls that the steered arm does not beat, over seeds and held-out items."""
     if steered in section.control_pairs:
         pairs = section.control_pairs[steered]
         verdicts = {arm: each[metric].verdict for arm, each in pairs.items() if metric in each}
     else:
         verdicts = _over_seeds(section, steered, controls, metric)
-    # Of the control against the steered arm, so that worse is what it should be.
+    # Verdicts on the control against the steered arm: "worse" is the desired outcome.
     return [arm for arm in controls if verdicts.get(arm) != "worse"]
 
 
 def _over_seeds(
     section: Section, steered: str, controls: Sequence[str], metric: str
 ) -> dict[str, Verdict]:
-    """All that results of earlier versions tell of controls."""
+    """Returns verdicts on controls from seeds alone, for results of earlier versions."""
     runs = [
         {"arm": run.arm, "seed": run.entry.seed, "final": run.entry.final}
         for run in section.runs
@@ -106,7 +106,7 @@ def _named(kind: str) -> str:
 
 
 def _three(section: Section, metric: str, steered: str) -> Markup:
-    """The metric with the examples, without them, and before."""
+    """Returns the metric with the examples, without them, and before training."""
     means = [section.summaries[arm][metric].mean for arm in (steered, section.arms[0])]
     before = section.step0.get(metric)
     values = [*means, *([before.value] if before else [])]
@@ -127,7 +127,7 @@ def _three(section: Section, metric: str, steered: str) -> Markup:
 
 
 def verdict(section: Section) -> Markup:
-    """One sentence; "better" and "worse" only of arms that compare.json calls so."""
+    """Returns one sentence; it says "better" or "worse" only of arms that compare.json calls so."""
     if (reason := _without_pairs(section)) is not None:
         return reason
     arms, lead, baseline = section.arms, section.lead or "", section.arms[0]
@@ -148,7 +148,7 @@ def verdict(section: Section) -> Markup:
 
 
 def _without_pairs(section: Section) -> Markup | None:
-    """Why nothing is judged; None where it is."""
+    """Returns why there is no verdict; None if there is one."""
     arms, lead, baseline = section.arms, section.lead, section.arms[0]
     seeds = len(section.seeds)
     if section.kind == "unfinished":
@@ -175,7 +175,9 @@ def _without_pairs(section: Section) -> Markup | None:
 
 
 def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
-    """No arm is better or worse: how close they came, and what that means."""
+    """Returns a clause for when no arm is better or worse: how close they came, and what it
+    means.
+    """
     corrected = [pair.p_holm for pair in judged.values() if pair.p_holm is not None]
     which = "" if len(judged) == 1 else "smallest "
     smallest = f" ({which}{p_phrase(min(corrected))}, Holm)" if corrected else ""
@@ -191,8 +193,10 @@ def _undecided(judged: dict[str, Paired], baseline: str) -> Markup:
 
 
 def against_step0(section: Section) -> Markup | None:
-    """Where each arm's mean of the leading metric ended beside the untouched checkpoint; None if
-    that is not known."""
+    """Returns where each arm's mean of the leading metric ended relative to step 0.
+
+    None if that is unknown.
+    """
     lead = section.lead
     if lead is None or lead not in section.step0 or section.kind == "runs":
         return None
@@ -215,7 +219,7 @@ def against_step0(section: Section) -> Markup | None:
 
 
 def _how(section: Section, arms: Sequence[str]) -> str:
-    """The figures behind a clause: of one arm all, of several the largest p."""
+    """Returns the statistics behind a clause: all for one arm, the largest p for several."""
     lead = section.lead or ""
     pairs = [section.paired[arm][lead] for arm in arms]
     largest = max((pair.p_holm for pair in pairs if pair.p_holm is not None), default=None)

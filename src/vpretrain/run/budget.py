@@ -1,5 +1,6 @@
-"""What a run has used, against what it may use: it drives the end of the run, schedules and
-progress bars."""
+"""Consumption of a run against its budget, which drives its end, its schedules and progress
+bars.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from vpretrain.system.timing import timed
 
 @dataclass
 class Spending:
-    """What was used so far. Under data parallelism every rank holds the same global figures.
+    """Resources used so far. Under data parallelism every rank holds the same global figures.
 
     Args:
         steps: learner steps.
         tokens: tokens (vision: images) of the stream, summed over ranks.
-        flops: floating-point operations, designer and meta steps charged.
-        seconds: of the blocks of :meth:`timing`.
+        flops: floating-point operations, including designer and meta steps.
+        seconds: time spent in blocks of :meth:`timing`.
 
     Raises:
         ValueError: a figure is negative or not finite.
@@ -38,8 +39,11 @@ class Spending:
     def add(
         self, *, steps: int = 0, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0
     ) -> None:
-        """Add to what was used; raises ValueError, adding nothing, for a negative or non-finite
-        figure."""
+        """Adds to the figures.
+
+        Raises:
+            ValueError: a figure is negative or not finite; nothing is added.
+        """
         self._refuse_negative(steps=steps, tokens=tokens, flops=flops, seconds=seconds)
         self.steps += steps
         self.tokens += tokens
@@ -47,18 +51,21 @@ class Spending:
         self.seconds += seconds
 
     def timing(self, now: Callable[[], float] = time.monotonic) -> AbstractContextManager[None]:
-        """Charges the seconds of a block; what runs outside one (evaluation, checkpoints) is free.
-        See :func:`vpretrain.system.timing.timed`."""
+        """Returns a context manager that charges the seconds of its block.
+
+        Evaluation and checkpoints stay outside, and are free.
+
+        See :func:`vpretrain.system.timing.timed`.
+        """
         return timed(lambda seconds: self.add(seconds=seconds), now)
 
     def fraction(self, budget: Budget, since: Spending | None = None) -> float:
-        """The share of the budget that is used, in [0, 1]: the largest over the limits that are
-        given.
+        """Returns the used fraction of the budget, in [0, 1]: the largest over the limits given.
 
         Args:
             budget: at least one limit.
-            since: what was used before the count begins, less than the budget; the share is of what
-                was left then.
+            since: spending at which the count begins, less than the budget; the fraction is then
+                relative to what was left at that point.
         """
         before = Spending() if since is None else since
         shares = (
@@ -69,7 +76,7 @@ class Spending:
         return min(1.0, max(shares))
 
     def exhausted(self, budget: Budget) -> bool:
-        """Whether any limit of the budget is used up; exactly when :meth:`fraction` is 1."""
+        """Returns whether a limit of the budget is used up, which is when :meth:`fraction` is 1."""
         return self.fraction(budget) >= 1.0
 
     def state_dict(self) -> dict[str, int | float]:

@@ -1,4 +1,4 @@
-"""From a recipe and its parts to Algorithm 1."""
+"""Builds Algorithm 1 from a recipe and its parts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vpretrain.system.random_streams import seed_everything
 
 
 def seed_run(recipe: Recipe) -> None:
-    """Seeds everything random, and sets the number of CPU threads if the recipe gives one."""
+    """Seeds all random number generators, and sets the recipe's number of CPU threads if given."""
     seed_everything(recipe.seed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
 
 
 def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
-    """Algorithm 1 for these parts, with a fresh AdamW."""
+    """Returns Algorithm 1 for these parts, with a fresh AdamW."""
     learner, section = parts.learner, recipe.learner
     if section.shard:
         if learner.state_dict():
@@ -40,8 +40,7 @@ def new_step(recipe: Recipe, parts: AnyParts) -> SteeredStep[Any, Any, Any]:
         lr=section.learning_rate,
         betas=section.betas,
         weight_decay=section.weight_decay,
-        # One pass over all parameters takes a tenth of the time; its lists of tensors would have
-        # to be all shards or all whole.
+        # The fused kernel takes a tenth of the time, but cannot mix sharded and whole tensors.
         fused=not section.shard,
         foreach=False if section.shard else None,
     )
@@ -67,16 +66,16 @@ def new_meta_step(
     groups: tuple[str, ...] = (),
     batches: Stream[BatchT] | None = None,
 ) -> MetaStep[BatchT, ContextT, TaskT]:
-    """The designer's side of Algorithm 1.
+    """Returns the designer's side of Algorithm 1.
 
     Args:
         value: alignment, estimator, meta period and guard.
-        learner: what is steered.
-        designer: of the arm.
-        feedback: what it is given.
+        learner: the learner to steer.
+        designer: the arm's designer.
+        feedback: the feedback that the designer learns from.
         optimizer: the learner's.
         groups: see :class:`vpretrain.method.value.Alignment`.
-        batches: unlabeled batches of the designer's own; None: it learns from the learner's.
+        batches: separate unlabeled batches for the designer; None: it learns from the learner's.
     """
     alignment = Alignment.of(designer, value.alignment, value.smoothness, groups)
     return MetaStep(

@@ -1,4 +1,4 @@
-"""Controls of the feedback, for every modality: noise in the place of the feedback set."""
+"""Feedback controls, for every modality: noise in place of the feedback set."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from vpretrain.method.roles import Feedback
 
 
 def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int) -> Feedback:
-    """What the designer is given of a feedback set.
+    """Returns the designer's feedback: the real one, a control, or a running average of it.
 
-    ``shuffled`` is a matter of labels, which whoever makes the feedback mixes
-    (:func:`shuffles_labels`).
+    ``shuffled`` is not handled here, because it changes labels: the feedback must be built with
+    shuffled labels (:func:`shuffles_labels`).
 
     Args:
-        feedback: the real one.
-        control: what takes its place.
+        feedback: the real feedback.
+        control: what replaces it.
         memory: of the running average over meta steps, in [0, 1); 0: none.
-        seed: of random directions.
+        seed: seeds random directions.
     """
     if control == "reversed":
         feedback = Reversed(feedback)
@@ -27,5 +27,5 @@ def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int
 
 
 def shuffles_labels(control: Control) -> bool:
-    """Whether the feedback is to be made with the labels of other items."""
+    """Returns whether the feedback must be built with the labels of other items."""
     return control == "shuffled"

@@ -1,4 +1,4 @@
-"""A state as a checkpoint has it: tensors by name, and JSON for everything else."""
+"""Encoding of a checkpoint's state: tensors by name, and JSON for everything else."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ State = Any
 
 
 class Tensors(dict[str, Tensor]):
-    """Tensors by name; the same memory is held once, whatever its names (tied weights)."""
+    """Tensors by name; memory shared under several names (tied weights) is stored once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._names: dict[Any, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> str:
-        """Adds a tensor, if it is not there yet, and returns the name that it has."""
+        """Adds a tensor, unless its memory is already stored; returns the name it is stored
+        under.
+        """
         own = sharding.local(tensor)
         place = (own.data_ptr(), own.dtype, tensor.shape, own.stride()) if own.numel() else name
         known = self._names.setdefault(place, name)
@@ -30,7 +32,11 @@ class Tensors(dict[str, Tensor]):
 
 
 def encoded(value: Any, at: str, tensors: Tensors) -> Any:
-    """JSON for everything that is no tensor; tensors go into ``tensors`` under their path."""
+    """Returns the non-tensor part of ``value`` as JSON; adds tensors to ``tensors`` by path.
+
+    Raises:
+        TypeError: a value is of a type that a checkpoint cannot hold.
+    """
     if isinstance(value, Tensor):
         name = tensors.add(at, value.detach())
         return {"tensor": name}
@@ -47,7 +53,7 @@ def encoded(value: Any, at: str, tensors: Tensors) -> Any:
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`encoded` was given."""
+    """Inverts :func:`encoded`."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -60,7 +66,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def copied(state: State) -> State:
-    """A state with memory of its own, on the CPU; tied weights stay tied."""
+    """Returns a deep copy of a state on the CPU; tied weights stay tied."""
     tensors = Tensors()
     rest = encoded(state, "", tensors)
     return decoded(rest, {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()})

@@ -1,4 +1,4 @@
-"""What a step costs in floating-point operations, designer and meta step charged."""
+"""Floating-point operations of a step, including designer and meta step."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ _TRIES = 10
 
 
 def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Cost:
-    """FLOPs of each kind of step (``torch.utils.flop_counter``: products and attention), counted
-    while one of each is taken on one batch, at learning rate 0.
+    """Measures the FLOPs of each kind of step by taking one of each at learning rate 0.
 
-    The parts are as before afterwards, so that a run can begin with them; ``step`` is used up.
-    Batches have a fixed shape: what varies between steps of a kind is the number of predicted
-    tokens alone.
+    ``torch.utils.flop_counter`` counts matrix products and attention. The parts are restored
+    afterwards, so that a run can begin with them; ``step`` must not be used again. Batches have a
+    fixed shape, so steps of one kind differ only in the number of predicted tokens.
 
     Args:
         step: fresh, or about to take a meta step.
         parts: of the run.
-        accumulate: batches a step.
+        accumulate: batches per step.
 
     Raises:
-        NonFinite: a step of a kind could not be taken on any of 10 batches.
+        NonFinite: a kind of step failed on each of 10 batches.
     """
     return rehearse(step, parts, accumulate).cost
 
 
 def cost_in_budget(recipe: Recipe, parts: AnyParts) -> Cost | None:
-    """:func:`count` where the recipe's budget is in FLOPs; None: no need to count."""
+    """Returns :func:`count` if the recipe's budget is in FLOPs; otherwise None."""
     if recipe.budget.flops is None:
         return None
     return count(new_step(recipe, parts), parts, recipe.learner.accumulate)
@@ -52,11 +51,11 @@ def cost_in_budget(recipe: Recipe, parts: AnyParts) -> Cost | None:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run will use.
+    """Measured needs of a run.
 
     Args:
         cost: see :func:`count`.
-        checkpoint_bytes: of a checkpoint, once every part of the run holds what it will hold.
+        checkpoint_bytes: size of a checkpoint once every part of the run has allocated its state.
     """
 
     cost: Cost
@@ -64,15 +63,17 @@ class Rehearsal:
 
 
 def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Rehearsal:
-    """:func:`count`, and how large a checkpoint will be; the same arguments, all processes
-    together."""
+    """Returns :func:`count` and the size of a checkpoint.
+
+    Takes the arguments of :func:`count`; all processes must call it together.
+    """
     movable: list[Any] = [parts.learner, parts.designer, parts.feedback, parts.stream]
     movable += [] if parts.meta_batches is None else [parts.meta_batches]
     before = [copy.deepcopy(part.state_dict()) for part in movable]
     buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
     counted: dict[bool, float] = {}
-    step.count = step.meta.start  # before it tasks are the baseline's
-    if parts.designer.uses_feedback:  # the first measures the difference's step, once a run
+    step.count = step.meta.start  # before that step, tasks are the baseline's
+    if parts.designer.uses_feedback:  # the first also measures the estimator's step, once per run
         _counted(step, parts, meta_due=True)
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
         counted[meta] = _counted(step, parts, meta_due=meta)
@@ -81,14 +82,16 @@ def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int 
         part.load_state_dict(state)
     for name, buffer in parts.learner.model.named_buffers():
         buffer.copy_(buffers[name])
-    # The designer looks at the first batch; each of the others adds a step without a meta step.
+    # The designer learns from the first batch only; each other batch costs a step without meta.
     rest = (accumulate - 1) * counted[False]
     return Rehearsal({meta: n + rest for meta, n in counted.items()}, checkpoint_bytes)
 
 
 def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: bool) -> float:
-    """FLOPs of the next step that can be taken: a batch on which a checker fails, or a loss is not
-    finite, is left out here as in the run."""
+    """Returns the FLOPs of the next step that succeeds.
+
+    As in the run, a batch that raises NonFinite is skipped.
+    """
 
     def take() -> float:
         batch = next_batches(parts.stream, parts.designer.draws)

@@ -1,5 +1,6 @@
-"""What a run leaves behind: its resolved recipe, its metrics line by line, and the environment that
-made them."""
+"""The folder of a run: resolved recipe, metrics line by line, and the environment that produced
+them.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +30,25 @@ log = logging.getLogger(__name__)
 Change = dict[str, str]
 
 PICTURES = "pictures"
-"""Folder, beside the results, of what was drawn: of a run its crops and predictions, of a
-comparison what the first seed's designers make of a batch."""
+"""Subfolder for pictures: a run's crops and predictions; in a comparison, what the designers of the
+first seed make of a batch.
+"""
 _PACKAGES = ("vpretrain", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 class RunFolder:
-    """A folder that holds one run: its records go there.
+    """Writes the records of one run to its folder.
 
     Args:
-        path: created if missing; an earlier run's files in it are replaced.
+        path: created if missing; files of an earlier run in it are replaced.
         recipe: written as ``recipe.yaml``, every value resolved.
-        records: lines of ``metrics.jsonl`` that a resumed run keeps; what comes after them is cut
+        records: number of lines of ``metrics.jsonl`` that a resumed run keeps; later lines are cut
             off.
-        data_hashes: of the data, by name; written into ``environment.json``.
-        changes: see :func:`accepted_changes`; likewise.
+        data_hashes: of the data, by name; written to ``environment.json``.
+        changes: see :func:`accepted_changes`; written to ``environment.json``.
 
     Attributes:
-        kept: how many lines were kept in fact.
+        kept: number of lines that were actually kept.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class RunFolder:
         self.kept, last = self._metrics.kept, self._metrics.last
         board, purge = path / "tensorboard", last and last["step"] + 1
         if not self.kept or not board.is_dir():
-            remove(board)  # without records nothing says which of its events still count
+            remove(board)  # without records it is unknown which of its events are still valid
         self._board: SummaryWriter | None = SummaryWriter(str(board), purge_step=purge)
 
     def log(self, record: dict[str, Any]) -> bool:
-        """Appends one line to ``metrics.jsonl`` (on disk when this returns True) and the same
-        figures to TensorBoard and the tracker."""
+        """Appends a line to ``metrics.jsonl``, and logs its figures to TensorBoard and the tracker.
+
+        Returns whether the line was written; if so, it is on disk.
+        """
         written = self._metrics.append(record)
         figures = {name: x for name, x in record.items() if isinstance(x, (int, float))}
         with self._onto_board() as board:
@@ -95,7 +99,9 @@ class RunFolder:
 
     @contextmanager
     def _onto_board(self) -> Iterator[SummaryWriter | None]:
-        """The board, until the disk is full or refuses: that is logged, and the run goes on."""
+        """Yields the TensorBoard writer, or None after a write error, which is logged; the run goes
+        on.
+        """
         try:
             yield self._board
         except OSError as error:
@@ -105,8 +111,7 @@ class RunFolder:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within it pictures of a finished run are drawn: an error is logged, and the run stays
-    finished."""
+    """Context manager for drawing pictures of a finished run: an error is logged, not raised."""
     try:
         yield
     except Exception as error:
@@ -116,7 +121,9 @@ def drawing() -> Iterator[None]:
 def write_environment(
     folder: Path, data_hashes: Mapping[str, str], changes: Sequence[Change]
 ) -> None:
-    """Writes ``environment.json``."""
+    """Writes ``environment.json``: :func:`environment`, hashes of the data, and accepted
+    changes.
+    """
     noted = {"changes": list(changes)} if changes else {}
     write_json(
         folder / "environment.json", environment() | {"data_hashes": dict(data_hashes)} | noted
@@ -124,7 +131,7 @@ def write_environment(
 
 
 def changed_data(folder: Path, data_hashes: Mapping[str, str]) -> list[Problem]:
-    """One problem for every set of data that is not what the folder was begun with."""
+    """Returns one problem per data set that differs from the one the folder was begun with."""
     fix = (
         "these data have changed: put them back, name another folder with --out, or go on "
         "with --accept-changes"
@@ -138,12 +145,12 @@ def changed_data(folder: Path, data_hashes: Mapping[str, str]) -> list[Problem]:
 
 
 def accepted_changes(folder: Path, problems: Sequence[Problem], *, accept: bool) -> list[Change]:
-    """What is not as it was when a folder was begun, since then: ``{what, before, now}`` each.
+    """Returns all changes since a folder was begun, each as ``{what, before, now}``.
 
     Args:
-        folder: of a run, a comparison or a search.
-        problems: keys of the recipe and data that have changed now.
-        accept: whether to go on all the same.
+        folder: of a run, a comparison or a sweep.
+        problems: recipe keys and data that have changed now.
+        accept: whether to continue in spite of them.
 
     Raises:
         UserError: something has changed, and it is not accepted.
@@ -156,7 +163,7 @@ def accepted_changes(folder: Path, problems: Sequence[Problem], *, accept: bool)
 
 
 def _written_environment(folder: Path) -> dict[str, Any]:
-    """Empty where there is none, or none that can be read: records are worth less than the run."""
+    """Returns ``environment.json``; empty if missing or unreadable, which must not stop a run."""
     try:
         written = read_json(folder / "environment.json")
     except (OSError, ValueError):
@@ -165,7 +172,7 @@ def _written_environment(folder: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, git commit and command: what somebody needs to make a figure again."""
+    """Returns versions, hardware, git commit and command: what is needed to reproduce a figure."""
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -180,7 +187,7 @@ def environment() -> dict[str, Any]:
 
 
 def _program() -> list[str]:
-    """``vpretrain`` by whatever name it was called, or the script that runs."""
+    """Returns ``vpretrain``, under whatever name it was called, or the script that runs."""
     name = Path(sys.argv[0]).name
     return ["vpretrain"] if name in ("vpretrain", "__main__.py") else ["python", name]
 
@@ -204,7 +211,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is of; an installed package lies in nobody's."""
+    """Returns the git commit of this source tree; None for an installed package."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

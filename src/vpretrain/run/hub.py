@@ -1,4 +1,4 @@
-"""A finished run's model, with its card, on the Hugging Face hub."""
+"""Uploads a finished run's model, with its card, to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent where.
+    """Files to upload, and their destination.
 
     Args:
-        folder: of the model.
+        folder: the model folder.
         repo: ``OWNER/NAME``.
         private: whether only the owner sees it.
-        files: bytes by name, in the folder.
-        paths: of this machine, as the card names them.
+        files: size in bytes by file name, relative to ``folder``.
+        paths: absolute paths of this machine that the card mentions.
     """
 
     folder: Path
@@ -46,12 +46,12 @@ class Upload:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(self.files.values())
 
 
 def upload_of(run: Path, repo: str, *, private: bool = True) -> Upload:
-    """What of a run would be sent; nothing is, and no network is asked.
+    """Returns the upload for a run; sends nothing, and does not use the network.
 
     Args:
         run: a folder that ``train`` finished.
@@ -59,8 +59,8 @@ def upload_of(run: Path, repo: str, *, private: bool = True) -> Upload:
         private: whether only the owner will see it.
 
     Raises:
-        UserError: the run is not finished, its model is not as it was written or has no card, or
-            the hub has no such names.
+        UserError: the run is not finished, its model was modified or has no card, or the hub does
+            not accept the repository's name.
     """
     if repo.count("/") != 1:
         message = "say whose repository this is"
@@ -90,17 +90,17 @@ def upload_of(run: Path, repo: str, *, private: bool = True) -> Upload:
 
 
 def push(upload: Upload) -> str:
-    """Sends it: the repository is made where there is none, and its files of these names replaced.
+    """Uploads the model: creates the repository if missing, and replaces files of the same names.
 
-    The token is that of ``HF_TOKEN`` or of ``hf auth login``.
+    The token is taken from ``HF_TOKEN`` or ``hf auth login``.
 
     Returns:
-        The address of the model.
+        The URL of the model.
 
     Raises:
-        UserError: no token, one that the hub does not take, or a public repository that was to be
-            private.
-        Fault: the hub cannot be reached, or did not take it.
+        UserError: there is no token, the hub rejects it, or the repository is public although
+            ``private`` was asked for.
+        Fault: the hub cannot be reached, or rejected the upload.
     """
     if get_token() is None:
         message = "the hub asks for a token; make one with write access at hf.co/settings/tokens"
@@ -127,7 +127,7 @@ def push(upload: Upload) -> str:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Within it errors of the hub say what to do."""
+    """Context manager that turns errors of the hub into messages that say what to do."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -147,5 +147,5 @@ def _explained(repo: str) -> Iterator[None]:
 
 
 def _absolute(text: str) -> Iterator[str]:
-    """Paths of this machine in a text; addresses are none."""
+    """Yields absolute paths of this machine that occur in a text; URLs are skipped."""
     yield from dict.fromkeys(re.findall(r"(?<![\w.:/])/(?:[\w.@+-]+/)+[\w.@+-]+", text))

@@ -1,5 +1,4 @@
-"""``train``: one run and the folder it leaves; the same command again goes on from where it
-ended."""
+"""``train``: one run and its folder. Repeating the command resumes the run."""
 
 from __future__ import annotations
 
@@ -43,29 +42,30 @@ def train_one(
     accept_changes: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains once, or goes on with what the folder holds; it appears only after data, model and arm
-    were found in order.
+    """Trains once, or resumes the run in the folder.
 
-    Under ``torchrun`` its processes train together (:mod:`vpretrain.system.distributed`); the first
-    writes the folder and speaks.
+    The folder is created only after data, model and arm were validated.
+
+    Under ``torchrun`` its processes train together (:mod:`vpretrain.system.distributed`); only the
+    first writes the folder and prints.
 
     Args:
         recipe: every value of the run.
         folder: gets ``recipe.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
             ``model/`` with its card, ``designer/`` and ``result.json``.
-        on_record: is given every step's record and the fraction of the budget that is used.
-        accept_changes: go on although recipe or data are not those that the folder was begun with;
-            the result has them as ``changes: [{what, before, now}]``.
-        notify: is told, in a sentence, when a run goes on or is found finished.
+        on_record: called with every step's record and the fraction of the budget that is used.
+        accept_changes: resume although recipe or data differ from those that the folder was begun
+            with; the result lists them as ``changes: [{what, before, now}]``.
+        notify: called with a sentence when a run is resumed or already finished.
 
     Returns:
-        ``{run_dir, arm, steps, tokens_or_images, seconds, step0: {metric: value}, final: {metric:
-        value}}``.
+        ``{run_dir, arm, unit, steps, tokens_or_images, seconds, step0: {metric: value}, final:
+        {metric: value}}``, and ``changes`` if there are any.
 
     Raises:
-        UserError: data or model are not in order, the disk is too small, or the folder holds a run
-            of another recipe or of other data.
-        Fault, Stopped: see :func:`vpretrain.run.train.train`.
+        UserError: data or model are invalid, the disk is too small, or the folder holds a run of
+            another recipe or of other data.
+        Fault, Stopped: see :func:`vpretrain.run.train.train`; Fault also if memory runs out.
     """
     with distributed.process_group():
         changed, finished = distributed.from_first_rank(
@@ -87,21 +87,21 @@ def train_one(
             if out_of_memory(error):
                 raise Fault(f"memory ran out: {smaller(recipe)}") from error
             raise
-        distributed.barrier()  # who leaves early would be missed, and all would be restarted
+        distributed.barrier()  # if one process left early, torchrun would restart all of them
         return result
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A run about to begin, with everything that was found in order.
+    """A validated run that is about to begin.
 
     Args:
         recipe: every value of the run.
-        folder: its results.
+        folder: where results are written.
         modality: of the recipe.
         materials: what the modality loaded.
         on_record: see :func:`train_one`.
-        notify: likewise.
+        notify: see :func:`train_one`.
     """
 
     recipe: Recipe
@@ -117,16 +117,16 @@ class Launch:
         return distributed.rank() == 0
 
     def train(self, changed: Sequence[Problem], *, accept_changes: bool) -> dict[str, Any]:
-        """The run, its folder and its result.
+        """Trains, writes the folder, and returns the result.
 
         Args:
-            changed: keys of the recipe that are not as the folder was begun with.
-            accept_changes: go on although keys or data are not.
+            changed: recipe keys that differ from those that the folder was begun with.
+            accept_changes: resume although keys or data differ.
         """
         checkpoints = CheckpointManager.of(self.folder / "checkpoints", self.recipe.checkpoint)
         parts = self.modality.build(self.recipe, self.materials)
         cost = self.cost(parts, checkpoints)
-        if self.recipe.learner.shard:  # blocks are shared out once, and counting did it
+        if self.recipe.learner.shard:  # counting has sharded the blocks, which works only once
             parts = self.modality.build(self.recipe, self.materials)
         with writing(self.folder) if self.first else nullcontext():
             step, state = checkpoints.newest() or (0, None)
@@ -156,7 +156,7 @@ class Launch:
                         keep_history=False,
                         prefetch=torch.cuda.is_available(),
                     )
-                    del state  # not held beside the run that goes on from it
+                    del state  # frees it: the run has loaded it
                     result = train(run)
                 finally:
                     checkpoints.wait()
@@ -169,7 +169,7 @@ class Launch:
         return summary
 
     def cost(self, parts: AnyParts, checkpoints: CheckpointManager) -> Cost:
-        """FLOPs of both kinds of step, over all processes.
+        """Returns the FLOPs of both kinds of step, summed over all processes.
 
         Raises:
             UserError: the disk is too small for what the run will write.
@@ -191,7 +191,7 @@ class Launch:
     def records(
         self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
     ) -> Iterator[OnRecord]:
-        """Where records go: into the folder, from the first process alone."""
+        """Yields the function that takes records; only the first process writes to the folder."""
         if not self.first:
             yield lambda record, fraction: None
             return
@@ -203,8 +203,8 @@ class Launch:
             changes=changes,
         )
         if state:
-            state["records"] = out.kept  # or the next resume would keep as many more
-        del state  # this block lasts as long as the run
+            state["records"] = out.kept  # else the next resume would expect too many
+        del state  # frees it: this block lasts as long as the run
         (self.folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, fraction: float) -> bool:
@@ -218,7 +218,7 @@ class Launch:
             out.close()
 
     def save(self, parts: AnyParts, result: Result, changes: Sequence[Change]) -> dict[str, Any]:
-        """Model, card, designer and ``result.json``."""
+        """Writes model, card, designer and ``result.json``; returns the contents of the latter."""
         folder = self.folder
         with sharding.whole(parts.learner.model):
             if self.first:
@@ -226,7 +226,7 @@ class Launch:
                 with distributed.alone():
                     parts.save(folder / "model")
                     self.modality.card(self.recipe, self.materials, result, folder / "model")
-        designer = parts.designer.state_dict()  # all processes are asked what they remember
+        designer = parts.designer.state_dict()  # on all processes: it may be a collective call
         summary = {
             "run_dir": str(folder),
             "arm": result.arm,
@@ -249,8 +249,12 @@ class Launch:
 
 
 def _make_room(place: Path) -> None:
-    """Removes what keeps files from being written into a folder: a file in its place, and folders
-    in the places of files. Whatever else a person put there stays."""
+    """Removes files and folders that are in the way of writing the folder ``place``.
+
+    These are a file in its place, and folders in the place of its files.
+
+    Other files that a person put there stay.
+    """
     if not place.is_dir():
         remove(place)
         return
@@ -260,11 +264,12 @@ def _make_room(place: Path) -> None:
 
 
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result of a finished run whose model is as it was written; None where something is left
-    to do, if only to write the model again from the last checkpoint.
+    """Returns the result of a finished run whose model is intact.
+
+    None if work is left, such as writing the model again from the last checkpoint.
 
     Raises:
-        UserError: the result or the model is not as it was written, and there is no checkpoint.
+        UserError: the result or the model is damaged, and there is no checkpoint.
     """
     path, manifest = folder / "result.json", folder / MODEL_MANIFEST
     if not path.is_file():
@@ -308,8 +313,10 @@ def _nothing_to_write_from(folder: Path, damage: str) -> UserError:
 
 
 def changed_keys(folder: Path, recipe: Recipe) -> list[Problem]:
-    """The keys in which a recipe is not the one that the folder was begun with; none where nothing
-    could be gone on with."""
+    """Returns the keys in which the recipe differs from the folder's.
+
+    Empty if there is nothing to resume.
+    """
     if not ((folder / "result.json").is_file() or any((folder / "checkpoints").glob("step-*"))):
         return []
     fix = (

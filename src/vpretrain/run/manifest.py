@@ -1,4 +1,4 @@
-"""Size and SHA-256 of a folder's files, to notice what is not as it was written."""
+"""Size and SHA-256 of a folder's files, to detect damaged or modified files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from vpretrain.system.files import replacing
 
 NAME = "manifest.json"
 MODEL = "model.manifest.json"
-"""Beside a run's ``model/``."""
+"""Manifest of ``model/``, kept next to it in the run's folder."""
 
 
 class Damaged(Exception):
-    """A file is not what was written."""
+    """A file differs from what was written."""
 
 
 def write_manifest(folder: Path, manifest: Path | None = None) -> None:
-    """Lists every file of a folder, but text for people (``.md``), which may be edited.
+    """Lists every file of a folder, except text for people (``.md``), which may be edited.
 
     Args:
         folder: with its subfolders.
-        manifest: where the list goes; None: into the folder, under :data:`NAME`.
+        manifest: path of the list; None: :data:`NAME` in the folder.
     """
     files = {
         path.relative_to(folder).as_posix(): {
@@ -40,10 +40,10 @@ def write_manifest(folder: Path, manifest: Path | None = None) -> None:
 
 
 def verify(folder: Path, manifest: Path | None = None) -> None:
-    """Compares every file that is listed with what is there.
+    """Compares every file on the list with the folder.
 
     Raises:
-        Damaged: with the file that is not as it was written.
+        Damaged: names the file that differs, or cannot be read.
     """
     manifest = manifest or folder / NAME
     try:

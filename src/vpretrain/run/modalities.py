@@ -1,7 +1,7 @@
-"""Which modalities are installed: entry points, those of this package and those of others alike.
+"""Registry of modalities: entry points of this package and of others.
 
-A package brings one under the name that recipes give as ``modality``; it names a
-:class:`vpretrain.run.parts.Modality`, which is imported only when a recipe asks for it::
+A package registers a :class:`vpretrain.run.parts.Modality` under the name that recipes give as
+``modality``; it is imported only when a recipe asks for it::
 
     [project.entry-points."vpretrain.modalities"]
     image-text = "image_text:ImageText"
@@ -20,18 +20,18 @@ from vpretrain.run.parts import Modality
 from vpretrain.system.errors import UserError, user_error
 
 GROUP = "vpretrain.modalities"
-"""Of the entry points through which packages bring modalities."""
+"""Entry point group through which packages register modalities."""
 OWN = "vpretrain"
-"""The distribution whose modalities nobody takes the names of."""
+"""Distribution whose modality names cannot be overridden."""
 
 T = TypeVar("T")
 
 
 class Installed(Mapping[str, Callable[[], T]]):
-    """Something of every installed modality, by the modality's name; looked up when asked for.
+    """Maps each installed modality's name to something derived from its class, looked up lazily.
 
     Args:
-        take: from a modality's class to what is wanted.
+        take: derives it from a modality's class.
     """
 
     def __init__(self, take: Callable[[type[Modality[Any, Any]]], T]) -> None:
@@ -53,9 +53,9 @@ class Installed(Mapping[str, Callable[[], T]]):
 
 @lru_cache
 def _points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """By name; finding them reads a file of every package that is installed on the path."""
+    """Returns entry points by name; cached, as it reads a file of every package on the path."""
     found: dict[str, EntryPoint] = {}
-    # Those of this package come first, as they win.
+    # This package's own come first and win.
     for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point)):
         found.setdefault(point.name, point)
     return found
@@ -66,10 +66,10 @@ def _is_own(point: EntryPoint) -> bool:
 
 
 def _class_of(point: EntryPoint) -> type[Modality[Any, Any]]:
-    """The class behind an entry point.
+    """Returns the class behind an entry point.
 
     Raises:
-        UserError: it cannot be imported, or is no modality.
+        UserError: it cannot be imported, or is not a modality.
     """
     owner = point.dist.name if point.dist is not None else point.value
     try:

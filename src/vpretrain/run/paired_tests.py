@@ -1,8 +1,8 @@
-"""Arms against a baseline on the same held-out items: is a difference more than the luck of the
-test set?
+"""Paired tests of arms against a baseline on the same held-out items.
 
-Seeds show how much training varies; items show how much the test set does. A difference that is
-called anything has to be clear of both."""
+Seeds show how much training varies; items show how much the test set does. A difference counts only
+if it exceeds both.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ItemDifference:
 def paired_items(
     arm: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], *, seed: int = 0
 ) -> ItemDifference:
-    """Compares item by item.
+    """Compares arm and baseline item by item.
 
     Args:
         arm: one row per seed, one figure per item (0 or 1 for right answers).
@@ -60,8 +60,10 @@ def paired_items(
 
 
 def _resampled_means(items: numpy.ndarray, seed: int) -> numpy.ndarray:
-    """Means of so many draws of as many items, with replacement; some draws at a time, since all
-    together are a matrix of draws by items."""
+    """Returns the bootstrap means, ``[RESAMPLES]``.
+
+    Drawn in chunks, because all draws at once are a matrix of draws by items.
+    """
     generator = numpy.random.default_rng(seed)
     chances = numpy.full(len(items), 1 / len(items))
     means = []
@@ -72,6 +74,8 @@ def _resampled_means(items: numpy.ndarray, seed: int) -> numpy.ndarray:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar test: are items gained and lost as often as each other? 1 where none
-    changed."""
+    """Returns the p-value of the exact two-sided McNemar test.
+
+    It compares the numbers of gained and lost items; 1 if both are 0.
+    """
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -1,4 +1,4 @@
-"""A run taken apart, and the modality that builds its parts from a recipe."""
+"""The parts of a run, and the modality that builds them from a recipe."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
         held_out_loss: the feedback loss on fixed held-out rows, without dropout, in pieces that fit
             in memory: each is a scalar with its graph to the learner, and their sum is the loss (a
             mean over all those rows).
-        held_out_batch: the same of the n-th held-out batch, of as many rows as a feedback batch;
-            None: in ``vpretrain probe --along`` the pieces of ``held_out_loss`` take turns.
+        held_out_batch: the same loss on the n-th held-out batch, with as many rows as a feedback
+            batch; None: ``vpretrain probe --along`` uses the pieces of ``held_out_loss`` in turn.
         save: writes the learner as an ordinary model folder.
-        meta_batches: unlabeled batches of the designer's own, one a meta step; None: it learns from
-            the learner's batch.
+        meta_batches: separate unlabeled batches for the designer, one per meta step; None: it
+            learns from the learner's batch.
         alignment_groups: see :class:`vpretrain.method.value.Alignment`.
-        after: what comes after the stream, if anything: trains the learner on and adds the tokens
-            and FLOPs it used; its seconds are charged by the caller. The budget is that of the
-            stream.
+        after: training that follows the stream, if any; adds the tokens and FLOPs it used. Its
+            seconds are charged by the caller. The budget covers the stream only.
         on_stream: whether the learner trains on the stream at all.
-        followers: copies of the model that are trained too, and are in memory and in checkpoints
-            beside it.
+        followers: number of copies of the model that are trained too, and kept in memory and in
+            checkpoints.
 
     Raises:
         UserError: the designer's selector has nothing to choose from in the stream.
@@ -67,7 +66,7 @@ class Parts(Generic[BatchT, ContextT, TaskT]):
 
 
 AnyParts = Parts[Any, Any, Any]
-"""Parts of some modality: what a run does with them does not depend on which."""
+"""Parts of any modality; a run treats them alike."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class Lighter:
     """Smaller batches, for a first look on a slow machine.
 
     Args:
-        overrides: of the recipe.
-        stream: the share of a step's time that is left.
-        feedback: likewise of the feedback of a meta step.
+        overrides: recipe overrides that set them.
+        stream: fraction of a step's time that remains.
+        feedback: fraction of a meta step's feedback time that remains.
     """
 
     overrides: str
@@ -87,14 +86,14 @@ class Lighter:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a run reads beside its stream.
+    """Data that a run reads in addition to its stream.
 
     Args:
-        feedback_tokens: of a meta step, with what pads them, about.
-        held_out_tokens: of an evaluation, likewise.
-        held_out_rows: of one.
-        fewer: the override that takes :data:`FEW_ROWS` of those; empty where none does.
-        lighter: smaller batches, where they can be smaller.
+        feedback_tokens: approximate number of tokens in a meta step's feedback, padding included.
+        held_out_tokens: approximate number of tokens in an evaluation, padding included.
+        held_out_rows: number of rows in an evaluation.
+        fewer: override that limits an evaluation to :data:`FEW_ROWS` rows; empty if there is none.
+        lighter: smaller batches, if they can be smaller.
     """
 
     feedback_tokens: int
@@ -105,19 +104,18 @@ class Reads:
 
 
 FEW_ROWS = 64
-"""Of feedback or evaluation, below which a verdict is unlikely."""
+"""Number of feedback or evaluation rows below which a verdict is unlikely."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a look at a recipe's data and model came to.
+    """Result of checking a recipe's data and model.
 
     Args:
-        problems: what is wrong; empty when a run can start.
-        parts: of a run, where they were put together on the way: what a run needs is read from
-            them, and nothing is loaded twice.
-        warnings: what a person has been told of data that a run can start with, a line each.
-        reads: what is read beside the stream, where its time can be told from that of a step.
+        problems: what is wrong; empty if a run can start.
+        parts: a run's parts, if the check has built them, so that nothing is loaded twice.
+        warnings: one line each, for data that a run can start with; already shown to the user.
+        reads: data read in addition to the stream, if its time can be derived from that of a step.
     """
 
     problems: Sequence[Problem] = ()
@@ -131,45 +129,45 @@ MaterialsT = TypeVar("MaterialsT")
 
 
 class Modality(ABC, Generic[RecipeT, MaterialsT]):
-    """Language, vision, or one from outside; made without arguments."""
+    """Language, vision, or an external modality; constructed without arguments."""
 
     schema: type[RecipeT]
     """The class of its recipes."""
     arms: Mapping[str, str]
-    """What each arm is, in a sentence; the first is the baseline, which uses no feedback."""
+    """One sentence on each arm, by name; the first is the baseline, which uses no feedback."""
     direct: Collection[str] = ()
-    """Arms that train on something else than the stream."""
+    """Arms that train on something other than the stream."""
     demo: Sequence[str]
     """Arms of ``vpretrain demo``, the baseline first and a control last."""
     unit: str = "tokens"
-    """What a budget counts: ``tokens`` or ``images``."""
+    """Unit of the budget: ``tokens`` or ``images``."""
 
     @abstractmethod
     def load(self, recipe: RecipeT) -> MaterialsT:
-        """Reads data and finds the checkpoint: everything that does not depend on arm and seed.
+        """Reads data and locates the checkpoint: everything that is independent of arm and seed.
 
         Raises:
-            UserError: with what is wrong in recipe or data.
+            UserError: recipe or data are invalid.
         """
 
     def check(self, recipe: RecipeT) -> Checked:
-        """What is wrong with data and model; nothing is trained, and nothing made."""
+        """Checks data and model; trains nothing, and writes nothing."""
         return Checked()
 
     def prepare(self, recipe: RecipeT, out: Path | None) -> Path:
         """Makes the checkpoint that the recipe describes, in ``out`` or in the cache.
 
         Raises:
-            UserError: no recipe of this modality describes one.
+            UserError: recipes of this modality describe none.
         """
         raise user_error("learner.prepare", "recipes of this modality prepare no checkpoint")
 
     @abstractmethod
     def build(self, recipe: RecipeT, materials: MaterialsT) -> AnyParts:
-        """Fresh parts for the recipe's arm and seed: the same, bit for bit, at every call."""
+        """Returns fresh parts for the recipe's arm and seed, the same bit for bit at every call."""
 
     def data_hashes(self, materials: MaterialsT) -> dict[str, str]:
-        """SHA-256 of every set of data, by its name in the recipe."""
+        """Returns the SHA-256 of every data set, by its name in the recipe."""
         return {}
 
     def card(self, recipe: RecipeT, materials: MaterialsT, result: Result, folder: Path) -> None:
@@ -177,18 +175,20 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
         return None
 
     def picture(self, recipe: RecipeT, parts: AnyParts, path: Path) -> bool:
-        """Draws the next batch of the stream as the run's designer shapes it; False, and no file,
-        where there is nothing to see."""
+        """Draws the next batch of the stream as the run's designer shapes it.
+
+        Returns False, and writes no file, if there is nothing to see.
+        """
         return False
 
     def draw(self, recipe: RecipeT, materials: MaterialsT, parts: AnyParts, folder: Path) -> None:
-        """Draws into ``folder/pictures`` what there is to see of a run that ``folder`` holds."""
+        """Draws pictures of the finished run in ``folder`` into ``folder/pictures``."""
         return None
 
     def explain(
         self, recipe: RecipeT, folder: Path, *, documents: int, out: Path
     ) -> dict[str, Any]:
-        """What a sample of a finished run's stream is worth: figures, and a page at ``out``.
+        """Values a sample of a finished run's stream; returns figures, and writes a page.
 
         Raises:
             UserError: runs of this modality cannot be explained.

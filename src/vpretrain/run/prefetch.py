@@ -1,4 +1,7 @@
-"""Beside an accelerator the CPU draws the next batches while a step runs; the run is the same."""
+"""Prefetching: the CPU draws the next batches while the accelerator runs a step.
+
+It does not change the results.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from vpretrain.method.roles import BatchT, State, Stream
 
 
 class Prefetcher(Stream[MicroBatches[BatchT]], Generic[BatchT]):
-    """The batches of one step after the other; a thread draws the next while the learner trains.
+    """Yields the batches of each step; a thread draws the next ones while the learner trains.
 
-    Its state is that of the stream before what waits: a run that goes on from there draws it again.
+    Its state is that of the stream before the waiting batches, so that a resumed run draws them
+    again.
 
     Args:
-        stream: used by nobody else; it draws from no global random numbers.
-        count: batches a step.
+        stream: used by nothing else; must not draw from global random number generators.
+        count: batches per step.
     """
 
     def __init__(self, stream: Stream[BatchT], count: int) -> None:
@@ -50,7 +54,6 @@ class Prefetcher(Stream[MicroBatches[BatchT]], Generic[BatchT]):
         self.stream.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the thread, and leaves the stream where the step that was handed out last left
-        it."""
+        """Ends the thread, and rewinds the stream to just after the last batches handed out."""
         self.load_state_dict(self.state_dict())
         self._thread.shutdown()

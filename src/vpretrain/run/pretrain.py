@@ -1,5 +1,7 @@
-"""Plain self-supervised training: no designer, no feedback. What makes a checkpoint, warms a head
-up, and fills an optimizer's moments."""
+"""Self-supervised training without designer or feedback.
+
+Used to make checkpoints, to warm up heads and to fill an optimizer's moments.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ from vpretrain.system.errors import Fault
 
 @dataclass(frozen=True)
 class Pretraining(Generic[BatchT, ContextT, TaskT]):
-    """How a learner is trained without steering.
+    """Configuration of training without steering.
 
     Args:
         learner: in the mode it is to train in.
-        baseline_task: its task without steering.
-        optimizer: over what trains; whatever else asks for gradients is left alone.
+        baseline_task: makes its task without steering.
+        optimizer: over the parameters to train; others are not updated.
         clip_norm: bound on the gradient's norm; ``inf`` for none.
-        learning_rate_key: the recipe's key, for the message where a loss is not finite.
+        learning_rate_key: the recipe key named in the error for a loss that is not finite.
     """
 
     learner: Learner[BatchT, ContextT, TaskT]
@@ -39,7 +41,7 @@ def pretrain(
     batches: Iterator[BatchT],
     schedule: Iterable[tuple[float, float]],
 ) -> Iterator[float]:
-    """Trains one step an item of the schedule, and yields each step's loss once it was taken.
+    """Takes one step per item of the schedule, and yields its loss afterwards.
 
     Args:
         how: learner, task and optimizer.

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one record a line."""
+"""``metrics.jsonl``: one record per line."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from vpretrain.system.files import remove
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20
-"""Of a record: a longer line is none of ours."""
+"""Maximum length of a record's line; a longer one counts as broken."""
 
 
 class Records:
-    """Appends records to a file, which is first cut back to where a run goes on from.
+    """Appends records to a file, which is first cut back to the point of resumption.
 
-    Records that are gone or broken are logged, and no more: they are worth less than the run.
+    Missing or broken records are only logged, because they must not stop the run.
 
     Args:
-        path: made if missing, with its folder.
-        kept: how many of its records came before; fewer are kept where they are gone or broken.
+        path: created if missing, with its folder.
+        kept: number of earlier records to keep; fewer are kept if some are missing or broken.
 
     Attributes:
-        kept: how many were kept in fact.
+        kept: number of records that were actually kept.
         last: the last of them; None without one.
     """
 
@@ -55,9 +55,10 @@ class Records:
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: dict[str, Any]) -> bool:
-        """Writes one line; it outlives this process when this returns True.
+        """Writes one line; returns whether it was written, and so outlives this process.
 
-        Where the disk is full or refuses, the line is left out; the first time it is logged."""
+        If the disk is full or refuses, the line is dropped; the first such failure is logged.
+        """
         line = json.dumps(record).encode() + b"\n"
         try:
             if self._file.write(line) != len(line):

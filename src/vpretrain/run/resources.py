@@ -1,6 +1,4 @@
-"""What a run takes against what the machine has: a rough estimate, to be told before hours are
-spent.
-"""
+"""Rough estimates of the memory and disk space that a run needs, against what the machine has."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from vpretrain.system.distributed import launched, processes
 from vpretrain.system.errors import Problem
 
 _MEMORY_INFO = Path("/proc/meminfo")
-_PLAIN = Checkpoint()  # what a recipe has that says nothing of it
+_PLAIN = Checkpoint()  # the defaults
 
 
 def shortages(
@@ -29,7 +27,7 @@ def shortages(
     tokens: int = 0,
     followers: int = 0,
 ) -> list[Problem]:
-    """What the machine is too small for: :func:`memory_shortage` and :func:`disk_shortage`."""
+    """Returns the problems of :func:`memory_shortage` and :func:`disk_shortage`."""
     return [
         *memory_shortage(model, checkpoint, tokens=tokens, followers=followers),
         *disk_shortage(model, checkpoint, folder, followers=followers),
@@ -44,20 +42,22 @@ def memory_shortage(
     followers: int = 0,
     shared: Iterable[nn.Module] = (),
 ) -> list[Problem]:
-    """A problem where a run certainly does not fit: what is counted is a lower bound, for each
-    process of a run.
+    """Returns a problem if a run certainly does not fit in memory.
 
-    The weights; for parameters that train also the gradient and Adam's two moments; for every block
-    one hidden state a token. What arm, feedback and blocks hold besides comes on top.
+    The estimate is a lower bound, for each process.
+
+    It counts the weights; for trained parameters also the gradient and Adam's two moments; and one
+    hidden state per token and block. The memory of arm, feedback and activations within blocks is
+    not counted.
 
     Args:
-        model: only sizes and dtypes are read, so that it may be on the meta device.
-        checkpoint: of the recipe; an asynchronous one holds a copy of what it writes.
-        tokens: positions of a batch that go through the model at once, in all processes together.
-        followers: copies of the model that run beside it (an EMA teacher, a reference).
-        shared: blocks that are shared out (:func:`vpretrain.system.sharding.below`): of what they
-            hold a process has its part. Without a launcher nobody knows how small that will be, and
-            it counts for nothing. Before, the weights are there whole.
+        model: only sizes and dtypes are read, so it may be on the meta device.
+        checkpoint: of the recipe; asynchronous checkpoints hold a copy of what they write.
+        tokens: positions of a batch that go through the model at once, over all processes.
+        followers: number of further copies of the model (an EMA teacher, a reference).
+        shared: sharded blocks (:func:`vpretrain.system.sharding.below`), of which a process holds
+            its part. Without a launcher the number of parts is unknown, and they count for nothing.
+            The whole weights are a lower bound in any case, since they are loaded before sharding.
     """
     needed = memory_needed(model, checkpoint, tokens=tokens, followers=followers, shared=shared)
     available = available_memory_bytes()
@@ -85,14 +85,14 @@ def memory_needed(
     followers: int = 0,
     shared: Iterable[nn.Module] = (),
 ) -> int:
-    """The bytes that :func:`memory_shortage` counts, with its arguments."""
+    """Returns the bytes that :func:`memory_shortage` counts; same arguments."""
     every, trained = _bytes(model), _bytes(model, trained=True)
     needed = every * (1 + followers) + 3 * trained + _hidden_states(model, tokens) // processes()
     whole = sum(_bytes(block) + 3 * _bytes(block, trained=True) for block in shared)
     part = whole // processes() if launched() else 0
     needed = max(every, needed - whole + part)
     if checkpoint.asynchronous and not torch.cuda.is_available():
-        # The copy that one process writes while the run goes on; it is in the machine's memory.
+        # The copy that one process writes while training continues; it is in host memory.
         needed += (3 + followers) * trained // processes()
     return needed
 
@@ -105,16 +105,16 @@ def disk_shortage(
     followers: int = 0,
     checkpoint_bytes: int | None = None,
 ) -> list[Problem]:
-    """A problem where a run's files do not fit.
+    """Returns a problem if a run's files do not fit on the disk.
 
-    Counted are the model folder and, ``keep_last`` times and once more for the one that is being
-    written, a checkpoint: where its size is not known, what trains with its two moments, and as
-    much of each follower without them. With ``keep_best`` two model folders come on top.
+    It counts the model folder and ``keep_last`` + 1 checkpoints, including the one being written;
+    with ``keep_best``, two more model folders. If the size of a checkpoint is unknown, it is
+    estimated as the trained parameters with two moments, and each follower's without moments.
 
     Args:
         model: as in :func:`memory_shortage`.
         checkpoint: of the recipe.
-        folder: on the disk that results are written to; it need not be there yet.
+        folder: on the disk that results are written to; need not exist yet.
         followers: as in :func:`memory_shortage`.
         checkpoint_bytes: the size of one (:func:`vpretrain.run.checkpoint.size`).
     """
@@ -142,7 +142,7 @@ def disk_needed(
     followers: int = 0,
     checkpoint_bytes: int | None = None,
 ) -> int:
-    """The bytes that :func:`disk_shortage` counts, with its arguments."""
+    """Returns the bytes that :func:`disk_shortage` counts; same arguments."""
     models = 1 + 2 * (checkpoint.keep_best is not None)
     if checkpoint_bytes is None:
         checkpoint_bytes = (3 + followers) * _bytes(model, trained=True)
@@ -156,8 +156,11 @@ def _bytes(model: nn.Module, *, trained: bool = False) -> int:
 
 
 def _hidden_states(model: nn.Module, tokens: int) -> int:
-    """What even activation checkpointing keeps: one hidden state a token and block; 0 where the
-    model does not say.
+    """Returns the bytes of one hidden state per token and block.
+
+    These remain even under activation checkpointing.
+
+    0 if the model's config does not give its sizes.
     """
     config = getattr(model, "config", None)
     width, depth = (getattr(config, name, 0) for name in ("hidden_size", "num_hidden_layers"))
@@ -170,10 +173,12 @@ def _hidden_states(model: nn.Module, tokens: int) -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """What a process could use: of its accelerator, or of the machine without swapping, together
-    with the others on it.
+    """Returns the memory that one process can use.
 
-    None where the system does not say (no ``/proc/meminfo``).
+    This is the accelerator's free memory, or else its share of the machine's available memory,
+    without swap.
+
+    None if unknown (no ``/proc/meminfo``).
     """
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
@@ -194,11 +199,14 @@ SIZES = (
     "local_count",
     "candidates",
 )
-"""Last parts of recipe keys that memory grows with, in every modality."""
+"""Last components of recipe keys that memory grows with, in every modality."""
 
 
 def smaller(recipe: Recipe) -> str:
-    """What to lower in a recipe that does not fit into memory, with the values that it has now."""
+    """Returns advice on which keys to lower in a recipe that does not fit in memory.
+
+    The message names their present values.
+    """
     sizes: list[str] = []
 
     def walk(tree: Any, at: str) -> None:
@@ -217,5 +225,5 @@ def smaller(recipe: Recipe) -> str:
 
 
 def readable_size(count: int) -> str:
-    """``1.5 GiB``, ``20.0 MiB``."""
+    """Formats a byte count as ``1.5 GiB`` or ``20.0 MiB``."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""A finished run's folder, opened again."""
+"""Reads the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from vpretrain.system.distributed import tensors_in
 from vpretrain.system.errors import brief, user_error
 
 MOMENT_STEPS = 16
-"""Steps at learning rate 0 that fill AdamW's moments; a run folder does not keep them."""
+"""Minimum number of steps at learning rate 0 that fill AdamW's moments, which a run folder does not
+keep.
+"""
 
 
 def read_run(folder: Path) -> Recipe:
-    """The recipe of a finished run.
+    """Returns the recipe of a finished run.
 
     Raises:
-        UserError: the folder holds none, or it cannot be read.
+        UserError: the folder holds no finished run, or the recipe cannot be read.
     """
     accepted = "a folder that `vpretrain train` wrote and finished"
     path = folder / "recipe.yaml"
@@ -55,7 +57,7 @@ def read_run(folder: Path) -> Recipe:
 
 
 def designer_state(folder: Path) -> State:
-    """What a run left of its designer.
+    """Returns the saved state of a run's designer.
 
     Raises:
         UserError: the file cannot be read.
@@ -71,10 +73,10 @@ def designer_state(folder: Path) -> State:
 
 
 def restore_designer(parts: AnyParts, folder: Path) -> None:
-    """The designer as it was when the run ended.
+    """Loads the designer's state at the end of the run into ``parts``.
 
     Raises:
-        UserError: the state cannot be read, or is not this designer's.
+        UserError: the state cannot be read, or does not fit this designer.
     """
     state = designer_state(folder)
     try:
@@ -86,7 +88,7 @@ def restore_designer(parts: AnyParts, folder: Path) -> None:
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """The last whole line of ``metrics.jsonl``; empty where there is none."""
+    """Returns the last readable record of ``metrics.jsonl``; empty if there is none."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -104,15 +106,16 @@ def last_record(folder: Path) -> dict[str, Any]:
 def with_feedback(
     recipe: Recipe, parts: AnyParts, stream: Iterator[Any]
 ) -> ValueEstimator[Any, Any, Any]:
-    """A value estimator that has taken the feedback once, along the direction that training would
-    take now.
+    """Returns a value estimator with fresh feedback gradients.
 
-    AdamW's moments are filled by steps at learning rate 0: neither learner nor designer moves.
+    Its direction is the one that training would use now.
+
+    AdamW's moments are filled by steps at learning rate 0, which move neither learner nor designer.
 
     Args:
         recipe: of the run.
-        parts: built from it; in evaluation mode, so that dropout does not blur what is seen.
-        stream: gives the batches for the moments (used only where the alignment reads P).
+        parts: built from it; in evaluation mode, so that dropout adds no noise.
+        stream: gives the batches for the moments (used only if the alignment reads P).
     """
     step = new_step(recipe, parts)
     meta = step.meta

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""The learning rate schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from vpretrain.config.recipe import LearnerBase
 
 
 def learning_rate(section: LearnerBase, progress: float) -> float:
-    """Linear warm-up, then a cosine to ``final_fraction`` of the peak.
+    """Returns the rate of a linear warm-up followed by a cosine decay.
+
+    The decay ends at ``final_fraction`` of the peak.
 
     Args:
         section: of the recipe.

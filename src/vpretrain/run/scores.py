@@ -1,4 +1,4 @@
-"""Scores on held-out rows, and their standard errors."""
+"""Scores on held-out rows, with standard errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEANINGS = {
     "accuracy": "share of held-out answers that are right",
     "knn": "share that the nearest neighbours get right",
 }
-"""Of metrics, by the last part of their names."""
+"""Descriptions of metrics, by the last part of their names."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Score:
     """One metric on held-out rows.
 
     Args:
-        value: the figure.
+        value: the metric's value.
         stderr: its standard error over rows.
-        n: how many rows (or tokens, where the metric is a mean over tokens) it rests on.
-        higher_is_better: which way is up.
-        items: one figure a row, in the rows' order, whose mean is ``value``: what comparisons pair.
+        n: number of rows (or tokens, if the metric is a mean over tokens).
+        higher_is_better: whether higher values are better.
+        items: one value per row, in the rows' order, with mean ``value``; paired in comparisons.
     """
 
     value: float
@@ -44,8 +44,10 @@ class Score:
 
 
 def score(items: Tensor, *, higher_is_better: bool) -> Score:
-    """The score whose value is the mean of one figure an item, ``[n]``; where that is not finite,
-    :func:`check_finite` says so."""
+    """Returns the score whose value is the mean of ``items``, ``[n]``, one figure per item.
+
+    The mean may be non-finite, see :func:`check_finite`.
+    """
     values = tuple(float(item) for item in items)
     mean = sum(values) / len(values)
     stderr = (mean_stderr(values) or 0.0) if math.isfinite(mean) else math.nan
@@ -53,28 +55,34 @@ def score(items: Tensor, *, higher_is_better: bool) -> Score:
 
 
 def check_finite(scores: Mapping[str, Score], when: str, fix: str) -> None:
-    """Raises Fault where a score is not finite: it says ``when`` that was, and the ``fix``."""
+    """Raises Fault if a score is not finite; the message says ``when``, and the ``fix``."""
     if broken := [name for name, each in scores.items() if not math.isfinite(each.value)]:
         raise Fault(f"{when} {', '.join(broken)} is not finite; {fix}")
 
 
 STEP0_FIX = "the model's weights, or rows of the held-out set, are unusable: take others"
-"""For scores of an untouched checkpoint."""
+"""Fix for non-finite scores of an untouched checkpoint."""
 
 
 def mean_stderr(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, std / sqrt(n); None for a single value. Raises as
-    :func:`moments` does."""
+    """Returns the standard error of the mean, std / sqrt(n); None for a single value.
+
+    Raises:
+        ValueError: see :func:`moments`.
+    """
     _, std = moments(values)
     return None if std is None else std / math.sqrt(len(values))
 
 
 def proportion_stderr(successes: int, n: int) -> float:
-    """Standard error sqrt(p (1 - p) / n) of the share p = successes / n.
+    """Returns the standard error sqrt(p (1 - p) / n) of the proportion p = successes / n.
 
-    It is 0 where none or all succeeded, which is not to say that this is certain: after n trials
-    without success the share may still be 3 / n at 95%. Raises ValueError unless n >= 1 and 0 <=
-    successes <= n."""
+    It is 0 if none or all succeeded, although that is not certain: after n trials without success
+    the proportion may still be 3 / n at 95%.
+
+    Raises:
+        ValueError: unless n >= 1 and 0 <= successes <= n.
+    """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
     fraction = successes / n
@@ -82,7 +90,11 @@ def proportion_stderr(successes: int, n: int) -> float:
 
 
 def moments(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n - 1; None for one value)."""
+    """Returns mean and standard deviation (with n - 1; None for a single value).
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
     if len(values) == 0 or not all(map(math.isfinite, values)):
         raise ValueError(f"accepted: one or more finite values; got {list(values)}")
     mean = math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Everything that moves while a run goes on, in one object: what a checkpoint is."""
+"""The mutable state of a run in one object: the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ class RunState:
     """A run between two steps.
 
     Args:
-        parts: freshly built; learner, designer, feedback and stream are moved by
-            :meth:`load_state_dict`.
+        parts: freshly built; :meth:`load_state_dict` restores learner, designer, feedback and
+            streams.
         step: Algorithm 1 for these parts.
 
     Attributes:
-        spent: what was used so far.
-        prepared: what of it was used before the first step, by settling and by the arm.
-        drawn: tokens (images) of the stream that were drawn for it: more than were trained on where
-            a selector chooses.
+        spent: resources used so far.
+        prepared: the part of them used before the first step, by settling and by the arm.
+        drawn: tokens (images) drawn from the stream; with a selector, more than were trained on.
         step0: scores of the untouched checkpoint.
-        digest: over all batches that training drew, in their order, those left out included.
-        batches: how many these are.
-        records: how many are in the log, so that it can be cut back to here.
-        best: the best score so far of the metric that is kept by; None before the first.
-        rewound: whether the run has gone back to an earlier checkpoint of its own.
+        digest: hash over all batches drawn for training, in order, skipped ones included.
+        batches: number of those batches.
+        records: number of records in the log, so that it can be cut back to this point.
+        best: best score so far of the ``keep_best`` metric; None before the first.
+        rewound: whether the run has returned to one of its earlier checkpoints.
     """
 
     def __init__(self, parts: AnyParts, step: SteeredStep[Any, Any, Any]) -> None:
@@ -52,10 +51,11 @@ class RunState:
         self.digest = hashlib.sha256((self.digest + batch).encode()).hexdigest()[:16]
 
     def state_dict(self) -> State:
-        """Everything, as references: copy it or write it before the next step.
+        """Returns the whole state by reference: copy or write it before the next step.
 
-        All processes ask for it together, and any one's is enough to go on from, on any number of
-        them."""
+        All processes must call it together. The result of any one of them suffices to resume, on
+        any number of processes.
+        """
         parts, meta = self.parts, self.parts.meta_batches
         return {
             "model": trained_state(parts.learner.model),
@@ -78,8 +78,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Goes to where :meth:`state_dict` was taken; the steps that follow are the same, bit for
-        bit."""
+        """Restores :meth:`state_dict`; the steps that follow are the same, bit for bit."""
         parts = self.parts
         here = parts.learner.model.state_dict()
         load_trained_state(
@@ -97,19 +96,21 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        # Checkpoints of earlier versions have none of these four.
+        # Checkpoints of earlier versions lack rewound, batches, prepared and drawn.
         self.rewound = state.get("rewound", False)
         self.batches = state.get("batches", self.spent.steps)
         self.prepared = Spending(**state.get("prepared", {}))
         self.drawn = state.get("drawn", self.spent.tokens)
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
-        if distributed.rank() < len(state["random"]):  # a process that is new keeps its own seed
+        if distributed.rank() < len(state["random"]):  # an additional process keeps its own seed
             set_random_state(state["random"][distributed.rank()])
 
     def rewind(self, state: State) -> None:
-        """Goes back to an earlier state of this run, but on with the data that follow, with the log
-        and the best model as they are, and with all seconds and FLOPs charged."""
+        """Returns to an earlier state of this run, but continues with the data that follow.
+
+        Log and best model stay as they are, and all seconds and FLOPs remain charged.
+        """
         stream, meta = self.parts.stream.state_dict(), self.parts.meta_batches
         meta_batches = None if meta is None else meta.state_dict()
         kept = self.records, self.digest, self.batches, self.best

@@ -1,4 +1,4 @@
-"""Records of a run to wandb or trackio, beside ``metrics.jsonl`` and TensorBoard."""
+"""Sends a run's records to wandb or trackio, in addition to ``metrics.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ from vpretrain.system.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 _NAMED_BY = {"wandb": ("id", "name"), "trackio": ("name",)}
-"""By what a tracker finds a run again that is gone on with."""
+"""Arguments of ``init`` by which a tracker recognises a resumed run."""
 _NAME = "tracked.json"
 
 
 def missing(track: Track | None) -> Iterator[Problem]:
-    """What has to be installed first."""
-    # wandb writes to a folder of its own name, which Python takes for a package without a file.
+    """Yields a problem if the tracker's package is not installed."""
+    # wandb writes to a folder of its own name, which Python takes for a namespace package.
     if track is not None and getattr(find_spec(track.kind), "origin", None) is None:
         message = "this package is not installed; install it, or leave the key out"
         yield Problem("track.kind", track.kind, f"pip install {track.kind}", message)
 
 
 class Tracker:
-    """The two have the same three functions: init, log, finish.
+    """Common interface to wandb and trackio, which share three functions: init, log, finish.
 
-    What goes wrong after the beginning is logged once, and the run goes on without it.
+    An error after the start is logged once, and the run continues without the tracker.
 
     Args:
-        track: which, and the project.
-        folder: of the run; keeps the run's name there, so that a resumed run goes on with it.
-        recipe: its values are shown beside the run.
+        track: which tracker, and the project.
+        folder: of the run; stores the tracker's name for the run, so that a resumed run continues
+            it.
+        recipe: its values are shown with the run.
         resumed: whether records came before.
 
     Raises:
-        UserError: it does not begin: no package, no account.
+        UserError: the tracker cannot start (no package, no account).
     """
 
     def __init__(self, track: Track, folder: Path, recipe: Recipe, *, resumed: bool) -> None:
         name = _name(folder, resumed=resumed)
         self.kind, self._broken = track.kind, False
         try:
-            with redirect_stdout(sys.stderr):  # standard output is the caller's: --json
+            with redirect_stdout(sys.stderr):  # standard output is reserved for --json
                 self._module: Any = import_module(track.kind)
                 self._module.init(
                     project=track.project,
@@ -63,7 +64,7 @@ class Tracker:
             raise user_error("track.kind", message, value=track.kind) from error
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """The figures of a step, but its number: both keep the name for themselves."""
+        """Logs the figures of a step, except its number, a name that both trackers reserve."""
         shown = {name: figure for name, figure in figures.items() if name != "step"}
         self._call("log", shown, step=step)
 
@@ -77,7 +78,7 @@ class Tracker:
         try:
             with redirect_stdout(sys.stderr):
                 getattr(self._module, function)(*given, **named)
-        except Exception as error:  # what is shown is worth less than the run
+        except Exception as error:  # a tracker's failure must not stop the run
             self._broken = True
             log.warning("%s failed, and gets nothing more: %s", self.kind, _line(error))
 
@@ -88,7 +89,7 @@ def _name(folder: Path, *, resumed: bool) -> str:
         if resumed:
             return str(read_json(path)["name"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # gone or broken: what comes is shown as a run of its own
+        pass  # missing or broken: continue under a new name
     name = f"{folder.resolve().name}-{uuid.uuid4().hex[:6]}"
     write_json(path, {"name": name})
     return name

@@ -1,4 +1,4 @@
-"""One run, read from top to bottom: the visible loop over Algorithm 1."""
+"""One run, readable from top to bottom: the loop over Algorithm 1."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from vpretrain.system.errors import NonFinite
 
 @dataclass
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Args:
         arm: of the recipe.
         seed: of the recipe.
         spent: steps, tokens (images) and seconds of training; evaluation is not charged.
-        step0: scores of the untouched checkpoint, same protocol.
+        step0: scores of the untouched checkpoint, with the same protocol.
         final: scores at the end.
-        stream_digest: over all batches drawn: equal in arms that saw as many of the same stream.
-        batches: how many these are: the steps, and what was left out or taken again after it.
-        draws: batches that were drawn for one that was trained on; 1 where nothing chooses.
-        drawn: tokens (images) that were drawn.
-        history: one record a step (and a skipped batch), since the start or since the run was
+        stream_digest: hash over all batches drawn; equal for arms that drew equally many from the
+            same stream.
+        batches: number of those batches: the steps, and those skipped or repeated after a rewind.
+        draws: batches drawn per batch trained on; 1 without a selector.
+        drawn: tokens (images) drawn.
+        history: one record per step (and per skipped batch) since the start, or since the run was
             resumed.
     """
 
@@ -44,17 +45,17 @@ def train(run: Run) -> Result:
     """Trains until the budget is used up.
 
     Raises:
-        UserError: ``checkpoint.keep_best`` names what is not measured.
-        Fault: losses, gradients or values that are not finite, more of them in a row than
-            ``faults.max_skips`` (and, where there is a checkpoint, once more after going back
-            there); or a final score that is not finite.
+        UserError: ``checkpoint.keep_best`` names a metric that is not measured.
+        Fault: more than ``faults.max_skips`` losses, gradients or values in a row are not finite
+            (and, if there is a checkpoint, again after returning to it once); or a final score is
+            not finite.
         Stopped: a signal asked for it; the checkpoint is written.
     """
     run.start()  # resume; or evaluate step 0 and let the optimizer's moments settle
     while not run.agree_on_end():
         drawn = run.next_batch()
         try:
-            batch, metrics = run.take(drawn)  # a selector trains on a part of what is drawn
+            batch, metrics = run.take(drawn)  # with a selector, batch is a part of drawn
         except NonFinite as fault:
             run.recover(drawn, fault)  # skip, rewind once, then raise
             run.state.add_digest(drawn.digest())

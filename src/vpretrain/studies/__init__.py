@@ -1,2 +1,1 @@
-"""Questions asked with several runs, or of one: compare, sweep, probe, doctor, profile, explain,
-check."""
+"""Studies over one or several runs: compare, sweep, probe, doctor, profile, explain, check."""

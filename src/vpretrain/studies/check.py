@@ -1,4 +1,4 @@
-"""``check``: everything that can be wrong with a recipe, found before anything is trained."""
+"""``check``: finds everything that can be wrong with a recipe before anything is trained."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vpretrain.system.memory import out_of_memory
 from vpretrain.system.timing import synchronized_now
 
 FIRST_LOOK_SECONDS = 600.0
-"""Of a comparison of two runs that shows whether everything works, if the machine allows it."""
+"""Target duration of a first comparison of two runs, which shows whether everything works."""
 _FEWEST_STEPS = 10
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """A run that is short enough to try.
+    """A run short enough to try first.
 
     Args:
-        overrides: of the recipe.
-        seconds: that it takes, about, steered and with an evaluation before and after.
-        pair_seconds: that a comparison of it with the baseline takes, which does not steer.
+        overrides: recipe overrides that shorten it.
+        seconds: estimated time, with steering and an evaluation before and after.
+        pair_seconds: estimated time of a comparison with the unsteered baseline.
     """
 
     overrides: str
@@ -40,18 +40,18 @@ class FirstLook:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one run takes, about.
+    """Estimated needs of one run.
 
     Args:
-        memory_bytes: at least; what designer, feedback and blocks hold comes on top.
-        disk_bytes: of the run folder at most.
-        seconds: of training, settling included, without steering and evaluation; None where the
-            budget does not say.
-        forward_seconds: what one forward pass took here.
-        step_seconds: what a learner step takes, likewise without what comes on top.
-        meta_seconds: what a meta step adds; None where that is not known.
-        evaluation_seconds: what a pass over the held-out rows takes; None where it is not known.
-        first_look: a shorter run, where this one is long.
+        memory_bytes: lower bound; designer, feedback and activations within blocks are not counted.
+        disk_bytes: upper bound for the run folder.
+        seconds: training time, settling included, without steering and evaluation; None if the
+            budget does not determine it.
+        forward_seconds: measured time of one forward pass.
+        step_seconds: time of a learner step, without steering.
+        meta_seconds: time that a meta step adds; None if unknown.
+        evaluation_seconds: time of a pass over the held-out rows; None if unknown.
+        first_look: a shorter run, if this one is long.
     """
 
     memory_bytes: int
@@ -65,7 +65,7 @@ class Needs:
 
 
 def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
-    """Measured by one forward pass of the learner on a batch."""
+    """Estimates a run's needs from one forward pass of the learner on a batch."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     learner: Any = recipe.learner
@@ -91,7 +91,7 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
     )
     if reads is not None:
         a_token = forward / batch.tokens
-        meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value: a pass or two
+        meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value takes a pass or two
         evaluation = a_token * reads.held_out_tokens
         found = replace(found, meta_seconds=meta, evaluation_seconds=evaluation)
     if found.seconds is None or found.seconds <= FIRST_LOOK_SECONDS / 2:
@@ -100,14 +100,16 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
 
 
 def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
-    """As many steps as go into half of :data:`FIRST_LOOK_SECONDS`, without accumulation, and a
-    fifth of them to settle; of held-out rows that take long some. Where the fewest steps take
-    longer, on smaller batches.
+    """Returns a shorter run that takes half of :data:`FIRST_LOOK_SECONDS`.
+
+    It has as many steps as fit, without accumulation, a fifth of them to settle, and fewer held-out
+    rows if their evaluation is slow. If even the minimum number of steps takes too long, batches
+    are smaller.
 
     Args:
         recipe: of the long run.
-        need: what that takes.
-        reads: what it reads beside its stream.
+        need: its needs.
+        reads: data it reads in addition to the stream.
     """
     learner: Any = recipe.learner
     step, measuring = need.step_seconds / learner.accumulate, need.evaluation_seconds or 0.0
@@ -116,7 +118,7 @@ def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     lighter = reads.lighter if reads else None
     light = lighter is not None and _FEWEST_STEPS * (step + meta / period) > room
     if lighter is not None and light:
-        # A meta step is the value, which costs what a step does, and the feedback.
+        # A meta step costs as much as a step for the value, plus the feedback.
         meta = step * lighter.stream + max(0.0, meta - step) * lighter.feedback
         step *= lighter.stream
     steps = max(_FEWEST_STEPS, int(room / (step + meta / period)))
@@ -134,20 +136,20 @@ def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     metas = ceil(settle / period) + ceil((steps - settle) / period)
     plain = steps * step + measuring
     steered = plain + metas * meta
-    # Step 0 is measured once a comparison, or once a run.
+    # Step 0 is evaluated once per run, or once per comparison.
     return FirstLook(" ".join(overrides), steered + measuring, plain + steered + measuring)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What ``check`` says.
+    """The result of ``check``.
 
     Args:
-        problems: those of the recipe alone where it cannot be read, since they say what else there
-            is to look at; otherwise those of data, model and machine together. ``where`` is
-            ``memory`` or ``disk`` for what this machine is too small for.
-        needs: of a run, where nothing is wrong and its checkpoint does not have to be made first.
-        warnings: what may make a run useless, but does not stop one; a person was told already.
+        problems: problems of the recipe alone if it cannot be read, since data and model are then
+            unknown; otherwise those of data, model and machine. ``where`` is ``memory`` or ``disk``
+            if the machine is too small.
+        needs: of a run, if nothing is wrong and its checkpoint does not have to be made first.
+        warnings: what may make a run useless but does not stop it; already shown to the user.
     """
 
     problems: list[Problem]
@@ -156,12 +158,12 @@ class Examined:
 
 
 def check(source: str, overrides: Sequence[str]) -> list[Problem]:
-    """All problems of recipe, data, model, memory and disk: those of :func:`examine`."""
+    """Returns all problems of recipe, data, model, memory and disk that :func:`examine` finds."""
     return examine(source, overrides).problems
 
 
 def examine(source: str, overrides: Sequence[str]) -> Examined:
-    """Looks at everything that can be wrong; nothing is trained or written.
+    """Checks everything that can be wrong; nothing is trained or written.
 
     Args:
         source: a packaged name or a path, as in :func:`vpretrain.config.recipe.load`.

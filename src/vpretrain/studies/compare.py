@@ -1,4 +1,7 @@
-"""Arms side by side: the same checkpoint, the same stream, paired seeds, step 0 in the table."""
+"""Compares arms from the same checkpoint on the same stream, with paired seeds.
+
+The table begins with step 0.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ from vpretrain.system.timing import Pace
 
 
 def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
-    """The recipe with one limit alone, so that every arm ends by the same measure."""
+    """Returns the recipe with a single limit, so that every arm ends by the same measure."""
     if amount <= 0:
         raise user_error(
             "--budget", "a run needs something to use up", value=amount, accepted="more than 0"
@@ -62,12 +65,13 @@ def with_budget(recipe: Recipe, match: Measure, amount: float) -> Recipe:
 _MOST_SEEDS = 10_000
 
 Progress = Callable[[int, int, str, float], None]
-"""Told how many runs are done, how many there are, what was last done, and how much of a run those
-that are on their way have done together."""
+"""Called with the number of finished runs, the number of runs, a status line, and the sum of the
+fractions completed by the runs in progress.
+"""
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
-    """Refuses no arms, arms that the modality does not have, and arms given twice."""
+    """Rejects an empty list, unknown arms, and arms given twice."""
     known = MODALITIES[recipe.modality]().arms
     accepted = "distinct ones of " + ", ".join(known)
     if not arms:
@@ -91,33 +95,35 @@ def compare(
     accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
-    """Runs every arm with every seed and writes ``compare.json``; finished runs in ``out`` are not
-    run again.
+    """Runs every arm with every seed and writes ``compare.json``.
+
+    Finished runs in ``out`` are kept.
 
     Args:
         recipe: with the budget of one run; its own arm and seed are ignored.
         arms: the first is the baseline.
-        seeds: how many, from the recipe's seed on; with one of them all arms see the same stream.
-        match: the measure of the budget (what every arm has the same of).
+        seeds: number of seeds, counted up from the recipe's; for one seed all arms see the same
+            stream.
+        match: the measure of the budget (what is equal across arms).
         out: folder for ``compare.json`` and ``runs/``.
-        jobs: runs at a time, in processes of their own; more than one spoils figures in seconds.
-        accept_changes: go on although recipe or data are not those of ``out``; they are named in
-            ``changes: [{what, before, now}]``.
-        progress: see :data:`Progress`; step 0 is no part of its own.
+        jobs: number of runs at a time, each in its own process; more than one distorts timings.
+        accept_changes: continue although recipe or data differ from those of ``out``; the result
+            lists the differences as ``changes: [{what, before, now}]``.
+        progress: see :data:`Progress`; step 0 does not count as a run.
 
     Returns:
-        ``compare.json`` as a dictionary (docs: outputs).
+        The contents of ``compare.json`` (docs: outputs).
 
     Raises:
-        UserError: bad arms or numbers, ``out`` holds runs of another recipe or other data or a
-            result that is not whole, or another command is writing there.
+        UserError: arms or numbers are invalid, ``out`` holds runs of another recipe or other data
+            or a damaged result, or another command is writing there.
     """
     check_arms(recipe, arms)
     _check_seeds(seeds)
     resolved = recipe.model_copy(update={"arm": arms[0]})
     changed = changes(out, resolved, _FIX)
     accepted_changes(out, changed, accept=accept_changes)  # refused before anything is read
-    # Baseline, then the others, seed by seed: an interrupted comparison has whole pairs.
+    # All arms of a seed before the next seed, so that an interrupted comparison has whole pairs.
     plan = [(arm, recipe.seed + k) for k in range(seeds) for arm in arms]
     finished = {
         pair: read_entry(path, pair) for pair in plan if (path := entry_path(out, *pair)).is_file()
@@ -131,7 +137,7 @@ def compare(
     with writing(out):
         progress(len(finished), total, "measuring the model before training (step 0)", 0.0)
         step0 = worker.step0(arms[0])
-        # Not before data and model were found to be in order.
+        # Written only after data and model were validated.
         write_text(out / "recipe.yaml", recipes.dump(resolved))
         write_environment(out, hashes, noted)
         progress(len(finished), total, "step 0 is measured", 0.0)
@@ -182,15 +188,15 @@ def _run_missing(
     finished: dict[Pair, dict[str, Any]],
     report: Callable[[int, Mapping[Pair, float], str], None],
 ) -> None:
-    """Adds the missing runs to the finished ones."""
+    """Adds the missing runs to ``finished``."""
     missing = [pair for pair in plan if pair not in finished]
     for pair in finished:
         remove(checkpoints_path(worker.out, *pair))
     underway = dict.fromkeys(missing, 0.0)
-    make: Callable[[], _Worker] = partial(lambda same: same, worker)  # it has read the data
+    make: Callable[[], _Worker] = partial(lambda same: same, worker)  # which has read the data
     if jobs > 1 and len(missing) > 1:
         make = partial(_quiet_worker, worker.recipe, worker.out)
-        del worker.materials  # the others read their own
+        del worker.materials  # the workers read their own
 
     def tell(pair: Pair, message: tuple[float, str]) -> None:
         underway[pair], line = message
@@ -203,20 +209,22 @@ def _run_missing(
 
 
 class _Worker:
-    """Runs arms of one recipe; the data is read once, and one model is held at a time."""
+    """Runs arms of one recipe; reads the data once, and holds one model at a time."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self.modality = MODALITIES[recipe.modality]()
         self.unit = self.modality.unit
-        self.costs: dict[str, Cost] = {}  # by arm: what a step costs does not depend on the seed
+        self.costs: dict[str, Cost] = {}  # by arm: the cost of a step does not depend on the seed
 
     @cached_property
     def materials(self) -> Any:
         return self.modality.load(self.recipe)
 
     def step0(self, arm: str) -> dict[str, Any]:
-        """Scores of the untouched checkpoint, measured once a comparison, and what they mean."""
+        """Returns scores of the untouched checkpoint, measured once per comparison, with their
+        metadata.
+        """
         path = self.out / "runs" / "step0.json"
         if not path.is_file():
             scores = self._build(self.recipe.model_copy(update={"arm": arm})).evaluate()
@@ -235,7 +243,7 @@ class _Worker:
         return {"unit": self.unit} | read_result(path, {"step0", "metrics"})
 
     def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
-        # A comparison measures the last model of every run; the best one would not be looked at.
+        # A comparison scores the last model of every run, so the best one need not be kept.
         checkpoint = self.recipe.checkpoint.model_copy(update={"keep_best": None})
         recipe = self.recipe.model_copy(update={"arm": arm, "seed": seed, "checkpoint": checkpoint})
         if arm not in self.costs and seed != self.recipe.seed:
@@ -265,7 +273,7 @@ class _Worker:
         checkpoints: CheckpointManager,
         tell: Callable[[Any], None],
     ) -> Result:
-        """The run, from its newest checkpoint if there is one."""
+        """Runs the arm, from its newest checkpoint if there is one."""
         _, state = checkpoints.newest() or (0, None)
         path = entry_path(self.out, recipe.arm, recipe.seed).with_suffix(".metrics.jsonl")
         pace = Pace(1.0)
@@ -274,7 +282,7 @@ class _Worker:
             Interruption() as stop,
         ):
             if state:
-                state["records"] = records.kept  # or the next resume would keep as many more
+                state["records"] = records.kept  # else the next resume would expect too many
 
             def on_record(record: Record, fraction: float) -> bool:
                 written = records.append(record)
@@ -286,7 +294,7 @@ class _Worker:
             run = Run(
                 recipe,
                 parts,
-                step0={},  # the same in every arm and measured once, apart
+                step0={},  # measured once for all arms, by `step0`
                 cost=self.costs[recipe.arm],
                 on_record=on_record,
                 checkpoints=checkpoints,
@@ -294,11 +302,11 @@ class _Worker:
                 stop=stop,
                 keep_history=False,
             )
-            del state  # not held beside the run that goes on from it
+            del state  # frees it: the run has loaded it
             return train(run)
 
     def _build(self, recipe: Recipe) -> AnyParts:
-        gc.collect()  # an earlier run's model may be held by a cycle of references
+        gc.collect()  # a reference cycle may keep an earlier run's model alive
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         return self.modality.build(recipe, self.materials)
@@ -325,14 +333,16 @@ class _Worker:
 
 
 def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:
-    """In a process of its own: what there is to say of the data was said by the first."""
+    """Returns a worker for its own process; the first process has logged warnings on the data."""
     logging.getLogger("vpretrain").setLevel(logging.ERROR)
     return _Worker(recipe, out)
 
 
 def _check_streams(runs: Sequence[dict[str, Any]], match: Measure, out: Path) -> None:
-    """At equal steps the arms of a seed that draw as much must have drawn the same batches, but for
-    runs that left some out, which drew more."""
+    """Checks that the arms of a seed drew the same batches, if they are matched by steps.
+
+    Only runs that draw equally many are compared: those that skipped batches drew more.
+    """
     if match != "steps":
         return
     alike: dict[tuple[int, int, int | None], set[str]] = {}

@@ -1,4 +1,4 @@
-"""How well predictions go with what came of them: Pearson's r, slopes, scatter plots."""
+"""Agreement of predicted and realised values: Pearson's r, slopes, scatter plots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy
 
 Correlation = tuple[float | None, tuple[float, float] | None]
-"""Pearson's r and its 95% interval; None where a series is constant."""
+"""Pearson's r and its 95% interval; None if a series is constant."""
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Pearson's r with its 95% interval by Fisher's z, ``tanh(atanh(r) -+ 1.96 / sqrt(n - 3))``.
+    """Returns Pearson's r with its 95% interval by Fisher's z.
+
+    The interval is ``tanh(atanh(r) -+ 1.96 / sqrt(n - 3))``.
 
     Args:
         x: 4 or more finite numbers.
@@ -36,7 +38,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Slope of the least-squares line of ``y`` on ``x``; None where ``x`` is constant."""
+    """Returns the slope of the least-squares line of ``y`` on ``x``; None if ``x`` is constant."""
     a = numpy.asarray(x) - numpy.mean(x)
     return None if min(x) == max(x) else float(a @ numpy.asarray(y) / (a @ a))
 
@@ -47,14 +49,15 @@ def scatter(
     no_gradient: Mapping[str, float],
     out: Path,
 ) -> None:
-    """Draws ``scatter.png`` and ``scatter.svg``: realised drop against prediction, with the
-    least-squares line.
+    """Draws the realised drop against the prediction, with the least-squares line.
+
+    Writes ``scatter.png`` and ``scatter.svg``.
 
     Args:
-        panels: predictions and realised drops in nats, by title; at most three in a row.
+        panels: predictions, and realised drops in nats, by title; at most three in a row.
         in_nats: titles whose predictions are drops too; others are shown in standard deviations.
-        no_gradient: by title, the drop of a step without a gradient, a dotted line: where the
-            least-squares line should be at 0.
+        no_gradient: by title, the drop of a step without a gradient, drawn as a dotted line: the
+            expected height of the least-squares line at 0.
         out: the folder.
     """
     import matplotlib

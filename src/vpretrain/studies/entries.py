@@ -1,4 +1,4 @@
-"""The runs of a comparison in its folder: where each is, and whether what is there is whole."""
+"""Files of a comparison's runs: their paths, and validated reading."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _NEEDED = {"arm", "seed", "steps", "tokens_or_images", "seconds", "stream_digest
 
 
 def entry_path(out: Path, arm: str, seed: int) -> Path:
-    """Of a finished run's entry."""
+    """Returns the path of a finished run's entry."""
     return out / "runs" / f"{arm}-{seed}.json"
 
 
 def checkpoints_path(out: Path, arm: str, seed: int) -> Path:
-    """Of a run that is not finished."""
+    """Returns the folder of an unfinished run's checkpoints."""
     return entry_path(out, arm, seed).with_suffix(".checkpoints")
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """One entry of ``runs`` in ``compare.json``."""
+    """Returns a run's entry of ``runs`` in ``compare.json``."""
     return {
         "arm": result.arm,
         "seed": result.seed,
@@ -44,7 +44,11 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def read_entry(path: Path, pair: Pair) -> dict[str, Any]:
-    """The entry of that run; raises UserError where the file holds none."""
+    """Reads the entry of a run.
+
+    Raises:
+        UserError: the file holds no valid entry of this run.
+    """
     entry = read_result(path, _NEEDED)
     if (entry["arm"], entry["seed"]) != pair:
         raise _not_whole(path, "it is of another arm or seed")
@@ -56,7 +60,11 @@ def read_entry(path: Path, pair: Pair) -> dict[str, Any]:
 
 
 def read_result(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """A JSON object with these keys; raises UserError where the file holds none."""
+    """Reads a JSON object.
+
+    Raises:
+        UserError: the file holds no object with these keys.
+    """
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
@@ -67,7 +75,11 @@ def read_result(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
 
 
 def read_items(path: Path, metrics: Collection[str]) -> dict[str, list[float]]:
-    """Each metric's figures, one a held-out item; raises UserError where the file holds none."""
+    """Reads each metric's values, one per held-out item.
+
+    Raises:
+        UserError: the file does not hold them.
+    """
     items = read_result(path, metrics)
     for name in metrics:
         figures = items[name]

@@ -1,4 +1,4 @@
-"""``explain``: a finished run opened again, and a page of the value of its data."""
+"""``explain``: writes a page on the value of a finished run's data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from vpretrain.system.files import writable_file
 
 
 def explain(folder: Path, *, documents: int, out: Path | None = None) -> dict[str, Any]:
-    """What the run's data is worth, as one HTML page.
+    """Values the data of a finished run, and writes one HTML page.
 
     Args:
-        folder: that ``vpretrain train`` wrote.
-        documents: how many documents of the stream are looked at, at least 1.
-        out: the HTML file, replaced if it is there; None for ``explain.html`` in the run folder.
+        folder: written by ``vpretrain train``.
+        documents: number of documents of the stream to value, at least 1.
+        out: the HTML file, replaced if it exists; None for ``explain.html`` in the run folder.
 
     Returns:
-        What the modality's explainer returns, with ``page`` in it; for language
-        ``{page, regret, value: {onehot, designer, bound, ...}, sources: {name: mean value},
-        documents, ...}``.
+        The result of the modality's ``explain``, with the path as ``page``; for language ``{page,
+        regret, value: {onehot, designer, bound, ...}, sources: {name: mean value}, documents,
+        ...}``.
 
     Raises:
-        UserError: the folder is no finished run, its modality has no explanation, or ``out`` can be
-            no file.
+        UserError: the folder is not a finished run, its modality has no explanation, or ``out``
+            cannot be a file.
     """
     recipe = read_run(folder)
     page = out or folder / "explain.html"

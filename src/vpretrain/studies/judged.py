@@ -1,5 +1,7 @@
-"""What a comparison says of its arms: each against the baseline, and the steered one against the
-controls, over seeds and over held-out items."""
+"""Verdicts of a comparison over seeds and over held-out items.
+
+Each arm is compared with the baseline, and each control with the steered arm.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ def judged(
     arms: Mapping[str, str],
     out: Path,
 ) -> dict[str, Any]:
-    """``summary``, ``paired``, ``controls`` and ``control_pairs`` of ``compare.json``.
+    """Returns ``summary``, ``paired``, ``controls`` and ``control_pairs`` of ``compare.json``.
 
     ``control_pairs: {steered: {control: {metric: {...}}}}`` has the figures of ``paired`` for each
-    control against the steered arm, the first after the baseline: ``worse`` is a control that the
-    steered arm is ahead of. It is empty where that arm is a control itself, or there is none.
+    control against the steered arm, the first after the baseline; ``worse`` means that the steered
+    arm is ahead of the control. It is empty if that arm is itself a control, or if there are no
+    controls.
 
     Args:
         runs: entries of ``compare.json``; the first is of the baseline.
@@ -51,8 +54,10 @@ def judged(
 
 
 def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
-    """Adds each difference's interval over held-out items; one that is not clear of zero there
-    decides nothing."""
+    """Adds each difference's interval over held-out items.
+
+    A difference whose interval includes zero becomes ``undecided``.
+    """
 
     def items(arm: str, metrics: Collection[str]) -> list[dict[str, list[float]]]:
         paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]

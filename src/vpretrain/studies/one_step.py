@@ -1,5 +1,7 @@
-"""One step at a point where the learner is held: gradient, step, measurement, and every bit is put
-back. What both probes are made of."""
+"""One optimization step at a fixed point, measured, then undone bit for bit.
+
+Both probes are based on it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ from vpretrain.run.parts import Parts
 from vpretrain.system.errors import Fault, user_error
 
 STEP_SHARE = 1e-3
-"""Mean norm of the SGD step on S over the norm of S. On ``demo-language`` (60 draws) r of
-``sgd_aligned`` is 0.99999, 0.9993, 0.994 and 0.93 at 1e-4, 1e-3, 3e-3 and 1e-2: the loss is still
-linear here, and the drop far above rounding."""
+"""Mean norm of the SGD step on S, relative to the norm of S. On ``demo-language`` (60 draws), r of
+``sgd_aligned`` is 0.99999, 0.9993, 0.994 and 0.93 at 1e-4, 1e-3, 3e-3 and 1e-2: at this size the
+loss is still linear, and the drop far above rounding.
+"""
 PILOTS = 8
-"""Batches before the draws that set the SGD rate."""
+"""Number of batches, before the draws, that determine the SGD rate."""
 
 
 class OneStep:
@@ -32,13 +35,13 @@ class OneStep:
 
     Args:
         recipe: of the run.
-        parts: of the run; the stream goes on, the learner stays where it is.
-        step: of the run; its optimizer has taken a step already.
+        parts: of the run; the stream advances, the learner does not.
+        step: of the run; its optimizer must have taken a step already.
     """
 
     def __init__(self, recipe: Recipe, parts: Parts, step: SteeredStep) -> None:
         self.recipe, self.parts, self.learner, self.step = recipe, parts, parts.learner, step
-        # A parameter that the loss does not reach has no moments and never moves.
+        # A parameter that the loss does not reach has no moments, and is never updated.
         moving = step.optimizer.state
         self.parameters = {
             name: p for name, p in self.learner.model.named_parameters() if p in moving
@@ -55,16 +58,16 @@ class OneStep:
         self.unchanged = Snapshot(self.learner, step.optimizer)
 
     def task(self, context: Any) -> Task:
-        """The task whose gradient is probed: the baseline's."""
+        """Returns the task whose gradient is probed: the baseline task."""
         return self.parts.designer.baseline_task(context)
 
     def seed(self, index: int) -> None:
-        """Seeds what is random in a draw: dropout."""
+        """Seeds the random numbers of a draw (dropout)."""
         seed = (self.recipe.seed + 1 + PILOTS + index) % 2**31
         seed_run(self.recipe.model_copy(update={"seed": seed}))
 
     def next(self, index: int) -> tuple[Any, Gradient]:
-        """The stream's next batch and ``g_pre`` of its task over all parameters."""
+        """Returns the stream's next batch, and ``g_pre`` of its task over all parameters."""
         self.seed(index)
         batch = next(self.parts.stream)
         self.seed(index)
@@ -74,7 +77,7 @@ class OneStep:
         return batch, vectors.named(self.parameters, gradients)
 
     def pilots(self) -> list[Gradient]:
-        """``g_pre`` on S of the next batches; sets ``rate``, the SGD rate."""
+        """Returns ``g_pre`` on S for the pilot batches; sets ``rate``, the SGD rate."""
         gradients = []
         for index in range(PILOTS):
             with self.unchanged():
@@ -84,22 +87,22 @@ class OneStep:
 
     @torch.no_grad()
     def descend(self, gradient: Gradient) -> None:
-        """An SGD step."""
+        """Takes an SGD step."""
         for name, piece in gradient.items():
             self.parameters[name].sub_(piece, alpha=self.rate)
 
     def on_aligned(self, vector: Gradient) -> Gradient:
-        """The part of a vector over all parameters that is on S."""
+        """Restricts a vector over all parameters to S."""
         return {name: vector[name] for name in self.aligned}
 
     def gradient(self, pieces: Iterable[Tensor]) -> Gradient:
-        """Of a held-out loss that comes in pieces, over all parameters."""
+        """Returns the gradient over all parameters of a held-out loss that comes in pieces."""
         return vectors.summed_gradient(pieces, self.parameters)
 
 
 @torch.no_grad()
 def loss_of(pieces: Iterable[Tensor]) -> float:
-    """A held-out loss that comes in pieces.
+    """Returns a held-out loss that comes in pieces.
 
     Raises:
         Fault: it is not finite.

@@ -1,9 +1,10 @@
-"""The one-step probe: does the value of a step predict what the step does to held-out feedback?
+"""The one-step probe: does the value of a step predict its effect on held-out feedback?
 
-The learner stays at one point. Every draw takes a fresh unlabeled batch and its plain task (one-hot
-targets, plain views), predicts from ``g_pre`` how far a step lowers the held-out feedback loss,
-takes the step, measures, and puts everything back bit for bit. ``g_down`` is that very loss's
-gradient, or, in ``*_fresh_feedback``, that of the next feedback batches, as in a run.
+The learner stays at one point. Every draw takes a fresh unlabeled batch and its baseline task
+(one-hot targets, unmodified views), predicts from ``g_pre`` how far a step lowers the held-out
+feedback loss, takes the step, measures the loss, and restores everything bit for bit. ``g_down`` is
+the gradient of that same held-out loss or, in ``*_fresh_feedback``, of the next feedback batches,
+as in a run.
 
 * against SGD on S, in nats: ``sgd_aligned``, ``eta <g_down, g_pre>_S`` (eq. 8);
   ``sgd_fresh_feedback``, the same; ``sgd_lower_bound``, ``eta V - L eta^2 |g_pre|_S^2 / 2``
@@ -14,23 +15,23 @@ gradient, or, in ``*_fresh_feedback``, that of the next feedback batches, as in 
   same over all parameters; ``adamw_fresh_feedback``, as ``adamw_preconditioned``
 * against AdamW in nats: ``adamw_update``, ``<g_down, theta - theta+>``, of the update itself
 
-What AdamW's step is made of says which of them should come closest. With moments m, v from before
-the step and c the factor that clips the gradient, the step t + 1 is
+AdamW's update rule shows which of them should come closest. With moments m, v from before the step
+and c the factor that clips the gradient, the step t + 1 is
 
     theta - theta+ = lr [ b1 m + (1 - b1) c g ] / (1 - b1^(t+1))
         / ( sqrt( (b2 v + (1 - b2) c^2 g^2) / (1 - b2^(t+1)) ) + eps )
 
-(and ``lr wd theta``, a constant). Were the denominator that of v alone, the drop would be
-``a <P g_down, g> + b``: the momentum's part b is the same in every draw, so that subtracting it
-leaves Pearson's r as it is, and ``adamw_preconditioned_full`` is the closest prediction that is
-linear in ``g_pre``, hence the closest that a designer can climb. It leaves out the fresh gradient
-in the denominator (of weight ``(1 - b2) / (1 - b2^(t+1))``: 1/17 after 16 settling steps, less
-later) and the clipping, and P has a floor under ``sqrt(v_hat)``. ``adamw_update`` leaves out none
-of these and is what no value can beat: what it lacks to r = 1 is the curvature of the held-out
+(and ``lr wd theta``, a constant). If the denominator used v alone, the drop would be ``a <P g_down,
+g> + b``. The momentum's part b is the same in every draw, so subtracting it does not change
+Pearson's r, and ``adamw_preconditioned_full`` is the closest prediction that is linear in
+``g_pre``, hence the closest that a designer can ascend. It neglects the fresh gradient in the
+denominator (of weight ``(1 - b2) / (1 - b2^(t+1))``: 1/17 after 16 settling steps, less later) and
+the clipping, and P has a floor under ``sqrt(v_hat)``. ``adamw_update`` neglects none of these and
+is an upper limit for any value: its distance from r = 1 is due to the curvature of the held-out
 loss. The constant b is measured too, by a step without a gradient (``adamw_momentum_drop``).
 
-In a bfloat16 learner a single step is mostly rounding; probe it with ``learner.dtype=float32``.
-The paper's own probe, along a run, is :mod:`vpretrain.studies.probe_along`.
+In a bfloat16 learner a single step is mostly rounding; probe it with ``learner.dtype=float32``. The
+paper's own probe, along a run, is :mod:`vpretrain.studies.probe_along`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from vpretrain.studies.one_step import STEP_SHARE, OneStep, loss_of
 from vpretrain.system.files import write_json
 
 SETTLE_STEPS = 16
-"""The fewest steps at learning rate 0, whatever the recipe says: P is read from AdamW's moments."""
+"""Minimum number of steps at learning rate 0: P is read from AdamW's moments, which they fill."""
 
 REALISED = {
     "sgd_aligned": "sgd_aligned",
@@ -71,9 +72,9 @@ REALISED = {
     "adamw_fresh_feedback": "adamw",
     "adamw_update": "adamw",
 }
-"""The step that each prediction is held against."""
+"""The step whose realised drop each prediction is compared with."""
 IN_NATS = ("sgd_aligned", "sgd_full", "sgd_lower_bound", "sgd_fresh_feedback", "adamw_update")
-"""Predictions of the drop itself; the others are proportional to it, with a constant."""
+"""Predictions of the drop itself; the others are proportional to it, up to a constant."""
 PANELS = {
     "sgd_aligned": "SGD on S",
     "sgd_full": "SGD on all parameters",
@@ -91,23 +92,23 @@ def probe(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Predicted against realised one-step drop of the held-out feedback loss.
+    """Compares the predicted with the realised one-step drop of the held-out feedback loss.
 
-    Writes ``probe.json`` (what is returned), ``points.json`` (every draw) and ``scatter.png``,
+    Writes ``probe.json`` (the return value), ``points.json`` (every draw) and ``scatter.png``,
     ``scatter.svg`` to ``out``.
 
     Args:
         recipe: its arm is ignored.
-        draws: fresh batches, at least 4.
+        draws: number of fresh batches, at least 4.
         out: created if missing.
-        progress: is given draws done and draws in all.
+        progress: called with the number of draws done and their total.
 
     Returns:
         ``{draws, pearson: {prediction: r}, ci95: {prediction: [lo, hi]}, slope: {prediction in
         nats: realised per predicted}, sgd_rate, sgd_step_share, adamw_learning_rate,
-        adamw_step_share, adamw_momentum_drop, lower_bound: {smoothness, curvature,
-        share_holding}, ...}``; None stands for r where a series is constant. ``curvature`` is the
-        mean one along the SGD steps, which L (``smoothness``) is to be no less than.
+        adamw_step_share, adamw_momentum_drop, lower_bound: {smoothness, curvature, share_holding},
+        ...}``; r is None if a series is constant. ``curvature`` is the mean along the SGD steps,
+        which L (``smoothness``) must not be below.
 
     Raises:
         UserError: the feedback is matched to sources of the stream (eq. 44-46).
@@ -155,7 +156,7 @@ def _result(recipe: Recipe, bench: Bench, points: Sequence[Point]) -> dict[str, 
 
 
 def _lower_bound(points: Sequence[Point], smoothness: float) -> dict[str, float]:
-    lost = [  # to curvature, and what Prop. 2.1 allows
+    lost = [  # the loss to curvature, and the loss that Prop. 2.1 allows
         (
             point.predicted["sgd_aligned"] - point.realised["sgd_aligned"],
             point.predicted["sgd_aligned"] - point.predicted["sgd_lower_bound"],
@@ -197,7 +198,7 @@ class Point:
     """One draw.
 
     Args:
-        predicted: by prediction.
+        predicted: value of each prediction, by name.
         realised: drop of the held-out loss in nats, by step.
         adamw_step_share: norm of AdamW's step on S over the norm of S.
         batch: digest of the batch.
@@ -210,11 +211,11 @@ class Point:
 
 
 class Bench(OneStep):
-    """A learner after its settling steps, with everything that does not change from draw to draw.
+    """A learner after its settling steps, with everything that is constant across draws.
 
     Args:
         recipe: of an arm that uses no feedback.
-        parts: freshly built from it; the stream goes on, the learner stays where it is.
+        parts: freshly built from it; the stream advances, the learner does not.
     """
 
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
@@ -240,8 +241,7 @@ class Bench(OneStep):
             self.momentum_drop = self._drop()
 
     def draw(self, index: int) -> Point:
-        """Predictions and realised drops on the stream's next batch; ``index`` seeds the draw's
-        dropout."""
+        """Returns predictions and realised drops on the next batch; ``index`` seeds dropout."""
         with self.unchanged():
             batch, pre = self.next(index)
             aligned_pre = self.on_aligned(pre)
@@ -281,8 +281,9 @@ class Bench(OneStep):
         }
 
     def _smoothness(self, gradients: Sequence[Gradient]) -> float:
-        """L: the largest ``|g_down(theta+) - g_down(theta)| / |theta+ - theta|`` on S over the
-        pilots' steps.
+        """Returns L, an upper bound on the curvature along the pilot steps.
+
+        It is the largest ``|g_down(theta+) - g_down(theta)| / |theta+ - theta|`` on S.
 
         This quotient bounds the curvature along the step from above, which is all that Prop. 2.1
         needs of L.
@@ -297,12 +298,12 @@ class Bench(OneStep):
         return max(quotients)
 
     def _drop(self) -> float:
-        """How far the held-out loss is below what it was, in nats."""
+        """Returns the decrease of the held-out loss, in nats."""
         return self.loss - loss_of(self.parts.held_out_loss())
 
     def _preconditioner(self, parameters: dict[str, nn.Parameter], floor: float) -> Gradient:
         factors = adam_preconditioner(self.step.optimizer, parameters, floor)
-        if factors is None:  # no gradient of the settling steps was other than zero
+        if factors is None:  # every gradient of the settling steps was zero
             return {
                 name: torch.ones_like(vectors.wide(p.detach())) for name, p in parameters.items()
             }
@@ -310,5 +311,5 @@ class Bench(OneStep):
 
 
 def product(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Gradient:
-    """Element by element, over the names of ``b``."""
+    """Returns the elementwise product over the names of ``b``."""
     return {name: a[name] * piece for name, piece in b.items()}

@@ -1,11 +1,12 @@
-"""The paper's probe (v2 C.1): along a run, the step of the recipe's own arm, and a fresh held-out
-batch at every draw.
+"""The paper's probe (v2 C.1), along a run.
 
-:mod:`vpretrain.studies.probe` asks how well a value can predict at all: one point, one held-out
-set, one-hot targets. This one asks how well it predicts what a run meets: the designer as it is by
-then, and a held-out loss as noisy as a batch. The learner takes an SGD step on ``g_pre`` of the
-designer's task; ``eta <g_down, g_pre>`` is held against what the held-out batch's loss lost. The
-run goes on afterwards as if nobody had looked, bit for bit.
+Every draw takes the step of the recipe's own arm, and a fresh held-out batch.
+
+:mod:`vpretrain.studies.probe` measures how well a value can predict at best: one point, one
+held-out set, one-hot targets. This probe measures how well it predicts under the conditions of a
+run: the current designer, and a held-out loss as noisy as a single batch. The learner takes an SGD
+step on ``g_pre`` of the designer's task, and ``eta <g_down, g_pre>`` is compared with the drop of
+the held-out batch's loss. The run then continues bit for bit as without the probe.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from vpretrain.system.errors import NonFinite, user_error
 from vpretrain.system.files import write_json
 
 STEPS = {"sgd_aligned": "SGD on S", "sgd_full": "SGD on all parameters"}
-"""What moves in the step, and in the prediction."""
+"""The parameters that move in the step, and in the prediction."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,25 @@ def probe_along(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Trains once, and probes at equal parts of the budget, the last at its end.
+    """Trains once, and probes at equal fractions of the budget, the last time at its end.
 
-    Writes ``probe.json`` (what is returned), ``points.json`` (every draw) and ``scatter.png``,
+    Writes ``probe.json`` (the return value), ``points.json`` (every draw) and ``scatter.png``,
     ``scatter.svg`` to ``out``.
 
     Args:
         recipe: of the run.
-        points: how often, at least once.
-        draws: unlabeled and held-out batches at each point, at least 4.
+        points: number of points to probe at, at least 1.
+        draws: number of unlabeled and of held-out batches at each point, at least 4.
         out: created if missing.
-        progress: is given draws done and draws in all.
+        progress: called with the number of draws done and their total.
 
     Returns:
-        ``{arm, points, draws, pearson: {sgd_aligned, sgd_full}, ci95, slope, along: [{step,
-        tokens, steered, held_out_loss, sgd_rate, pearson, ci95, slope}], ...}``: the outer figures
-        are over the draws of all points.
+        ``{arm, points, draws, pearson: {sgd_aligned, sgd_full}, ci95, slope, along: [{step, tokens,
+        steered, held_out_loss, sgd_rate, pearson, ci95, slope}], ...}``: the outer figures are over
+        the draws of all points.
 
     Raises:
-        UserError: the arm does not train on the stream, or chooses what of it is trained on.
+        UserError: the arm does not train on the stream, or selects data from it.
         Fault: a loss or gradient is not finite.
     """
     started = time.perf_counter()
@@ -128,7 +129,7 @@ def _write(out: Path, result: dict[str, Any], draws: list[Draw]) -> None:
 
 
 def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
-    """A run that stops at equal parts of its budget and goes on when it is asked for the next."""
+    """Yields the run at equal fractions of its budget, and resumes it in between."""
     cost = cost_in_budget(recipe, parts)
     seed_run(recipe)
     run = Run(recipe, parts, step0={}, cost=cost, keep_history=False)
@@ -150,7 +151,10 @@ def _points(recipe: Recipe, parts: AnyParts, points: int) -> Iterator[RunPoint]:
 
 
 def _reached(progress: float, points: int) -> int:
-    """How many of the points a run has come to; by division, since ``0.58 * 50`` is below 29."""
+    """Returns the number of points that a run has reached.
+
+    By division, since ``0.58 * 50`` is below 29.
+    """
     return sum(progress >= (point + 1) / points for point in range(points))
 
 
@@ -158,7 +162,7 @@ class RunPoint(OneStep):
     """A run between two steps.
 
     Args:
-        run: under way.
+        run: a run in progress.
     """
 
     def __init__(self, run: Run) -> None:
@@ -169,12 +173,12 @@ class RunPoint(OneStep):
         self.pilots()
 
     def leave(self) -> None:
-        """Stream and designer go back to where the run left them; the learner never moved."""
+        """Restores stream and designer to where the run left them; the learner never moved."""
         for part, state in self.before:
             part.load_state_dict(state)
 
     def place(self) -> dict[str, Any]:
-        """Where in the run this is."""
+        """Returns the position in the run."""
         spent, step = self.run.state.spent, self.step
         return {
             "step": spent.steps,
@@ -184,13 +188,13 @@ class RunPoint(OneStep):
         }
 
     def task(self, context: Any) -> Task:
-        """The task that the run's next step would be given."""
+        """Returns the task that the run's next step would use."""
         meta = self.step.meta
         task: Task = meta.task(context, meta.value_estimator.on_part(1.0), self.step.count)
         return task
 
     def draw(self, index: int, held_out: Callable[[], Iterator[Tensor]]) -> Draw:
-        """One step of each kind on the stream's next batch.
+        """Takes one step of each kind on the stream's next batch, and undoes it.
 
         Args:
             index: seeds dropout.
@@ -211,9 +215,9 @@ class RunPoint(OneStep):
 
 
 def held_out_batches(parts: AnyParts) -> Callable[[int], Iterator[Tensor]]:
-    """The loss of the n-th held-out batch, in pieces.
+    """Returns the loss of the n-th held-out batch, in pieces, as a function of n.
 
-    Where parts have none of their own, the pieces of ``held_out_loss`` take turns, of
+    Parts without held-out batches of their own use the pieces of ``held_out_loss`` in turn, of
     ``evaluate.batch_size`` rows each.
     """
     if parts.held_out_batch is not None:

@@ -1,7 +1,8 @@
-"""What steering costs: arms in turn, each in a process of its own, against the first.
+"""Measures the cost of steering: each arm in its own process, relative to the first.
 
-A round is as many steps as from one meta step to the next, so that every part has its share; the
-arms' rounds are interleaved (A B A B), so that what else the machine does meets them alike."""
+A round has as many steps as a meta period, so that it contains every kind of step. The rounds of
+the arms are interleaved (A B A B), so that other load on the machine affects them alike.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +32,10 @@ from vpretrain.system.phases import phase
 from vpretrain.system.processes import spawned
 
 PARTS = ("data", "meta", "designer", "candidates", "loss", "learner")
-"""Of a step: ``designer`` is what makes the task, ``candidates`` the search for them, ``loss`` the
-loss with its gradient to what the head multiplies (where logits are held as a whole, its value
-alone), ``learner`` the rest of forward, backward and optimizer; ``meta`` is all of the meta step.
+"""Parts of a step. ``designer``: making the task; ``candidates``: the search for candidates;
+``loss``: the loss with its gradient with respect to the head's inputs (only its value if whole
+logits are held); ``learner``: the rest of forward, backward and optimizer; ``meta``: the whole meta
+step.
 """
 
 
@@ -43,21 +45,20 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
 
     Args:
         recipe: its budget and arm are ignored.
-        arms: the first is what the others are compared with.
+        arms: the first is the reference.
         rounds: measured rounds of ``value.meta_period`` steps, >= 1.
-        warm_up: rounds before them, not measured, >= 1.
+        warm_up: rounds before them that are not measured, >= 1.
 
     Returns:
         ``{arms: {name: {tokens_per_second, spread, peak_bytes, flops}}, ratios: {throughput,
-        memory, flops},
-        shares: {name: {part: fraction}},
-            ...}``. Throughput is the median over rounds, ``spread`` its interquartile
-        range as a share of it, a ratio the median of the ratios of neighbouring rounds; ``flops``
-        are counted, a step, meta step included by its share. Memory is what the process holds at
-        most above what it held before the learner was built (device memory on an accelerator).
+        memory, flops}, shares: {name: {part: fraction}}, ...}``. Throughput is the median over
+        rounds, ``spread`` its interquartile range as a fraction of the median, and a ratio the
+        median of the ratios of corresponding rounds. ``flops`` are counted per step, including the
+        meta step's share. Memory is the process's peak above its use before the learner was built
+        (device memory on an accelerator).
 
     Raises:
-        UserError: arms that there are not, or fewer than one.
+        UserError: there are no arms, or an arm is unknown or given twice.
         Fault: a process ended.
     """
     check_arms(recipe, arms)
@@ -153,7 +154,7 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
             pipe.send(_round(parts, step, recipe))
         pipe.send(_peak() - before)
         pipe.recv()
-        # Last: counting takes other kernels and other memory than running does.
+        # Last, because counting uses other kernels and more memory than running.
         cost = count(step, parts, recipe.learner.accumulate)
         meta = cost.get(True, cost.get(False, 0.0))
         pipe.send((cost.get(False, 0.0) * (period - 1) + meta) / period)
@@ -165,7 +166,10 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
 
 
 def _sectioned(parts: Parts) -> Parts:
-    """Parts whose tasks are a section; what a step has seconds of by itself is in none."""
+    """Returns parts whose task construction is timed as a section.
+
+    Methods that a step times itself are excluded from sections.
+    """
     if parts.designer.selector is not None:
         parts.designer.selector = _timed(parts.designer.selector, select=None)
     return replace(
@@ -201,8 +205,11 @@ def _timed(part: Any, **sections: str | None) -> Any:
 
 
 class _Within:
-    """A part whose calls of some methods are within a section, or clocked by nobody (the meta step
-    and the selection have a time of their own)."""
+    """Wraps a part so that calls of some methods are timed as a section.
+
+    A method with the section None is not timed (the meta step and the selection have their own
+    times).
+    """
 
     def __init__(self, part: Any, sections: Mapping[str, str | None]) -> None:
         self._part, self._sections = part, sections
@@ -224,7 +231,7 @@ _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _start_peak() -> int:
-    """Begins a new high-water mark where the system can; returns the bytes that are held now."""
+    """Resets the high-water mark if the system can; returns the bytes held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -238,7 +245,7 @@ def _peak() -> int:
 
 
 def _held(name: str) -> int:
-    if not _STATUS.exists():  # no Linux: only the whole process's mark, in bytes on macOS
+    if not _STATUS.exists():  # not Linux: only the peak of the whole process, in bytes on macOS
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -1,5 +1,4 @@
-"""Arms against a baseline, paired over seeds: intervals, Holm's correction, and when "better" may
-be said."""
+"""Statistics of arms paired with a baseline over seeds: intervals, Holm's correction, verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +17,10 @@ Verdict = Literal["better", "worse", "undecided"]
 
 
 class Summary(TypedDict):
-    """Of one arm and metric over seeds; ``std`` divides by n - 1 and is None for a single seed."""
+    """Mean and standard deviation of one arm and metric over seeds.
+
+    ``std`` divides by n - 1, and is None for a single seed.
+    """
 
     mean: float
     std: float | None
@@ -26,8 +28,10 @@ class Summary(TypedDict):
 
 
 class Paired(TypedDict):
-    """One arm and metric against the baseline; interval and p-value are None where seeds tell
-    nothing."""
+    """Comparison of one arm and metric with the baseline.
+
+    Interval and p-value are None if the number of seeds does not allow them.
+    """
 
     difference: float
     ci95: tuple[float, float] | None
@@ -41,8 +45,8 @@ class Difference:
 
     Args:
         difference: mean over the pairs.
-        ci95: its 95% interval, or None where there is none.
-        p: two-sided p-value of "no difference", in [0, 1], or None where there is none.
+        ci95: its 95% interval; None if there is none.
+        p: two-sided p-value of "no difference", in [0, 1]; None if there is none.
     """
 
     difference: float
@@ -51,22 +55,25 @@ class Difference:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and number of ``values``, which are one or more and finite, or
-    ValueError."""
+    """Returns mean, standard deviation and number of ``values``.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
     mean, std = moments(values)
     return {"mean": mean, "std": std, "n": len(values)}
 
 
 def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Mean difference of pairs (one for each seed) with the paired t interval and test.
+    """Returns the mean difference of pairs (one for each seed) with the paired t interval and test.
 
     Three cases have no t interval:
 
     * one pair: no interval and no p-value;
     * every pair equal: the difference is exactly 0, the interval (0, 0), p = 1;
     * every pair differs by the same amount: the seeds show no spread, and a t test would call even
-      two of them certain. Only the common sign counts (sign test): p = 2 ** (1 - n); the interval,
-      which then covers the median with 1 - p, is that amount itself from n = 6 on, and None below.
+      two of them certain. Only the common sign counts (sign test): p = 2 ** (1 - n). The interval,
+      which then covers the median with 1 - p, is that amount itself for n >= 6, and None below.
 
     "Equal" and "the same" mean up to the rounding of float64 at the size of the values.
 
@@ -101,12 +108,15 @@ def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Differ
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction: each p-value as adjusted for having asked all of these
-    questions.
+    """Returns p-values adjusted for multiple comparisons by Holm's step-down correction.
 
-    The k-th smallest of m (k from 1) becomes (m - k + 1) p, no less than the smaller ones became,
-    at most 1. Those below 0.05 then hold a false finding with a chance of at most 5%, however the
-    questions depend on each other. Raises ValueError for a p-value outside [0, 1]."""
+    The k-th smallest of m (k from 1) becomes (m - k + 1) p, at least as large as the adjusted
+    smaller ones, and at most 1. Calling those below 0.05 significant then has a chance of at most
+    5% of any false finding, however the tests depend on each other.
+
+    Raises:
+        ValueError: a p-value is outside [0, 1].
+    """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"the p-value of {name} is {p}; accepted: 0 to 1")
@@ -125,19 +135,21 @@ def verdict(
     *,
     higher_is_better: bool,
 ) -> Verdict:
-    """``better`` or ``worse`` if the 95% interval is clear of zero and p_holm < 0.05, else
-    ``undecided``."""
+    """Returns ``better``, ``worse`` or ``undecided``.
+
+    A decision needs a 95% interval that excludes zero, and p_holm < 0.05.
+    """
     if ci95 is None or p_holm is None or p_holm >= LEVEL or ci95[0] <= 0 <= ci95[1]:
         return "undecided"
     return "better" if (difference > 0) == higher_is_better else "worse"
 
 
 NOT_BY_ITEMS = "seeds differ by more than chance, held-out items do not bear it out"
-"""Of a difference that :func:`decided_by_seeds_alone`."""
+"""Explanation of a difference that is :func:`decided_by_seeds_alone`."""
 
 
 def decided_by_seeds_alone(verdict: Verdict, p_holm: float | None, *, items: bool) -> bool:
-    """Whether a difference is undecided for its held-out items alone.
+    """Returns whether a difference is significant over seeds but undecided over held-out items.
 
     Args:
         verdict: of the difference.
@@ -150,11 +162,11 @@ def decided_by_seeds_alone(verdict: Verdict, p_holm: float | None, *, items: boo
 def paired_table(
     runs: Sequence[Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], baseline: str
 ) -> tuple[dict[str, dict[str, Summary]], dict[str, dict[str, Paired]]]:
-    """``summary`` and ``paired`` of compare.json.
+    """Returns ``summary`` and ``paired`` of compare.json.
 
     Each arm is summarised over its own seeds and paired over the seeds it shares with the baseline.
-    Holm's correction runs over the arms, for each metric by itself: say beforehand which metric
-    leads. Where an arm lacks a metric or shares no seed with the baseline (an interrupted
+    Holm's correction runs over the arms, for each metric separately: choose the leading metric in
+    advance. If an arm lacks a metric or shares no seed with the baseline (an interrupted
     comparison), the entry is left out.
 
     Args:

@@ -1,9 +1,9 @@
-"""``sweep``: a search over keys of a recipe, a fixed budget a trial, with Optuna over a SQLite
-file.
+"""``sweep``: a search over recipe keys with a fixed budget per trial, with Optuna on a SQLite file.
 
-The study is in ``sweep.db`` of the results folder: the same command goes on where it stopped.
-Trials are chosen by TPE, whose seed is that of the recipe and the trial's number, so that with one
-process a search that was stopped finds what it would have."""
+The study is in ``sweep.db`` of the results folder: the same command resumes it. Trials are chosen
+by TPE, seeded by the recipe's seed and the trial's number, so that with one process an interrupted
+search finds the same as an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -55,19 +55,20 @@ def sweep(
     accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
-    """Runs trials until there are so many, and writes ``sweep.json``, ``best.yaml`` and, of several
-    objectives, ``front/``.
+    """Runs trials up to the given number, and writes the results of the search.
 
-    Of two objectives ``front.png`` shows every trial, the Pareto front and step 0 (the paper's
+    These are ``sweep.json``, ``best.yaml`` and, for several objectives, ``front/``.
+
+    For two objectives ``front.png`` shows every trial, the Pareto front and step 0 (the paper's
     Figure 3d).
 
     Args:
-        plan: what is searched.
-        trials: in all, those that are finished in ``out`` among them; pruned and failed ones count.
+        plan: recipe and search space.
+        trials: total number, including those finished in ``out``; pruned and failed ones count.
         out: folder of the study.
-        jobs: trials at a time, in processes of their own.
-        accept_changes: go on although data are not those of ``out``; they are named in ``changes:
-            [{what, before, now}]``.
+        jobs: number of trials at a time, each in its own process.
+        accept_changes: continue although data differ from those of ``out``; the result lists the
+            differences as ``changes: [{what, before, now}]``.
         progress: see :data:`vpretrain.studies.compare.Progress`.
 
     Returns:
@@ -75,15 +76,15 @@ def sweep(
         step0}``.
 
     Raises:
-        UserError: the objectives are not measured, or ``out`` holds another search or one on other
-            data, or is searched just now.
-        Fault: no trial came to an end.
+        UserError: an objective is not measured, ``out`` holds another search or one on other data,
+            or another process is searching there.
+        Fault: no trial was completed.
     """
-    with writing(out):  # or trials of another that goes on would be taken for those of a dead one
+    with writing(out):  # else another process's running trials would be taken for abandoned ones
         step0, accepted = _opened(plan, out, accept_changes)
         study = _study(out)
         for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.enqueue_trial(stale.params)  # its process is gone: once more
+            study.enqueue_trial(stale.params)  # its process is gone: run it again
             study.tell(stale.number, state=TrialState.FAIL)
         done = len(_finished(study))
         progress(done, trials, "step 0", 0.0)
@@ -102,13 +103,13 @@ def sweep(
 
 
 class Trials:
-    """Takes trials of the study in ``out``, one a call."""
+    """Runs one trial of the study in ``out`` per call."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
         self.plan, self.out = plan, out
 
     def __call__(self, place: int, *, tell: Callable[[Any], None]) -> tuple[int, str]:
-        """The place of the call again, and what became of the trial in a few words."""
+        """Runs a trial; returns ``place``, and a short description of the outcome."""
         return place, _run_trial(self.plan, self.out, tell)
 
 
@@ -128,15 +129,15 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"
     except (Stopped, BrokenPipeError):
-        raise  # a signal, or nobody waits any more: the next command runs this trial once more
+        raise  # a signal, or the parent is gone: the next command runs this trial again
     except Exception as error:
-        # Or the next command would run it once more, and every other after that.
+        # Recorded as failed, or every later command would run it again.
         reason = str(error) or type(error).__name__
         if out_of_memory(error):
             reason = f"memory ran out: {smaller(plan.recipe)}"
         trial.set_user_attr("failed", reason)
         study.tell(trial, state=TrialState.FAIL)
-        # Values that do not go together, are too high or take too much: there are other trials.
+        # Incompatible values, divergence or too little memory: continue with other trials.
         if not (isinstance(error, (UserError, Fault)) or out_of_memory(error)):
             raise
         return f"trial {trial.number}: failed: {reason.splitlines()[0]}"
@@ -148,7 +149,11 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
 def _trained(
     recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any], None]
 ) -> Result:
-    """The run of a trial; raises TrialPruned where it is given up."""
+    """Runs a trial.
+
+    Raises:
+        TrialPruned: the trial is pruned.
+    """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     modality, metric = MODALITIES[recipe.modality](), plan.sweep.objectives[0]
@@ -163,7 +168,7 @@ def _trained(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-    gc.collect()  # an earlier trial's model may be held by a cycle of references
+    gc.collect()  # a reference cycle may keep an earlier trial's model alive
     parts = modality.build(recipe, modality.load(recipe))
     with Interruption() as stop:
         run = Run(
@@ -188,7 +193,7 @@ def _suggested(trial: optuna.Trial, key: str, space: Range | Alternatives) -> An
         if isinstance(space.low, int) and isinstance(space.high, int):
             return trial.suggest_int(key, space.low, space.high, **options)
         return trial.suggest_float(key, space.low, space.high, **options)
-    # By their JSON: Optuna keeps numbers, text and truth values alone.
+    # As JSON, because Optuna stores only numbers, text and booleans.
     return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in space]))
 
 
@@ -211,7 +216,7 @@ def _study(out: Path) -> optuna.Study:
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that came to an end; one whose process was gone is not among them."""
+    """Returns trials that ended, without those whose process died."""
     ended = study.get_trials(
         deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     )
@@ -219,13 +224,15 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _failed(trial: FrozenTrial) -> str:
-    """Why; empty for one whose process was gone."""
+    """Returns the reason of a failure; empty for a trial whose process died."""
     return str(trial.user_attrs.get("failed", ""))
 
 
 def _opened(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list[Change]]:
-    """Makes the study, or finds it to be of the same search; returns the scores of the untouched
-    checkpoint, and what has changed since."""
+    """Creates the study, or checks that the existing one is of the same search.
+
+    Returns the scores of the untouched checkpoint, and the accepted changes.
+    """
     path = out / "recipe.yaml"
     description = dump(plan.recipe) + written(
         {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
@@ -307,7 +314,10 @@ def _written(
 
 
 def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
-    """Writes a trial's recipe, with the recipe's own budget."""
+    """Writes a trial's recipe, with the budget of the plan's recipe.
+
+    Returns its entry of ``sweep.json``.
+    """
     values = {
         key: json.loads(value) if isinstance(value, str) else value
         for key, value in trial.params.items()
@@ -322,7 +332,7 @@ def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
 def _draw(
     objectives: Sequence[str], study: optuna.Study, step0: Mapping[str, float], path: Path
 ) -> None:
-    """A scatter of both objectives; those of the front are joined in the order of the first."""
+    """Draws both objectives as a scatter plot, with the points of the front joined."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     every = [

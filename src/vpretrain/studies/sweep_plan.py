@@ -1,4 +1,4 @@
-"""A recipe with its search, read and held against the schema before anything is built."""
+"""A recipe with its search space, validated before anything is built."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vpretrain.system.errors import Problem, UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with its search.
+    """A recipe with its search space.
 
     Args:
-        source, overrides: as in :func:`vpretrain.config.recipe.load`; each trial's values come
-            behind the overrides.
-        recipe: as it stands.
+        source, overrides: as in :func:`vpretrain.config.recipe.load`; each trial's values are
+            applied after the overrides.
+        recipe: without the trial's values.
         sweep: its ``sweep`` section.
     """
 
@@ -34,10 +34,10 @@ class Plan:
 
     @classmethod
     def read(cls, source: str, overrides: Sequence[str]) -> Plan:
-        """Reads the recipe, and holds every end of every range and every choice against it.
+        """Reads the recipe, and validates it with both ends of every range and every alternative.
 
         Raises:
-            UserError: with everything that is wrong with the recipe or with a value that a trial
+            UserError: lists everything that is wrong with the recipe or with a value that a trial
                 could take.
         """
         swept: Any = load(source, overrides, schemas=Swept())
@@ -65,7 +65,9 @@ class Plan:
         return plan
 
     def at(self, values: Mapping[str, Any], *, own_budget: bool = False) -> Recipe:
-        """The recipe of a trial; ``own_budget`` leaves it that of the recipe."""
+        """Returns the recipe of a trial; ``own_budget`` keeps the recipe's budget, not the
+        sweep's.
+        """
         overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=Swept()))
         budget = recipe.budget if own_budget or self.sweep.budget is None else self.sweep.budget
@@ -73,7 +75,7 @@ class Plan:
 
 
 class Swept(Mapping[str, Callable[[], type[Recipe]]]):
-    """The schemas of all modalities, with the section ``sweep``."""
+    """The recipe schemas of all modalities, with the section ``sweep`` required."""
 
     def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
         schema = SCHEMAS[name]
@@ -86,7 +88,7 @@ class Swept(Mapping[str, Callable[[], type[Recipe]]]):
         return len(SCHEMAS)
 
 
-@cache  # a search reads its recipe for every value and trial; to build a class takes longer
+@cache  # the recipe is read for every value and trial, and building a class is slow
 def _with_sweep(schema: type[Recipe]) -> type[Recipe]:
     return create_model("Swept", __base__=schema, sweep=(Sweep, ...))
 

@@ -1,2 +1,4 @@
-"""What every other wing stands on: errors for people, processes, random streams, time. Knows torch
-and no other wing."""
+"""Foundations of all other packages: errors for users, processes, random streams, timing.
+
+Imports torch, but no other package of vpretrain.
+"""

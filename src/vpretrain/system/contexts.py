@@ -1,4 +1,4 @@
-"""The states that a model is put into for a while, and comes back from."""
+"""Context managers that change a model's state for a while and then restore it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import nn
 
 
 def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Products in ``dtype`` inside the block (autocast); None: in the dtype of the weights."""
+    """Returns autocast to ``dtype``; None: arithmetic in the dtype of the weights."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @contextmanager
 def own_random_state(seed: int) -> Iterator[None]:
-    """Inside the block the CPU's generator runs from ``seed``; afterwards it is where it was. Other
-    devices' are left alone."""
+    """Seeds the CPU's generator inside the block, and restores its state afterwards.
+
+    Generators of other devices are not touched.
+    """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed every accelerator too.
         torch.default_generator.manual_seed(seed)
@@ -27,8 +29,10 @@ def own_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module gets back the mode it had. Feedback must not
-    touch the RNG."""
+    """Sets evaluation mode inside the block; afterwards each module has its previous mode.
+
+    Feedback runs in it, since dropout would advance the random number generators.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -40,8 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside the block these parameters ask for no gradients, so that no activations are kept for
-    them."""
+    """Disables gradients of parameters inside the block, so no activations are kept for them."""
     asking = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where models and batches live, and how narrow their arithmetic is."""
+"""Devices of models and batches, and the dtype of their arithmetic."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ SLOW = (
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Returns the accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def for_kind(figures: Mapping[str, int], kind: str) -> int:
-    """The figure for a kind of device (``device.type``), of those for ``cpu`` and for ``cuda``,
-    which all other kinds share."""
+    """Returns the figure for a kind of device (``device.type``).
+
+    Kinds other than ``cpu`` share that of ``cuda``.
+    """
     return figures.get(kind, figures["cuda"])
 
 
 @cache
 def autocast_dtype(dtype: str) -> torch.dtype | None:
-    """What products are narrowed to under ``learner.dtype``, None: nothing. Says once a process
-    where that is slower."""
+    """Returns the autocast dtype for ``learner.dtype``; None: no autocast.
+
+    Warns once per process if it is slower on this CPU.
+    """
     if dtype != "bfloat16":
         return None
     if device().type == "cpu" and slow_in_bfloat16(torch.cpu.get_capabilities()):
@@ -39,7 +43,7 @@ def autocast_dtype(dtype: str) -> torch.dtype | None:
 
 
 def slow_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
-    """Whether a CPU is known to lack it; of those that are not x86 nothing is known."""
+    """Returns whether a CPU is known to lack bfloat16 arithmetic; False for non-x86 CPUs."""
     return capabilities.get("architecture") == "x86_64" and not any(
         capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")
     )

@@ -1,4 +1,4 @@
-"""Errors for people: where it is wrong, what was found, what is accepted, what to do about it."""
+"""Errors for users: where the problem is, the value found, the values accepted, and the fix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with what the user gave.
+    """One problem with the user's input.
 
     Args:
         where: dotted recipe key, ``file:line``, or command-line flag.
-        value: what was found there (its ``repr`` is shown; empty when nothing was).
-        accepted: what would have been accepted, in words.
+        value: the value found there, as text; empty if there was none.
+        accepted: accepted values, in words.
         message: one sentence: what is wrong and the edit or command that fixes it.
 
-    Each is cut in its middle where it is longer than anybody reads: a key may have 10 MB.
+    Overlong texts are cut in the middle: a key may have 10 MB.
     """
 
     where: str
@@ -40,13 +40,12 @@ class Problem:
             lines.append(f"    got       {self.value}")
         if self.accepted:
             lines.append(f"    accepted  {self.accepted}")
-        # Names of files and cells may hold what no terminal can be sent.
+        # Names of files and cells may hold characters that cannot be encoded for a terminal.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 class UserError(Exception):
-    """The user's input is wrong (exit code 2). Carries every problem that was found, not the first
-    alone, and each once."""
+    """The user's input is wrong (exit code 2). Carries every problem found, without duplicates."""
 
     exit_code = 2
 
@@ -56,25 +55,27 @@ class UserError(Exception):
 
 
 def user_error(where: str, message: str, *, value: object = "", accepted: str = "") -> UserError:
-    """A :class:`UserError` with a single problem; ``value`` is shown by its ``repr`` (a string as
-    it is)."""
+    """Returns a :class:`UserError` with a single problem.
+
+    ``value`` is shown by its ``repr`` (a string as it is).
+    """
     shown = value if isinstance(value, str) else repr(value)
     return UserError(Problem(where, shown, accepted, message))
 
 
 def brief(error: Exception) -> str:
-    """What an exception says, on one line of at most 300 characters."""
+    """Returns an exception's message on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def shortened(text: str) -> str:
-    """At most 80 characters of it."""
+    """Truncates a text to 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def kind_of(value: object) -> str:
-    """What a value of a table is, in words."""
+    """Describes the type of a table's value in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float) and math.isnan(value):
@@ -85,7 +86,7 @@ def kind_of(value: object) -> str:
 
 
 def abbreviated(names: Iterable[str], most: int = 12) -> str:
-    """The first names with commas between them, and how many more there are."""
+    """Joins the first names with commas, and states how many more there are."""
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f", ... and {more} more" if more > 0 else "")
@@ -93,8 +94,10 @@ def abbreviated(names: Iterable[str], most: int = 12) -> str:
 
 @contextmanager
 def renamed(places: Mapping[str, str]) -> Iterator[None]:
-    """Within it, errors of a shared part speak of the caller's own keys: ``{"--data-root":
-    "data.root"}``."""
+    """Context manager that renames keys in errors of shared code to the caller's.
+
+    For example ``{"--data-root": "data.root"}``.
+    """
     try:
         yield
     except UserError as error:
@@ -107,7 +110,7 @@ def renamed(places: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def collecting(problems: list[Problem]) -> Iterator[None]:
-    """Within it, what is wrong is added to the problems and not raised."""
+    """Context manager that adds the problems of a UserError to ``problems``, without raising it."""
     try:
         yield
     except UserError as error:
@@ -115,24 +118,26 @@ def collecting(problems: list[Problem]) -> Iterator[None]:
 
 
 class Fault(Exception):
-    """The run cannot go on (non-finite values, a full disk): exit code 4. What was finished is
-    kept."""
+    """The run cannot continue (non-finite values, a full disk): exit code 4.
+
+    Completed results are kept.
+    """
 
     exit_code = 4
 
 
 class NonFinite(Fault):
-    """A loss, a gradient or a value is not finite, and nothing was changed by it: the batch can be
-    left out."""
+    """A loss, gradient or value is not finite; no state was changed, so the batch can be
+    skipped.
+    """
 
 
 class Stopped(Exception):
-    """A signal or a limit of time ended the run early; the same command goes on from here: exit
-    code 3.
+    """A signal or a time limit ended the run early (exit code 3); the same command resumes it.
 
     Args:
-        by: the signal's name, or what it was.
-        after: what was done by then (``step 12``).
+        by: name of the signal or limit.
+        after: progress so far (``step 12``).
     """
 
     exit_code = 3

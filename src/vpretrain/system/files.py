@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writing of files and folders: they are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from vpretrain.system.errors import user_error
 
 MOST_BYTES = 2**26
-"""Of a file of results."""
+"""Maximum size of a results file."""
 
 
 @contextmanager
 def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
-    """A place beside ``path`` to write to, which takes ``path``'s place when the block ends.
+    """Yields a scratch path next to ``path``, which replaces ``path`` when the block ends.
 
-    What was there is left alone, and nothing left behind, where the block raises.
+    If the block raises, ``path`` is left unchanged and the scratch path is removed.
 
     Args:
-        path: of a file or a folder; its parent is made.
-        flush: whether it is on the disk, not only in the system's cache, when this returns.
+        path: of a file or a folder; its parent is created.
+        flush: whether to flush the data to disk, not only to the system's cache, before returning.
     """
     scratch = scratch_beside(path)
     remove(scratch)
@@ -38,15 +38,15 @@ def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
 
 
 def scratch_beside(path: Path) -> Path:
-    """Where ``path`` is written before it is whole."""
+    """Returns the path at which ``path`` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
 def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
-    """Puts a whole file or folder where ``path`` was, or will be.
+    """Moves a complete file or folder to ``path``, replacing what is there.
 
     Raises:
-        UserError: a folder stands where a file belongs.
+        UserError: a folder is in the place of a file.
     """
     if path.is_dir() and not scratch.is_dir():
         message = "a folder stands where this file belongs: remove it, and give the command again"
@@ -62,11 +62,11 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
 
 
 def writable_file(path: Path, what: str) -> None:
-    """Refuses a place where no file can be.
+    """Rejects a path at which no file can be written.
 
     Args:
         path: given as ``--out``.
-        what: is to be written, for the message: ``an HTML file``.
+        what: what will be written, for the message: ``an HTML file``.
 
     Raises:
         UserError: it is a folder, or below a file.
@@ -80,22 +80,23 @@ def writable_file(path: Path, what: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 so that the file is there whole or not at all."""
+    """Writes a UTF-8 file atomically."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Returns the contents of a JSON file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not whole, not text, or longer or nested deeper than any result.
+        ValueError: it is incomplete, not text, larger than :data:`MOST_BYTES`, or nested too
+            deeply.
     """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
@@ -106,7 +107,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder with all that is in it; nothing is not an error."""
+    """Removes a file, or a folder with its contents; a missing path is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

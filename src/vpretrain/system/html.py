@@ -1,5 +1,7 @@
-"""HTML and SVG as text. Whatever is not :class:`Markup` already is escaped, so that data cannot
-become a tag."""
+"""HTML and SVG as text.
+
+Everything that is not :class:`Markup` is escaped, so data cannot become a tag.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +10,41 @@ import re
 from importlib import resources
 
 _VOID = {"br", "hr", "img", "link", "meta"}
-# What no HTML file can hold as such: control characters, and halves of surrogate pairs that JSON
-# lets through.
+# Characters not allowed in HTML: control characters, and lone surrogates, which JSON permits.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-# The browser is told to run and to load nothing: a second lock behind the escaping.
+# The browser must not run or load anything: a second safeguard in addition to escaping.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Markup(str):
-    """Text that is HTML already and goes onto the page as it is."""
+    """Text that is already HTML and is inserted unescaped."""
 
 
 def printable(value: object) -> str:
-    """The value's text, with a replacement character for each one that a file cannot hold."""
+    """Returns the value as text, with unprintable characters replaced."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def escaped(value: object) -> Markup:
-    """Text as HTML that shows it; :class:`Markup` is left as it is."""
+    """Escapes text for HTML; :class:`Markup` is returned as it is."""
     return value if isinstance(value, Markup) else Markup(html.escape(printable(value)))
 
 
 def joined(*parts: object) -> Markup:
-    """The parts one after the other, each escaped."""
+    """Concatenates the parts, each escaped."""
     return Markup("".join(map(escaped, parts)))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """One element.
+    """Returns one element.
 
     Args:
-        name: of the element; ours, never from data.
+        name: of the element; never from data.
         children: escaped, unless they are :class:`Markup`.
-        attributes: names as Python allows them (``class_``, ``aria_label``); None and False leave
-            one out, True gives it without a value.
+        attributes: names in Python spelling (``class_``, ``aria_label``); None and False omit an
+            attribute, True gives it without a value.
     """
     pairs = []
     for key, value in attributes.items():
@@ -57,25 +58,27 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def plain(markup: Markup) -> str:
-    """The text of it, for a terminal."""
+    """Returns the text of markup, for a terminal."""
     return html.unescape(re.sub(r"<[^>]*>", "", markup))
 
 
 def name(text: object, **attributes: object) -> Markup:
-    """A name from the data: set apart from the text around it, and free to break after an
-    underscore or a slash."""
+    """Returns a name from the data as an isolated element.
+
+    It may break after an underscore, slash or hyphen.
+    """
     pieces = re.split(r"(?<=[_/\-])", printable(text))
     inner = Markup("<wbr>".join(map(escaped, pieces)))
     return tag("bdi", inner, class_="name", **attributes)
 
 
 def document(title: str, *content: Markup, style: str = "") -> str:
-    """A whole page: one file without script that asks nothing of the network.
+    """Returns a whole page: a single file without scripts or network access.
 
     Args:
         title: of the window; escaped.
         content: of the page.
-        style: CSS behind the style sheet that all pages share.
+        style: CSS, appended to the shared style sheet.
     """
     sheet = resources.files("vpretrain.system").joinpath("page.css").read_text(encoding="utf-8")
     head = tag(

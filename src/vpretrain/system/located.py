@@ -1,4 +1,4 @@
-"""Files by path, by pattern, or by the URL of a place that fsspec reads."""
+"""Locates and opens files by path, pattern, or URL (through fsspec)."""
 
 from __future__ import annotations
 
@@ -36,25 +36,28 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Its last part, without a query."""
+        """The last part of the path, without a query."""
         return self.url.partition("?")[0].rstrip("/").rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        """How the name ends, with the dot."""
+        """The file name's extension, with the dot."""
         return Path(self.name).suffix
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it may stand for several files; ``?`` in an address of the web begins a query."""
+        """Whether it may match several files (``*`` or ``[``); never for http and https
+        addresses.
+        """
         return not self.url.startswith("http") and any(sign in self.url for sign in "*[")
 
     def open(self) -> BinaryIO:
-        """Its bytes, as they are stored.
+        """Opens the file, without decompression.
 
         Raises:
-            UserError: the package that reads such places is not installed, or fsspec knows none.
-            OSError: it cannot be read; later reads raise that alone too.
+            UserError: the package for this scheme is not installed, or fsspec does not know the
+                scheme.
+            OSError: it cannot be read; later reads raise only this.
         """
         import fsspec
 
@@ -67,26 +70,27 @@ Place = Path | Remote
 
 
 def is_url(text: str) -> bool:
-    """Whether it begins with a scheme, as ``s3://`` does."""
+    """Returns whether the text begins with a scheme such as ``s3://``."""
     return _URL.match(text) is not None
 
 
 def under(root: Path, place: Place) -> Place:
-    """A path relative to the root, or a URL as it is."""
+    """Returns a path relative to the root; a URL is returned as it is."""
     return place if isinstance(place, Remote) else root.expanduser() / place.expanduser()
 
 
 def opened(place: Place) -> BinaryIO:
-    """The bytes of a file, as they are stored."""
+    """Opens a file in binary mode, without decompression."""
     return place.open() if isinstance(place, Remote) else place.open("rb")
 
 
 def files(pattern: Place, where: str) -> list[Place]:
-    """The file of this path or URL; or, if there is none and it is a pattern (``*``, ``?``, ``[``,
-    ``**``), all that match it, sorted; a file that several links lead to comes once. Braces stand
-    for several such: ``*.{md,txt}``, ``{00..31}.tar``.
+    """Returns the file at this path or URL, or all files that match it as a pattern.
 
-    Of a folder that ``datasets`` saved (``save_to_disk``) these are its Arrow files, in its order.
+    A local pattern (``*``, ``?``, ``[``, ``**``) applies only if no file has that name. Matches are
+    sorted, and files reached through several links are listed once. Braces expand to several
+    patterns: ``*.{md,txt}``, ``{00..31}.tar``. For a folder saved by ``datasets``
+    (``save_to_disk``) the result is its Arrow files, in its order.
 
     Raises:
         UserError: nothing matches; ``where`` is the dotted recipe key of the section.
@@ -114,13 +118,19 @@ def files(pattern: Place, where: str) -> list[Place]:
 
 
 def _is_meant(path: Path) -> bool:
-    """Whether a pattern that matches this path means it: a file, or a link to none, which whoever
-    reads it refuses; no folder."""
+    """Returns whether a pattern includes a path: files and broken links, not folders.
+
+    Broken links are rejected on reading.
+    """
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def check_file(place: Place, where: str) -> None:
-    """``UserError`` if a local path is no file; what a URL leads to is known when it is opened."""
+    """Rejects a local path that is not a file; URLs are checked when they are opened.
+
+    Raises:
+        UserError: it is not a file.
+    """
     if isinstance(place, Remote) or place.is_file():
         return
     accepted = _there(place.parent, place.suffix)
@@ -143,8 +153,10 @@ def check_file(place: Place, where: str) -> None:
 
 
 class _Raw(io.RawIOBase):
-    """What fsspec opened, so that whatever goes wrong with it is an ``OSError``: each place has
-    exceptions of its own."""
+    """Wraps an fsspec file so that all read errors are ``OSError``.
+
+    Every backend has its own exceptions.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -178,7 +190,7 @@ class _Raw(io.RawIOBase):
 
 
 def _spelled(pattern: str) -> list[str]:
-    """Without braces: ``a-{00..02}.tar`` is three names, ``{a,b}.tar`` two."""
+    """Expands braces: ``a-{00..02}.tar`` gives three names, ``{a,b}.tar`` two."""
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if found is None:
         return [pattern]

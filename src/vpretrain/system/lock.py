@@ -1,6 +1,4 @@
-"""One writer a folder: two commands on one results folder would mix their records. And one maker
-of what several commands need.
-"""
+"""Locks: one writer per results folder, and one process at a time for shared preparations."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def writing(folder: Path, key: str = "--out") -> Iterator[None]:
-    """Within this block no other process that asks may write to the folder, which is made.
+    """Locks a folder against other processes for the duration of the block.
 
-    The system holds the lock on the open folder and lets go of it when the process ends, however it
-    ends. On file systems that know no locks nobody is refused.
+    The lock is on the open folder, so the system releases it when the process ends in any way. On
+    file systems without locks it has no effect.
 
     Args:
-        folder: made if missing.
-        key: what named it, for the message.
+        folder: created if missing.
+        key: the argument that named it, for the message.
 
     Raises:
-        UserError: another process is writing there; with its number.
+        UserError: another process is writing there; names its process id.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -56,11 +54,11 @@ def writing(folder: Path, key: str = "--out") -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(path: Path, what: str) -> Iterator[None]:
-    """Waits, and says so, until no other process is in such a block with the same ``path``.
+    """Waits until no other process is in such a block with the same ``path``; logs that it waits.
 
     Args:
-        path: an empty file that the system's lock is on; made if missing, and stays.
-        what: what the other process is doing, for the line that is logged.
+        path: an empty lock file; created if missing, and kept.
+        what: what the other process is doing, for the log line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:

@@ -1,4 +1,4 @@
-"""What a failed allocation looks like."""
+"""Detection of failed memory allocations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
-    accelerator."""
+    """Returns whether an allocation failed, on the CPU (a plain RuntimeError there) or on an
+    accelerator.
+    """
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""What a person is told before a run's first step: of its data, and of parts that take long."""
+"""Progress lines and warnings before a run's first step."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ log = logging.getLogger(__name__)
 
 @cache
 def warn_once(text: str) -> None:
-    """A warning, once a process, however often the data that it is of are read in it."""
+    """Logs a warning once per process, however often its data is read."""
     log.warning(text)
 
 
 def phase(
     name: str, items: Iterable[ItemT], total: int, *, first_seconds: float = FIRST_SECONDS
 ) -> Iterator[ItemT]:
-    """The items, with lines like ``reading pictures: 120 of 500`` on standard error.
+    """Yields the items, and prints lines like ``reading pictures: 120 of 500`` to standard error.
 
-    The first line comes after two seconds and the next every ten: a short phase is silent, and no
-    long one stays so. Only the main process writes, and none of its workers.
+    The first line comes after two seconds and the next every ten, so short phases are silent. Only
+    the main process prints, not its workers.
 
     Args:
         name: of the phase.
-        items: whatever is worked through.
-        total: how many there are.
-        first_seconds: before the first line; more for what comes again and again.
+        items: the items to process.
+        total: their number.
+        first_seconds: time before the first line; longer for a phase that recurs often.
     """
     started = shown = time.monotonic()
     wait = first_seconds
@@ -46,5 +46,5 @@ def phase(
             shown, wait = now, EVERY_SECONDS
             if distributed.is_main_process() and multiprocessing.parent_process() is None:
                 took = f" in {now - started:.0f} s" if number == total else ""
-                # Not by a rich console of its own: a bar that is on the screen keeps its place.
+                # Not through a rich console of its own, which would disturb a bar on the screen.
                 print(f"{name}: {number} of {total}{took}", file=sys.stderr, flush=True)

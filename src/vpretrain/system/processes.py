@@ -1,4 +1,4 @@
-"""Calls in processes of their own, a few at a time."""
+"""Runs calls in separate processes, a few at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vpretrain.system.signals import Interruption
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-_PARENTS_OWN = {signal.SIGINT, signal.SIGUSR1}  # a terminal sends Ctrl-C to the workers as well
+_PARENTS_OWN = {signal.SIGINT, signal.SIGUSR1}  # a terminal also sends Ctrl-C to the workers
 
 
 def in_processes(
@@ -31,24 +31,23 @@ def in_processes(
     jobs: int,
     tell: Callable[[tuple[Any, ...], Any], None],
 ) -> Iterator[T]:
-    """What the calls return, in the order in which they end; after the first that raises, none is
-    begun.
+    """Yields the results of the calls as they finish; after one raises, no more are started.
 
-    One job runs in this process. More have a process each, and not a thread, since torch's thread
-    count is one setting a process; spawned, since a forked torch may hang. They end when this
-    process ends, however it ends. A signal that asks to stop is passed on as SIGTERM: a call that
-    heeds it raises ``Stopped`` or returns; another ends with its process.
+    A single job runs in this process. Several run in a process each, not in threads, because
+    torch's thread count is a process-wide setting. Processes are spawned, since a forked torch may
+    hang. They end when this process ends in any way. A signal to stop is passed on as SIGTERM: a
+    call that handles it raises ``Stopped`` or returns; any other ends with its process.
 
     Args:
-        make: called once a process, can be pickled, and gives what answers the calls; its keyword
-            ``tell`` sends word before the answer.
-        calls: the arguments of each.
-        jobs: calls at a time.
-        tell: is given a call and what its worker tells meanwhile.
+        make: called once per process, must be picklable, and returns the function that answers the
+            calls; its keyword argument ``tell`` sends messages before the result.
+        calls: the arguments of each call.
+        jobs: number of calls at a time.
+        tell: called with a call and a message of its worker.
 
     Raises:
-        BrokenProcessPool: a process ended before its answer.
-        Stopped: a signal asked for it, and a call is left without its answer.
+        BrokenProcessPool: a process ended before its result.
+        Stopped: a signal asked for it, and a call has no result.
     """
     if jobs == 1 or len(calls) < 2:
         worker = make()
@@ -105,7 +104,7 @@ def _answers(
 def _workers(
     make: Callable[[], Callable[..., Any]], count: int
 ) -> Iterator[dict[Connection, BaseProcess]]:
-    """Processes by the pipe to each; killed when the block is left."""
+    """Yields processes by the pipe to each; kills them on leaving the block."""
     workers: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(count):
@@ -120,12 +119,12 @@ def _workers(
 
 
 def spawned(target: Callable[..., None], *given: Any) -> tuple[BaseProcess, Connection]:
-    """A fresh process of ``target(*given, pipe)`` that leaves Ctrl-C to this one, and its pipe."""
+    """Starts a process of ``target(*given, pipe)`` that ignores Ctrl-C; returns it and its pipe."""
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # or the first start lets the signals through again
+    resource_tracker.ensure_running()  # else the first start would unblock the signals
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(*given, theirs), daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # processes inherit this
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_OWN)  # the process inherits the mask
     try:
         process.start()
     finally:
@@ -143,9 +142,9 @@ def _received(pipe: Connection) -> tuple[str, Any]:
 
 
 def _serve(pipe: Connection) -> None:
-    # Before what is made is received: that imports torch, and the parent may end meanwhile.
+    # Before receiving the worker, which imports torch: the parent may end meanwhile.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # nobody waits any more
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent is gone
         try:
             worker = pipe.recv()()
             while (call := _next_call(pipe)) is not None:

@@ -1,4 +1,4 @@
-"""The generators that everything random is drawn from: seeded, saved and restored together."""
+"""Seeds, saves and restores all random number generators together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vpretrain.system import distributed
 def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch.
 
-    Each process has a seed of its own (dropout is drawn from it); the first has the one of a
-    process that is alone."""
+    Each process gets a different seed (for its dropout); the first gets that of a single process.
+    """
     seed += distributed.rank() * 2**16
     random.seed(seed)
     numpy.random.seed(seed)
@@ -23,7 +23,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators, of every accelerator too."""
+    """Returns the state of the generators of Python, NumPy, torch and every accelerator."""
     kind, keys, *rest = numpy.random.get_state()
     return {
         "python": random.getstate(),
@@ -34,8 +34,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores :func:`random_state`; the accelerators' as far as there are as many as there
-    were."""
+    """Restores :func:`random_state`; states of accelerators that are not present are ignored."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype(numpy.uint32), *rest))

@@ -1,5 +1,4 @@
-"""Endless orders of finite sets of items, and which set is next, with positions that are integers:
-what exact resume rests on."""
+"""Endless shuffled orders and mixtures with integer positions, the basis of exact resumption."""
 
 from __future__ import annotations
 
@@ -15,11 +14,10 @@ from vpretrain.system.errors import user_error
 
 
 class Order:
-    """The endless sequence of the indices of some items, each pass over them in an order of its
-    own.
+    """An endless sequence of item indices, reshuffled in each pass.
 
     Args:
-        count: items, at least 1.
+        count: number of items, at least 1.
         key: seeds the orders, together with the number of the pass.
     """
 
@@ -30,10 +28,10 @@ class Order:
         self._passes: dict[int, array[int]] = {}
 
     def __getitem__(self, number: int) -> int:
-        """The index at the ``number``-th place of the sequence, from 0."""
+        """Returns the index at position ``number`` of the sequence, from 0."""
         number_of_pass, at = divmod(number, self.count)
         if number_of_pass not in self._passes:
-            # Two at most: who looks ahead goes to and fro between the last and the next.
+            # Keep two passes, because looking ahead alternates between adjacent ones.
             self._passes = {
                 n: order for n, order in self._passes.items() if abs(n - number_of_pass) == 1
             }
@@ -44,32 +42,30 @@ class Order:
 
 
 def seed_of(key: str) -> int:
-    """A seed in [0, 2^63) for what the key names: different keys give seeds that have nothing to do
-    with each other."""
+    """Returns a seed in [0, 2^63) for a key; different keys give independent seeds."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 class Mixture:
-    """Which item comes next of a weighted mixture of sources, without end.
+    """An endless weighted mixture of sources.
 
-    It comes from the source that lags most behind its share (the first of equals), so that shares
-    hold in every stretch and not only on average. Within a source, every item comes once before any
-    comes again. The position is one integer a source.
+    The next item comes from the source that lags most behind its fraction (the first among equals),
+    so that fractions hold in every stretch and not only on average. Within a source, every item
+    comes once before any is repeated. The position is one integer per source.
 
     Args:
-        sources: ``(name, count, weight)`` of each: how many items it holds, and its weight beside
-            the others'.
+        sources: ``(name, count, weight)`` of each: its number of items, and its relative weight.
         seed: of the orders, together with a source's name.
-        items: what the sources hold, in messages: ``documents``.
-        fix: what to do about a source that holds none.
+        items: what the items are called in messages: ``documents``.
+        fix: advice for an empty source.
 
     Attributes:
-        drawn: how many items each source has given.
+        drawn: number of items drawn from each source.
         orders: of each source's items.
 
     Raises:
-        UserError: no source, two of one name, one without items or with a weight that cannot be, or
-            no weight above zero.
+        UserError: there is no source, two have the same name, one is empty or has an invalid
+            weight, or no weight is above zero.
     """
 
     def __init__(
@@ -82,7 +78,7 @@ class Mixture:
         self.drawn = [0] * len(sources)
 
     def draw(self) -> tuple[int, int, int]:
-        """The source of the next item, how many it had given before, and which of its items."""
+        """Returns the next item's source, the number drawn from it before, and the item's index."""
         count = sum(self.drawn) + 1
         lags = [
             (fraction * count - given if fraction else -math.inf)
@@ -122,7 +118,7 @@ def _check_sources(sources: Sequence[tuple[str, int, float]], items: str, fix: s
 
 
 def check_parts(batch_size: int, rank: int, world: int) -> None:
-    """Refuses a batch that ``world`` ranks cannot share evenly."""
+    """Rejects a batch size that ``world`` ranks cannot divide evenly."""
     if not 0 <= rank < world:
         raise ValueError(f"there is no rank {rank} of {world}")
     if batch_size % world:
@@ -132,7 +128,7 @@ def check_parts(batch_size: int, rank: int, world: int) -> None:
 
 
 def check_identity(where: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuses a position in other data than these."""
+    """Rejects a saved position that belongs to other data."""
     for key, value in here.items():
         if saved.get(key) != value:
             message = f"{key}: not as in the checkpoint; resume with the recipe and data of its run"

@@ -1,6 +1,4 @@
-"""Signals that ask a run to stop: it finishes its step, saves, and ends so that the same command
-goes on from there. And the one that ends what takes too long.
-"""
+"""Signals that stop a run after its current step, so that it can be resumed; and a time limit."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""A scheduler's end, Ctrl-C, and the warning that schedulers send ahead
-(``sbatch --signal=USR1@120``).
+"""A scheduler's termination, Ctrl-C, and the early warning of schedulers (``sbatch
+--signal=USR1@120``).
 """
 
 
 class Interruption:
-    """Within ``with Interruption() as asked:`` the signals are taken down and not obeyed at once.
+    """Context manager that records signals instead of acting on them.
 
-    ``asked.by`` is the name of the first one, or None. A second Ctrl-C is obeyed at once. Outside
-    of the main thread, where Python receives no signals, nothing is changed.
+    ``by`` is the name of the first one, or None. A second Ctrl-C raises KeyboardInterrupt. Outside
+    of the main thread, where Python receives no signals, it has no effect.
     """
 
     def __init__(self) -> None:
@@ -47,8 +45,10 @@ class Interruption:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Within this block the signals other than Ctrl-C end the program as Ctrl-C does, by
-    ``KeyboardInterrupt``, where no :class:`Interruption` takes them down."""
+    """Makes the other signals raise ``KeyboardInterrupt``, like Ctrl-C.
+
+    An :class:`Interruption` inside the block takes precedence.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,14 +62,17 @@ def interrupting() -> Iterator[None]:
 
 
 class TimeUp(BaseException):
-    """What ran within :func:`time_limit` took longer; no ``except Exception`` in it stops this."""
+    """The block of :func:`time_limit` took too long.
+
+    A BaseException, so that ``except Exception`` does not stop it.
+    """
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends a block of Python code that takes longer, in the main thread; elsewhere nothing does.
+    """Limits the duration of a block of Python code; has no effect outside of the main thread.
 
-    A call into C is ended when it comes back to Python, or waits.
+    A call into C is interrupted when it returns to Python, or waits.
 
     Raises:
         TimeUp: the time was up.

@@ -1,7 +1,7 @@
-"""Files of rows, opened by one function each: lines of text, and records of any kind of table.
+"""Reads lines of text, and records of tables in several formats.
 
-A record comes with its number in the file, from 1: the line on which it begins, or the row where a
-file has no lines (parquet, Arrow). What cannot be used comes as a problem in its place.
+A record comes with its number in the file, from 1: the line on which it begins, or the row in files
+without lines (parquet, Arrow). An unusable record is replaced by a problem.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ ENDINGS = {
     ".text": "text",
     ".md": "text",
 }
-"""Kinds of files by how their names end; ``.gz`` or ``.zst`` may follow where there are lines."""
+"""Kinds of files by extension; ``.gz`` or ``.zst`` may follow for formats with lines."""
 
 BROKEN = (OSError, EOFError, zlib.error, pyarrow.ArrowException)
-"""What reading a file raises where it is not whole."""
+"""Exceptions from reading an incomplete file."""
 
 MOST_BYTES = 2**24
-"""Of a row. A tokenizer takes a hundred times the memory of what it is given."""
+"""Maximum size of a row. A tokenizer takes a hundred times the memory of its input."""
 
 _ROWS_PER_READ = 1_000  # of a table
 _CHUNK_BYTES = 2**20  # of a JSON list
@@ -58,13 +58,13 @@ Unit = Literal["file", "paragraph", "line"]
 
 
 def kind_by_name(path: Place) -> str | None:
-    """The kind of a file as its name has it; None for other endings."""
+    """Returns the kind of a file by its extension; None if unknown."""
     return ENDINGS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
 
 
 @contextmanager
 def readable(path: Place, kind: str, where: str) -> Iterator[None]:
-    """Turns what reading a broken file raises into a ``UserError`` at ``where``."""
+    """Converts errors from reading a broken file to a ``UserError`` at ``where``."""
     try:
         yield
     except BROKEN as error:
@@ -79,28 +79,27 @@ def readable(path: Place, kind: str, where: str) -> Iterator[None]:
 def records(
     path: Place, kind: str, choose: Choose, *, rows_per_read: int = _ROWS_PER_READ
 ) -> Records:
-    """The records of a table.
+    """Yields the records of a table.
 
     Args:
         path: of a file.
-        kind: one of :data:`ENDINGS`, but no text.
-        choose: given the columns of a table that names them once, returns those that are read, or
-            raises. Records of JSON come whole, and each names its own.
-        rows_per_read: of parquet and Arrow, which are in memory at a time.
+        kind: one of :data:`ENDINGS`, except text.
+        choose: given the column names of a table with a header or schema, returns those to read, or
+            raises. JSON records are read whole.
+        rows_per_read: rows of parquet and Arrow in memory at a time.
 
     Raises:
-        UserError: from a place on, which is named, the file cannot be read.
+        UserError: the file cannot be read from the named line on.
         OSError, EOFError, ArrowException: it cannot be read at all; see :func:`readable`.
     """
     yield from _READERS[kind](path, choose, rows_per_read)
 
 
 def numbered(path: Place) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file (``.gz`` and ``.zst`` are decompressed) from number 1, without a byte
-    order mark.
+    """Yields the lines of a file from number 1, decompressed, without a byte order mark.
 
     Raises:
-        UserError: one is longer than any row may be, or the file breaks off in it.
+        UserError: a line exceeds :data:`MOST_BYTES`, or the file breaks off in it.
     """
     number = 0
     with decompressed(path) as file:
@@ -119,14 +118,14 @@ def numbered(path: Place) -> Iterator[tuple[int, bytes]]:
 
 
 def documents(path: Place, unit: Unit) -> Iterator[tuple[int, str | Problem]]:
-    """The documents of a file of plain text, each with the line on which it begins.
+    """Yields the documents of a plain text file, each with the line on which it begins.
 
-    Blank lines before a document and white space after it are left out, CRLF becomes LF, and a
-    blank document is none. One that holds bytes which are not UTF-8 is wrong as a whole.
+    Blank lines before a document and trailing white space are dropped, CRLF becomes LF, and blank
+    documents are skipped. A document with bytes that are not UTF-8 is a problem as a whole.
 
     Args:
         path: of a file.
-        unit: a document is the file, a paragraph (blank lines stand between them), or a line.
+        unit: a document is the file, a paragraph (separated by blank lines), or a line.
     """
     lines: list[str] = []
     flaw: Problem | None = None
@@ -155,7 +154,7 @@ def documents(path: Place, unit: Unit) -> Iterator[tuple[int, str | Problem]]:
 
 
 def is_list(path: Place) -> bool:
-    """Whether a file is one JSON list, and not a record a line; False if it cannot be read."""
+    """Returns whether a file is a single JSON list; False if it cannot be read."""
     try:
         with decompressed(path) as file:
             return file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
@@ -164,7 +163,7 @@ def is_list(path: Place) -> bool:
 
 
 def parsed(line: bytes, origin: str) -> Record | Problem:
-    """The record of a line of JSON, or what is wrong with it."""
+    """Returns the record in a line of JSON, or its problem."""
     line = line.rstrip(b"\r\n")
     try:
         return _record(json.loads(line.decode("utf-8")), origin)
@@ -179,20 +178,20 @@ def parsed(line: bytes, origin: str) -> Record | Problem:
 
 
 def check_length(line: bytes | str, origin: str) -> None:
-    """``UserError`` if a row is longer than any may be."""
+    """Rejects a row longer than :data:`MOST_BYTES`."""
     if len(line) > MOST_BYTES:
         message = "this row is too long: cut it into documents of a row each"
         raise user_error(origin, message, accepted=f"up to {MOST_BYTES >> 20} MiB a row")
 
 
 def not_utf8(origin: str, error: UnicodeDecodeError) -> Problem:
-    """The problem of a line that is not UTF-8."""
+    """Returns the problem of a line that is not UTF-8."""
     message = f"byte {error.start + 1} of this line is not UTF-8: convert the file (iconv -t UTF-8)"
     return Problem(origin, f"0x{error.object[error.start]:02x}", "UTF-8", message)
 
 
 def decompressed(path: Place) -> Any:
-    """The bytes of a file, those of ``.gz``, ``.tgz`` and ``.zst`` decompressed."""
+    """Opens a file in binary mode; ``.gz``, ``.tgz`` and ``.zst`` are decompressed."""
     if path.suffix in (".gz", ".tgz"):
         return gzip.open(path if isinstance(path, Path) else opened(path))
     if path.suffix == ".zst":
@@ -202,8 +201,10 @@ def decompressed(path: Place) -> Any:
 
 
 def _seekable(path: Place) -> Any:
-    """What pyarrow reads at any place: a local path, an open file, or a copy of one that can only
-    be read from its beginning."""
+    """Returns a source that pyarrow can seek in.
+
+    This is a local path, an open file, or a temporary copy of one.
+    """
     if isinstance(path, Path):
         return path
     file = opened(path)
@@ -232,9 +233,9 @@ def _json(path: Place, choose: Choose, rows_per_read: int) -> Records:
 
 
 def _elements(path: Place) -> Records:
-    """The elements of a JSON list, however long it is."""
+    """Yields the elements of a JSON list of any length."""
     raw_decode = json.JSONDecoder().raw_decode
-    # Bytes that are not UTF-8 become halves of surrogate pairs, by which their row is named.
+    # Bytes that are not UTF-8 become lone surrogates, by which their row is detected.
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     between = re.compile(r"\s*,?\s*")
     with decompressed(path) as file:
@@ -251,7 +252,7 @@ def _elements(path: Place) -> Records:
             try:
                 row, end = raw_decode(text, at)
             except (ValueError, RecursionError) as error:
-                # Wrong, or only cut off here: that shows where there is more to read.
+                # Invalid, or only cut off at the end of this chunk: read more to find out.
                 check_length(text[at:], f"{path}:{line}")
                 if not (more := file.read(size)):
                     raise UserError(_broken_list(error, path, text, at, line)) from error
@@ -295,7 +296,7 @@ def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: st
                 text = line.decode("utf-8", "replace")
             yield text
 
-    csv.field_size_limit(MOST_BYTES)  # of the process; 128 KiB is less than a document can have
+    csv.field_size_limit(MOST_BYTES)  # process-wide; the default of 128 KiB is too small
     rows = csv.reader(decoded(), delimiter=delimiter, strict=True)
     names = next(rows, None)
     if names is None:
@@ -337,7 +338,7 @@ def _parquet(path: Place, choose: Choose, rows_per_read: int) -> Records:
 
 
 def _arrow(path: Place, choose: Choose, rows_per_read: int) -> Records:
-    """Of a file or a stream, as ``datasets`` and ``pandas`` write them."""
+    """Reads an Arrow file or stream, as written by ``datasets`` and ``pandas``."""
     source = _seekable(path)
     whole = pyarrow.memory_map(str(path)) if source is path else pyarrow.PythonFile(source, "r")
     with whole as file:

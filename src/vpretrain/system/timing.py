@@ -1,4 +1,4 @@
-"""Seconds: of a block, and of the named parts of a step."""
+"""Timing of blocks, and of the named parts of a step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from contextvars import ContextVar
 def timed(
     charge: Callable[[float], None], now: Callable[[], float] = time.monotonic
 ) -> Iterator[None]:
-    """Calls ``charge`` with the block's seconds when it ends, also by an exception.
+    """Calls ``charge`` with the block's duration in seconds when it ends, also by an exception.
 
-    Work queued on an accelerator counts only where the block waits for it."""
+    Work queued on an accelerator counts only if the block waits for it.
+    """
     started = now()
     try:
         yield
@@ -23,11 +24,13 @@ def timed(
 
 
 class Clock:
-    """Seconds by section: ``with clock("meta"):``. A section within another is not in the other's.
+    """Accumulates seconds by section: ``with clock("meta"):``.
+
+    A nested section is not counted in the outer one.
 
     Args:
-        synchronize: whether each section waits for what is queued on the accelerator.
-        now: seconds on a clock that never goes back.
+        synchronize: whether each section waits for work queued on the accelerator.
+        now: a monotonic clock, in seconds.
 
     Attributes:
         seconds: by section, so far.
@@ -52,7 +55,7 @@ class Clock:
             self._open.pop()
 
     def _charge(self) -> None:
-        """Charges what passed since the last change to the innermost section."""
+        """Charges the time since the last change to the innermost section."""
         if self._synchronize:
             _synchronize()
         now = self._now()
@@ -63,27 +66,27 @@ class Clock:
 
 
 def synchronized_now() -> float:
-    """Seconds on a clock that never goes back, once what is queued on the accelerator is done."""
+    """Returns a monotonic time in seconds, after waiting for work queued on the accelerator."""
     _synchronize()
     return time.perf_counter()
 
 
 def _synchronize() -> None:
-    import torch  # not above: the command line reads a clock before it needs torch
+    import torch  # imported here because the command line uses a clock before it needs torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Pace:
-    """Says when the next word is due: at once, and then every so many seconds."""
+    """Limits how often something is reported: at once, then at most once per interval."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._now = seconds, now
         self._next = now()
 
     def due(self) -> bool:
-        """Whether it is time; if so, the next time is ``seconds`` from now."""
+        """Returns whether a report is due; if so, the next one is due in ``seconds``."""
         now = self._now()
         if now < self._next:
             return False
@@ -96,7 +99,7 @@ _CLOCK: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 @contextmanager
 def clocked(clock: Clock | None) -> Iterator[None]:
-    """Within this block, in this thread, :func:`section` adds to the clock; None: to none."""
+    """Sets the clock that :func:`section` adds to, in this block and thread; None: no clock."""
     token = _CLOCK.set(clock)
     try:
         yield
@@ -105,13 +108,13 @@ def clocked(clock: Clock | None) -> Iterator[None]:
 
 
 def current_clock() -> Clock | None:
-    """The clock of :func:`clocked`: for a backward pass, which may run in another thread."""
+    """Returns the clock of :func:`clocked`, for a backward pass in another thread."""
     return _CLOCK.get()
 
 
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """A part of the step, added to the current clock if there is one."""
+    """Times a part of the step on the current clock, if there is one."""
     clock = _CLOCK.get()
     if clock is None:
         yield
