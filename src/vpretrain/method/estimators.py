@@ -242,7 +242,8 @@ class OneSidedDifference(CentralDifference):
     def give_way(self, given: Given) -> bool:
         if self.central:
             return super().give_way(given)
-        log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
+        if distributed.rank() == 0:
+            log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
         self.central, self.step = True, 0.0
         return True
 

@@ -52,7 +52,7 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
         message = "a folder stands where this file belongs: remove it, and give the command again"
         raise user_error(str(path), message)
     if flush:
-        for each in (*scratch.iterdir(), scratch) if scratch.is_dir() else (scratch,):
+        for each in (*scratch.rglob("*"), scratch):
             _flush(each)
     if scratch.is_dir():
         remove(path)

@@ -379,7 +379,7 @@ NOWHERE = torch.full((SIDE, SIDE), float("nan"))
         ({"tasks": {Depth(): 0.0}}, "data.feedback.tasks", "above 0"),
         ({"tasks": {Depth(): 1.0, Depth("l2"): 1.0}}, "data.feedback.tasks", "different names"),
         ({"batches": 1}, "data.feedback.batches", "2 or more"),
-        ({"heads": HeadSettings(1, 1, 1e-3)}, "data.feedback.heads.batch_size", "2 or more"),
+        ({"heads": HeadSettings(1, 1, 1e-3)}, "data.feedback.head.batch_size", "2 or more"),
     ],
 )
 def test_a_set_that_cannot_teach_is_refused(changes, where, said):

@@ -217,7 +217,7 @@ def _check(
         refuse("batches", batches, "2 or more", message)
     if heads.batch_size < 2:
         message = "a head normalises over the pictures of its batch"
-        refuse("heads.batch_size", heads.batch_size, "2 or more", message)
+        refuse("head.batch_size", heads.batch_size, "2 or more", message)
     for key, pictures, least in (("train", train, 2), ("meta", meta, max(1, needed))):
         wrong = target_problems(list(tasks), pictures, f"{where}.{key}")
         problems += wrong
