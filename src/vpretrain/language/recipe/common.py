@@ -11,7 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def one_group(pattern: str) -> str:
-    """Returns the pattern; ``ValueError`` unless it is a regular expression with exactly one group."""
+    """Returns the pattern; ``ValueError`` unless it is a regular expression with one group."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:

@@ -45,7 +45,7 @@ class Where(Section):
 
 
 class Table(Part):
-    """The columns that form a row: raw text, prompt (masked in the loss) and solution, or tokens."""
+    """The columns that form a row: raw text, prompt (masked) and solution, or tokens."""
 
     text: str | None = None
     """Column of raw text; every token of it is predicted."""
@@ -183,7 +183,7 @@ class Hub(Table):
 
 
 class HeldOut(Part):
-    """The rows held out by a source of the stream (its ``held_out``), which never enter the stream."""
+    """Rows held out by a source of the stream (its ``held_out``), which never enter the stream."""
 
     kind: Literal["held_out"]
     source: str
