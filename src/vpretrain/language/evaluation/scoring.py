@@ -178,7 +178,7 @@ def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
 
 
 def _scores(results: Any, name: str) -> dict[str, Score]:
-    """Scores from lm-eval's results ``metric,filter``, with standard error and value per problem."""
+    """Scores from lm-eval's ``metric,filter`` results, with standard errors and problem values."""
     scores: dict[str, Score] = {}
     for key, value in results["results"][name].items():
         metric, comma, filter_name = key.partition(",")
