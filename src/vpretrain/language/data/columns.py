@@ -14,7 +14,7 @@ from functools import cached_property
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, kind_of, shortened
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # json lets these through, tokenizers do not
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # lone surrogates: json accepts them, tokenizers do not
 
 
 def template_pieces(template: str) -> list[tuple[str, str | None]]:

@@ -267,7 +267,7 @@ def _screened(
             yield piece, _usable(_screen(piece, protected))
         return
     waiting: deque[tuple[_Piece, Future[Matches | list[Problem]]]] = deque()
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    context = multiprocessing.get_context("spawn")  # torch may hang after a fork
     with ProcessPoolExecutor(jobs, context, initializer=_set_up, initargs=(protected,)) as pool:
         try:
             for piece in pieces:

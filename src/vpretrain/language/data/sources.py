@@ -21,7 +21,7 @@ from vpretrain.system.tables import (
     records,
 )
 
-_ROWS_PER_READ = 1_000  # of a hub data set
+_ROWS_PER_READ = 1_000  # rows in a read of a hub data set
 
 Rows = Iterator[Row | Problem]
 

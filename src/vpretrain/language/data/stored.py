@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar, overload
 from vpretrain.language.data.rows import Document, Row, Tokens
 from vpretrain.system.errors import Fault
 
-_RECORDS_PER_READ = 1_000  # when all are read in order
+_RECORDS_PER_READ = 1_000  # records in a read during iteration
 
 T = TypeVar("T")
 

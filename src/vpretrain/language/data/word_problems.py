@@ -183,7 +183,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token=eos,
         unk_token=unk,
         clean_up_tokenization_spaces=False,
-        # without token_type_ids, which decoder-only models refuse
+        # no token_type_ids, which decoder-only models do not accept
         model_input_names=["input_ids", "attention_mask"],
     )
 

@@ -181,7 +181,7 @@ def _from_hub(task: Benchmark) -> dict[str, Iterator[tuple[str, Mapping[str, Any
             part = f"/{name}/{split}" if hub.each_configuration else ""
             rows = load_dataset(hub.path, name, split=split)
             parts[task.name + part] = _numbered(rows, hub.path + part)
-    except Exception as error:  # no network, no such data set, a broken cache: each has its own
+    except Exception as error:  # network, missing data set, broken cache: no common base
         reason = " ".join(str(error).split())[:200]
         message = (
             f"{task.name} could not be read from the hub ({reason}); give a folder by --data-root"

@@ -289,7 +289,7 @@ def _limit(job: dict[str, Any]) -> None:
     ):
         try:
             resource.setrlimit(what, (most, most))
-        except (ValueError, OSError):  # macOS does not know all of them
+        except (ValueError, OSError):  # macOS does not have all of them
             print("a limit could not be set", file=sys.stderr)
 
 

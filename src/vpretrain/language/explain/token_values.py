@@ -36,8 +36,8 @@ class ValuedBatch:
         each: ``[F, N, K]``, token values under each of F feedback batches.
         task: the designer's targets, ``[N, M]``.
         own: ``[N, M]``, token values of the designer's candidates.
-        predicted: values (or scores) predicted by a learned designer's network, in its units; None
-            for other designers.
+        predicted: ``[N, M]``, values (or scores) predicted by a learned designer's network, in its
+            units; None for other designers.
         document, at: ``[N]``, index into ``documents``, and the token's position in the document.
         documents: the documents of the batch.
     """

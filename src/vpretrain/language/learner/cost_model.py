@@ -178,7 +178,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     value = at.passes * (at.aligned * block + (sparse if shape.tied else head))
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
-    parts = {  # the designer learns from the first of a step's batches
+    parts = {  # the designer is trained on the first batch of a step
         "blocks": 3 * at.accumulate * shape.blocks * block,
         "head": at.accumulate * (3 * head + kind.weighted * again + sparse),
         "values": (at.accumulate - fraction) * value * kind.exact,

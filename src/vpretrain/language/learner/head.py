@@ -92,7 +92,7 @@ class HeadPass:
         self.wanted = tuple(
             tracked and t is not None and t.requires_grad for t in (hidden, head.weight, head.bias)
         )
-        self._pass: _Pass | None = None  # made by whichever method is called first
+        self._pass: _Pass | None = None  # run by the first method that needs it
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
         """The true token and the ``count - 1`` most probable others (eq. 14, 39).

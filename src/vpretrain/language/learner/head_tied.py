@@ -58,7 +58,7 @@ class _Tied(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, rows: Tensor, ids: Tensor, padding: int | None
     ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)  # no table of zeros for a use that has no gradient
+        ctx.set_materialize_grads(False)  # no zeros [V, D] for an output without a gradient
         ctx.save_for_backward(ids)
         ctx.like, ctx.padding = (weight.shape, weight.dtype, weight.device), padding
         return weight.view_as(weight), rows.view_as(rows)
@@ -72,7 +72,7 @@ class _Tied(torch.autograd.Function):
         if to_rows is None:
             return to_head, None, None, None
         shape, dtype, device = ctx.like
-        if to_head is None:  # a loss that did not go through the head
+        if to_head is None:  # the loss does not depend on the head
             to_head = torch.zeros(shape, dtype=dtype, device=device)
         if ctx.padding is not None:
             to_rows = to_rows.masked_fill((ids == ctx.padding)[..., None], 0)

@@ -13,7 +13,7 @@ from vpretrain.language.recipe.rows import Rows
 
 
 class OfFeedback(Section):
-    """The rows that steer: all tasks' prompts with their verified solutions."""
+    """The feedback rows: prompts of all tasks with their verified solutions."""
 
     kind: Literal["feedback"]
 

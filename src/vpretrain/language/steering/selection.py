@@ -99,7 +99,7 @@ def document_values(context: Context, gradient: Tensor) -> Tensor:
     sums = gradient.new_zeros(count, dtype=torch.float64).index_add(
         0, document, gradient[:, 0].double()
     )
-    if context.batch.loss_mean == "example":  # a document's share of the batch's loss is 1 / D
+    if context.batch.loss_mean == "example":  # each of D documents has weight 1 / D in the loss
         return sums * (counts > 0).sum()
     return sums * len(document) / counts.clamp_min(1)
 
@@ -221,8 +221,8 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         taken: Sequence[int],
         value_of: DirectedValue[Context],
     ) -> Tensor:
-        """``<g, grad_S L_d>`` of each document d, ``[n]``, with ``g`` the gradient of the loss of
-        the taken documents, summed over processes."""
+        """``<g, grad_S L_d>`` of each document d, ``[n]``, with ``g`` the gradient of the taken
+        documents' loss, summed over their tokens (or over documents, by ``loss_mean``)."""
         own, pieces = pool.own(taken), []
         for number, probe in enumerate(seen):
             documents = torch.tensor(own.get(number, []), device=probe.mass.device)
