@@ -201,9 +201,7 @@ def _values(where: Where, kind: str) -> tuple[object, ...]:
 
 def _digest(row: Row) -> int:
     """64-bit hash of a row's content: the search for copies holds only these 8 bytes a row."""
-    content = marshal.dumps(
-        (row.prompt, row.text, row.conversation), 2
-    )  # version 2 writes no references
+    content = marshal.dumps((row.prompt, row.text, row.conversation), 2)  # 2: no references
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
