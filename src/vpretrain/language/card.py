@@ -1,5 +1,4 @@
-"""The model card beside a saved model: what it came from, what steered it, and what that was
-measured to do."""
+"""The model card of a saved model: its base model, its steering, and its scores."""
 
 from __future__ import annotations
 
@@ -32,16 +31,15 @@ def write_card(
     location: str | None,
     feedback: Sequence[Row],
 ) -> None:
-    """Writes ``README.md`` as the hub reads it: a YAML header, and text in which nothing of the
-    data is markup.
+    """Writes ``README.md`` in the hub's format: a YAML header, and Markdown in which all text from
+    the data is escaped.
 
     Args:
-        folder: of the saved model; a README.md that is there is replaced.
-        recipe: every value of the run.
-        result: what was measured.
+        folder: folder of the saved model; an existing README.md is replaced.
+        recipe: the run's recipe.
+        result: the run's scores.
         location: folder or hub id of the base model; None for random weights.
-        feedback: the rows that steered; their number and a hash of them are named, not they
-            themselves.
+        feedback: the feedback rows, of which the card gives only the number and a hash.
     """
     base = _card_of(location)
     header: dict[str, Any] = {
@@ -78,20 +76,20 @@ def write_card(
 
 
 def escaped(text: str) -> str:
-    """One line in which neither Markdown nor HTML sees anything to act on."""
+    """The text on one line, escaped for Markdown and HTML."""
     line = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~\-])", r"\\\1", line)
 
 
 def fenced(text: str) -> str:
-    """A code block that no run of backticks in the text can end."""
+    """A YAML code block whose fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over prompts and texts in their order."""
+    """SHA-256 of prompts and texts, in order, cut to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for row in rows:
         for text in (row.prompt, row.text):
@@ -170,8 +168,8 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _card_of(location: str | None) -> dict[str, Any]:
-    """The header of the base model's card, from its folder or the local cache; empty without
-    one."""
+    """The header of the base model's card, from its folder or the local cache; empty if there is
+    none."""
     if location is None:
         return {}
     path = Path(location) / "README.md"
@@ -182,5 +180,5 @@ def _card_of(location: str | None) -> dict[str, Any]:
         path = Path(cached)
     try:
         return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
-    except Exception:  # somebody else's file; a card is no reason to lose a finished run
+    except Exception:  # a broken card of the base model must not fail a finished run
         return {}

@@ -1,4 +1,4 @@
-"""Whether tokenizer, window, rows and memory fit the learner's model."""
+"""Checks that tokenizer, window, rows and memory fit the learner's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vpretrain.system.errors import Problem, UserError, user_error
 
 
 def aligned_of(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:
-    """S as the recipe chooses it."""
+    """The recipe's aligned parameters S, by name."""
     return aligned_parameters(
         model,
         Anatomy.of(model),
@@ -28,8 +28,8 @@ def aligned_of(section: LearnerSection, model: Any) -> dict[str, nn.Parameter]:
 
 
 def too_large(recipe: LanguageRecipe, model: Any, followers: int) -> list[Problem]:
-    """A model that does not fit the memory at hand with so many copies of it beside it; only its
-    shapes are read."""
+    """The problem of a model that, with ``followers`` copies beside it, does not fit into memory.
+    Only the model's shapes are read."""
     data, section, shared = recipe.data, recipe.learner, []
     if section.shard:
         shared = sharding.below(model, aligned_of(section, model))[1]
@@ -43,7 +43,7 @@ def too_large(recipe: LanguageRecipe, model: Any, followers: int) -> list[Proble
 
 
 def unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
-    """A tokenizer with more tokens than the model has."""
+    """The problem of a tokenizer with more tokens than the model's vocabulary."""
     highest = max(tokenizer.get_vocab().values())
     if highest < config.vocab_size:
         return []
@@ -61,8 +61,8 @@ def unfit_tokenizer(tokenizer: Any, config: Any) -> list[Problem]:
 def unfit_window(
     recipe: LanguageRecipe, config: Any, longest: Mapping[str, int] | None = None
 ) -> list[Problem]:
-    """Where the window, or the longest row of a place, has more tokens than the model has
-    positions."""
+    """Problems of a window, or of the ``longest`` row of a set (tokens by recipe key), that exceeds
+    the model's positions."""
     positions = getattr(config, "max_position_embeddings", None)
     fix = "shorten the window (data.window_tokens) or the rows (data.feedback.max_tokens)"
     return [
@@ -81,7 +81,8 @@ def unfit_window(
 
 
 def check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
-    """Tokenizer, window and rows against what the model can take."""
+    """Raises ``UserError`` if tokenizer, window or rows do not fit the model, or there are no
+    evaluation documents."""
     rows = {
         "data.feedback.rows": materials.feedback,
         f"data.evaluation.{recipe.evaluate.split}": materials.evaluation,

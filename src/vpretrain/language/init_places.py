@@ -1,4 +1,4 @@
-"""The places that ``init`` is given: which files they name, and what their rows are."""
+"""The places given to ``init``: their files, and the columns of their rows."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows come from.
+    """A source of rows, as given to the command.
 
     Args:
-        flag: of the command, for messages.
+        flag: flag of the command, for messages.
         path: a file, a pattern, a URL, a folder, or the id of a data set on the hub.
-        columns: one of raw text, or those of prompt and solution; none: they follow from the
-            first row.
-        part: keys that say which of the rows are taken.
-        kind: of the files that are read where the path is a folder (``json`` apart from
-            ``jsonl``: beside rows it holds settings more often); none: what most of them are.
+        columns: the column of raw text, or the columns of prompt and solution; empty: found from
+            the first row.
+        part: recipe keys that select a part of the rows.
+        kind: kind of the files to read in a folder (``json`` is distinct from ``jsonl``, since such
+            files often hold settings rather than rows); None: the most frequent kind.
     """
 
     flag: str
@@ -54,10 +54,10 @@ class Place:
     kind: str | None = None
 
     def files(self) -> list[located.Place]:
-        """The files that it names; none of a data set on the hub.
+        """The files at :attr:`path`; empty for a data set on the hub.
 
         Raises:
-            UserError: there are none, and it can be no id either.
+            UserError: there are no files, and the path cannot be an id either.
         """
         place = Remote(self.path) if is_url(self.path) else Path(self.path).expanduser()
         if isinstance(place, Path) and place.is_dir():
@@ -82,10 +82,10 @@ class Place:
         return []
 
     def by_kind(self) -> list[Place]:
-        """A place for each kind of files in a folder that text can be read from, the commonest
-        first; itself where it names no folder of several kinds.
+        """One place for each kind of readable files in a folder, the most frequent first; only
+        itself, if the path is not a folder with several kinds.
 
-        Kinds after the first are left out where no column of text is known.
+        Kinds after the first are left out if no column of text is recognised.
         """
         path = Path(self.path).expanduser()
         others = self._of_folder(path)[1] if path.is_dir() else []
@@ -101,10 +101,11 @@ class Place:
         return places
 
     def left_out(self, kinds: Collection[str | None] = ()) -> str:
-        """The files of a folder that are not read, counted by how they end; empty for none.
+        """The files of a folder that are not read, counted by their ending; empty if there are
+        none.
 
         Args:
-            kinds: of files that are read besides.
+            kinds: other kinds of files that are read.
         """
         path = Path(self.path).expanduser()
         others = self._of_folder(path)[1] if path.is_dir() else []
@@ -113,8 +114,8 @@ class Place:
         return ", ".join(f"{count} x {ending}" for ending, count in counts)
 
     def _of_folder(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """The files in and below it of :attr:`kind`, and the others."""
-        if (folder / "state.json").is_file():  # of `save_to_disk`
+        """The files of :attr:`kind` in a folder and its subfolders, and all other files."""
+        if (folder / "state.json").is_file():  # written by `save_to_disk`
             return sorted(folder.glob("*.arrow")), []
         files = [
             file
@@ -127,13 +128,13 @@ class Place:
         return taken, [file for file in files if file not in set(taken)]
 
     def section(self, *, solutions: bool) -> dict[str, Any]:
-        """The recipe's section of rows.
+        """The recipe's section for these rows.
 
         Args:
-            solutions: whether prompts with solutions are wanted, and not raw text.
+            solutions: whether to read prompts with solutions rather than raw text.
 
         Raises:
-            UserError: no file, one of another kind, or columns of unknown names.
+            UserError: there is no file, it is of another kind, or its columns are not recognised.
         """
         files = self.files()
         kind = kind_by_name(files[0]) if files else "hub"
@@ -155,7 +156,7 @@ class Place:
         return {"kind": kind, "path": path, **by_name, **dict(self.part)}
 
     def _named(self, files: Sequence[located.Place], solutions: bool) -> dict[str, str]:
-        """The keys that name the columns: those of the flag, or of the first row."""
+        """The recipe keys of the columns: those given, or those recognised in the first row."""
         if self.columns:
             names = ("text",) if len(self.columns) == 1 else ("prompt", "solution")
             return dict(zip(names, self.columns, strict=True))
@@ -180,13 +181,13 @@ class Place:
                 value=", ".join(row),
                 accepted=f"{wanted}, as in {self.flag}-columns question,answer",
             )
-        # Data sets of preferences have lists of messages in these columns.
+        # Preference data sets have lists of messages in these columns.
         turns = isinstance(row.get(options[0].get("solution", "")), list)
         return options[0] | ({"format": "chat"} if turns else {})
 
 
 def _group(file: located.Place) -> str | None:
-    """The kind of a file of a folder."""
+    """The kind of a file, with ``json`` distinct from ``jsonl``."""
     ending = _ending(file).removesuffix(".gz").removesuffix(".zst").lower()
     return "json" if ending == ".json" else kind_by_name(file)
 
@@ -196,7 +197,7 @@ def _ending(file: located.Place) -> str:
 
 
 def holds_pictures(place: str) -> bool:
-    """Whether it is a folder that holds, in it or below, more images than files of rows."""
+    """Whether a folder and its subfolders hold more images than files of rows."""
     of_files = (names for _, _, names in os.walk(Path(place).expanduser()))
     names = list(islice(chain.from_iterable(of_files), _FILES_LOOKED_AT))
     images = sum((guess_type(name)[0] or "").startswith("image/") for name in names)
@@ -204,10 +205,10 @@ def holds_pictures(place: str) -> bool:
 
 
 def first_row(path: located.Place) -> dict[str, Any]:
-    """The first row of a table; empty where there is none.
+    """The first row of a table; empty if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the row cannot be read.
     """
     number, line = next(lines(path), (0, b""))
     row = parsed(line, f"{path}:{number}") if number else {}
@@ -217,16 +218,16 @@ def first_row(path: located.Place) -> dict[str, Any]:
 
 
 def count_rows(files: Sequence[located.Place]) -> int:
-    """Rows of tables; ``UserError`` if one cannot be read."""
+    """Number of rows in tables; ``UserError`` if one cannot be read."""
     return sum(1 for path in files for _ in lines(path))
 
 
 def halved(feedback: Place) -> tuple[Place, Place]:
-    """Feedback and held-out rows from one place: the last quarter of the rows is held out, and of
-    few rows more, up to half, so that a verdict on them means something.
+    """Splits one place into feedback and held-out rows. The last quarter of the rows is held out,
+    or more (up to half) if there are few, so that results on them are meaningful.
 
     Raises:
-        UserError: the rows cannot be counted, or are too few.
+        UserError: the rows cannot be counted, or there are too few.
     """
     files = feedback.files()
     if not files:

@@ -1,6 +1,6 @@
-"""``init``: a first recipe of one's own, from a model and three places that rows come from.
+"""``init``: writes a first recipe from a model and the places of stream, feedback and evaluation.
 
-That of pictures is in :mod:`vpretrain.vision.init_recipe`.
+The version for images is in :mod:`vpretrain.vision.init_recipe`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from vpretrain.language.init_places import Place, count_rows
 from vpretrain.run.resources import available_memory_bytes
 
 ROWS_A_STEP = 16
-"""Rows of the stream in a learner step, as batches of ``batch_size`` that are accumulated."""
+"""Rows of the stream in a learner step: ``batch_size`` times the accumulated batches."""
 WINDOW_TOKENS = 512
 CANDIDATES = 64
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a learner step is made of, so that it fits into memory.
+    """The settings of a learner step that fits into memory.
 
     Args:
-        batch_size: rows at a time.
-        accumulate: how often, for one step.
-        checkpointing: whether blocks run again in the backward pass, and keep nothing for it.
+        batch_size: rows in a batch.
+        accumulate: batches in a step.
+        checkpointing: whether activation checkpointing is needed.
         description: the estimate, in words.
     """
 
@@ -40,18 +40,19 @@ class Fit:
 
 
 def fit(model: Any, window: int, available: int | None) -> Fit:
-    """The largest batch, a power of two up to :data:`ROWS_A_STEP`, that fits beside weights,
-    gradients and AdamW's moments.
+    """The largest batch, a power of two up to :data:`ROWS_A_STEP`, that fits into memory beside
+    weights, gradients and AdamW's moments.
 
-    Estimated in float32: 16 bytes a parameter; and for every token of a row
-    ``4 (12 width + 4 inner)`` bytes a block and ``12`` bytes a word of the vocabulary (logits,
-    their softmax, its gradient), or, with activation checkpointing, ``4 width`` a block and one
-    block whole. Half of what is left is used: feedback, designer and fragments take theirs.
+    Estimated in float32: 16 bytes a parameter and, for every token of a row,
+    ``4 (12 width + 4 inner)`` bytes a block and 12 bytes a vocabulary entry (logits, softmax and
+    gradient). With activation checkpointing a block takes ``4 width`` bytes, and one block in full.
+    Only half of the remaining memory is used, to leave room for feedback, designer and
+    fragmentation.
 
     Args:
-        model: on the meta device; only sizes are read.
+        model: a model on the meta device, of which only sizes are read.
         window: tokens of a row.
-        available: bytes; None where the machine does not say, which leaves the largest batch.
+        available: memory in bytes; None if unknown, which gives the largest batch.
     """
     config = model.config
     width, depth, inner, vocabulary = (
@@ -85,7 +86,7 @@ def fit(model: Any, window: int, available: int | None) -> Fit:
 
 
 def memory_bytes() -> int | None:
-    """What the learner could use: of the accelerator where there is one."""
+    """Free memory for the learner, of the GPU if there is one; None if unknown."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory_bytes()
 
 
@@ -134,7 +135,7 @@ value:
 evaluate: {{split: test, every: 0, batch_size: 16}}  # `answer: 'REGEX'` scores answers too
 checkpoint: {{seconds: 600}}  # a killed run goes on from there when the same command is given again
 """
-"""What :func:`recipe_of` fills in."""
+"""Template that :func:`recipe_of` fills in."""
 
 
 def recipe_of(
@@ -151,12 +152,12 @@ def recipe_of(
 
     Args:
         model: a folder, a hub id, or a packaged checkpoint.
-        stream: unlabeled rows, a source of the recipe each.
+        stream: unlabeled rows, one source of the recipe each.
         feedback: verified rows.
-        evaluation: verified rows that are measured on.
-        out: the file that it will be.
-        shapes: the model of a name, on the meta device.
-        available: bytes of memory.
+        evaluation: verified rows for the evaluation.
+        out: file name of the recipe.
+        shapes: maps the name of a model to the model on the meta device.
+        available: memory in bytes, or None; see :func:`fit`.
 
     Raises:
         UserError: a place or the model cannot be read.
@@ -190,8 +191,8 @@ def recipe_of(
 
 
 def _sources(stream: Sequence[Place]) -> str:
-    """A line a source; of several each weighs what documents it has, so that none is repeated more
-    than the others."""
+    """One line per source; several sources are weighted by their number of documents, so that none
+    is repeated more often than the others."""
     lines = []
     for place in stream:
         name, weight = _name(place.path), ""
@@ -203,8 +204,8 @@ def _sources(stream: Sequence[Place]) -> str:
 
 
 def _documents(place: Place) -> int:
-    """About how many a place of local files makes: one a file of text or a row, or more where they
-    are longer than a window of some 4 bytes a token."""
+    """Approximate number of documents in local files: one per text file or row, or more if these
+    are longer than a window, at about 4 bytes a token."""
     files = place.files()
     whole = len(files) if place.kind == "text" else count_rows(files)
     size = sum(file.stat().st_size for file in files if isinstance(file, Path))
@@ -216,7 +217,7 @@ def _name(path: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A string as YAML reads it back, whatever is in it."""
+    """A string quoted for YAML."""
     return json.dumps(value, ensure_ascii=False)
 
 

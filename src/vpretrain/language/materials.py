@@ -1,4 +1,4 @@
-"""What runs of one language recipe share."""
+"""The data and model location shared by the runs of one language recipe."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vpretrain.language.feedback.signals import TaskDocuments
 
 @dataclass(frozen=True)
 class Materials:
-    """What runs of one recipe share, whatever their arm and seed.
+    """Data and model location of a recipe, the same for every arm and seed.
 
     Args:
         location: folder or hub id of the learner; None for random weights.
-        tokenizer: the learner's.
+        tokenizer: the learner's tokenizer.
         texts: all rows.
         sources: the stream's documents with their weights.
         tasks: the feedback tasks' documents, by name.
-        evaluation, also: documents of those rows.
-        counts: what became of the rows of each source: documents, tokens, rows cut, chunked or
+        evaluation, also: documents of ``texts.evaluation`` and ``texts.also``.
+        counts: counts of tokenisation, by set of rows: documents, tokens, rows cut, chunked or
             dropped.
-        benchmarks: of ``evaluate.tasks``, by name (:mod:`vpretrain.language.evaluation`), each with
-            its problems.
-        notices: what a person should know of the rows before the first step, a line each.
+        benchmarks: the benchmarks of ``evaluate.tasks`` with their problems, by name
+            (:mod:`vpretrain.language.evaluation`).
+        notices: messages about the rows to show before the first step.
     """
 
     location: str | None
@@ -47,6 +47,6 @@ class Materials:
 
     @property
     def pad_id(self) -> int:
-        """What short rows are filled with; never predicted, so that any id would do."""
+        """The padding token, or the end token if there is none; it is never predicted."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)

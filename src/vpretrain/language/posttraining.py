@@ -1,13 +1,13 @@
-"""Direct training on verified rows, through TRL: what steering is compared with (Figure 2 and Table
-10 of the paper).
+"""Direct training on verified rows with TRL, as a comparison for steering (Figure 2 and Table 10 of
+the paper).
 
-An arm is a chain of stages, ``vpretrain+grpo`` say: ``vpretrain`` is the stream, steered by the
-recipe's designer; ``sft`` and ``grpo`` train on ``posttraining.rows``: those of the feedback unless
-the recipe names others, a source of the stream (so that all arms have the same data) or rows of
-their own. A stage costs what it uses: its seconds are measured, its FLOPs are 6 N a trained token
-and 2 N a generated one, N the parameters that are not embeddings.
+An arm is a chain of stages, such as ``vpretrain+grpo``. ``vpretrain`` trains on the stream, steered
+by the recipe's designer. ``sft`` and ``grpo`` train on ``posttraining.rows``: the feedback rows, a
+source of the stream (so that all arms have the same data), or separate rows. Each stage is charged
+what it uses: measured seconds, and 6 N FLOPs a trained token plus 2 N a generated one, where N is
+the number of parameters without embeddings.
 
-The trainers are TRL's with their defaults but for what the recipe's ``posttraining`` names.
+The trainers are TRL's, with its defaults except for the keys of the recipe's ``posttraining``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ steering.ARMS.others |= ARMS
 
 
 def on_stream(arm: str) -> bool:
-    """Whether an arm takes steps before what comes after the stream."""
+    """Whether an arm trains on the stream before its other stages."""
     stages = steering.ARMS.named(arm)
     return not stages.after or stages.trains_on == "stream"
 
@@ -75,11 +75,11 @@ def rows_of(
     stream: Mapping[str, Sequence[Row]],
     feedback: Sequence[Row],
 ) -> Sequence[Row]:
-    """The rows of ``posttraining.rows``; the reader collects what is wrong with them.
+    """The rows of ``posttraining.rows``; problems are added to the reader's.
 
     Args:
         recipe: the recipe.
-        reader: that read stream and feedback.
+        reader: the reader of stream and feedback.
         stream: the stream's rows by source.
         feedback: the verified rows of all tasks.
     """
@@ -99,18 +99,17 @@ def rows_of(
 def after(
     recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]
 ) -> Callable[[Spending], None] | None:
-    """What an arm does after the stream, as the loop calls it; None where there is nothing.
+    """The function that runs an arm's stages after the stream; None if there are none.
 
     Args:
-        recipe: its ``posttraining`` says how.
-        model: the learner's; trained in place, in the dtype that it has.
-        tokenizer: the learner's.
-        rows: of ``posttraining.rows``. A stage sees at most as many of them as it has steps for,
-            and those alone are read.
+        recipe: the recipe, with its section ``posttraining``.
+        model: the learner's model, which is trained in place and keeps its dtype.
+        tokenizer: the learner's tokenizer.
+        rows: the rows of ``posttraining.rows``. Only as many are read as a stage's steps can use.
 
     Raises:
-        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few prompts or
-            rows without one, or several processes train.
+        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few rows or rows
+            without a prompt, or the run has several processes.
     """
     stages = steering.ARMS.named(recipe.arm).after
     if not stages:
@@ -121,7 +120,7 @@ def after(
         )
         raise user_error("arm", message, value=recipe.arm, accepted="one process, or another arm")
     try:
-        from trl import GRPOTrainer, SFTTrainer  # now, since seconds are charged once it runs
+        from trl import GRPOTrainer, SFTTrainer  # imported here, before seconds are charged
     except ImportError:
         message = "this arm needs TRL; install the extra"
         raise user_error(
@@ -158,8 +157,7 @@ def after(
 
 
 def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
-    """At most so many of the rows, in an order of the seed's; a stream of millions is not held
-    whole."""
+    """At most ``most`` rows, in a random order; the others are not read into memory."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return [rows[at] for at in order[:most].tolist()]
 
@@ -170,8 +168,7 @@ def _sft(
     from trl import SFTConfig, SFTTrainer
 
     section = recipe.posttraining.sft
-    # In tokens, so that it trains on the very targets whose likelihood the feedback's gradient is
-    # of.
+    # Tokenised here, so that the training targets are exactly those of the feedback's likelihood.
     documents, counts = encode(
         rows,
         tokenizer,
@@ -217,7 +214,7 @@ def _grpo(
     tokens_of = dict(zip(prompts, layout.prompts(rows), strict=True))
 
     class Trainer(GRPOTrainer):
-        """Its prompts begin and end as they do in training."""
+        """A GRPO trainer whose prompts start and end as in training."""
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
             return [tokens_of[prompt] for prompt in prompts], None, {}
@@ -258,7 +255,7 @@ TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Sequence[Row], Spendi
     "sft": _sft,
     "grpo": _grpo,
 }
-"""By the name of the stage."""
+"""Trainers by the name of their stage."""
 
 
 def _trained(
@@ -270,8 +267,8 @@ def _trained(
     arguments_of: Callable[[dict[str, Any]], Any],
     section: Sft | Grpo,
 ) -> int:
-    """Trains in place with the run's numerics, nothing written and nothing shown; returns the
-    tokens that were trained on."""
+    """Trains the model in place, in the run's precision, without output; returns the number of
+    tokens trained on."""
     import datasets
     from transformers import PrinterCallback
 
@@ -279,7 +276,7 @@ def _trained(
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # TRL goes on using what transformers calls deprecated.
+            # TRL still uses an option that transformers has deprecated.
             warnings.filterwarnings(
                 "ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning
             )
@@ -312,7 +309,7 @@ def _trained(
 
 
 def _size(model: Any) -> int:
-    """Parameters that a token is multiplied with: all but the embedding (the head counts)."""
+    """Number of parameters without the input embedding, which counts if it is also the head."""
     embedding = model.get_input_embeddings().weight
     tied = (
         model.get_output_embeddings() is not None

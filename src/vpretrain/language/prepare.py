@@ -1,5 +1,5 @@
-"""The checkpoint that steering starts from: loaded where one is named, made once from the recipe
-where none is at hand."""
+"""The learner's starting checkpoint: the one named in the recipe, or one made once by
+``learner.prepare``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from vpretrain.system.phases import phase
 
 
 def locate(recipe: LanguageRecipe, texts: Texts) -> str:
-    """The folder or hub id of the learner; a prepared one is made here if the cache does not hold
-    it."""
+    """The folder or hub id of the learner; makes a prepared learner if it is not in the cache."""
     section = recipe.learner
     if section.model is not None:
         return named(section.model)
@@ -38,7 +37,8 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
 
 
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
-    """Where the prepared learner is or will be: a folder named after what it is made of."""
+    """The folder of the prepared learner, whether or not it exists; its name is a hash of what it
+    is made from."""
     recipe, texts = _without_planted_noise(recipe, texts)
     description = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
@@ -53,8 +53,8 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
 
 
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
-    """Noise that is planted for measuring is met by the run, not by the checkpoint: clean and noisy
-    runs share one."""
+    """The recipe and its texts without ``corrupt_digits``: the noise is for the run, not for the
+    checkpoint, which clean and noisy runs share."""
     rows = [source.rows for source in recipe.data.stream]
     if not any(isinstance(spec, Table) and spec.corrupt_digits for spec in rows):
         return recipe, texts
@@ -78,8 +78,8 @@ def _fingerprint(texts: Texts) -> str:
 
 
 def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
-    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears
-    whole or not at all."""
+    """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears only
+    once it is complete."""
     section = prepared.section_of(recipe.learner.prepare)
     with prepared.replacing_folder(out) as folder:
         recipe, texts = _without_planted_noise(recipe, texts)
@@ -114,8 +114,8 @@ def _new_tokenizer(section: Prepare, texts: Texts) -> Any:
 
 
 def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
-    """Some architectures put a tokenizer class of their own in the place of the one that was saved,
-    in silence."""
+    """Raises ``UserError`` if the saved tokenizer is reloaded differently: some architectures
+    silently replace its class by their own."""
     reloaded = AutoTokenizer.from_pretrained(folder)
     sample = [row.prompt + row.text for rows in texts.stream.values() for row in rows[:200]]
     before, after = (
@@ -134,7 +134,7 @@ def _check_reload(folder: Path, tokenizer: Any, texts: Texts) -> None:
 def _train(
     model: Any, tokenizer: Any, recipe: LanguageRecipe, section: Prepare, texts: Texts
 ) -> None:
-    """Plain next-token prediction on the stream: phases of learning rate, AdamW, no steering."""
+    """Trains by plain next-token prediction on the stream, with AdamW and the recipe's phases."""
     sources = [
         Source(
             s.name,
@@ -163,7 +163,7 @@ def _train(
 
 
 def _schedule(section: Prepare) -> list[tuple[float, float]]:
-    """Learning rate and progress of each step: a linear warm-up over the phases' cosines."""
+    """Learning rate and progress of each step: linear warmup times the phases' cosines."""
     rates = []
     for part in section.phases:
         end = part.learning_rate if part.to is None else part.to

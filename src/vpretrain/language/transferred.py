@@ -1,5 +1,5 @@
-"""A designer of an earlier run: on another seed, or on another learner of the same tokenizer, with
-or without more feedback."""
+"""The designer of an earlier run, reused with another seed, or for another learner with the same
+tokenizer; frozen, or trained further."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ WHERE = "designer.init_from"
 
 
 class TransferredDesigner(Designer[Context, SoftTargets]):
-    """A designer with a past behind the designer role.
+    """A designer from an earlier run.
 
     Args:
-        designer: as its run left it.
-        frozen: whether it uses no feedback any more.
-        companion: the model whose hidden states it reads in the place of the learner's; None for
-            the learner's own.
+        designer: the designer, with its state at the end of its run.
+        frozen: whether it is not trained any more, and uses no feedback.
+        companion: the model whose hidden states it reads in place of the learner's; None for the
+            learner's own.
     """
 
     def __init__(self, designer: Scored, *, frozen: bool, companion: CausalLearner | None) -> None:
@@ -43,14 +43,14 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
         return self.designer.bounds
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """The task as the transferred designer makes it."""
+        """The transferred designer's task."""
         return self.designer.make_task(self._seen(context), value_of)
 
     def baseline_task(self, context: Context) -> SoftTargets:
         return self.designer.baseline_task(context)
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        """As the transferred designer learns; never called while it is frozen."""
+        """Trains the transferred designer; never called if it is frozen."""
         return self.designer.learn(self._seen(context), value_of)
 
     def predicted_values(self, context: Context) -> Tensor | None:
@@ -64,8 +64,8 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
 
     @torch.no_grad()
     def _seen(self, context: Context) -> Context:
-        """Candidates and their probabilities are the learner's; the hidden states are those of
-        the companion, which the designer was trained on."""
+        """The context that the designer reads: with a companion, its hidden states, which the
+        designer was trained on; candidates and probabilities stay the learner's."""
         return (
             context
             if self.companion is None
@@ -76,20 +76,20 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
 def designer_for(
     section: LanguageArm, site: Site, learner_section: LearnerSection, tokenizer: Any
 ) -> Designer[Context, SoftTargets]:
-    """The designer of an arm, fresh or transferred from the run that ``designer.init_from`` names.
+    """The designer of an arm, new or transferred from the run in ``designer.init_from``.
 
     Designers without a network have nothing to transfer.
 
     Args:
-        section: its keys.
-        site: what it is built from.
-        learner_section: how a companion is loaded.
-        tokenizer: the learner's; read where a designer is transferred alone.
+        section: the arm's keys.
+        site: what the designer is built from.
+        learner_section: settings for loading a companion.
+        tokenizer: the learner's tokenizer, which is compared with that of the earlier run.
 
     Raises:
-        UserError: the folder holds no finished language run; its designer is of another kind or
-            shape, or was trained on another tokenizer; the learner is of another width and there is
-            no companion.
+        UserError: the folder holds no finished language run, its designer is of another kind or
+            shape or was trained with another tokenizer, or the learner has another width and there
+            is no companion.
     """
     if not isinstance(section, TransferableArm) or section.init_from is None:
         return designer_of(section, site)
@@ -103,15 +103,15 @@ def designer_for(
     designer = section.build(site)
     if isinstance(designer, HiddenDesigner) and vocabulary > len(designer.embedding):
         missing = vocabulary - len(designer.embedding)
-        # Models of one tokenizer pad their vocabularies to unlike sizes; rows beyond the tokenizer
-        # mean nothing.
+        # Models with the same tokenizer pad their vocabularies to different sizes; rows beyond the
+        # tokenizer are unused.
         designer.embedding = nn.functional.pad(designer.embedding.detach(), (0, 0, 0, missing))
     _restore(designer, section, folder)
     return TransferredDesigner(designer, frozen=section.frozen, companion=companion)
 
 
 def _saved(folder: Path) -> LanguageArm:
-    """The keys of the designer of a finished run."""
+    """The designer's keys in the recipe of a finished run."""
     try:
         saved = read_run(folder)
     except UserError as error:
@@ -165,7 +165,7 @@ def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> Cau
 
 
 def _restore(designer: Scored, section: TransferableArm, folder: Path) -> None:
-    """Loads the saved designer, if the learner makes a network of its shape."""
+    """Loads the saved designer's state; ``UserError`` if the network's shape differs."""
     parameter, axis, size = section.learner_size
     own = designer.network.state_dict()[parameter].shape[axis]
     state = designer_state(folder)

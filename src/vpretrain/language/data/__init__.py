@@ -1,1 +1,1 @@
-"""From files to packed rows of tokens."""
+"""Reading files into rows, and rows into packed batches of tokens."""

@@ -1,4 +1,4 @@
-"""Documents laid out in rows as tensors: packed into windows, or one a row and padded."""
+"""Batches of documents as tensors: packed into windows, or one document a row with padding."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from torch import Tensor
 from vpretrain.language.data.rows import Document
 
 LossMean = Literal["token", "example"]
-"""What a loss is a mean over: the predicted tokens of a batch, or its examples, each with the mean
-over its own (eq. 37, 38)."""
+"""Mean of a loss: over the predicted tokens of a batch, or over its examples (documents), each with
+the mean over its own predicted tokens (eq. 37, 38)."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Documents laid out in rows of equal length, B x T.
+    """A batch of documents in B rows of T tokens.
 
-    A model isolates documents by the position ids alone: ``transformers`` starts a new document
-    wherever they do not go up by one, but only in a call without an attention mask and with
+    A model separates documents by their position ids alone: ``transformers`` starts a new document
+    wherever they do not increase by one, but only in a call without an attention mask and with
     ``use_cache=False``, and with flash attention 2 only if there is one row. Padding is always at
-    the end of a row, where causal attention keeps it from being seen.
+    the end of a row, where causal attention hides it from the tokens before.
 
-    ``predicted`` speaks of targets: what position t predicts is at t + 1, so that with the logits
-    of a model the loss is over ``logits[:, :-1][predicted[:, 1:]]`` and ``input_ids[predicted]``.
+    ``predicted`` marks targets, not inputs: position t predicts the token at t + 1, so the loss is
+    taken over ``logits[:, :-1][predicted[:, 1:]]`` and ``input_ids[predicted]``.
 
     Args:
         input_ids: [B, T] int64 token ids.
         predicted: [B, T] bool; True where the token AT this position counts in the loss and is
             predicted from those before it in its document: never at the first token of a document,
             nor on padding.
-        position_ids: [B, T] int64, from 0 at each document; on padding 0 in a packed batch, and
-            running on in a padded one (see :func:`padded`).
+        position_ids: [B, T] int64, from 0 in each document. On padding they are 0 in a packed batch
+            and keep counting in a padded one (see :func:`padded`).
         document: [B, T] int64 index into ``documents``; -1 on padding.
-        documents: the documents, in the order of rows and within them.
-        loss_mean: what the learner's loss on it is a mean over.
+        documents: the documents, row by row.
+        loss_mean: mean of the learner's loss on this batch.
     """
 
     input_ids: Tensor
@@ -51,19 +51,19 @@ class TokenBatch:
 
     @property
     def weight(self) -> int:
-        """How many things the loss is a mean over: predicted tokens, or examples."""
+        """Number of predicted tokens or of examples (see ``loss_mean``) that the loss averages."""
         if self.loss_mean == "token":
             return self.predicted_tokens
         return len(self.document[self.predicted].unique())
 
     @property
     def predicted_tokens(self) -> int:
-        """Tokens that count in the loss, in this batch (local under data parallelism)."""
+        """Number of tokens that count in the loss (local under data parallelism)."""
         return int(self.predicted.sum())
 
     @property
     def tokens(self) -> int:
-        """Tokens that are not padding, in this batch (local under data parallelism)."""
+        """Number of tokens that are not padding (local under data parallelism)."""
         return int((self.document >= 0).sum())
 
     def to(self, device: torch.device | str) -> TokenBatch:
@@ -71,7 +71,7 @@ class TokenBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits (SHA-256 of shape, ids, mask): proof of the same batch."""
+        """SHA-256 of shape, ids and loss mask, cut to 16 hexadecimal digits; identifies a batch."""
         sha = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
         for tensor in (self.input_ids, self.predicted):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -79,10 +79,10 @@ class TokenBatch:
 
 
 def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
-    """One document a row, padded at the right to the longest (for feedback and evaluation).
+    """A batch of one document a row, right-padded to the longest (for feedback and evaluation).
 
-    Positions run on through the padding, unlike a packed window's: a model then takes each row for
-    one document and needs no mask but the causal one, which already keeps padding from being seen.
+    Unlike in a packed window, position ids keep counting through the padding. A model then takes
+    each row for one document and needs no mask beyond the causal one, which hides the padding.
     """
     if not documents:
         raise ValueError("a batch needs at least one document")
@@ -93,8 +93,8 @@ def padded(documents: Sequence[Document], *, pad_id: int) -> TokenBatch:
 def left_padded(
     prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask (0 on padding) of prompts that all end in the last column,
-    ``[prompts, longest]`` int64."""
+    """Left-padded token ids and attention mask (0 on padding) of prompts, both int64
+    ``[prompts, longest]``."""
     width = max(map(len, prompts))
     ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -102,7 +102,7 @@ def left_padded(
 
 
 def joined(batches: Sequence[TokenBatch], *, pad_id: int, padding_apart: bool) -> TokenBatch:
-    """The rows of all batches as one, as long as the longest; see :func:`laid_out`."""
+    """One batch with the rows of all batches, padded to the longest; see :func:`laid_out`."""
     rows = [
         [batch.documents[at] for at in row.unique().tolist() if at >= 0]
         for batch in batches
@@ -125,10 +125,14 @@ def laid_out(
     padding_apart: bool,
     loss_mean: LossMean = "token",
 ) -> TokenBatch:
-    """Rows of documents as tensors; if ``padding_apart``, each token of padding is a document."""
+    """The batch of rows of documents, each filled up to ``width`` tokens with ``pad_id``.
+
+    Position ids on padding are 0 if ``padding_apart``, and keep counting otherwise. Raises
+    ``ValueError`` if no token is predicted.
+    """
     ids = array("i")
     mask = bytearray()
-    # Index and length: documents, and after each row its padding.
+    # (document index, length) of every document, and (-1, length) of the padding after each row.
     segments: list[tuple[int, int]] = []
     documents: list[Document] = []
     for number, row in enumerate(rows, start=1):
@@ -141,8 +145,8 @@ def laid_out(
         ids.extend(array("i", [pad_id]) * rest)
         mask += bytes(rest)
         segments.append((-1, rest))
-    # Rows are written one behind the other into flat buffers, and the segments' lengths then tell
-    # every position its document and its place in it: no loop over tokens in Python.
+    # Rows are concatenated in flat buffers. The segments' lengths then give the document and the
+    # position of every token without a loop over tokens in Python.
     index, lengths = torch.tensor(segments, dtype=torch.int64).unbind(1)
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).view(len(rows), width)
     document_of = index.repeat_interleave(lengths).view(len(rows), width)
@@ -152,9 +156,9 @@ def laid_out(
     if not predicted.any():
         origins = ", ".join(document.origin for document in documents[:5])
         raise ValueError(f"nothing to predict in this batch: {origins}")
-    # A model starts a document wherever positions do not go up by one. Packed padding at 0
-    # throughout is many documents of one token, which cost attention nothing; a padded row's runs
-    # on, so that the row is one document.
+    # A model starts a document wherever position ids do not increase by one. Padding of a packed
+    # row, at position 0 throughout, is many documents of one token, which cost attention nothing.
+    # In a padded row the positions keep counting, so that the row is one document.
     on_padding = torch.zeros_like(flat) if padding_apart else flat % width
     return TokenBatch(
         torch.frombuffer(ids, dtype=torch.int32).long().view(len(rows), width),

@@ -1,4 +1,5 @@
-"""What a decontaminated stream was checked against, and whether that covers what a run uses."""
+"""Certificates of decontaminated streams: what a stream was checked against, and whether that
+covers the feedback and evaluation rows of a run."""
 
 from __future__ import annotations
 
@@ -21,17 +22,17 @@ SUFFIX = ".decontaminated.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What ``vpretrain decontaminate`` did.
+    """Record of one call of ``vpretrain decontaminate``.
 
     Args:
         stream: the files that were read.
-        against: SHA-256 of every file with protected rows, by its path.
-        columns: those protected; empty for all that hold text.
+        against: SHA-256 of every file of protected rows, by path.
+        columns: the protected columns; empty for all columns with text.
         ngram: words in an n-gram.
-        threshold: least similarity that was removed.
-        rows: rows read.
-        removed: rows taken out.
-        out_bytes: size of what was written, by which a changed file is told.
+        threshold: least similarity of a removed row.
+        rows: number of rows read.
+        removed: number of rows removed.
+        out_bytes: size of the written file, to detect a later change.
         texts: fingerprints of the protected texts, sorted.
     """
 
@@ -46,24 +47,24 @@ class Certificate:
     texts: list[str]
 
     def write(self, stream: Path) -> Path:
-        """Writes it beside the stream, and returns its path."""
+        """Writes the certificate beside the stream and returns its path."""
         path = path_of(stream)
         write_json(path, asdict(self))
         return path
 
 
 def path_of(stream: Path) -> Path:
-    """Where the certificate of a stream is, or would be."""
+    """The path of a stream's certificate, whether or not it exists."""
     return stream.with_name(stream.name + SUFFIX)
 
 
 def fingerprint(text: str) -> str:
-    """64 bits of a text, the same whatever its case, punctuation and layout."""
+    """64-bit hash of a text that ignores case, punctuation and layout."""
     return blake2b(" ".join(words(text)).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def digest(path: Place) -> str:
-    """SHA-256 of a file, as it is stored."""
+    """SHA-256 of a file's stored bytes."""
     sha = sha256()
     with opened(path) as file:
         while block := file.read(2**20):
@@ -72,7 +73,7 @@ def digest(path: Place) -> str:
 
 
 def read(stream: Place) -> Certificate | None:
-    """The certificate of a stream; None where there is none of this file as it is now."""
+    """The certificate of a stream; None if it has none, or was changed since."""
     if isinstance(stream, Remote):
         return None
     try:
@@ -85,12 +86,12 @@ def read(stream: Place) -> Certificate | None:
 def checked_against(stream: Place, rows: Iterable[Row]) -> bool | None:
     """Whether a stream was searched for near-duplicates of these rows.
 
-    A row is covered if the file that it was read from (by its ``origin``; the content counts, not
-    the name) was protected, whatever template its prompt was put into; or if its prompt itself was,
-    read from anywhere (its text, where it has no prompt): a question with another solution is the
-    same leak.
+    A row is covered if the file it was read from (its ``origin``) was protected; files are compared
+    by content, and the template around the prompt does not matter. It is also covered if its
+    question was protected, in any file (its text, if it has no prompt): a question with another
+    solution is the same leak.
 
-    None if the stream was never checked, or changed since.
+    None if the stream was never checked, or was changed since.
     """
     certificate = read(stream)
     if certificate is None:
@@ -111,11 +112,11 @@ class StreamFiles:
     """The files of one source of a stream.
 
     Args:
-        where: dotted recipe key of its rows.
-        pattern: of its files, as ``vpretrain decontaminate`` takes it.
-        files: that it stands for.
-        root: that paths of the recipe start from.
-        unit: what a document of plain text is; None for tables.
+        where: dotted recipe key of the source's rows.
+        pattern: pattern of the files, as an argument of ``vpretrain decontaminate``.
+        files: the files that match the pattern.
+        root: folder that relative paths of the recipe start from.
+        unit: unit of plain text that forms a document; None for tables.
     """
 
     where: str
@@ -126,12 +127,12 @@ class StreamFiles:
 
 
 def unchecked(streams: Iterable[StreamFiles], rows: Iterable[Row]) -> list[Problem]:
-    """A warning for each source that was not checked against all verified and held-out rows, with
-    the command that does it.
+    """Warnings for sources that were not checked against all feedback and evaluation rows, each
+    with the command that does it.
 
     Args:
         streams: the sources that are read from files.
-        rows: those of the feedback and evaluation sets; generated ones are left out.
+        rows: rows of the feedback and evaluation sets; rows that come from no file are ignored.
     """
     rows = list(rows)
     files = {
@@ -161,7 +162,7 @@ def _counted(stream: StreamFiles, covered: Sequence[bool | None]) -> str:
 
 
 def _out(pattern: Path, taken: Collection[str]) -> str:
-    """A name for the file without near-duplicates; files of two sources may be named alike."""
+    """A name for the decontaminated file that is not ``taken`` by another source."""
     folder = pattern.parent.name.strip("*?[]")
     name = pattern.name.partition(".")[0].strip("*?[]-_ ") or folder or "stream"
     names = chain((name, f"{folder}-{name}"), (f"{name}-{number}" for number in count(2)))
@@ -169,7 +170,7 @@ def _out(pattern: Path, taken: Collection[str]) -> str:
 
 
 def _command(stream: StreamFiles, against: Iterable[str], out: str) -> str:
-    """What searches the source, and what then names the file without near-duplicates."""
+    """The command that decontaminates a source, and the override that then names its output."""
     pattern, where = Path(stream.pattern), stream.where
     saved = pattern / "*.arrow" if pattern.is_dir() else pattern
     words = ["vpretrain", "decontaminate", str(saved), "--against", *sorted(against)]

@@ -1,4 +1,4 @@
-"""From the named columns of a table to a row of text, and what is wrong with what they hold."""
+"""Makes a row of text from the columns of a table, and reports unusable cells."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from functools import cached_property
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, kind_of, shortened
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # json lets these through, tokenizers do not
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # lone surrogates: json accepts them, tokenizers do not
 
 
 def template_pieces(template: str) -> list[tuple[str, str | None]]:
-    """A template as literal text, each with the field after it: ``"Q: {q}"`` is ``[("Q: ", "q")]``.
+    """Splits a template into pairs of literal text and the field after it: ``"Q: {q}"`` is
+    ``[("Q: ", "q")]``.
 
-    A field is the name of a column, as it is: nothing in it is looked up or formatted. ``{{`` and
-    ``}}`` are braces.
+    A field is a plain column name, without attribute lookup, conversion or format specification.
+    ``{{`` and ``}}`` are literal braces.
 
     Raises:
-        ValueError: it has no field, or something else than a name stands between braces.
+        ValueError: the template has no field, or braces hold anything but a column name.
     """
     pieces: list[tuple[str, str | None]] = []
     for literal, field, form, conversion in string.Formatter().parse(template):
@@ -44,12 +45,12 @@ def _fields(pieces: list[tuple[str, str | None]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which rows of a table are read.
+    """Keeps or drops rows of a table by the value of one column.
 
     Args:
-        column: whose value decides.
-        values: texts, numbers, true or false.
-        kept: whether rows with one of the values are kept, or all others.
+        column: the column.
+        values: strings, numbers or booleans to compare its value with.
+        kept: if true, only rows with one of the values are kept; else only rows with none of them.
     """
 
     column: str
@@ -57,22 +58,22 @@ class Filter:
     kept: bool
 
     def keeps(self, cells: Mapping[str, object]) -> bool:
-        """Whether a row is read; one without the column is, so that it is reported."""
+        """Whether a row is kept. A row without the column is, so that it is reported later."""
         return self.column not in cells or (cells[self.column] in self.values) == self.kept
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns make a row: ``text``, or ``solution`` with one of ``prompt`` and ``template``.
+    """The columns of a row: ``text``, or ``solution`` with one of ``prompt`` and ``template``.
 
     Args:
-        source: for :attr:`Row.source`.
+        source: the rows' :attr:`Row.source`.
         where: dotted recipe key of the section that names the columns, for messages.
-        text, prompt, solution: columns; see :class:`Row`.
-        template: the prompt with columns between braces.
-        separator: what stands between prompt and solution.
-        instruction: what is written around the prompt, with ``{prompt}`` between; empty: nothing.
-        filters: rows that one of them does not keep are left out.
+        text, prompt, solution: names of columns; see :class:`Row`.
+        template: template of the prompt, with column names in braces.
+        separator: text between prompt and solution.
+        instruction: template around the prompt, with the field ``{prompt}``; empty for none.
+        filters: filters that a row has to pass.
     """
 
     source: str
@@ -86,17 +87,17 @@ class Columns:
     filters: tuple[Filter, ...] = ()
 
     def keeps(self, cells: Mapping[str, object]) -> bool:
-        """Whether a row is read at all."""
+        """Whether a row passes all filters."""
         return all(each.keeps(cells) for each in self.filters)
 
     @cached_property
     def read(self) -> dict[str, str]:
-        """The columns that have to be there, each with the recipe key that names it."""
+        """All required columns, each with the recipe key that names it."""
         return {each.column: f"where.{each.column}" for each in self.filters} | self.named
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """The columns that make a row, each with the recipe key that names it."""
+        """The columns of a row's content, each with the recipe key that names it."""
         roles = {"text": self.text, "prompt": self.prompt, "solution": self.solution}
         fields = dict.fromkeys(_fields(self._pieces), "template")
         return fields | {column: role for role, column in roles.items() if column is not None}
@@ -106,7 +107,7 @@ class Columns:
         return [] if self.template is None else template_pieces(self.template)
 
     def missing(self, there: Collection[str], origin: str) -> Problem | None:
-        """The first named column that is not there, with those that are."""
+        """The problem of the first required column that is not among ``there``, if there is one."""
         column = next((column for column in self.read if column not in there), None)
         if column is None:
             return None
@@ -118,7 +119,7 @@ class Columns:
         return Problem(origin, repr(column), accepted, message)
 
     def row(self, cells: Mapping[str, object], origin: str) -> Row | Problem:
-        """The row that the cells make, or the first thing that is wrong with them."""
+        """The row of these cells, or the first problem with them."""
         if self.filters and (problem := self.missing(cells, origin)):
             return problem
         texts: dict[str, str] = {}
@@ -142,7 +143,7 @@ class Columns:
 
 
 def solved(question: str, prompt: str, solution: str, origin: str, source: str) -> Row:
-    """A row of prompt and solution; its question is kept where the prompt is more than that."""
+    """A row of prompt and solution; its question is stored only if it differs from the prompt."""
     alone = question.strip() == prompt.strip()
     return Row(prompt, solution, origin, source, "" if alone else question)
 

@@ -1,8 +1,9 @@
-"""Takes near-duplicates of protected rows out of a stream, and keeps the pairs for review.
+"""Removes near-duplicates of protected rows from a stream, and keeps the pairs for review.
 
-The stream is read once and never held: rows go in pieces to worker processes and come back in
-order, so that the output is the same for any number of them. Beside it stand the removed rows with
-what they resemble, and a certificate by which training knows what the file was checked against.
+The stream is read once and never held in memory: pieces of it go to worker processes and come back
+in order, so the output does not depend on their number. Beside the output are written the removed
+rows, each with the protected text it resembles, and a certificate that tells training what the file
+was checked against.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ _PROBLEMS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """What was done.
+    """Counts and output files of a decontamination.
 
     Args:
-        rows: rows read from the stream.
-        removed: rows left out of ``out``.
-        report: JSON Lines of the removed rows: ``file``, ``line``, ``similarity``, ``matched``
-            (``file:line``), ``column``, ``text`` and ``protected``, the two texts.
-        out: the rows that were kept.
-        certificate: what they were checked against.
-        protected: distinct texts looked for.
-        unprotected: texts too short, or too much like all others, to be looked for.
+        rows: number of rows read from the stream.
+        removed: number of rows left out of ``out``.
+        report: path of the removed rows, JSON Lines: ``file``, ``line``, ``similarity``,
+            ``matched`` (``file:line``), ``column``, and the two texts, ``text`` and ``protected``.
+        out: path of the kept rows.
+        certificate: path of the certificate.
+        protected: number of distinct texts searched for.
+        unprotected: number of texts too short, or too similar to the others, to be searched for.
     """
 
     rows: int
@@ -54,7 +55,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of one file, each a line of JSON, with their line (parquet: row) numbers."""
+    """Consecutive rows of one file as lines of JSON, with their line (parquet: row) numbers."""
 
     file: Place
     numbers: list[int]
@@ -81,27 +82,28 @@ def decontaminate(
     report: Path | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Summary:
-    """Writes a stream without the rows that are near-duplicates of protected rows, or contain one.
+    """Writes a stream without the rows that contain, or nearly duplicate, a protected row.
 
-    All text of a stream row counts, in whatever column. Files are of any kind that a recipe reads;
-    kept lines of JSON Lines are written byte for byte.
+    The text of all columns of a stream row is searched. Files may be of any kind that a recipe
+    reads; kept rows of JSON Lines are copied byte for byte.
 
     Args:
         stream: files or globs, in the order of the output.
-        against: files or globs with the protected rows: feedback and evaluation sets.
-        out: the JSON Lines file to write. It appears when all is done, or not at all.
-        columns: of the protected rows, each looked for by itself; empty: all that hold text.
-        document: what a row of plain text is.
+        against: files or globs of the protected rows: feedback and evaluation sets.
+        out: the JSON Lines file to write, which appears only once it is complete.
+        columns: columns of the protected rows, each searched for separately; empty for all columns
+            with text.
+        document: unit of plain text that forms a row.
         ngram: words in an n-gram.
-        threshold: least similarity to be removed, in (0, 1].
-        jobs: processes.
-        report: where the removed rows go; None puts them beside ``out``.
-        progress: called with the rows done so far.
+        threshold: least similarity of a removed row, in (0, 1].
+        jobs: number of processes.
+        report: file of the removed rows; None puts it beside ``out``.
+        progress: called with the number of rows done so far.
 
     Raises:
-        UserError: a file, row or column cannot be used, or nothing is left to protect.
+        UserError: a file, row or column cannot be used, or no text can be protected.
     """
-    # an ending that the stream's *.jsonl does not find
+    # .ndjson: a stream given as *.jsonl must not match the report
     report = report or out.with_name(out.name + ".removed.ndjson")
     sources, shields = places(stream, "STREAM"), places(against, "--against")
     _check_apart(sources, shields)
@@ -142,7 +144,7 @@ def _sorted_out(
     report: Path,
     progress: Callable[[int], None],
 ) -> tuple[int, int]:
-    """Writes each row to one of the two files; returns how many there are and are removed."""
+    """Writes each row to ``out`` or ``report``; returns the numbers of all and of removed rows."""
     rows = removed = 0
     with (
         replacing(out) as scratch,
@@ -173,7 +175,7 @@ def _sorted_out(
         if not rows:
             message, accepted = "it holds no rows", "files with a row or more"
             raise user_error("STREAM", message, value=_shown(sources), accepted=accepted)
-        # An earlier certificate must never vouch for this file.
+        # A certificate of an earlier file of this name must not apply to the new one.
         certificate.path_of(out).unlink(missing_ok=True)
     return rows, removed
 
@@ -252,20 +254,20 @@ def _protected_texts(files: Sequence[Place], columns: Sequence[str]) -> Iterator
         raise UserError(*problems)
 
 
-# By place in the piece: the row's text and what it resembles.
+# The rows to remove from a piece, by index: text of the row, and the protected text it resembles.
 Matches = dict[int, tuple[str, Match]]
 
 
 def _screened(
     pieces: Iterable[_Piece], protected: Protected, jobs: int
 ) -> Iterator[tuple[_Piece, Matches]]:
-    """Every piece with the rows to remove from it, in order; two pieces a process are in memory."""
+    """Each piece with its rows to remove, in order; holds two pieces a process in memory."""
     if jobs == 1:
         for piece in pieces:
             yield piece, _usable(_screen(piece, protected))
         return
     waiting: deque[tuple[_Piece, Future[Matches | list[Problem]]]] = deque()
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    context = multiprocessing.get_context("spawn")  # torch may hang after a fork
     with ProcessPoolExecutor(jobs, context, initializer=_set_up, initargs=(protected,)) as pool:
         try:
             for piece in pieces:
@@ -300,7 +302,7 @@ def _screen(piece: _Piece, protected: Protected) -> Matches | list[Problem]:
     return problems or matches
 
 
-_here: Protected  # of a worker process, which is given it once
+_here: Protected  # set once in each worker process by _set_up
 
 
 def _set_up(protected: Protected) -> None:

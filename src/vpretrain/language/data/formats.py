@@ -1,12 +1,10 @@
-"""How evaluations write their rows: a record of named fields becomes a prompt and the solution that
-is expected after it.
+"""Formats: how a record of named fields is written as a prompt and the expected solution.
 
-Feedback rows and evaluation prompts that name the same format are written by the same function. A
-format is never changed: its name carries a version, and another wording is another version beside
-it.
+Feedback rows and evaluation prompts of the same format are written by the same function. A format
+never changes: its name carries a version, and a new wording gets a new version.
 
 Prompt and solution of a format are joined by one space, whatever ``data.separator`` is. ``chat`` is
-the format of conversations: the learner's own chat template writes it once the tokenizer is known.
+the format of conversations, which the learner's chat template writes once the tokenizer is known.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ CHAT = "chat"
 
 @dataclass(frozen=True)
 class Format:
-    """One way of writing rows.
+    """One format of rows.
 
     Args:
-        fields: the record's fields that it reads.
-        prompt: what is shown: needs no field that holds the answer.
-        solution: what is expected after it; ``ValueError``, in words, where the record has none.
-        question: what is asked, without what the format writes around it.
+        fields: the fields of a record that it reads.
+        prompt: writes the prompt; reads no field that holds the answer.
+        solution: writes the expected solution; ``ValueError`` if the record has none.
+        question: returns the question alone, without the format's wording around it.
     """
 
     fields: tuple[str, ...]
@@ -47,7 +45,7 @@ class Format:
 
 
 def text_of(record: Record, field: str) -> str:
-    """A field that has to be text with something in it."""
+    """The stripped text of a field; ``ValueError`` if it holds no text."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{field} holds no text")
@@ -59,8 +57,7 @@ def _of(field: str) -> Callable[[Record], str]:
 
 
 def without_fences(code: str) -> str:
-    """What stands in the Markdown fences of a text (all of it, block after block); the text itself
-    where it has none."""
+    """The contents of all Markdown code blocks of a text, joined; without any, the text itself."""
     code = code.replace("\r\n", "\n")
     blocks = re.findall(
         r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", code, flags=re.DOTALL | re.MULTILINE
@@ -80,7 +77,8 @@ def _gsm8k_solution(record: Record) -> str:
 
 
 def _metamathqa_solution(record: Record) -> str:
-    """As GSM8K writes it; rows end in "The answer is: RESULT", some with "#### RESULT" before."""
+    """The solution in GSM8K's form; rows end in "The answer is: RESULT", some with "#### RESULT"
+    before it."""
     reasoning, mark, answer = text_of(record, "response").rpartition("The answer is:")
     answer = " ".join(answer.split()).removesuffix(".")
     if not mark or not answer:
@@ -161,16 +159,16 @@ FORMATS: Mapping[str, Format] = {
         ("question", "choices", "answer"), _mmlu_prompt, _mmlu_solution, _of("question")
     ),
 }
-"""By name and version."""
+"""Formats by name and version."""
 
 
 @dataclass(frozen=True)
 class FormatColumns(Columns):
-    """The columns that a format reads, in the place of those that a recipe names one by one.
+    """The columns that a format reads, in place of columns named one by one in the recipe.
 
     Args:
         format: one of :data:`FORMATS`.
-        renamed: by the format's field, the column that holds it, where that has another name.
+        renamed: columns by field of the format, for columns with another name than their field.
     """
 
     format: str = ""
@@ -197,13 +195,13 @@ class FormatColumns(Columns):
 
 @dataclass(frozen=True)
 class ChatColumns(Columns):
-    """Conversations: a column of messages, or a prompt and a solution as one turn each.
+    """The columns of a conversation: messages, or a prompt and a solution as one turn each.
 
     Args:
-        messages: column of ``[{"role": ..., "content": ...}, ...]``, the last the assistant's; read
-            where no prompt and solution are named.
-        tools: column of descriptions of tools for the chat template, lists or their JSON; None
-            where the rows have none.
+        messages: column of ``[{"role": ..., "content": ...}, ...]``, which ends with a message of
+            the assistant; read if no prompt and solution are named.
+        tools: column of tool descriptions for the chat template, each a list or its JSON; None if
+            the rows have none.
     """
 
     messages: str = "messages"
@@ -218,7 +216,7 @@ class ChatColumns(Columns):
         if self.solution is not None:
             asked, answer = (_plain(cells.get(name or "")) for name in (self.prompt, self.solution))
             if isinstance(answer, list) and isinstance(asked, str | list):
-                # As data sets of preferences have it: one turn, or all of the conversation again.
+                # As in preference data sets: the answer alone, or the whole conversation again.
                 before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
                 whole = answer if len(answer) > 1 else [*before, *answer]
                 return conversation(whole, origin, self.source)
@@ -245,20 +243,20 @@ class ChatColumns(Columns):
 
 
 def conversation(messages: object, origin: str, source: str, *, tools: Any = None) -> Row | Problem:
-    """The row of a conversation that ends with the assistant's answer, or what is wrong with it.
+    """The row of a conversation that ends with the assistant's answer, or the problem with it.
 
     Args:
-        messages: should be a list of objects with ``role`` and ``content``.
+        messages: a list of objects with ``role`` and ``content``; anything else is a problem.
         origin: see :class:`Row`.
         source: see :class:`Row`.
-        tools: descriptions of tools for the chat template, if there are any.
+        tools: tool descriptions for the chat template, if there are any.
     """
     shape = 'a list of {"role": "user", "content": "text"}, the last the assistant\'s'
     if not isinstance(messages, list | tuple) or not all(map(_is_turn, messages)):
         what = kind_of(messages) if not isinstance(messages, list) else "a list of something else"
         message = f"the messages are {what}: correct the row"
         return Problem(origin, shortened(repr(messages)), shape, message)
-    # Tables fill the keys that a message lacks with null.
+    # Tables fill in null for keys that a message does not have.
     turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
     roles = ", ".join(turn["role"] for turn in turns)
     answer = turns[-1].get("content") if turns else None
@@ -280,5 +278,5 @@ def _is_turn(message: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """A list where a table holds an array of its own kind."""
+    """The value, converted to a list if it is an array (NumPy, Arrow)."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,9 +1,9 @@
-"""How a row is written in tokens: one rule for stream, feedback, evaluation and generation.
+"""How a row is tokenised: one rule for stream, feedback, evaluation and generation.
 
-A pretrained model has met whole texts. Prompt and text are therefore tokenised as one, and what is
-predicted starts where the prompt alone would have ended: ``tokens(prompt) + tokens(text)`` would
-put a boundary where the tokenizer never puts one (a space of its own before a word, say), and cost
-a real model up to 0.1 nats a token.
+A pretrained model was trained on whole texts. Prompt and text are therefore tokenised together, and
+the predicted tokens start where the prompt's own tokens end: ``tokens(prompt) + tokens(text)``
+would put a token boundary where the tokenizer never puts one (a separate space before a word, for
+example), and cost a real model up to 0.1 nats a token.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
     from vpretrain.language.data.rows import Row
 
 ROWS_PER_CALL = 1_000
-"""Of the tokenizer: enough for its threads, little enough to have in memory twice."""
+"""Rows in one call of the tokenizer: enough for its threads, and few enough to hold twice in
+memory."""
 
 
 class Layout:
-    """A tokenizer with the rule by which rows become its tokens.
+    """A tokenizer and the rule by which it turns rows into tokens.
 
     A document is ``begin + tokens(prompt + text) + [end]``. ``begin`` is what the tokenizer itself
-    puts before a text: a BOS, or nothing. The prompt's tokens are those that it has before a word,
-    whatever the text is, so that a prompt to generate from ends as prompts end in training. Where
-    a text begins inside the prompt's last token, that token is predicted.
+    puts before a text: a BOS, or nothing. The prompt's tokens are those it has before a word,
+    whatever the text, so that a prompt for generation ends as prompts do in training. If the text
+    begins inside the prompt's last token, that token is predicted.
 
-    A conversation is written by the tokenizer's chat template, which has its own beginning, and
+    A conversation is written by the tokenizer's chat template, which brings its own beginning, and
     the assistant's last answer is predicted.
 
     Args:
         tokenizer: any ``transformers`` tokenizer with an end token.
-        parse_special_tokens: read control tokens (``<|endoftext|>``) that stand in rows as such;
-            else they are tokenised like any other text.
+        parse_special_tokens: whether control tokens written in rows (``<|endoftext|>``) are read as
+            such; otherwise they are tokenised like any other text.
 
     Attributes:
-        begin: token ids before every document that is no conversation.
-        end: the id of the end token.
+        begin: token ids before every document that is not a conversation.
+        end: id of the end token.
 
     Raises:
         UserError: the tokenizer has no end token.
@@ -63,11 +64,12 @@ class Layout:
         return 1 + max(self.tokenizer.get_vocab().values())
 
     def documents(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[int], int, bool]]:
-        """Of every row: the row, its token ids without the end token, how many of them are given
-        (beginning and prompt), and whether these are all that the prompt has without the text.
+        """Yields for every row: the row, its token ids without the end token, how many of these
+        belong to the beginning and the prompt, and whether these are all tokens of the prompt alone
+        (false if the text begins inside the prompt's last token).
 
         Raises:
-            UserError: a conversation that the chat template cannot write, or does not answer.
+            UserError: the chat template cannot write a conversation, or not its answer.
         """
         for start in range(0, len(rows), ROWS_PER_CALL):
             some = rows[start : start + ROWS_PER_CALL]
@@ -84,23 +86,23 @@ class Layout:
                 yield row, begun, given + len(begun) - len(ids), natural
 
     def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The tokens that each row's text is predicted from; raises as :meth:`documents`."""
+        """Token ids of each row's beginning and prompt; raises like :meth:`documents`."""
         asked = [(prompt, chat) for prompt, _, chat in map(self.written, rows)]
         tokens = self._prompts(asked)
         return [self._begun(ids, chat) for ids, (_, chat) in zip(tokens, asked, strict=True)]
 
     def _begun(self, ids: list[int], chat: bool) -> list[int]:
-        """With the beginning; a chat template, or a text with control tokens, may have one."""
+        """The ids after ``begin``, which a chat template or control tokens may already contain."""
         return ids if chat or ids[: len(self.begin)] == self.begin else [*self.begin, *ids]
 
     def _prompts(self, asked: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """The tokens that prompts have before a word, each with whether it is a chat's.
+        """Token ids of prompts (each with whether a chat template wrote it) as before a word.
 
-        Not the tokens of the prompt alone: tokenizers split white space at the end of a text in
-        another way than before a word. Spaces at the end are left to the text, since they are
-        written into its first word.
+        These are not the tokens of the prompt alone: tokenizers split white space at the end of a
+        text differently than before a word. Trailing spaces are left to the text, since its first
+        word absorbs them.
         """
-        # After a space or a line break a letter begins a word; elsewhere a space does.
+        # A word begins at a letter after white space, and elsewhere at a space.
         begun = [(text if text[-1:].isspace() else f"{text} ", chat) for text, chat in asked]
         one = self._tokens([(f"{text}a", chat) for text, chat in begun])
         if self.tokenizer.is_fast:
@@ -109,7 +111,7 @@ class Layout:
                 for (text, _), (ids, encoding) in zip(begun, one, strict=True)
             ]
         else:
-            # Without offsets, what two different words have in common before them is the prompt.
+            # Without offsets, the prompt is what two tokenisations with different words share.
             other = self._tokens([(f"{text}I", chat) for text, chat in begun])
             pairs = [(a, b) for (a, _), (b, _) in zip(one, other, strict=True)]
             if any(a == b for a, b in pairs):
@@ -121,15 +123,15 @@ class Layout:
         ]
 
     def _without_spaces(self, ids: list[int]) -> list[int]:
-        """Less the tokens at the end that are nothing but spaces, as vocabularies write them."""
+        """The ids without trailing tokens that consist of spaces alone."""
         end = len(ids)
         while end and not self.tokenizer.convert_ids_to_tokens(ids[end - 1]).strip("Ġ▁ "):
             end -= 1
         return ids[:end]
 
     def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[list[int], Any]]:
-        """Token ids of texts, each with whether it is a chat template's, and the encoding that
-        knows their offsets (None without)."""
+        """Token ids of texts (each with whether a chat template wrote it), and the encoding with
+        their offsets (None for a slow tokenizer)."""
         tokens: list[tuple[list[int], Any]] = [([], None)] * len(texts)
         for chat in (False, True):
             places = [at for at, (_, of_chat) in enumerate(texts) if of_chat == chat]
@@ -141,7 +143,7 @@ class Layout:
                 add_special_tokens=False,
                 split_special_tokens=not parse,
                 return_attention_mask=False,
-                verbose=False,  # the caller bounds the length, so that a warning would mislead
+                verbose=False,  # no length warning: the caller bounds the length
             )
             encodings = encoded.encodings if self.tokenizer.is_fast else repeat(None)
             for at, ids, encoding in zip(places, encoded["input_ids"], encodings, strict=False):
@@ -149,15 +151,14 @@ class Layout:
         return tokens
 
     def _spelled(self, ids: list[int], chat: bool) -> list[int]:
-        """Without control tokens, unless they are parsed. A vocabulary that holds their names as
-        words (WordLevel, Unigram) finds them in text all the same: they are spelled in characters.
-        """
+        """The ids with control tokens spelled out in characters, unless they are parsed: a
+        vocabulary that holds their names as words (WordLevel, Unigram) still finds them in text."""
         if chat or self.parse_special_tokens or self._control.keys().isdisjoint(ids):
             return ids
         return list(chain.from_iterable(self._control.get(token, (token,)) for token in ids))
 
     def written(self, row: Row) -> tuple[str, str, bool]:
-        """Prompt and text as they are tokenised, and whether a chat template wrote them."""
+        """Prompt and text to tokenise, and whether a chat template wrote them."""
         if row.conversation is None:
             return row.prompt, row.text, False
         messages, tools = row.conversation["messages"], row.conversation.get("tools")
@@ -177,7 +178,7 @@ class Layout:
             accepted += "rows of prompt and solution without `format: chat`"
             raise user_error(row.origin, message, value=prompt[-80:], accepted=accepted)
         end = self.tokenizer.eos_token
-        # Every document gets the end token, so that one which the template wrote would be two.
+        # Every document gets an end token later; one from the template would be a second.
         ended = answer.rstrip()
         return prompt, ended.removesuffix(end) if ended.endswith(end) else answer, True
 
@@ -187,7 +188,7 @@ class Layout:
             return str(write(list(messages), tokenize=False, **options))
         except UserError:
             raise
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates may raise anything
             message = f"the tokenizer's chat template cannot write this conversation: {error}"
             turns = ", ".join(str(each.get("role")) for each in messages)
             accepted = "roles and an order of turns that the template knows"
@@ -204,7 +205,7 @@ class Layout:
 
 
 def _begin(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by its own convention."""
+    """The ids that the tokenizer itself puts before a text."""
     bare, whole = (
         tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"]
         for added in (False, True)
@@ -216,7 +217,7 @@ def _begin(tokenizer: Any) -> list[int]:
 
 
 def _control_tokens(tokenizer: Any) -> dict[int, tuple[int, ...]]:
-    """Every control token with its name in tokens of single characters."""
+    """Ids of control tokens, each with its name as ids of single characters."""
     added = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
     unknown = tokenizer.unk_token_id
     spelled = {}
@@ -251,7 +252,7 @@ def _no_offsets(tokenizer: Any) -> UserError:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences have in common before they differ."""
+    """Length of the common prefix of two sequences."""
     if b[: len(a)] == a:
         return len(a)
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))

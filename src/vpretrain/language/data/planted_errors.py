@@ -1,4 +1,4 @@
-"""Planted noise: wrong digits in a share of solutions, to measure what steering makes of it."""
+"""Synthetic noise: wrong digits in a fraction of the solutions, to measure its effect on a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from vpretrain.language.data.rows import Row
 
 
 def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[Row]:
-    """One digit of every number is another one in the text of ``fraction`` of the rows."""
+    """The rows; in the text of each, with probability ``fraction``, one digit of every number is
+    replaced by another."""
     rng = random.Random(f"corrupt_digits {seed}")
 
     def wrong(match: re.Match[str]) -> str:

@@ -1,5 +1,4 @@
-"""Documents that were drawn for a step, over all processes, and batches laid out from some of
-them."""
+"""The documents drawn for a step over all processes, and batches made from a selection of them."""
 
 from __future__ import annotations
 
@@ -16,17 +15,18 @@ from vpretrain.system import distributed
 
 @dataclass(frozen=True)
 class Pool:
-    """What all processes drew for a step; the same on all of them.
+    """The documents that all processes drew for a step; the same on every process.
 
     Args:
-        documents: in the order in which a single process would have drawn them.
-        places: of each the rank that drew it, the batch there, and its index in that batch.
-        tokens: of all that was drawn.
-        rows: of all batches.
+        documents: the documents, in the order in which a single process would have drawn them.
+        places: for each drawn document the rank that drew it, its batch there, and its index in
+            that batch.
+        tokens: number of tokens in the drawn documents.
+        rows: number of rows in all batches.
         width: tokens of the longest row, padding included.
         packed: whether a row holds several documents.
-        loss_mean: of the batches.
-        pad_id: what their rows are filled up with: any token, since it is never predicted.
+        loss_mean: mean of the batches' loss.
+        pad_id: padding token; any token will do, since it is never predicted.
     """
 
     documents: list[Document]
@@ -40,7 +40,7 @@ class Pool:
 
     @classmethod
     def gathered(cls, batches: Sequence[TokenBatch], *, packed: bool) -> Pool:
-        """From this process's share of the batches; all of them come here together."""
+        """The pool of all processes, from this process's batches. A collective call."""
         own = [
             [[(at, batch.documents[at]) for at in row] for row in _rows(batch)] for batch in batches
         ]
@@ -61,19 +61,19 @@ class Pool:
         return cls(documents, places, tokens, rows, longest, packed, batches[0].loss_mean)
 
     def joined_by(self, others: Sequence[Document]) -> Pool:
-        """With documents that were drawn before, behind the others; a batch has the size that it
-        had without them."""
+        """The pool with documents of earlier steps appended. ``tokens`` and ``rows`` do not change,
+        and so neither does the size of its batches."""
         return replace(self, documents=[*self.documents, *others])
 
     def ordered(self, values: Sequence[Tensor]) -> Tensor:
-        """Figures of all documents, float64 ``[n]``, from this process's share of them: a tensor a
-        batch."""
+        """Values of all drawn documents, float64 ``[n]`` in the order of ``documents``, from this
+        process's values: one tensor a batch. A collective call."""
         shares = distributed.all_gather_object([of_batch.tolist() for of_batch in values])
         figures = [shares[rank][batch][at] for rank, batch, at in self.places]
         return torch.tensor(figures, dtype=torch.float64)
 
     def own(self, chosen: Sequence[int]) -> dict[int, list[int]]:
-        """Where the chosen documents stand in the batches of this process: indices by batch."""
+        """Indices, by batch, of the chosen documents that this process drew."""
         found: dict[int, list[int]] = {}
         for rank, batch, at in (self.places[place] for place in chosen):
             if rank == distributed.rank():
@@ -81,13 +81,13 @@ class Pool:
         return found
 
     def filled(self, taken: Sequence[int], order: Sequence[int], share: float) -> list[int]:
-        """Those that are taken already, and after them the first of an order until they are a share
-        of what was drawn: as many as the rows of that share, and where rows are packed as many
-        tokens.
+        """Extends ``taken`` with the first documents of ``order`` until they make up ``share`` of
+        what was drawn: at least that share of the rows in documents and, if rows are packed, of
+        the tokens.
 
         Args:
-            taken: distinct.
-            order: others, distinct.
+            taken: distinct indices of documents.
+            order: distinct indices of other documents.
             share: in [0, 1].
         """
         sizes = [len(document.ids) for document in self.documents]
@@ -103,15 +103,16 @@ class Pool:
     def batches(
         self, chosen: Sequence[int], *, count: int, share: float
     ) -> tuple[tuple[TokenBatch, ...], list[int]]:
-        """This process's share of batches of chosen documents, and which of these they hold.
+        """This process's part of batches of chosen documents, and the indices of the documents that
+        the batches of all processes hold.
 
-        Long documents are placed first, each in the row with the most room, so that no row is
-        empty; one that fits nowhere is left out.
+        Longer documents are placed first, each in the row with the most room, so that no row is
+        empty. A document that fits nowhere is left out.
 
         Args:
-            chosen: at least as many documents as there are rows to fill.
-            count: batches.
-            share: of the drawn rows, what these have.
+            chosen: indices of documents, at least as many as there are rows to fill.
+            count: number of batches.
+            share: number of rows, as a fraction of the drawn rows.
         """
         rows: list[list[Document]] = [[] for _ in range(round(share * self.rows))]
         room, kept = [self.width if self.packed else 1] * len(rows), []
@@ -138,5 +139,5 @@ class Pool:
 
 
 def _rows(batch: TokenBatch) -> list[list[int]]:
-    """The documents of each row of a batch, by index."""
+    """The indices of the documents in each row of a batch."""
     return [[at for at in row.unique_consecutive().tolist() if at >= 0] for row in batch.document]

@@ -1,4 +1,4 @@
-"""Rows of files, whatever their kind, as lines of JSON."""
+"""Rows of files of any kind, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vpretrain.system.tables import (
 
 
 def places(patterns: Sequence[str], where: str) -> list[Place]:
-    """The files that names, globs (with braces, as in recipes) and URLs of the flag ``where`` stand
-    for, in their order, each once.
+    """The files that match paths, globs (with braces, as in recipes) and URLs, in order and without
+    repetition. ``where`` is the flag they were given to.
 
     Raises:
-        UserError: with all names that stand for no file.
+        UserError: with all patterns that match no file.
     """
     paths: dict[Place, None] = {}
     problems: list[Problem] = []
@@ -42,15 +42,15 @@ def places(patterns: Sequence[str], where: str) -> list[Place]:
 
 
 def lines(path: Place, document: Unit = "line") -> Iterator[tuple[int, bytes]]:
-    """Every row as a line of JSON, with its number in the file from 1; blank lines are none.
+    """Yields every row as a line of JSON, with its number in the file from 1; skips blank lines.
 
     Args:
-        path: of a file.
-        document: what a row of plain text is.
+        path: a file.
+        document: unit of plain text that forms a row.
 
     Raises:
-        UserError: the file cannot be read, or a row of it; what is wrong with a line of JSON is
-            left to :func:`parsed`.
+        UserError: the file or a row of it cannot be read. Lines of JSON Lines are not parsed here
+            (see :func:`vpretrain.system.tables.parsed`).
     """
     kind = kind_by_name(path) or "jsonl"
     with readable(path, kind, str(path)):
@@ -74,7 +74,7 @@ def _as_json(row: dict[str, Any]) -> bytes:
 
 
 def text_of(value: Any) -> str:
-    """All text in a cell or row, in lists and objects too (messages of a conversation, choices)."""
+    """All strings in a cell or row, nested ones too (messages, choices), joined by line breaks."""
     texts, pending = [], [value]
     while pending:
         part = pending.pop()

@@ -1,4 +1,4 @@
-"""The rows of a recipe, place by place: which are taken, and which are held out."""
+"""Reads the rows of a recipe: which are taken, and which are held out."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _PROBLEMS_SHOWN = 5
 
 
 class Reader:
-    """Reads rows, and remembers what is wrong with them and what the sources held out.
+    """Reads rows, and records their problems and the rows that sources hold out.
 
     Args:
         data: the recipe's section.
 
     Attributes:
-        problems: what a run cannot start with.
-        skipped: what is wrong with rows that ``on_bad_row: skip`` left out: of every place the
-            first five, and how many more there are.
-        unusable: rows that the run would be stopped by, where others of their place can be used.
-        copies: of each source of the stream that is not made up, the rows that are exactly an
-            earlier one of it.
+        problems: problems that prevent a run.
+        skipped: problems of rows that ``on_bad_row: skip`` left out: for every set of rows the
+            first five, and the number of the others.
+        unusable: number of rows that stop the run in sets that have usable rows too.
+        copies: for each source of the stream that is not generated, the number of rows that exactly
+            repeat an earlier row of it.
     """
 
     def __init__(self, data: Data) -> None:
@@ -64,7 +64,7 @@ class Reader:
         self._sources = {source.name: source for source in data.stream}
 
     def stream(self, source: Source, where: str) -> StoredRows:
-        """What a source gives to the stream, laid down on disk; empty where there is a problem."""
+        """The rows of a stream source, stored on disk; empty if there is a problem."""
         kept, digests = StoredRows(source.name), array("q")
         rows = self._kept(source, self._taken(source.rows, source.name, f"{where}.rows"))
         try:
@@ -83,8 +83,8 @@ class Reader:
         return StoredRows(source.name, map(kept.__getitem__, np.sort(first).tolist()))
 
     def rows(self, spec: Rows, name: str, where: str) -> list[Row]:
-        """The rows of any other place (``held_out``: once its source was read), or none where there
-        is a problem."""
+        """The rows of any other set; empty if there is a problem. Read ``held_out`` rows after
+        their source."""
         try:
             return list(_planted(spec, self._taken(spec, name, where)))
         except UserError as error:
@@ -104,11 +104,11 @@ class Reader:
                 yield row
 
     def _taken(self, spec: Rows, name: str, where: str) -> Iterator[Row]:
-        """The rows that ``skip_rows`` and ``rows`` choose among those that can be used.
+        """The rows that ``skip_rows`` and ``rows`` choose among the usable ones.
 
         Raises:
-            UserError: once they are read, if one of them cannot be used and is not to be skipped,
-                or none is left.
+            UserError: after the last row, if one of them was unusable and is not to be skipped, or
+                none is left.
         """
         skip, most = (0, None) if isinstance(spec, _GENERATED) else (spec.skip_rows, spec.rows)
         bad: list[Problem] = []
@@ -194,14 +194,14 @@ class Reader:
 
 
 def _values(where: Where, kind: str) -> tuple[object, ...]:
-    """Of a filter, as a table of this kind holds them: in CSV and TSV there is nothing but text."""
+    """The values of a filter in the types of a table of this kind: strings in CSV and TSV."""
     values = where.one_of or where.none_of or ()
     return tuple(map(str, values) if kind in ("csv", "tsv") else values)
 
 
 def _digest(row: Row) -> int:
-    """64 bits of its content; eight bytes a row are all that looking for copies holds."""
-    content = marshal.dumps((row.prompt, row.text, row.conversation), 2)  # 2: without references
+    """64-bit hash of a row's content: the search for copies holds only these 8 bytes a row."""
+    content = marshal.dumps((row.prompt, row.text, row.conversation), 2)  # 2: no references
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
@@ -227,7 +227,7 @@ def _generated(spec: WordProblems | Chatter, name: str, where: str, separator: s
 
 
 def _planted(spec: Rows, rows: Iterable[Row]) -> Iterable[Row]:
-    """The rows with the noise that is planted for measuring; held-out ones have none."""
+    """The rows, with digits corrupted if the recipe asks for it; ``kind: held_out`` rows never."""
     if isinstance(spec, Table) and spec.corrupt_digits:
         return corrupt_digits(rows, spec.corrupt_digits, seed=0)
     return rows

@@ -1,8 +1,8 @@
-"""Rows of text, and what a tokenizer makes of them: documents.
+"""Rows of text, and documents, which are tokenised rows.
 
-A row is raw text, or a prompt with the solution that is to be predicted. A document is the row in
-tokens, with a mask that says which of them count in the loss (the set ``I(x)`` of eq. 37: the
-prompt does not, raw text does throughout).
+A row is raw text, or a prompt with the solution to predict. A document is a row in tokens, with a
+mask of the tokens that count in the loss (the set ``I(x)`` of eq. 37: no token of the prompt, every
+token of raw text).
 """
 
 from __future__ import annotations
@@ -21,40 +21,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n"
-"""Between prompt and solution where a recipe names none."""
+"""Default separator between prompt and solution."""
 
 SHORTEST_TAIL_TOKENS = 8
-"""From here on the rest of a chunked raw text is kept, end token included: less teaches little."""
+"""Minimum length, end token included, of the last chunk of a raw text: shorter ones teach little.
+"""
 
 
 _PROBLEMS_SHOWN = 5
 
 UNKNOWN_SHARE = 0.01
-"""Of a place's tokens: from here on a person is told."""
+"""Fraction of unknown tokens in a set of rows above which the user is warned."""
 
 
 class Tokens(NamedTuple):
-    """What a row of tokens holds: ids as int32, and a byte each, 1 where it is predicted."""
+    """The content of a tokenised row: int32 ids, and a mask with one byte a token, 1 if it is
+    predicted."""
 
     ids: bytes
     predicted: bytes
 
 
-@dataclass(slots=True)  # frozen ones cost three times as much to make, and a stream makes millions
+@dataclass(slots=True)  # not frozen: that makes creation, of millions of rows, three times slower
 class Row:
-    """One row of text, after its columns were named.
+    """One row of text.
 
     Args:
-        prompt: what is given and never predicted, up to the first character of the text; empty for
-            raw text.
-        text: what is predicted: the raw text, or the solution.
-        origin: where it came from (``stream.jsonl:12``, ``word_problems:12``), for messages and for
-            ``explain``.
-        source: name of the source that it belongs to.
-        question: the prompt before a template or a format was put around it, by which the
-            same rows are recognised; empty where that is the prompt.
-        conversation: ``messages`` (the last the assistant's, which is ``text``), and ``tools`` if
-            there are any, for the tokenizer's chat template; None for text.
+        prompt: the text before the predicted text, separator included; never predicted, and empty
+            for raw text.
+        text: the predicted text: raw text, or the solution.
+        origin: where the row was read (``stream.jsonl:12``, ``word_problems:12``), for messages and
+            for ``explain``.
+        source: name of the row's source.
+        question: the prompt without the template or format around it, by which copies of a row are
+            recognised; empty if it equals the prompt.
+        conversation: ``messages`` (the last one is the assistant's, and its content is ``text``)
+            and optionally ``tools``, for the tokenizer's chat template; None for text.
+        tokens: the row's tokens, if it was tokenised before; None for text.
     """
 
     prompt: str
@@ -71,11 +74,11 @@ class Document:
     """One row, or one chunk of it, in tokens.
 
     Args:
-        ids: token ids of beginning (where the tokenizer has one), prompt, text and end token.
-        predicted: as long as ``ids``, bool or bytes; true where this token counts in the loss. A
-            batch masks the first token, which has nothing before it, even where this is true.
-        origin: as in :class:`Row`; the chunks of one row share it.
-        source: as in :class:`Row`.
+        ids: token ids of beginning (if the tokenizer has one), prompt, text and end token.
+        predicted: bools or bytes, as many as ``ids``; true where the token counts in the loss. A
+            batch masks the first token in any case, since it has no context.
+        origin: see :class:`Row`; the chunks of one row share it.
+        source: see :class:`Row`.
     """
 
     ids: Sequence[int]
@@ -86,20 +89,20 @@ class Document:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What :func:`encode` did to the rows, so that nothing goes missing in silence.
+    """Counts of what :func:`encode` did to the rows, so that nothing is lost silently.
 
     Args:
-        rows: rows that went in.
-        documents: documents that came out.
-        tokens: tokens in them.
-        dropped: rows left out, because the prompt leaves no room for a token of the solution.
-        empty: rows left out, because the tokenizer finds nothing in them that could be predicted.
-        truncated: solutions cut at the right, their end token with it.
+        rows: rows given.
+        documents: documents made.
+        tokens: tokens in these documents.
+        dropped: rows left out because the prompt leaves no room for a token of the solution.
+        empty: rows left out because they have no token to predict.
+        truncated: solutions cut at the right, including their end token.
         chunked: raw texts cut into several documents.
-        tails: chunked raw texts whose rest was shorter than the shortest allowed and left out.
-        capped: rows that were not read, because there were documents enough.
+        tails: chunked raw texts whose last chunk was too short and left out.
+        capped: rows not read because the maximum number of documents was reached.
         merged: rows whose text begins inside the last token of their prompt, which is predicted.
-        unknown: tokens that stand for text which the tokenizer has no tokens for.
+        unknown: unknown tokens (``unk``), which stand for text outside the vocabulary.
     """
 
     rows: int = 0
@@ -115,8 +118,8 @@ class Encoded:
     unknown: int = 0
 
     def losses(self, max_tokens: int) -> list[str]:
-        """What became of rows that are not whole in the documents, in words; ``max_tokens`` as
-        :func:`encode` was given it."""
+        """Messages about rows that are incomplete or missing in the documents; ``max_tokens`` is
+        the argument of :func:`encode`."""
         counts = {
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
@@ -129,8 +132,7 @@ class Encoded:
         return lines
 
     def unfamiliar(self) -> float:
-        """The share of tokens that stand for text which the tokenizer has none for; 0 where it is
-        too small to matter (a name or so)."""
+        """The fraction of unknown tokens, or 0 if it is at most ``UNKNOWN_SHARE``."""
         return self.unknown / self.tokens if self.unknown > UNKNOWN_SHARE * self.tokens else 0.0
 
 
@@ -141,7 +143,7 @@ def encode(
     max_tokens: int | None = None,
     parse_special_tokens: bool = False,
 ) -> tuple[list[Document], Encoded]:
-    """The documents of rows, in their order, and the counts; see :func:`encode_into`."""
+    """The documents of rows, in order, and the counts; see :func:`encode_into`."""
     documents: list[Document] = []
 
     def keep(ids: list[int], predicted: bytes, row: Row) -> None:
@@ -160,27 +162,30 @@ def encode_into(
     shortest_chunk_tokens: int = SHORTEST_TAIL_TOKENS,
     max_documents: int | None = None,
 ) -> Encoded:
-    """Tokenises rows into documents with their loss masks, and hands them on one by one.
+    """Tokenises rows into documents with loss masks, and passes them to ``keep`` one by one.
 
     Args:
-        keep: gets the documents in the order of their rows: ids, a byte for each (1 where it is
-            predicted), and the row. Each has a token to predict after its first.
-        rows: the rows; those without a prompt are raw text. Either all or none are tokens.
-        layout: how they are written in tokens; the end token follows, predicted.
-        max_tokens: the longest document, at least 2 (None: no bound). Longer raw text is cut into
-            chunks, each begun as the text is, the last with the end token; a longer solution is
-            cut at the right, and a row left out whose prompt alone is as long.
-        shortest_chunk_tokens: a shorter rest of a chunked text, end token included, is left out.
-        max_documents: how many are kept, the first ones (None: all); rows after them are not read.
+        keep: called with each document in the order of the rows: ids, a mask with one byte a token
+            (1 if it is predicted), and the row. Every document has a token to predict after its
+            first.
+        rows: the rows; those without a prompt are raw text. Either all or none are tokenised.
+        layout: how rows are tokenised; a predicted end token is added.
+        max_tokens: maximum length of a document, at least 2 (None: no limit). Longer raw text is
+            cut into chunks that all start with the text's beginning, and the last has the end
+            token. A longer solution is cut at the right; a row whose prompt alone is as long is
+            left out.
+        shortest_chunk_tokens: a last chunk shorter than this, end token included, is left out.
+        max_documents: number of documents to keep, from the first (None: all); rows after them are
+            not read.
 
     Raises:
-        UserError: as :meth:`Layout.documents`, and for tokens that the tokenizer does not have.
+        UserError: like :meth:`Layout.documents`, and for ids outside the tokenizer's vocabulary.
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
     count: Counter[str] = Counter()
     unknown = layout.tokenizer.unk_token_id
-    if unknown == layout.end:  # as in GPT-2, whose bytes can spell everything
+    if unknown == layout.end:  # as in GPT-2, whose byte-level BPE has no unknown text
         unknown = None
     tokenised = len(rows) > 0 and rows[0].tokens is not None
     for row, ids, predicted, natural in (_tokenised if tokenised else _written)(rows, layout):
@@ -213,14 +218,14 @@ def encode_into(
 
 
 Encoding = tuple[Row, list[int], bytes, bool]
-"""A row, its ids, a byte for each that is 1 where it is predicted, and whether its text begins
-where the prompt's own tokens end."""
+"""A row, its ids, its loss mask (one byte a token, 1 if it is predicted), and whether its text
+begins where the prompt's own tokens end."""
 
 
 def _written(rows: Sequence[Row], layout: Layout) -> Iterator[Encoding]:
     for row, ids, given, natural in layout.documents(rows):
         ids.append(layout.end)
-        learnable = len(ids) > given + 1  # the end alone is nothing to learn
+        learnable = len(ids) > given + 1  # an end token alone is not worth learning
         given = given if learnable else len(ids)
         yield row, ids, bytes(given) + b"\1" * (len(ids) - given), natural
 
@@ -248,14 +253,14 @@ def _chunks(ids: list[int], given: int, limit: int) -> list[list[int]]:
 
 
 def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """Each of ``rows_a`` that is in ``rows_b`` (read once), with the first such row there, whatever
-    the white space and the case.
+    """Each row of ``rows_a`` that is also in ``rows_b`` (read once), with the first such row there;
+    white space and case are ignored.
 
-    Two rows with prompts are the same if their questions are, whatever was written around them: a
-    feedback question that stands in the stream with another answer is a leak all the same.
-    Otherwise question and text together are compared.
+    Two rows with prompts are the same if their questions are, whatever template is around them: a
+    feedback question in the stream is a leak even with another answer. Otherwise question and text
+    together are compared.
     """
-    # The second set may be a thousand times the first: only what the first asks for is held.
+    # rows_b may be a thousand times larger, so only rows that match rows_a are held in memory.
     in_prompts: dict[str, Row | None] = {_key(row): None for row in rows_a if row.prompt}
     in_raw: dict[str, Row | None] = {_whole(row): None for row in rows_a if row.prompt}
     in_wholes: dict[str, Row | None] = {_whole(row): None for row in rows_a if not row.prompt}
@@ -278,10 +283,10 @@ def overlap(rows_a: Sequence[Row], rows_b: Iterable[Row]) -> list[tuple[Row, Row
 def same_tokens(
     documents_a: Iterable[Document], documents_b: Iterable[Document], special: Set[int]
 ) -> dict[str, str]:
-    """The origin of each of ``documents_a`` that is in ``documents_b`` (read once), with the last
-    such one there.
+    """Origins of ``documents_a`` that are also in ``documents_b`` (read once), each with the origin
+    of the last such document there.
 
-    Two documents are the same if their prompts are, or all of their tokens, special ones apart.
+    Two documents are the same if their prompts or all of their tokens are, without special tokens.
     """
     origins: dict[tuple[int, ...], str] = {}
     for document in documents_a:
@@ -303,17 +308,17 @@ def _token_keys(document: Document, special: Set[int]) -> set[tuple[int, ...]]:
 
 
 def held_out(row: Row, fraction: float, seed: int) -> bool:
-    """Whether a row is in the held-out ``fraction`` of its source: a matter of seed and content.
+    """Whether a row is in the held-out ``fraction`` of its source, decided by seed and content.
 
-    Rows that :func:`overlap` takes for the same because of their prompts (or, without prompts,
-    their texts) are on the same side, wherever they stand and whatever stands around them.
+    Rows that :func:`overlap` finds the same by their questions (or, without prompts, their texts)
+    are either all held out or all kept, in any order and with any template around them.
     """
     key = f"{seed}/{_key(row)}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
 
 
 def asked(row: Row) -> str:
-    """What a row asks, without what a template or a format wrote around it; raw text is itself."""
+    """The question of a row, without the template or format around it; for raw text, the text."""
     return row.question or row.prompt or row.text
 
 

@@ -1,13 +1,13 @@
-"""Near-duplicates of protected texts, in whatever they are embedded.
+"""Near-duplicates of protected texts, also inside longer documents.
 
-A stream document that holds a test question among other text is a leak, and the Jaccard similarity
-of the two is small all the same. So the measure is one-sided (containment, ``|P ∩ W| / |P|``):
-``P`` are the word n-grams of the protected text, ``W`` those of a window of the document. It is
-computed exactly, for few pairs: of every protected text only its rarest n-grams are indexed, and so
-many of them that a document which has none of those cannot reach the threshold (the prefix filter
-of set-similarity joins: Chaudhuri, Ganti and Kaushik, ICDE 2006; Bayardo, Ma and Srikant, WWW
-2007). Unlike MinHash it misses nothing above the threshold, and what a document costs depends
-neither on the length of the stream nor, much, on the number of protected texts.
+A stream document that contains a test question among other text is a leak, although the Jaccard
+similarity of the two is small. The measure is therefore one-sided (containment,
+``|P ∩ W| / |P|``): ``P`` are the word n-grams of the protected text, ``W`` those of a window of the
+document. It is computed exactly, but for few pairs: only the rarest n-grams of each protected text
+are indexed, just enough of them that a document with none of them cannot reach the threshold (the
+prefix filter of set-similarity joins: Chaudhuri, Ganti and Kaushik, ICDE 2006; Bayardo, Ma and
+Srikant, WWW 2007). Unlike MinHash this misses nothing above the threshold. The cost of a document
+does not depend on the length of the stream, and hardly on the number of protected texts.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 NGRAM = 3
-"""Words in an n-gram. Of GSM8K test questions in which a name and a number were changed throughout,
-3-grams find 99.5%, 5-grams at the same threshold 96.9% (``benchmarks/decontamination.py``)."""
+"""Words in an n-gram. Of GSM8K test questions with a name and a number changed throughout, 3-grams
+find 99.5% and 5-grams at the same threshold 96.9% (``benchmarks/decontamination.py``)."""
 
 THRESHOLD = 0.5
-"""Share of a protected text's n-grams from which on a document is its near-duplicate."""
+"""Least fraction of a protected text's n-grams in a document that is its near-duplicate."""
 
 FEWEST_NGRAMS = 8
-"""Fewer common n-grams are no similarity; a text that has fewer is looked for word for word."""
+"""Least number of common n-grams of near-duplicates; of a text with fewer, all have to match."""
 
-# a text needs so many more distinct words than n-grams have: shorter ones stand anywhere by chance
+# A text needs this many more distinct words than an n-gram: shorter ones occur anywhere by chance.
 _EXTRA_WORDS = 2
-# N-grams of more protected texts than both are a template or a category, not a question.
+# N-grams in more protected texts than both limits belong to a template or a category.
 _COMMON_TEXTS, _COMMON_SHARE = 10, 0.001
-# Lengths of the protected text: its sentences may be moved, with other sentences between.
+# In lengths of the protected text: its sentences may be moved, with others in between.
 _WINDOW = 2.0
 
-# Scripts that write no spaces count by character.
+# In scripts without spaces every character is a word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"\d+(?:\.\d+)*|[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_DROPPED = str.maketrans("", "", "'’\u00ad\u200b\u200c\u200d\ufeff")  # these have no width
+_DROPPED = str.maketrans("", "", "'’\u00ad\u200b\u200c\u200d\ufeff")  # apostrophes, zero width
 
 Ngram = tuple[str, ...]
 
 
 def words(text: str) -> list[str]:
-    """What is compared of a text: words and numbers, without case, punctuation and layout."""
+    """The words and numbers of a text, casefolded, without punctuation and layout."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if "," in text:
@@ -59,8 +59,8 @@ class Match:
     """The protected text that a document resembles most.
 
     Args:
-        text: its index.
-        similarity: share of its n-grams that stand in one window of the document; threshold to 1.
+        text: index of the protected text.
+        similarity: fraction of its n-grams in one window of the document, from the threshold to 1.
     """
 
     text: int
@@ -75,11 +75,11 @@ class _Protected:
 
 
 class Protected:
-    """Texts whose near-duplicates are looked for.
+    """Protected texts, indexed to find their near-duplicates.
 
-    N-grams that more than a thousandth of the texts (and more than ten of them) share are those of
-    a template or a category, and do not count, unless the text has fewer than ``FEWEST_NGRAMS``
-    others: then all of its n-grams have to be there.
+    N-grams that occur in more than a thousandth of the texts (and in more than ten) belong to a
+    template or a category and do not count, unless a text has fewer than ``FEWEST_NGRAMS`` others:
+    then all of its n-grams have to match.
 
     Args:
         texts: the protected texts.
@@ -87,7 +87,8 @@ class Protected:
         threshold: least similarity, in (0, 1].
 
     Attributes:
-        unprotected: indices of texts too short to tell from chance, or made of template alone.
+        unprotected: indices of texts that are too short to be found other than by chance, or
+            consist of template n-grams alone.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class Protected:
         first = {of: at for at, of in reversed(list(enumerate(split)))}
         frequency: Counter[Ngram] = Counter()
         for at, text in enumerate(grams):
-            # Copies of a question (several verified solutions each) are no template; those of a
-            # short text, a category, are.
+            # Copies of a question (with several verified solutions) do not make a template; copies
+            # of a short text, such as a category, do.
             if first[split[at]] == at or len(text) < FEWEST_NGRAMS:
                 frequency.update(set(text))
         common = max(_COMMON_TEXTS, math.floor(_COMMON_SHARE * len(texts)))
@@ -117,8 +118,8 @@ class Protected:
             kept = frozenset(text) if short else frozenset(own)
             required = len(kept) if short else max(math.ceil(threshold * len(kept)), FEWEST_NGRAMS)
             self._texts[at] = _Protected(kept, required, round(_WINDOW * (len(text) + ngram - 1)))
-            # Whoever has `required` of them has one of any `len - required + 1`: index the rarest
-            # that many.
+            # A document with `required` of the n-grams has at least one of any
+            # `len(kept) - required + 1` of them, so it is enough to index the rarest that many.
             rarest = sorted(kept, key=lambda gram: (frequency[gram], gram))
             for gram in rarest[: len(kept) - required + 1]:
                 index[gram].append(at)
@@ -129,7 +130,7 @@ class Protected:
         return len(self._texts)
 
     def best(self, document: str) -> Match | None:
-        """The most similar protected text (of equals, the first) from the threshold on, or None."""
+        """The most similar protected text (the first of ties), or None below the threshold."""
         order = self._ngrams(words(document))
         there = set(order)
         candidates = {at for gram in there & self._indexed for at in self._index[gram]}
@@ -149,7 +150,8 @@ class Protected:
 
 
 def _most_in_window(order: Iterable[Ngram], text: _Protected) -> int:
-    """The most distinct n-grams of a text within ``text.window`` consecutive ones of a document."""
+    """The maximum number of distinct n-grams of a text among any ``text.window`` consecutive
+    n-grams of a document."""
     hits = [(at, gram) for at, gram in enumerate(order) if gram in text.ngrams]
     inside: Counter[Ngram] = Counter()
     most = first = 0

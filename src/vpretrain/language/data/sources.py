@@ -1,5 +1,6 @@
-"""Rows from files and hub data sets, one at a time: what cannot be used comes as a problem in the
-place of its row. Files are read as they are, so that a row is named by its ``file:line``.
+"""Rows of files and hub data sets, one at a time; an unusable row is replaced by its problem.
+
+Files are read directly, not through ``datasets``, so that a row can be named by ``file:line``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vpretrain.system.tables import (
     records,
 )
 
-_ROWS_PER_READ = 1_000  # of a hub data set
+_ROWS_PER_READ = 1_000  # rows in a read of a hub data set
 
 Rows = Iterator[Row | Problem]
 
@@ -30,7 +31,7 @@ def table(path: Place, kind: str, columns: Columns) -> Rows:
     ``file:line``, or ``file:row`` where a file has no lines.
 
     Raises:
-        UserError: it cannot be read, is of another kind, or lacks a column.
+        UserError: the file cannot be read, is of another kind, or lacks a column.
     """
 
     def choose(names: Sequence[str]) -> list[str]:
@@ -51,8 +52,8 @@ def table(path: Place, kind: str, columns: Columns) -> Rows:
 
 
 def text(path: Place, source: str, where: str, *, document: Unit) -> Rows:
-    """The raw text of a file (UTF-8), see :func:`vpretrain.system.tables.documents`;
-    ``UserError`` if it cannot be read."""
+    """The raw text of a UTF-8 file (see :func:`vpretrain.system.tables.documents`); ``UserError``
+    if it cannot be read."""
     check_file(path, where)
     with readable(path, "text", f"{where}.path"):
         for number, whole in documents(path, document):
@@ -66,7 +67,7 @@ def hub(spec: Hub, columns: Columns) -> Rows:
     """The rows of a hub data set, in its order, named ``path/split:row`` from 1.
 
     Raises:
-        UserError: it cannot be read, or lacks a column.
+        UserError: the data set cannot be read, or lacks a column.
     """
     import datasets
 
@@ -86,7 +87,7 @@ def hub(spec: Hub, columns: Columns) -> Rows:
                     yield columns.row(cells, f"{spec.path}/{spec.split}:{number}")
     except UserError:
         raise
-    except Exception as error:  # datasets, huggingface_hub and the network raise their own
+    except Exception as error:  # datasets, huggingface_hub and the network have no common base
         hint = ""
         if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0"):
             hint = " (HF_HUB_OFFLINE is set, so only what was cached before is available)"

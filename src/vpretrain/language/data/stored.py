@@ -1,7 +1,7 @@
-"""Rows and documents in a temporary file: a million of either take some ten megabytes of memory.
+"""Rows and documents in temporary files: a million of either takes about ten megabytes of memory.
 
-The files lie where ``tempfile`` puts them (``$TMPDIR``), have no name there, and are gone with the
-object or the process.
+The files are unnamed, in the folder of ``tempfile`` (``$TMPDIR``), and vanish with the object or
+the process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import IO, Any, TypeVar, overload
 from vpretrain.language.data.rows import Document, Row, Tokens
 from vpretrain.system.errors import Fault
 
-_RECORDS_PER_READ = 1_000  # when all are read in order
+_RECORDS_PER_READ = 1_000  # records in a read during iteration
 
 T = TypeVar("T")
 
 
 class _Stored(Sequence[T]):
-    """Records that are appended, and then read in any order; positioned reads, so that a forked
-    process may read too."""
+    """An append-only sequence of records in a temporary file, with random access. It uses
+    positioned reads, so that forked processes can read too."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="vpretrain-", buffering=1 << 20)  # noqa: SIM115
@@ -37,10 +37,10 @@ class _Stored(Sequence[T]):
 
     @abstractmethod
     def _unpacked(self, record: Any) -> T:
-        """The item that a record was made of."""
+        """The item that a record encodes."""
 
     def _lay_down(self, record: tuple[Any, ...]) -> None:
-        """Adds a record; ``Fault`` if the disk is full."""
+        """Appends a record; ``Fault`` if the disk is full."""
         packed = marshal.dumps(record)
         self._flushed = False
         with _room_or_fault():
@@ -69,7 +69,7 @@ class _Stored(Sequence[T]):
         return self._unpacked(marshal.loads(self._bytes(self._ends[index], self._ends[index + 1])))
 
     def _between(self, start: int, stop: int) -> list[T]:
-        """The items from ``start`` to before ``stop``, in one read."""
+        """The items ``start:stop``, in one read."""
         ends = self._ends[start : max(start, stop) + 1]
         block = memoryview(self._bytes(ends[0], ends[-1]))
         records = (block[a - ends[0] : b - ends[0]] for a, b in pairwise(ends))
@@ -84,11 +84,11 @@ class _Stored(Sequence[T]):
 
 
 class StoredRows(_Stored[Row]):
-    """Rows of one source.
+    """Rows of one source, stored on disk.
 
     Args:
-        source: its name.
-        rows: the first ones.
+        source: name of the source.
+        rows: initial rows.
     """
 
     def __init__(self, source: str, rows: Iterable[Row] = ()) -> None:
@@ -97,13 +97,13 @@ class StoredRows(_Stored[Row]):
         self.extend(rows)
 
     def append(self, row: Row) -> None:
-        """Adds a row; ``Fault`` if the disk is full."""
+        """Appends a row; ``Fault`` if the disk is full."""
         tokens = None if row.tokens is None else tuple(row.tokens)
         content = (row.prompt, row.text, row.origin, row.question, row.conversation, tokens)
         self._lay_down(content)
 
     def extend(self, rows: Iterable[Row]) -> None:
-        """Adds rows."""
+        """Appends rows; ``Fault`` if the disk is full."""
         for row in rows:
             self.append(row)
 
@@ -114,10 +114,11 @@ class StoredRows(_Stored[Row]):
 
 
 class StoredDocuments(_Stored[Document]):
-    """Documents of one source, as :func:`vpretrain.language.data.rows.encode_into` makes them.
+    """Documents of one source, stored on disk; :meth:`keep` is the callback of
+    :func:`vpretrain.language.data.rows.encode_into`.
 
     Args:
-        source: its name.
+        source: name of the source.
 
     Attributes:
         lengths: tokens of each document, int32.
@@ -129,7 +130,7 @@ class StoredDocuments(_Stored[Document]):
         self.lengths = array("i")
 
     def keep(self, ids: list[int], predicted: bytes, row: Row) -> None:
-        """Adds a document with a byte for each token, 1 where it is predicted."""
+        """Appends a document; ``predicted`` has one byte a token, 1 if it is predicted."""
         self._lay_down((array("i", ids).tobytes(), predicted, row.origin))
         self.lengths.append(len(ids))
 
@@ -139,7 +140,7 @@ class StoredDocuments(_Stored[Document]):
 
 
 def _closed(file: IO[bytes]) -> None:
-    """What a full disk could not take was said already, and nobody will read it."""
+    """Closes a file; a full disk was already reported, and the lost data will not be read."""
     with suppress(OSError):
         file.close()
 

@@ -1,9 +1,9 @@
-"""Batches without end: the stream (mixed, shuffled, packed), and samples of the feedback set.
+"""Endless batches: the stream (mixed, shuffled, packed), and samples of the feedback set.
 
-Nothing here is drawn from a buffer that is gone after a restart. Each pass over a source is a
-permutation made anew from ``(seed, source, pass)``, and the source of the next document follows
-from how many each has given: the position in the stream is a handful of integers, and resuming is
-exact and takes no skipping.
+There is no shuffle buffer that a restart would lose. Each pass over a source is a permutation
+computed from ``(seed, source, pass)``, and the source of the next document follows from how many
+documents each has given. The position in the stream is thus a handful of integers, and resuming is
+exact without skipping through the data.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Mixture, Order, check_identity, check_parts
 
 LOOKAHEAD_DOCUMENTS = 16
-"""Pending documents that the packer chooses from; the oldest goes first, so that none waits for
-ever."""
+"""Number of pending documents that the packer chooses from. The oldest always goes first, so that
+none waits forever."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Documents that are drawn as one ingredient of the stream.
+    """One source of the stream's mixture.
 
     Args:
-        name: unlike every other source's; seeds the order of its documents.
+        name: unique name, which seeds the order of the documents.
         documents: at least one, each with a token to predict after its first.
-        weight: at least 0, relative to the other sources' weights: the share of DOCUMENTS that are
-            drawn from here. Not of tokens, because then tokenizer and window would decide which
-            documents are seen and in which order. For a share of tokens, divide it by the source's
-            mean document length.
+        weight: share of the DOCUMENTS drawn from this source, at least 0 and relative to the other
+            sources' weights. It is not a share of tokens, because then tokenizer and window would
+            decide which documents are seen and in which order. For a share of tokens, divide it by
+            the source's mean document length.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Source:
 
 
 class CutDocuments(Sequence[Document]):
-    """The documents as far as a window goes, cut when they are read; those of which nothing is left
-    to predict are left out.
+    """Documents truncated, on access, to the length of a window. Documents with no token left to
+    predict are excluded.
 
     Args:
-        documents: of a source.
-        most: tokens of a window.
+        documents: documents of a source.
+        most: maximum number of tokens.
     """
 
     def __init__(self, documents: Sequence[Document], most: int) -> None:
@@ -75,33 +75,33 @@ class Stream(roles.Stream[TokenBatch]):
     """Endless weighted mixture of sources (:class:`~vpretrain.system.sampling.Mixture`), packed
     into [batch_size, window_tokens].
 
-    The sequence of documents is a function of seed and sources alone, and that of windows of these
-    and ``window_tokens``; the batch size only says how many windows make a batch.
+    The sequence of documents depends on seed and sources alone, and the sequence of windows also on
+    ``window_tokens``; the batch size only groups the windows.
 
-    A window is filled with whole documents: the oldest pending one, then of the next
-    ``LOOKAHEAD_DOCUMENTS`` each that still fits, in order; the rest is padding. Without packing it
-    holds one document, and is as long as the longest of its batch.
+    A window is filled with whole documents: the oldest pending one, then each of the next
+    ``LOOKAHEAD_DOCUMENTS`` that still fits, in order; the rest is padding. Without packing it holds
+    one document, and is as long as the longest of its batch.
 
-    Of the windows of a batch, rank r of W lays out r, r + W, r + 2W, ...: the ranks' batches
-    together are the one of a single process, and the position is the same on all of them, so that a
-    run resumes on another number of ranks.
+    Rank r of W gets the windows r, r + W, r + 2W, ... of every batch. The ranks' batches together
+    are the batch of a single process, and the position is the same on all ranks, so that a run can
+    be resumed on another number of ranks.
 
     Args:
         sources: at least one, with distinct names.
         batch_size: windows in a batch over all ranks, at least 1.
         window_tokens: length of a window; no document may be longer
             (``encode(max_tokens=window_tokens)``).
-        seed: of the shuffles.
-        pad_id: token id that fills windows up; it is never predicted.
+        seed: seed of the shuffles.
+        pad_id: token id of the padding, which is never predicted.
         packing: whether a window may hold several documents.
-        rank: which part of every batch this is, from 0.
-        world: how many parts there are.
-        loss_mean: of its batches.
+        rank: rank of this process, from 0.
+        world: number of ranks.
+        loss_mean: mean of the batches' loss.
 
     Raises:
-        UserError: no source, one without documents or with a weight that cannot be, no weight above
-            zero, two of one name, a document that does not fit the window or has nothing to
-            predict, or a batch that the ranks cannot share evenly.
+        UserError: there is no source, a source has no documents or an invalid weight, no weight is
+            above zero, two sources have the same name, a document does not fit the window or has
+            nothing to predict, or the batch size is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -129,9 +129,9 @@ class Stream(roles.Stream[TokenBatch]):
         self.packing, self.loss_mean = packing, loss_mean
         self.rank, self.world = rank, world
         self._sources = list(sources)
-        # As the mixture draws them: source, how many it had given before, which one that is.
+        # As drawn from the mixture: source, position in its order, index of the document.
         self._pending: list[tuple[int, int, int]] = []
-        # Names, weights and lengths stand for the content: hashing every document would read a
+        # Sources are identified by names, weights and lengths: hashing every document would read a
         # stream of millions from disk at each start.
         self._identity = {
             "seed": seed,
@@ -142,10 +142,10 @@ class Stream(roles.Stream[TokenBatch]):
         }
 
     def __next__(self) -> TokenBatch:
-        # Every rank draws all windows and lays out its own: the position is the same on all of
-        # them, and drawing is a matter of a few integers.
+        # Every rank draws all windows and lays out its own, which keeps the position the same on
+        # all of them; drawing costs only a few integers.
         windows = [self._window() for _ in range(self.batch_size)]
-        # Over all windows, not its own: unpacked rows have one width on every rank.
+        # Over the windows of all ranks, so that unpacked rows have the same width on each.
         longest = max(self._lengths[source][place] for (source, _, place), *_ in windows)
         return laid_out(
             [
@@ -160,28 +160,27 @@ class Stream(roles.Stream[TokenBatch]):
 
     @property
     def documents(self) -> int:
-        """How many documents the sources have that are drawn from."""
+        """Number of documents in the sources with a weight above zero."""
         drawn = zip(self._sources, self._lengths, strict=True)
         return sum(len(lengths) for source, lengths in drawn if source.weight)
 
     @property
     def tokens(self) -> int:
-        """How many tokens they have."""
+        """Number of tokens in the sources with a weight above zero."""
         drawn = zip(self._sources, self._lengths, strict=True)
         return sum(sum(lengths) for source, lengths in drawn if source.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position, fit for JSON: what each source has given, and which documents are
-        pending."""
-        # A pending document is known by its place in its source's order; which one that is follows
-        # from the seed, so that a checkpoint holds no text.
+        """The exact position, JSON-serialisable: the documents drawn from each source, and the
+        pending ones."""
+        # A pending document is stored as its position in the source's order. The seed gives the
+        # document, so that a checkpoint holds no text.
         pending = [[source, number] for source, number, _ in self._pending]
         drawn = list(self._mixture.drawn)
         return {"identity": self._identity, "drawn": drawn, "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position; ``UserError`` if it is of another seed, or of other sources, weights
-        or documents."""
+        """Restores a position; ``UserError`` if seed, sources, weights or documents differ."""
         check_identity("data.stream", state["identity"], self._identity)
         self._mixture.drawn = [int(drawn) for drawn in state["drawn"]]
         pending = [(int(source), int(number)) for source, number in state["pending"]]
@@ -189,14 +188,14 @@ class Stream(roles.Stream[TokenBatch]):
         self._pending = [(source, number, orders[source][number]) for source, number in pending]
 
     def _window(self) -> list[tuple[int, int, int]]:
-        """The documents of the next window, oldest first, as in ``_pending``."""
+        """The entries of ``_pending`` that form the next window, oldest first."""
         if not self.packing:
             return [self._mixture.draw()]
         chosen: list[tuple[int, int, int]] = []
         room = self.window_tokens
         at = 0
         while True:
-            # Filled up after every choice: there are always as many documents to choose from.
+            # Refilled after every choice, so that the packer always sees the same number.
             while len(self._pending) < LOOKAHEAD_DOCUMENTS:
                 self._pending.append(self._mixture.draw())
             if at == len(self._pending):
@@ -204,8 +203,8 @@ class Stream(roles.Stream[TokenBatch]):
             source, _, place = self._pending[at]
             length = self._lengths[source][place]
             if length <= room:
-                # Room only shrinks, so that what was passed over cannot fit any more: go on from
-                # here, where the next document moves up to.
+                # Room only shrinks, so documents passed over cannot fit any more: continue at the
+                # same index, which the next document moves to.
                 room -= length
                 chosen.append(self._pending.pop(at))
             else:
@@ -213,10 +212,10 @@ class Stream(roles.Stream[TokenBatch]):
 
 
 class JoinedStreams(roles.Stream[TokenBatch]):
-    """A batch of each stream, one below the other.
+    """Concatenates, row-wise, a batch of each stream.
 
     Args:
-        streams: by name, at least one; of one packing and padding.
+        streams: streams by name, at least one, with the same packing and padding token.
     """
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
@@ -236,17 +235,16 @@ class JoinedStreams(roles.Stream[TokenBatch]):
 
 
 class Sampler:
-    """Endless seeded batches of documents, one document a row: the feedback set.
+    """Endless seeded batches of the feedback set, one document a row.
 
-    In a pass no document comes twice; what is left at its end and does not fill a batch is left out
-    of that pass, so that a batch never holds a document twice either (its halves have to be
-    independent).
+    A pass draws no document twice and drops the documents at its end that do not fill a batch.
+    Hence no batch holds a document twice (its halves have to be independent).
 
     Args:
-        documents: at least ``batch_size``.
+        documents: at least ``batch_size`` documents.
         batch_size: at least 1.
-        seed: of the shuffles.
-        pad_id: fills rows up, and is never predicted.
+        seed: seed of the shuffles.
+        pad_id: token id of the padding, which is never predicted.
         where: dotted recipe key of the documents.
 
     Raises:
@@ -286,9 +284,9 @@ class Sampler:
         return padded(self.draw(), pad_id=self.pad_id)
 
     def draw(self) -> list[Document]:
-        """The documents of the next batch, before they are laid out."""
+        """The documents of the next batch."""
         count = len(self._documents)
-        # A batch never reaches over the end of a pass, where a document could come twice in it.
+        # A batch never spans two passes, where it could hold a document twice.
         epoch, at = divmod(self._batch, count // self.batch_size)
         start = epoch * count + at * self.batch_size
         self._batch += 1
@@ -298,16 +296,15 @@ class Sampler:
         return {"identity": self._identity, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position; ``UserError`` if it is of another seed, batch size or set of
-        documents."""
+        """Restores a position; ``UserError`` if seed, batch size or documents differ."""
         check_identity(self._where, state["identity"], self._identity)
         self._batch = int(state["batch"])
 
 
 def _lengths(source: Source, window_tokens: int) -> Sequence[int]:
-    """Tokens of each document of a source, all of which a stream can take."""
+    """Number of tokens of each document of a source; ``UserError`` if a stream cannot use one."""
     documents, where = source.documents, "data.stream"
-    if isinstance(documents, StoredDocuments):  # checked when they were laid down
+    if isinstance(documents, StoredDocuments):  # checked when they were stored
         lengths = documents.lengths
     else:
         for document in documents:

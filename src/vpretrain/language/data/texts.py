@@ -1,4 +1,4 @@
-"""From the recipe's data section to rows of text; every problem is named before anything trains."""
+"""Reads all rows of a recipe, and reports every problem with them before training."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ _PAIRS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Texts:
-    """All rows of a recipe, before any tokenizer.
+    """All rows of a recipe, before tokenisation.
 
     Args:
-        stream: rows by source name, in the recipe's order; they lie on disk.
+        stream: rows by source name, in the recipe's order, stored on disk.
         feedback: the verified rows of all tasks.
-        tasks: the same by task, with the rejected answers of preferences.
+        tasks: the same rows by task, with the rejected answers of preferences.
         evaluation: the rows of ``evaluate.split``.
-        also: those of ``evaluate.also``, by split.
+        also: the rows of ``evaluate.also``, by split.
         posttraining: the rows of ``posttraining.rows``.
-        skipped: what is wrong with rows that ``data.on_bad_row: skip`` left out.
-        doubts: sources of the stream that were not searched for near-duplicates of the others.
-        copies: rows of each source of the stream that are exactly an earlier one of it.
+        skipped: problems of rows that ``data.on_bad_row: skip`` left out.
+        doubts: warnings about stream sources that were not searched for near-duplicates of feedback
+            and evaluation rows.
+        copies: for each stream source, the number of rows that exactly repeat an earlier one.
     """
 
     stream: dict[str, Sequence[Row]]
@@ -58,11 +59,11 @@ class Texts:
 
 
 def read(recipe: LanguageRecipe) -> Texts:
-    """Reads every source.
+    """Reads all rows of a recipe.
 
     Raises:
-        UserError: with the problems of all sources at once; also when feedback rows stand in the
-            stream or in the rows that are evaluated on, or held-out rows in the stream.
+        UserError: with the problems of all sources at once, including feedback rows that are also
+            in the stream or in the evaluation, and evaluation rows that are also in the stream.
     """
     data, split = recipe.data, recipe.evaluate.split
     reader = Reader(data)
@@ -106,7 +107,7 @@ def read(recipe: LanguageRecipe) -> Texts:
 
 
 def _files(data: Data) -> Iterator[certificate.StreamFiles]:
-    """The files of the stream, source by source; tokens are not searched for near-duplicates."""
+    """The files of each stream source, without tokenised ones: near-duplicates need text."""
     for number, source in enumerate(data.stream):
         rows = source.rows
         if isinstance(rows, TextFiles) or (isinstance(rows, TableFiles) and rows.tokens is None):
@@ -121,7 +122,7 @@ def _files(data: Data) -> Iterator[certificate.StreamFiles]:
 def documents_of(
     source: Source, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[StoredDocuments, Encoded]:
-    """The documents of a source, laid down on disk, and the counts; see :func:`encode_into`."""
+    """The documents of a source, stored on disk, and the counts; see :func:`encode_into`."""
     documents = StoredDocuments(source.name)
     layout = Layout(tokenizer, parse_special_tokens=data.parse_special_tokens)
     counts = encode_into(
@@ -136,8 +137,8 @@ def documents_of(
 
 
 def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str]:
-    """What was left out or cut, in words: for a person to see before the first step. ``counts`` are
-    by ``stream/SOURCE`` and, for feedback and evaluation, by any other name."""
+    """Messages about rows that were left out or cut, to show before the first step. ``counts`` are
+    keyed by ``stream/SOURCE`` and, for feedback and evaluation, by any other name."""
     lines = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
     if texts.skipped:
         lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
@@ -150,13 +151,13 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
 
 
 MOST_PASSES = 4
-"""Up to so many readings of a text are about as good as fresh text (Muennighoff et al. 2023,
+"""Number of passes over a text that are about as good as fresh text (Muennighoff et al. 2023,
 arXiv:2305.16264)."""
 
 
 def repeated(recipe: LanguageRecipe, counts: Mapping[str, Encoded]) -> Iterator[str]:
-    """A warning for each source that the budget reads over and over; nothing where that is in
-    seconds or FLOPs. ``counts`` are those of :func:`notices`."""
+    """Warnings for sources that the budget repeats more than ``MOST_PASSES`` times; none for a
+    budget in seconds or FLOPs. ``counts`` are those of :func:`notices`."""
     data, budget = recipe.data, recipe.budget
     step = data.batch_size * data.window_tokens * recipe.learner.accumulate
     ends = [end for end in (budget.tokens, budget.steps and budget.steps * step) if end]
@@ -176,7 +177,7 @@ def repeated(recipe: LanguageRecipe, counts: Mapping[str, Encoded]) -> Iterator[
 
 
 def unfamiliar(counts: Mapping[str, Encoded]) -> Iterator[str]:
-    """One warning of all sets that the learner's tokenizer has no tokens for."""
+    """One warning that names all sets with many unknown tokens, if there are any."""
     shares = {name: share for name, count in counts.items() if (share := count.unfamiliar())}
     if shares:
         of = ", ".join(f"{share:.0%} of {name}" for name, share in shares.items())
@@ -197,7 +198,8 @@ def _copies(texts: Texts, data: Data) -> Iterator[str]:
 
 
 def _repeated(texts: Texts) -> Iterator[str]:
-    """Copies among verified rows make halves of the feedback agree that share no information."""
+    """Warnings about copies among feedback rows, which make its halves agree without sharing
+    information."""
     for name, task in texts.tasks.items():
         distinct = len({(row.prompt, row.text) for row in task.rows if row.tokens is None})
         rows = sum(row.tokens is None for row in task.rows)
@@ -210,7 +212,7 @@ def _repeated(texts: Texts) -> Iterator[str]:
 
 
 def _few(texts: Texts) -> Iterator[str]:
-    """Sets that are too small to say much, by what docs/choosing.md measured."""
+    """Warnings about sets too small for a verdict, by the measurements in docs/choosing.md."""
     sets = {f"the feedback {name}": len(task.rows) for name, task in texts.tasks.items()}
     if SINGLE in texts.tasks:
         sets = {"the feedback": len(texts.tasks[SINGLE].rows)}
@@ -223,7 +225,7 @@ def _few(texts: Texts) -> Iterator[str]:
 
 
 def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Problem]:
-    """Rows that are good in themselves, but not for what the recipe does with them."""
+    """Problems of settings and valid rows that do not fit each other."""
     data, split, answer = recipe.data, recipe.evaluate.split, recipe.evaluate.answer
     lengths = {
         "window_tokens": data.window_tokens,
@@ -248,7 +250,7 @@ def _misfits(recipe: LanguageRecipe, evaluation: Sequence[Row]) -> Iterator[Prob
 
 
 def _without_text(recipe: LanguageRecipe, stream: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
-    """Rows of tokens in a stream that a tokenizer is to be made from."""
+    """Problems of tokenised rows in a stream that a tokenizer is to be trained on."""
     if recipe.learner.model is not None or recipe.learner.prepare is None:
         return
     for number, (name, rows) in enumerate(stream.items()):
@@ -264,17 +266,17 @@ def refuse_shared(
     others: Mapping[str, Iterable[Document]],
     special: Set[int],
 ) -> None:
-    """Feedback rows that stand in another set too, as tokens in one and as text in the other: what
-    only the tokenizer tells.
+    """Refuses feedback rows that are also in another set, if one of the two sets is tokenised and
+    the other is text, which only shows after tokenisation.
 
     Args:
-        texts: all rows; where none are tokens :func:`read` knew.
-        feedback: its documents.
-        others: documents of the stream and of what is evaluated on.
-        special: tokens that do not count: of beginning, end, padding.
+        texts: all rows; if none are tokenised, :func:`read` has already compared them.
+        feedback: documents of the feedback.
+        others: documents of the stream and of the evaluation, by name.
+        special: ids to ignore in the comparison: beginning, end, padding.
 
     Raises:
-        UserError: with the first such rows.
+        UserError: with the first such rows of each set.
     """
     parts = [*texts.stream.values(), texts.feedback, texts.evaluation, *texts.also.values()]
     if not any(rows and rows[0].tokens is not None for rows in parts):

@@ -1,4 +1,4 @@
-"""Rows that are tokens already, as tokenizers and collators of ``transformers`` leave them."""
+"""Rows that are already tokenised, in the form of ``transformers`` tokenizers and collators."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TokenColumns(Columns):
     """The columns of token ids and of their labels; see :class:`Columns`.
 
     Args:
-        tokens: column of ids.
-        labels: column that repeats them, :data:`IGNORED` where none is predicted; None predicts
-            all.
+        tokens: column of token ids.
+        labels: column of labels (not shifted), :data:`IGNORED` where the token is not predicted;
+            None predicts all tokens.
     """
 
     tokens: str = "input_ids"
@@ -53,7 +53,7 @@ class TokenColumns(Columns):
 
 
 def token_row(ids: Sequence[int], predicted: bytes, origin: str, source: str) -> Row:
-    """A row of tokens; prompt and text are their numbers, by which two of the same are known."""
+    """A tokenised row, whose prompt and text are the ids in decimal, to recognise copies by."""
     first = predicted.index(1)
     prompt, text = (" ".join(map(str, part)) for part in (ids[:first], ids[first:]))
     return Row(prompt, text, origin, source, tokens=Tokens(array("i", ids).tobytes(), predicted))

@@ -1,4 +1,4 @@
-"""The embedded default ``demo-language``: word problems, unrelated text, and their tokenizer.
+"""Data of the embedded default ``demo-language``: word problems, unrelated text, a tokenizer.
 
 A problem is a triple ``(a, op, b)`` shown in one of three forms (story, question and answer,
 drill). Its solution repeats the operation and states the result: ``4 7 + 2 5 = 7 2 .``. Numbers are
@@ -86,8 +86,9 @@ def answer(a: int, op: str, b: int) -> int:
 
 
 def mistaken(a: int, op: str, b: int) -> int:
-    """The result of working digit by digit, without carry or borrow (the smaller digit is taken
-    from the larger): :func:`answer` exactly where neither is needed. ``a``, ``b`` in 0..99."""
+    """The result of computing digit by digit without carry or borrow (the smaller digit is
+    subtracted from the larger). It equals :func:`answer` exactly when neither is needed. ``a`` and
+    ``b`` are in 0..99."""
     (a_tens, a_units), (b_tens, b_units) = divmod(a, 10), divmod(b, 10)
     if op == "+":
         return (a_tens + b_tens) % 10 * 10 + (a_units + b_units) % 10
@@ -106,25 +107,26 @@ def problems(
 ) -> list[dict[str, str]]:
     """``count`` rows ``{"problem", "solution"}`` of one split; a prefix of any longer call.
 
-    Operands are 1..99 with tens digits that leave room (``a + b <= 98``; in ``a - b`` the tens
-    digit of ``a`` is the larger), uniform over the split's triples: 46 percent of them need a carry
-    or a borrow. The stream draws with replacement. Elsewhere no two rows share both triple and
-    form: three rows per triple at most.
+    Operands are 1..99 with restricted tens digits (``a + b <= 98``; in ``a - b`` the tens digit of
+    ``a`` is the larger), uniform over the split's triples: 46 percent of them need a carry or a
+    borrow. The stream draws with replacement. In the other splits no two rows share both triple and
+    form, so there are at most three rows per triple.
 
     Args:
         split: ``stream``, ``feedback``, ``dev`` or ``test``. All but the stream are always clean.
-        count: rows, at least 0; in a clean split at most its (triple, form) pairs, some 2,000.
-        seed: of this split's draws; which triples belong to the split does not depend on it.
-        noise_share: in [0, 1]: the probability that a stream row *which needs a carry or a borrow*
-            shows the :func:`mistaken` result; so 0.46 times this is their share of all stream rows.
-            The errors of a low share are also those of a higher one.
-        random_share: in [0, 1]: the probability that a stream row not made wrong by ``noise_share``
-            has one digit of its result replaced by another.
+        count: number of rows, at least 0; in a clean split at most its number of (triple, form)
+            pairs, about 2,000.
+        seed: seed of this split's draws; the split's triples do not depend on it.
+        noise_share: in [0, 1]: probability that a stream row *that needs a carry or a borrow* shows
+            the :func:`mistaken` result, so that the fraction of all stream rows is 0.46 times this.
+            The errors at a low share are also errors at a higher one.
+        random_share: in [0, 1]: probability that a stream row not made wrong by ``noise_share`` has
+            one digit of its result replaced by another.
         forms: at least one of ``story``, ``question``, ``drill``.
         operations: at least one of ``+`` and ``-``.
 
     Raises:
-        ValueError: an argument out of range, or more distinct rows than the split has.
+        ValueError: an argument is out of range, or the split has fewer distinct rows.
     """
     _check_request(split, count, {"noise_share": noise_share, "random_share": random_share})
     if not forms or not operations:
@@ -157,7 +159,7 @@ def chatter(count: int, *, seed: int) -> list[dict[str, str]]:
 
 
 def vocabulary() -> list[str]:
-    """Every token by its id: the special tokens, the digits, then the words in order."""
+    """All tokens in the order of their ids: special tokens, digits, then words alphabetically."""
     templates = [text for form in _FORMS.values() for texts in form.values() for text in texts]
     words = {word for text in (*templates, *_CHATTER) for word in text.split()}
     words = {word for word in words if not word.startswith("{")} | set("+-=.")
@@ -166,11 +168,11 @@ def vocabulary() -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of :func:`vocabulary` that adds no token of its own.
+    """A word-level tokenizer of :func:`vocabulary` that adds no special tokens.
 
-    Saved next to a model it loads through ``AutoTokenizer`` for most architectures (Llama, GPT-2,
-    Qwen3 among them) but not for Qwen2, whose own tokenizer transformers 5 puts in place of any
-    other in the folder: its byte-level splitting then drops most words in silence.
+    Saved next to a model, it loads through ``AutoTokenizer`` for most architectures (Llama, GPT-2,
+    Qwen3 among them) but not for Qwen2: transformers 5 replaces any tokenizer in the folder by
+    Qwen2's own, whose byte-level splitting silently drops most words.
     """
     pad, eos, unk = SPECIAL_TOKENS
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=unk))
@@ -181,7 +183,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token=eos,
         unk_token=unk,
         clean_up_tokenization_spaces=False,
-        # without token_type_ids, which decoder-only models refuse
+        # no token_type_ids, which decoder-only models do not accept
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -202,15 +204,15 @@ def _check_request(split: str, count: int, shares: Mapping[str, float]) -> None:
 @cache
 def _triples() -> dict[str, list[Triple]]:
     """The triples of every split, in a fixed order."""
-    # Room in the tens digits makes a carry or borrow a matter of the units alone: nearly half of
-    # the problems need one, and the mistaken result is always a plausible two-digit number. A sum
-    # stands for its mirror image too (a <= b here): the two must not end on two sides.
+    # With these tens digits, a carry or borrow depends on the units alone: nearly half of the
+    # problems need one, and the mistaken result is always a plausible two-digit number. A sum also
+    # represents its mirror image (a <= b here), which must be in the same split.
     operands = [(a, b) for a in range(1, 100) for b in range(1, 100)]
     sums = [(a, "+", b) for a, b in operands if a <= b and a // 10 + b // 10 <= 8]
     differences = [(a, "-", b) for a, b in operands if a // 10 > b // 10]
 
     triples: dict[str, list[Triple]] = {split: [] for split in SPLITS}
-    for needs_carry in (True, False):  # apart, so that every split has the same share of them
+    for needs_carry in (True, False):  # separately, so that every split has the same share of them
         group = [t for t in sums + differences if (mistaken(*t) != answer(*t)) == needs_carry]
         group.sort(key=lambda triple: hashlib.sha256("{} {} {}".format(*triple).encode()).digest())
         cuts = [len(group) * percent // 100 for percent in accumulate(SPLITS.values(), initial=0)]
@@ -227,8 +229,7 @@ def _row(
 ) -> dict[str, str]:
     a, op, b = triple
     problem = _fill(rng.choice(_FORMS[form][op]), rng, a=_digits(a), b=_digits(b))
-    # All draws are made whatever the shares, which keeps streams of different noise aligned row by
-    # row.
+    # All draws are made at any share, so that streams of different noise stay aligned row by row.
     systematic, slip = rng.random() < noise_share, rng.random() < random_share
     place, shift = rng.choice((1, 10)), rng.randint(1, 9)
     result = answer(a, op, b)

@@ -1,7 +1,8 @@
-"""Benchmarks: pinned prompts, answers found in what a model wrote, scores with standard errors; run
-by lm-eval.
+"""Benchmarks run by lm-eval: pinned prompts, answers extracted from completions, scores with
+standard errors.
 
-lm-eval (the ``eval`` extra) gives the model's wrapper, batches, filters and standard errors; tasks,
-prompts and rules are our own and versioned (:mod:`~vpretrain.language.evaluation.benchmarks`),
-since its own read the hub and change over time.
+lm-eval (the ``eval`` extra) provides the model wrapper, batching, filters and standard errors.
+Tasks, prompts and extraction are defined and versioned here
+(:mod:`~vpretrain.language.evaluation.benchmarks`), since lm-eval's own tasks read the hub and
+change over time.
 """

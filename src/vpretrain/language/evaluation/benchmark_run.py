@@ -1,5 +1,5 @@
-"""``vpretrain evaluate``: a model (and one to hold it against) on tasks, with everything that it
-wrote kept."""
+"""``vpretrain evaluate``: scores a model (and one to compare it with) on tasks, and keeps all
+completions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def require() -> None:
-    """Asks for the ``eval`` extra.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Raises ``UserError`` unless the ``eval`` extra is installed."""
     missing = [
         name for name in ("lm_eval", "math_verify") if importlib.util.find_spec(name) is None
     ]
@@ -40,11 +36,11 @@ def require() -> None:
 
 
 def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
-    """What tasks and sampling ask for, against what was allowed.
+    """Checks that tasks and sampling are allowed.
 
     Raises:
-        UserError: several greedy samples, or a task that runs what the model wrote without leave or
-            where it cannot be confined.
+        UserError: several samples are greedy, or a task runs generated code without ``code`` or on
+            a system that cannot confine it.
     """
     if sampling.samples > 1 and sampling.temperature == 0:
         raise user_error(
@@ -66,23 +62,24 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
 
 
 def separator_of(name: str) -> str:
-    """What stands between prompt and solution: as a run trained the model, else the default."""
+    """The separator between prompt and solution: that of the run's recipe, if ``name`` is a run's
+    folder, else the default."""
     path = Path(name).expanduser() / "recipe.yaml"
     data = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("data")
     return (data or {}).get("separator", SEPARATOR)
 
 
 def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder, a run's folder, a packaged name or a hub id.
+    """Opens a model and its tokenizer.
 
     Args:
-        name: which; of a run the model that it ended with.
-        where: the argument, for messages.
+        name: a folder, a run's folder (its final model), a packaged name or a hub id.
+        where: name of the argument, for messages.
         dtype: float32, bfloat16 or float16.
-        device: as torch names it.
+        device: name of a torch device.
 
     Raises:
-        UserError: there is no whole causal language model with its tokenizer, or no such device.
+        UserError: there is no complete causal language model with a tokenizer, or no such device.
     """
     import torch
 
@@ -137,27 +134,28 @@ def evaluate(
     device: str,
     out: Path,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores a model on tasks, and another on the same items if one is named.
+    """Scores a model on tasks and, optionally, another model on the same items.
 
-    Writes ``generations-TASK.jsonl`` (every completion) and ``evaluation.json`` into the folder; of
-    the other model, into ``against/``.
+    Writes ``evaluation.json`` and ``generations-TASK.jsonl`` (all completions) into ``out``, and
+    the other model's completions into ``out/against``.
 
     Args:
         model: see :func:`open_model`.
         tasks: see :func:`vpretrain.language.evaluation.scoring.score`.
-        sampling: how completions are drawn.
-        against: the step-0 model, say: differences are model minus this one, item by item.
+        sampling: how completions are sampled.
+        against: the other model, such as that of step 0; differences are ``model`` minus this one,
+            paired by item.
         dtype: see :func:`open_model`.
         device: see :func:`open_model`.
-        out: the folder.
+        out: folder of the results.
 
     Returns:
-        ``{task: {metric: {value, stderr, n, higher_is_better, version, prompt, cut_prompts}}}``;
-        with ``against`` also ``against`` (its value), ``difference``, ``ci95`` and ``p`` of
+        ``{task: {metric: {value, stderr, n, higher_is_better, version, prompt, cut_prompts}}}``.
+        With ``against``, also ``against`` (its value), and ``difference``, ``ci95`` and ``p`` of
         :func:`vpretrain.run.paired_tests.paired_items`.
 
     Raises:
-        UserError: as :func:`open_model` and
+        UserError: see :func:`open_model` and
             :func:`vpretrain.language.evaluation.scoring.score_model`.
     """
     from vpretrain.language.evaluation.scoring import score_model
@@ -181,7 +179,7 @@ def evaluate(
 def tabulate(
     tasks: Tasks, outcomes: Mapping[str, Outcome], base: Mapping[str, Outcome] | None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores as they are printed (see :func:`evaluate`)."""
+    """The table of scores that :func:`evaluate` returns."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for name, outcome in outcomes.items():
         task = tasks[name][0]

@@ -1,8 +1,8 @@
-"""The benchmarks: what a row must hold, the prompt it becomes, how its answer is extracted and
-judged. Pinned by a version.
+"""The benchmarks: required columns, prompt, and how answers are extracted and judged, each with a
+version.
 
-A version is raised with any change of prompt, stop strings, extraction or judgement: scores of
-different versions are not to be compared.
+Any change of prompt, stop strings, extraction or judgement raises the version; scores of different
+versions are not comparable.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Item:
     """One problem.
 
     Args:
-        prompt: what the model is given, whole.
-        expected: the answer: a number, a letter, mathematics; for programs the assertions.
-        choices: continuations of the prompt to choose from by likelihood; empty where the model
-            writes.
-        text: the whole solution, where its likelihood is scored.
+        prompt: the complete prompt.
+        expected: the answer: a number, a letter, or mathematics; for programs, the assertions.
+        choices: continuations of the prompt to choose from by likelihood; empty if the model
+            generates its answer.
+        text: the complete solution, if its likelihood is scored.
         origin: ``file:line`` of the row.
     """
 
@@ -42,13 +42,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the rows are on the Hugging Face hub.
+    """The location of a benchmark on the Hugging Face hub.
 
     Args:
-        path: the data set.
-        name: its configuration; None where it has one, or where each is a part of its own.
-        splits: one; or several, each a part of its own.
-        each_configuration: whether every configuration is a part of its own.
+        path: id of the data set.
+        name: its configuration; None if it has only one, or with ``each_configuration``.
+        splits: the splits; several are reported separately.
+        each_configuration: whether every configuration is reported separately.
     """
 
     path: str
@@ -59,26 +59,25 @@ class Hub:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task.
+    """A benchmark.
 
     Args:
-        name: as on the command line.
-        version: see the module.
-        prompt: the template; ``{fields}`` are what :attr:`fields` makes of a row.
-        columns: what a row must hold, each with a word on it.
-        fields: row -> the fields of the prompt.
-        expected: row -> the answer (:attr:`Item.expected`).
-        extract: how the answer is extracted from a completion, by name (``strict``, ``flexible``);
-            empty for multiple choice.
-        judge: ``(expected, answer) -> right``.
-        choices: continuations of every prompt, of which the likeliest is the answer.
-        stop: a completion ends before the first of these.
-        new_tokens: longest completion.
-        files: where the rows are looked for under the data folder, without ``.jsonl`` or
-            ``.parquet``.
-        hub: where they are on the hub; None where there is no single place.
-        runs_code: whether judging runs what the model wrote.
-        solution: row -> the whole solution, where its likelihood is scored too.
+        name: name on the command line.
+        version: see the module docstring.
+        prompt: template of the prompt, with the fields of :attr:`fields`.
+        columns: required columns of a row, each with a short description.
+        fields: maps a row to the fields of the prompt.
+        expected: maps a row to the answer (:attr:`Item.expected`).
+        extract: functions that extract the answer from a completion, by name (``strict``,
+            ``flexible``); empty for multiple choice.
+        judge: ``(expected, answer) -> bool``, whether the answer is right.
+        choices: continuations of every prompt; the most likely one is the answer.
+        stop: a completion ends before the first of these strings.
+        new_tokens: maximum number of generated tokens.
+        files: paths of the rows in the data folder, without ``.jsonl`` or ``.parquet``.
+        hub: location on the hub; None if there is no single one.
+        runs_code: whether judging executes generated code.
+        solution: maps a row to the complete solution, if its likelihood is scored too.
     """
 
     name: str
@@ -98,10 +97,10 @@ class Benchmark:
     solution: Callable[[Mapping[str, Any]], str] | None = None
 
     def item(self, row: Mapping[str, Any], origin: str) -> Item:
-        """The problem that a row holds.
+        """The problem in a row.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: the row is not one of this task.
+            KeyError, TypeError, ValueError, IndexError: the row does not fit this benchmark.
         """
         text = self.solution(row) if self.solution else ""
         prompt = self.prompt.format_map(self.fields(row))
@@ -225,7 +224,7 @@ MATH = Benchmark(
     new_tokens=1024,
     files=("math/test", "math"),
 )
-OMEGA = Benchmark(  # v1 A.4, extracted as `flexible` does; in and out of distribution apart
+OMEGA = Benchmark(  # v1 A.4 extracts like `flexible`; in and out of distribution are separate parts
     name="omega",
     version=2,
     prompt="Solve the problem step by step, and give nothing as the final answer but one "
@@ -284,19 +283,18 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 def own(
     name: str, *, prompt: str, solution: str, answer: str | None, separator: str = SEPARATOR
 ) -> Benchmark:
-    """A task over a user's rows: the prompt as in training, likelihood and answer of the solution.
+    """A benchmark over a user's rows: prompts as in training, scored by likelihood and answer.
 
-    Strict is the answer as the solution writes it: after ``####``, in a box, after "the answer is",
-    by the given expression, or the whole text if the solution marks none. Flexible is an answer
-    wherever the completion says one.
+    ``strict`` extracts the answer as the solution marks it: by the given expression or, without
+    one, after ``####``, in a box, or after "the answer is", or the whole text if nothing is marked.
+    ``flexible`` also accepts the last number, or the whole text.
 
     Args:
-        name: of the task in results.
+        name: name of the task in results.
         prompt: column of the prompt.
         solution: column of the solution.
-        answer: regular expression with one group that finds the answer in a solution (its last
-            match counts).
-        separator: what stands between prompt and solution.
+        answer: regular expression with one group, whose last match in a solution is the answer.
+        separator: text between prompt and solution.
     """
     marked: Extract = (
         extraction.final_answer

@@ -1,9 +1,9 @@
-"""When two answers are the same: as text, as quantities, as mathematics (math-verify, in a process
+"""Equality of two answers: as text, as quantities, or as mathematics (math-verify, in a process
 that can be killed).
 
-math-verify bounds its time by an alarm signal, which works in the main thread alone and does not
-interrupt arithmetic on huge integers (``9^{9^{9^9}}``). Here it runs in a process of its own with a
-bound on memory, killed when it is late.
+math-verify limits its time by an alarm signal, which only works in the main thread and does not
+interrupt arithmetic on huge integers (``9^{9^{9^9}}``). Here it runs in a separate process with
+limited memory, which is killed if it takes too long.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _PLAIN = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?")
 
 
 def same_text(expected: str, candidate: str) -> bool:
-    """Equal but for case, white space and what :func:`trimmed` takes off."""
+    """Whether answers are equal, ignoring case, white space and what :func:`trimmed` removes."""
     return _folded(expected) == _folded(candidate)
 
 
 def same_quantity(expected: str, candidate: str) -> bool:
-    """Equal as text, or the same number: ``1,234`` is ``1234.0``, ``$18`` is ``18``, ``50%`` is
-    ``50``, ``1/2`` is ``0.5``."""
+    """Whether two answers are equal as text or the same number: ``1,234`` is ``1234.0``, ``$18`` is
+    ``18``, ``50%`` is ``50``, ``1/2`` is ``0.5``."""
     a, b = quantity(expected), quantity(candidate)
     return a == b if a is not None and b is not None else same_text(expected, candidate)
 
 
 def same_mathematics(expected: str, candidate: str) -> bool:
-    r"""Equal as text or plain number, or equivalent to math-verify (``\frac{1}{2}`` is ``0.5``);
-    too slow is not equal."""
+    r"""Whether two answers are equal as text or plain number, or equivalent by math-verify
+    (``\frac{1}{2}`` is ``0.5``); False if that takes too long."""
     if same_text(expected, candidate):
         return True
     if all(_PLAIN.fullmatch(text.strip()) for text in (expected, candidate)) and same_quantity(
@@ -50,8 +50,9 @@ def same_mathematics(expected: str, candidate: str) -> bool:
 
 
 def same_within(expected: str, candidate: str, tolerance: float = 1e-3) -> bool:
-    r"""Equal without LaTeX's wrappers and white space, or decimals and fractions (``\frac{1}{2}``
-    too) that differ by ``tolerance * max(1, |expected|)`` or less (v1 A.4)."""
+    r"""Whether two answers are equal without LaTeX wrappers and white space, or are decimals or
+    fractions (``\frac{1}{2}`` too) that differ by at most ``tolerance * max(1, |expected|)`` (v1
+    A.4)."""
     a, b = _unwrapped(expected), _unwrapped(candidate)
     if a == b:
         return True
@@ -62,7 +63,7 @@ def same_within(expected: str, candidate: str, tolerance: float = 1e-3) -> bool:
 
 
 def quantity(text: str) -> Fraction | None:
-    """The number that a text consists of; None if it is no number."""
+    """The number that a text consists of; None if it is not a number."""
     if not _NUMBER.fullmatch(text := trimmed(text)):
         return None
     digits = re.sub(r"[\s,$%]", "", text).replace("−", "-")
@@ -73,12 +74,11 @@ def quantity(text: str) -> Fraction | None:
 
 
 class Judge:
-    """math-verify in a process of its own, started when it is first asked; safe to ask from any
-    thread.
+    """math-verify in a separate process, started on first use; thread-safe.
 
     Args:
-        seconds: how long one question may take; the process is killed after that and the answer is
-            no.
+        seconds: time limit of one comparison, after which the process is killed and the answers
+            count as different.
     """
 
     STARTING_SECONDS = 60.0
@@ -89,8 +89,7 @@ class Judge:
         self._lock = threading.Lock()
 
     def equivalent(self, expected: str, candidate: str) -> bool:
-        """Whether both are the same mathematics; False where the question fails or takes too
-        long."""
+        """Whether both answers are equivalent; False if the comparison fails or takes too long."""
         with self._lock:
             process = self._running()
             try:
@@ -105,7 +104,7 @@ class Judge:
             return answer == "equal"
 
     def close(self) -> None:
-        """Ends the process; a later question starts another."""
+        """Ends the process; the next comparison starts a new one."""
         with self._lock:
             self._stop()
 
@@ -151,7 +150,7 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 
 
 def _unwrapped(text: str) -> str:
-    """Without LaTeX's wrappers around an answer, and without white space; fractions by a slash."""
+    """An answer without LaTeX wrappers and white space, with fractions written as ``a/b``."""
     text = _FRACTION.sub(r"\1/\2", _WRAPPERS.sub("", trimmed(text)))
     return "".join(trimmed(text.replace("{", "").replace("}", "")).split())
 

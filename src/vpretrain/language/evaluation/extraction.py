@@ -1,9 +1,9 @@
-"""Finding the answer in what a model wrote: strictly, as the prompt asked for it, or flexibly,
-wherever it is said.
+"""Extraction of the answer from a completion: strictly, in the form the prompt asks for, or
+flexibly, wherever it is.
 
-Every function takes the completion and gives the answer as text, or None where there is none. They
-are versioned with the tasks that use them: a change here raises the version of those
-(``tests/language/evaluation/golden`` holds what each must find).
+Every function takes the completion and returns the answer as text, or None if there is none. They
+are versioned with the benchmarks that use them: a change here raises those versions
+(``tests/language/evaluation/golden`` has the expected results).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import textwrap
 import warnings
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-# A minus is a sign only where nothing that could be subtracted from stands before it.
+# A minus is a sign only if nothing before it could be subtracted from.
 NUMBER = rf"(?:(?<![\w)\]])[-−])?\$?(?:{_DIGITS})(?:\s?/\s?\d+(?!\d*\.\d))?\s?%?"
 _NUMBER = re.compile(NUMBER)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -28,20 +28,19 @@ _CODE_STARTS = re.compile(
 
 
 def last_match(text: str, pattern: str | re.Pattern[str]) -> str | None:
-    """The group of the pattern's last match, without white space at its ends."""
+    """The group of the pattern's last match, stripped."""
     matches = re.findall(pattern, text)
     return matches[-1].strip() if matches else None
 
 
 def plain_match(text: str, pattern: str) -> str | None:
-    """The same without any spaces, thousands separators and a final point."""
+    """:func:`last_match` without white space, commas and trailing points."""
     match = last_match(text, pattern)
     return None if match is None else re.sub(r"[\s,]", "", match).rstrip(".")
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the first ``####`` on its line: the mark closes an answer, so that a later one
-    belongs to another."""
+    """The rest of the line after the first ``####``; later ones belong to other answers."""
     match = _HASHES.search(text)
     return (trimmed(match[1]) or None) if match else None
 
@@ -54,8 +53,8 @@ def number_after_hashes(text: str) -> str | None:
 
 
 def boxed(text: str, *, first: bool = False) -> str | None:
-    r"""The content of the last ``\boxed{...}`` whose braces close (or of the first); nested braces
-    belong to it."""
+    r"""The content of the last (or ``first``) ``\boxed{...}`` whose braces are balanced; it may
+    contain nested braces."""
     starts = [match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]
     for start in starts if first else reversed(starts):
         depth = 1
@@ -68,8 +67,7 @@ def boxed(text: str, *, first: bool = False) -> str | None:
 
 
 def stated(text: str) -> str | None:
-    """What the last "the answer is ..." (or "answer: ...") of the text states, to the end of its
-    sentence."""
+    """The rest of the sentence after the last "answer is ..." or "answer: ..."."""
     match = last_match(text, _STATED)
     return None if match is None else trimmed(match) or None
 
@@ -80,19 +78,18 @@ def last_number(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    """Wherever the text marks an answer: ``####``, then the last box, then the last "the answer
-    is"."""
+    """The marked answer: after ``####``, else in the last box, else after the last "answer is"."""
     return after_hashes(text) or boxed(text) or stated(text)
 
 
 def any_number(text: str) -> str | None:
-    """A number where the text marks its answer, else the last number of all."""
+    """The last number of the marked answer, else the last number of the text."""
     answer = final_answer(text)
     return (last_number(answer) if answer is not None else None) or last_number(text)
 
 
 def any_answer(text: str) -> str | None:
-    """What the text marks as its answer, else its last number."""
+    """The marked answer, else the last number of the text."""
     return final_answer(text) or last_number(text)
 
 
@@ -102,8 +99,8 @@ def first_box(text: str) -> str | None:
 
 
 def first_box_or_end(text: str) -> str | None:
-    """The first box; without one what follows the last ``Answer:``; without that the last line that
-    is not empty (v1 A.4)."""
+    """The content of the first box, else the first non-empty line after the last ``Answer:``, else
+    the last non-empty line (v1 A.4)."""
     if (answer := first_box(text)) is not None:
         return answer
     _, _, after = text.rpartition("Answer:")
@@ -112,21 +109,20 @@ def first_box_or_end(text: str) -> str | None:
 
 
 def as_written(text: str) -> str | None:
-    """The completion itself, with no more than blank lines around it taken off; None where it is
-    empty."""
+    """The completion without line breaks at its ends; None if it is blank."""
     return text.strip("\r\n") if text.strip() else None
 
 
 def code(text: str) -> str | None:
-    """Python out of a completion: the first fenced block, or from the first statement as far as it
-    parses.
+    """The Python code of a completion: the first fenced block, or the text from the first statement
+    as far as it parses.
 
-    Prose before and after is dropped; where nothing parses, the text from the first statement on is
-    given as it is.
+    Prose before and after is dropped. If nothing parses, the text from the first statement is
+    returned unchanged.
     """
     before, fence, _ = text.partition("```")
     if text.count("```") == 1 and _CODE_STARTS.search(before):
-        text = before  # the end of a fence that the prompt or nobody opened
+        text = before  # a closing fence that was opened in the prompt, or not at all
     elif fence and (fenced := _FENCE.search(text)):
         return textwrap.dedent(fenced[1]).strip("\r\n") or None
     text = textwrap.dedent(text.expandtabs(4)).replace("```", "")
@@ -138,15 +134,15 @@ def code(text: str) -> str | None:
         if (statements := _statements("\n".join(lines[:end]))) is None:
             continue
         while statements and isinstance(statements[-1], (ast.Expr, ast.AnnAssign)):
-            statements.pop()  # `Done` and `Note: x` are prose, and Python all the same
+            statements.pop()  # prose such as `Done` and `Note: x` is also valid Python
         if statements:
             return "\n".join(lines[: statements[-1].end_lineno])
     return "\n".join(lines)
 
 
 def trimmed(text: str) -> str:
-    """Without what surrounds an answer: spaces, emphasis, mathematics delimiters, a final point,
-    brackets of a letter."""
+    """An answer without surrounding white space, emphasis, math delimiters, final punctuation, and
+    parentheses around a single letter."""
     before = None
     while before != text:
         before = text
@@ -165,7 +161,7 @@ def trimmed(text: str) -> str:
 
 def _statements(program: str) -> list[ast.stmt] | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an escape that Python will not take for ever
+        warnings.simplefilter("ignore")  # invalid escape sequences are deprecated
         try:
             return ast.parse(program).body
         except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""lm-eval's side of an evaluation: its model wrapper, and our benchmarks as its tasks.
+"""lm-eval adapters: its model wrapper, and our benchmarks as its tasks.
 
 Imports lm-eval; see :mod:`vpretrain.language.evaluation.scoring`.
 """
@@ -29,14 +29,14 @@ from vpretrain.language.evaluation.passes import KS, pass_at_k
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """How completions are sampled.
 
     Args:
-        samples: completions of each problem, 1 or more.
-        temperature: 0 is greedy; above it the whole distribution is sampled (no top-k, no top-p).
-        new_tokens: longest completion; None leaves it to the task.
-        batch_size: completions at once.
-        seed: of the sampling; the caller's random state is left as it was.
+        samples: completions of each problem, at least 1.
+        temperature: 0 is greedy; above 0, the full distribution is sampled (no top-k, no top-p).
+        new_tokens: maximum number of generated tokens; None uses the task's own.
+        batch_size: completions in a batch.
+        seed: seed of the sampling; the caller's random state is restored.
     """
 
     samples: int = 1
@@ -47,10 +47,9 @@ class Sampling:
 
 
 class Wrapped(HFLM):
-    """lm-eval's wrapper around a loaded model, for the time of an evaluation; its bars show on a
-    terminal alone.
+    """lm-eval's wrapper around a loaded model, which shows progress bars on a terminal only.
 
-    The tokenizer is a copy: the wrapper gives it a padding token and a side.
+    The tokenizer is copied, since the wrapper sets its padding token and padding side.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
@@ -63,7 +62,7 @@ class Wrapped(HFLM):
         self.layout = Layout(self.tokenizer)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens to generate from: prompts begin and end as they do in training."""
+        """Token ids of prompts, which start and end as in training."""
         return self.layout.prompts([Row(text, "", "", "") for text in texts])
 
     def tok_batch_encode(
@@ -73,15 +72,15 @@ class Wrapped(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Prompts to generate from, padded, with their attention mask; too long ones lose their
-        beginning."""
+        """Left-padded token ids and attention mask of prompts; prompts that are too long are cut at
+        the left."""
         ids = self.prompts(strings)
         if left_truncate_len:
             ids = [each[-left_truncate_len:] for each in ids]
         return left_padded(ids, pad_id=self.tokenizer.pad_token_id)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As lm-eval's: left-padded batches, longest first."""
+        """Completions by lm-eval: left-padded batches, longest first."""
         return super().generate_until(
             requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty()
         )
@@ -93,13 +92,13 @@ class Wrapped(HFLM):
 
 
 class BenchmarkTask(Task):
-    """One of our benchmarks as a task of lm-eval: a filter for each way of finding the answer.
+    """A benchmark as an lm-eval task, with one filter for each way to extract the answer.
 
     Args:
-        name: in the results.
-        benchmark: what is asked.
+        name: name of the task in the results.
+        benchmark: the benchmark.
         items: the problems.
-        sampling: how completions are drawn.
+        sampling: how completions are sampled.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class BenchmarkTask(Task):
             ]
 
     def download(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the rows are here."""
+        """Does nothing: the rows are already loaded."""
 
     def has_training_docs(self) -> bool:
         return False
@@ -139,14 +138,14 @@ class BenchmarkTask(Task):
         return str(doc["expected"])
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Prompts as they are: no few-shot examples, no chat template; in the order of the
-        problems."""
+        """Builds the requests, in the order of the problems, with unchanged prompts: no few-shot
+        examples, no chat template."""
         self._instances = [
             request for doc in self.docs for request in self.construct_requests(doc, doc["prompt"])
         ]
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
-        """One completion (repeated for samples), or the likelihood of each choice."""
+        """One completion request (repeated for samples), or one likelihood request per choice."""
         metadata = (self.config.task, doc["id"], self.sampling.samples if not doc["choices"] else 1)
         if doc["choices"]:
             return [
@@ -162,8 +161,7 @@ class BenchmarkTask(Task):
         return [Instance("generate_until", doc, (ctx, options), 0, metadata)]
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-        """Pass@k of one problem under one filter, or whether the likeliest choice is the right
-        one."""
+        """Pass@k of one problem under one filter, or whether the most likely choice is right."""
         if doc["choices"]:
             likeliest = max(range(len(results)), key=lambda at: results[at][0])
             return {"accuracy": float(doc["choices"][likeliest].strip() == doc["expected"])}
@@ -172,14 +170,14 @@ class BenchmarkTask(Task):
         return {f"pass@{k}": pass_at_k(len(answers), right, k) for k in self.ks}
 
     def right(self, doc: dict[str, Any], answers: Sequence[str | None]) -> list[bool]:
-        """Which of a problem's answers are right; the same answer is judged once."""
+        """Whether each of a problem's answers is right; equal answers are judged once."""
         new = {
             answer
             for answer in answers
             if answer is not None and (doc["id"], answer) not in self.judged
         }
         judge = partial(self.benchmark.judge, doc["expected"])
-        with ThreadPoolExecutor(max_workers=4) as pool:  # judges wait for processes of their own
+        with ThreadPoolExecutor(max_workers=4) as pool:  # judges mostly wait for other processes
             for answer, verdict in zip(new, pool.map(judge, new), strict=True):
                 self.judged[doc["id"], answer] = verdict
         return [answer is not None and self.judged[doc["id"], answer] for answer in answers]
@@ -192,7 +190,7 @@ class BenchmarkTask(Task):
 
 
 class _Found(Filter):
-    """Answers in place of completions."""
+    """An lm-eval filter that replaces completions by their extracted answers."""
 
     def __init__(self, find: Extract) -> None:
         self.find = find

@@ -27,8 +27,8 @@ def negative_log_likelihood(
     :func:`mean_over_tokens`)."""
     totals, counts = torch.zeros(2, len(documents), dtype=torch.float64)
     with evaluating(learner.model):
-        # Longest first: rows of one batch are then of a length, and a batch that is too large fails
-        # at once.
+        # Longest first: the rows of a batch then have similar lengths, and a batch that does not
+        # fit into memory fails at once.
         ordered = sorted(range(len(documents)), key=lambda at: -len(documents[at].ids))
         for chunk in _batches(ordered, batch_size, "measuring the held-out NLL, batches"):
             losses, row = learner.token_losses(
@@ -41,20 +41,19 @@ def negative_log_likelihood(
 
 
 def mean_over_tokens(totals: Tensor, counts: Tensor) -> Score:
-    """Mean over all tokens of a measure that was summed over the tokens of each document; lower is
-    better.
+    """The mean over all tokens of a measure given as a sum for each document; lower is better.
 
-    The standard error is that of a ratio of sums over documents: tokens of one document are not
-    independent.
+    The standard error is that of a ratio of sums over documents, since tokens of one document are
+    not independent.
 
     Args:
-        totals: ``[documents]`` float64, the sum over each document's tokens.
-        counts: ``[documents]`` float64, how many tokens that were.
+        totals: ``[documents]`` float64, sum of the measure over each document's tokens.
+        counts: ``[documents]`` float64, number of tokens of each document.
     """
     value = float(totals.sum() / counts.sum())
     deviation = totals - value * counts
     stderr = float(deviation.square().sum().sqrt() / counts.sum())
-    # Their mean is the mean over tokens.
+    # Scaled so that the mean over items is the mean over tokens.
     items = tuple((totals * len(totals) / counts.sum()).tolist())
     return Score(value, stderr, int(counts.sum()), higher_is_better=False, items=items)
 
@@ -69,9 +68,8 @@ def greedy_exact_match(
     new_tokens: int,
     batch_size: int,
 ) -> Score:
-    """Share of rows whose greedy answer equals the solution's (see
-    :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as they do in
-    training."""
+    """The fraction of rows whose greedy answer equals the solution's (see
+    :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as in training."""
     tokenizer = layout.tokenizer
     right = [0.0] * len(rows)
     with evaluating(learner.model):
@@ -98,7 +96,7 @@ def greedy_exact_match(
 
 
 def _batches(items: Sequence[Any], size: int, name: str) -> Iterator[Sequence[Any]]:
-    """Batches of the items; a measurement that takes long says how far it is."""
+    """Batches of the items, with progress reports if they take long."""
     starts = range(0, len(items), size)
     batches = (items[start : start + size] for start in starts)
     return phase(name, batches, len(starts), first_seconds=EVERY_SECONDS)

@@ -1,5 +1,4 @@
-"""What a run measures while it trains: held-out NLL, greedy answers, and the benchmarks of
-``evaluate.tasks``."""
+"""Evaluation during a run: held-out NLL, greedy answers, and benchmarks (``evaluate.tasks``)."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ from vpretrain.system.sampling import Order
 
 
 def benchmarks_of(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
-    """The problems of ``evaluate.tasks``; the harness is imported only where a recipe asks for
-    it."""
+    """The benchmarks of ``evaluate.tasks`` with their problems, by name; lm-eval is required only
+    if there are any."""
     if not recipe.evaluate.tasks:
         return {}
     from vpretrain.language.evaluation.benchmark_run import require
@@ -41,7 +40,7 @@ def benchmarks_of(recipe: LanguageRecipe) -> dict[str, tuple[Any, list[Any]]]:
 def evaluate(
     recipe: LanguageRecipe, materials: Materials, learner: CausalLearner
 ) -> dict[str, Score]:
-    """The scores of ``evaluate.split``, of ``evaluate.also`` and of ``evaluate.tasks``."""
+    """The scores on ``evaluate.split``, ``evaluate.also`` and ``evaluate.tasks``."""
     section, split = recipe.evaluate, recipe.evaluate.split
     with learner.computing():
         scores = {
@@ -69,14 +68,15 @@ def evaluate(
 
 
 HELD_OUT_ROWS = 256
-"""Rows of ``evaluate.split`` that the one-step probe reads at every draw."""
+"""Number of rows of ``evaluate.split`` that the one-step probe uses if it draws no batch."""
 
 
 def held_out_loss(
     recipe: LanguageRecipe, materials: Materials, learner: CausalLearner, draw: int | None = None
 ) -> Iterator[Tensor]:
-    """Mean NLL of held-out solutions' tokens (eq. 38), summed in float64: what one step moves is
-    little. Of the first rows, or of a random batch: the ``draw``-th."""
+    """Yields scalars that sum to the mean NLL of the tokens of held-out solutions (eq. 38, with the
+    mean over tokens), of the first rows or of the ``draw``-th random batch. They are float64, since
+    one step changes the loss very little."""
     documents = materials.evaluation[:HELD_OUT_ROWS]
     if draw is not None:
         rows, order = materials.evaluation, Order(len(materials.evaluation), f"probe/{recipe.seed}")

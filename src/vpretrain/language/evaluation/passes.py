@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 KS = (1, 2, 4, 8, 16)
-"""The k that are reported, as far as there are samples."""
+"""The values of k that are reported, up to the number of samples."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, hold a correct one:
+    """The probability that k of n samples, drawn without replacement, contain a correct one:
     ``1 - C(n-c, k) / C(n, k)``.
 
-    This estimates Pass@k of a problem without bias (Chen et al., arXiv 2107.03374, eq. 1);
-    ``1 - (1 - c/n)^k`` would be too low. The ratio of binomials is a product of k-free factors, so
-    nothing overflows.
+    This is an unbiased estimate of a problem's Pass@k (Chen et al., arXiv 2107.03374, eq. 1);
+    ``1 - (1 - c/n)^k`` would be too low. The ratio of binomials is computed as the product of
+    ``1 - k/i`` for i from n-c+1 to n, so that nothing overflows.
 
     Args:
-        n: samples drawn, at least 1.
-        correct: how many of them are right, 0 to n.
+        n: number of samples, at least 1.
+        correct: number of correct samples, 0 to n.
         k: 1 to n.
 
     Raises:

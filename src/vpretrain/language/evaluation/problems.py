@@ -1,4 +1,4 @@
-"""A benchmark's rows: from a local JSONL or parquet file, or from the hub."""
+"""Reads a benchmark's rows from a local JSONL or parquet file, or from the hub."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def read(task: Benchmark, root: Path | None, limit: int | None) -> list[Item]:
 
 
 def parts(task: Benchmark, root: Path | None, limit: int | None) -> dict[str, list[Item]]:
-    """The problems of a packaged benchmark, by the name that they have in the results.
+    """The problems of a packaged benchmark, by their name in the results.
 
     Args:
         task: one of :data:`BENCHMARKS`.
-        root: the data folder (``~`` is the home folder); None reads the hub.
-        limit: the first so many of each part; None takes all.
+        root: the data folder (``~`` is expanded); None reads the hub.
+        limit: maximum number of problems of each part, from the start; None takes all.
 
     Returns:
-        One entry of the task's name; or, where every configuration and split is reported by itself,
-        one of each: ``omega/CONFIGURATION/SPLIT``.
+        One entry under the task's name or, if configurations and splits are reported separately,
+        one entry each: ``omega/CONFIGURATION/SPLIT``.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or a row is not one of this task.
+        UserError: there is no such file, it cannot be read, or a row does not fit the benchmark.
     """
     if root is None:
         tables = _from_hub(task)
@@ -58,7 +58,8 @@ def parts(task: Benchmark, root: Path | None, limit: int | None) -> dict[str, li
 
 
 def _folders(task: Benchmark, root: Path) -> dict[str, list[Path]]:
-    """The files of a benchmark's parts, laid out as on the hub: ``TASK/CONFIGURATION/SPLIT*``."""
+    """The files of a benchmark's parts, if they are in folders ``TASK/CONFIGURATION/SPLIT*``, as on
+    the hub."""
     parts: dict[str, list[Path]] = {}
     if task.hub is None or not task.hub.each_configuration:
         return parts
@@ -70,7 +71,7 @@ def _folders(task: Benchmark, root: Path) -> dict[str, list[Path]]:
 
 
 def read_file(task: Benchmark, path: Path, limit: int | None) -> list[Item]:
-    """The same from one file; raises as :func:`read`."""
+    """The problems in one file; raises like :func:`read`."""
     if not path.is_file():
         message = (
             "this is a folder; name a file in it" if path.is_dir() else "there is no such file"
@@ -89,19 +90,19 @@ def chosen(
     answer: str | None,
     separator: str = SEPARATOR,
 ) -> dict[str, tuple[Benchmark, list[Item]]]:
-    """Benchmarks and files that ``--tasks`` names, by the name given, with their problems.
+    """The benchmarks and files named by ``--tasks``, with their problems, by name in the results.
 
     Args:
-        tasks: names and paths, separated by commas.
-        root: see :func:`read`.
-        limit: see :func:`read`.
+        tasks: names of benchmarks and paths of files, separated by commas.
+        root: see :func:`parts`.
+        limit: see :func:`parts`.
         prompt: column of the prompt in files.
         solution: column of the solution in files.
         answer: see :func:`vpretrain.language.evaluation.benchmarks.own`.
-        separator: see the same.
+        separator: see :func:`vpretrain.language.evaluation.benchmarks.own`.
 
     Raises:
-        UserError: an unknown or repeated name, or as :func:`read`.
+        UserError: a name is unknown or repeated, or as in :func:`parts`.
     """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     accepted = f"{', '.join(BENCHMARKS)}, or the path of a {' or '.join(ENDINGS)} file"
@@ -162,7 +163,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _from_hub(task: Benchmark) -> dict[str, Iterator[tuple[str, Mapping[str, Any]]]]:
-    """The rows of each part, by its name in the results."""
+    """The rows of each part on the hub, by the part's name in the results."""
     hub = task.hub
     if hub is None:
         raise user_error(
@@ -180,7 +181,7 @@ def _from_hub(task: Benchmark) -> dict[str, Iterator[tuple[str, Mapping[str, Any
             part = f"/{name}/{split}" if hub.each_configuration else ""
             rows = load_dataset(hub.path, name, split=split)
             parts[task.name + part] = _numbered(rows, hub.path + part)
-    except Exception as error:  # no network, no such data set, a broken cache: each has its own
+    except Exception as error:  # network, missing data set, broken cache: no common base
         reason = " ".join(str(error).split())[:200]
         message = (
             f"{task.name} could not be read from the hub ({reason}); give a folder by --data-root"
@@ -194,7 +195,7 @@ def _numbered(rows: Iterable[Any], where: str) -> Iterator[tuple[str, Mapping[st
 
 
 def _shape(task: Benchmark) -> str:
-    """How a file of the task must look."""
+    """A description of the file that a task needs."""
     columns = ", ".join(f"{column!r} ({meaning})" for column, meaning in task.columns.items())
     names = (
         f" named {task.files[-1]}.jsonl (or {task.files[0]}.jsonl, or .parquet)"

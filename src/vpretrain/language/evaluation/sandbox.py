@@ -1,15 +1,15 @@
-"""Running a program that a model wrote, and judging what it answers.
+"""Runs generated programs in a sandbox and judges them by tests.
 
-Two processes that have nothing in common but one socket: the program's, and that of its tests. The
-tests call the program's functions across the socket and get plain data back, so that neither a
-walk up the stack nor an object that equals everything reaches the verdict.
+The program and its tests run in two processes that share only one socket. The tests call the
+program's functions across the socket and get plain data back, so that a program cannot manipulate
+the verdict, neither by walking up the stack nor with an object that equals everything.
 
-Both are confined: wall-clock and CPU time, memory, size and number of files, no processes or
-threads of their own, an empty folder, an empty environment, no input. Where bubblewrap works they
-also see no file but Python's, no network and no other process. Elsewhere they run as an
-unprivileged user, in a namespace without a network if the system has them; files that this user
-can read they can read. A superuser's program that cannot be made to run as somebody else is
-refused.
+Both processes are confined: limited wall-clock and CPU time, memory, size and number of files, no
+child processes or threads, an empty folder, an empty environment, no input. If bubblewrap works,
+they also see no files but Python's, no network and no other processes. Otherwise they run as an
+unprivileged user, in a namespace without a network if the system supports it, and can read the
+files that this user can read. Under a superuser, programs are refused if they cannot be run as
+another user.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _DRIVER = Path(__file__).with_name("sandbox_driver.py")
 _HOME = "/program"
 _FOLDER_BYTES = 2**26
 _BECOMING_ANOTHER = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-_START_SECONDS = 20.0  # a trial on a busy machine
+_START_SECONDS = 20.0  # enough for the first, empty program on a busy machine
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Resource limits of a process.
 
     Args:
         seconds: wall-clock time.
         memory_bytes: address space.
-        file_bytes: size of a file that it writes.
+        file_bytes: size of each file that it writes.
     """
 
     seconds: float = 10.0
@@ -58,28 +58,24 @@ class Limits:
 
 
 def passes(program: str, limits: Limits = Limits(), *, tests: str = "") -> bool:
-    """Whether a Python program runs past its last statement, and tests of what it defines hold.
+    """Whether a Python program runs to its end and passes its tests.
 
     Args:
-        program: the source. Leaving early, by ``sys.exit(0)`` say, is not passing.
-        limits: what each of both processes may use.
-        tests: statements that raise where the program is wrong. They call its functions and
-            classes; ``list``, ``tuple``, ``set``, ``dict`` and scalars pass as values, everything
-            else as a reference. Names of builtins and of the standard library mean Python's own,
-            unless the tests name nothing else.
+        program: the source. Exiting early, for example by ``sys.exit(0)``, does not pass.
+        limits: limits of each of the two processes.
+        tests: statements that raise if the program is wrong. They call its functions and classes;
+            ``list``, ``tuple``, ``set``, ``dict`` and scalars are passed by value, everything else
+            by reference. Names of builtins and of the standard library are Python's own, unless the
+            tests use no other names.
 
     Raises:
-        UserError: there is no way here to run it without a superuser's rights.
+        UserError: the program could only be run with a superuser's rights.
     """
     return _passes(program, tests, limits, boxed=_bubblewrap_works())
 
 
 def require() -> None:
-    """Says at the start how far programs are confined.
-
-    Raises:
-        UserError: as :func:`passes`.
-    """
+    """Warns if programs are confined without bubblewrap; raises like :func:`passes`."""
     if not _bubblewrap_works():
         passes("")
         log.warning(
@@ -103,7 +99,7 @@ def _passes(program: str, tests: str, limits: Limits, *, boxed: bool) -> bool:
 
 
 def _status(program: str, tests: str, limits: Limits, *, boxed: bool) -> int | None:
-    """How the process of the tests ended; None where the time ran out."""
+    """Exit status of the tests' process; None if it timed out."""
     deadline = time.monotonic() + limits.seconds
     asking, answering = socket.socketpair()
     with (
@@ -113,7 +109,7 @@ def _status(program: str, tests: str, limits: Limits, *, boxed: bool) -> int | N
         _process("tests", tests, asking, limits, boxed=boxed) as judge,
     ):
         asking.close()
-        answering.close()  # so that either process notices the other's end
+        answering.close()  # so that each process notices when the other ends
         try:
             return judge.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -124,7 +120,7 @@ def _status(program: str, tests: str, limits: Limits, *, boxed: bool) -> int | N
 def _process(
     role: str, source: str, line: socket.socket, limits: Limits, *, boxed: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One of both processes, ended with all that it started when the block is left."""
+    """One of the two processes, killed with its process group at the end of the block."""
     job = {"role": role, "source": source, "line": line.fileno(), "boxed": boxed, **vars(limits)}
     with (
         tempfile.TemporaryFile() as given,
@@ -153,17 +149,17 @@ def _process(
 
 @functools.cache
 def _bubblewrap_works() -> bool:
-    """Whether a program runs in bubblewrap's box here; containers often forbid it."""
+    """Whether bubblewrap works here; containers often forbid it."""
     if shutil.which("bwrap") is None:
         return False
     return _status("", "", Limits(seconds=_START_SECONDS), boxed=True) == PASSED
 
 
 def _box() -> list[str]:
-    """The command line of a box that holds Python, an empty folder, and nothing else.
+    """The bubblewrap command line of a sandbox with only Python and an empty folder.
 
-    An ordinary user needs a namespace of users to make one. A superuser does not, and the driver
-    becomes a real other user in it: limits on processes do not bind user 0 under another name.
+    An ordinary user needs a user namespace for it. A superuser does not, and the driver switches to
+    a real other user inside: process limits do not apply to user 0, even under another name.
     """
     command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--die-with-parent"]
@@ -172,7 +168,7 @@ def _box() -> list[str]:
     command += ["--size", str(_FOLDER_BYTES), "--tmpfs", _HOME]
     libraries = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
     for place in (*libraries, sys.base_prefix, sys.prefix, str(_DRIVER)):
-        # Parents that others may enter, also of a Python in a private home.
+        # Parent folders that other users may enter, also for a Python in a private home.
         for parent in [*Path(place).parents][-2::-1]:
             command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind-try", place, place]

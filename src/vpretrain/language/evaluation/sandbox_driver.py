@@ -1,8 +1,8 @@
-"""The two processes behind :func:`vpretrain.language.evaluation.sandbox.passes`; imports nothing of
-vpretrain, to start soon.
+"""The two processes behind :func:`vpretrain.language.evaluation.sandbox.passes`; it imports nothing
+from vpretrain, so that it starts quickly.
 
-The program's process answers ``[operation, object, arguments]``, a line of JSON each; the tests'
-process asks. Whatever the program makes of its own process, data is all that it can send.
+The tests' process sends requests ``[operation, object, arguments]``, one line of JSON each, which
+the program's process answers. Whatever a program does to its own process, it can only send data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 Packed = Any
-"""What JSON holds."""
+"""A value that JSON can represent."""
 
 PASSED, FAILED, REFUSED = 0, 1, 78
 """Exit statuses."""
@@ -35,7 +35,7 @@ _NOBODY = 65534
 
 
 def main() -> None:
-    """Reads the job from standard input, takes away what is not needed, and does it."""
+    """Reads the job from standard input, drops rights, sets limits, and runs it."""
     job = json.load(sys.stdin)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     _drop_rights(boxed=job["boxed"])
@@ -46,20 +46,20 @@ def main() -> None:
             _Program(line).run(job["source"])
         else:
             _judge(line, job["source"])
-    except BaseException:  # SystemExit among them: whoever leaves early has not passed
+    except BaseException:  # SystemExit too: a program that exits early has not passed
         os._exit(FAILED)
     os._exit(PASSED)
 
 
 class _Program:
-    """The model's program, and the objects of it that its tests hold by number."""
+    """The generated program, and its objects, which the tests refer to by number."""
 
     def __init__(self, line: TextIO) -> None:
         self.line = line
         self.held: list[object] = []
 
     def run(self, source: str) -> None:
-        # Not __main__: demonstrations are not run.
+        # Not __main__, so that demonstrations under `if __name__ == "__main__"` do not run.
         names: dict[str, Any] = {"__name__": "program", "__builtins__": builtins}
         exec(compile(source, "program.py", "exec"), names)
         self._send({name: self._packed(value) for name, value in names.items()})
@@ -99,7 +99,7 @@ class _Program:
 
 
 def _judge(line: TextIO, tests: str) -> None:
-    """Runs the tests to their end; raises where they do."""
+    """Runs the tests; raises what they raise."""
 
     def ask(operation: str, target: _Remote, *arguments: object) -> Any:
         message = [operation, pack(target), [pack(each) for each in arguments]]
@@ -128,8 +128,10 @@ def _judge(line: TextIO, tests: str) -> None:
 
 
 def _names(tests: str) -> tuple[set[str], set[str]]:
-    """The names in tests that the program answers for, and those of modules: a program that defines
-    ``set`` must not decide what ``set(f(x))`` is, though ``sum(1, 2)`` may be asked of it.
+    """The names in tests that are taken from the program, and the names of modules.
+
+    A program that defines ``set`` must not decide what ``set(f(x))`` is, but tests that use only
+    builtin names, such as ``sum(1, 2)``, do mean the program's.
     """
     nodes = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]
     stored = {node.id for node in nodes if not isinstance(node.ctx, ast.Load)}
@@ -140,7 +142,7 @@ def _names(tests: str) -> tuple[set[str], set[str]]:
 
 
 class _Remote:
-    """An object of the program's process, or what it is called there."""
+    """A proxy for an object in the program's process."""
 
     def __init__(self, ask: Callable[..., Any], number: int) -> None:
         vars(self).update(_ask=ask, _number=number)
@@ -175,7 +177,7 @@ _SERIES: dict[str, Any] = {
 
 
 def _packed(value: Any, other: Callable[[object], Packed]) -> Packed:
-    """JSON of plain data, subclasses as what they are built on; ``other`` packs the rest."""
+    """Plain data as JSON values, with subclasses as their base type; ``other`` packs the rest."""
     if value is None or type(value) is bool:
         return value
     for kind, plain in _PLAIN.items():
@@ -195,7 +197,7 @@ def _packed(value: Any, other: Callable[[object], Packed]) -> Packed:
 
 
 def _unpacked(value: Packed, other: Callable[[int], object]) -> Any:
-    """What :func:`_packed` was given; ``other`` makes an object of a number."""
+    """The inverse of :func:`_packed`; ``other`` maps an object's number to the object."""
     if not isinstance(value, list):
         return value
     kind, *rest = value
@@ -211,9 +213,8 @@ def _unpacked(value: Packed, other: Callable[[int], object]) -> Any:
 
 
 def _drop_rights(*, boxed: bool) -> None:
-    """Another user for a superuser, and without a box namespaces as far as the system lets us; ends
-    this process where it would keep a superuser's rights.
-    """
+    """Switches from a superuser to another user and, outside bubblewrap, enters new namespaces if
+    the system allows it; ends this process if it would keep a superuser's rights."""
     superuser = os.geteuid() == 0
     apart = boxed
     if superuser:
@@ -223,7 +224,7 @@ def _drop_rights(*, boxed: bool) -> None:
     ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     if boxed or not (apart or _unshare_user()):
         return
-    # The child is the first process of its namespace: when it ends, so do all others there.
+    # The child is the first process of its namespace; when it ends, all others in it end too.
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else FAILED)
@@ -241,16 +242,15 @@ def _unshare_user() -> bool:
     user = os.geteuid()
     if not _unshare(_NEW_USER | _NEW_PIDS | _NEW_NETWORK):
         return False
-    # Without a user of that namespace no file could be made.
+    # Without a user in that namespace no file could be created.
     with contextlib.suppress(OSError), open("/proc/self/uid_map", "w") as file:
         file.write(f"{_NOBODY} {user} 1")
     return True
 
 
 def _become_nobody() -> None:
-    """Gives up the superuser's rights for good; ends the process where Python's own files could not
-    be read without them, or where the system does not take them away.
-    """
+    """Gives up the superuser's rights for good; ends the process if Python's own files cannot be
+    read without them, or if the system does not remove them."""
     try:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
@@ -266,7 +266,7 @@ def _become_nobody() -> None:
 
 
 def _capabilities() -> int:
-    """What the process may do beyond its user, as bits; 0 where the system has none."""
+    """Capabilities of the process as a bit mask; 0 if the system has no capabilities."""
     try:
         with open("/proc/self/status") as file:
             given = [
@@ -289,7 +289,7 @@ def _limit(job: dict[str, Any]) -> None:
     ):
         try:
             resource.setrlimit(what, (most, most))
-        except (ValueError, OSError):  # macOS does not know all of them
+        except (ValueError, OSError):  # macOS does not have all of them
             print("a limit could not be set", file=sys.stderr)
 
 

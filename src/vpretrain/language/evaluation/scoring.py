@@ -1,8 +1,7 @@
-"""Benchmarks through lm-eval: its model wrapper, evaluator, filters and standard errors, on tasks
-of our own.
+"""Scores benchmarks with lm-eval's model wrapper, evaluator, filters and standard errors.
 
-Imports lm-eval, which takes seconds and is an extra: import this module where it is used, after
-:func:`require`.
+This module imports lm-eval, which is an extra and takes seconds: import it where it is used, after
+:func:`vpretrain.language.evaluation.benchmark_run.require`.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from vpretrain.system.errors import user_error
 __all__ = ["Outcome", "Sampling", "Tasks", "score", "score_learner", "score_model"]
 
 Tasks = Mapping[str, tuple[Benchmark, list[Item]]]
-"""Problems of each task, by the name it has in the results."""
+"""Benchmarks with their problems, by name in the results."""
 
 
 @dataclass
 class Outcome:
-    """Of one task.
+    """The results of one task.
 
     Args:
-        scores: by metric: ``strict/pass@1``, ``flexible/pass@1``, ``accuracy``, ``nll``.
-        generations: every completion with the answer extracted from it, or every choice with its
-            likelihood: a row of JSON each.
-        cut_prompts: problems whose prompt lost its beginning, because the model has not so many
-            positions.
+        scores: scores by metric: ``strict/pass@1``, ``flexible/pass@1``, ``accuracy``, ``nll``.
+        generations: JSON rows: each completion with its extracted answers or, for multiple choice,
+            each problem with the choices' likelihoods.
+        cut_prompts: number of problems whose prompt was cut at the left, because the model has too
+            few positions.
     """
 
     scores: dict[str, Score]
@@ -52,17 +51,17 @@ class Outcome:
 
 
 def score(lm: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
-    """Scores a language model of lm-eval on tasks.
+    """Scores an lm-eval model on tasks.
 
     Args:
-        lm: any ``lm_eval.api.model.LM``; a loaded transformers model goes through
+        lm: any ``lm_eval.api.model.LM``; for a loaded ``transformers`` model use
             :func:`score_model`.
-        tasks: one or more problems each.
-        sampling: how completions are drawn.
+        tasks: tasks with at least one problem each.
+        sampling: how completions are sampled.
 
     Returns:
-        Scores with standard errors over problems (NaN for a single one) and completions, by task;
-        of this process alone.
+        Completions, and scores with standard errors over problems (NaN for a single one), by task;
+        local to this process.
     """
     with _quiet():
         wrapped = {
@@ -77,18 +76,18 @@ def score(lm: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
 
 
 def score_model(model: Any, tokenizer: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
-    """Scores a loaded ``transformers`` causal language model, which is left in the mode it was in.
+    """Scores a loaded ``transformers`` causal language model, and restores its mode.
 
-    Completions are drawn as ``sampling`` says, whatever the checkpoint's own generation settings
-    ask for (a repetition penalty, say, would change greedy answers too); only its end tokens are
-    kept. Special tokens before a prompt are those of the tokenizer. Gradients do not flow; the
-    global random state is left as it was.
+    Completions are sampled as ``sampling`` says, and of the checkpoint's generation settings only
+    the end tokens are used (a repetition penalty, for example, would change greedy answers too).
+    Special tokens before a prompt are those of the tokenizer. No gradients flow, and the global
+    random state is restored.
 
     Args:
         model: the model, on its device.
-        tokenizer: the model's.
-        tasks: as in :func:`score`; one that scores solutions gets ``nll`` beside the rest.
-        sampling: how completions are drawn.
+        tokenizer: the model's tokenizer.
+        tasks: see :func:`score`; tasks with solutions also get the metric ``nll``.
+        sampling: how completions are sampled.
 
     Raises:
         UserError: the longest completion leaves no room for a prompt.
@@ -117,17 +116,20 @@ def score_model(model: Any, tokenizer: Any, tasks: Tasks, sampling: Sampling) ->
 def score_learner(
     learner: CausalLearner, tokenizer: Any, tasks: Tasks, sampling: Sampling
 ) -> dict[str, Score]:
-    """Scores a learner in the midst of training, in the arithmetic that it trains in.
+    """Scores a learner during training, in its training precision.
 
     Args:
-        learner: mode, gradients and random state are left as they were.
-        tokenizer: the learner's.
-        tasks: as in :func:`score`, read before the first step
+        learner: the learner; its mode, gradients and the random state do not change.
+        tokenizer: the learner's tokenizer.
+        tasks: see :func:`score`; read them before the first step
             (:func:`vpretrain.language.evaluation.problems.read`).
-        sampling: how completions are drawn.
+        sampling: how completions are sampled.
 
     Returns:
-        By ``task/metric``: ``gsm8k/strict/pass@1``. Raises as :func:`score_model`.
+        Scores by ``task/metric``, such as ``gsm8k/strict/pass@1``.
+
+    Raises:
+        UserError: see :func:`score_model`.
     """
     with learner.computing():
         outcomes = score_model(learner.model, tokenizer, tasks, sampling)
@@ -153,8 +155,7 @@ def _cut_prompts(lm: Wrapped, task: Benchmark, items: Sequence[Item], sampling: 
 
 
 def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
-    """Mean NLL in nats over the solutions' tokens (end token included), tokenised as in
-    training."""
+    """Mean NLL in nats over the solutions' tokens, end token included, tokenised as in training."""
     rows = [Row(item.prompt, item.text, item.origin, "") for item in items]
     documents, counts = encode(rows, lm.tokenizer, max_tokens=lm.max_length)
     if len(documents) < len(rows):
@@ -177,7 +178,7 @@ def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
 
 
 def _scores(results: Any, name: str) -> dict[str, Score]:
-    """lm-eval's ``metric,filter`` with its standard error, and the figure of every problem."""
+    """Scores from lm-eval's ``metric,filter`` results, with standard errors and problem values."""
     scores: dict[str, Score] = {}
     for key, value in results["results"][name].items():
         metric, comma, filter_name = key.partition(",")
@@ -197,7 +198,7 @@ def _scores(results: Any, name: str) -> dict[str, Score]:
 def _generations(
     task: BenchmarkTask, samples: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """One row a completion; for multiple choice one a problem."""
+    """Yields one row per completion or, for multiple choice, one per problem."""
     by_item: dict[int, dict[str, Mapping[str, Any]]] = {}
     for sample in samples:
         by_item.setdefault(sample["doc"]["id"], {})[sample["filter"]] = sample
@@ -211,7 +212,7 @@ def _generations(
             "expected": doc["expected"],
         }
         if doc["choices"]:
-            # resps: of each request (a choice) its repeats, of which there is one, a pair
+            # resps: for each request (a choice) a list of repeats, here one (likelihood, greedy)
             likelihoods = {
                 choice.strip(): got[0][0]
                 for choice, got in zip(doc["choices"], first["resps"], strict=True)
@@ -235,8 +236,7 @@ def _own_generation(model: Any, tokenizer: Any, sampling: Sampling) -> Iterator[
     before = model.generation_config
     ends = before.eos_token_id if isinstance(before.eos_token_id, list) else [before.eos_token_id]
     ends = sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
-    # Said outright where it is sampled: left out, transformers would keep the 50 likeliest tokens
-    # alone.
+    # Set explicitly for sampling: the default of transformers is top-k 50.
     whole = {"do_sample": True, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
     model.generation_config = GenerationConfig(
         eos_token_id=ends,
@@ -252,7 +252,7 @@ def _own_generation(model: Any, tokenizer: Any, sampling: Sampling) -> Iterator[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's and transformers' advice on command lines other than ours is kept to itself."""
+    """Silences warnings of lm-eval and transformers, which advise on their own command lines."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers.generation")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,1 +1,1 @@
-"""What every token of a stream is worth, in figures and as a page."""
+"""The values of a stream's tokens, as figures and as a page."""

@@ -1,12 +1,12 @@
-"""What every token of the stream is worth, and what the designer made of that: numbers first, the
-page after them.
+"""The values of the stream's tokens and what the designer does with them: first as figures, then as
+a page.
 
 Values are per token: ``s_t(v) = N dV/d mass_t(v)`` with N predicted tokens in the batch, so that V
-of a task is the mean over tokens of ``sum_v mass_t(v) s_t(v)`` and batches of unlike size can be
-put together.
+of a task is the mean over tokens of ``sum_v mass_t(v) s_t(v)`` and batches of different sizes can
+be pooled.
 
-Shapes: N predicted tokens of a batch, K candidates, M the designer's own candidates (1 where it
-chooses none).
+Shapes: N predicted tokens of a batch, K candidates, M the designer's own candidates (1 if it has
+only the true token).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from vpretrain.system.files import write_text
 from vpretrain.system.html import document
 
 SEED_OFFSET = 7919
-"""Added to the run's seed for the order in which documents are looked at, so that they are not its
-first batches."""
+"""Added to the run's seed for the order of the documents, so that they are not the run's first
+batches."""
 
 
 def explain_language(
@@ -52,14 +52,14 @@ def explain_language(
     documents: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Opens the run again and writes the page; see :func:`vpretrain.studies.explain.explain`.
+    """Reopens a run and writes the page; see :func:`vpretrain.studies.explain.explain`.
 
     Args:
-        modality: of language.
-        recipe: of the run.
+        modality: the language modality.
+        recipe: the run's recipe.
         folder: the run folder.
-        documents: how many are looked at; the last batch's others are left off the page, but not
-            out of the figures.
+        documents: number of documents on the page. The other documents of the last batch count in
+            the figures of the tasks, but not in those of the sources.
         out: the HTML file.
     """
     model = {"model": str(folder.resolve() / "model")}
@@ -95,7 +95,7 @@ def explain_language(
 
 
 def _figures(documents: Sequence[ValuedDocument], totals: TaskValues) -> dict[str, Any]:
-    """What the command prints beside the page's path."""
+    """The figures that the command prints with the page's path."""
     sources = by_source(documents).items()
     values = asdict(totals)
     rest = {key: values.pop(key) for key in ("tokens", "correlation", "agreement")}

@@ -1,5 +1,4 @@
-"""The page of ``explain``: text coloured by value, candidates beside the tokens that were
-steered."""
+"""The page of ``explain``: text coloured by value, with the candidates of steered tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +25,9 @@ from vpretrain.method.roles import Designer
 from vpretrain.system.html import Markup, joined, name, printable, tag
 
 SHOWN = 6
-"""Documents at either end of the page that are open from the start."""
+"""Number of most and of least valuable documents that are unfolded at first."""
 LEVELS, CLIP = 6, 3.0
-"""Shades of a colour, and the standardised value at which it is fullest."""
+"""Number of shades of a colour, and the standardised value of the strongest shade."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,19 @@ class View:
 
     @property
     def scale(self) -> float:
-        """The typical size of a shown token's value (root mean square): the unit of z."""
+        """The root mean square of the shown tokens' values, which is the unit of z."""
         values = [value for each in self.documents for value in each.valued]
         return math.sqrt(sum(value * value for value in values) / len(values)) or 1.0
 
     @property
     def weighs(self) -> bool:
-        """Whether the designer weights true tokens and puts nothing beside them."""
+        """Whether the designer only weights true tokens, without soft targets."""
         return isinstance(self.designer, ExactDesigner) and isinstance(
             self.designer.rule, (TokenWeights, GroupWeights)
         )
 
     def page(self) -> Markup:
-        """Legend, sources, regret, documents."""
+        """The whole page: legend, sources, regret, documents, provenance."""
         ranked = sorted(self.documents, key=lambda each: -each.mean)
         ends = min(SHOWN, (len(ranked) + 1) // 2)
         most, rest = ranked[:ends], ranked[ends:]
@@ -97,7 +96,7 @@ class View:
         )
 
     def legend(self) -> Markup:
-        """What the colours say, in plain words."""
+        """The legend of the colours, with notes on the arm."""
         chips = [
             tag(
                 "span",
@@ -153,7 +152,7 @@ class View:
         )
 
     def sources(self) -> Markup:
-        """Mean value, its standard error and what it rests on, a row a source."""
+        """The table of sources: mean value, its standard error, and counts."""
         rows = []
         sources = by_source(self.documents)
         means = {
@@ -190,7 +189,7 @@ class View:
         )
 
     def regret(self) -> Markup:
-        """V of the four tasks, and how far each goes from one-hot to the bound."""
+        """The table of the four tasks: V, and its position between one-hot and the bound."""
         totals = self.totals
         room = totals.bound - totals.onehot
         lines = (
@@ -241,7 +240,7 @@ class View:
         )
 
     def document(self, document: ValuedDocument) -> Markup:
-        """One document: its text in colours, and what stands beside its steered tokens."""
+        """One document: its coloured text, and the candidates of its steered tokens."""
         row = document.document
         texts = spelled(self.materials.tokenizer, row.ids)
         tokens = map(self.token, texts, document.values, document.weights)
@@ -260,7 +259,7 @@ class View:
         )
 
     def token(self, text: str, value: float | None, weight: float | None) -> Markup:
-        """One token; a line break is shown where there is one."""
+        """One token, with visible line breaks."""
         shown = text.replace("\n", "↵\n")
         if value is None:
             return tag("span", shown, class_="q")
@@ -273,7 +272,7 @@ class View:
         return tag("span", shown, class_=shade, title=title)
 
     def steered(self, token: SteeredToken, texts: Sequence[str]) -> Markup:
-        """The candidates of one token as a small table."""
+        """The table of one token's candidates."""
         tokenizer = self.materials.tokenizer
         before = "".join(texts[max(0, token.at - 12) : token.at])[-28:]
         rows = []
@@ -295,7 +294,7 @@ class View:
         return table(("candidate", "p", "q", "s"), rows, caption, style="card")
 
     def provenance(self) -> Markup:
-        """What was looked at, and how."""
+        """The run, and how its values were measured."""
         recipe = self.recipe
         count = ARMS.keys_of(recipe, ClosedFormArm).candidates
         facts = (
@@ -320,7 +319,7 @@ class View:
 
 
 def section(title: str, *parts: object) -> Markup:
-    """A part of the page under its heading."""
+    """A section of the page with its heading."""
     return tag("section", tag("h2", title), *parts)
 
 
@@ -330,23 +329,23 @@ def table(
     caption: Markup | str = "",
     style: str | None = None,
 ) -> Markup:
-    """Rows under their titles; ``style`` is a class of ``page.css``."""
+    """A table with column titles; ``style`` is a class of ``page.css``."""
     head = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in titles)))
     return tag("table", caption, head, tag("tbody", *rows), class_=style)
 
 
 def signed(value: float) -> str:
-    """With its sign, and a minus that is as wide as a plus."""
+    """A number with its sign and two decimals, with a minus as wide as a plus."""
     return f"{value:+.2f}".replace("-", "−")
 
 
 def fraction(value: float) -> str:
-    """A probability in three digits."""
+    """A probability with three decimals."""
     return "<.001" if 0 < value < 0.001 else f"{value:.3f}".removeprefix("0") if value < 1 else "1"
 
 
 def visible(text: str, most: int = 32) -> str:
-    """A token by itself, with its blanks to be seen."""
+    """A token's text with visible white space, cut to ``most`` characters."""
     text = printable(text).replace("\n", "↵").replace("\t", "⇥")
     text = "␣" * (len(text) - len(text.lstrip(" "))) + text.lstrip(" ")
     return (text if len(text) <= most else text[: most - 1] + "…") or "∅"

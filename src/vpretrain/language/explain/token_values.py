@@ -1,5 +1,4 @@
-"""The value of tokens, documents and sources of a stream under the latest feedback: the figures
-behind ``explain``."""
+"""Values of a stream's tokens, documents and sources under the latest feedback, for ``explain``."""
 
 from __future__ import annotations
 
@@ -24,23 +23,23 @@ from vpretrain.method.rules import anchored, standardised
 from vpretrain.run.parts import Parts
 
 STEERED_SHOWN = 6
-"""Steered tokens of a document whose candidates are listed."""
+"""Maximum number of steered tokens of a document whose candidates are listed."""
 
 
 @dataclass(frozen=True)
 class ValuedBatch:
-    """One batch looked at; everything is detached.
+    """Token values of one batch; all tensors are detached.
 
     Args:
-        ids: ``[N, K]`` candidates, the true token first.
-        log_p: ``[N, K]`` the learner's log probabilities of them.
-        each: ``[F, N, K]`` token values under each of F feedback batches.
-        task: what the designer asks for, ``[N, M]``.
-        own: ``[N, M]`` token values of the designer's candidates.
-        predicted: ``[N, K]`` what a learned designer thinks that the values are, in its units; None
-            for the others.
-        document, at: ``[N]`` index into ``documents``, and the token's place in it.
-        documents: of the batch.
+        ids: ``[N, K]``, candidates, the true token first.
+        log_p: ``[N, K]``, the learner's log probabilities of the candidates.
+        each: ``[F, N, K]``, token values under each of F feedback batches.
+        task: the designer's targets, ``[N, M]``.
+        own: ``[N, M]``, token values of the designer's candidates.
+        predicted: ``[N, M]``, values (or scores) predicted by a learned designer's network, in its
+            units; None for other designers.
+        document, at: ``[N]``, index into ``documents``, and the token's position in the document.
+        documents: the documents of the batch.
     """
 
     ids: Tensor
@@ -55,24 +54,24 @@ class ValuedBatch:
 
     @property
     def values(self) -> Tensor:
-        """``[N, K]``: the mean over the feedback batches."""
+        """Token values ``[N, K]``, averaged over the feedback batches."""
         return self.each.mean(dim=0)
 
 
 @dataclass(frozen=True)
 class TaskValues:
-    """V of four tasks on the same tokens, a figure a token.
+    """V of four tasks on the same tokens, as a mean over tokens.
 
     Args:
-        onehot, designer: plain targets, and those of the run's designer.
-        closed_form: the recipe's anchored rule on the exact values.
-        bound: the same rule as its temperature goes to 0 without a clip: no targets over these
-            candidates and under this ``gate_max`` are worth more.
-        agreement: Pearson's r of the values under two halves of the feedback; None if it is a
-            single batch.
-        correlation: Pearson's r of a learned designer's values with the exact ones; None for the
-            others.
-        tokens: how many were looked at.
+        onehot, designer: one-hot targets, and those of the run's designer.
+        closed_form: targets of the recipe's anchored rule on the exact values.
+        bound: targets of the same rule as its temperature goes to 0, without a clip: no targets
+            over these candidates with this ``gate_max`` have a higher value.
+        agreement: Pearson's r of the values under two halves of the feedback; None if there is only
+            one batch.
+        correlation: Pearson's r of a learned designer's predictions with the exact values; None for
+            other designers.
+        tokens: number of tokens.
     """
 
     onehot: float
@@ -86,8 +85,8 @@ class TaskValues:
 
 @dataclass(frozen=True)
 class SteeredToken:
-    """What stands beside one true token: its place in the document, the candidates with p, q, s,
-    and the gate."""
+    """One steered token: its position in the document, its candidates with the learner's
+    probability p, target q and value s, and the gate."""
 
     at: int
     ids: list[int]
@@ -99,8 +98,8 @@ class SteeredToken:
 
 @dataclass(frozen=True)
 class ValuedDocument:
-    """One document of the sample: values by place (None: not predicted), and its steered tokens,
-    the most first."""
+    """One document: values and weights by position (None: not predicted), and its steered tokens in
+    order of decreasing gate."""
 
     document: Document
     values: list[float | None]
@@ -109,19 +108,19 @@ class ValuedDocument:
 
     @property
     def valued(self) -> list[float]:
-        """The values of its predicted tokens."""
+        """The values of the predicted tokens."""
         return [value for value in self.values if value is not None]
 
     @property
     def mean(self) -> float:
-        """The mean value of its tokens."""
+        """The mean value of the predicted tokens."""
         return sum(self.valued) / len(self.valued)
 
 
 def valued_batches(
     parts: Parts, value_of: ValueFunction[Context], stream: Stream, count: int, documents: int
 ) -> Iterator[ValuedBatch]:
-    """Batches until so many documents were seen; neither learner nor designer learns from them."""
+    """Yields valued batches until there are ``documents`` documents, without training on them."""
     seen = 0
     while seen < documents:
         context: Context = parts.learner.forward(next(stream))
@@ -132,7 +131,7 @@ def valued_batches(
 def valued_batch(
     context: Context, designer: Designer, value_of: ValueFunction[Context], count: int
 ) -> ValuedBatch:
-    """Exact values of K candidates a token, and what the designer makes of the batch."""
+    """Exact values of ``count`` candidates a token, and the designer's targets for the batch."""
     ids = context.predictions.candidates(count)
     tokens = len(ids)
     probe = one_hot(context.labels, count, ids)
@@ -142,7 +141,7 @@ def valued_batch(
     task: SoftTargets = detached(designer.make_task(context, value_of))
     if torch.equal(task.ids, ids[:, : task.ids.shape[1]]):
         own = each.mean(dim=0)[:, : task.ids.shape[1]]
-    else:  # candidates of its own
+    else:  # the designer has other candidates
         own = tokens * value_of(context, task).gradient[0]
     log_p = context.predictions.log_p(ids)
     predicted = designer.predicted_values(context)
@@ -163,8 +162,8 @@ def valued_batch(
 
 
 def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskValues:
-    """V of one-hot targets, of the designer's, of the recipe's closed form and of the bound, on the
-    same batches."""
+    """V of one-hot targets, the designer's, the recipe's closed form and the bound, over all
+    batches."""
     section = ARMS.keys_of(recipe, ClosedFormArm)
     reliability = Reliability(recipe.value.shrink, unit=recipe.value.unit)
     for batch in batches:
@@ -204,7 +203,7 @@ def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskV
 
 
 def documents_of(batch: ValuedBatch) -> Iterator[ValuedDocument]:
-    """The documents of a batch, each with the values of its tokens."""
+    """Yields the documents of a batch that have predicted tokens, with their values."""
     weight = batch.task.mass.sum(dim=1)
     gate = torch.where(
         weight > 0, 1 - batch.task.mass[:, 0] / weight.clamp_min(1e-12), torch.zeros_like(weight)
@@ -238,7 +237,7 @@ def documents_of(batch: ValuedBatch) -> Iterator[ValuedDocument]:
 def by_source(
     documents: Iterable[ValuedDocument],
 ) -> dict[str, tuple[float, list[float], int]]:
-    """Sum of the values, the values, and the number of documents of each source, by name."""
+    """By source: the sum of the token values, the values, and the number of documents."""
     sources: dict[str, tuple[float, list[float], int]] = {}
     for each in documents:
         total, values, count = sources.get(name := each.document.source, (0.0, [], 0))
@@ -247,15 +246,15 @@ def by_source(
 
 
 def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
-    """The text of each token in its place: put together they are the document's text.
+    """The text of each token in context; joined, they are the document's text.
 
-    A token that ends within a character has no text of its own (''); the one that completes it has
-    the whole.
+    A token that ends within a character has the text ''; the token that completes the character has
+    all of it.
 
     Args:
-        tokenizer: the learner's.
-        ids: of the document.
-        reach: how many tokens before it a token's text may depend on.
+        tokenizer: the learner's tokenizer.
+        ids: token ids of the document.
+        reach: number of earlier tokens that a token's text may depend on.
     """
 
     def decode(part: Sequence[int]) -> str:

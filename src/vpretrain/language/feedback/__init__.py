@@ -1,9 +1,10 @@
-"""Feedback on language: small sets of verified rows, and the gradient that each kind of signal
-sends (eq. 7).
+"""Feedback on language: small sets of verified rows, and the downstream gradient of each kind of
+signal (eq. 7).
 
-Each kind is declared in a file of this folder (``signals``): ``likelihood`` (verified solutions),
-``rewards`` (answers that a checker scores) and ``preferences`` (chosen over rejected); ``tasks``
-makes them from a recipe. Nothing here reaches the learner's optimizer.
+Each kind is declared in a file of this folder (see ``signals``): ``likelihood`` (verified
+solutions), ``rewards`` (sampled answers scored by a checker) and ``preferences`` (chosen over
+rejected answers). ``tasks`` builds them from a recipe. Nothing here reaches the learner's
+optimizer.
 """
 
 from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled

@@ -1,7 +1,7 @@
-"""Checkers: what a completion earns, given the row with its reference solution.
+"""Checkers: the reward of a completion, given the row with its reference solution.
 
 A checker is any ``(row, completion) -> float``; :data:`CHECKERS` holds those that a recipe can
-name. In Python, put a factory of your own under a new name before the recipe is loaded into a run::
+name. In Python, register a factory of your own under a new name before the run is built::
 
     CHECKERS["shorter"] = lambda pattern: lambda row, completion: -len(completion) / 100
 """
@@ -20,24 +20,23 @@ from vpretrain.system.signals import TimeUp, time_limit
 Checker = Callable[[Row, str], float]
 
 CHECKER_SECONDS = 10.0
-"""What one call of a checker may take, where a recipe says nothing else."""
+"""Default time limit of one call of a checker."""
 
 
 class CheckerFault(NonFinite):
-    """A checker came to no reward; the batch can be left out."""
+    """A checker raised an error or timed out; the batch can be skipped."""
 
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
-"""A number as people write it: thousands separators, a sign, decimals. No exponents, no fractions.
-"""
+"""A number with optional minus sign, thousands separators and decimals, without exponent."""
 
 
 @dataclass(frozen=True)
 class ExactAnswer:
-    """1 if the answer is the reference's, up to white space and letters' case; 0 otherwise.
+    """Reward 1 if the answer equals the reference's, ignoring white space and case, else 0.
 
     Args:
-        pattern: expression with one group; its last match in a text is the text's answer.
+        pattern: regular expression with one group, whose last match in a text is the answer.
     """
 
     pattern: str
@@ -52,11 +51,11 @@ class ExactAnswer:
 
 @dataclass(frozen=True)
 class EqualNumber:
-    """1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and ``$1234``
-    are one), 0 otherwise.
+    """Reward 1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and
+    ``$1234`` are equal), else 0.
 
     Args:
-        pattern: expression with one group; the last number in its last match counts.
+        pattern: regular expression with one group; the last number in its last match is the answer.
     """
 
     pattern: str = NUMBER
@@ -71,7 +70,7 @@ class EqualNumber:
         )
 
     def number(self, text: str) -> float | None:
-        """The number that a text answers with; None without one."""
+        """The number that a text gives as its answer, or None."""
         answer = last_match(text, self.pattern)
         digits = None if answer is None else last_match(answer, NUMBER)
         return None if digits is None else float(digits.replace(",", ""))
@@ -79,11 +78,11 @@ class EqualNumber:
 
 @dataclass(frozen=True)
 class Contains:
-    """1 if the completion contains the reference's answer, up to white space and letters' case; 0
-    otherwise.
+    """Reward 1 if the completion contains the reference's answer, ignoring white space and case,
+    else 0.
 
     Args:
-        pattern: expression with one group that finds the answer in the reference (its last match).
+        pattern: regular expression with one group, whose last match in the reference is the answer.
     """
 
     pattern: str = r"(?s)^(.*)$"
@@ -99,20 +98,18 @@ def _folded(text: str) -> str:
 
 
 DEFAULT_PATTERNS = {"exact": r"####\s*(.+)", "number": NUMBER, "contains": r"(?s)^(.*)$"}
-"""What finds the answer where the recipe gives no ``answer``."""
+"""Default patterns that find the answer, by checker."""
 
 CHECKERS: dict[str, Callable[[str], Checker]] = {
     "exact": ExactAnswer,
     "number": EqualNumber,
     "contains": Contains,
 }
-"""By the name that a recipe gives, from the pattern to the checker."""
+"""Factories of checkers from the answer pattern, by their name in a recipe."""
 
 
 def checker_named(name: str, pattern: str | None) -> Checker:
-    """The checker of :data:`CHECKERS` by its name; a ``pattern`` of None takes the
-    checker's own.
-    """
+    """The checker of this name in :data:`CHECKERS`; a ``pattern`` of None is the checker's own."""
     return CHECKERS[name](pattern or DEFAULT_PATTERNS.get(name, ""))
 
 
@@ -124,17 +121,17 @@ def reward_of(
     seconds: float = CHECKER_SECONDS,
     where: str,
 ) -> float:
-    """What a completion earns.
+    """The reward of a completion.
 
     Args:
-        checker: what says so; anything can become of a call of it.
-        row: that it was asked about.
-        completion: the learner's own.
-        seconds: for the call; see :func:`vpretrain.system.signals.time_limit`.
+        checker: the checker, which may raise anything.
+        row: the row with the prompt and the reference solution.
+        completion: the learner's answer.
+        seconds: time limit of the call; see :func:`vpretrain.system.signals.time_limit`.
         where: dotted recipe key, for messages.
 
     Raises:
-        CheckerFault: it raised, left (``sys.exit``), or took longer.
+        CheckerFault: the checker raised an error, called ``sys.exit``, or took too long.
         UserError: the reward is not finite.
     """
     try:
@@ -145,7 +142,7 @@ def reward_of(
     except TimeUp as error:
         message = f"the checker took {error} on {row.origin}; make it quicker or allow it more time"
         raise CheckerFault(f"{where}: {message}") from None
-    except BaseException as error:  # whatever somebody else's code raises, SystemExit too
+    except BaseException as error:  # a user's checker may raise anything, SystemExit too
         raise CheckerFault(
             f"{where}: the checker raised {error!r} on {row.origin}; correct it"
         ) from error

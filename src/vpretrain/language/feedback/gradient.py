@@ -1,5 +1,5 @@
-"""What every kind of language feedback shares: batches of its rows, and the gradient of a loss over
-S, pass by pass."""
+"""The base class of language feedback: batches of rows, and the gradient of a loss over S,
+accumulated over forward passes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class Sampled(Feedback[CausalLearner]):
     """Feedback on batches of rows; each kind of signal defines the loss of one batch.
 
     Args:
-        samplers: one batch of each is used at a time; their gradients are returned one by one.
-            They share no rows (see :func:`vpretrain.language.feedback.parted`), so that their
-            agreement is never that of the same rows used twice.
+        samplers: each gives one batch, and one gradient, at a time. They share no rows (see
+            :func:`vpretrain.language.feedback.parted`), so that gradients never agree just because
+            they come from the same rows.
     """
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self.samplers = samplers
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG are
-        left alone."""
+        """``g_down`` over S, one per sampler, in float32 or wider; ``.grad`` and the global RNG do
+        not change."""
         return [self.gradient(learner, sampler.draw(), sampler.pad_id) for sampler in self.samplers]
 
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
-        """The loss of one batch in parts: scalars whose sum it is, with their graph to the learner;
-        each is made after the graph of the one before it is gone. A kind has this, or a
-        :meth:`gradient` of its own."""
+        """Yields scalars that sum to the loss of one batch, with their graph to the learner; each
+        is computed after the graph of the previous one is freed. A kind of signal overrides this or
+        :meth:`gradient`."""
         raise NotImplementedError
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
@@ -56,12 +56,12 @@ class Sampled(Feedback[CausalLearner]):
 def log_probabilities(
     learner: CausalLearner, documents: Sequence[Document], pad_id: int, temperature: float = 1.0
 ) -> Tensor:
-    """``log p(predicted tokens | what is before them)`` of each document, summed over its tokens.
+    """Log probability of each document's predicted tokens given the tokens before them, summed.
 
     Args:
-        learner: the graph to it is alive where gradients are enabled.
-        documents: R of them.
-        pad_id: fills rows up; never predicted.
+        learner: the model; gradients flow to it if they are enabled.
+        documents: R documents.
+        pad_id: padding token, which is never predicted.
         temperature: > 0; the logits are divided by it.
 
     Returns:
@@ -72,7 +72,7 @@ def log_probabilities(
 
 
 def split(document: Document) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt, and those of the solution after it (with the end token, where it is
-    not cut off)."""
+    """The tokens of the prompt, and those of the solution (with the end token, unless it was cut
+    off)."""
     cut = document.predicted.index(True)
     return list(document.ids[:cut]), list(document.ids[cut:])

@@ -19,13 +19,13 @@ from vpretrain.system.errors import user_error
 
 
 class Likelihood(Sampled):
-    """NLL of the verified solutions' tokens.
+    """Feedback from the NLL of verified solutions.
 
     Args:
-        samplers: as :class:`Sampled`.
-        loss_mean: ``example`` is eq. 38, the mean over rows of means over the tokens of their
-            solutions; ``token`` the mean over all solution tokens, in which a long solution counts
-            more.
+        samplers: see :class:`Sampled`.
+        loss_mean: ``example`` is eq. 38, the mean over rows of the means over the tokens of their
+            solutions; ``token`` is the mean over all solution tokens, in which a long solution
+            counts more.
     """
 
     def __init__(self, samplers: Sequence[Sampler], loss_mean: LossMean = "token") -> None:
@@ -62,19 +62,19 @@ def parted(
     where: str = "data.feedback",
     key: str = "batch_size",
 ) -> list[Sampler]:
-    """One sampler a feedback batch, over every ``batches``-th document.
+    """One sampler per feedback batch, each over every ``batches``-th document.
 
     Args:
-        documents: the rows in tokens.
-        batches: parts that they are shared out to.
-        batch_size: rows of a batch.
-        seed: of the shuffles.
-        pad_id: fills rows up.
+        documents: the tokenised rows.
+        batches: number of parts to divide them into.
+        batch_size: rows in a batch.
+        seed: seed of the shuffles.
+        pad_id: padding token.
         where: recipe key or argument of the documents, for messages.
-        key: of ``batch_size``, likewise.
+        key: recipe key or argument of ``batch_size``, for messages.
 
     Raises:
-        UserError: a part has fewer rows than a batch takes.
+        UserError: a part has fewer rows than a batch.
     """
     if len(documents) // batches < batch_size:
         message = too_few(len(documents), batches, batch_size, key)
@@ -89,9 +89,9 @@ def parted(
 
 
 def too_few(rows: int, batches: int, batch_size: int, key: str) -> str:
-    """What is wrong with a feedback set that cannot fill its batches, and both ways out.
+    """The message for a feedback set that cannot fill its batches, with both fixes.
 
-    ``key`` is what ``batch_size`` was given as."""
+    ``key`` is the recipe key or argument of ``batch_size``."""
     part = rows // batches
     parts = (
         f"{rows} rows make {batches} parts of {part}" if batches > 1 else f"there are {rows} rows"
@@ -101,7 +101,7 @@ def too_few(rows: int, batches: int, batch_size: int, key: str) -> str:
 
 
 def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
-    """The same problems with the solutions of others (a control: right format, wrong labels)."""
+    """The documents with their solutions permuted (a control: right format, wrong labels)."""
     prompts = [split(document)[0] for document in documents]
     solutions = [
         (list(document.ids[cut:]), [*map(bool, document.predicted[cut:])])

@@ -1,4 +1,4 @@
-"""Forward passes over rows of several lengths, with little padding."""
+"""Grouping of rows of different lengths into forward passes with little padding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from vpretrain.system.devices import for_kind
 
 MOST_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of a pass, padding included, by kind of device (others as ``cuda``); a longer row has a
-pass of its own."""
+"""Maximum number of tokens in a pass, padding included, by kind of device (other kinds use
+``cuda``); a longer row gets a pass of its own."""
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}
-"""What a pass costs whatever it holds, in tokens: so much padding is as dear as another pass."""
+"""Fixed cost of a pass in tokens: this much padding is as expensive as another pass."""
 
 ItemT = TypeVar("ItemT")
 
@@ -21,20 +21,20 @@ ItemT = TypeVar("ItemT")
 def passes(
     items: Sequence[ItemT], length: Callable[[ItemT], int], device: torch.device
 ) -> list[list[ItemT]]:
-    """The items, shortest first, cut where padding and passes together cost least.
+    """Sorts items by length and divides them into passes of the least total cost.
 
-    The slow definition: of all ways to cut the sorted items into runs of at most ``MOST_TOKENS``,
-    a run taking ``len(run) * max(length)``, the one with the smallest sum of what they take and of
-    ``PASS_TOKENS`` each.
+    The slow definition: a run of sorted items has ``len(run) * max(length)`` tokens. Of all ways to
+    divide the items into runs of at most ``MOST_TOKENS`` tokens, take the one with the smallest sum
+    of tokens plus ``PASS_TOKENS`` per run.
 
     Args:
-        items: any number.
-        length: of an item, in tokens, at least 1.
-        device: where they are passed over.
+        items: any number of items.
+        length: returns the length of an item in tokens, at least 1.
+        device: device of the passes.
     """
     most, fixed = (for_kind(figures, device.type) for figures in (MOST_TOKENS, PASS_TOKENS))
     items = sorted(items, key=length)
-    cheapest, begins = [0], []  # of the first n items, and where their last pass begins
+    cheapest, begins = [0], []  # for the first n items: least cost, and start of their last pass
     for end, item in enumerate(items, start=1):
         fit = range(max(0, end - max(1, most // length(item))), end)
         begin = min(fit, key=lambda begin: cheapest[begin] + (end - begin) * length(item))
@@ -49,12 +49,12 @@ def passes(
 
 
 def batch_tokens(lengths: Sequence[int], size: int, device: torch.device) -> int:
-    """Tokens that the passes over a batch of ``size`` rows take, padding included, about.
+    """Approximate number of tokens, padding included, in the passes over a batch of ``size`` rows.
 
     Args:
-        lengths: of all rows that batches are drawn from, sorted.
+        lengths: sorted lengths of all rows that batches are drawn from.
         size: at least 1.
-        device: where they are passed over.
+        device: device of the passes.
     """
     typical = [lengths[len(lengths) * (2 * at + 1) // (2 * size)] for at in range(size) if lengths]
     return sum(len(run) * max(run) for run in passes(typical, int, device))

@@ -1,5 +1,4 @@
-"""Pairs of answers of which one is preferred, and the gradient of direct preference
-optimisation."""
+"""Feedback from pairs of a chosen and a rejected answer: direct preference optimisation."""
 
 from __future__ import annotations
 
@@ -30,21 +29,22 @@ Pair = tuple[Document, Document]
 
 
 class Preferences(Sampled):
-    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7) against the
-    checkpoint as it came.
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7), with the initial
+    checkpoint as the reference.
 
     The slow definition, with ``log p(y)`` summed over the tokens of an answer::
 
         for chosen, rejected in batch:
             now = log p(chosen) - log p(rejected)
-            loss -= log sigmoid(beta * (now - the same under the reference)) / len(batch)
+            before = log p_reference(chosen) - log p_reference(rejected)
+            loss -= log sigmoid(beta * (now - before)) / len(batch)
 
     Args:
         samplers: batches of the chosen answers, see :class:`Sampled`.
-        pairs: ``(chosen, rejected)`` after the same prompt, which is masked; each chosen one has an
-            ``origin`` of its own.
-        beta: > 0; how far (in nats) a preference pulls away from the reference before it counts as
-            learnt: about ``1 / beta``.
+        pairs: ``(chosen, rejected)`` after the same prompt, which is masked; the ``origin`` of each
+            chosen answer is unique.
+        beta: > 0; a preference counts as learnt once its margin over the reference is about
+            ``1 / beta`` nats.
     """
 
     def __init__(self, samplers: Sequence[Sampler], pairs: Sequence[Pair], *, beta: float) -> None:
@@ -59,8 +59,8 @@ class Preferences(Sampled):
         self.margins: list[Tensor] = []
 
     def prepare(self, learner: CausalLearner) -> None:
-        """Makes the learner as it is now the reference: one forward pass over all pairs, a figure a
-        pair is kept."""
+        """Takes the current learner as the reference: runs it over all pairs and keeps one margin
+        per pair."""
         chosen = [chosen for chosen, _ in self.pairs]
         with torch.no_grad(), evaluating(learner.model):
             for some in passes(chosen, self._tokens, learner.device):
@@ -70,8 +70,7 @@ class Preferences(Sampled):
                 }
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """As :class:`Sampled` has it; without :meth:`prepare` before it the first call takes the
-        learner that it is given as the reference."""
+        """See :class:`Sampled`; calls :meth:`prepare` first if there is no reference yet."""
         self.margins = []
         if not self.reference:
             self.prepare(learner)
@@ -80,7 +79,7 @@ class Preferences(Sampled):
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
-        """The loss is the mean over pairs; both answers of a pair are in one forward pass."""
+        """See :class:`Sampled`; both answers of a pair are in the same forward pass."""
         for some in passes(documents, self._tokens, learner.device):
             now = self._margins(learner, some, pad_id)
             before = now.new_tensor([self.reference[document.origin] for document in some])
@@ -88,25 +87,25 @@ class Preferences(Sampled):
             yield -nn.functional.logsigmoid(self.beta * (now - before)).sum() / len(documents)
 
     def _tokens(self, chosen: Document) -> int:
-        """What a pair takes in a pass: both answers, as long as the longer one."""
+        """Tokens of a pair in a pass: two answers, both padded to the longer one."""
         return 2 * max(len(chosen.ids), len(self.rejected[chosen.origin].ids))
 
     def _margins(self, learner: CausalLearner, chosen: Sequence[Document], pad_id: int) -> Tensor:
-        """``log p(chosen) - log p(rejected)``, ``[R]``."""
+        """``log p(chosen) - log p(rejected)`` of each pair, ``[R]``."""
         both = [*chosen, *(self.rejected[document.origin] for document in chosen)]
         return torch.sub(*log_probabilities(learner, both, pad_id).chunk(2))
 
     def metrics(self) -> dict[str, float]:
-        """``margin`` (nats gained on the reference) and ``preferred``, the share of pairs where it
-        is above 0."""
+        """``margin``, the mean gain over the reference in nats, and ``preferred``, the fraction of
+        pairs where it is above 0."""
         if not self.margins:
             return {}
         margins = torch.cat(self.margins)
         return {"margin": float(margins.mean()), "preferred": float((margins > 0).double().mean())}
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows are drawn, and the reference: a resumed run no longer has the checkpoint
-        as it came."""
+        """The samplers' positions and the reference margins, which a resumed run could not compute
+        without the initial checkpoint."""
         return {**super().state_dict(), "reference": dict(self.reference)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,20 +115,20 @@ class Preferences(Sampled):
 
 @SIGNALS.declare("preference", "chosen over rejected answers: direct preference optimisation")
 class PreferenceSignal(Signal):
-    """Chosen over rejected answers: the gradient of direct preference optimisation against the
-    untouched checkpoint."""
+    """Direct preference optimisation on pairs of a chosen and a rejected answer, with the initial
+    checkpoint as the reference."""
 
     rejected: str
-    """Column of the rejected answer; ``rows.solution`` is that of the chosen one."""
+    """Column of the rejected answer; ``rows.solution`` is the column of the chosen one."""
     beta: PositiveFloat = 0.1
-    """How strongly the learner is kept near the checkpoint that it came from."""
+    """DPO beta: larger values keep the learner closer to the initial checkpoint."""
 
     @property
     def second_answer(self) -> tuple[str, str]:
         return "rejected", self.rejected
 
     def problems(self, task: TaskRows, where: str) -> Iterator[Problem]:
-        """Pairs whose answers are the same."""
+        """Problems of pairs whose two answers are the same."""
         same = [row for row in task.rows if row.text == task.rejected[row.origin].text]
         message = (
             "the chosen and the rejected answer are the same, which prefers nothing; correct "

@@ -1,4 +1,4 @@
-"""The kind of feedback ``reward``: its keys, and rows whose own solution earns nothing."""
+"""Declaration of the feedback kind ``reward``, and the checks of its rows."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from vpretrain.system.errors import Problem, UserError
 
 @SIGNALS.declare("reward", "the expected reward of sampled answers: a policy gradient")
 class RewardSignal(Signal):
-    """Answers of the learner's own, scored by a checker: the policy gradient of their expected
-    reward."""
+    """The policy gradient of the expected reward of sampled answers, scored by a checker."""
 
     reads_text: ClassVar[bool] = True
 
     checker: str
-    """What an answer earns: ``exact``, ``number`` or ``contains`` (or one put into ``CHECKERS`` in
-    Python)."""
+    """The checker that computes the reward of an answer: ``exact``, ``number``, ``contains``, or
+    one registered in ``CHECKERS`` in Python."""
     answer: Answer | None = None
-    """Null takes the checker's own."""
+    """Regular expression, with one group, that finds the answer; null uses the checker's own."""
     checker_seconds: PositiveFloat = CHECKER_SECONDS
-    """What one call of it may take; a batch on which it takes longer, or raises, is left out."""
+    """Time limit of one call of the checker. A batch on which it takes longer or raises an error is
+    skipped."""
     samples: Annotated[int, Field(ge=2)] = 8
-    """Answers drawn to each prompt; what one earns is compared with the others."""
+    """Sampled answers to each prompt, whose rewards are compared with one another."""
     temperature: PositiveFloat = 1.0
-    """The sampling temperature; the gradient is that of the policy at this temperature."""
+    """Sampling temperature. The gradient is that of the policy at this temperature."""
     new_tokens: PositiveInt = 256
-    """The longest answer."""
+    """Maximum number of tokens in a sampled answer."""
     baseline: Baseline = "leave_one_out"
-    """``leave_one_out`` is unbiased; ``group_normalised`` divides by the spread of the rewards to a
-    prompt, as GRPO does."""
+    """``leave_one_out`` subtracts the mean reward of the prompt's other answers and is unbiased;
+    ``group_normalised`` divides by the standard deviation of the rewards too, as GRPO does."""
 
     def problems(self, task: TaskRows, where: str) -> Iterator[Problem]:
-        """An unknown checker; rows whose own solution earns nothing."""
+        """Problems of an unknown checker, or of rows whose own solution gets no reward."""
         if self.checker not in CHECKERS:
             yield self._unknown(where)
-        elif self.checker in DEFAULT_PATTERNS:  # what others pay for is theirs to say
+        elif self.checker in DEFAULT_PATTERNS:  # custom checkers may reward solutions as they like
             checker = checker_named(self.checker, self.answer)
             bad = [row for row in task.rows if not checker(row, row.text)]
             message = (

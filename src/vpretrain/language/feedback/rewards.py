@@ -1,5 +1,4 @@
-"""Verifiable rewards: answers of the learner's own, scored by a checker, and the policy gradient
-over S.
+"""Verifiable rewards: sampled answers scored by a checker, and the policy gradient over S.
 
 Shapes: P prompts, k answers to each.
 """
@@ -33,17 +32,17 @@ from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
 
 SAMPLED_ROWS = 64
-"""Answers that are generated side by side."""
+"""Number of answers generated in one batch."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How answers are sampled.
 
     Args:
-        answers: k, 2 or more: what one answer earns is compared with the others.
-        temperature: > 0; the policy is ``softmax(logits / temperature)``, nothing cut off.
-        new_tokens: the longest answer, its end token included.
+        answers: k, answers per prompt, at least 2, since their rewards are compared.
+        temperature: > 0; the policy is ``softmax(logits / temperature)``, without truncation.
+        new_tokens: maximum length of an answer, end token included.
     """
 
     answers: int = 8
@@ -52,18 +51,17 @@ class Sampling:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Each reward less the mean of the others of its row (``[P, k]``): the policy gradient stays
-    unbiased.
-    """
+    """Rewards ``[P, k]`` minus the mean of the other rewards of their row, which keeps the policy
+    gradient unbiased."""
     k = rewards.shape[1]
     return _centred(rewards) * (k / (k - 1))
 
 
 def group_normalised(rewards: Tensor) -> Tensor:
-    """Rewards less their row's mean, over its standard deviation (GRPO, arXiv 2402.03300); 0 where
-    all are equal.
+    """Rewards ``[P, k]`` minus their row's mean, divided by its standard deviation (GRPO, arXiv
+    2402.03300); 0 in rows of equal rewards.
 
-    Biased: prompts on which answers seldom differ count as much as those on which they often do.
+    Biased: prompts on which answers rarely differ count as much as those on which they often do.
     """
     centred = _centred(rewards)
     spread = centred.square().mean(dim=1, keepdim=True).sqrt()
@@ -71,9 +69,8 @@ def group_normalised(rewards: Tensor) -> Tensor:
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Exactly 0 where all of a row are equal: the rounding of their mean is no signal, and must not
-    be normalised to one.
-    """
+    """Rewards minus their row's mean, exactly 0 in rows of equal rewards: the mean's rounding error
+    must not be normalised into a signal."""
     differ = rewards.amax(dim=1, keepdim=True) > rewards.amin(dim=1, keepdim=True)
     return torch.where(differ, rewards - rewards.mean(dim=1, keepdim=True), 0.0)
 
@@ -86,32 +83,30 @@ BASELINES: Mapping[Baseline, Callable[[Tensor], Tensor]] = {
 
 
 class Rewards(Sampled):
-    """The policy gradient of expected reward (REINFORCE), as a loss: minus the mean reward of
-    sampled answers.
+    """The policy gradient (REINFORCE) of minus the expected reward of sampled answers.
 
     The slow definition of one batch's ``g_down``, with ``log p(y)`` summed over the answer's tokens
-    under the policy that drew it::
+    under the policy that sampled it::
 
         for prompt in batch:
-            answers = k draws of the learner
-            earned = [checker(row, answer) for answer in answers]
-            for answer, advantage in zip(answers, baseline(earned)):
+            answers = k samples of the learner
+            rewards = [checker(row, answer) for answer in answers]
+            for answer, advantage in zip(answers, baseline(rewards)):
                 g_down -= advantage * grad log p(answer | prompt) / (len(batch) * k)
 
     With ``leave_one_out`` its expectation is the gradient of ``-E[reward]``. Prompts whose answers
-    all earn the same say nothing and cost no forward pass with gradients.
+    all get the same reward contribute nothing, and are left out of the passes with gradients.
 
     Args:
-        samplers: batches of documents, whose prompts alone are read; see :class:`Sampled`.
-        rows: the row behind each document's ``origin``: what the checker is given beside the
-            answer's text.
-        tokenizer: of the learner, with an end token.
-        checker: what an answer earns; any finite number.
-        sampling: how answers are drawn.
-        baseline: what rewards are compared with, one of ``BASELINES``.
-        seed: of the draws. They have a generator of their own; the global RNG is left alone.
+        samplers: batches of documents, of which only the prompts are used; see :class:`Sampled`.
+        rows: rows by the ``origin`` of their document, for the checker.
+        tokenizer: the learner's tokenizer, with an end token.
+        checker: computes the reward of an answer, any finite number.
+        sampling: how answers are sampled.
+        baseline: turns rewards into advantages, one of ``BASELINES``.
+        seed: seed of the samples, which have their own generator; the global RNG is not used.
         where: dotted recipe key, for messages.
-        checker_seconds: for a call of the checker; after that the batch is left out.
+        checker_seconds: time limit of a call of the checker, after which the batch is skipped.
     """
 
     def __init__(
@@ -144,7 +139,7 @@ class Rewards(Sampled):
         return super().gradients(learner)
 
     def gradient(self, learner: CausalLearner, documents: list[Document], pad_id: int) -> Gradient:
-        """``g_down`` over S of one batch, each prompt's answers drawn anew."""
+        """``g_down`` over S of one batch, with newly sampled answers to each prompt."""
         k = self.sampling.answers
         prompts = [split(document)[0] for document in documents for _ in range(k)]
         answers = self._answers(learner, prompts, pad_id)
@@ -172,7 +167,7 @@ class Rewards(Sampled):
     def _answers(
         self, learner: CausalLearner, prompts: Sequence[list[int]], pad_id: int
     ) -> list[list[int]]:
-        """One answer to each prompt, in order; prompts of a length are drawn side by side."""
+        """One answer to each prompt, in order; prompts of similar lengths are batched together."""
         digest = hashlib.sha256(f"{self.seed} rewards {self.draws}".encode()).digest()
         generator = torch.Generator(learner.device).manual_seed(
             int.from_bytes(digest[:8], "big") >> 1
@@ -196,7 +191,7 @@ class Rewards(Sampled):
         return answers
 
     def _earned(self, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-        """What each answer earns; a call that fails on one process fails on all."""
+        """The reward of each answer; if a checker fails on one process, all raise."""
         fault: CheckerFault | None = None
         earned: list[float] = []
         try:
@@ -212,9 +207,8 @@ class Rewards(Sampled):
         return earned
 
     def metrics(self) -> dict[str, float]:
-        """Mean ``reward`` of the answers, and ``informative``: the share of prompts whose answers
-        earn different rewards.
-        """
+        """The mean ``reward`` of the answers, and ``informative``, the fraction of prompts whose
+        answers get different rewards."""
         if not self.earned_rewards:
             return {}
         rewards = torch.cat(self.earned_rewards)
@@ -240,24 +234,25 @@ def sample(
     eos_id: int,
     pad_id: int,
 ) -> list[list[int]]:
-    """One answer to each prompt, drawn token by token from ``softmax(logits / temperature)``.
+    """One answer to each prompt, sampled token by token from ``softmax(logits / temperature)``.
 
-    Not ``generate``: that would cut and bend the distribution by the checkpoint's own generation
-    settings (top-k, repetition penalty, suppressed tokens), and the gradient would be that of
+    ``generate`` is not used: it would alter the distribution by the checkpoint's generation
+    settings (top-k, repetition penalty, suppressed tokens), and the gradient would belong to
     another policy.
 
     Args:
-        learner: in evaluation mode meanwhile.
-        prompts: token ids, at least one each; they are padded at the left, and positions count from
-            0 at their first.
-        generator: of the draws, on the learner's device.
+        learner: the model, put into evaluation mode meanwhile.
+        prompts: token ids, at least one each; they are left-padded, and positions count from 0 at
+            the first token.
+        generator: generator of the samples, on the learner's device.
         temperature: > 0.
-        new_tokens: the longest answer.
-        eos_id: ends an answer.
-        pad_id: stands left of shorter prompts, and after finished answers; no token attends to it.
+        new_tokens: maximum length of an answer.
+        eos_id: token that ends an answer.
+        pad_id: padding left of shorter prompts and after finished answers; no token of a prompt or
+            an answer attends to it.
 
     Returns:
-        Token ids of each answer, with its end token where it came to one.
+        Token ids of each answer, including its end token if it was sampled.
     """
     ids, mask = left_padded(prompts, pad_id=pad_id, device=learner.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)

@@ -1,4 +1,4 @@
-"""What the kinds of feedback have in common: where they are declared, and what one is built from.
+"""Declarations of the kinds of feedback, and what they are built from.
 
 A kind is one file of this folder: the gradient (a class behind
 :class:`vpretrain.method.roles.Feedback`) and the declaration with its keys::
@@ -35,12 +35,12 @@ _PROBLEMS_SHOWN = 5
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of one task.
+    """The rows of one feedback task.
 
     Args:
-        rows: prompts with their verified solutions (the chosen answers of preferences).
-        rejected: of kinds that read a second answer, by the ``origin`` of the row: the same prompt
-            with the other answer.
+        rows: prompts with verified solutions (for preferences, the chosen answers).
+        rejected: for kinds with a second answer, the same prompt with that answer, by the
+            ``origin`` of the row.
     """
 
     rows: list[Row]
@@ -49,12 +49,12 @@ class TaskRows:
 
 @dataclass(frozen=True)
 class TaskDocuments:
-    """The same in tokens.
+    """The tokenised rows of one feedback task.
 
     Args:
-        documents: prompt (masked) and solution.
-        rows: the row behind each document's ``origin``.
-        rejected: second answers, by the same.
+        documents: prompt (masked) and solution of each row.
+        rows: rows by the ``origin`` of their document.
+        rejected: documents of the second answers, by the same ``origin``.
     """
 
     documents: list[Document]
@@ -64,15 +64,15 @@ class TaskDocuments:
 
 @dataclass(frozen=True)
 class FeedbackSite:
-    """What a kind of feedback may read of the run that it is built for.
+    """What a kind of feedback is built from.
 
     Args:
-        task: all its rows.
-        samplers: batches of ``task.documents``; one of each is used at a meta step.
-        tokenizer: of the learner; None beside a trainer whose rows are tokens.
-        seed: of draws.
-        where: its dotted key, for messages.
-        loss_mean: what a likelihood is a mean over.
+        task: all rows of the task.
+        samplers: samplers of ``task.documents``; one batch of each is used at a meta step.
+        tokenizer: the learner's tokenizer; None with a trainer whose rows are tokens.
+        seed: seed of sampling.
+        where: dotted recipe key of the task, for messages.
+        loss_mean: mean of a likelihood.
     """
 
     task: TaskDocuments
@@ -87,25 +87,26 @@ class Signal(KindSection):
     """The keys of one kind of feedback, and how it is built."""
 
     reads_text: ClassVar[bool] = False
-    """Whether it needs tokenizer and text of the rows beside their tokens."""
+    """Whether it needs the tokenizer and the rows' text in addition to their tokens."""
 
     @property
     def second_answer(self) -> tuple[str, str] | None:
-        """The key that names a column with another answer to each prompt, and that column."""
+        """The recipe key that names the column of a second answer, and that column; None if the
+        kind reads no second answer."""
         return None
 
     def problems(self, task: TaskRows, where: str) -> Iterator[Problem]:
-        """Rows that are good in themselves, but not for what this kind does with them.
+        """Problems of valid rows that this kind cannot use.
 
         Args:
-            task: its rows.
-            where: the dotted key of its section.
+            task: rows of the task.
+            where: dotted recipe key of the task's section.
         """
         yield from ()
 
     @abstractmethod
     def build(self, site: FeedbackSite) -> Feedback:
-        """The feedback of one task's rows."""
+        """The feedback of one task."""
 
 
 SIGNALS: Kinds[Signal] = Kinds()
@@ -113,18 +114,17 @@ SIGNALS: Kinds[Signal] = Kinds()
 
 
 class Task(Signal):
-    """A kind of feedback with the rows that a recipe gives to it."""
+    """A kind of feedback together with its rows in a recipe."""
 
     rows: Rows
     """Prompts with verified solutions."""
     weight: PositiveFloat = 1.0
-    """Share of this task in g_down, relative to the other tasks (eq. 18)."""
+    """Weight of this task in g_down, relative to the other tasks (eq. 18)."""
     batch_size: PositiveInt | None = None
-    """Rows in one feedback batch of this task; null takes ``data.feedback.batch_size``."""
+    """Rows in one feedback batch of this task; null uses ``data.feedback.batch_size``."""
     sources: list[str] = []
-    """Sources of the stream that are of this task's domain: their documents are compared with the
-    tasks that name them (eq. 44-46), documents of sources that no task names with all tasks
-    together. Naming none anywhere compares everything with everything."""
+    """Stream sources in this task's domain, whose documents are compared only with the tasks that
+    name them (eq. 44-46). Documents of sources that no task names are compared with all tasks."""
 
     @model_validator(mode="after")
     def _has_second_answers(self) -> Self:
@@ -144,7 +144,7 @@ class Task(Signal):
 
     @property
     def second_rows(self) -> Rows | None:
-        """The same prompts with the other answers."""
+        """The rows with the second answer as the solution; None if there is none."""
         if self.second_answer is None:
             return None
         return self.rows.model_copy(update={"solution": self.second_answer[1]})
@@ -152,7 +152,7 @@ class Task(Signal):
 
 @cache
 def task_of(signal: type[Signal]) -> type[Task]:
-    """The section of a recipe's task of a declared kind."""
+    """The recipe section of a task of a declared kind."""
     bases: Any = (signal, Task)
     return create_model(
         signal.__name__.removesuffix("Signal") + "Task",
@@ -163,13 +163,13 @@ def task_of(signal: type[Signal]) -> type[Task]:
 
 
 TASK = KindChoice(lambda: tuple(map(task_of, SIGNALS.kinds.values())), one_of)
-"""The annotation of a recipe's task."""
+"""Annotation of a task in a recipe: one of the declared kinds."""
 
 
 def problems_of_rows(
     rows: Sequence[Row], accepted: str, message: str, where: str
 ) -> Iterator[Problem]:
-    """The same problem with each of the first rows, and how many more have it."""
+    """The same problem for each of the first few rows, and one that counts the others."""
     for row in rows[:_PROBLEMS_SHOWN]:
         yield Problem(row.origin, shortened(row.text), accepted, message)
     if len(rows) > _PROBLEMS_SHOWN:

@@ -1,5 +1,5 @@
-"""From the recipe's feedback section to feedback: rows, documents, signals; every problem is found
-before a step is taken."""
+"""Builds feedback from the recipe's feedback section (rows, then documents, then signals), and
+finds every problem before the first step."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ RESOLVE: Mapping[str, Resolve] = {"sum": kept, "project": projected}
 def read_tasks(
     section: FeedbackSet, read: Callable[[Rows, str, str], list[Row]], stream: Sequence[str]
 ) -> tuple[dict[str, TaskRows], list[Problem]]:
-    """The rows of every task, and what is wrong with them.
+    """The rows of every task, and the problems with them.
 
     Args:
-        section: of the recipe.
-        read: ``(rows, name, dotted key)`` to rows; reports its own problems and then gives none.
+        section: the recipe's feedback section.
+        read: maps ``(rows, name, dotted key)`` to rows; returns none if there are problems, which
+            it reports itself.
         stream: names of the stream's sources.
     """
     tasks: dict[str, TaskRows] = {}
@@ -49,7 +50,7 @@ def read_tasks(
 def _misfits(
     section: FeedbackSet, name: str, task_rows: TaskRows, stream: Sequence[str]
 ) -> Iterator[Problem]:
-    """Rows that are good in themselves, but not for what their task does with them."""
+    """Problems of valid rows that their task cannot use, and of the task's settings."""
     task, where, rows = section.named()[name], section.where(name), task_rows.rows
     needed, batches = section.batch_of(name), section.batches
     if rows and len(rows) // batches < needed:
@@ -77,10 +78,10 @@ def _misfits(
 def encode_task(
     task: TaskRows, tokenizer: Any, *, max_tokens: int, parse_special_tokens: bool
 ) -> tuple[TaskDocuments, Encoded]:
-    """A task's rows in tokens, and what became of them.
+    """The tokenised rows of a task, and the counts of :func:`encode`.
 
-    A pair of which one answer is lost, or of which nothing but what is the same remains at
-    ``max_tokens``, is left out, and counted as dropped.
+    A pair is left out, and counted as dropped, if one of its answers is, or if both are the same
+    after truncation to ``max_tokens``.
     """
 
     def documents_of(rows: Sequence[Row]) -> tuple[list[Document], Encoded]:
@@ -111,13 +112,13 @@ def encode_tasks(
     *,
     parse_special_tokens: bool = False,
 ) -> tuple[dict[str, TaskDocuments], dict[str, Encoded]]:
-    """The tasks' rows in tokens.
+    """The tokenised rows of all tasks.
 
     Returns:
-        By task the documents, and what became of its rows (see :func:`encode_task`).
+        Documents by task, and counts by task (see :func:`encode_task`).
 
     Raises:
-        UserError: too few rows of a task are left for its batches.
+        UserError: a task has too few rows left for its batches.
     """
     encoded: dict[str, TaskDocuments] = {}
     counts: dict[str, Encoded] = {}
@@ -154,18 +155,16 @@ def feedback_from(
     wrong_labels: bool = False,
     around: Callable[[str, Feedback], Feedback] = lambda name, feedback: feedback,
 ) -> MultiTaskFeedback:
-    """The tasks of a recipe, weighed together.
+    """The feedback of a recipe: its tasks, combined by their weights.
 
     Args:
-        section: of the recipe.
-        tasks: by name, as :func:`encode_tasks` gives them.
-        tokenizer: of the learner.
-        pad_id: fills rows up.
-        seed: of batches and draws.
-        wrong_labels: for a control: solutions and reference answers of other rows, preferences by
-            the toss of a coin.
-        around: is given each task's name and feedback, and returns what takes its place (a
-            memory, a control).
+        section: the recipe's feedback section.
+        tasks: documents by task, from :func:`encode_tasks`.
+        tokenizer: the learner's tokenizer.
+        pad_id: padding token.
+        seed: seed of batches and sampling.
+        wrong_labels: whether labels are wrong, for a control (see :func:`mislabelled`).
+        around: maps each task's name and feedback to a replacement (a memory, a control).
     """
     settings = section.named()
     signals: dict[str, Feedback] = {}
@@ -190,8 +189,8 @@ def feedback_from(
 
 
 def mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
-    """Right format, wrong labels: solutions and reference answers of other rows, preferences by the
-    toss of a coin."""
+    """The task with wrong labels in the right format: solutions and reference answers are permuted
+    among rows; the two answers of a preference are swapped with probability 1/2."""
     if task.rejected:
         coin = random.Random(f"shuffled {seed}")
         swapped = {document.origin for document in task.documents if coin.random() < 0.5}

@@ -1,3 +1,1 @@
-"""A causal language model as the learner: loading, the head in one pass, the suffix that
-holds S.
-"""
+"""A causal language model as the learner: loading, the one-pass head, the suffix with S."""

@@ -1,4 +1,4 @@
-"""A causal language model as the learner: one pass a batch, the loss at predicted tokens only.
+"""A causal language model as the learner: one forward pass a batch, loss at predicted tokens only.
 
 Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V vocabulary.
 """
@@ -35,19 +35,20 @@ from vpretrain.system.contexts import computing, evaluating
 
 @dataclass
 class Context:
-    """What the learner made of one batch.
+    """The result of the learner's forward pass on one batch.
 
     Args:
         batch: the tokens.
         where: ``(row, position)``, each ``[N]`` int64: the positions whose hidden state predicts
             the next token.
-        labels: ``[N]`` int64, the tokens predicted there.
+        labels: ``[N]`` int64, the true tokens at the positions after ``where``.
         hidden: ``[B, T, D]`` final hidden states, with the graph to the learner.
-        predictions: of the predicted tokens.
-        trace: the suffix's inputs.
-        router_loss: of a mixture of experts, a float32 scalar with its graph; None: there is none.
-        partial: whether ``where`` and ``labels`` are of a part of the predicted tokens, while
-            ``predictions`` are of all of them.
+        predictions: predictions of the N tokens.
+        trace: the inputs of the suffix.
+        router_loss: router loss of a mixture of experts, a float32 scalar with its graph; None if
+            there is none.
+        partial: whether ``where`` and ``labels`` cover only some of the predicted tokens, while
+            ``predictions`` covers all of them.
     """
 
     batch: TokenBatch
@@ -60,7 +61,7 @@ class Context:
     partial: bool = False
 
     def part(self, tokens: Tensor) -> Context:
-        """The same with the predicted tokens of these indices ``[n]`` alone."""
+        """A copy restricted to the predicted tokens with these indices, ``[n]`` int64."""
         row, at = self.where
         where, labels = (row[tokens], at[tokens]), self.labels[tokens]
         return replace(self, where=where, labels=labels, partial=True)
@@ -72,7 +73,7 @@ class Context:
 
     @property
     def document(self) -> Tensor:
-        """``[N]`` int64 index into ``batch.documents``: where each predicted token stands."""
+        """``[N]`` int64, index into ``batch.documents`` of the document of each predicted token."""
         row, at = self.where
         return self.batch.document[row, at + 1]
 
@@ -83,13 +84,13 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
     Args:
         model: any decoder-only ``AutoModelForCausalLM``.
         aligned: the subset S, by the model's parameter names.
-        autocast: the dtype of products in forward and backward passes of the whole model, where it
-            is not the weights' own; the suffix (:meth:`objective`) always runs in float32 or wider,
-            where a small perturbation shows.
+        autocast: autocast dtype of forward and backward passes of the whole model; None for the
+            dtype of the weights. The suffix (:meth:`objective`) always runs in float32 or wider, so
+            that a small perturbation is not rounded away.
         packed: whether rows of batches may hold several documents.
 
     Raises:
-        UserError: the model is none that can be trained here (see
+        UserError: the model cannot be trained here (see
             :func:`~vpretrain.language.learner.layout.check_layout`).
     """
 
@@ -114,11 +115,11 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def forward(self, batch: TokenBatch) -> Context:
-        """One forward pass; the head sees the predicted tokens only."""
+        """Runs one forward pass, with the head at the predicted tokens only."""
         batch = batch.to(self.device)
         with self.suffix.trace() as trace:
             hidden, predictions, router_loss = self._predictions(batch)
@@ -127,29 +128,29 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return Context(batch, where, labels, hidden, predictions, trace, router_loss)
 
     def loss(self, context: Context, task: SoftTargets) -> Tensor:
-        """Soft-target cross-entropy, and the router loss of a mixture of experts that asks for it;
-        a float32 scalar.
+        """Soft-target cross-entropy, plus the router loss if the model has one; a float32 scalar.
 
-        ``batch.loss_mean: example`` is eq. 37, a mean over documents of means over their predicted
-        tokens; ``token`` is the mean over all predicted tokens, in which a long document counts
-        more. The slow definition of eq. 37::
+        ``batch.loss_mean: example`` is eq. 37, the mean over documents of the means over their
+        predicted tokens; ``token`` is the mean over all predicted tokens, in which a long document
+        counts more. The slow definition of eq. 37::
 
             for document in documents:
                 for n in tokens_of[document]:
                     loss -= (mass[n] * log_p[n]).sum() / len(tokens_of[document]) / len(documents)
 
-        No task changes the router loss, so that what is valued (:meth:`objective`) is without it.
+        :meth:`objective` leaves the router loss out, since it does not depend on the task.
         """
         loss = context.predictions.loss(_averaged(context, task))
         return loss if context.router_loss is None else loss + context.router_loss
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of S alone, dropout off; where the head is passed over in chunks,
-        so is it here.
+        """The loss as a function of S alone, with dropout off.
 
-        Where S does not reach the head it is taken to first order about the learner's S
-        (:meth:`HeadPass.tangent_loss`): all directional derivatives there are the same, and no
-        perturbed suffix is projected to the vocabulary.
+        If the forward pass runs the head in chunks (:class:`HeadPass`), so does the objective,
+        unless it is differentiated in S (forward mode, or parameters that require gradients), which
+        needs whole logits. If S also does not reach the head, the loss is instead linearised around
+        the learner's S (:meth:`HeadPass.tangent_loss`): all directional derivatives there are the
+        same, and no perturbed suffix is projected to the vocabulary.
         """
         passed = context.predictions if isinstance(context.predictions, HeadPass) else None
         tangent = None
@@ -175,16 +176,16 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return Objective(task.controls(), loss, here if self._passes_as_valued(context) else None)
 
     def _passes_as_valued(self, context: Context) -> bool:
-        """Whether the learner's own pass computes what is valued, but for rounding: the same
+        """Whether the learner's own forward pass equals the objective up to rounding: same
         positions, no dropout in the suffix, no narrow dtype."""
         exact = vectors.wide(context.hidden).dtype == context.hidden.dtype and not self.autocast
         return exact and not context.partial and not self.suffix.drops_out
 
     def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
-        """The pass over the head of what is valued: the learner's own, or another one.
+        """The head pass of the objective at the learner's S.
 
-        Another one where a part of the batch is valued on its own, or where dropout above S made
-        the learner's pass another function.
+        This is the learner's own pass, unless only a part of the batch is valued, or dropout in the
+        suffix made the learner's pass a different function.
         """
         if not context.partial and not self.suffix.drops_out:
             return passed
@@ -196,11 +197,11 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             return HeadPass(states.detach().requires_grad_(), head, context.labels)
 
     def token_losses(self, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """NLL of every predicted token, ``[N]`` float32 or wider, and the row it belongs to,
-        ``[N]``; the graph is alive.
+        """NLL of every predicted token, ``[N]`` float32 or wider with its graph, and the index of
+        its row, ``[N]`` int64.
 
         Args:
-            batch: of any kind.
+            batch: a packed or padded batch.
             temperature: > 0; the logits are divided by it.
         """
         batch = batch.to(self.device)
@@ -212,11 +213,11 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return predictions.token_losses(one_hot(labels)), row
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The learner's precision, for whatever runs the model inside the block."""
+        """A context in which the model runs at the learner's precision."""
         return computing(self.device, self.autocast)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Final hidden states ``[B, T, D]`` of a batch on its device, with their graph."""
+        """Final hidden states ``[B, T, D]`` of a batch on the model's device, with their graph."""
         return self._backbone(batch).last_hidden_state
 
     def _backbone(self, batch: TokenBatch) -> Any:
@@ -230,8 +231,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
     def _predictions(
         self, batch: TokenBatch, temperature: float = 1.0
     ) -> tuple[Tensor, Predictions, Tensor | None]:
-        """Final hidden states ``[B, T, D]``, what the head makes of them at the predicted tokens,
-        and the router loss."""
+        """Final hidden states ``[B, T, D]``, the head's predictions, and the router loss."""
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
         head = chunked_head(self.anatomy, len(labels), temperature)
@@ -250,16 +250,18 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             return hidden, WholeLogits(scores, labels), routed
 
     def _lookup_for(self, head: Head | None) -> AbstractContextManager[TiedWeight | None]:
-        """Around a pass that ``head`` is to follow: what both read as one matrix, the lookup in it
-        and the head, gets one gradient."""
+        """A context for the backbone's pass before ``head``. If the embedding and the head share
+        one matrix, both uses get a single gradient."""
         table = self.model.get_input_embeddings()
         shares = head is not None and tied(table, head.weight)
         return tied_lookup(table) if shares else nullcontext()
 
 
 def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
-    """The task whose mean over tokens is the loss: under ``loss_mean: example`` its tokens are
-    weighted, the mean weight being 1, so that the head is passed over as ever."""
+    """The task with mass weighted such that the mean over tokens is the loss of ``loss_mean``.
+
+    Under ``example`` the weights have mean 1; the head needs no change.
+    """
     if context.batch.loss_mean == "token":
         return task
     document = context.document
@@ -269,6 +271,6 @@ def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
 
 
 def _tracked(parameters: Mapping[str, Tensor]) -> bool:
-    """Whether their derivatives are taken in forward mode, or more than once."""
+    """Whether parameters require gradients or carry forward-mode tangents."""
     each = parameters.values()
     return any(p.requires_grad or forward_ad.unpack_dual(p).tangent is not None for p in each)

@@ -1,29 +1,30 @@
-"""What a step should cost: FLOPs and bytes counted from shapes, to set beside what is measured.
+"""Cost model of a step: FLOPs and bytes computed from shapes, to compare with measurements.
 
-With a batches a step, each of M tokens in windows of T, N of them predicted; a learner of L blocks
-of P parameters each, width D, A = heads times their width, a vocabulary V; S in its last s blocks;
-K candidates; a meta step in r, F feedback batches of n tokens each. A product of ``[N, a]`` and
-``[a, b]`` has ``2 N a b`` FLOPs; attention has two of T a token and head, not halved for causality.
-``torch.utils.flop_counter`` counts the same, but for attention on a CPU, of which it counts
-nothing. FLOPs of the parts:
+A step has ``a`` batches of M tokens in windows of T, N of them predicted. The learner has L blocks
+of P parameters each, width D, A = heads times head width, vocabulary V, and S in its last s blocks.
+There are K candidates, a meta step every r steps, and F feedback batches of n tokens each. A
+product of ``[N, a]`` and ``[a, b]`` has ``2 N a b`` FLOPs; attention has two products of length T a
+token and head, not halved for causality. ``torch.utils.flop_counter`` counts the same, except that
+it does not count attention on a CPU. FLOPs of the parts:
 
-* blocks, every batch: ``3 M L (2 P + 4 T A)``, forward, backward to states and weights;
-* head, every batch: ``3 * 2 N V D``; where token weights follow a look at the batch and the head
-  trains, one more of the positions whose softmax is not kept (:func:`kept`); and ``2 N K D``
-  for sparse targets over K candidates;
-* values, of exact arms at every batch but the first of a meta step (F' = 1), of all arms there
-  (F' = F), by a central difference in d = 2 passes, one-sided in d = 1: ``F' d M s (2 P + 4 T A)``,
-  and ``F' d 2 N K D`` where the head is not in S; where it is, it is run: ``F' d 2 N V D``;
-* designer, of arms with a network: a forward pass every batch, and one with its gradient at the
-  meta step (:class:`~vpretrain.language.steering.arms.NetworkCost`);
-* feedback, at the meta step: ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``, forward, backward to
+* blocks, every batch: ``3 M L (2 P + 4 T A)``: forward, backward to states and to weights;
+* head, every batch: ``3 * 2 N V D``. If token weights are known only after the pass and the head
+  trains, one more product at the positions whose softmax is not kept (:func:`kept`). For sparse
+  targets over K candidates, ``2 N K D`` more;
+* values: exact arms at every batch except the first of a meta step (F' = 1), and all arms with
+  feedback at that one (F' = F). A central difference takes d = 2 passes, a one-sided one d = 1:
+  ``F' d M s (2 P + 4 T A)``, plus ``F' d 2 N K D`` if the head is not in S, or ``F' d 2 N V D`` if
+  it is, since it is run then;
+* designer, arms with a network: a forward pass every batch, and one with its gradient at the meta
+  step (:class:`~vpretrain.language.steering.arms.NetworkCost`);
+* feedback, at the meta step: ``F n (2 L P + 4 s P + 4 L T A + 2 * 2 V D)``: forward, backward to
   the states of the blocks in S and to their weights.
 
-Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); what blocks keep
-for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, G the width of keys, I that of the
-MLP; the head's chunk of logits, or 3 times all of them where they are whole, or the softmax that
-is kept; the gradients to the hidden states; directions over S, F + 1 of them; the designer's
-weights, gradients and moments.
+Bytes: weights, gradients and AdamW's two moments (4 numbers a parameter, float32); activations kept
+for the backward pass, ``M L (4 D + 2 A + 2 G + 4 I)`` numbers, with G the width of keys and I that
+of the MLP; the head's chunk of logits, or 3 times all logits if they are whole, or the kept
+softmax; the gradients to the hidden states; F + 1 directions over S; the designer's weights,
+gradients and moments.
 
 Shapes are decoder blocks with a gated MLP (Qwen, Llama, Mistral).
 """
@@ -45,12 +46,15 @@ from vpretrain.system.errors import user_error
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder; see the table above.
+    """Shape of a decoder; symbols as in the module docstring.
 
     Args:
+        blocks: L.
         width, inner: D and I.
-        heads, groups: of queries, and of keys and values, each ``head_width`` wide.
-        tied: whether the head is the input embedding; it is not in S then.
+        heads, groups: number of query heads, and of key and value heads.
+        head_width: width of a head.
+        vocabulary: V.
+        tied: whether the head is the input embedding, and therefore not in S.
     """
 
     blocks: int
@@ -64,7 +68,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a ``transformers`` configuration; KeyError where it is of another kind of model."""
+        """The shape of a ``transformers`` configuration; ``KeyError`` for other architectures."""
         heads, width = config["num_attention_heads"], config["hidden_size"]
         return cls(
             config["num_hidden_layers"],
@@ -87,7 +91,7 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """P: weights of a block's matrices."""
+        """P: number of weights in a block's matrices."""
         return self.width * (2 * self.attention + 2 * self.keys + 3 * self.inner)
 
     @property
@@ -105,13 +109,13 @@ SIZES = {
 
 
 KINDS = {kind: section.cost for kind, section in ARMS.kinds.items() if section.cost is not None}
-"""By arm; the other arms of language are one of these with another feedback."""
+"""Cost by arm. The other language arms are one of these with a different feedback."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run: M, N, T, s, K, the designer's width and blocks, r, F, n, a, d, and the kind of
-    device (which chunks of logits depend on)."""
+    """Settings of a run, in the order of the fields: M, N, T, s, K, the designer's width and
+    blocks, r, F, n, a, d, and the kind of device (which the size of chunks depends on)."""
 
     tokens: int
     predicted: int
@@ -129,8 +133,8 @@ class Setting:
 
     @classmethod
     def of(cls, recipe: LanguageRecipe, shape: Shape, device: str) -> Setting:
-        """From a recipe; all tokens are taken for predicted ones, and a feedback row for
-        64 tokens."""
+        """The setting of a recipe; assumes that all tokens are predicted, and that a feedback row
+        has 64 tokens."""
         data, section = recipe.data, ARMS.keys_of(recipe, AscentArm)
         blocks = recipe.learner.aligned_blocks
         aligned = shape.blocks if blocks == "all" else blocks
@@ -153,8 +157,9 @@ class Setting:
 
 
 def kept(shape: Shape, at: Setting) -> int:
-    """Predicted tokens of a batch whose softmax is kept until their weights are known: whole
-    chunks, up to the head's gradient or one of them (float32; see head.py)."""
+    """Number of predicted tokens of a batch whose softmax is kept until their weights are known:
+    whole chunks in at most the memory of the head's gradient, or one chunk (float32; see head.py).
+    """
     n, rows = at.predicted, max(1, for_kind(CHUNK_LOGITS, at.device) // shape.vocabulary)
     if n * shape.vocabulary <= WHOLE_LOGITS:
         return n
@@ -163,7 +168,7 @@ def kept(shape: Shape, at: Setting) -> int:
 
 
 def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
-    """FLOPs of a step by part, the meta step by its share."""
+    """FLOPs of a step by part, with the meta step averaged over ``period`` steps."""
     n, k = at.predicted, at.candidates
     head = 2 * n * shape.vocabulary * shape.width
     again = head * (n - kept(shape, at)) / n
@@ -173,7 +178,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
     value = at.passes * (at.aligned * block + (sparse if shape.tied else head))
     network = kind.network(shape, at) if kind.network else NetworkCost(0, 0, 0)
     per_row = (2 * shape.blocks + 4 * at.aligned) * shape.block + 4 * shape.vocabulary * shape.width
-    parts = {  # the designer learns from the first of a step's batches
+    parts = {  # the designer is trained on the first batch of a step
         "blocks": 3 * at.accumulate * shape.blocks * block,
         "head": at.accumulate * (3 * head + kind.weighted * again + sparse),
         "values": (at.accumulate - fraction) * value * kind.exact,
@@ -184,7 +189,7 @@ def flops(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
 
 
 def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
-    """Bytes at the step's peak, by part, in float32."""
+    """Peak memory of a step in bytes, by part, in float32."""
     n, width = at.predicted, shape.width
     logits = n * shape.vocabulary
     chunk = min(logits, for_kind(CHUNK_LOGITS, at.device))
@@ -204,10 +209,10 @@ def resident(shape: Shape, at: Setting, kind: Cost) -> dict[str, float]:
 
 
 def predicted(shape: Shape, at: Setting, arms: Sequence[str]) -> dict[str, Any]:
-    """FLOPs and bytes of a step of each arm, and their ratios to the first.
+    """FLOPs and bytes of a step of each arm, and their ratios to the first arm's.
 
     Raises:
-        UserError: an arm that is not in :data:`KINDS`.
+        UserError: an arm is not in :data:`KINDS`.
     """
     for arm in arms:
         if arm not in KINDS:

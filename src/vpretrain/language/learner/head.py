@@ -1,39 +1,38 @@
-"""One pass over the head: loss, candidates and gradients, with logits of a chunk of positions only.
+"""One pass over the head: loss, candidates and gradients, with logits of one chunk of positions.
 
-At a vocabulary of 152k the logits of a batch are by far its largest tensor, and a softmax, a
-gradient and a copy of them come on top. The loss of token n is linear in its targets: with logits
-``z = finish(h W^T + b)``, their log-sum-exp ``lse``, candidates ``c``, mass ``m`` on them and
-``w = sum_k m_k`` (the token's weight), label ``y = c_0``,
+At a vocabulary of 152k the logits of a batch are by far its largest tensor, and a plain loss adds a
+softmax, a gradient and a copy of them. The loss of token n is linear in its targets: with logits
+``z = finish(h W^T + b)``, their log-sum-exp ``lse``, candidates ``c``, mass ``m`` on them,
+``w = sum_k m_k`` (the token's weight) and label ``y = c_0``,
 
     loss_n   = w lse - sum_k m_k z[c_k]
     dloss/dz = w p' - sum_k (m_k - w p_y [k = 0]) onehot(c_k),    p = softmax(z), p' = p with 0 at y
 
-The first part, *dense*, needs the label and the token's weight and no target. The second, *sparse*,
-is K rows of W a token, one for one-hot targets. So what a designer makes of the candidates need not
-be known when the vocabulary is passed over: logits of a chunk are made, its best tokens looked up,
-its dense gradient added, and they are gone. The sparse part, ``2 N K D`` operations, follows when
-the targets are there. In matrix products of ``2 N V D`` operations, where the plain loss takes 3
-(logits, gradient to h, gradient to W):
+The first part, *dense*, needs only the label and the token's weight. The second, *sparse*, is K
+rows of W a token, or one for one-hot targets. The designer's targets are therefore not needed
+during the pass over the vocabulary: for each chunk the logits are computed, the best tokens found,
+the dense gradient added, and the logits discarded. The sparse part, ``2 N K D`` operations, follows
+once the targets are known. The cost, in matrix products of ``2 N V D`` operations (the plain loss
+takes 3: logits, gradient to h, gradient to W):
 
-* 3 for one-hot and for soft targets (w = 1), and for weights that are known before the pass (a row
-  of the softmax times its weight);
-* 2 for weights that come later (a value needs a look at the batch first) while W does not train: a
-  row of the gradient to h is scaled;
-* 3 to 4 for weights that come later while W trains: the gradient to W, ``sum_n w_n softmax_n
-  h_n^T``, cannot be had from the sum of its terms. Its softmax is kept of as many positions as take
-  no more memory than that gradient (N up to D) or a chunk, and made again with the logits of the
-  others;
+* 3 for one-hot and soft targets (w = 1), and for weights known before the pass (each row of the
+  softmax is multiplied by its weight);
+* 2 for weights known only later (a value needs a pass over the batch first) while W does not train:
+  the rows of the gradient to h are scaled;
+* 3 to 4 for weights known only later while W trains: the gradient to W, ``sum_n w_n softmax_n
+  h_n^T``, does not follow from the unweighted sum. The softmax is kept for as many positions as
+  take no more memory than that gradient (N up to D) or a chunk, and recomputed for the others;
 * 1 without a gradient (evaluation);
 * 0 for values, ``(W[c_k] - sum_v p_v W_v) . dh`` along a change of the hidden states: the mean row
   is in the dense gradient.
 
-A wrong ``weighted`` costs time alone: weights that the gradient to W was made without are seen, and
-it is made again. The label is in the sparse part, in float32 throughout, since ``p_y - m_0`` of
-a token that the learner is sure of would cancel to noise in a narrow dtype. What is dense does not
-depend on K, so that candidates without mass leave the gradient bit for bit.
+A wrong ``weighted`` costs time only: if the gradient to W was computed without the weights, this is
+detected and the gradient is computed again. The label is in the sparse part, in float32 throughout,
+since ``p_y - m_0`` of a token the learner is sure of would cancel to noise in a narrow dtype. The
+dense part does not depend on K, so candidates without mass do not change a bit of the gradient.
 
 Shapes: N positions in the loss, D hidden width, V vocabulary, K candidates, M positions of a chunk.
-Sums run in float32 or wider; products in the dtype of the hidden states, or in autocast's.
+Sums are in float32 or wider; products in the dtype of the hidden states, or of autocast.
 """
 
 from __future__ import annotations
@@ -61,11 +60,11 @@ from vpretrain.system.errors import user_error
 from vpretrain.system.timing import clocked, current_clock, section
 
 Wanted = tuple[bool, ...]
-"""Which gradients: to hidden states, weight and bias."""
+"""Which gradients are computed: to hidden states, weight and bias."""
 
 
 class HeadPass:
-    """What the head makes of one batch, each part computed when it is first asked for.
+    """Loss, candidates and gradients of one batch, each computed on first use.
 
     Args:
         hidden: ``[N, D]`` final hidden states at the positions in the loss, with the graph to the
@@ -73,8 +72,8 @@ class HeadPass:
         head: the output layer.
         labels: ``[N]`` int64, the true tokens.
         rows: positions of a chunk (see :class:`Chunks`).
-        weight: an alias of the head's weight that takes its gradient, where a lookup reads the
-            same matrix (:mod:`vpretrain.language.learner.head_tied`); None: its own.
+        weight: alias of the head's weight that receives the gradient, for a head tied to the input
+            embedding (:mod:`vpretrain.language.learner.head_tied`); None: ``head.weight``.
     """
 
     def __init__(
@@ -93,19 +92,19 @@ class HeadPass:
         self.wanted = tuple(
             tracked and t is not None and t.requires_grad for t in (hidden, head.weight, head.bias)
         )
-        self._pass: _Pass | None = None  # made by whichever method is called first
+        self._pass: _Pass | None = None  # run by the first method that needs it
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
         """The true token and the ``count - 1`` most probable others (eq. 14, 39).
 
         Args:
             count: K, from 1 to V.
-            weighted: whether tokens will have weights, which are not known yet: the gradient to the
-                weight matrix then comes with the loss. A matter of cost alone.
+            weighted: whether tokens will get weights that are not known yet: the gradient to the
+                weight matrix is then left to the loss. This affects the cost only.
 
         Returns:
-            ``[N, K]`` int64, distinct within a row, the true token first, the others from the most
-            probable down.
+            ``[N, K]`` int64, distinct within a row: the true token, then the others in order of
+            decreasing probability.
 
         Raises:
             UserError: the vocabulary is smaller than K, or there is no position in the loss.
@@ -116,20 +115,19 @@ class HeadPass:
         return self._passed(count, _HIDDEN if weighted else self.wanted).ids[:, :count]
 
     def log_p(self, ids: Tensor) -> Tensor:
-        """The learner's log probabilities of ``ids`` ``[N, K]``, in float32 or wider; no gradient
-        flows."""
+        """The learner's log probabilities of ``ids`` ``[N, K]``, float32 or wider, no gradient."""
         return self._logits(ids) - self._passed(1, _HIDDEN).log_z[:, None]
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
         """``-sum_k mass[n, k] log p(ids[n, k])``, ``[N]`` in float32 or wider.
 
-        Gradients flow to hidden states, weight, bias and mass, once differentiable: for forward
-        mode and second derivatives there is :meth:`tangent_loss`, and the plain path
-        (:mod:`vpretrain.language.learner.predictions`). No mass on a token that is impossible (log
-        p = -inf) costs nothing.
+        Gradients flow to hidden states, weight, bias and mass, once differentiable. For forward
+        mode and second derivatives use :meth:`tangent_loss` or the plain path
+        (:mod:`vpretrain.language.learner.predictions`). An impossible token (log p = -inf) without
+        mass adds nothing to the loss.
 
         Raises:
-            UserError: a row of ``targets.ids`` names a token twice, or does not begin with the true
+            UserError: a row of ``targets.ids`` repeats a token, or does not start with the true
                 one.
         """
         self._passed(1, self.wanted)
@@ -145,15 +143,15 @@ class HeadPass:
         return self.token_losses(targets).mean()
 
     def tangent_loss(self, states: Tensor, targets: SoftTargets) -> Tensor:
-        """The loss at other hidden states, to first order in what they differ by: no product with
-        the vocabulary.
+        """The loss at other hidden states, to first order in their difference; it needs no product
+        with the vocabulary.
 
-        With ``d log p(v) = (W_v - sum_u p_u W_u) . dh`` it has the value and every first derivative
-        of :meth:`loss` at its own hidden states, the derivatives of these in the mass included: all
-        that a directional derivative asks for.
+        With ``d log p(v) = (W_v - sum_u p_u W_u) . dh`` it equals :meth:`loss` at the pass's own
+        hidden states in value, in all first derivatives, and in the derivatives of these with
+        respect to the mass: all that a directional derivative needs.
 
         Args:
-            states: ``[N, D]``, float32 or wider; gradients flow, in either mode, as often as asked.
+            states: ``[N, D]``, float32 or wider; differentiable in both modes, to any order.
             targets: N rows; gradients flow to the mass. An impossible candidate has no value.
         """
         log_p = self.log_p(targets.ids)
@@ -165,14 +163,13 @@ class HeadPass:
         return expected_losses(targets.mass, log_p).mean()
 
     def logits(self) -> Tensor:
-        """``[N, V]`` at once, in the dtype of the products, with their graph: for what looks at
-        every token."""
+        """All logits ``[N, V]`` at once, in the dtype of the products, with their graph."""
         head, dtype = self.head, self.chunks.dtype
         scores = (self.hidden * head.scale).to(dtype) @ self.weight.to(dtype).t()
         return head.finish(scores if head.bias is None else scores + head.bias.to(dtype))
 
     def _logits(self, ids: Tensor) -> Tensor:
-        """Of the pass itself where it has them, from the rows of W otherwise; ``[N, K]``."""
+        """Logits ``[N, K]`` of ``ids``: from the pass if it has them, else from the rows of W."""
         made = self._passed(1, _HIDDEN)
         count = ids.shape[1]
         if torch.equal(ids, made.ids[:, :count]):
@@ -190,13 +187,14 @@ class HeadPass:
     @cached_property
     @torch.no_grad()
     def _mean_row(self) -> Tensor:
-        """``sum_v p_v W_v`` of every position, ``[N, D]``, times the slope of a soft bound.
+        """``sum_v p_v W_v`` of every position, ``[N, D]``; under a soft cap each term times the
+        cap's slope.
 
-        It is the dense gradient to the hidden states and the label's row, which that is without.
+        Computed as the dense gradient to the hidden states plus the label's row, which it excludes.
         """
         made = self._passed(1, _HIDDEN)
         dense = made.dense.hidden
-        if dense is None or made.weights is not None:  # handed to autograd, or with weights in it
+        if dense is None or made.weights is not None:  # given to autograd, or already weighted
             dense = self.chunks.gradients(_HIDDEN, None).hidden
             assert dense is not None
         label = (made.logits[:, 0] - made.log_z).exp()
@@ -206,19 +204,18 @@ class HeadPass:
         return dense + label[:, None] * rows
 
     def _passed(self, count: int, wanted: Wanted, weights: Tensor | None = None) -> _Pass:
-        """The pass over the vocabulary; where it did not look for as many candidates, another one
-        that makes no gradients.
+        """The pass over the vocabulary, run on the first call. If it found fewer than ``count``
+        candidates, a second pass without gradients finds more.
 
         Args:
             count: K.
-            wanted: gradients that the first pass makes along the way, of those that are ever
-                wanted.
-            weights: ``[N]`` of the tokens, where they are known; None: 1.
+            wanted: gradients that the first pass computes, among ``self.wanted``.
+            weights: ``[N]``, the tokens' weights if they are known; None: 1.
         """
         if len(self.labels) == 0:
             raise nothing_to_predict()
         if self._pass is None:
-            # Weights that are all the same but for rounding are none: they scale what is there.
+            # Weights that are equal up to rounding are left out: they only scale the gradients.
             known = None if weights is None or alike(weights) else weights
             wanted = tuple(a and b for a, b in zip(wanted, self.wanted, strict=True))
             dense = self.chunks.empty(wanted)
@@ -236,8 +233,8 @@ class HeadPass:
     def gradients(
         self, task: SoftTargets, logits: Tensor, log_p: Tensor, upstream: Tensor, wanted: Wanted
     ) -> Gradients:
-        """Of ``sum_n upstream[n] loss_n`` to scaled hidden states, weight and bias, in float32 or
-        wider; ``logits`` and ``log_p`` are those of the task's candidates."""
+        """Gradients of ``sum_n upstream[n] loss_n`` to scaled hidden states, weight and bias, in
+        float32 or wider; ``logits`` and ``log_p`` ``[N, K]`` belong to the task's candidates."""
         mass = task.mass
         weight_sum = mass.sum(dim=1)
         dense = self._weighted(upstream * weight_sum, wanted)
@@ -246,24 +243,24 @@ class HeadPass:
         sparse *= upstream[:, None]
         if (slope := self.head.slope(logits)) is not None:
             sparse *= slope
-        live = mass.any(dim=0)  # the true token alone where the targets are one-hot
+        live = mass.any(dim=0)  # only the true token under one-hot targets
         live[0] = True
         dense.subtract(task.ids[:, live], sparse[:, live], *self.chunks.operands())
         return dense
 
     def _weighted(self, weights: Tensor, wanted: Wanted) -> Gradients:
-        """The dense part under weights ``[N]``: what was made along the way where it is a multiple
-        of it, the rest anew."""
+        """The dense gradients under weights ``[N]``: those of the pass if scaling them is enough,
+        the others recomputed."""
         made = self._passed(1, self.wanted)
-        # Autograd keeps what it is given without a copy, which at [V, D] would be the largest
-        # tensor of the step: from here on the pass has its gradients no longer.
+        # Autograd takes over gradients without a copy, which at [V, D] would be the largest tensor
+        # of the step. From here on the pass no longer owns its gradients.
         dense = made.dense.handed_over()
         of = torch.ones_like(weights) if made.weights is None else made.weights.to(weights.dtype)
         counted = of != 0
         if (weights[~counted] != 0).any():
-            dense = Gradients()  # nothing multiplied by a weight of zero can be made one again
+            dense = Gradients()  # terms multiplied by a weight of zero cannot be recovered
         ratios = weights[counted] / of[counted]
-        if not alike(ratios):  # these are sums over tokens: one factor is all that they can take
+        if not alike(ratios):  # these are sums over tokens, which only one factor can rescale
             dense.weight = dense.bias = None
         dense.scale(torch.zeros_like(weights).masked_scatter(counted, ratios), ratios.mean())
         missing = tuple(want and not has for want, has in zip(wanted, dense.has, strict=True))
@@ -277,15 +274,15 @@ _HIDDEN: Wanted = (True, False, False)
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a pass over the vocabulary gave.
+    """Results of a pass over the vocabulary.
 
     Args:
         ids: ``[N, K]``, candidates.
-        logits: ``[N, K]``, theirs.
-        log_z: ``[N]``, the log-sum-exp of every position.
-        dense: the dense gradients made along the way, until autograd has them.
-        weights: ``[N]`` of the tokens that are in them; None: 1.
-        slopes: kept for a gradient to the weight matrix whose weights come later; None: not.
+        logits: ``[N, K]``, logits of the candidates.
+        log_z: ``[N]``, log-sum-exp of the logits.
+        dense: dense gradients of the pass, until autograd takes them over.
+        weights: ``[N]``, the tokens' weights in these gradients; None: 1.
+        slopes: softmax rows kept for a gradient to the weight matrix under later weights, or None.
     """
 
     ids: Tensor
@@ -309,10 +306,10 @@ class _TokenLosses(torch.autograd.Function):
         logits: Tensor,
     ) -> Tensor:
         log_p = logits - of._passed(1, _HIDDEN).log_z[:, None]
-        # Saved, though not all are read: autograd refuses them if they were changed meanwhile.
+        # Not all of them are read, but saving them lets autograd detect in-place changes.
         ctx.save_for_backward(hidden, weight, bias, mass, log_p)
         ctx.of, ctx.ids, ctx.logits = of, ids, logits
-        ctx.clock = current_clock()  # the backward pass may run in a thread of its own
+        ctx.clock = current_clock()  # the backward pass may run in another thread
         return expected_losses(mass, log_p)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The best tokens of a row of scores, and the scores of given ones.
+"""The tokens with the best scores, and the scores of given tokens.
 
 Shapes: N or M positions, D hidden width, V vocabulary, K candidates.
 """
@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from vpretrain.method.vectors import wide
 
 GATHERED = 2**20
-"""Elements of weight rows that are gathered at a time: few enough to stay in a CPU's cache."""
+"""Number of weight elements gathered at a time: few enough to stay in a CPU's cache."""
 
 
 def best(scores: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The true token and the others from the best down, and their scores, both ``[M, count]``.
+    """The true token followed by the best others in descending order, and their scores, both
+    ``[M, count]``.
 
     Args:
-        scores: ``[M, V]``; changed on the way and put back.
+        scores: ``[M, V]``; modified in place and restored.
         labels: ``[M, 1]`` int64.
         count: from 1 to V.
     """
-    # With the true token raised above all it comes first and the others are distinct, even if some
-    # scores are -inf.
+    # Raising the true token to +inf puts it first and keeps the others distinct from it, even if
+    # some scores are -inf.
     truth = scores.gather(1, labels)
     scores.scatter_(1, labels, torch.inf)
     ids = top(scores, count)
@@ -36,19 +37,17 @@ def best(scores: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Indices ``[M, count]`` of the largest scores of each row of ``[M, V]``, from the largest
-    down.
+    """Indices ``[M, count]`` of the largest scores of each row of ``[M, V]``, in descending order.
 
-    A score among the ``count`` largest stands in one of the ``count`` blocks with the largest
-    maxima, so that only the maxima of blocks and those blocks are sorted: ``2 sqrt(V count)``
-    numbers in the place of V.
+    The ``count`` largest scores are in the ``count`` blocks with the largest maxima, so only the
+    blocks' maxima and then these blocks are sorted: ``2 sqrt(V count)`` numbers rather than V.
     """
     vocabulary = scores.shape[1]
     span = math.isqrt(vocabulary // count)
     if span < 4:
         return scores.topk(count, dim=1).indices
     blocks = vocabulary // span
-    whole = blocks * span  # block b is made of b, b + blocks, b + 2 blocks, ...
+    whole = blocks * span  # block b consists of b, b + blocks, b + 2 blocks, ...
     chosen = scores[:, :whole].unflatten(1, (span, blocks)).amax(dim=1).topk(count, dim=1).indices
     pool = (chosen[:, :, None] + torch.arange(0, whole, blocks, device=scores.device)).flatten(1)
     rest = torch.arange(whole, vocabulary, device=scores.device).expand(len(scores), -1)
@@ -59,19 +58,19 @@ def top(scores: Tensor, count: int) -> Tensor:
 def candidate_scores(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """``states[n] . weight[ids[n, k]]``, ``[N, K]``, without a tensor ``[N, K, D]``.
 
-    Linear in the states, and differentiable in them as often as asked, in either mode.
+    Linear in the states, and differentiable in them to any order, in both modes.
 
     Args:
         states: ``[N, D]``; gradients flow.
-        weight: ``[V, D]``, cast to the dtype of the states where it is read; none flow.
+        weight: ``[V, D]``; gathered rows are cast to the dtype of the states. No gradient flows.
         ids: ``[N, K]`` int64.
     """
     return _Gathered.apply(states, weight, ids, False)
 
 
 class _Gathered(torch.autograd.Function):
-    """Scores ``[N, K]`` of states ``[N, D]`` or, transposed, states of factors ``[N, K]``: each is
-    the gradient of the other, and linear."""
+    """Maps states ``[N, D]`` to scores ``[N, K]`` or, transposed, factors ``[N, K]`` to states
+    ``[N, D]``. Both maps are linear, and each is the backward pass of the other."""
 
     @staticmethod
     def forward(values: Tensor, weight: Tensor, ids: Tensor, transposed: bool) -> Tensor:
@@ -118,7 +117,7 @@ def weighted_rows(weight: Tensor, ids: Tensor, factors: Tensor) -> Tensor:
 
 
 def _in_parts(weight: Tensor, ids: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows ``[M, K, D]`` of the weight, with the values of the same positions."""
+    """Yields gathered rows ``[M, K, D]`` of the weight with the values of the same positions."""
     size = max(1, GATHERED // (ids.shape[1] * weight.shape[1]))
     for at, of in zip(ids.split(size), values.split(size), strict=True):
         yield weight.index_select(0, at.flatten()).view(*at.shape, -1), of

@@ -1,4 +1,4 @@
-"""The output layer, and passes over its vocabulary that hold logits of a chunk of positions only.
+"""The output layer, and passes over its vocabulary that hold the logits of one chunk of positions.
 
 Shapes: N positions in the loss, M of a chunk, D hidden width, V vocabulary, K candidates.
 """
@@ -19,26 +19,27 @@ from vpretrain.system.errors import user_error
 from vpretrain.system.timing import section
 
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of a chunk (``M V``), by kind of device; others as ``cuda``. W is read three times a
-chunk: fewer positions, less speed. On a CPU 2**25 (220 positions at V = 152k, 134 MB) is within
-noise of any more (benchmarks/head.py)."""
+"""Number of logits of a chunk (``M V``), by kind of device; other kinds use ``cuda``. W is read
+three times a chunk, so smaller chunks are slower. On a CPU 2**25 (220 positions at V = 152k,
+134 MB) is within noise of larger values (benchmarks/head.py)."""
 
 
 def chunk_rows(positions: int, rows: int) -> int:
-    """Positions of a chunk, ``rows`` or a few less: no small rest at the end; at least 1."""
+    """Number of positions of a chunk, at least 1: at most ``rows``, and such that the chunks have
+    almost equal sizes."""
     return max(1, -(-positions // max(1, -(-positions // rows))))
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits: ``finish(scale h W^T + b)``, finish(z) = z or
+    """The output layer: logits are ``finish(scale h W^T + b)``, with finish(z) = z or
     ``cap tanh(z / cap)``.
 
     Args:
-        weight: ``[V, D]``; may carry a graph of its own.
-        bias: ``[V]`` or None; -inf shuts a token out.
-        scale: of the scores before the bias (Cohere, Granite).
-        cap: > 0, the soft bound of the logits (Gemma 2); None: none.
+        weight: ``[V, D]``; may have a graph of its own.
+        bias: ``[V]`` or None; -inf excludes a token.
+        scale: factor of the scores before the bias (Cohere, Granite).
+        cap: > 0, soft cap of the logits (Gemma 2); None for none.
     """
 
     weight: Tensor
@@ -48,7 +49,7 @@ class Head:
 
     @classmethod
     def of(cls, module: nn.Module, *, scale: float = 1.0, cap: float | None = None) -> Head:
-        """From a model's output layer; ``UserError`` if that is not a plain linear layer."""
+        """The head of a model's output layer; ``UserError`` if it is not a plain linear layer."""
         if type(module) is not nn.Linear or (scale != 1 and module.bias is not None):
             message = "the output layer is no plain linear layer, so the loss cannot be taken in "
             message += (
@@ -60,11 +61,11 @@ class Head:
         return cls(module.weight, module.bias, scale, cap)
 
     def finish(self, scores: Tensor) -> Tensor:
-        """Logits of scores."""
+        """Logits of scores: applies the soft cap."""
         return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """D logits / d scores; None where it is 1."""
+        """The derivative of logits with respect to scores, elementwise; None if it is 1."""
         return None if self.cap is None else 1 - (logits / self.cap).square()
 
 
@@ -75,7 +76,7 @@ class Chunks:
         hidden: ``[N, D]``.
         head: the output layer.
         labels: ``[N]`` int64, the true tokens.
-        rows: M, positions of a chunk; at most N are taken. The default follows ``CHUNK_LOGITS``.
+        rows: M, positions of a chunk; None derives it from ``CHUNK_LOGITS``.
     """
 
     def __init__(self, hidden: Tensor, head: Head, labels: Tensor, rows: int | None) -> None:
@@ -87,7 +88,7 @@ class Chunks:
         self.rows = rows or max(1, for_kind(CHUNK_LOGITS, device) // self.vocabulary)
 
     def operands(self) -> tuple[Tensor, Tensor]:
-        """Hidden states, scaled, and weight: what is multiplied."""
+        """The factors of the scores: scaled hidden states and weight, detached."""
         states, weight = self.hidden.detach() * self.head.scale, self.head.weight.detach()
         return states.to(self.dtype), weight.to(self.dtype)
 
@@ -98,16 +99,17 @@ class Chunks:
         weights: Tensor | None,
         slopes: Slopes | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates ``[N, K]``, their logits, and the log-sum-exp ``[N]``; adds to ``dense``.
+        """Candidates ``[N, K]``, their logits, and the log-sum-exp ``[N]``; writes the gradients
+        into ``dense``.
 
         Args:
-            count: K; 2 are looked for at least.
-            dense: gradients to hidden states, weight and bias, where they are wanted.
-            weights: ``[N]`` of the tokens in these gradients; None: 1.
-            slopes: where those of the first positions are kept.
+            count: K; at least 2 are returned if the vocabulary has as many.
+            dense: gradients to fill: to hidden states, weight and bias.
+            weights: ``[N]``, the tokens' weights in these gradients; None: 1.
+            slopes: keeps the softmax of the first positions.
         """
-        # The best other token tells the largest logit, which costs no more than to look for that
-        # alone.
+        # With the best other token, the candidates contain the largest logit, and finding it costs
+        # no more than finding the maximum.
         parts = self._each(max(count, min(2, self.vocabulary)), dense, weights, slopes)
         ids, logits, log_z = (torch.cat(part) for part in zip(*parts, strict=True))
         return ids, logits, log_z
@@ -115,8 +117,8 @@ class Chunks:
     def gradients(
         self, wanted: tuple[bool, ...], weights: Tensor | None, slopes: Slopes | None = None
     ) -> Gradients:
-        """The dense gradients alone; ``slopes`` that an earlier pass kept are not made again where
-        the gradient to the hidden states is not asked for, and are used up."""
+        """The dense gradients alone. If the gradient to the hidden states is not wanted, the
+        ``slopes`` kept by an earlier pass are consumed rather than recomputed."""
         dense, start = self.empty(wanted), 0
         if slopes is not None and weights is not None and not wanted[0]:
             states, weight = self.operands()
@@ -129,7 +131,7 @@ class Chunks:
         return dense
 
     def empty(self, wanted: tuple[bool, ...]) -> Gradients:
-        """Room for those that are wanted."""
+        """Uninitialised gradients, those that are wanted."""
         parts = (self.hidden, self.head.weight, self.head.bias)
         dtype = torch.promote_types(self.dtype, torch.float32)
         hidden, weight, bias = (
@@ -139,8 +141,8 @@ class Chunks:
         return Gradients(hidden, weight, bias)
 
     def slopes(self) -> Slopes:
-        """Room for those of as many positions as take no more memory than the gradient to the
-        weight matrix does, or a chunk."""
+        """Empty :class:`Slopes` for as many positions as fit in the memory of the gradient to the
+        weight matrix, or for one chunk if that is more."""
         of_gradient = torch.promote_types(self.dtype, torch.float32).itemsize
         as_gradient = self.head.weight.shape[1] * of_gradient // self.dtype.itemsize
         return Slopes(max(as_gradient, self.rows))
@@ -155,7 +157,8 @@ class Chunks:
         *,
         start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The chunks of the positions from ``start`` on."""
+        """Processes the chunks of the positions from ``start``; yields candidates, their logits and
+        the log-sum-exp of each."""
         states, weight = self.operands()
         for rows, product, scores in self._rooms(states, slopes, start):
             of, labels = states[rows], self.labels[rows, None]
@@ -168,16 +171,16 @@ class Chunks:
                 scores.div_(self.head.cap).tanh_().mul_(self.head.cap)
             with section("candidates"):
                 ids, logits = best(scores, labels, count)
-            # Before the softmax, which overwrites the logits that the slope is a function of.
+            # Before the softmax, which overwrites the logits that the slope depends on.
             slope = self.head.slope(scores) if dense else None
-            # In place: every element is written after its last reading. The log-sum-exp follows
+            # In place: every element is written after it was last read. The log-sum-exp follows
             # from the largest logit and its probability, which is at least 1/V.
             torch.softmax(scores, dim=1, out=scores)
             peak, at = logits.max(dim=1)
             log_z = peak - scores.gather(1, ids.gather(1, at[:, None]))[:, 0].log()
             if dense:
-                # The label's part is in the sparse gradient: p - 1 of a token that is all but
-                # certain would cancel to noise in a narrow dtype.
+                # The label's part is in the sparse gradient: p - 1 of an almost certain token
+                # would cancel to noise in a narrow dtype.
                 scores.scatter_(1, labels, 0)
                 for factor in (slope, weights[rows, None] if weights is not None else None):
                     if factor is not None:
@@ -190,8 +193,8 @@ class Chunks:
     def _rooms(
         self, states: Tensor, slopes: Slopes | None, start: int
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """The chunks from ``start`` on, each with room for its products ``[M, V]`` and their
-        softmax: the same memory, unless the products are narrow, whose softmax needs float32."""
+        """Yields the chunks from ``start``, each with buffers ``[M, V]`` for its products and their
+        softmax. Both are the same memory, unless narrow products need a float32 softmax."""
         size = chunk_rows(len(states) - start, self.rows)
         shared = space = None  # one allocation for all chunks
         for at in range(start, len(states), size):

@@ -1,4 +1,4 @@
-"""Gradients of the loss to what the head multiplies, gathered chunk by chunk.
+"""Gradients of the loss to hidden states, weight and bias of the head, accumulated over chunks.
 
 Shapes: N positions in the loss, M of a chunk, D hidden width, V vocabulary, K candidates.
 """
@@ -24,20 +24,20 @@ class Gradients:
 
     @property
     def has(self) -> tuple[bool, ...]:
-        """Which of them are here."""
+        """Whether there is a gradient to hidden states, weight and bias."""
         return tuple(part is not None for part in (self.hidden, self.weight, self.bias))
 
     def __bool__(self) -> bool:
         return any(self.has)
 
     def handed_over(self) -> Gradients:
-        """These gradients for a new owner; here there are none any more."""
+        """Moves these gradients to a new object, which leaves none here."""
         given = Gradients(self.hidden, self.weight, self.bias)
         self.hidden = self.weight = self.bias = None
         return given
 
     def take(self, other: Gradients) -> None:
-        """What the other has."""
+        """Replaces these gradients by those that the other has."""
         self.hidden = self.hidden if other.hidden is None else other.hidden
         self.weight = self.weight if other.weight is None else other.weight
         self.bias = self.bias if other.bias is None else other.bias
@@ -45,7 +45,15 @@ class Gradients:
     def add(
         self, rows: slice, slopes: Tensor, product: Tensor, states: Tensor, weight: Tensor
     ) -> None:
-        """A chunk: dloss/dscores ``[M, V]``, and the same in the dtype of the products."""
+        """Adds the gradients of a chunk; the first chunk overwrites.
+
+        Args:
+            rows: positions of the chunk.
+            slopes: ``[M, V]``, dloss/dscores.
+            product: ``slopes`` in the dtype of the products.
+            states: ``[M, D]``, scaled hidden states of the chunk.
+            weight: ``[V, D]``.
+        """
         kept = 1 if self.begun else 0
         if self.hidden is not None:
             if product.dtype == self.hidden.dtype:
@@ -55,7 +63,7 @@ class Gradients:
         if self.weight is not None:
             if product.dtype == self.weight.dtype:
                 torch.addmm(self.weight, product.t(), states, beta=kept, out=self.weight)
-            else:  # a part of the vocabulary at a time, so that what is added is small
+            else:  # a part of the vocabulary at a time, to keep the temporary small
                 for part in range(0, len(self.weight), 2**14):
                     piece = self.weight[part : part + 2**14]
                     added = product[:, part : part + 2**14].t() @ states
@@ -65,7 +73,8 @@ class Gradients:
         self.begun = True
 
     def scale(self, weights: Tensor, factor: Tensor) -> None:
-        """Hidden states' by a weight ``[N]`` for every token, the others by one factor."""
+        """Scales, in place, the rows of the gradient to hidden states by ``weights`` ``[N]``, and
+        the other gradients by one factor."""
         if self.hidden is not None:
             self.hidden *= weights[:, None]
         for part in (self.weight, self.bias):
@@ -73,7 +82,7 @@ class Gradients:
                 part *= factor
 
     def subtract(self, ids: Tensor, sparse: Tensor, states: Tensor, weight: Tensor) -> None:
-        """``sparse[n, k]`` off the slope of logit ``ids[n, k]``."""
+        """Subtracts ``sparse[n, k]`` from the slope of logit ``ids[n, k]``, in all gradients."""
         if self.hidden is not None:
             self.hidden -= weighted_rows(weight, ids, sparse)
         states = states.to(sparse.dtype)
@@ -86,30 +95,30 @@ class Gradients:
 
 @dataclass
 class Slopes:
-    """``p'`` of the first positions (see :mod:`vpretrain.language.learner.head`), ``[M, V]`` chunk
-    by chunk: what the gradient to the weight matrix is made of once the tokens' weights are known.
+    """``p'`` of the first positions (see :mod:`vpretrain.language.learner.head`), in chunks
+    ``[M, V]``: kept for the gradient to the weight matrix until the tokens' weights are known.
 
     Args:
-        left: positions that there is room for yet.
+        left: number of positions for which there is still room.
     """
 
     left: int
     parts: list[Tensor] = field(default_factory=list, init=False)
 
     def place(self, part: Tensor) -> Tensor:
-        """Room for a chunk, which is written there."""
+        """Keeps a buffer, which the caller fills with a chunk, and returns it."""
         self.left -= len(part)
         self.parts.append(part)
         return part
 
     def handed_over(self) -> list[Tensor]:
-        """The chunks for a new owner; here there are none any more."""
+        """Moves the chunks to the caller, which leaves none here."""
         given, self.parts = self.parts, []
         return given
 
 
 def alike(weights: Tensor) -> bool:
-    """Whether weights are the same for every token, but for rounding."""
+    """Whether all weights are equal up to rounding."""
     if not len(weights):
         return True
     rounding = 64 * torch.finfo(weights.dtype).eps

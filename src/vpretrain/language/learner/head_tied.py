@@ -1,9 +1,9 @@
-"""One gradient for a matrix that is both input embedding and head.
+"""A single gradient for a matrix that is both input embedding and head.
 
-Autograd makes a table ``[V, D]`` for the lookup's few rows and adds it to the head's: at a
-vocabulary of 152k the largest tensor of a step beside the head's own gradient, for nothing. Here
-both uses are outputs of one node, which autograd runs once the gradients of both are there, so that
-the rows are added to the head's gradient where it is.
+Autograd would allocate a second ``[V, D]`` gradient for the lookup's few rows and add it to the
+head's: at a vocabulary of 152k, a needless copy of the largest tensor of a step. Here both uses are
+outputs of one node, whose backward pass runs once both gradients are known and adds the rows to the
+head's gradient in place.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.autograd.function import once_differentiable
 
 @dataclass
 class TiedWeight:
-    """The matrix ``[V, D]`` as the head of one forward pass reads it: an alias, once the lookup has
-    run; its gradient, dense and owned by nobody else, is added to in place."""
+    """The weight ``[V, D]`` for the head of one forward pass: an alias once the lookup has run. Its
+    gradient must be dense and unshared, since the lookup's rows are added to it in place."""
 
     weight: Tensor
 
 
 def tied(table: nn.Module, weight: Tensor) -> bool:
-    """Whether the lookup in ``table`` reads ``weight``, trains it, and does nothing else."""
+    """Whether ``table`` is a plain, trained embedding with this very ``weight``."""
     return (
         type(table) is nn.Embedding
         and table.weight is weight
@@ -39,7 +39,7 @@ def tied(table: nn.Module, weight: Tensor) -> bool:
 
 @contextmanager
 def tied_lookup(table: nn.Embedding) -> Iterator[TiedWeight]:
-    """Within this block, what ``table`` looks up and what it gives for the head share a node."""
+    """A context in which the lookup in ``table`` and the head's weight share an autograd node."""
     shared = TiedWeight(table.weight)
 
     def looked_up(module: nn.Module, args: tuple[Tensor, ...], rows: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _Tied(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, rows: Tensor, ids: Tensor, padding: int | None
     ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)  # no table of zeros for a use that has no gradient
+        ctx.set_materialize_grads(False)  # no zeros [V, D] for an output without a gradient
         ctx.save_for_backward(ids)
         ctx.like, ctx.padding = (weight.shape, weight.dtype, weight.device), padding
         return weight.view_as(weight), rows.view_as(rows)
@@ -72,7 +72,7 @@ class _Tied(torch.autograd.Function):
         if to_rows is None:
             return to_head, None, None, None
         shape, dtype, device = ctx.like
-        if to_head is None:  # a loss that did not go through the head
+        if to_head is None:  # the loss does not depend on the head
             to_head = torch.zeros(shape, dtype=dtype, device=device)
         if ctx.padding is not None:
             to_rows = to_rows.masked_fill((ids == ctx.padding)[..., None], 0)

@@ -1,4 +1,4 @@
-"""What training relies on in an architecture, tried on eight tokens before anything is trained."""
+"""Checks of an architecture before training: what training relies on, tested on eight tokens."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from vpretrain.language.learner.causal import CausalLearner
 
 _BY_POSITION = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Kinds of layers that tell documents of a row apart by their positions."""
+"""Kinds of layers that separate the documents of a row by position ids."""
 
 
 def carries_state(model: Any) -> bool:
-    """Whether some layer carries a state along the row (linear attention, convolutions, Mamba), so
-    that documents of a packed row run into each other."""
+    """Whether a layer carries a state along the row (linear attention, convolutions, Mamba), so
+    that documents of a packed row influence each other."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     return bool(model._is_stateful or kinds - _BY_POSITION)
 
 
 def refusals(model: Any, *, packing: bool) -> list[Problem]:
-    """What is wrong with an architecture, which may be on the meta device; ``packing`` is whether
-    rows of the stream hold several documents."""
+    """Problems of a model's architecture; the model may be on the meta device. ``packing`` says
+    whether rows of the stream hold several documents."""
     problems: list[Problem] = []
     for ask in (Anatomy.of, lambda model: RouterLoss.of(model.config)):
         try:
@@ -45,7 +45,7 @@ def refusals(model: Any, *, packing: bool) -> list[Problem]:
 
 
 class _Trial:
-    """Logits of eight tokens: two documents of four, or one of eight."""
+    """A row of eight tokens: two packed documents of four, or one document of eight."""
 
     def __init__(self, learner: CausalLearner) -> None:
         self.learner, self.model = learner, learner.model
@@ -54,7 +54,7 @@ class _Trial:
         self.positions = {"position_ids": tokens % 4} if learner.packed else {}
 
     def logits(self, changed: slice = slice(0)) -> Tensor:
-        """Of the model as a whole, after some of the tokens were replaced."""
+        """Logits ``[1, 8, V]`` of the whole model, with the tokens in ``changed`` replaced."""
         ids = self.ids.clone()
         ids[:, changed] = (ids[:, changed] + 1) % self.model.config.vocab_size
         return self.model(input_ids=ids, use_cache=False, **self.positions).logits
@@ -69,16 +69,16 @@ class _Trial:
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            # sizes that can be built and do not go together: more key heads than heads, say
+            # Sizes that can be built but are inconsistent, such as more key heads than heads.
             what = f"cannot run: {str(error).splitlines()[0][:200]}"
             raise self.refused(what, "a configuration whose sizes go together") from error
 
     def parts(self) -> Tensor:
-        """Of the parts, one after the other."""
+        """Logits ``[1, 8, V]`` from the backbone's parts, run one after the other."""
         suffix, backbone = self.learner.suffix, self.learner.anatomy.backbone
         with suffix.trace() as trace:
             backbone(input_ids=self.ids, use_cache=False, **self.positions)
-        # Adapters are wider than the frozen weights around them; here they take the model's dtype.
+        # Adapters have a wider dtype than the frozen base; here they are cast to the model's.
         dtype, aligned = self.model.dtype, self.learner.aligned
         point = {name: p.detach().to(dtype) for name, p in aligned.items()}
         return suffix.project(suffix.hidden(trace, point), point)
@@ -90,13 +90,13 @@ class _Trial:
 
 @torch.no_grad()
 def check_layout(learner: CausalLearner) -> None:
-    """Tries what training relies on, so that an architecture that breaks it is refused and never
-    mistrained.
+    """Checks what training relies on, so that an unsuitable architecture is refused rather than
+    trained wrongly.
 
-    No token sees a later one, none sees another document of its row, and the parts give the logits
-    of the whole. What is compared went through the same operations in the same shapes and dtype:
-    rounding, which in bfloat16 moves a logit by several per cent on the way through thirty blocks,
-    is then the same on both sides and never taken for a difference of architecture.
+    No token may see a later one or another document of its row, and the parts have to give the
+    logits of the whole model. Both sides of each comparison run the same operations in the same
+    shapes and dtype: rounding, which in bfloat16 changes a logit by several per cent over thirty
+    blocks, is then the same on both and not mistaken for a difference of architecture.
 
     Raises:
         UserError: one of these does not hold.
@@ -119,7 +119,7 @@ def check_layout(learner: CausalLearner) -> None:
 
 
 def _close(whole: Tensor, other: Tensor) -> bool:
-    """Equal but for what kernels differ in."""
+    """Whether two tensors of logits are equal up to differences between kernels."""
     tolerance = 2e-2 if whole.dtype.itemsize < 4 else 1e-3
     whole, other = whole.float(), other.float()
     return torch.allclose(whole, other, rtol=tolerance, atol=tolerance * float(whole.std()))

@@ -1,4 +1,4 @@
-"""The learner's model and tokenizer as a recipe names them."""
+"""Loads the learner's model and tokenizer named in a recipe."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from vpretrain.system.errors import user_error
 
 
 def load_tokenizer(section: LearnerSection, location: str | None) -> Any:
-    """The learner's tokenizer; a config with random weights uses the generator's unless one is
-    named. ``UserError`` if the folder or hub id holds none."""
+    """The learner's tokenizer; ``UserError`` if the folder or hub id has none.
+
+    ``location`` is that of the model, or None for random weights, which use the tokenizer of the
+    word problems unless the recipe names one.
+    """
     name = location if section.tokenizer is None else named(section.tokenizer)
     if name is None:
         return word_problems.tokenizer()
     where = "learner.tokenizer" if section.tokenizer else "learner.model"
     with explained(name, where, what="tokenizer"):
         name, options = source(name)
-        # Refused here: transformers would ask on the terminal whether to run what the folder holds.
+        # False, not None: transformers would ask on the terminal whether to run the folder's code.
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-        tokenizer("a")  # some values of its configuration are read no earlier
+        tokenizer("a")  # some errors in its configuration only show on the first call
         return tokenizer
 
 
 def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
-    """The learner's model in the recipe's attention, its weights in :func:`stored_dtype`.
+    """The learner's model, with the recipe's attention and weights in :func:`stored_dtype`.
 
-    A folder that holds an adapter (PEFT) gives the model that it makes of its base, merged.
+    If ``location`` is a folder with a PEFT adapter, it is merged into its base model. None makes a
+    model with random weights from ``section.config``.
 
     Raises:
-        UserError: the folder or hub id does not hold a whole causal language model, or the
-            configuration makes none.
+        UserError: the folder or hub id has no complete causal language model, or the configuration
+            is invalid.
     """
     dtype = stored_dtype(section)
     if location is None:
@@ -60,11 +64,11 @@ def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attenti
 
 
 def stored_dtype(section: LearnerSection) -> torch.dtype:
-    """What the model's weights are kept in: float32 for what trains under ``dtype: bfloat16``.
+    """The dtype in which the model's weights are stored: under ``dtype: bfloat16``, float32 if they
+    are trained and bfloat16 if they are the frozen base of LoRA (adapters are float32).
 
-    A bfloat16 number has 8 significant bits: AdamW at a rate of 1e-5 moves a weight of 0.02 by a
-    thousandth of it, which rounds to nothing. Below LoRA the weights do not move, and the adapters
-    are float32.
+    A bfloat16 number has 8 significant bits: AdamW at a learning rate of 1e-5 changes a weight of
+    0.02 by about a thousandth, which would be rounded away.
     """
     if section.dtype == "bfloat16" and section.lora is None:
         return torch.float32
@@ -72,23 +76,24 @@ def stored_dtype(section: LearnerSection) -> torch.dtype:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Lets the blocks drop their activations in training mode; the backward pass runs each again.
+    """Enables activation checkpointing in training mode: blocks drop their activations, and the
+    backward pass runs each again.
 
-    Adapters are attached before: afterwards PEFT would hook the embeddings to ask for gradients,
-    which functional transforms cannot go through. ``UserError`` if the architecture cannot do it.
+    Call it after attaching adapters: otherwise PEFT would register a hook on the embeddings that
+    enables gradients, which functional transforms do not support. ``UserError`` if the architecture
+    does not support checkpointing.
     """
     if not model.supports_gradient_checkpointing:
         message = f"{type(model).__name__} cannot run its blocks again"
         where, accepted = "learner.activation_checkpointing", "false for this model"
         raise user_error(where, message, value=True, accepted=accepted)
-    # Under its new name where transformers has it, since the old one warns there.
+    # transformers renamed the method; where it has the new name, the old one warns.
     new = getattr(model, "activation_checkpointing_enable", None)
     (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def skeleton(recipe: LanguageRecipe) -> Any:
-    """The learner's shapes on the meta device, before its weights are loaded or made; raises as
-    :func:`load_model`."""
+    """The learner's model on the meta device, without weights; raises like :func:`load_model`."""
     section = recipe.learner
     dtype, attention = stored_dtype(section), section.attention
     with torch.device("meta"):

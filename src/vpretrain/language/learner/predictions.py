@@ -1,4 +1,4 @@
-"""Predictions of the next token behind one role: as logits, or by passes over the head (head.py).
+"""Next-token predictions behind one interface: whole logits, or passes over the head (head.py).
 
 Shapes: N positions in the loss, D hidden width, V vocabulary, K candidates.
 """
@@ -23,11 +23,12 @@ from vpretrain.language.learner.targets import (
 from vpretrain.system.timing import section
 
 WHOLE_LOGITS = 2**22
-"""Logits (``N V``) up to which they are kept whole: 17 MB in float32, where chunks save nothing."""
+"""Number of logits (``N V``) up to which they are kept whole: at 17 MB in float32 chunks save
+nothing."""
 
 
 class Predictions(Protocol):
-    """Candidates, probabilities and loss of one batch."""
+    """Candidates, probabilities and loss of the predicted tokens of one batch."""
 
     @property
     def labels(self) -> Tensor:
@@ -35,7 +36,7 @@ class Predictions(Protocol):
         ...
 
     def candidates(self, count: int, *, weighted: bool = False) -> Tensor:
-        """``[N, K]``, see :meth:`HeadPass.candidates`."""
+        """``[N, K]`` int64; see :meth:`HeadPass.candidates`."""
         ...
 
     def log_p(self, ids: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Predictions(Protocol):
         ...
 
     def loss(self, targets: SoftTargets) -> Tensor:
-        """Their mean (eq. 37); a scalar."""
+        """The mean of :meth:`token_losses` (eq. 37); a scalar."""
         ...
 
     def logits(self) -> Tensor:
@@ -58,7 +59,7 @@ class Predictions(Protocol):
 
 @dataclass(frozen=True)
 class WholeLogits:
-    """The plain path: any head, and derivatives of any order and mode.
+    """The plain path, with all logits in memory: any head, derivatives of any order and mode.
 
     Args:
         scores: ``[N, V]`` logits, with the graph to the learner.
@@ -80,7 +81,7 @@ class WholeLogits:
         return soft_target_losses(self.scores, targets)
 
     def loss(self, targets: SoftTargets) -> Tensor:
-        """The mean; ``UserError`` for a batch without a predicted token."""
+        """The mean loss; ``UserError`` for a batch without a predicted token."""
         if len(self.labels) == 0:
             raise nothing_to_predict()
         with section("loss"):
@@ -91,8 +92,8 @@ class WholeLogits:
 
 
 def chunked_head(anatomy: Anatomy, count: int, temperature: float = 1.0) -> Head | None:
-    """The head where it is passed over in chunks; None where whole logits of ``count`` positions
-    are as cheap, or it is not plain linear. Logits are divided by ``temperature`` > 0."""
+    """The head for passes in chunks, with logits divided by ``temperature`` > 0. None if whole
+    logits of ``count`` positions are as cheap, or the head does not allow it."""
     module = anatomy.head
     unscaled = anatomy.scale == temperature == 1
     linear = type(module) is nn.Linear and (unscaled or module.bias is None)

@@ -1,4 +1,4 @@
-"""The load-balancing loss of a mixture of experts, where the model's configuration asks for it."""
+"""The load-balancing loss of a mixture of experts, if the model's configuration enables it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vpretrain.system.errors import user_error
 
 @dataclass(frozen=True)
 class RouterLoss:
-    """Keeps the router from sending all tokens to a few experts, as ``transformers`` does
-    (Switch Transformer, eq. 4 to 6).
+    """The load-balancing loss of ``transformers`` (Switch Transformer, eq. 4 to 6), which keeps the
+    router from sending all tokens to a few experts.
 
     Args:
-        experts: E.
-        chosen: k, experts that a token goes through.
-        weight: of this loss beside the prediction loss.
+        experts: E, number of experts.
+        chosen: k, number of experts per token.
+        weight: weight of this loss relative to the prediction loss.
     """
 
     experts: int
@@ -29,10 +29,10 @@ class RouterLoss:
 
     @classmethod
     def of(cls, config: Any) -> RouterLoss | None:
-        """None where the configuration does not set ``output_router_logits``.
+        """The router loss of a configuration; None unless it sets ``output_router_logits``.
 
         Raises:
-            UserError: it does, and is not of a kind whose loss is known here.
+            UserError: the configuration sets it, but its loss is not supported here.
         """
         if not getattr(config, "output_router_logits", False):
             return None
@@ -50,12 +50,12 @@ class RouterLoss:
         return cls(experts, chosen, weight)
 
     def __call__(self, logits: Sequence[Tensor], counted: Tensor) -> Tensor:
-        """``weight * E * sum_e (share of tokens sent to e) * (mean probability of e)``, a float32
-        scalar; gradients flow.
+        """``weight * E * sum_e (fraction of tokens sent to e) * (mean probability of e)``, a
+        float32 scalar; gradients flow through the probabilities.
 
         Args:
-            logits: of each layer, ``[B * T, E]``.
-            counted: ``[B, T]`` bool; padding is False.
+            logits: router logits of each layer, ``[B * T, E]``.
+            counted: ``[B, T]`` bool; False on padding.
         """
         kept = counted.flatten()
         probabilities = torch.cat([layer[kept].softmax(dim=-1) for layer in logits]).float()

@@ -1,4 +1,4 @@
-"""Where a causal language model keeps its parts, and which of them depend on S."""
+"""The parts of a causal language model, and the suffix of it that depends on S."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embeddin
 
 @dataclass
 class Anatomy:
-    """Where a ``transformers`` causal language model keeps its parts.
+    """The parts of a ``transformers`` causal language model.
 
     Args:
         backbone: the decoder without the head.
-        blocks: its transformer blocks, in order.
-        norm: what runs after the last block.
+        blocks: the transformer blocks, in order.
+        norm: the final norm, after the last block.
         head: the projection to the vocabulary.
-        scale: what its scores are multiplied by (Cohere, Granite, Falcon-H1; 1 elsewhere).
-        cap: where they are bounded, ``cap tanh(scores / cap)`` (Gemma 2 and later); None: nowhere.
+        scale: factor of the head's scores (Cohere, Granite, Falcon-H1; 1 elsewhere).
+        cap: soft cap of the scaled scores, ``cap tanh(scores / cap)`` (Gemma 2); None for none.
     """
 
     backbone: nn.Module
@@ -40,7 +40,7 @@ class Anatomy:
 
     @classmethod
     def of(cls, model: Any) -> Anatomy:
-        """Finds the parts; ``UserError`` for a model whose parts cannot be told."""
+        """Finds the parts of a model; ``UserError`` if they cannot be identified."""
         backbone, head = model.base_model, model.get_output_embeddings()
         children = dict(backbone.named_children())
         lists = [
@@ -58,7 +58,8 @@ class Anatomy:
         return cls(backbone, lists[0], norms[0], head, scale, cap)
 
     def finished(self, scores: Tensor) -> Tensor:
-        """Logits from what the head projects, same shape and dtype; gradients flow."""
+        """Logits from the head's scores (scale, then soft cap), same shape and dtype; gradients
+        flow."""
         if self.scale != 1:
             scores = scores * self.scale
         return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
@@ -75,11 +76,11 @@ def aligned_parameters(
 ) -> dict[str, nn.Parameter]:
     """The subset S (see :func:`vpretrain.models.suffix.choose_aligned`).
 
-    The last ``blocks``, or ``all`` parameters; with them the final ``norm`` and an untied ``head``
-    (the paper's S is the last two layers, with neither); or what shell ``patterns`` over parameter
-    names choose. Under LoRA it is the adapters of the last blocks. A head that is tied to the input
-    embedding would drag the whole network below into the suffix; patterns can choose it by either
-    of its names.
+    S is the last ``blocks`` (``all``: all parameters) with, optionally, the final ``norm`` and an
+    untied ``head`` (the paper's S is the last two layers without either), or the parameters whose
+    names match shell ``patterns``. Under LoRA it is the adapters of the last blocks. A head tied to
+    the input embedding would draw the whole network into the suffix; only patterns can select it,
+    by either of its names.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     also = list(anatomy.norm.parameters()) if norm else []
@@ -91,7 +92,7 @@ def aligned_parameters(
 
 @dataclass
 class Trace:
-    """What each module of the suffix was called with in one forward pass, detached."""
+    """Detached arguments of each module of the suffix in one forward pass."""
 
     calls: list[Call] = field(default_factory=list)
 
@@ -109,11 +110,11 @@ class DecoderSuffix(Suffix):
         super().__init__(*parts, aligned, beyond=[anatomy.head])
         self.anatomy = anatomy
         self.reaches_head = any(id(p) in self.names for p in anatomy.head.parameters())
-        """Whether the head, or what is tied to it, is in S."""
+        """Whether S contains a parameter of the head (also one tied to the input embedding)."""
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:
-        """Records what every module of the suffix is called with inside the block."""
+        """Records the arguments of every module of the suffix inside the block."""
         trace = Trace()
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,12 +143,13 @@ class DecoderSuffix(Suffix):
         return self.run(states[0], rest, parameters)
 
     def project(self, states: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Logits of final hidden states, as a function of S."""
+        """Logits of final hidden states as a function of S."""
         scores = self.call(self.anatomy.head, parameters, states.dtype, (states,), {})
         return self.anatomy.finished(scores)
 
     def head(self, head: Head, parameters: Mapping[str, Tensor]) -> Head:
-        """The head under S, in the dtype of ``parameters`` and without a graph to the learner."""
+        """The head with S replaced by ``parameters``, in their dtype and without a graph to the
+        learner."""
         dtype = next(iter(parameters.values())).dtype
         bias = None if head.bias is None else self.value(head.bias, parameters, dtype)
         return replace(head, weight=self.value(head.weight, parameters, dtype), bias=bias)

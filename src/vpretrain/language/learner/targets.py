@@ -16,13 +16,13 @@ from vpretrain.system.errors import UserError, user_error
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What the learner is asked to predict at each position.
+    """Sparse soft targets: the learner's target distribution at each position.
 
     Args:
         ids: ``[N, K]`` int64, K distinct token ids a row, the true token first.
-        mass: ``[N, K]`` float32 or wider, >= 0. A row sums to the weight of its token: 1 for soft
-            targets (eq. 15). One control covers both surfaces, since the loss is linear in it
-            either way.
+        mass: ``[N, K]`` float32 or wider, >= 0. A row sums to the weight of its token, 1 for soft
+            targets (eq. 15). The mass is the only control: the loss is linear in it, for soft
+            targets and token weights alike.
     """
 
     ids: Tensor
@@ -40,8 +40,8 @@ def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     distinct within a row; no gradient flows to ``logits`` ``[N, V]``."""
     if count == 1:
         return labels[:, None]
-    # With the true token raised above all, one top-k gives it first and the others distinct, even
-    # if K = V or some logits are -inf (padded vocabularies).
+    # Raised to +inf, the true token comes first in the top-k and the others are distinct from it,
+    # even if K = V or some logits are -inf (padded vocabularies).
     raised = logits.detach().scatter(1, labels[:, None], torch.inf)
     return raised.topk(count, dim=1).indices
 
@@ -49,7 +49,7 @@ def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 def one_hot(
     labels: Tensor, count: int = 1, ids: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> SoftTargets:
-    """All mass on the true token, over ``ids`` (``[N, count]``) or over the true token alone."""
+    """Targets with mass 1 on the true token, over ``ids`` ``[N, K]`` or the true token alone."""
     ids = labels[:, None] if ids is None else ids
     mass = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
     mass[:, 0] = 1
@@ -81,23 +81,23 @@ def soft_target_loss(logits: Tensor, targets: SoftTargets) -> Tensor:
 
 
 def soft_target_losses(logits: Tensor, targets: SoftTargets) -> Tensor:
-    """The same of each position, ``[N]`` in float32 or wider."""
+    """The terms of :func:`soft_target_loss`, ``[N]`` in float32 or wider."""
     return expected_losses(targets.mass, candidate_log_probabilities(logits, targets.ids))
 
 
 def expected_losses(mass: Tensor, log_p: Tensor) -> Tensor:
     """``-sum_k mass[n, k] log_p[n, k]``, ``[N]``; gradients flow to both.
 
-    An impossible candidate (log p = -inf) without mass costs nothing and has no value; with mass on
-    it the loss is infinite.
+    An impossible candidate (log p = -inf) without mass adds nothing and has no value; with mass on
+    it, the loss is infinite.
     """
-    # Over candidates first: adding exact zeros there keeps alpha = 0 bit for bit equal to one-hot
-    # targets.
+    # Summed over candidates first: this adds exact zeros at alpha = 0, which keeps it bit for bit
+    # equal to one-hot targets.
     return -(mass * without_impossible(mass, log_p)).sum(dim=1)
 
 
 def without_impossible(mass: Tensor, log_p: Tensor) -> Tensor:
-    """``log_p``, 0 where an impossible candidate has no mass."""
+    """``log_p`` with 0 in place of -inf for impossible candidates without mass."""
     return log_p.masked_fill((log_p == -torch.inf) & (mass == 0), 0)
 
 
@@ -108,7 +108,7 @@ def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def check_count(count: int, vocabulary: int) -> None:
-    """Refuses more candidates than there are tokens, or none."""
+    """Raises ``UserError`` unless ``count`` candidates are between 1 and the vocabulary's size."""
     if not 1 <= count <= vocabulary:
         message = "there are not as many tokens in the learner's vocabulary"
         where, accepted = "designer.candidates", f"1 to {vocabulary}"
@@ -116,7 +116,7 @@ def check_count(count: int, vocabulary: int) -> None:
 
 
 def nothing_to_predict() -> UserError:
-    """For a batch whose loss is a mean over nothing."""
+    """The error for a batch without a predicted token."""
     message = "no token of this batch is in the loss, so there is nothing to learn from it"
     accepted = "batches with a predicted token; look at masks, lengths and rows of the data"
     return user_error("batch", message, accepted=accepted)

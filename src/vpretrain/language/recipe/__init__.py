@@ -1,4 +1,4 @@
-"""The recipe of a language run: beside what every recipe holds, data, learner and designer."""
+"""The recipe of a language run: data, learner and designer, besides the keys of every recipe."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class LanguageRecipe(Recipe):
     learner: LearnerSection
     value: LanguageValue = LanguageValue()
     designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
-    """What steers; arms that only replace the feedback steer with it."""
+    """The designer. Arms that only replace the feedback use it too."""
     designers: Annotated[Mapping[str, LanguageArm], ARMS.by_name] = {}
-    """Keys of other designers, by kind, for arms that steer with them. Keys that are not given are
-    those of the same name in ``designer``."""
+    """Configuration of other designers, by kind, for arms that steer with them. A key left out here
+    takes the value of the same key in ``designer``."""
     evaluate: LanguageEvaluate = LanguageEvaluate()
     posttraining: Posttraining = Posttraining()
 
     @property
     def alignment(self) -> AlignmentName:
-        """What the run values by: the arm's own alignment, or else ``value.alignment``.
+        """The alignment this run uses: the arm's own, or else ``value.alignment``.
 
         Raises:
             UserError: there is no such arm.

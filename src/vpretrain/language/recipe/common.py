@@ -1,4 +1,4 @@
-"""Kinds of values that several sections use."""
+"""Types of values that several sections use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def one_group(pattern: str) -> str:
-    """The pattern, if it is a regular expression with one group; else a ValueError that says what
-    it is."""
+    """Returns the pattern; ``ValueError`` unless it is a regular expression with one group."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:

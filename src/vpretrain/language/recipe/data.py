@@ -1,4 +1,4 @@
-"""Where text comes from: sources of the stream, feedback, held-out rows."""
+"""The ``data`` section: sources of the stream, feedback and evaluation rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vpretrain.language.recipe.rows import Rows, StreamRows, unset
 
 
 class HoldOut(Section):
-    """Rows that never come into the stream, chosen by a hash of their content."""
+    """Rows of a source that never enter the stream, chosen by a hash of their content."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Of the source's rows."""
+    """Fraction of the source's rows that is held out."""
     seed: NonNegativeInt = 0
-    """Another seed holds out others."""
+    """Seed of the hash; another seed holds out other rows."""
 
 
 class Source(Section):
@@ -27,51 +27,51 @@ class Source(Section):
 
     name: str
     weight: PositiveFloat = 1.0
-    """Share of the stream's documents, relative to the other sources."""
+    """Share of the stream's documents (not tokens), relative to the other sources' weights."""
     rows: StreamRows
     max_documents: PositiveInt | None = Field(default=None, exclude_if=unset)
-    """The most documents that are taken (chunks of a long text count one each), the first ones;
+    """Maximum number of documents, taken from the start (each chunk of a long text counts as one);
     null takes all."""
     held_out: HoldOut | None = Field(default=None, exclude_if=unset)
-    """Rows kept out of the stream, for ``kind: held_out`` of feedback and evaluation; null keeps
-    out none."""
+    """Rows kept out of the stream, which feedback and evaluation can read with ``kind: held_out``;
+    null keeps out none."""
 
 
 class Data(Section):
-    """Where text comes from."""
+    """Text for the stream, the feedback and the evaluation."""
 
     root: Path = Path()
     """Folder that relative paths start from."""
     window_tokens: PositiveInt
-    """Length of a packed row of the stream."""
+    """Tokens in a packed row of the stream."""
     batch_size: PositiveInt
     """Packed rows in a batch, over all ranks."""
     packing: bool = True
-    """Whether a row holds as many documents as fit it; false: one, for learners that carry a state
-    along the row (linear attention, convolutions, Mamba) and would see the documents before it."""
+    """Whether a row is filled with several documents. Set it to false (one document a row) for
+    learners that carry a state along the row, such as linear attention, convolutions or Mamba."""
     shortest_chunk_tokens: Annotated[int, Field(ge=2)] = SHORTEST_TAIL_TOKENS
-    """A raw text longer than the window is chunked; its rest is left out, and counted, if it is
-    shorter than this."""
+    """Raw text longer than the window is cut into chunks; a last chunk shorter than this is left
+    out and counted."""
     separator: str = SEPARATOR
-    """What stands between prompt and solution, in stream, feedback, evaluation and generation. A
-    format has its own."""
+    """Text between prompt and solution in stream, feedback, evaluation and generation. Rows with a
+    ``format`` use the format's own."""
     instruction: str | None = None
-    """Written around every prompt of a table that has no format, the same in stream, feedback and
-    evaluation: "Solve the problem.\\n\\n{prompt}"."""
+    """Template around every prompt of tables without a ``format``, in stream, feedback and
+    evaluation alike: "Solve the problem.\\n\\n{prompt}"."""
     parse_special_tokens: bool = False
-    """Read control tokens (``<|endoftext|>``) that stand in rows as such; false keeps them as text.
-    """
+    """Whether control tokens written in the rows (``<|endoftext|>``) are read as such; false
+    tokenises them as ordinary text."""
     stream: list[Source] = Field(min_length=1)
     feedback: FeedbackSet
     evaluation: dict[str, Rows]
-    """Held-out rows by split; ``evaluate.split`` names the one that is reported."""
+    """Held-out rows by split; ``evaluate.split`` names the split that is reported."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What becomes of rows that cannot be used: an error, or they are left out, counted and named.
-    """
+    """Handling of unusable rows: ``stop`` ends with an error, ``skip`` leaves them out, counts them
+    and reports them."""
 
     on_duplicate_row: Literal["keep", "skip"] = "keep"
-    """What becomes of rows of a source that are exactly an earlier one of it: counted, or left out
-    and counted; made-up ones are not looked at."""
+    """Handling of rows that exactly repeat an earlier row of their source: ``keep`` only counts
+    them, ``skip`` leaves them out too. Generated rows are not checked."""
 
     @model_validator(mode="after")
     def _has_the_prompt(self) -> Self:

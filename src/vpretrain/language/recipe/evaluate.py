@@ -1,4 +1,4 @@
-"""What is measured, on which rows."""
+"""The ``evaluate`` section of a language recipe."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from vpretrain.language.recipe.common import Answer
 
 
 class LanguageEvaluate(Evaluate):
-    """What is measured, on which rows."""
+    """Which metrics are computed, and on which rows."""
 
     split: str = "test"
-    """One of ``data.evaluation``: settings are chosen on dev and reported once on test."""
+    """The reported split of ``data.evaluation``. Choose settings on dev and report once on test."""
     also: list[str] = []
-    """Others of ``data.evaluation`` whose NLL is measured beside it: abilities that steering should
-    not cost."""
+    """Further splits of ``data.evaluation`` whose NLL is measured: abilities that steering should
+    not harm."""
     batch_size: PositiveInt = 64
     answer: Answer | None = None
-    """With it, greedy generation is scored by exact match (Pass@1); null measures NLL alone."""
+    """Regular expression, with one group, that finds the answer in a solution: greedy generations
+    are scored by exact match of their answers (Pass@1). null measures the NLL alone."""
     new_tokens: PositiveInt = 64
-    """Longest generated solution."""
+    """Maximum number of generated tokens in a solution."""
 
     tasks: list[Literal["gsm8k", "math500", "math", "mmlu", "omega"]] = []
-    """Benchmarks that are scored beside it (the extra `eval`), read from ``data.root``. MBPP runs
-    what the model wrote and is left to `vpretrain evaluate`."""
+    """Benchmarks to score as well (needs the extra `eval`), read from ``data.root``. MBPP executes
+    generated code and is available in `vpretrain evaluate` only."""
     task_rows: PositiveInt | None = None
-    """The first so many problems of each; null takes all."""
+    """Number of problems of each benchmark, taken from the start; null takes all."""
     task_tokens: PositiveInt | None = None
-    """Longest completion; null leaves it to the task."""
+    """Maximum number of generated tokens in a benchmark completion; null uses the benchmark's own.
+    """

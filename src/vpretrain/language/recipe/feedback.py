@@ -17,25 +17,25 @@ class FeedbackSet(Section):
     """The verified examples that steer: ``rows`` of one kind, or several ``tasks``."""
 
     rows: Rows | None = None
-    """Prompts with verified solutions, whose likelihood is the signal; or name ``tasks``."""
+    """Prompts with verified solutions, whose likelihood is the signal. Give this or ``tasks``."""
     tasks: dict[str, Annotated[Task, TASK]] = {}
-    """Several signals by name, weighed together; or give ``rows``."""
+    """Several feedback signals by name, combined by their weights. Give this or ``rows``."""
     batch_size: PositiveInt = 32
-    """Rows in one feedback batch; with ``value.memory`` no more are needed."""
+    """Rows in one feedback batch; with ``value.memory`` there is no need for a larger one."""
     batches: PositiveInt = 2
-    """Batches whose gradients are taken at a meta step; g_down is their mean, and the less they
-    agree the less it counts."""
+    """Feedback batches at a meta step. g_down is the mean of their gradients, and it counts less
+    the less they agree."""
     max_tokens: PositiveInt = 512
-    """Longer feedback and evaluation rows are cut there, and counted."""
+    """Maximum length of feedback and evaluation rows; longer rows are cut and counted."""
     loss_mean: Literal["token", "example"] = "token"
-    """What the NLL of verified solutions is a mean over: all their tokens, or solutions, each with
-    the mean over its tokens (eq. 38)."""
+    """Mean of the NLL of verified solutions: ``token`` averages over all their tokens, ``example``
+    over solutions, each with the mean over its own tokens (eq. 38)."""
     conflict: Literal["sum", "project"] = "sum"
-    """What becomes of tasks whose gradients point against each other: ``sum`` lets the weights
-    decide, ``project`` first takes from each gradient what would harm another task."""
+    """Handling of tasks whose gradients conflict: ``sum`` adds them by weight, ``project`` first
+    removes from each gradient the component that would harm another task."""
     scale: Literal["raw", "unit"] = "raw"
-    """``unit`` divides each task's gradient by its norm before it is weighed: kinds of signal have
-    no common unit."""
+    """``unit`` divides each task's gradient by its norm before weighting, since different kinds of
+    signal have no common unit; ``raw`` does not."""
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:
@@ -52,13 +52,13 @@ class FeedbackSet(Section):
         return self
 
     def named(self) -> Mapping[str, Task]:
-        """The tasks; a single set of rows is one of its own, ``feedback``."""
+        """The tasks by name; a single set of rows is one task named ``feedback``."""
         if self.rows is None:
             return self.tasks
         return {SINGLE: task_of(SIGNALS.kinds["likelihood"])(rows=self.rows)}
 
     def where(self, name: str) -> str:
-        """The dotted key of a task's section."""
+        """The dotted recipe key of a task's section."""
         return "data.feedback" if self.rows is not None else f"data.feedback.tasks.{name}"
 
     def batch_of(self, name: str) -> int:
@@ -67,4 +67,4 @@ class FeedbackSet(Section):
 
 
 SINGLE = "feedback"
-"""What a single set of rows is called beside tasks."""
+"""Task name of a single set of rows."""

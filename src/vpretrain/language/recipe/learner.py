@@ -1,4 +1,4 @@
-"""The model that is continued, and how it is made where no checkpoint is at hand."""
+"""The ``learner`` section: the model to train, and how it is made if there is no checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from vpretrain.config.recipe import LearnerBase, Section
 
 
 class Phase(Section):
-    """One stretch of training at a learning rate that moves on a cosine from one value to
-    another."""
+    """A phase of preparation, whose learning rate follows a cosine from one value to another."""
 
     steps: PositiveInt
     learning_rate: PositiveFloat
@@ -20,73 +19,75 @@ class Phase(Section):
 
 
 class Prepare(Section):
-    """How the learner that steering starts from is made, where no checkpoint is at hand."""
+    """How to make the learner's starting checkpoint, if there is none."""
 
     config: dict[str, Any]
-    """A ``transformers`` configuration with its ``model_type``; the vocabulary's size follows the
-    tokenizer."""
+    """A ``transformers`` configuration with its ``model_type``; the vocabulary size is taken from
+    the tokenizer."""
     tokenizer: Literal["word_problems", "bpe"]
-    """The generator's own, or a byte-level BPE (split as Qwen2 splits) trained on the stream."""
+    """``word_problems`` is the generator's own tokenizer; ``bpe`` is a byte-level BPE (with the
+    pre-tokenization of Qwen2) trained on the stream."""
     vocabulary: PositiveInt = 4096
     """Size of the BPE vocabulary."""
     weights: dict[str, PositiveFloat] = {}
-    """Weights of the sources during preparation, where they differ from the stream's."""
+    """Weights of the sources during preparation, by name, if they differ from the stream's."""
     phases: list[Phase] = Field(min_length=1)
     warmup_steps: NonNegativeInt = 50
-    """Steps of a linear rise to the first phase's learning rate."""
+    """Steps of linear warmup to the first phase's learning rate."""
     batch_size: PositiveInt = 16
     seed: NonNegativeInt = 0
 
 
 class Lora(Section):
-    """Low-rank adapters (PEFT LoRA): they alone train, and the model below them stays as it is."""
+    """Low-rank adapters (PEFT LoRA): only they are trained, and the base model stays frozen."""
 
     r: PositiveInt = 8
-    """Rank."""
+    """Rank of the adapters."""
     alpha: PositiveInt = 16
-    """What the product of the factors is scaled by, times r."""
+    """LoRA alpha: the adapters' output is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """On the adapters' inputs, while training."""
+    """Dropout on the adapters' inputs during training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Linear modules that get an adapter: all but the head, or those whose names end in one of a
-    list (``q_proj``). Experts that share one weight get none."""
+    """Linear modules with an adapter: all but the head, or those whose names end in an entry of the
+    list (``q_proj``). Experts stored in one shared weight get none."""
     merge: bool = True
-    """Saves ``model/`` as an ordinary whole model, with the adapter in ``model/adapter``; false:
-    the adapter alone."""
+    """Whether to save ``model/`` as an ordinary merged model, with the adapter in
+    ``model/adapter``; false saves the adapter alone."""
 
 
 class LearnerSection(LearnerBase):
-    """The model that is continued. Under ``dtype: bfloat16`` frozen weights (below LoRA) are kept
+    """The model to train. Under ``dtype: bfloat16``, frozen weights (the base of LoRA) are stored
     in bfloat16 too."""
 
     model: str | None = None
-    """A local folder, a hub id, a GGUF file, or a packaged checkpoint; null uses (and on first use
-    makes) what ``prepare`` says."""
+    """A local folder, a hub id, a GGUF file or a packaged checkpoint; null uses the checkpoint of
+    ``prepare``, and makes it on first use."""
     config: dict[str, Any] | None = None
-    """A ``transformers`` configuration for random weights, in the place of ``model`` (benchmarks).
+    """A ``transformers`` configuration for random weights, in place of ``model`` (for benchmarks).
     """
     prepare: Prepare | None = None
     tokenizer: str | None = None
-    """A folder or hub id, where it is not the model's own."""
+    """Folder or hub id of the tokenizer, if it is not the model's own."""
     loss_mean: Literal["token", "example"] = "token"
-    """What the loss is a mean over: all predicted tokens of a step, as trainers have it, or
-    documents, each with the mean over its tokens (eq. 37)."""
+    """Mean of the loss: ``token`` averages over all predicted tokens of a step, as trainers
+    usually do; ``example`` over documents, each with the mean over its own tokens (eq. 37)."""
     aligned_blocks: PositiveInt | Literal["all"] = 2
-    """S: the last so many blocks, and with them what the next two keys say. The paper's S is the
-    "last two layers": 2, without final norm and head."""
+    """S, the aligned parameters: the number of last blocks, plus what the next two keys add. The
+    paper's "last two layers" is 2 without final norm and head."""
     aligned_norm: bool = True
-    """Whether the final norm is in S beside the last blocks."""
+    """Whether S contains the final norm."""
     aligned_head: bool = True
-    """Whether an untied head is. A tied one never is, unless ``aligned_patterns`` names it."""
+    """Whether S contains an untied head. A tied head is in S only if ``aligned_patterns`` names it.
+    """
     aligned_patterns: list[str] = []
-    """S by shell patterns over parameter names, in the place of ``aligned_blocks``; each must match
-    one that trains."""
+    """Shell patterns over parameter names that select S in place of ``aligned_blocks``; each must
+    match a trainable parameter."""
     lora: Lora | None = None
-    """Adapters in the place of all parameters; S is then those of the last ``aligned_blocks``
-    blocks."""
+    """Trains low-rank adapters in place of all parameters; S is then the adapters of the last
+    ``aligned_blocks`` blocks."""
     activation_checkpointing: bool = False
-    """Whether blocks keep no activations for the learner's backward pass and run again in it: less
-    memory, more time."""
+    """Whether blocks recompute their activations in the learner's backward pass instead of keeping
+    them: less memory, more time."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:

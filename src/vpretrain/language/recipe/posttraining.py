@@ -1,4 +1,5 @@
-"""Direct training on verified rows, alone or after the stream: what steering is compared with."""
+"""The ``posttraining`` section: direct training on verified rows, alone or after the stream, as a
+comparison for steering."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from vpretrain.language.recipe.rows import Rows
 
 
 class OfFeedback(Section):
-    """The rows that steer: all tasks' prompts with their verified solutions."""
+    """The feedback rows: prompts of all tasks with their verified solutions."""
 
     kind: Literal["feedback"]
 
 
 class OfStream(Section):
-    """What a source of the stream gives to it: the comparison on the same data."""
+    """The rows of one source of the stream, for a comparison on the same data."""
 
     kind: Literal["stream"]
     source: str
@@ -34,7 +35,7 @@ class Sft(Section):
 
     @property
     def most_rows(self) -> int:
-        """Rows that it can see."""
+        """Maximum number of rows it can train on."""
         return self.steps * self.batch_size
 
 
@@ -44,30 +45,30 @@ class Grpo(Section):
 
     steps: PositiveInt = 50
     prompts: PositiveInt = 8
-    """Prompts a step."""
+    """Prompts in a step."""
     samples: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt; what one earns is compared with the others."""
+    """Sampled answers to each prompt, whose rewards are compared with one another."""
     learning_rate: PositiveFloat = 1e-6
     new_tokens: PositiveInt = 256
-    """The longest answer."""
+    """Maximum number of tokens in a sampled answer."""
     temperature: PositiveFloat = 1.0
     checker: str = "number"
-    """What an answer earns, as in ``data.feedback.tasks``."""
+    """The checker that computes the reward of an answer, as in ``data.feedback.tasks``."""
     answer: Answer | None = None
-    """Null takes the checker's own."""
+    """Regular expression, with one group, that finds the answer; null uses the checker's own."""
 
     @property
     def most_rows(self) -> int:
-        """Rows that it can see."""
+        """Maximum number of rows it can train on."""
         return self.steps * self.prompts
 
 
 class Posttraining(Section):
-    """What the arms `sft`, `grpo` and those that end with them do."""
+    """Configuration of the arms `sft` and `grpo`, and of the arms that end with one of them."""
 
     rows: Annotated[OfFeedback | OfStream | Rows, Field(discriminator="kind")] = OfFeedback(
         kind="feedback"
     )
-    """What they train on; rows of their own may not be among those that are evaluated."""
+    """The rows to train on. Rows other than the feedback must not be among the evaluation rows."""
     sft: Sft = Sft()
     grpo: Grpo = Grpo()

@@ -14,25 +14,26 @@ from vpretrain.language.recipe.common import Share
 
 
 def unset(value: object) -> bool:
-    """Whether a key is left out where a recipe is written: the names of prepared checkpoints rest
-    on what is written."""
+    """Whether a key is left out of a serialised recipe. Names of prepared checkpoints are derived
+    from the serialised recipe, so a new optional key must not change them."""
     return value is None
 
 
 class Part(Section):
-    """Which of the rows are taken."""
+    """Which part of the rows is used."""
 
     skip_rows: NonNegativeInt = 0
-    """Rows left out at the beginning (the feedback set, say)."""
+    """Number of usable rows to skip at the start (for example, those of the feedback set)."""
     rows: PositiveInt | None = None
-    """Rows taken after those; null takes all. No file is read further than that."""
+    """Number of usable rows to take after the skipped ones; null takes all. Nothing after them is
+    read."""
 
 
 class Where(Section):
-    """Values of a column by which rows are kept or left out."""
+    """A filter of rows by the values of a column."""
 
     one_of: list[str | bool | int | float] | None = None
-    """Rows with one of these values are kept, and no others."""
+    """Only rows with one of these values are kept."""
     none_of: list[str | bool | int | float] | None = None
     """Rows with one of these values are left out."""
 
@@ -44,37 +45,36 @@ class Where(Section):
 
 
 class Table(Part):
-    """The columns of a table that make a row: raw text, prompt (masked) and solution, or tokens."""
+    """The columns that form a row: raw text, prompt (masked) and solution, or tokens."""
 
     text: str | None = None
     """Column of raw text; every token of it is predicted."""
     prompt: str | None = None
     """Column of the prompt, which is never predicted."""
     template: str | None = Field(default=None, exclude_if=unset)
-    """The prompt, in the place of ``prompt``, with columns between braces: "Question:
+    """Template of the prompt with column names in braces, in place of ``prompt``: "Question:
     {question}\\nAnswer:"."""
     solution: str | None = None
     """Column of the solution."""
     tokens: str | None = Field(default=None, exclude_if=unset)
-    """Column of token ids (``input_ids``) that the learner's tokenizer made, in the place of text.
-    They are taken as they are: no beginning and no end is added."""
+    """Column of token ids (``input_ids``) from the learner's tokenizer, in place of text. They are
+    used unchanged: no beginning or end token is added."""
     labels: str | None = Field(default=None, exclude_if=unset)
-    """With ``tokens``: column that repeats them, with -100 where none is predicted; null predicts
-    all."""
+    """Column of labels for ``tokens``: the token itself (not shifted), or -100 where it is not
+    predicted; null predicts all tokens."""
     format: str | None = Field(default=None, exclude_if=unset)
-    """Prompt and solution as an evaluation writes them, in the place of all of these: ``gsm8k@1``,
-    ``qa@1`` (a question and its answer), ``mbpp@1``, ``mmlu@1``; ``metamathqa@1`` as GSM8K's,
-    ``magicoder@1`` as MBPP's. Or ``chat``: as the tokenizer's
-    chat template writes them, a turn each, or the column ``messages`` where no prompt and solution
-    are named."""
+    """Format of prompt and solution, in place of naming the columns: ``gsm8k@1``, ``qa@1``
+    (question and answer), ``mbpp@1``, ``mmlu@1``, ``metamathqa@1`` (written like GSM8K),
+    ``magicoder@1`` (like MBPP), or ``chat``. ``chat`` applies the tokenizer's chat template to
+    ``prompt`` and ``solution`` as one turn each or, if not given, to the column ``messages``."""
     columns: dict[str, str] | None = Field(default=None, exclude_if=unset)
-    """Columns that hold the format's fields, by field, where they have other names. A chat's
-    ``tools`` are read where this names their column."""
+    """Columns of the format's fields, by field, if their names differ. The ``tools`` of a chat are
+    read only if their column is named here."""
     where: dict[str, Where] | None = Field(default=None, exclude_if=unset)
-    """Rows that are read, by the values of columns: ``{source: {none_of: [gsm8k, math]}}``."""
+    """Filters of the rows, by column: ``{source: {none_of: [gsm8k, math]}}``."""
     corrupt_digits: Share = 0.0
-    """Share of rows in whose solution every number gets one wrong digit: planted noise, for
-    measuring."""
+    """Fraction of rows in which one digit of every number of the solution is replaced by a wrong
+    one: synthetic noise for experiments."""
 
     @model_validator(mode="after")
     def _has_columns(self) -> Self:
@@ -138,12 +138,12 @@ class TableFiles(Table):
     """Rows of local tables."""
 
     kind: Literal["jsonl", "csv", "tsv", "parquet", "arrow"]
-    """``jsonl`` is an object a line, or a list of objects; ``arrow`` a file or a stream of Arrow
-    (Feather), or a folder that ``save_to_disk`` of ``datasets`` wrote."""
+    """File format. ``jsonl``: one JSON object a line, or a list of objects; ``arrow``: an Arrow
+    file or stream (Feather), or a folder written by ``save_to_disk`` of ``datasets``."""
     path: FilePlace
-    """Relative to ``data.root``; a pattern (``shards/*.jsonl``) takes every file that matches,
-    sorted. Names of JSON, CSV and TSV may end in ``.gz`` or ``.zst``. Or a URL that fsspec reads:
-    ``hf://datasets/OWNER/NAME/*.parquet``, ``s3://...``, ``https://...``."""
+    """A path relative to ``data.root``, a pattern (``shards/*.jsonl``, all matching files in sorted
+    order), or a URL that fsspec reads (``hf://datasets/OWNER/NAME/*.parquet``, ``s3://...``,
+    ``https://...``). JSON, CSV and TSV may be compressed (``.gz`` or ``.zst``)."""
 
 
 class TextFiles(Part):
@@ -151,10 +151,10 @@ class TextFiles(Part):
 
     kind: Literal["text"]
     path: FilePlace
-    """As for tables."""
+    """A path relative to ``data.root``, a pattern or a URL, as for tables."""
     document: Literal["file", "paragraph", "line"] = "file"
-    """What a row is; blank lines stand between paragraphs. A row is held in memory whole, so a file
-    had better be small."""
+    """The unit of text that forms a row; paragraphs are separated by blank lines. Each row is held
+    in memory as a whole, so use ``file`` for small files only."""
 
 
 class Hub(Table):
@@ -162,16 +162,15 @@ class Hub(Table):
 
     kind: Literal["hub"]
     path: str
-    """Its id, ``openai/gsm8k`` say, or a local folder that ``datasets`` reads."""
+    """Id of the data set (``openai/gsm8k``), or a local folder that ``datasets`` reads."""
     name: str | None = None
-    """Its configuration, where it has several."""
+    """Configuration of the data set, if it has several."""
     split: str = "train"
     revision: str | None = None
-    """Branch, tag or commit; null takes the newest, which may be another one tomorrow."""
+    """Branch, tag or commit; null takes the newest, which may change between runs."""
     streaming: bool = False
-    """Read ``rows`` rows over the network in place of downloading everything. They are laid down
-    once, in order, and shuffled and resumed like any others: a shuffle over an open connection
-    would resume at other rows."""
+    """Whether to read only the first ``rows`` rows over the network, rather than download the whole
+    data set. They are stored on disk once, then shuffled and resumed exactly like other rows."""
 
     @model_validator(mode="after")
     def _streams_an_end(self) -> Self:
@@ -184,7 +183,7 @@ class Hub(Table):
 
 
 class HeldOut(Part):
-    """The rows that a source of the stream holds out (its ``held_out``): never in the stream."""
+    """Rows held out by a source of the stream (its ``held_out``), which never enter the stream."""
 
     kind: Literal["held_out"]
     source: str
@@ -196,22 +195,22 @@ class WordProblems(Section):
 
     kind: Literal["word_problems"]
     split: Literal["stream", "feedback", "dev", "test"] = "stream"
-    """Disjoint by operands; all but ``stream`` are clean."""
+    """The splits share no operands; all but ``stream`` are free of errors."""
     rows: MadeUp
     seed: NonNegativeInt = 0
     noise_share: Share = 0.0
-    """Share of rows, among those where it is possible, with a systematic error: 0.55 makes the
-    wrong rule the rule."""
+    """Fraction of stream rows with a systematic error, among those that need a carry or a borrow:
+    at 0.55 the wrong rule is more frequent than the right one."""
     random_share: Share = 0.0
-    """Share of rows with a random wrong result."""
+    """Fraction of the other stream rows in which one digit of the result is wrong at random."""
     forms: list[Literal["story", "question", "drill"]] = ["story", "question", "drill"]
-    """The forms that problems are shown in."""
+    """Wordings of the problems."""
     operations: list[Literal["+", "-"]] = ["+", "-"]
-    """The operations that problems ask for."""
+    """Arithmetic operations of the problems."""
 
 
 class Chatter(Section):
-    """Generated short sentences that have nothing to do with the feedback."""
+    """Generated short sentences that are unrelated to the feedback."""
 
     kind: Literal["chatter"]
     rows: MadeUp
@@ -221,10 +220,10 @@ class Chatter(Section):
 StreamRows = Annotated[
     TableFiles | TextFiles | Hub | WordProblems | Chatter, Field(discriminator="kind")
 ]
-"""What a source of the stream reads."""
+"""Rows of a source of the stream."""
 
 Rows = Annotated[
     TableFiles | TextFiles | Hub | WordProblems | Chatter | HeldOut,
     Field(discriminator="kind"),
 ]
-"""What feedback and evaluation read."""
+"""Rows of feedback and evaluation."""

@@ -1,4 +1,4 @@
-"""How the value of a task is measured: what language adds."""
+"""The ``value`` section of a language recipe."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from vpretrain.language.recipe.rows import unset
 
 
 class MetaBatch(Section):
-    """Unlabeled batches of the designer's own, from the sources of the stream in an order of their
-    own."""
+    """Unlabeled batches for the designer alone, drawn from the sources of the stream in a separate
+    order."""
 
     batch_size: PositiveInt
-    """Rows, over all ranks."""
+    """Rows in a batch, over all ranks (with ``per_domain``, of each domain)."""
     window_tokens: PositiveInt
-    """Length of a row; documents that are longer are cut there."""
+    """Maximum length of a row; longer documents are cut."""
     per_domain: bool = False
-    """Whether there are so many rows of every domain that ``sources`` of the feedback's tasks name:
-    the value is then the mean of one alignment a domain, stream batch with feedback batch (eq.
-    44-46). Otherwise a domain counts by its share of a mixed batch, and a cosine is that of all."""
+    """Whether to draw a batch for every domain (the ``sources`` of a feedback task) and average one
+    alignment per domain, stream batch with feedback batch (eq. 44-46). If false, one alignment is
+    taken on a mixed batch, where a domain counts by its share of the rows."""
     seed: NonNegativeInt = 0
-    """Of its order, beside the run's seed."""
+    """Seed of the order of these batches, combined with the run's seed."""
 
 
 class LanguageValue(Value):
     """How the value of a task is measured, and on which batch."""
 
     meta_batch: MetaBatch | None = Field(default=None, exclude_if=unset)
-    """What the designer learns from at a meta step; null: the learner's batch (of several that make
-    a step, the first)."""
+    """Batches that the designer is trained on at meta steps; null uses the learner's batch (the
+    first one under gradient accumulation)."""

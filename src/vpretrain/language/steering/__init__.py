@@ -1,4 +1,4 @@
-"""What shapes the next-token task: designers, the rules they follow, and their declarations.
+"""Designers of the next-token task, their rules, and the declarations of their arms.
 
-Recipes know what is declared in any file of this folder.
+Every arm declared in a file of this folder is available in recipes.
 """

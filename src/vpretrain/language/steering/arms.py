@@ -1,5 +1,5 @@
-"""What the arms of language have in common. Each is declared beside its designer, in a file of this
-folder; all of them are imported with the package.
+"""Base classes of the language arms. Each arm is declared beside its designer, in a file of this
+folder; all files are imported with the package.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a designer's network costs, counted from shapes.
+    """Cost of a designer's network, computed from shapes.
 
     Args:
         batch: FLOPs of a forward pass over the batch's tokens.
-        scores: FLOPs of the candidates' scores, which the backward pass makes again.
-        parameters: its trained weights.
+        scores: FLOPs of the candidates' scores, which the backward pass recomputes.
+        parameters: number of trained weights.
     """
 
     batch: int
@@ -39,25 +39,25 @@ class NetworkCost:
 
     @property
     def forward(self) -> int:
-        """FLOPs without a gradient."""
+        """FLOPs of a forward pass without gradients."""
         return self.batch + self.scores
 
     @property
     def update(self) -> int:
-        """FLOPs of a forward pass with its gradient."""
+        """FLOPs of a forward and backward pass."""
         return 3 * self.batch + 4 * self.scores
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm asks for at every step (:mod:`vpretrain.language.learner.cost_model`).
+    """What an arm computes at every step (:mod:`vpretrain.language.learner.cost_model`).
 
     Args:
-        candidates: more than the true token.
-        exact: values of every batch.
-        network: what a designer's network costs for a learner's shape in a setting.
-        weighted: weights of tokens.
-        uses_feedback: whether there are meta steps.
+        candidates: whether it uses candidates other than the true token.
+        exact: whether it computes the values of every batch.
+        network: cost of the designer's network for a learner's shape and a setting, or None.
+        weighted: whether it weights tokens.
+        uses_feedback: whether it has meta steps.
     """
 
     candidates: bool = False
@@ -69,16 +69,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Site:
-    """What a designer may read of the run that it is built for.
+    """What a designer is built from.
 
     Args:
-        learner: what it steers.
-        seed: of its first weights.
-        reliability: how its values shrink.
-        feedback: the verified rows, for a baseline that trains a model of its own on them.
-        tokenizer: the learner's.
-        learning_rate: the learner's.
-        meta_period: steps from one meta step to the next.
+        learner: the learner that it steers.
+        seed: seed of its initial weights.
+        reliability: shrinks its values.
+        feedback: the verified documents, for a baseline that trains a separate model on them.
+        tokenizer: the learner's tokenizer.
+        learning_rate: the learner's learning rate.
+        meta_period: number of steps between meta steps.
     """
 
     learner: CausalLearner
@@ -99,38 +99,40 @@ class LanguageArm(DesignerSection, ABC):
     """The keys of one kind of designer, and how it is built."""
 
     cost: ClassVar[Cost | None] = None
-    """None: there is no model of what it costs."""
+    """Cost of the arm; None if the cost model does not cover it."""
     needs_sources: ClassVar[bool] = False
-    """Whether it tells sources of the stream apart."""
+    """Whether it distinguishes the sources of the stream."""
     needs_run: ClassVar[bool] = False
-    """Whether it needs a run of ours, and not rows that another trainer hands over: it draws more
-    than it trains on, or trains something before the first step."""
+    """Whether it needs a run of this package rather than batches from another trainer, because it
+    draws more than it trains on, or trains something before the first step."""
 
     @property
     def most_candidates(self) -> int:
-        """Tokens that a target is spread over."""
+        """Number of tokens that a target may be spread over."""
         return 1
 
     @property
     def valued_by(self) -> AlignmentName | None:
-        """The designer's own alignment, whatever ``value.alignment`` is; None: it has none."""
+        """The arm's own alignment, which overrides ``value.alignment``; None if it has none."""
         return None
 
     @property
     def followers(self) -> int:
-        """Copies of the learner that are trained beside it (:class:`vpretrain.run.parts.Parts`)."""
+        """Number of copies of the learner trained beside it; see
+        :class:`vpretrain.run.parts.Parts`."""
         return 0
 
     @abstractmethod
     def build(self, site: Site) -> Designer:
-        """A fresh designer."""
+        """Builds a new designer."""
 
 
 class CandidatesArm(LanguageArm):
     """The keys of arms that spread targets over candidates."""
 
     candidates: PositiveInt = 64
-    """K: the true token and the learner's K - 1 most probable others (eq. 14)."""
+    """K, candidates per target: the true token and the learner's K - 1 most probable others (eq.
+    14)."""
 
     @property
     def most_candidates(self) -> int:
@@ -141,19 +143,19 @@ class TiltArm(LanguageArm):
     """The keys of arms that weight tokens."""
 
     tilt: NonNegativeFloat = 0.4
-    """c: weight of a token per standard deviation of its value."""
+    """c: change of a token's weight per standard deviation of its value."""
 
 
 ARMS: Arms[LanguageArm] = Arms(
-    LanguageArm,  # type: ignore[type-abstract]  # the base of all kinds, which is never made
+    LanguageArm,  # type: ignore[type-abstract]  # base class of all kinds, never instantiated
     baseline="onehot",
     default="token_weights",
 )
-"""The designers of language, and the arms that are made of them."""
+"""The language designers and their arms."""
 DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")
 
 
 def designer_of(section: LanguageArm, site: Site) -> Designer:
-    """A fresh designer; ``UserError`` if it wants more candidates than the learner has tokens."""
+    """Builds a designer; ``UserError`` if it has more candidates than the vocabulary tokens."""
     check_count(section.most_candidates, len(site.embedding))
     return section.build(site)

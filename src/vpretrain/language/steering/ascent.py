@@ -1,6 +1,6 @@
-"""Designers whose network emits targets and a gate, and climbs their value: what they share, and
-the one that reads the learner's final hidden states (ours). The paper's own network is in
-:mod:`vpretrain.language.steering.topk_augmentor`.
+"""Designers whose network emits targets and a gate and is trained by gradient ascent on their
+value: the base class, and a designer over the learner's final hidden states (ours). The paper's own
+network is in :mod:`vpretrain.language.steering.topk_augmentor`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Start = Literal["uniform", "learner"]
 
 @dataclass(frozen=True)
 class Prices:
-    """``lambda R(phi)`` of eq. 26: what targets cost, in the unit of the value (``value.unit``).
+    """The regulariser ``lambda R(phi)`` of eq. 26, in the unit of the value (``value.unit``).
 
     Args:
-        entropy_bonus: >= 0, for the entropy of the targets, per nat.
-        anchor: >= 0, price of ``gate * KL(r || p)`` per nat (ours; the temperature of the closed
-            form is the same price).
-        gate: >= 0, price of the mean gate: it keeps the task close to the baseline's.
+        entropy_bonus: >= 0, bonus per nat of the targets' entropy.
+        anchor: >= 0, price per nat of ``gate * KL(r || p)`` (ours; it plays the role of the
+            temperature in the closed form).
+        gate: >= 0, price of the mean gate, which keeps the task close to the baseline's.
     """
 
     entropy_bonus: float = 0.0
@@ -42,20 +42,21 @@ class Prices:
 
 
 class Climbing(Scored):
-    """A designer whose ``r`` and gate come from the network, which ascends the value (eq. 26, 42).
+    """A designer whose network emits ``r`` and the gate, trained by ascent on the value (eq. 26,
+    42).
 
-    The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``, without a graph through the learner,
-    which enters by s alone. The value is linear in the targets, unlike that of
-    :class:`vpretrain.method.network.NetworkDesigner`: the candidates' values give that of any
-    targets over them, one-hot ones too.
+    The gradient is ``dV/d phi = sum s_t(v) dq_t(v)/d phi``. It needs no graph through the learner,
+    which only enters through s. Unlike in :class:`vpretrain.method.network.NetworkDesigner`, the
+    value is linear in the targets, so the candidates' values give the value of any targets over
+    them, including one-hot targets.
 
     Args:
-        network: ``phi``, which also gives a gate.
+        network: ``phi``, which emits scores and a gate.
         targets: gives candidates (eq. 14) and the bound of the gate, alpha_max.
         learning: see :class:`vpretrain.method.network.Learning`.
-        prices: what targets cost.
-        start: what ``r`` is before the network has learned: ``uniform`` over the candidates, or
-            the ``learner``'s own probabilities of them.
+        prices: the regulariser.
+        start: what ``r`` is before training: ``uniform`` over the candidates, or the ``learner``'s
+            own probabilities of them.
     """
 
     def __init__(
@@ -84,23 +85,23 @@ class Climbing(Scored):
         among = self.rule.probe(context)
         values = self.control_gradient(value_of.each(context, among))
         unit, prices = self._per_token(values), self.prices
-        log_p = torch.log_softmax(among.log_p, dim=1)  # over the candidates, as r is
+        log_p = torch.log_softmax(among.log_p, dim=1)  # renormalised over the candidates, like r
         metrics: dict[str, float] = {}
         for _ in range(self.learning.updates):
             targets, log_r, alpha = self._targets(among)
-            # Before the first update: a batch that the network has not learned from.
+            # Measured before the first update, on a batch the network has not been trained on.
             metrics = metrics or self.gain(among, targets, values)
             value = (targets.mass * unit).sum(dim=1)
             price = prices.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + prices.gate
-            # Clamped: the slope of the entropy is infinite at zero mass, where a closed gate puts
-            # every other candidate.
+            # Clamped: the entropy's slope is infinite at zero mass, which all other candidates have
+            # under a closed gate.
             entropy = -(targets.mass * targets.mass.clamp_min(1e-12).log()).sum(dim=1)
             self.descend(-distributed.mean(value - alpha * price + prices.entropy_bonus * entropy))
         return Learned(metrics)
 
     def _per_token(self, values: Tensor) -> Tensor:
-        """Values ``[N, K]`` whose mean over tokens is what is climbed: V itself (which is a sum
-        over tokens) where it is raw, and otherwise its mean in standard deviations."""
+        """Values ``[N, K]`` whose mean over tokens is maximised: under the unit ``raw`` this mean
+        is V itself (a sum over tokens), otherwise the mean value in standard deviations."""
         reliability = self.learning.reliability
         if reliability.unit == "raw":
             tokens = distributed.total(values.new_tensor(float(len(values))))
@@ -109,12 +110,12 @@ class Climbing(Scored):
 
 
 class CandidateDesigner(Climbing, HiddenDesigner):
-    """Ours: the network reads the learner's final hidden states, and knows of the true token that
-    it is one of the candidates.
+    """An ascent designer over the learner's final hidden states (ours); its network is told which
+    candidate is the true token.
 
     Args:
-        embedding: as :class:`HiddenDesigner`.
-        network, targets, learning, prices, start: as :class:`Climbing`.
+        embedding: see :class:`HiddenDesigner`.
+        network, targets, learning, prices, start: see :class:`Climbing`.
     """
 
     def __init__(
@@ -134,18 +135,17 @@ class ClimbingArm(NetworkArm, CandidatesArm):
     """The keys of arms whose network ascends the value."""
 
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """alpha_max: the most mass that may leave the true token (eq. 15)."""
+    """alpha_max, the maximum mass that may be moved away from the true token (eq. 15)."""
     entropy_bonus: NonNegativeFloat = 0.0
-    """Bonus for the entropy of the targets, in the unit of the value, a nat."""
+    """Bonus per nat of the targets' entropy, in the unit of the value."""
     anchor: NonNegativeFloat = 0.0
-    """Price of a nat of KL from the targets to the learner, in the unit of the value."""
+    """Price per nat of KL divergence of the targets from the learner, in the unit of the value."""
     gate_price: NonNegativeFloat = 0.0
     """Price of an open gate, in the unit of the value: lambda of eq. 26, which keeps the task close
     to the baseline's."""
     start: Start = "uniform"
-    """Where the targets begin: even over the candidates (as the paper's, whose softmax starts near
-    zero), or the learner's own probabilities of them (ours), to which the network adds its scores.
-    """
+    """Targets before training: ``uniform`` over the candidates (as in the paper, whose scores start
+    near zero), or the ``learner``'s own probabilities of them (ours), to which scores are added."""
 
     @property
     def targets(self) -> Anchored:

@@ -1,4 +1,4 @@
-"""The designers of language that use no feedback, one class an arm."""
+"""Language designers that use no feedback, one class per arm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Fixed(Designer[Context, SoftTargets]):
 
 
 class OneHot(Fixed):
-    """Next-token prediction as it always was: the baseline."""
+    """Ordinary next-token prediction: the baseline."""
 
 
 @ARMS.declare("onehot", "next-token prediction as it always was: the baseline")
@@ -60,16 +60,16 @@ class GateArm(CandidatesArm):
     cost = Cost(candidates=True, uses_feedback=False)
 
     control_gate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The constant gate."""
+    """Constant fraction of mass that is moved from the true token to the proposal."""
 
 
 @dataclass
 class ConstantGate(Fixed):
-    """Targets behind a constant gate (controls of the paper's Table 5).
+    """Soft targets with a constant gate (controls of the paper's Table 5).
 
     Args:
-        count: K candidates.
-        gate: in [0, 1], the mass taken from the true token.
+        count: K, number of candidates.
+        gate: in [0, 1], mass moved from the true token to the proposal.
     """
 
     count: int
@@ -77,7 +77,7 @@ class ConstantGate(Fixed):
 
     @abstractmethod
     def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
-        """Over the candidates, ``[N, K]``."""
+        """The distribution ``[N, K]`` over the candidates ``ids`` that gets the gate's mass."""
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         ids = context.predictions.candidates(self.count)
@@ -86,7 +86,7 @@ class ConstantGate(Fixed):
 
 
 class UniformSmoothing(ConstantGate):
-    """The same mass on every candidate."""
+    """A constant gate whose proposal is uniform over the candidates."""
 
     def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
         return torch.full(ids.shape, 1 / self.count, device=ids.device)
@@ -101,7 +101,7 @@ class UniformSmoothingArm(GateArm):
 
 
 class SelfDistillation(ConstantGate):
-    """The learner's own probabilities of the candidates."""
+    """A constant gate whose proposal is the learner's own distribution over the candidates."""
 
     def proposal(self, predictions: Predictions, ids: Tensor) -> Tensor:
         return torch.softmax(predictions.log_p(ids), dim=1)
@@ -117,11 +117,11 @@ class SelfDistillationArm(GateArm):
 
 @dataclass
 class LossWeights(Fixed):
-    """Token weights by the learner's own surprise in the place of value: less weight to what it
-    finds improbable, as a filter of noise without feedback would give.
+    """Token weights from the learner's log probabilities in place of values: improbable tokens
+    weigh less, as in a noise filter without feedback.
 
     Args:
-        rule: as token weights have it.
+        rule: turns log probabilities into token weights.
     """
 
     rule: TokenWeights

@@ -1,4 +1,4 @@
-"""A mixture of sources that follows the feedback by exponentiated gradient alignment (DGA)."""
+"""A mixture of sources updated from the feedback by exponentiated gradient steps (DGA)."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from vpretrain.system import distributed
 log = logging.getLogger(__name__)
 
 STARVED = 0.01
-"""A source whose tokens count less than this, over the stream's own mixture, is warned of."""
+"""Ratio of a source's weight to its share of the stream below which a warning is logged."""
 
 
 class SourceMixture(Designer[Context, SoftTargets]):
-    """One-hot targets whose tokens count by their source: ``alpha_s / pi_s``, ``alpha`` the mixture
-    that the feedback asks for and ``pi`` that of the batch.
+    """One-hot targets with tokens weighted by source: ``alpha_s / pi_s``, where ``alpha`` is the
+    mixture learned from the feedback and ``pi`` the mixture of the batch.
 
-    At a meta step ``alpha_s <- alpha_s exp(eta a_s) / sum``, ``a_s = <u, grad_S (L_s - L)>`` with
-    the mean loss of the tokens of source s in the batch and that of all, in standard errors: token
-    values over their standard deviation, times the root of how many there are. What is used is a
-    running mean of ``alpha``.
+    A meta step sets ``alpha_s <- alpha_s exp(eta a_s) / sum``. ``a_s = <u, grad_S (L_s - L)>``,
+    with the mean loss ``L_s`` of the tokens of source s in the batch and ``L`` of all tokens, is
+    measured in standard errors: the mean token value over the values' standard deviation, times the
+    square root of the number of tokens. Weights use a running mean of ``alpha``.
 
     Args:
         step_size: eta >= 0.
-        memory: of the running mean, in [0, 1).
-        reliability: gives values their unit; that they shrink is no part of the method.
+        memory: weight of the past in the running mean, in [0, 1).
+        reliability: measures the feedback; values are not shrunk by it, as the method does not.
 
     Attributes:
         logs: ``log(alpha_s / pi_s)`` by source, up to a constant.
-        ratio: the running mean of ``alpha_s / pi_s``; sources that were never met have 1.
+        ratio: running mean of ``alpha_s / pi_s`` by source; 1 for sources not seen yet.
     """
 
     uses_feedback = True
@@ -69,11 +69,11 @@ class SourceMixture(Designer[Context, SoftTargets]):
         return one_hot(context.labels)
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """Under the mixture of the latest meta step; nothing is valued."""
+        """Weights under the mixture of the latest meta step; computes no values."""
         return SoftTargets(context.labels[:, None], self._weights(context)[:, None])
 
     def _weights(self, context: Context) -> Tensor:
-        """``[N]``, of mean 1 over all processes."""
+        """Token weights ``[N]``, with mean 1 over all processes."""
         source, names = sources_of(context)
         ratio = torch.tensor([self.ratio.get(name, 1.0) for name in names], device=source.device)
         weights = ratio[source].float()
@@ -84,8 +84,8 @@ class SourceMixture(Designer[Context, SoftTargets]):
         gradients = [each.gradient[0] for each in value_of.each(context, probe)]
         self.reliability.update(gradients)
         mean = torch.stack(gradients).mean(dim=0)
-        # Made before this feedback was known, so that noise gains nothing (without a memory: with
-        # one, this feedback is an average that shares its past with what moved the mixture).
+        # Weights from before this feedback, so that noise gains nothing. (With a memory of the
+        # feedback it can: the average shares its past with what moved the mixture.)
         before = self._weights(context)
         gain = float(distributed.total(((before - 1) * mean[:, 0]).sum()))
         mixture = self._update(context, standardised(mean)[:, 0])
@@ -99,7 +99,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
         return Learned(metrics, task)
 
     def _update(self, context: Context, values: Tensor) -> dict[str, float]:
-        """One exponentiated step; returns the mixture of the batch that follows."""
+        """Takes one exponentiated step; returns the resulting mixture by source."""
         source, names = sources_of(context)
         values = values - distributed.mean(values)
         sums = values.new_zeros(2, len(names), dtype=torch.float64).index_add(
@@ -147,22 +147,22 @@ class SourceMixture(Designer[Context, SoftTargets]):
     "each source weighted by how well its gradient agrees with that of the feedback (DGA)",
 )
 class DgaArm(LanguageArm):
-    """DGA (Fan, Grangier and Ablin, arXiv:2410.02498): the mixture of domains is updated every few
-    steps by mirror descent, with the inner product of each domain's gradient with that of the
+    """DGA (Fan, Grangier and Ablin, arXiv:2410.02498): every few steps, mirror descent updates the
+    mixture of domains by the inner product of each domain's gradient with the gradient of the
     specialised set.
 
-    What differs from the published form: tokens are weighted by the mixture, where the paper draws
-    by it, which is the same gradient in expectation; gradients are over S, and those of all sources
-    are valued on the learner's own batch, without batches of their own; alignments are in standard
-    errors of their source's mean, so that one step size serves every scale of loss and gradient.
+    Differences from the published form: tokens are weighted by the mixture rather than sampled from
+    it, which gives the same gradient in expectation; gradients are over S, and those of all sources
+    come from the learner's own batch rather than a batch per source; alignments are in standard
+    errors of their source's mean, so that one step size fits every scale of loss and gradient.
     """
 
     needs_sources = True
 
     step_size: NonNegativeFloat = 0.1
-    """eta of the exponentiated step."""
+    """eta, the step size of the exponentiated gradient step."""
     mixture_memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Weight of the past in the running mean of mixtures."""
+    """Weight of earlier mixtures in the running mean."""
 
     @property
     def valued_by(self) -> AlignmentName | None:

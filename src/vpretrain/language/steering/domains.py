@@ -1,20 +1,20 @@
 """Domain-matched alignment (eq. 44-46): each stream document is compared with the feedback of its
 own domain.
 
-The value of a batch is ``sum_d <g_down^d, g_pre^d>``, where ``g_pre^d`` is the gradient of the
-share of the loss that stands in documents of domain d. That is an ordinary inner product if every
-domain is given a copy of S of its own: the loss is then ``sum_d L_d(S_d)``, its gradient the list
-of the ``g_pre^d``, and ``g_down`` the list of the ``g_down^d``. So a learner with these copies
-(:class:`Matched`), and feedback that speaks of them (:class:`MatchedFeedback`), are all it takes:
-alignment, estimator, preconditioner, reliability and designer are what they always are.
+The value of a batch is ``sum_d <g_down^d, g_pre^d>``, where ``g_pre^d`` is the gradient of the part
+of the loss in documents of domain d. This becomes an ordinary inner product if every domain gets
+its own copy of S: the loss is then ``sum_d L_d(S_d)``, its gradient is the concatenation of the
+``g_pre^d``, and ``g_down`` that of the ``g_down^d``. A learner with these copies (:class:`Matched`)
+and feedback over them (:class:`MatchedFeedback`) are therefore enough: alignment, estimator,
+preconditioner, reliability and designer do not change.
 
-Eq. 46 averages over domains, each with a batch of its own: a learner that is :attr:`Matched.equal`,
-batches of so many rows a domain, and an alignment in groups, one a domain. Otherwise a batch is a
-mixture, a domain counts by its share of the predicted tokens, as it does in the step that is
-valued, and ``cosine`` and ``lower_bound`` are those of all copies together.
+Eq. 46 averages over domains, each with a separate batch. It takes a learner with
+:attr:`Matched.equal`, batches with the same number of rows of each domain, and an alignment in
+groups, one a domain. Otherwise a batch is a mixture, a domain counts by its share of the predicted
+tokens (as in the step being valued), and ``cosine`` and ``lower_bound`` are taken over all copies
+together.
 
-A run of the suffix costs as many as there are domains in the batch; the head runs once for each
-token as before.
+The suffix runs once for each domain in the batch; the head still runs once for each token.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
 from vpretrain.method.wrapped import WrappedLearner
 
 ALL = "*"
-"""The domain of documents whose source no task names: it is that of all tasks."""
+"""The domain of documents whose source no task names; its feedback is that of all tasks."""
 
 Domains = Mapping[str, Collection[str]]
 """The feedback tasks of each domain, by the domain's name."""
@@ -43,8 +43,8 @@ Domains = Mapping[str, Collection[str]]
 def domains_of(
     sources: Mapping[str, Sequence[str]], tasks: Collection[str]
 ) -> tuple[Domains, dict[str, str]]:
-    """The domains, each with its tasks, that of all ``tasks`` first (unnamed sources are of it),
-    and the domain of each source of the stream that a task names in ``sources``."""
+    """The tasks of each domain (:data:`ALL` with all ``tasks`` first), and the domain of each
+    stream source that a task names in ``sources``. Other sources belong to :data:`ALL`."""
     named = dict.fromkeys(source for each in sources.values() for source in each)
     of_source = {
         source: "+".join(task for task in tasks if source in sources.get(task, ()))
@@ -55,7 +55,7 @@ def domains_of(
 
 
 def _own(vector: Mapping[str, Any], domain: str) -> dict[str, Any]:
-    """The part of a vector over the copies that belongs to a domain, by the names of S."""
+    """The part of a vector over all copies that belongs to one domain, by the names of S."""
     return {
         name.removeprefix(f"{domain}/"): piece
         for name, piece in vector.items()
@@ -64,15 +64,14 @@ def _own(vector: Mapping[str, Any], domain: str) -> dict[str, Any]:
 
 
 class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
-    """A causal learner whose S is copied for every domain; every document counts as it always did.
+    """A causal learner with a copy of S for every domain; its training loss does not change.
 
     Args:
-        learner: whose parameters train.
-        domains: names, distinct, without a slash; :data:`ALL` among them.
-        of_source: the domain of a source of the stream; sources that are not named are of the
-            domain :data:`ALL`.
-        equal: whether the domains of a batch count alike where it is valued (eq. 46), or each by
-            its share of the loss.
+        learner: the learner whose parameters are trained.
+        domains: distinct names without a slash, among them :data:`ALL`.
+        of_source: domains by stream source; other sources belong to the domain :data:`ALL`.
+        equal: whether the objective weights all domains of a batch equally (eq. 46) rather than by
+            their share of the loss.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
         }
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of all copies of S, each token under that of its domain."""
+        """The loss as a function of all copies of S, with each token under its domain's copy."""
         whole = self._weight(context)
         places = self._places(context)
         parts = []
@@ -101,8 +100,7 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
             parts.append((domain, where, fraction, objective))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            # Copies that no document of the batch uses have the gradient zero, which is not the
-            # same as none.
+            # Copies that no document of the batch uses get a zero gradient rather than None.
             named = parameters.items()
             unused = [piece for name, piece in named if name.partition("/")[0] not in places]
             start = inputs[0].new_zeros(())
@@ -115,13 +113,13 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
         return Objective(task.controls(), loss)
 
     def _weight(self, context: Context) -> int:
-        """How many things the loss of a context is a mean over."""
+        """Number of tokens or documents that the loss of a context averages."""
         if context.batch.loss_mean == "token":
             return len(context.labels)
         return len(context.document.unique())
 
     def _places(self, context: Context) -> dict[str, Tensor]:
-        """Which of the N predicted tokens stand in documents of each domain that occurs."""
+        """Indices into the N predicted tokens, by domain, for domains that occur in the batch."""
         number = {domain: at for at, domain in enumerate(self.domains)}
         sources = [each.source for each in context.batch.documents]
         of_document = [number[self.of_source.get(source, ALL)] for source in sources]
@@ -131,12 +129,12 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
 
 
 class MatchedFeedback(Feedback[Matched]):
-    """The gradients of each domain's tasks, as one vector over the copies of S.
+    """The gradients of each domain's tasks, as one vector over all copies of S.
 
     Args:
-        tasks: with their weights. A domain gets the mean of its own tasks' weighted gradients, and
-            the weights have mean 1, so that the gradients of all domains have one scale.
-        domains: the tasks of each.
+        tasks: the tasks with their weights. A domain gets the mean of its tasks' weighted
+            gradients. The weights have mean 1, so that all domains have the same scale.
+        domains: the tasks of each domain.
     """
 
     def __init__(self, tasks: MultiTaskFeedback, domains: Domains) -> None:
@@ -173,8 +171,8 @@ def matched(
     *,
     equal: bool = False,
 ) -> tuple[Learner, Feedback]:
-    """Learner and feedback as they are, or matched by domain where a task names ``sources`` of the
-    stream; ``equal`` as :class:`Matched` has it."""
+    """Learner and feedback, matched by domain if a task names ``sources`` of the stream, otherwise
+    unchanged. See :class:`Matched` for ``equal``."""
     if not any(sources.values()):
         return learner, feedback
     domains, of_source = domains_of(sources, list(feedback.tasks))

@@ -1,4 +1,4 @@
-"""Documents chosen by their values alone (GREATS), and its control: chosen at random."""
+"""Selection of the documents with the highest values (GREATS), and a random control."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vpretrain.method.roles import AlignmentName
 
 
 class Highest(Ranking):
-    """The highest values first; of equals the one that was drawn first."""
+    """Highest values first; ties in the order of drawing."""
 
     def order(self, values: Tensor, draw: torch.Generator) -> Tensor:
         return values.argsort(descending=True, stable=True)
 
 
 class AtRandom(Ranking):
-    """Documents in random order, whatever their values."""
+    """Random order, independent of the values."""
 
     uses_values = False
 
@@ -35,24 +35,24 @@ class AtRandom(Ranking):
     "feedback (GREATS)",
 )
 class GreatsArm(SelectionArm):
-    """GREATS (Wang et al., NeurIPS 2024): of the examples that were drawn, a step trains on those
-    that lower the validation loss most, by a Taylor expansion: their gradient's inner product with
-    that of the validation loss, less, in the greedy form, its inner products with the gradients of
-    those that are chosen already (the Hessian taken for the identity).
+    """GREATS (Wang et al., NeurIPS 2024): a step trains on those of the drawn examples that lower
+    the validation loss most, by a Taylor expansion: the inner product of their gradient with the
+    validation gradient minus, in the greedy form, its inner products with the gradients of examples
+    already chosen (approximating the Hessian by the identity).
 
-    What differs from the published form: documents are chosen and packed, not rows of a batch;
-    inner products are over S, and the validation gradient is that of the feedback set as ``value``
-    and ``data.feedback`` have it (a running mean, renewed at meta steps). The correction is in
-    standard deviations, and in rounds; as published it is the learning rate over the value, which
-    at rates of AdamW changes no choice.
+    Differences from the published form: documents are chosen and packed rather than rows of a
+    batch; inner products are over S, and the validation gradient is that of the feedback set, as
+    ``value`` and ``data.feedback`` define it (a running mean, updated at meta steps). The
+    correction is in standard deviations and made in rounds; the published factor is the learning
+    rate, which at AdamW's rates changes no choice.
     """
 
     alignment: Literal["dot", "optimizer_aware"] = "dot"
-    """What a document is valued by, whatever ``value.alignment`` is: the inner product with g_down
-    over S, or with P g_down."""
+    """Value of a document, in place of ``value.alignment``: the inner product of its gradient with
+    g_down over S, or with P g_down."""
     interaction: NonNegativeFloat = 0.0
-    """What a document loses that has a gradient like those chosen before it, in standard deviations
-    of either over what was drawn; 0: nothing, and no pass for it."""
+    """Penalty on documents whose gradient resembles those chosen before, with both value and
+    similarity in standard deviations over the drawn documents; 0 saves the extra pass."""
 
     @property
     def valued_by(self) -> AlignmentName:

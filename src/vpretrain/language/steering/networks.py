@@ -1,8 +1,8 @@
-"""Designers that learn: a small network scores the candidates of every token.
+"""Designers with a trained network that scores the candidates of every token.
 
-Those that climb the value are in :mod:`vpretrain.language.steering.ascent`. ``FieldDesigner`` is
-ours: since the value is linear in the target, the network *regresses* the token values, and the
-target follows from them by a rule.
+Designers trained by ascent on the value are in :mod:`vpretrain.language.steering.ascent`.
+``FieldDesigner`` is ours: since the value is linear in the target, the network *regresses* the
+token values, and a rule turns them into the target.
 
 Shapes: N predicted tokens, K candidates, V vocabulary, D learner width.
 """
@@ -40,9 +40,9 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
 
     Args:
         network: ``phi``.
-        rule: gives candidates, one-hot targets, and figures of targets.
-        learning: see :class:`vpretrain.method.network.Learning`; values do not depend on ``phi``,
-            so that one estimate serves every update.
+        rule: gives candidates, one-hot targets, and metrics of targets.
+        learning: see :class:`vpretrain.method.network.Learning`. Values do not depend on ``phi``,
+            so one estimate serves all updates.
     """
 
     def __init__(self, network: nn.Module, rule: TokenRule, learning: Learning) -> None:
@@ -61,14 +61,14 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
         """Scores ``[N, K]`` and gate ``[N]`` of the network, with their graph to ``phi``."""
 
     def predicted_values(self, context: Context) -> Tensor:
-        """``[N, K]`` scores of the candidates."""
+        """Scores ``[N, K]`` of the candidates, without gradients."""
         with torch.no_grad():
             return self.score(self.rule.probe(context))[0]
 
     def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
-        """Value under this feedback, over one-hot targets, of targets made before it, and what the
-        rule measures of them. With a memory this feedback is an average that shares its past with
-        what the network has learned from, and noise may gain too."""
+        """Metrics of targets made before this feedback: their gain in value over one-hot targets,
+        and the rule's own. With a memory, the feedback is an average that shares its past with what
+        the network was trained on, so that noise can gain too."""
         targets = detached(targets)
         return {
             "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
@@ -82,7 +82,7 @@ class HiddenDesigner(Scored):
     """A designer whose network reads the learner's final hidden states.
 
     Attributes:
-        embedding: the learner's output embedding ``[V, D]``; read, never trained here.
+        embedding: the learner's output embedding ``[V, D]``, which is not trained here.
     """
 
     embedding: Tensor
@@ -99,8 +99,7 @@ class NetworkArm(LanguageArm):
     heads: PositiveInt = 4
     learning_rate: NonNegativeFloat = 1e-4
     updates: PositiveInt = 1
-    """Steps of the designer's network a meta step: the values that it learns from do not depend on
-    it."""
+    """Optimizer steps of the designer's network at a meta step, all on the same values."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -114,16 +113,18 @@ class NetworkArm(LanguageArm):
 
 
 class TransferableArm(NetworkArm):
-    """The keys of arms whose designer can start as an earlier run left it."""
+    """The keys of arms whose designer can be initialised from an earlier run."""
 
     learner_size: ClassVar[tuple[str, int, str]]
-    """What the learner decides of the network's shape: a parameter, its axis, and a word on it."""
+    """The axis of the network whose size the learner decides: a parameter's name, its axis, and the
+    word for it in messages."""
 
     init_from: Path | None = None
-    """Folder of a finished run whose designer this run starts with; its learner must have used the
-    same tokenizer."""
+    """Folder of a finished run whose designer this run starts from; its learner must have the same
+    tokenizer."""
     frozen: bool = False
-    """Whether that designer stays as it is: it uses no feedback, and there are no meta steps."""
+    """Whether the designer of ``init_from`` is not trained further: it uses no feedback, and there
+    are no meta steps."""
 
     @model_validator(mode="after")
     def _freezes_something(self) -> Self:
@@ -142,8 +143,8 @@ class HiddenArm(TransferableArm):
     learner_size: ClassVar[tuple[str, int, str]] = ("candidate.weight", 1, "width")
 
     companion: bool = False
-    """Whether that designer goes on reading the hidden states of the model it was trained with,
-    which then runs beside the learner: for a learner of another size or origin."""
+    """Whether the designer of ``init_from`` keeps reading the hidden states of the model it was
+    trained with, which then runs beside the learner; for learners of another size or origin."""
 
     @model_validator(mode="after")
     def _accompanies_something(self) -> Self:
@@ -156,7 +157,8 @@ class HiddenArm(TransferableArm):
     def build(self, site: Site) -> HiddenDesigner: ...
 
     def network(self, site: Site, *, gated: bool = False) -> CandidateScorer:
-        """With fresh weights; the learner's random numbers are the same in every arm."""
+        """A new network. It has its own random state, so that the learner's random numbers are the
+        same in every arm."""
         sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
         with own_random_state(site.seed):
             scorer = CandidateScorer(site.embedding.shape[1], **sizes, gated=gated)
@@ -164,14 +166,15 @@ class HiddenArm(TransferableArm):
 
 
 class FieldDesigner(HiddenDesigner):
-    """Ours: the network regresses ``s / std(s)``; the task follows by a rule.
+    """A designer (ours) whose network regresses the token values ``s / std(s)``; a rule turns the
+    predicted values into the task.
 
     Args:
-        network, learning: as :class:`Scored`; the network has no extra output.
-        embedding: as :class:`HiddenDesigner`.
-        rule: what follows from the predicted values.
-        replay: batches that are learned from, at least 1: this one and the ones before it, whose
-            values are a little out of date.
+        network, learning: see :class:`Scored`; the network has no gate.
+        embedding: see :class:`HiddenDesigner`.
+        rule: turns predicted values into the task.
+        replay: number of batches to train on, at least 1: the current one, and earlier ones whose
+            values are slightly out of date.
     """
 
     def __init__(
@@ -188,9 +191,9 @@ class FieldDesigner(HiddenDesigner):
         self.remembered: deque[Lesson] = deque(maxlen=replay - 1)
 
     def state_dict(self) -> State:
-        """That of the network, and what each process remembers of its part of the batches, by rank.
+        """The network's state, and the remembered batches of each process, by rank.
 
-        Where something is remembered, all processes ask for it together.
+        A collective call if batches are remembered.
         """
         lessons = [vars(lesson.to("cpu")) for lesson in self.remembered]
         everywhere = distributed.all_gather_object(lessons) if lessons else []
@@ -211,15 +214,16 @@ class FieldDesigner(HiddenDesigner):
         self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
 
     def propose(self, context: Context) -> SoftTargets:
-        """The rule on the predicted values."""
+        """The rule's task for the predicted values."""
         among = self.rule.probe(context)
         return self._shape(among, self.score(among)[0])
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        """``updates`` regression steps on exact values: this batch first, then remembered ones."""
+        """Takes ``updates`` regression steps on exact values, of this batch first, then of
+        remembered ones."""
         among = self.rule.probe(context)
         values = self.control_gradient(value_of.each(context, among))
-        predicted = self.score(among)[0].detach()  # of a batch that it has not learned from
+        predicted = self.score(among)[0].detach()  # before training on this batch
         metrics = self.gain(among, self._shape(among, predicted), values)
         metrics["correlation"] = correlation(predicted, values)
         lesson = Lesson.of(context, among.ids, among.log_p, standardised(values))
@@ -241,7 +245,7 @@ class ReplayArm(HiddenArm):
     """The keys of arms whose network regresses values."""
 
     replay: PositiveInt = 1
-    """Batches that the network learns from: the present one and remembered ones."""
+    """Number of batches that the network is trained on: the current one and earlier ones."""
 
     def field(self, site: Site, rule: TokenRule) -> FieldDesigner:
         learning = self.learning(site)

@@ -1,4 +1,4 @@
-"""Documents drawn by optimizer-aware value, with a penalty on what repeats others (OPUS)."""
+"""Documents sampled by optimizer-aware value, with a penalty on redundant ones (OPUS)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vpretrain.method.roles import AlignmentName
 
 @dataclass(frozen=True)
 class Boltzmann(Ranking):
-    """Drawn one after the other, without replacement, with probabilities proportional to
-    ``exp(value / temperature)`` over those that are left.
+    """Samples documents one by one, without replacement, with probabilities proportional to
+    ``exp(value / temperature)`` among the remaining ones.
 
     Args:
         temperature: > 0, in standard deviations of the value.
@@ -25,7 +25,7 @@ class Boltzmann(Ranking):
     temperature: float
 
     def order(self, values: Tensor, draw: torch.Generator) -> Tensor:
-        """By the largest sums of value and Gumbel noise, which has this distribution."""
+        """Sorts by value plus Gumbel noise, which has this distribution (Gumbel top-k)."""
         noise = -torch.empty_like(values).exponential_(generator=draw).log()
         return (values / self.temperature + noise).argsort(descending=True, stable=True)
 
@@ -36,23 +36,24 @@ class Boltzmann(Ranking):
 )
 class OpusArm(SelectionArm):
     """OPUS (Wang et al., arXiv:2602.05400): a candidate's utility is the inner product of the
-    update that the optimizer would make of its gradient with that of a proxy set; candidates are
-    drawn by a softmax of the utility, and after each draw the others lose their similarity to it.
+    optimizer's update for its gradient with the gradient of a proxy set. Candidates are sampled by
+    a softmax of the utility; after each draw, the utility of the others is reduced by their
+    similarity to it.
 
-    What differs from the published form: the proxy is the feedback set, as ``value`` and
-    ``data.feedback`` have it; P is AdamW's whole diagonal (eq. 35), over S; values are exact, where
-    the paper sketches gradients, which costs less than the passes of a round here; documents are
-    chosen and packed; the draw is in rounds.
-    Temperature and penalty are in standard deviations over what was drawn: the published units
-    follow the learning rate, so that one number means another choice at every step. Similarity is
-    the plain inner product of gradients, not that of their updates.
+    Differences from the published form: the proxy is the feedback set, as ``value`` and
+    ``data.feedback`` define it; P is AdamW's whole diagonal (eq. 35), over S; values are exact,
+    while the paper sketches gradients, which costs less than the passes of a round here; documents
+    are chosen and packed; sampling is done in rounds. Temperature and penalty are in standard
+    deviations over the drawn documents: the published units scale with the learning rate, so that
+    one number means a different choice at every step. Similarity is the plain inner product of
+    gradients, not of their updates.
     """
 
     temperature: PositiveFloat = 1.0
-    """Temperature of the draw, in standard deviations of value: near 0 the highest are taken."""
+    """Sampling temperature in standard deviations of value; near 0 the highest values are taken."""
     redundancy: NonNegativeFloat = 0.1
-    """What a document loses that has a gradient like those drawn before it, in standard deviations
-    of either over what was drawn; 0: nothing, and no pass for it."""
+    """Penalty on documents whose gradient resembles those drawn before, with both value and
+    similarity in standard deviations over the drawn documents; 0 saves the extra pass."""
 
     @property
     def valued_by(self) -> AlignmentName:

@@ -1,9 +1,9 @@
-"""Repetition: documents of high value are trained on again, in the place of others that are drawn.
+"""Repetition: documents of high value are trained on again, in place of newly drawn ones.
 
-To choose among documents each has to be valued, which costs a forward pass of each
-(:mod:`vpretrain.language.steering.selection`). Values change slowly, so here only what a meta step
-draws is valued, and its best documents stand in for others until the next: a meta step in n costs
-an n-th of that. What it costs in documents is that a chosen one is seen several times.
+Selection has to value every document, at the cost of a forward pass of each
+(:mod:`vpretrain.language.steering.selection`). Since values change slowly, here only the documents
+drawn at a meta step are valued, and the best of them replace others until the next one: with a meta
+step every n steps this costs an n-th. The price is that chosen documents are seen several times.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from vpretrain.system.errors import user_error
 
 @dataclass
 class Kept:
-    """A document that is to be trained on again.
+    """A document to train on again.
 
     Args:
-        document: as it was drawn.
-        value: standard deviations above the mean of what was drawn with it.
-        left: how many times more.
+        document: the document as drawn.
+        value: standard deviations above the mean value of the documents drawn with it.
+        left: number of repetitions left.
     """
 
     document: Document
@@ -54,12 +54,12 @@ class RepeatSelector(DocumentSelector):
     """Fills a fraction of every batch with the best documents of the last meta steps.
 
     Args:
-        learner: whose loss is valued; without dropout.
-        fraction: of the tokens of a batch, in (0, 1].
-        repeats: times that a kept document is trained on again, once a step at most.
-        period: steps from one meta step to the next: as many documents are kept as that fraction of
-            their batches takes.
-        seed: of which documents make room, and in what order those that are kept come.
+        learner: the learner whose loss gives the values, with dropout off.
+        fraction: fraction of the tokens of a batch, in (0, 1].
+        repeats: number of times a kept document is trained on again, at most once a step.
+        period: steps between meta steps; as many documents are kept as that fraction of the batches
+            between them needs.
+        seed: seed of which documents are replaced, and of the order of the kept ones.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class RepeatSelector(DocumentSelector):
         return Selected(batches, metrics | self.shares(pool.documents, trained))
 
     def _places(self, documents: int) -> int:
-        """How many are kept, where a batch holds so many documents."""
+        """Number of documents to keep, if ``documents`` are drawn for a batch."""
         return max(1, round(documents * self.fraction * max(1.0, self.period / self.repeats)))
 
     def _keep(self, documents: Sequence[Document], values: Tensor) -> None:
-        """The best of what was kept and of what was drawn."""
+        """Keeps the best of the kept and the newly drawn documents."""
         above = in_deviations(values - values.mean()).tolist()
         new = [Kept(*pair, self.repeats) for pair in zip(documents, above, strict=True)]
         best = sorted([*new, *self.kept], key=lambda kept: -kept.value)
         self.kept = best[: self._places(len(documents))]
 
     def _again(self, pool: Pool) -> list[Kept]:
-        """What this step trains on again, the least used first, up to its part of the batch."""
+        """Kept documents to train on in this step, least used first, up to their fraction."""
         order = torch.randperm(len(self.kept), generator=self.generator).tolist()
         order.sort(key=lambda at: -self.kept[at].left)
         found: list[Kept] = []
@@ -155,19 +155,19 @@ class RepeatSelector(DocumentSelector):
     "the place of a part of what is drawn after them",
 )
 class RepeatArm(LanguageArm):
-    """Selection at the price of a meta step in n: what a meta step draws is valued, and the best of
-    it is trained on again until the next."""
+    """Selection at an n-th of the cost, for a meta step every n steps: the best of the documents
+    drawn at a meta step are trained on again until the next one."""
 
     needs_run = True
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of the tokens of a batch, those that are trained on again."""
+    """Fraction of a batch's tokens that comes from documents trained on again."""
     repeats: PositiveInt = 8
-    """Times that a document is trained on again, once a step at most. The less, the more documents
-    of a meta step are kept; at ``fraction * value.meta_period`` all of them: refused."""
+    """Number of times a chosen document is trained on again, at most once a step. It must exceed
+    ``fraction * value.meta_period``: at or below this, all documents of a meta step are kept."""
 
     def build(self, site: Site) -> OneHotOnChosen:
-        """Raises UserError where all that a meta step draws would be kept, and nothing chosen."""
+        """Builds a new designer; ``UserError`` if all documents of a meta step would be kept."""
         fewest = math.floor(self.fraction * site.meta_period) + 1
         if self.repeats < fewest:
             raise user_error(

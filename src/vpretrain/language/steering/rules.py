@@ -1,10 +1,10 @@
-"""Rules: from the values of the candidates to what the learner is asked to predict (see
+"""Rules that turn the values of candidates into the learner's targets (see
 :class:`vpretrain.method.exact.Rule`).
 
-All of them are linear control surfaces: the value of the task is the sum of mass times token value.
-The *value of a token* is ``s_t(v) = dV/d mass_t(v)``: it is large if its probability rises as the
-feedback loss falls. Values of zero give one-hot targets of weight 1. Shapes: N predicted tokens of
-the batch, K candidates.
+All are linear control surfaces: the value of the task is the sum of mass times token value. The
+*value of a token*, ``s_t(v) = dV/d mass_t(v)``, is large if training on the token lowers the
+feedback loss. Values of zero give one-hot targets of weight 1. Shapes: N predicted tokens of the
+batch, K candidates.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from vpretrain.system import distributed
 
 @dataclass(frozen=True)
 class Candidates(SoftTargets):
-    """One-hot targets over the tokens that a target may put mass on.
+    """One-hot targets over the candidates, the tokens that targets may put mass on.
 
     Args:
-        context: the learner's pass over the batch.
+        context: the learner's forward pass on the batch.
     """
 
     context: Context
 
     @classmethod
     def among(cls, context: Context, count: int, *, weighted: bool = False) -> Candidates:
-        """The true token and the learner's ``count - 1`` most probable others (eq. 14);
-        ``weighted``: whether the rule gives tokens weights."""
+        """The true token and the learner's ``count - 1`` most probable others (eq. 14).
+        ``weighted`` says whether the rule weights tokens."""
         ids = context.predictions.candidates(count, weighted=weighted)
         dtype = torch.promote_types(context.hidden.dtype, torch.float32)
         return cls(ids, one_hot(context.labels, count, ids, dtype).mass, context)
 
     @cached_property
     def log_p(self) -> Tensor:
-        """``[N, K]`` float32 or wider, detached."""
+        """The learner's log probabilities of the candidates, ``[N, K]``, float32 or wider,
+        detached."""
         return self.context.predictions.log_p(self.ids)
 
 
 class TokenRule(Rule[Context, Candidates, SoftTargets]):
-    """What the rules of language share; by default they concern the true token alone."""
+    """Base class of the language rules; by default the only candidate is the true token."""
 
     def baseline_task(self, context: Context) -> SoftTargets:
-        """One-hot targets, without a look at the vocabulary."""
+        """One-hot targets, without a pass over the vocabulary."""
         return one_hot(context.labels)
 
     def probe(self, context: Context) -> Candidates:
@@ -63,7 +64,7 @@ class TokenRule(Rule[Context, Candidates, SoftTargets]):
 
     @property
     def bounds(self) -> Bounds:
-        """The spread of the weights, which is 0 where nothing is told apart."""
+        """The bounds of the weights' spread, which is 0 if all tokens weigh the same."""
         return {"weight_spread": (0.0, math.inf)}
 
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
@@ -78,10 +79,10 @@ class Anchored(TokenRule):
     """Soft targets by the KL-anchored rule (see :func:`vpretrain.method.rules.anchored`).
 
     Args:
-        count: K candidates.
+        count: K, number of candidates.
         temperature: tau > 0, in standard deviations of s.
         clip: bound on the tilt ``|s / tau|``.
-        gate_max: ``alpha_max`` in [0, 1].
+        gate_max: ``alpha_max``, in [0, 1].
     """
 
     count: int
@@ -91,16 +92,15 @@ class Anchored(TokenRule):
 
     @property
     def bounds(self) -> Bounds:
-        """The gate, shut or wide open, and the entropy of targets that are even over their
-        candidates."""
+        """The bounds of the gate (closed, fully open) and of the entropy (uniform targets)."""
         return {"gate": (0.0, self.gate_max), "entropy": (-math.inf, math.log(self.count))}
 
     def probe(self, context: Context) -> Candidates:
         return Candidates.among(context, self.count)
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        """Mass moves to candidates of more value than the true token that the learner finds
-        possible."""
+        """Targets with mass moved to candidates of higher value than the true token, weighted by
+        the learner's probabilities of them."""
         bounds = {"clip": self.clip, "gate_max": self.gate_max}
         proposal, gate = anchored(values, probe.log_p, temperature=self.temperature, **bounds)
         return mix(probe.ids, proposal, gate)
@@ -113,11 +113,11 @@ class AnchoredArm(CandidatesArm):
     """The keys of arms that follow the anchored rule."""
 
     gate_max: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """alpha_max: the most mass that may leave the true token (eq. 15)."""
+    """alpha_max, the maximum mass that may be moved away from the true token (eq. 15)."""
     temperature: PositiveFloat = 1.0
     """tau of the anchored rule, in standard deviations of the token value."""
     clip: PositiveFloat = 2.0
-    """Bound on the tilt of the anchored rule."""
+    """Bound on the tilt (value over temperature) of the anchored rule."""
 
     @property
     def targets(self) -> Anchored:
@@ -138,11 +138,11 @@ class ClosedFormArm(AnchoredArm):
 
 @dataclass(frozen=True)
 class TokenWeights(TokenRule):
-    """One-hot targets whose tokens count by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
-    mean 1.
+    """One-hot targets with tokens weighted by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
+    with mean 1.
 
     Args:
-        tilt: ``c`` >= 0, weight per standard deviation of the value.
+        tilt: ``c`` >= 0, change of weight per standard deviation of the value.
     """
 
     tilt: float = 0.4
@@ -164,15 +164,15 @@ class TokenWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class GroupWeights(TokenRule):
-    """One-hot targets whose tokens count by the group they stand in:
-    ``w = 1 + c clip(t / 3, +-1)``, >= 0, mean 1.
+    """One-hot targets with tokens weighted by their group: ``w = 1 + c clip(t / 3, +-1)``, >= 0,
+    with mean 1.
 
     t is the t statistic of the group's mean token value against the batch's.
 
     Args:
-        tilt: ``c`` >= 0, the most by which a group gains or loses.
-        by: ``source``: the mixture of sources is all that feedback may change; ``document``: whole
-            documents count more or less.
+        tilt: ``c`` >= 0, maximum change of a group's weight.
+        by: the groups: ``source`` only changes the mixture of sources, ``document`` weights whole
+            documents.
     """
 
     tilt: float = 0.4
@@ -190,7 +190,7 @@ class GroupWeights(TokenRule):
         return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
 
     def _groups(self, context: Context) -> tuple[Tensor, int]:
-        """The group of every predicted token, ``[N]`` int64, and how many groups there are."""
+        """The group of every predicted token, ``[N]`` int64, and the number of groups."""
         if self.by == "document":
             return context.document, len(context.batch.documents)
         source, names = sources_of(context)
@@ -198,8 +198,8 @@ class GroupWeights(TokenRule):
 
 
 def sources_of(context: Context) -> tuple[Tensor, list[str]]:
-    """The source of every predicted token, ``[N]`` int64, as a place among the names of those that
-    the batches of all processes hold."""
+    """The source of every predicted token, ``[N]`` int64, as an index into the returned names: the
+    sorted sources in the batches of all processes. A collective call."""
     document, documents = context.document, context.batch.documents
     everywhere = distributed.all_gather_object({each.source for each in documents})
     names = sorted(set().union(*everywhere))
@@ -232,10 +232,10 @@ class SourceWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class WeightedTargets(TokenRule):
-    """Both surfaces: soft targets by one rule, and tokens that count by their soft target's value.
+    """Both surfaces: soft targets from one rule, with tokens weighted by their soft target's value.
 
     Args:
-        targets: the rule that shapes the targets.
+        targets: the rule of the soft targets.
         tilt: ``c`` of the token weights.
     """
 
@@ -244,17 +244,18 @@ class WeightedTargets(TokenRule):
 
     @property
     def bounds(self) -> Bounds:
-        """The spread of the weights, and a gate that is wide open; a shut one may leave weights."""
+        """The bounds of the weights' spread and of the gate, which has no lower bound: with a
+        closed gate, the weights still steer."""
         return {**super().bounds, "gate": (-math.inf, self.targets.gate_max)}
 
     def probe(self, context: Context) -> Candidates:
         return Candidates.among(context, self.targets.count, weighted=True)
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        """Mass of the soft targets times the weight of their token."""
+        """The soft targets, with their mass multiplied by the weight of their token."""
         soft = self.targets.task(probe, values)
         value = (soft.mass * values).sum(dim=1)
-        # In units of its own spread, as token weights are, times the shrinkage of the values.
+        # In units of its own spread, like token weights, times the shrinkage of the values.
         shrinkage = distributed.std(values).clamp(max=1)
         value = shrinkage * standardised(value - distributed.mean(value))
         return SoftTargets(soft.ids, soft.mass * tilted(value, self.tilt)[:, None])
@@ -272,14 +273,15 @@ class WeightedTargetsArm(AnchoredArm, TiltArm):
 
 
 def gain_bound(values: Tensor, gate_max: float) -> float:
-    """The most that soft targets on these candidates could gain: all of ``gate_max`` on the most
-    valuable one, noise of the feedback included. A designer's *regret* is this less its gain."""
+    """The maximum gain of soft targets over these candidates, with ``gate_max`` on the most
+    valuable one; it includes noise of the feedback. A designer's *regret* is this minus its gain.
+    """
     return float(gate_max * distributed.total((values.max(dim=1).values - values[:, 0]).sum()))
 
 
 def target_metrics(mass: Tensor) -> dict[str, float]:
-    """How a batch's targets look: mean mass off the true token, mean entropy of the targets (nats),
-    spread of the token weights."""
+    """Metrics of a batch's targets: ``gate``, the mean mass off the true token; ``entropy``, the
+    mean entropy in nats; ``weight_spread``, the standard deviation of the token weights."""
     weight = mass.sum(dim=1)
     counted = weight > 0
     q = mass[counted] / weight[counted, None]

@@ -1,4 +1,4 @@
-"""The network that reads the learner's final hidden states (ours) and scores the candidates.
+"""The network that scores candidates from the learner's final hidden states (ours).
 
 Shapes: B rows, T tokens, N predicted tokens, K candidates, D learner width, H designer width.
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from vpretrain.language.learner.cost_model import Setting, Shape
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Numbers ``[M, K, H]`` that are scored at a time, by kind of device: few enough for a CPU's cache,
-enough to fill an accelerator."""
+"""Number of elements ``[M, K, H]`` scored at a time, by kind of device: few enough for a CPU's
+cache, enough to fill an accelerator."""
 
 
 def rows_at_a_time(device: torch.device, elements: int) -> int:
-    """Positions that are scored at a time, where each takes so many numbers."""
+    """Number of positions to score at a time, at ``elements`` elements each."""
     return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // elements)
 
 
 def scorer_cost(shape: Shape, at: Setting) -> NetworkCost:
-    """The cost of a :class:`CandidateScorer`: positions share candidates, N K or V at most."""
+    """The cost of a :class:`CandidateScorer`; it embeds min(N K, V) distinct candidates at most."""
     width, h, pairs = shape.width, at.hidden, at.predicted * at.candidates
     blocks = at.layers * (24 * h * h + 4 * at.window * h)
     batch = at.tokens * (2 * width * h + blocks) + 2 * at.predicted * h * h
@@ -40,15 +40,15 @@ def scorer_cost(shape: Shape, at: Setting) -> NetworkCost:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network reads of a batch, cut off from the learner.
+    """The network's inputs for a batch, detached from the learner, and its regression targets.
 
     Args:
-        hidden: ``[B, T, D]`` the learner's final hidden states.
-        where: ``(row, position)``, each ``[N]`` int64, of the predicted tokens.
-        ids: ``[N, K]`` candidates, the true token first.
-        log_p: ``[N, K]`` the learner's log probabilities of them.
-        values: ``[N, K]`` what there is to learn: token values in standard deviations; None where
-            they were not asked for.
+        hidden: ``[B, T, D]``, the learner's final hidden states.
+        where: ``(row, position)``, each ``[N]`` int64: the positions that predict the N tokens.
+        ids: ``[N, K]``, candidates, the true token first.
+        log_p: ``[N, K]``, the learner's log probabilities of the candidates.
+        values: ``[N, K]``, regression targets: token values in standard deviations; None if they
+            are not needed.
     """
 
     hidden: Tensor
@@ -61,7 +61,7 @@ class Lesson:
     def of(
         cls, context: Context, ids: Tensor, log_p: Tensor, values: Tensor | None = None
     ) -> Lesson:
-        """From the learner's pass over the batch."""
+        """The inputs from the learner's forward pass on a batch."""
         return cls(context.hidden.detach(), context.where, ids, log_p, values)
 
     def to(self, device: torch.device | str) -> Lesson:
@@ -72,17 +72,17 @@ class Lesson:
 
 
 class CandidateScorer(nn.Module):
-    """A compact causal transformer over the learner's hidden states that scores K candidates a
+    """A small causal transformer over the learner's hidden states that scores K candidates at each
     position.
 
     It has no vocabulary-sized table of its own: candidates are embedded through the learner's
-    frozen output embedding. Inputs are detached, so nothing flows back to the learner.
+    output embedding. Inputs are detached, so no gradient flows to the learner.
 
     Args:
         learner_width: D.
         hidden: H.
-        layers, heads: of the causal transformer.
-        gated: whether a gate is emitted beside the scores.
+        layers, heads: numbers of layers and heads of the transformer.
+        gated: whether it emits a gate as well as scores.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class CandidateScorer(nn.Module):
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.gate = nn.Linear(hidden, 1) if gated else None
         if self.gate is not None:
-            # 0.12 of its bound to begin with: near one-hot, but with a slope to learn from.
+            # Starts at 0.12 of its bound: near one-hot, but with a gradient to learn from.
             nn.init.constant_(self.gate.bias, -2.0)
 
     def forward(self, lesson: Lesson, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones without one), in the network's
-        dtype.
+        """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones if there is no gate), in the
+        network's dtype.
 
         Args:
-            lesson: what it reads of the batch.
-            embedding: ``[V, D]`` the learner's output embedding.
+            lesson: the inputs.
+            embedding: ``[V, D]``, the learner's output embedding.
         """
-        dtype = self.candidate.weight.dtype  # its own, whatever the learner's
+        dtype = self.candidate.weight.dtype  # independent of the learner's dtype
         hidden, log_p = lesson.hidden.to(dtype), lesson.log_p.to(dtype)
         length = hidden.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
@@ -126,7 +126,7 @@ class CandidateScorer(nn.Module):
         tokens = self.candidate(embedding.detach()[among].to(dtype))  # [U, H]
         rows = rows_at_a_time(hidden.device, place.shape[1] * tokens.shape[1])
         scored = [
-            # Made again for the gradient: [N, K, H] is never held.
+            # Recomputed in the backward pass, so that [N, K, H] is never held.
             checkpoint(self._scores, *part, tokens, use_reentrant=False, preserve_rng_state=False)
             for part in zip(states.split(rows), scalars.split(rows), place.split(rows), strict=True)
         ]
@@ -135,7 +135,7 @@ class CandidateScorer(nn.Module):
         return torch.cat(scored), torch.sigmoid(self.gate(states).squeeze(1))
 
     def _scores(self, states: Tensor, scalars: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
-        """``[M, K]``; ``place`` ``[M, K]`` is which of ``tokens`` ``[U, H]`` a candidate is."""
+        """Scores ``[M, K]``; ``place`` ``[M, K]`` indexes the candidates' ``tokens`` ``[U, H]``."""
         of = nn.functional.embedding(place, tokens)  # [M, K, H]
         joint = self.score(states[:, None] + of + self.scalars(scalars)).squeeze(2)
         bilinear = torch.einsum("nh,nkh->nk", self.query(states), of) / of.shape[2] ** 0.5

@@ -1,15 +1,15 @@
-"""Selection: more documents are drawn than a step trains on, each is valued exactly, and the batch
-is laid out from those that are chosen.
+"""Selection: a step draws more documents than it trains on, values each exactly, and packs its
+batch from the chosen ones.
 
-The value of a document is ``<u, grad_S L_d>``, ``L_d`` the mean loss of its predicted tokens: how
-fast the feedback loss falls along ``u`` when the learner descends on this document. All documents
-of a batch are valued by one pass of the suffix along ``u``, without a backward pass.
+The value of a document is ``<u, grad_S L_d>``, with ``L_d`` the mean loss of its predicted tokens:
+how fast the feedback loss falls when the learner descends on this document. One pass of the suffix
+along ``u`` values all documents of a batch, without a backward pass.
 
 A step is as large as a plain one: windows are filled with chosen documents until they hold as many
-tokens as a drawn batch does on average. Which are chosen is decided over all processes together.
+tokens as a drawn batch does on average. Documents are chosen over all processes together.
 
-Published forms choose among sequences of one length, one a row. Here a document is what is chosen,
-whatever its length, so that a budget in tokens buys the same.
+Published forms choose among sequences of the same length, one a row. Here documents of any length
+are chosen, and a token budget still buys the same number of tokens.
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ from vpretrain.system.errors import user_error
 log = logging.getLogger(__name__)
 
 STARVED_DOCUMENTS = 200
-"""Documents of a source that are drawn without one being chosen before a warning says so."""
+"""Number of documents drawn from a source, with none chosen, after which a warning is logged."""
 
 
 class Ranking(ABC):
-    """From the values of documents to the order in which they are taken."""
+    """Turns the values of documents into the order in which they are taken."""
 
     uses_values: ClassVar[bool] = True
 
     @abstractmethod
     def order(self, values: Tensor, draw: torch.Generator) -> Tensor:
-        """Indices of ``values`` ``[n]``, those to take first in front.
+        """A permutation of the indices of ``values``, the first to take first.
 
         Args:
-            values: float64, of the CPU, in standard deviations over all that was drawn; the same on
-                all processes.
-            draw: of random choices; likewise.
+            values: ``[n]`` float64 on the CPU, in standard deviations over all drawn documents; the
+                same on all processes.
+            draw: generator of random choices, in the same state on all processes.
         """
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """How documents are kept from repeating what is chosen already.
+    """The penalty on documents similar to those already chosen.
 
-    They are taken in rounds. From the second on a document loses what its gradient has in common
-    with that of all that are taken so far, ``<d, grad_S L_d'>`` with ``d`` their direction, by one
-    backward pass over the suffix for ``d`` and one pass forward along it. With as many rounds as
-    documents this is the greedy choice, one at a time.
+    Documents are taken in rounds. From the second round, the score of a document is reduced by the
+    inner product of its gradient with the summed gradient ``g`` of the documents taken so far,
+    ``<g, grad_S L_d>``: one backward pass over the suffix for ``g``, and one forward pass along it.
+    With as many rounds as documents this is the greedy choice, one at a time.
 
     Args:
-        weight: >= 0; what the whole batch counts against the value, both in standard deviations
-            over what was drawn. A batch that is half full counts half.
+        weight: >= 0; weight of the similarity to a full batch against the value, both in standard
+            deviations over the drawn documents. A half full batch counts half.
         rounds: at least 1.
     """
 
@@ -91,15 +91,15 @@ def document_values(context: Context, gradient: Tensor) -> Tensor:
             values[d] = inner(u, grad(mean(losses_of[d]), S))
 
     Args:
-        context: of the batch.
-        gradient: ``[N, 1]``, ``dV/d mass`` of one-hot targets.
+        context: the learner's forward pass on the batch.
+        gradient: ``[N, 1]``, ``dV/d mass`` at one-hot targets.
     """
     document, count = context.document, len(context.batch.documents)
     counts = document.bincount(minlength=count)
     sums = gradient.new_zeros(count, dtype=torch.float64).index_add(
         0, document, gradient[:, 0].double()
     )
-    if context.batch.loss_mean == "example":  # a document's share of the batch's loss is 1 / D
+    if context.batch.loss_mean == "example":  # each of D documents has weight 1 / D in the loss
         return sums * (counts > 0).sum()
     return sums * len(document) / counts.clamp_min(1)
 
@@ -108,11 +108,11 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     """Fills the batches of a step with chosen documents.
 
     Args:
-        learner: whose loss is valued; without dropout.
-        ranking: what follows from the values.
-        redundancy: what documents lose that repeat others.
+        learner: the learner whose loss gives the values, with dropout off.
+        ranking: turns values into an order.
+        redundancy: the penalty on similar documents.
         draws: see :class:`vpretrain.method.selection.Selector`.
-        seed: of random choices.
+        seed: seed of random choices.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         self.chosen_of: Counter[str] = Counter()
 
     def check(self, stream: roles.Stream[TokenBatch]) -> None:
-        """Refuses to choose among more than the stream has, which would be copies."""
+        """Raises ``UserError`` if a step draws more than the stream has, which would be copies."""
         if not isinstance(stream, Stream):
             return
         rows = self.draws * stream.batch_size
@@ -167,7 +167,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         return Selected(batches, metrics)
 
     def seen(self, drawn: Sequence[TokenBatch]) -> list[Candidates]:
-        """What the learner makes of each batch, with the task that is valued: one-hot targets."""
+        """The learner's forward pass on each batch, with the one-hot targets that are valued."""
         with torch.no_grad():
             contexts = [self.learner.forward(batch) for batch in drawn]
         return [Candidates.among(context, 1, weighted=True) for context in contexts]
@@ -175,8 +175,8 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def values(
         self, pool: Pool, seen: Sequence[Candidates], value_of: DirectedValue[Context]
     ) -> Tensor:
-        """Each document's value under each feedback batch, float64 ``[F, n]``; zeros where the
-        choice asks for none."""
+        """Each document's value under each feedback batch, float64 ``[F, n]``; zeros ``[1, n]`` if
+        the ranking uses no values."""
         if not seen:
             return torch.zeros(1, len(pool.documents), dtype=torch.float64)
         estimates = [value_of.each(probe.context, probe) for probe in seen]
@@ -201,7 +201,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         values: Tensor,
         value_of: DirectedValue[Context],
     ) -> list[int]:
-        """The documents that fill the step's batches, in the order in which they were taken."""
+        """Indices of the documents for the step's batches, in the order they were taken."""
         rounds = self.redundancy.rounds if self.redundancy.weight else 1
         score = values = in_deviations(values)
         taken: list[int] = []
@@ -221,8 +221,8 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         taken: Sequence[int],
         value_of: DirectedValue[Context],
     ) -> Tensor:
-        """What each document's gradient has in common with that of those that are taken:
-        ``<d, grad_S L_d'>``, ``d`` the sum over the tokens of these."""
+        """``<g, grad_S L_d>`` of each document d, ``[n]``, with ``g`` the gradient of the taken
+        documents' loss, summed over their tokens (or over documents, by ``loss_mean``)."""
         own, pieces = pool.own(taken), []
         for number, probe in enumerate(seen):
             documents = torch.tensor(own.get(number, []), device=probe.mass.device)
@@ -239,7 +239,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     def _figures(
         self, documents: Sequence[Document], chosen: Sequence[int], values: Tensor
     ) -> Metrics:
-        """How many documents were kept and dropped, and each source's share of the tokens."""
+        """Metrics: documents kept and dropped, mean values, and each source's share of tokens."""
         metrics: Metrics = {
             "documents_kept": float(len(chosen)),
             "documents_dropped": float(len(documents) - len(chosen)),
@@ -250,7 +250,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         return metrics | self.shares(documents, [documents[at] for at in chosen])
 
     def shares(self, documents: Sequence[Document], taken: Sequence[Document]) -> Metrics:
-        """Each source's share of the tokens that were drawn, and of those that are trained on."""
+        """Each source's share of the drawn tokens and of the tokens trained on."""
         metrics: Metrics = {}
         for name, some in (("drawn", documents), ("chosen", taken)):
             tokens: Counter[str] = Counter()
@@ -262,7 +262,7 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         return metrics
 
     def _watch_sources(self, documents: Sequence[Document], taken: Sequence[Document]) -> None:
-        """Says once of each source that it is drawn and never chosen."""
+        """Warns once about each source that is drawn but never chosen."""
         before = self.drawn_of.copy()
         self.drawn_of.update(document.source for document in documents)
         self.chosen_of.update(document.source for document in taken)
@@ -277,8 +277,9 @@ class DocumentSelector(Selector[TokenBatch, Context]):
                 )
 
     def _cross_fitted(self, values: Tensor, kept: int) -> Metrics:
-        """What documents chosen under one half of the feedback are worth under the other, above the
-        mean of all that were drawn; noise gains nothing by it."""
+        """``gain``: value, under one half of the feedback, of documents chosen under the other,
+        minus the mean of all drawn documents, so that noise gains nothing; ``agreement``: the
+        correlation of the two halves."""
         halves = values[0::2].mean(dim=0), values[1::2].mean(dim=0)
         gains = [
             float(other[one.argsort(descending=True)[:kept]].mean() - other.mean())
@@ -299,17 +300,17 @@ class DocumentSelector(Selector[TokenBatch, Context]):
 
 
 def in_deviations(values: Tensor) -> Tensor:
-    """Values over their standard deviation."""
+    """Values divided by their standard deviation."""
     return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 class OneHotOnChosen(OneHot):
-    """One-hot targets on what a selector chooses.
+    """One-hot targets on the documents that a selector chooses.
 
     Args:
-        selector: what chooses.
-        uses_feedback: whether it does so by feedback.
-        alignment: what documents are valued by; None: whatever the run has.
+        selector: chooses the documents.
+        uses_feedback: whether the choice depends on feedback.
+        alignment: alignment that gives the documents' values; None: that of the run.
     """
 
     selector: DocumentSelector
@@ -331,23 +332,23 @@ class OneHotOnChosen(OneHot):
 
 
 class SelectionArm(LanguageArm):
-    """The keys of arms that choose what of the stream is trained on."""
+    """The keys of arms that select the documents of the stream to train on."""
 
     needs_run = True
 
     draws: Annotated[int, Field(ge=2)] = 2
-    """m: batches that are drawn for one that is trained on; they are what is chosen among."""
+    """m: number of batches drawn, as the pool to choose from, for each batch trained on."""
     rounds: PositiveInt = 2
-    """Rounds in which documents are chosen where they lose what they have in common with others;
-    as many as there are documents: one at a time."""
+    """Number of rounds in which documents are chosen under a penalty on similar ones; as many
+    rounds as documents choose one at a time."""
 
     @abstractmethod
     def ranking(self) -> Ranking:
-        """What follows from the values."""
+        """The ranking of documents by their values."""
 
     @property
     def penalty(self) -> float:
-        """What documents lose that repeat others (:class:`Redundancy`)."""
+        """Weight of the penalty on similar documents (:class:`Redundancy`)."""
         return 0.0
 
     def build(self, site: Site) -> OneHotOnChosen:

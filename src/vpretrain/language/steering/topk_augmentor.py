@@ -1,5 +1,5 @@
-"""The paper's designer ("TopKAugmentor", v1 A.1): a small causal transformer of its own, which
-knows the true next token.
+"""The paper's designer ("TopKAugmentor", v1 A.1): a separate small causal transformer that is given
+the true next token.
 
 Shapes: B rows, T tokens, N predicted tokens, K candidates, V vocabulary, H hidden width.
 """
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 def inner_width(hidden: int) -> int:
-    """LLaMA's ratio of the inner width, a multiple of 8."""
+    """Inner width of the MLP: LLaMA's 8/3 of ``hidden``, rounded up to a multiple of 8."""
     return 8 * -(-8 * hidden // 24)
 
 
 class TopKAugmentor(nn.Module):
-    """A decoder-only transformer (LLaMA's blocks) over the batch's tokens, that scores K candidates
-    of every predicted token given the token itself.
+    """A decoder-only transformer (LLaMA's blocks) over the batch's tokens that scores the K
+    candidates of every predicted token, given the token itself.
 
-    Its weights are float32 whatever the learner's are. How context and true token are joined the
-    paper does not give: here a small network of both is added to the state of the context.
-    Candidates are scored by their rows of the input embedding, so that no product with the
-    vocabulary is taken.
+    Its weights are float32 whatever the learner's dtype. The paper does not say how context and
+    true token are combined: here a small network of both is added to the context's state.
+    Candidates are scored through their rows of the input embedding, without a product over the
+    vocabulary.
 
     Args:
-        vocabulary: V, the learner's: ids are the same.
+        vocabulary: V, the learner's vocabulary size; ids are the same.
         hidden: H.
-        layers, heads: of the transformer.
+        layers, heads: numbers of layers and heads of the transformer.
     """
 
     def __init__(self, vocabulary: int, *, hidden: int, layers: int, heads: int) -> None:
@@ -65,8 +65,8 @@ class TopKAugmentor(nn.Module):
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.gate = nn.Linear(hidden, 1)
-        # 0.12 of its bound to begin with (ours; the paper gives none): near one-hot, but with a
-        # slope to learn from.
+        # Starts at 0.12 of its bound (ours; the paper gives none): near one-hot, but with a
+        # gradient to learn from.
         nn.init.constant_(self.gate.bias, -2.0)
 
     def forward(
@@ -75,10 +75,10 @@ class TopKAugmentor(nn.Module):
         """Scores ``[N, K]`` and the gate in [0, 1], ``[N]``.
 
         Args:
-            batch: its tokens; each document is a context of its own.
-            where: ``(row, position)``, each ``[N]`` int64: the last token that stands before the
-                predicted one.
-            ids: ``[N, K]`` candidates, the true next token first.
+            batch: the tokens; each document is a separate context.
+            where: ``(row, position)``, each ``[N]`` int64: the last token before each predicted
+                one.
+            ids: ``[N, K]``, candidates, the true next token first.
         """
         states = self.context(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
@@ -91,7 +91,7 @@ class TopKAugmentor(nn.Module):
         query = self.query(states)
         rows = rows_at_a_time(query.device, ids.shape[1] * query.shape[1])
         scored = [
-            # Made again for the gradient: [N, K, H] is never held.
+            # Recomputed in the backward pass, so that [N, K, H] is never held.
             checkpoint(_scores, *part, table, use_reentrant=False, preserve_rng_state=False)
             for part in zip(query.split(rows), ids.split(rows), strict=True)
         ]
@@ -104,17 +104,17 @@ def _scores(query: Tensor, ids: Tensor, table: Tensor) -> Tensor:
 
 
 def augmentor_cost(shape: Shape, at: Setting) -> NetworkCost:
-    """Of a :class:`TopKAugmentor`; the largest part of its weights is its table of tokens."""
+    """The cost of a :class:`TopKAugmentor`; most of its weights are its token embedding."""
     h = at.hidden
     block = 4 * h * h + 3 * h * inner_width(h)
     batch = at.tokens * at.layers * (2 * block + 4 * at.window * h)
-    batch += at.predicted * 8 * h * h  # the true token joins, and the query
+    batch += at.predicted * 8 * h * h  # joining the true token, and the query
     scores = 2 * at.predicted * at.candidates * h
     return NetworkCost(batch, scores, shape.vocabulary * h + at.layers * block + 4 * h * h)
 
 
 class TopKDesigner(Climbing):
-    """The paper's designer: a :class:`TopKAugmentor` climbs the value of its targets."""
+    """The paper's designer: a :class:`TopKAugmentor` trained by ascent on its targets' value."""
 
     def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
         return self.network(among.context.batch, among.context.where, among.ids)
@@ -130,7 +130,7 @@ class AscentArm(TransferableArm, ClimbingArm):
     learner_size: ClassVar[tuple[str, int, str]] = ("context.embed_tokens.weight", 0, "vocabulary")
 
     def build(self, site: Site) -> TopKDesigner:
-        with own_random_state(site.seed):  # the learner's random numbers are the same in every arm
+        with own_random_state(site.seed):  # keeps the learner's random numbers the same in all arms
             sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
             network = TopKAugmentor(len(site.embedding), **sizes).to(site.learner.device)
         return TopKDesigner(network, self.targets, self.learning(site), self.prices, self.start)
