@@ -82,7 +82,7 @@ def fit(model: Any, window: int, available: int | None) -> Fit:
     description = (
         f"{size} take about {_mib(fixed)} and a row {_mib(row)}, of {_mib(available)} that are free"
     )
-    return Fit(fits, ROWS_A_STEP // fits, checkpointing and left < fits * kept, description)
+    return Fit(fits, ROWS_A_STEP // fits, checkpointing, description)
 
 
 def memory_bytes() -> int | None:

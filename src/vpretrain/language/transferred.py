@@ -161,7 +161,12 @@ def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> Cau
     section = learner_section.model_copy(update={"lora": None, "config": None})
     model = load_model(section, str(folder.resolve() / "model"), site.seed)
     model = model.to(site.learner.device).eval().requires_grad_(False)
-    return CausalLearner(model, dict(model.named_parameters()), autocast=site.learner.autocast)
+    return CausalLearner(
+        model,
+        dict(model.named_parameters()),
+        autocast=site.learner.autocast,
+        packed=site.learner.packed,
+    )
 
 
 def _restore(designer: Scored, section: TransferableArm, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.steering.arms import NetworkCost
+from vpretrain.system.devices import for_kind
 
 if TYPE_CHECKING:
     from vpretrain.language.learner.cost_model import Setting, Shape
@@ -25,7 +26,7 @@ cache, enough to fill an accelerator."""
 
 def rows_at_a_time(device: torch.device, elements: int) -> int:
     """Number of positions to score at a time, at ``elements`` elements each."""
-    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // elements)
+    return max(1, for_kind(CHUNK_ELEMENTS, device.type) // elements)
 
 
 def scorer_cost(shape: Shape, at: Setting) -> NetworkCost:
