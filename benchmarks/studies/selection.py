@@ -171,3 +171,61 @@ for name, recipe, rows in (
         f"data.evaluation.mathematics={QUESTIONS}",
         "evaluate.also=[mathematics]",
     )
+
+# rho1 and ours with a reference of one pass over the rows, a third of what dev-gsm8k-selection's takes
+EXCESS, ONE_PASS = "arm=excess_weights", "designer.reference_epochs=1"
+add(
+    "dev-excess",
+    "excess loss over a reference: selected or weighted, by tokens or documents",
+    NOISY,
+    (replace(GSM_START[0], seeds=(100,)),),
+    {
+        "onehot": "arm=onehot",
+        "rho1": RHO,
+        "rho1, one epoch": f"{RHO} {ONE_PASS}",
+        "excess_weights, tilt 0.4": f"{EXCESS} designer.tilt=0.4",
+        "excess_weights": EXCESS,
+        "excess_weights, tilt 1.5": f"{EXCESS} designer.tilt=1.5",
+    },
+    "evaluate.split=dev",
+    "data.evaluation.dev.rows=300",
+)
+for name, description, recipe in (
+    ("excess-gsm8k-noisy", "planted errors: a reference's excess loss, as weights", NOISY),
+    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM),
+):
+    add(
+        name,
+        description,
+        recipe,
+        GSM_START,
+        {
+            "onehot": "arm=onehot",
+            "excess_weights": EXCESS,
+            "rho1, one epoch": f"{RHO} {ONE_PASS}",
+        },
+        "evaluate.tasks=[]",
+        f"data.evaluation.mathematics={QUESTIONS}",
+        "evaluate.also=[mathematics]",
+    )
+for name, description, recipe, starts in (
+    ("excess", "a reference's excess loss, as weights", "demo-language", MAJORITY),
+    (
+        "excess-format",
+        "the same where there is nothing to choose",
+        "recipes/language/regimes/other-format.yaml",
+        MINORITY[:1],
+    ),
+):
+    add(
+        name,
+        description,
+        recipe,
+        starts,
+        {
+            "onehot": "arm=onehot",
+            "excess_weights": EXCESS,
+            "document_weights": D,
+            "rho1": RHO,
+        },
+    )

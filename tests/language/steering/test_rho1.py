@@ -8,7 +8,8 @@ import torch
 from tests.language.conftest import tiny_batch, tiny_learner
 from tests.run.test_train import tiny_recipe, trained
 from vpretrain.language import Language
-from vpretrain.language.steering.rho1 import ExcessLoss, Reference
+from vpretrain.language.steering.reference import ExcessLoss, Reference
+from vpretrain.language.steering.rho1 import TopTokens
 from vpretrain.run import resources
 from vpretrain.run.resources import disk_needed, memory_needed
 from vpretrain.run.run import Run
@@ -22,7 +23,7 @@ def materials():
 
 def test_the_tokens_with_the_largest_excess_loss_are_kept():
     learner, other, batch = tiny_learner(), tiny_learner(seed=1), tiny_batch()
-    task = ExcessLoss(Reference(other), 0.6).make_task(learner.forward(batch), None)
+    task = ExcessLoss(Reference(other), TopTokens(0.6)).make_task(learner.forward(batch), None)
     excess = learner.token_losses(batch)[0] - other.token_losses(batch)[0]
     count = round(0.6 * len(excess))
     expected = torch.zeros(len(excess))

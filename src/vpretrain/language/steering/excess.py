@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import NonNegativeFloat
+
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.steering.arms import ARMS, Site, TiltArm
@@ -64,6 +66,9 @@ class PricedExcessLoss(ExcessLoss):
 )
 class ExcessWeightsArm(ReferenceArm, TiltArm):
     """Rho-1's excess loss as weights in place of a selection, and no more of them than pays."""
+
+    tilt: NonNegativeFloat = 1.0
+    """c: weight of a token per standard deviation of its excess loss."""
 
     def build(self, site: Site) -> PricedExcessLoss:
         return PricedExcessLoss(self.reference_for(site), TokenWeights(self.tilt), SpreadPrice())
