@@ -172,7 +172,7 @@ for name, recipe, rows in (
         "evaluate.also=[mathematics]",
     )
 
-# rho1 and ours with a reference of one pass over the rows, a third of what dev-gsm8k-selection's takes
+# Here a reference takes one pass over the rows, a third of what it takes in dev-gsm8k-selection.
 EXCESS, ONE_PASS = "arm=excess_weights", "designer.reference_epochs=1"
 add(
     "dev-excess",
