@@ -23,6 +23,7 @@ from vpretrain.language.data.texts import (
 )
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
+from vpretrain.language.feedback.likelihood import shuffled
 from vpretrain.language.feedback.passes import batch_tokens
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
 from vpretrain.language.fitting import (
@@ -46,7 +47,7 @@ from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import Part
-from vpretrain.language.steering.arms import ARMS, DEMO, Site
+from vpretrain.language.steering.arms import ARMS, DEMO, Site, check_control
 from vpretrain.language.steering.domains import ALL, domains_of, matched
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
@@ -180,6 +181,10 @@ class Language(Modality[LanguageRecipe, Materials]):
         learner, adapted = _learner(recipe, materials)
         data, arm, control = recipe.data, ARMS.named(recipe.arm), ARMS.control_of(recipe)
         section = ARMS.section_of(recipe)
+        check_control(section, recipe.arm, control)
+        rows = materials.feedback
+        if shuffles_labels(control):
+            rows = shuffled(rows, recipe.seed)
         sources = materials.sources
         if arm.trains_on == "feedback":
             cut = CutDocuments(materials.feedback, data.window_tokens)
@@ -206,7 +211,7 @@ class Language(Modality[LanguageRecipe, Materials]):
                     learner,
                     recipe.seed,
                     Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
-                    materials.feedback,
+                    rows,
                     materials.tokenizer,
                     recipe.learner.learning_rate,
                     recipe.value.meta_period,

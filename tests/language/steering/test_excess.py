@@ -11,6 +11,7 @@ from vpretrain.language.steering.reference import Reference
 from vpretrain.language.steering.rules import TokenWeights
 from vpretrain.method.price import SpreadPrice
 from vpretrain.method.roles import Estimate, ValueFunction
+from vpretrain.system.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,15 @@ def test_the_reference_is_trained_first_and_figures_are_logged(materials):
     first = trained(materials, *steps)[1].history[0]
     assert first["prepared_tokens"] > 0
     assert 0 <= first["tilt_fraction"] <= 1 and {"gain", "weight_spread"} <= first.keys()
+
+
+def test_another_direction_is_no_control_of_a_designer_that_reads_the_rows(materials):
+    kind = ("designer.kind=excess_weights",)
+    for words in (["arm=reversed_feedback"], ["arm=rho1", "feedback.control=random"]):
+        with pytest.raises(UserError, match="reads the feedback rows themselves"):
+            Language().build(tiny_recipe(*words, *kind), materials)
+    right, wrong = (
+        Language().build(tiny_recipe(arm, *kind), materials).designer.reference.documents
+        for arm in ("arm=excess_weights", "arm=shuffled_feedback")
+    )
+    assert sum(a.ids != b.ids for a, b in zip(right, wrong, strict=True)) > len(right) / 2

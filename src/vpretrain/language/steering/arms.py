@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from vpretrain.config.arms import Arms, DesignerSection
+from vpretrain.config.arms import Arms, Control, DesignerSection
 from vpretrain.language.data.rows import Document
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import AlignmentName, Designer
+from vpretrain.system.errors import user_error
 
 if TYPE_CHECKING:
     from vpretrain.language.learner.cost_model import Setting, Shape
@@ -102,6 +103,9 @@ class LanguageArm(DesignerSection, ABC):
     """Cost of the arm; None if the cost model does not cover it."""
     needs_sources: ClassVar[bool] = False
     """Whether it distinguishes the sources of the stream."""
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads the feedback rows themselves and not only gradients on them. Then random
+    directions in place of the gradients are no control; wrong labels are."""
     needs_run: ClassVar[bool] = False
     """Whether it needs a run of this package rather than batches from another trainer, because it
     draws more than it trains on, or trains something before the first step."""
@@ -159,3 +163,19 @@ def designer_of(section: LanguageArm, site: Site) -> Designer:
     """Builds a designer; ``UserError`` if it has more candidates than the vocabulary tokens."""
     check_count(section.most_candidates, len(site.embedding))
     return section.build(site)
+
+
+def check_control(section: LanguageArm, arm: str, control: Control) -> None:
+    """Rejects a control of the feedback's gradients for a designer that reads its rows."""
+    if section.reads_rows and control in ("random", "fixed_direction", "reversed"):
+        message = (
+            f"{section.kind} reads the feedback rows themselves, so another direction in place of "
+            "their gradient is no control of it"
+        )
+        by_arm = ARMS.named(arm).control is not None
+        raise user_error(
+            "arm" if by_arm else "feedback.control",
+            message,
+            value=arm if by_arm else control,
+            accepted="shuffled_feedback" if by_arm else "none, shuffled",
+        )

@@ -147,6 +147,7 @@ class ReferenceArm(LanguageArm):
     """
 
     needs_run = True
+    reads_rows = True
 
     reference: Path | None = None
     """A model with the learner's tokenizer in place of the fine-tuned copy; null: the copy."""
