@@ -47,11 +47,27 @@ def test_the_fraction_makes_the_most_progress():
     assert fraction == pytest.approx(best, abs=2e-3)
 
 
-def test_figures_are_remembered_and_restored():
+def test_a_gain_within_its_noise_pays_for_nothing():
+    price = SpreadPrice()
+    for gain in (0.05, -0.04, 0.05, -0.04):
+        price.update(WEIGHTS, 1 + gain * torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    assert price.fraction == 0
+    for _ in range(8):  # a window of a steady gain
+        price.update(WEIGHTS, 1 + 0.05 * torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    assert price.fraction == pytest.approx(0.1, rel=1e-3)  # G / (V S)
+
+
+def test_one_update_of_another_size_does_not_outweigh_the_rest():
+    price = SpreadPrice()
+    price.update(WEIGHTS, 1e3 * torch.tensor([0.1, -0.3, 0.1, -0.3]))
+    for _ in range(4):
+        price.update(WEIGHTS, torch.tensor([0.9, 1.1, 0.9, 1.1]))
+    assert price.fraction == 0
+
+
+def test_updates_are_restored():
     price = priced([1.05, 0.95, 1.05, 0.95])[0]
-    before = price.fraction
-    price.update(WEIGHTS, torch.tensor([0.95, 1.05, 0.95, 1.05]))
-    assert 0 < price.fraction < before
+    price.update(WEIGHTS, torch.tensor([1.04, 0.96, 1.04, 0.96]))
     restored = SpreadPrice()
     restored.load_state_dict(price.state_dict())
-    assert restored.fraction == price.fraction
+    assert 0 < restored.fraction == price.fraction

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import deque
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -11,7 +13,6 @@ from vpretrain.method.roles import Metrics, State
 from vpretrain.system import distributed
 
 
-@dataclass
 class SpreadPrice:
     """Scales a tilt of weights by how much it gains beyond what the baseline gains anyway.
 
@@ -20,16 +21,18 @@ class SpreadPrice:
     that of a batch smaller by a factor of ``1 + c^2 S``, with S the mean of ``d^2``. AdamW divides
     by that noise, so the progress of a step is proportional to ``(V + c G) / sqrt(1 + c^2 S)``.
     This is largest at ``c = G / (V S)``, and grows with c without end if plain training works
-    against the feedback (``V <= 0``). The fraction of the full tilt is that c, at most 1, and 0 if
-    ``G <= 0``.
+    against the feedback (``V <= 0``). The fraction of the full tilt is that c, at most 1.
+
+    V and G are means over the latest updates. Each update is scaled so that ``V^2 + G^2 / S`` is 1,
+    because sizes vary by orders of magnitude along a run. One standard error is taken off G: a gain
+    that may as well be noise pays for nothing.
 
     Args:
-        memory: weight of the past in the running means of V, G and S, in [0, 1).
-        means: running means of V, G and S; None before the first update.
+        window: number of updates that the means are over.
     """
 
-    memory: float = 0.7
-    means: tuple[float, float, float] | None = None
+    def __init__(self, window: int = 8) -> None:
+        self.seen: deque[tuple[float, float, float]] = deque(maxlen=window)
 
     def update(self, weights: Tensor, values: Tensor) -> Metrics:
         """Records one batch at the full tilt.
@@ -45,28 +48,26 @@ class SpreadPrice:
         baseline, gain = distributed.total(
             torch.stack([values.sum(), (moved * values).sum()]).double()
         ).tolist()
-        new = (baseline, gain, float(distributed.mean(moved.square())))
-        self.means = new if self.means is None else self._blended(self.means, new)
+        spread = math.sqrt(float(distributed.mean(moved.square())))
+        gain_per_spread = gain / spread if spread else 0.0
+        size = math.hypot(baseline, gain_per_spread) or 1.0
+        self.seen.append((baseline / size, gain_per_spread / size, spread))
         return {"value_baseline": baseline, "gain": gain, "tilt_fraction": self.fraction}
-
-    def _blended(
-        self, old: tuple[float, float, float], new: tuple[float, float, float]
-    ) -> tuple[float, float, float]:
-        v, g, s = (self.memory * a + (1 - self.memory) * b for a, b in zip(old, new, strict=True))
-        return v, g, s
 
     @property
     def fraction(self) -> float:
         """The part of the full tilt that pays, in [0, 1]; 1 before the first update."""
-        if self.means is None:
+        if not self.seen:
             return 1.0
-        baseline, gain, spread = self.means
+        baselines, gains, spreads = zip(*self.seen, strict=True)
+        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        baseline, gain, spread = fmean(baselines), fmean(gains) - error, fmean(spreads)
         if gain <= 0:
             return 0.0
-        return 1.0 if baseline * spread <= 0 else min(1.0, gain / (baseline * spread))
+        return 1.0 if baseline <= 0 else min(1.0, gain / (baseline * spread))
 
     def state_dict(self) -> State:
-        return {"means": self.means}
+        return {"seen": list(self.seen)}
 
     def load_state_dict(self, state: State) -> None:
-        self.means = None if state["means"] is None else tuple(state["means"])
+        self.seen = deque(map(tuple, state["seen"]), maxlen=self.seen.maxlen)
