@@ -190,26 +190,28 @@ add(
     "evaluate.split=dev",
     "data.evaluation.dev.rows=300",
 )
-for name, description, recipe in (
-    ("excess-gsm8k-noisy", "planted errors: a reference's excess loss, as weights", NOISY),
-    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM),
+WEIGHTED = {"onehot": "arm=onehot", "excess_weights": EXCESS}
+for name, description, recipe, rows in (
+    (
+        "excess-gsm8k-noisy",
+        "planted errors: a reference's excess loss, as weights",
+        NOISY,
+        WEIGHTED | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
+    ),
+    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM, WEIGHTED),
 ):
     add(
         name,
         description,
         recipe,
         GSM_START,
-        {
-            "onehot": "arm=onehot",
-            "excess_weights": EXCESS,
-            "rho1, one epoch": f"{RHO} {ONE_PASS}",
-        },
+        rows,
         "evaluate.tasks=[]",
         f"data.evaluation.mathematics={QUESTIONS}",
         "evaluate.also=[mathematics]",
     )
 for name, description, recipe, starts in (
-    ("excess", "a reference's excess loss, as weights", "demo-language", MAJORITY),
+    ("excess", "a reference's excess loss, as weights", "demo-language", MAJORITY[:1]),
     (
         "excess-format",
         "the same where there is nothing to choose",
@@ -222,10 +224,5 @@ for name, description, recipe, starts in (
         description,
         recipe,
         starts,
-        {
-            "onehot": "arm=onehot",
-            "excess_weights": EXCESS,
-            "document_weights": D,
-            "rho1": RHO,
-        },
+        WEIGHTED | {"document_weights": D, "rho1": RHO},
     )
