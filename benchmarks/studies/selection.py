@@ -172,33 +172,17 @@ for name, recipe, rows in (
         "evaluate.also=[mathematics]",
     )
 
-# Here a reference takes one pass over the rows, a third of what it takes in dev-gsm8k-selection.
+# On GSM8K a reference takes one pass over the rows, a third of what it takes in gsm8k-selection.
 EXCESS, ONE_PASS = "arm=excess_weights", "designer.reference_epochs=1"
-add(
-    "dev-excess",
-    "excess loss over a reference: selected or weighted, by tokens or documents",
-    NOISY,
-    (replace(GSM_START[0], seeds=(100,)),),
-    {
-        "onehot": "arm=onehot",
-        "rho1": RHO,
-        "rho1, one epoch": f"{RHO} {ONE_PASS}",
-        "excess_weights, tilt 0.4": f"{EXCESS} designer.tilt=0.4",
-        "excess_weights": EXCESS,
-        "excess_weights, tilt 1.5": f"{EXCESS} designer.tilt=1.5",
-    },
-    "evaluate.split=dev",
-    "data.evaluation.dev.rows=300",
-)
-WEIGHTED = {"onehot": "arm=onehot", "excess_weights": EXCESS}
+BY_EXCESS = {"onehot": "arm=onehot", "excess_weights": EXCESS}
 for name, description, recipe, rows in (
     (
         "excess-gsm8k-noisy",
         "planted errors: a reference's excess loss, as weights",
         NOISY,
-        WEIGHTED | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
+        BY_EXCESS | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
     ),
-    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM, WEIGHTED),
+    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM, BY_EXCESS),
 ):
     add(
         name,
@@ -224,5 +208,5 @@ for name, description, recipe, starts in (
         description,
         recipe,
         starts,
-        WEIGHTED | {"document_weights": D, "rho1": RHO},
+        BY_EXCESS | {"document_weights": D, "rho1": RHO},
     )
