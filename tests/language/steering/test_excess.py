@@ -1,4 +1,4 @@
-"""Weights by excess loss, and what of them is kept."""
+"""Document weights by value times token weights by excess loss."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ import torch
 from tests.language.conftest import tiny_batch, tiny_learner
 from tests.run.test_train import tiny_recipe, trained
 from vpretrain.language import Language
-from vpretrain.language.steering.excess import PricedExcessLoss
+from vpretrain.language.steering.excess import ExcessWeights
 from vpretrain.language.steering.reference import Reference
-from vpretrain.language.steering.rules import TokenWeights
-from vpretrain.method.price import SpreadPrice
-from vpretrain.method.roles import Estimate, ValueFunction
+from vpretrain.language.steering.rules import GroupWeights
+from vpretrain.method.rules import standardised
+from vpretrain.run.run import Run
 from vpretrain.system.errors import UserError
 
 
@@ -19,55 +19,48 @@ def materials():
     return Language().load(tiny_recipe())
 
 
-class Values(ValueFunction):
-    """Values every token at a multiple of its weight's deviation, and the plain task at a sum."""
-
-    def __init__(self, full, plain, gain):
-        moved = full - 1
-        self.values = gain * moved / moved.square().sum() + plain / len(full)
-
-    def __call__(self, context, task):
-        return Estimate(torch.zeros(()), (self.values[:, None],))
-
-    def each(self, context, task):
-        return [self(context, task)]
-
-
-def designed(tilt=0.4):
+def probed(tilt=1.0):
     learner, other, batch = tiny_learner(), tiny_learner(seed=1), tiny_batch()
-    designer = PricedExcessLoss(Reference(other), TokenWeights(tilt), SpreadPrice())
-    excess = learner.token_losses(batch)[0] - other.token_losses(batch)[0]
-    return designer, learner.forward(batch), excess.detach()
+    rule = ExcessWeights(Reference(other), GroupWeights(1.5, by="document"), tilt)
+    excess = (learner.token_losses(batch)[0] - other.token_losses(batch)[0]).detach()
+    z = (excess - excess.mean()) / excess.std(correction=0)
+    return rule, rule.probe(learner.forward(batch)), z.clamp(-3, 3)
 
 
-def test_weights_rise_with_the_excess_loss():
-    designer, context, excess = designed()
-    weights = designer.make_task(context, None).mass[:, 0]
-    z = ((excess - excess.mean()) / excess.std(correction=0)).clamp(-3, 3)
-    expected = (1 + 0.4 * z).clamp_min(0)
-    torch.testing.assert_close(weights, expected / expected.mean())
+def test_zeros_give_the_baseline_task_bit_for_bit():
+    rule, probe, _ = probed()
+    task = rule.task(probe, torch.zeros_like(probe.mass))
+    assert torch.equal(task.mass, rule.baseline_task(probe.context).mass)
 
 
-@pytest.mark.parametrize(("plain", "gain", "kept"), [(-1.0, 1.0, 1.0), (1.0, -1.0, 0.0)])
-def test_a_meta_step_decides_how_much_of_them_is_kept(plain, gain, kept):
-    designer, context, _ = designed()
-    full = designer.make_task(context, None).mass[:, 0]
-    learned = designer.learn(context, Values(full, plain, gain))
-    assert learned.metrics["value_baseline"] == pytest.approx(plain, rel=1e-4)
-    assert learned.metrics["gain"] == pytest.approx(gain, rel=1e-4)
-    expected = full if kept else torch.ones_like(full)
-    torch.testing.assert_close(learned.task.mass[:, 0], expected)
-    torch.testing.assert_close(designer.make_task(context, None).mass, learned.task.mass)
-    restored = designed()[0]
-    restored.load_state_dict(designer.state_dict())
-    torch.testing.assert_close(restored.make_task(context, None).mass, learned.task.mass)
+def test_weights_are_those_of_the_document_times_those_of_the_token():
+    rule, probe, z = probed()
+    values = standardised(torch.randn(probe.mass.shape, generator=torch.manual_seed(0)))
+    documents = rule.documents.task(probe, values).mass[:, 0]
+    expected = documents * (1 + z).clamp_min(0)
+    torch.testing.assert_close(rule.task(probe, values).mass[:, 0], expected / expected.mean())
 
 
-def test_the_reference_is_trained_first_and_figures_are_logged(materials):
-    steps = ["arm=excess_weights", "budget.steps=2", "designer.reference_epochs=1"]
-    first = trained(materials, *steps)[1].history[0]
-    assert first["prepared_tokens"] > 0
-    assert 0 <= first["tilt_fraction"] <= 1 and {"gain", "weight_spread"} <= first.keys()
+def test_both_move_as_far_as_the_feedback_is_reliable():
+    rule, probe, z = probed()
+    values = 0.1 * standardised(torch.randn(probe.mass.shape, generator=torch.manual_seed(0)))
+    documents = rule.documents.task(probe, values).mass[:, 0]
+    expected = documents * (1 + 0.1 * z)
+    torch.testing.assert_close(rule.task(probe, values).mass[:, 0], expected / expected.mean())
+
+
+def test_the_reference_is_trained_first_and_comes_back_with_a_checkpoint(materials):
+    words = ["arm=excess_weights", "budget.steps=2", "designer.reference_epochs=1"]
+    first = trained(materials, *words)[1].history[0]
+    assert first["prepared_tokens"] > 0 and {"gain", "weight_spread", "reliability"} <= first.keys()
+    recipe = tiny_recipe(*words)
+    run = Run(recipe, Language().build(recipe, materials), step0={})
+    run.start()
+    resumed = Run(recipe, Language().build(recipe, materials), resume=run.state.state_dict())
+    resumed.start()
+    models = [each.parts.designer.rule.reference.learner.model for each in (run, resumed)]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_another_direction_is_no_control_of_a_designer_that_reads_the_rows(materials):
@@ -76,7 +69,7 @@ def test_another_direction_is_no_control_of_a_designer_that_reads_the_rows(mater
         with pytest.raises(UserError, match="reads the feedback rows themselves"):
             Language().build(tiny_recipe(*words, *kind), materials)
     right, wrong = (
-        Language().build(tiny_recipe(arm, *kind), materials).designer.reference.documents
+        Language().build(tiny_recipe(arm, *kind), materials).designer.rule.reference.documents
         for arm in ("arm=excess_weights", "arm=shuffled_feedback")
     )
     assert sum(a.ids != b.ids for a, b in zip(right, wrong, strict=True)) > len(right) / 2

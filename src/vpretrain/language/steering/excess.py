@@ -1,74 +1,103 @@
-"""Tokens weighted by their excess loss over a reference model, as far as it pays (ours)."""
+"""Documents weighted by their value to the feedback, and their tokens by their excess loss over a
+reference model (ours)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import NonNegativeFloat
+from torch import Tensor
 
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.language.steering.arms import ARMS, Site, TiltArm
-from vpretrain.language.steering.reference import ExcessLoss, Reference, ReferenceArm
-from vpretrain.language.steering.rules import Candidates, TokenRule, TokenWeights
-from vpretrain.method.price import SpreadPrice
-from vpretrain.method.roles import Bounds, Learned, State, ValueFunction
+from vpretrain.language.steering.arms import ARMS, Cost, Site
+from vpretrain.language.steering.reference import Reference, ReferenceArm
+from vpretrain.language.steering.rules import Candidates, GroupWeights, TokenRule
+from vpretrain.method.exact import ExactDesigner
+from vpretrain.method.reliability import Reliability
+from vpretrain.method.roles import Prepared, State
+from vpretrain.method.rules import tilted
+from vpretrain.system import distributed
 
 
-class PricedExcessLoss(ExcessLoss):
-    """Weights by excess loss, scaled down where plain training serves the feedback anyway.
+@dataclass(frozen=True)
+class WithExcess(Candidates):
+    """The true tokens, with what the reference makes of them.
 
-    The excess loss says which tokens are like the feedback, from all that the reference has learned
-    of it. The gradient of the feedback, at meta steps, says what these weights gain beyond plain
-    training, and :class:`~vpretrain.method.price.SpreadPrice` how far they pay.
+    Args:
+        excess: ``[N]``, the excess loss in standard deviations over the batch, centred.
+    """
+
+    excess: Tensor
+
+
+@dataclass(frozen=True)
+class ExcessWeights(TokenRule):
+    """The weights of documents by value times weights of tokens by excess loss, with mean 1.
+
+    A value is the gradient of the feedback at the present learner: it tells right documents from
+    wrong ones, and how far halves of the feedback agree. An excess loss is what a model that has
+    learned from all of the feedback finds likelier: it tells tokens apart. Values shrink by their
+    reliability, which is then their standard deviation, and the tilt of the tokens shrinks with it.
 
     Args:
         reference: provides the losses to compare with.
-        rule: makes weights from excess losses.
-        price: how far the weights pay.
+        documents: the rule for the documents.
+        tilt: weight of a token per standard deviation of its excess loss, >= 0.
     """
 
-    uses_feedback = True
+    reference: Reference
+    documents: GroupWeights
+    tilt: float
 
-    def __init__(self, reference: Reference, rule: TokenRule, price: SpreadPrice) -> None:
-        super().__init__(reference, rule)
-        self.price = price
+    def probe(self, context: Context) -> WithExcess:
+        plain = super().probe(context)
+        excess = self.reference.excess(plain)
+        return WithExcess(plain.ids, plain.mass, context, excess - distributed.mean(excess))
 
-    @property
-    def bounds(self) -> Bounds:
-        return self.rule.bounds
+    def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
+        assert isinstance(probe, WithExcess)
+        trust = distributed.std(values).clamp(max=1)
+        tokens = tilted(trust * probe.excess, self.tilt)
+        mass = self.documents.task(probe, values).mass * tokens[:, None]
+        return SoftTargets(probe.ids, mass / distributed.mean(mass))
 
-    def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
-        """The weights that pay by the latest meta step."""
-        probe = Candidates.among(context, 1, weighted=True)
-        return self.rule.task(probe, self.price.fraction * self.excess(probe))
 
-    def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        """Updates the price of the full weights by the gradient of the feedback."""
-        probe = Candidates.among(context, 1, weighted=True)
-        excess = self.excess(probe)
-        full = self.rule.task(probe, excess)
-        values = value_of(context, probe).gradient[0]
-        figures = self.price.update(full.mass[:, 0], values[:, 0])
-        task = self.rule.task(probe, self.price.fraction * excess)
-        return Learned({**self.rule.metrics(probe, task, values), **figures}, task)
+class ExcessDesigner(ExactDesigner[Context, WithExcess, SoftTargets]):
+    """An exact designer whose rule reads a reference, which is trained before the first step."""
+
+    rule: ExcessWeights
+
+    def __init__(self, rule: ExcessWeights, reliability: Reliability) -> None:
+        super().__init__(rule, reliability)
+
+    def prepare(self) -> Prepared:
+        return self.rule.reference.train()
 
     def state_dict(self) -> State:
-        return {**super().state_dict(), "price": self.price.state_dict()}
+        return {**super().state_dict(), **self.rule.reference.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.price.load_state_dict(state["price"])
+        self.rule.reference.load_state_dict(state)
 
 
 @ARMS.declare(
     "excess_weights",
-    "each token weighted by how much likelier a model fine-tuned on the examples finds it (not "
-    "from the paper)",
+    "each document weighted by its value to the examples, and each token by how much likelier a "
+    "model fine-tuned on them finds it (not from the paper)",
 )
-class ExcessWeightsArm(ReferenceArm, TiltArm):
-    """Rho-1's excess loss as weights in place of a selection, and no more of them than pays."""
+class ExcessWeightsArm(ReferenceArm):
+    """Document weights times Rho-1's excess loss as token weights."""
 
-    tilt: NonNegativeFloat = 1.0
-    """c: weight of a token per standard deviation of its excess loss."""
+    cost = Cost(exact=True, weighted=True)
 
-    def build(self, site: Site) -> PricedExcessLoss:
-        return PricedExcessLoss(self.reference_for(site), TokenWeights(self.tilt), SpreadPrice())
+    tilt: NonNegativeFloat = 1.5
+    """c of the documents: see ``document_weights``."""
+    token_tilt: NonNegativeFloat = 1.0
+    """Weight of a token per standard deviation of its excess loss."""
+
+    def build(self, site: Site) -> ExcessDesigner:
+        documents = GroupWeights(self.tilt, by="document")
+        rule = ExcessWeights(self.reference_for(site), documents, self.token_tilt)
+        return ExcessDesigner(rule, site.reliability)

@@ -101,6 +101,19 @@ class Reference:
         with evaluating(self.learner.model):
             return self.learner.token_losses(context.batch)[0]
 
+    def excess(self, probe: Candidates) -> Tensor:
+        """The learner's loss less the reference's, in standard deviations over the batch on all
+        processes, ``[N]``."""
+        return standardised(-probe.log_p[:, 0] - self.losses(probe.context))
+
+    def state_dict(self) -> State:
+        """The trained weights; empty for a given model, which is read from its folder again."""
+        return {"reference": trained_state(self.learner.model)} if self.documents else {}
+
+    def load_state_dict(self, state: State) -> None:
+        if self.documents:
+            load_trained_state(self.learner.model, state["reference"])
+
 
 class ExcessLoss(Designer[Context, SoftTargets]):
     """One-hot targets with tokens weighted by their excess loss over a reference model.
@@ -121,22 +134,13 @@ class ExcessLoss(Designer[Context, SoftTargets]):
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         probe = Candidates.among(context, 1, weighted=True)
-        return self.rule.task(probe, self.excess(probe))
-
-    def excess(self, probe: Candidates) -> Tensor:
-        """Excess losses in standard deviations over the batch on all processes, ``[N, 1]``."""
-        losses = -probe.log_p - self.reference.losses(probe.context)[:, None]
-        return standardised(losses)
+        return self.rule.task(probe, self.reference.excess(probe)[:, None])
 
     def state_dict(self) -> State:
-        """The trained reference; empty for a given one, which is read from its folder again."""
-        if not self.reference.documents:
-            return {}
-        return {"reference": trained_state(self.reference.learner.model)}
+        return self.reference.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        if self.reference.documents:
-            load_trained_state(self.reference.learner.model, state["reference"])
+        self.reference.load_state_dict(state)
 
 
 class ReferenceArm(LanguageArm):
