@@ -175,27 +175,23 @@ for name, recipe, rows in (
 # On GSM8K a reference takes one pass over the rows, a third of what it takes in gsm8k-selection.
 EXCESS, ONE_PASS = "arm=excess_weights", "designer.reference_epochs=1"
 BY_EXCESS = {"onehot": "arm=onehot", "excess_weights": EXCESS}
-for name, description, recipe, rows in (
-    (
-        "excess-gsm8k-noisy",
-        "planted errors: a reference's excess loss, as weights",
-        NOISY,
-        BY_EXCESS | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
-    ),
-    ("excess-gsm8k", "text as it is: a reference's excess loss, as weights", GSM, BY_EXCESS),
-):
-    add(
-        name,
-        description,
-        recipe,
-        GSM_START,
-        rows,
-        "evaluate.tasks=[]",
-        f"data.evaluation.mathematics={QUESTIONS}",
-        "evaluate.also=[mathematics]",
-    )
+add(
+    "excess-gsm8k-noisy",
+    "documents by value and tokens by excess loss, beside Rho-1 with a reference of one pass",
+    NOISY,
+    GSM_START,
+    BY_EXCESS | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
+    "evaluate.tasks=[]",
+    f"data.evaluation.mathematics={QUESTIONS}",
+    "evaluate.also=[mathematics]",
+)
 for name, description, recipe, starts in (
-    ("excess", "a reference's excess loss, as weights", "demo-language", MAJORITY[:1]),
+    (
+        "excess",
+        "documents by value and tokens by excess loss",
+        "demo-language",
+        MAJORITY[:1],
+    ),
     (
         "excess-format",
         "the same where there is nothing to choose",
@@ -203,10 +199,4 @@ for name, description, recipe, starts in (
         MINORITY[:1],
     ),
 ):
-    add(
-        name,
-        description,
-        recipe,
-        starts,
-        BY_EXCESS | {"document_weights": D, "rho1": RHO},
-    )
+    add(name, description, recipe, starts, BY_EXCESS | {"document_weights": D, "rho1": RHO})
