@@ -119,7 +119,7 @@ NOT_GIVEN = (
     "gate_price: 0.0  # not given",
     "start_step: 0  # not given",
     "What evaluation prompts look like is not given",
-    "the\n# paper's budget in seconds is not given",
+    "The paper does not give its budget in seconds",
 )
 
 
