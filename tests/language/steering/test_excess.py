@@ -58,7 +58,7 @@ def test_the_reference_is_trained_first_and_comes_back_with_a_checkpoint(materia
     run.start()
     resumed = Run(recipe, Language().build(recipe, materials), resume=run.state.state_dict())
     resumed.start()
-    models = [each.parts.designer.rule.reference.learner.model for each in (run, resumed)]
+    models = [each.parts.designer.reference.learner.model for each in (run, resumed)]
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
 
@@ -69,7 +69,7 @@ def test_another_direction_is_no_control_of_a_designer_that_reads_the_rows(mater
         with pytest.raises(UserError, match="reads the feedback rows themselves"):
             Language().build(tiny_recipe(*words, *kind), materials)
     right, wrong = (
-        Language().build(tiny_recipe(arm, *kind), materials).designer.rule.reference.documents
+        Language().build(tiny_recipe(arm, *kind), materials).designer.reference.documents
         for arm in ("arm=excess_weights", "arm=shuffled_feedback")
     )
     assert sum(a.ids != b.ids for a, b in zip(right, wrong, strict=True)) > len(right) / 2

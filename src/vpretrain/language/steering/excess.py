@@ -63,23 +63,27 @@ class ExcessWeights(TokenRule):
         return SoftTargets(probe.ids, mass / distributed.mean(mass))
 
 
-class ExcessDesigner(ExactDesigner[Context, WithExcess, SoftTargets]):
-    """An exact designer whose rule reads a reference, which is trained before the first step."""
+class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):
+    """An exact designer whose rule reads a reference, which is trained before the first step.
 
-    rule: ExcessWeights
+    Args:
+        rule: makes the task.
+        reliability: how values shrink.
+    """
 
     def __init__(self, rule: ExcessWeights, reliability: Reliability) -> None:
         super().__init__(rule, reliability)
+        self.reference = rule.reference
 
     def prepare(self) -> Prepared:
-        return self.rule.reference.train()
+        return self.reference.train()
 
     def state_dict(self) -> State:
-        return {**super().state_dict(), **self.rule.reference.state_dict()}
+        return {**super().state_dict(), **self.reference.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.rule.reference.load_state_dict(state)
+        self.reference.load_state_dict(state)
 
 
 @ARMS.declare(
