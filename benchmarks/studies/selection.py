@@ -174,7 +174,11 @@ for name, recipe, rows in (
 
 # On GSM8K a reference takes one pass over the rows, a third of what it takes in gsm8k-selection.
 EXCESS, ONE_PASS = "arm=excess_weights", "designer.reference_epochs=1"
-BY_EXCESS = {"onehot": "arm=onehot", "excess_weights": EXCESS}
+BY_EXCESS = {
+    "onehot": "arm=onehot",
+    "excess_weights": EXCESS,
+    "excess_weights, shuffled feedback": "arm=shuffled_feedback designer.kind=excess_weights",
+}
 add(
     "excess-gsm8k-noisy",
     "documents by value and tokens by excess loss, beside Rho-1 with a reference of one pass",
