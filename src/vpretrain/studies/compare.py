@@ -95,9 +95,7 @@ def compare(
     accept_changes: bool = False,
     progress: Progress = lambda done, total, what, underway: None,
 ) -> dict[str, Any]:
-    """Runs every arm with every seed and writes ``compare.json``.
-
-    Finished runs in ``out`` are kept.
+    """Runs every arm with every seed and writes ``compare.json``; finished runs are kept.
 
     Args:
         recipe: with the budget of one run; its own arm and seed are ignored.

@@ -165,9 +165,8 @@ def encode_into(
     """Tokenises rows into documents with loss masks, and passes them to ``keep`` one by one.
 
     Args:
-        keep: called with each document in the order of the rows: ids, a mask with one byte a token
-            (1 if it is predicted), and the row. Every document has a token to predict after its
-            first.
+        keep: called with each document in row order: ids, a mask with one byte a token (1 if it is
+            predicted), and the row. A token after the first is predicted in every document.
         rows: the rows; those without a prompt are raw text. Either all or none are tokenised.
         layout: how rows are tokenised; a predicted end token is added.
         max_tokens: maximum length of a document, at least 2 (None: no limit). Longer raw text is
@@ -175,8 +174,7 @@ def encode_into(
             token. A longer solution is cut at the right; a row whose prompt alone is as long is
             left out.
         shortest_chunk_tokens: a last chunk shorter than this, end token included, is left out.
-        max_documents: number of documents to keep, from the first (None: all); rows after them are
-            not read.
+        max_documents: documents to keep, from the first (None: all); later rows are not read.
 
     Raises:
         UserError: like :meth:`Layout.documents`, and for ids outside the tokenizer's vocabulary.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.language.steering.arms import ARMS, Cost, Site
+from vpretrain.language.steering.arms import ARMS, Site
 from vpretrain.language.steering.reference import Reference, ReferenceArm
 from vpretrain.language.steering.rules import Candidates, GroupWeights, TokenRule
 from vpretrain.method.exact import ExactDesigner
@@ -93,8 +93,6 @@ class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):
 )
 class ExcessWeightsArm(ReferenceArm):
     """Document weights times Rho-1's excess loss as token weights."""
-
-    cost = Cost(exact=True, weighted=True)
 
     tilt: NonNegativeFloat = 1.5
     """c of the documents: see ``document_weights``."""
