@@ -3,9 +3,11 @@
 import time
 
 import pytest
+import torch
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
+from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.estimators import NAMES
 from vpretrain.studies.doctor import doctor
 from vpretrain.system import timing
@@ -34,6 +36,35 @@ def test_estimators_agree_with_double_backward_in_float64():
     found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
     assert [row["name"] for row in found] == list(NAMES)
     assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_the_reference_has_no_float64_copy_of_what_is_below_s(monkeypatch, mixes):
+    """A large model would take three times its memory. A learner of a user's own may not be able to
+    mix dtypes."""
+    learners = []
+    build, objective = Language.build, CausalLearner.objective
+
+    def built(self, recipe, materials):
+        parts = build(self, recipe, materials)
+        learners.append(parts.learner)
+        return parts
+
+    def refusing(self, context, task):
+        if len({parameter.dtype for parameter in self.model.parameters()}) > 1:
+            raise RuntimeError("expected scalar type Float but found Double")
+        return objective(self, context, task)
+
+    monkeypatch.setattr(Language, "build", built)
+    if not mixes:
+        monkeypatch.setattr(CausalLearner, "objective", refusing)
+    found = doctor(tiny_recipe("arm=token_weights", "learner.aligned_blocks=1"))["estimators"]
+    assert all(row["cosine"] > 0.999 for row in found)
+    reference = learners[-1]
+    inside = {id(parameter) for parameter in reference.aligned.values()}
+    below = {p.dtype for p in reference.model.parameters() if id(p) not in inside}
+    assert below == {torch.float32 if mixes else torch.float64}
+    assert {p.dtype for p in reference.aligned.values()} == {torch.float64}
 
 
 def test_what_is_queued_on_the_accelerator_is_waited_for(monkeypatch):

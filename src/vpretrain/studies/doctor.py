@@ -6,7 +6,7 @@ import gc
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -45,8 +45,8 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer is given, along
     the recipe's own direction, against double backward in float64. ``seconds`` is the median of
     interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
-    arm that uses no feedback gives way to the modality's first that does. The learner and its
-    float64 copy are never held at the same time.
+    arm that uses no feedback gives way to the modality's first that does. One learner is held at a
+    time.
 
     Returns:
         ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error,
@@ -171,11 +171,24 @@ def _tried(
 def _reference(
     recipe: Recipe, modality: Modality, materials: Any, direction: Gradient, batch: Any
 ) -> Tensor:
-    """The gradient by double backward, everything in float64."""
-    section = recipe.learner.model_copy(update={"dtype": "float64", "attention": "eager"})
-    wide = modality.build(recipe.model_copy(update={"learner": section}), materials)
-    context = _context(wide, batch)
-    return _Bench(recipe, wide, "double_backward", [direction], context).gradient()
+    """The gradient by double backward, with S and what follows it in float64.
+
+    What is below S, most of a large model, is the same for all estimators and stays float32. A
+    learner that cannot mix the two is float64 as a whole, as is that of a recipe in float64.
+    """
+
+    def gradient(dtype: str) -> Tensor:
+        section = recipe.learner.model_copy(update={"dtype": dtype, "attention": "eager"})
+        wide = modality.build(recipe.model_copy(update={"learner": section}), materials)
+        context = _context(wide, batch)
+        for parameter in wide.learner.aligned.values():
+            parameter.data = parameter.data.double()
+        return _Bench(recipe, wide, "double_backward", [direction], context).gradient()
+
+    if recipe.learner.dtype != "float64":
+        with suppress(RuntimeError):
+            return gradient("float32")
+    return gradient("float64")
 
 
 def _context(parts: AnyParts, batch: Any) -> Any:
