@@ -178,8 +178,9 @@ def parsed(line: bytes, origin: str) -> Record | Problem:
 
 
 def check_length(line: bytes | str, origin: str) -> None:
-    """Rejects a row longer than :data:`MOST_BYTES`."""
-    if len(line) > MOST_BYTES:
+    """Rejects a row longer than :data:`MOST_BYTES`, of text in UTF-8."""
+    size = len(line if isinstance(line, bytes) else line.encode(errors="surrogatepass"))
+    if size > MOST_BYTES:
         message = "this row is too long: cut it into documents of a row each"
         raise user_error(origin, message, accepted=f"up to {MOST_BYTES >> 20} MiB a row")
 

@@ -111,6 +111,10 @@ class OtherPictures(ValueFunction[ContextT], Generic[ContextT]):
     value_of: ValueFunction[ContextT]
     picture_dim: int
 
+    @property
+    def linear(self) -> bool:
+        return self.value_of.linear
+
     def __call__(self, context: ContextT, task: Task) -> Estimate:
         return self._moved_on(self.value_of(context, task))
 
