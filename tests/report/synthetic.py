@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 # How far an arm takes a score from step 0 to perfect, by the end.
 DESCRIPTIONS = {
-    "onehot": "no steering: plain next-token prediction",
+    "onehot": "plain next-token prediction: the baseline",
     "random_feedback": "control: a fresh random direction at every feedback batch",
 }
 GAINS = {"onehot": 0.1, "field": 0.45, "closed_form": 0.6, "random_feedback": 0.12}

@@ -214,6 +214,14 @@ def test_what_was_not_better_is_not_held_against_controls(section: Section) -> N
     assert "control" not in said(headline(section))
 
 
+@pytest.mark.parametrize("arms", [["closed_form", "onehot"], ["closed_form", "token_weights"]])
+def test_without_is_said_of_the_plain_arm_alone(tmp_path: Path, arms: list[str]) -> None:
+    """Ahead of plain training as the first arm, the examples would be said to do harm."""
+    section = read([comparison(tmp_path / "c", arms=arms)])[0]
+    assert section.paired and section.descriptions
+    assert said(headline(section)) == ""
+
+
 def test_a_control_is_not_called_the_examples(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "c", arms=["onehot", "random_feedback"])
     assert said(headline(read([folder])[0])) == ""

@@ -7,7 +7,7 @@ from vpretrain.studies.judged import judged
 
 METRICS = {"test/nll": {"higher_is_better": False}}
 ARMS = {
-    "onehot": "no steering",
+    "onehot": "plain: the baseline",
     "token_weights": "steers",
     "random_feedback": CONTROLS["random_feedback"].description,
 }
@@ -47,5 +47,10 @@ def test_a_control_is_worse_only_where_the_held_out_items_bear_it_out(tmp_path):
 
 
 def test_without_a_steered_arm_or_a_control_there_are_no_pairs(tmp_path):
-    for arms in (["onehot"], ["onehot", "token_weights"], ["onehot", "random_feedback"]):
+    for arms in (
+        ["onehot"],
+        ["onehot", "token_weights"],
+        ["onehot", "random_feedback"],
+        ["token_weights", "onehot", "random_feedback"],
+    ):
         assert table(tmp_path, arms={arm: ARMS[arm] for arm in arms})["control_pairs"] == {}

@@ -82,6 +82,11 @@ def describes_control(description: str) -> bool:
     return description.startswith("control")
 
 
+def describes_baseline(description: str) -> bool:
+    """Returns whether an arm's description ends with the words "the baseline"."""
+    return description.endswith("the baseline")
+
+
 CONTROLS: Mapping[str, Arm] = {
     "random_feedback": Arm(
         "control: the recipe's designer is given a fresh random direction at every feedback batch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from vpretrain.config.arms import describes_baseline
 from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
@@ -30,13 +31,16 @@ def headline(section: Section) -> Markup:
     """Returns whether the examples helped: in the most tangible metric first, then the loss.
 
     Empty if no arm was steered by examples, nothing is paired, or the results do not describe the
-    arms. The steered arm is the first after the baseline, unless that is a control. Its gain is
-    attributed to the examples only if it also beats every control.
+    arms. The steered arm is the first after the baseline, unless that is a control; an arm that is
+    compared with another steered one says nothing of the examples. Its gain is attributed to them
+    only if it also beats every control.
     """
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
     controls = [arm for arm in section.arms[1:] if arm in section.controls]
-    if section.kind != "comparison" or not section.descriptions:
+    if section.kind != "comparison" or not describes_baseline(
+        section.descriptions.get(section.arms[0], "")
+    ):
         return joined()
     if steered in controls or not pairs:
         return joined()

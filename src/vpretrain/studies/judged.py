@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpretrain.config.arms import describes_control
+from vpretrain.config.arms import describes_baseline, describes_control
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.studies.entries import entry_path, read_items
 from vpretrain.studies.statistics import paired_table
@@ -45,7 +45,7 @@ def judged(
     controls = [arm for arm in arms if describes_control(arms[arm])]
     beside = [arm for arm in others if arm in controls]
     pairs: dict[str, Any] = {}
-    if beside and others[0] not in controls:
+    if beside and others[0] not in controls and not describes_baseline(arms[others[0]]):
         steered = others[0]
         chosen = [run for run in runs if run["arm"] in (steered, *beside)]
         _, pairs[steered] = paired_table(chosen, metrics, steered)

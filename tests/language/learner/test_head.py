@@ -24,7 +24,7 @@ from vpretrain.system.errors import UserError
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_value_candidates_and_gradients_equal_the_slow_definition(data):
-    n, vocabulary = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 90))
+    n, vocabulary = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 90))
     count = data.draw(st.integers(1, vocabulary) | st.just(vocabulary) | st.just(1))
     seed, rows = data.draw(st.integers(0, 999)), data.draw(st.sampled_from([1, 2, 4, 100, None]))
     bias, weighted, gradient = (data.draw(st.booleans()) for _ in range(3))
@@ -322,6 +322,18 @@ def test_what_is_kept_for_weights_that_come_later_is_gone_before_the_blocks_grad
         made = HeadPass(hidden, Head(weight), labels, rows=5)
         made.candidates(5, weighted=True)
         assert made._pass.slopes is None
+
+
+@pytest.mark.parametrize("positions", [10, 17, 22])
+def test_a_short_last_chunk_that_would_fit_is_not_taken_for_an_earlier_one(positions):
+    hidden, weight, _, labels = next_batches(positions, 40, width=6)
+    made = HeadPass(hidden, Head(weight), labels, rows=4)
+    ids = made.candidates(3, weighted=True)
+    targets = SoftTargets(ids, mass_of(positions, 3, weighted=True).detach())
+    expected = gradients(
+        slow_loss(slow_logits(hidden, weight, None), *vars(targets).values()), (weight,)
+    )
+    same(gradients(made.loss(targets), (weight,)), expected)
 
 
 def test_weights_that_are_known_cost_no_more_than_none_and_values_cost_nothing():

@@ -200,7 +200,9 @@ class Chunks:
         for at in range(start, len(states), size):
             rows = slice(at, min(at + size, len(states)))
             many = rows.stop - at
-            if slopes is not None and slopes.left >= many:
+            if slopes is not None and slopes.left < many:
+                slopes = None  # only the first positions are kept, even if a short last chunk fits
+            if slopes is not None:
                 product = slopes.place(states.new_empty(many, self.vocabulary))
             else:
                 if shared is None:
