@@ -65,6 +65,20 @@ def test_run_folders_of_one_recipe_share_a_section(tmp_path: Path) -> None:
     assert section.paired == {}
 
 
+def test_runs_of_two_arms_share_a_section_though_each_has_a_designer_of_its_own(
+    tmp_path: Path,
+) -> None:
+    """`train RECIPE arm=A` and `train RECIPE arm=B` exchange the section `designer`."""
+    mine, others = {"kind": "closed_form", "tilt": 0.4}, {"kind": "token_weights", "tilt": 0.4}
+    a = run_folder(tmp_path / "a", designer=mine, designers={})
+    b = run_folder(
+        tmp_path / "b", arm="token_weights", designer=others, designers={"closed_form": mine}
+    )
+    assert len(read([a, b])) == 1
+    with pytest.raises(UserError, match=r"designer\.tilt"):
+        read([a, run_folder(tmp_path / "c", seed=1, designer=mine | {"tilt": 1.0}, designers={})])
+
+
 def test_a_run_that_goes_on_is_shown_as_of_its_last_whole_line(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "a", finished=False)
     with (folder / "metrics.jsonl").open("a") as lines:

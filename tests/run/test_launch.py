@@ -2,17 +2,22 @@
 
 import errno
 import gc
+import io
 import json
+import os
 import shutil
+import signal
 import weakref
 
 import pytest
+import torch
 
 from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
 from vpretrain.run import checkpoint, launch
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import finished_result, train_one
+from vpretrain.run.saved import designer_state
 from vpretrain.run.scores import Score
 from vpretrain.run.train import train
 from vpretrain.studies import compare
@@ -195,6 +200,49 @@ def test_data_that_changed_under_a_run_are_refused_with_both_hashes(tmp_path):
     assert json.loads(environment.read_text())["data_hashes"][name] == mine
 
 
+def test_changes_that_a_checkpoint_cannot_go_on_under_leave_the_folder_as_it_was(tmp_path):
+    """Accepted or not: the feedback's position is that of other batches."""
+    recipe = language_recipe("arm=token_weights", "budget.steps=2")
+    first = train_one(recipe, tmp_path, lambda record, fraction: None)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = language_recipe("arm=token_weights", "budget.steps=3", "data.feedback.batch_size=3")
+    with pytest.raises(UserError, match="batch_size: not as in the checkpoint"):
+        train_one(other, tmp_path, lambda record, fraction: None, accept_changes=True)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    assert train_one(recipe, tmp_path, lambda record, fraction: None) == first
+
+
+def test_a_designer_that_is_gone_is_written_again(tmp_path):
+    recipe = language_recipe("arm=token_weights", "budget.steps=2")
+    first = train_one(recipe, tmp_path, lambda record, fraction: None)
+    state = tmp_path / "designer" / "state.pt"
+    whole = state.read_bytes()
+    for damage in (state.unlink, lambda: state.write_bytes(whole[:-9])):
+        damage()
+        train_one(recipe, tmp_path, lambda record, fraction: None)
+        assert designer_state(tmp_path).keys() == torch.load(io.BytesIO(whole)).keys()
+    state.unlink()
+    shutil.rmtree(tmp_path / "checkpoints")  # nothing to write it from, and the result stands
+    assert train_one(recipe, tmp_path, lambda record, fraction: None)["final"] == first["final"]
+
+
+def test_a_signal_on_a_full_disk_is_no_stop_to_go_on_from(tmp_path, monkeypatch):
+    def full(state, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted(record, fraction):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    recipe = language_recipe("arm=onehot", "budget.steps=4")
+    with pytest.raises(
+        Fault,
+        match="No space left on device; make room, and the same command goes on from the beginning",
+    ):
+        train_one(recipe, tmp_path, interrupted)
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", "[" * 100_000, '{"final": {}}']
@@ -208,6 +256,8 @@ def test_a_result_that_is_none_is_noticed(content, tmp_path):
     assert finished_result(tmp_path, lines.append) is None
     assert lines[0].endswith("it is written again from the last checkpoint")
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    (tmp_path / "designer").mkdir()
+    torch.save({}, tmp_path / "designer" / "state.pt")
     assert finished_result(tmp_path, lines.append) == RESULT
 
 

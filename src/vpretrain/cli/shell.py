@@ -59,6 +59,7 @@ Out = Annotated[File, out_option("Folder for the results; default runs/NAME.")]
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
     """Loads a recipe; for a run folder, the run's recipe with its final model as the learner."""
     from vpretrain.run.modalities import SCHEMAS
+    from vpretrain.run.saved import holds_model
 
     folder = Path(recipe)
     if not (folder / "recipe.yaml").is_file():
@@ -68,7 +69,7 @@ def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
         message = "learners of this modality are not taken from a folder: name its recipe"
         raise user_error(recipe, message, accepted=str(folder / "recipe.yaml"))
     own = [f"learner.{key}=null" for key in ("config", "prepare") if hasattr(learner, key)]
-    if not (folder / "model" / "config.json").is_file():
+    if not holds_model(folder):
         raise user_error(
             recipe,
             "this run folder holds no model; the run did not finish",

@@ -231,14 +231,16 @@ class Arms(Kinds[SectionT]):
             layer: keys that will be written over it.
             marks: where each key was given; modified in place.
         """
-        section, own, arm = data.get("designer"), layer.get("designer"), layer.get("arm")
-        kind = own.get("kind") if isinstance(own, dict) else None
-        if kind is None and arm in self.kinds and self._keys(arm):
+        own, arm = layer.get("designer"), layer.get("arm")
+        if arm is not None:
+            self._pin(data)
+        section, kind = data.get("designer"), own.get("kind") if isinstance(own, dict) else None
+        if kind is None and self._has_keys(arm):
             kind = arm
-        if kind not in self.kinds or not isinstance(section, dict):
+        if not isinstance(kind, str) or kind not in self.kinds or not isinstance(section, dict):
             return
         others = data.get("designers") or {}
-        if kind == section.get("kind", self.default) or not isinstance(others, dict):
+        if kind == self.kind_of(data) or not isinstance(others, dict):
             return
         for name in self.kinds:
             if shared := self._shared(name, section):
@@ -257,14 +259,31 @@ class Arms(Kinds[SectionT]):
 
         The kind is the arm's, or the default.
         """
-        section, others = data.setdefault("designer", {}), data.get("designers")
-        if not isinstance(section, dict):
+        self._pin(data)
+        section, others = data["designer"], data.get("designers")
+        kind = self.kind_of(data)
+        if not isinstance(section, dict) or not isinstance(others, dict):
             return
-        arm = data.get("arm")
-        own = arm in self.kinds and self._keys(str(arm))
-        kind = section.setdefault("kind", arm if own else self.default)
-        if isinstance(others, dict) and isinstance(others.get(kind), dict):
+        if isinstance(kind, str) and isinstance(others.get(kind), dict):
             data["designer"] = {**others.pop(kind), **section}
+
+    def kind_of(self, data: Mapping[str, Any]) -> Any:
+        """Returns the kind of a recipe's designer before validation: what its section says, else
+        the arm if that has keys of its own, else the default."""
+        section, arm = data.get("designer"), data.get("arm")
+        given = section.get("kind") if isinstance(section, dict) else None
+        if given is not None:
+            return given
+        return arm if self._has_keys(arm) else self.default
+
+    def _pin(self, data: dict[str, Any]) -> None:
+        """Writes the kind into the section, so that it stays when another arm is named."""
+        section = data.setdefault("designer", {})
+        if isinstance(section, dict) and section.get("kind") is None:
+            section["kind"] = self.kind_of(data)
+
+    def _has_keys(self, arm: Any) -> bool:
+        return isinstance(arm, str) and arm in self.kinds and bool(self._keys(arm))
 
     def _keys(self, kind: str) -> set[str]:
         return set(self.kinds[kind].model_fields) - {"kind"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -291,8 +292,8 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
         readable = False
         problems += error.problems
     switch(data, _chosen(overrides), marks)
-    section = data.get("designer")
-    own = f"designers.{section.get('kind')}." if isinstance(section, dict) else "designers.."
+    arms = _arms(data, schemas)
+    own = f"designers.{arms.kind_of(data)}." if arms else "designers.."
     for override in overrides:
         try:
             apply(override.replace(own, "designer.", 1), data, marks)
@@ -340,12 +341,11 @@ def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
 
     They are applied first, because the keys of ``designer`` depend on them.
     """
-    values = dict(override.partition("=")[::2] for override in overrides)
     layer: dict[str, Any] = {}
-    if "arm" in values:
-        layer["arm"] = values["arm"].strip()
-    if "designer.kind" in values:
-        layer["designer"] = {"kind": values["designer.kind"].strip()}
+    for override in overrides:
+        if override.partition("=")[0].strip() in ("arm", "designer.kind"):
+            with suppress(UserError):  # said where it is applied
+                apply(override, layer, {})
     return layer
 
 

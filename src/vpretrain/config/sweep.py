@@ -11,7 +11,7 @@ from vpretrain.config.recipe import Budget, Section
 
 
 class Range(Section):
-    """Numbers from ``low`` to ``high``, both included; integers if both are."""
+    """Numbers from ``low`` to ``high``, both included; integers if both and the step are."""
 
     low: int | float
     high: int | float

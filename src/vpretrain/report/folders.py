@@ -324,22 +324,23 @@ def _logged(folder: Path, entry: Entry, notes: list[str]) -> list[dict[str, floa
 
 
 def _same_recipe(first: Section, other: Section) -> None:
-    """Checks that the folders of a report have the same recipe, apart from arm, seed and budget."""
-    differs = next(_differences(_compared(first.recipe), _compared(other.recipe)), None)
+    """Checks that the folders of a report have the same recipe, apart from arm (and so designer),
+    seed and budget."""
+    recipes, left_out = (first.recipe, other.recipe), {"arm", "seed", "budget"}
+    if first.recipe.get("arm") != other.recipe.get("arm"):
+        left_out |= {"designer", "designers"}  # naming an arm exchanges them
+    here, there = ({k: v for k, v in each.items() if k not in left_out} for each in recipes)
+    differs = next(_differences(here, there), None)
     if differs is None:
         return
-    key, here, there = differs
+    key, mine, others = differs
     raise user_error(
         "report",
         f"{first.folders[0]} and {other.folders[0]} are of different recipes; make a report "
         "of each",
-        value=f"{key}: {here} in the first, {there} in the other",
+        value=f"{key}: {mine} in the first, {others} in the other",
         accepted="folders whose recipes differ in arm, seed and budget alone",
     )
-
-
-def _compared(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key not in ("arm", "seed", "budget")}
 
 
 def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]]:

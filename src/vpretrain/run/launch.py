@@ -15,7 +15,6 @@ from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager
-from vpretrain.run.encoding import State
 from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
@@ -24,6 +23,7 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.run import OnRecord, Record, Run
+from vpretrain.run.saved import DESIGNER, designer_state
 from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
@@ -143,20 +143,20 @@ class Launch:
                 problems = [*changed, *changed_data(self.folder, hashes)]
                 problems = distributed.broadcast_object(problems)
                 changes = accepted_changes(self.folder, problems, accept=accept_changes)
-            with self.records(state, hashes, changes) as log, Interruption() as stop:
+            run = Run(
+                self.recipe,
+                parts,
+                cost=cost,
+                checkpoints=checkpoints,
+                resume=state,
+                keep_history=False,
+                prefetch=torch.cuda.is_available(),
+            )
+            del state  # frees it: the run loads it
+            run.go_on()  # a checkpoint that is refused leaves the folder as it was
+            with self.records(run, hashes, changes) as log, Interruption() as stop:
+                run.on_record, run.stop = log, stop
                 try:
-                    run = Run(
-                        self.recipe,
-                        parts,
-                        cost=cost,
-                        on_record=log,
-                        checkpoints=checkpoints,
-                        resume=state,
-                        stop=stop,
-                        keep_history=False,
-                        prefetch=torch.cuda.is_available(),
-                    )
-                    del state  # frees it: the run has loaded it
                     result = train(run)
                 finally:
                     checkpoints.wait()
@@ -189,22 +189,21 @@ class Launch:
 
     @contextmanager
     def records(
-        self, state: State | None, hashes: dict[str, str], changes: Sequence[Change]
+        self, run: Run, hashes: dict[str, str], changes: Sequence[Change]
     ) -> Iterator[OnRecord]:
-        """Yields the function that takes records; only the first process writes to the folder."""
+        """Yields the function that takes the run's records; only the first process writes to the
+        folder."""
         if not self.first:
             yield lambda record, fraction: None
             return
         out = RunFolder(
             self.folder,
             self.recipe,
-            records=state["records"] if state else 0,
+            records=run.state.records,
             data_hashes=hashes,
             changes=changes,
         )
-        if state:
-            state["records"] = out.kept  # else the next resume would expect too many
-        del state  # frees it: this block lasts as long as the run
+        run.state.records = out.kept  # else the next resume would expect too many
         (self.folder / "result.json").unlink(missing_ok=True)
 
         def log(record: Record, fraction: float) -> bool:
@@ -238,9 +237,9 @@ class Launch:
             "final": {name: score.value for name, score in result.final.items()},
         } | ({"changes": list(changes)} if changes else {})
         if self.first:
-            _make_room(folder / "designer")
-            (folder / "designer").mkdir(exist_ok=True)
-            torch.save(designer, folder / "designer" / "state.pt")  # read back with weights_only
+            _make_room((folder / DESIGNER).parent)
+            (folder / DESIGNER).parent.mkdir(exist_ok=True)
+            torch.save(designer, folder / DESIGNER)  # read back with weights_only
             write_manifest(folder / "model", folder / MODEL_MANIFEST)
             write_json(folder / "result.json", summary)
             with distributed.alone(), drawing():
@@ -266,7 +265,7 @@ def _make_room(place: Path) -> None:
 def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
     """Returns the result of a finished run whose model is intact.
 
-    None if work is left, such as writing the model again from the last checkpoint.
+    None if work is left, such as writing model and designer again from the last checkpoint.
 
     Raises:
         UserError: the result or the model is damaged, and there is no checkpoint.
@@ -274,6 +273,7 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
     path, manifest = folder / "result.json", folder / MODEL_MANIFEST
     if not path.is_file():
         return None
+    there, damage = CheckpointManager(folder / "checkpoints").steps(), ""
     try:
         result = read_json(path)
         if not _is_result(result):
@@ -287,8 +287,13 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
     except Damaged as error:
         damage = str(error)
     else:
-        return result
-    if not CheckpointManager(folder / "checkpoints").steps():
+        try:
+            designer_state(folder)
+        except UserError:
+            damage = "designer/state.pt is gone or damaged"
+        if not damage or not there:  # the result stands without it
+            return result
+    if not there:
         raise _nothing_to_write_from(folder, f"{damage}, and there is no checkpoint")
     notify(f"{damage}; it is written again from the last checkpoint")
     return None

@@ -93,6 +93,7 @@ class Run:
         self.state = RunState(parts, self.step_once)
         self.skipped_in_a_row = 0
         self.prepared: Metrics = {}
+        self.resumed = False
 
     # ---- the beginning
 
@@ -103,10 +104,7 @@ class Run:
         for bit, while the moments (which ``P`` reads), the designer and its reliability find their
         level. Every arm does it, so that every arm starts from the same optimizer."""
         parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
-        if self.resume is not None:
-            seed_run(self.recipe)
-            self._go_on_from(self.resume)
-            self.resume = None
+        if self.go_on():
             return
         step0 = self.measured_step0
         self.state.step0 = parts.evaluate() if step0 is None else step0
@@ -130,6 +128,19 @@ class Run:
         if parts.on_stream and self.agree_on_end():
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
         self.state.prepared = replace(self.state.spent)
+
+    def go_on(self) -> bool:
+        """Whether the run goes on from the checkpoint that it was given, which is loaded on the
+        first call.
+
+        Raises:
+            UserError: the checkpoint is of a run of another recipe or of other data.
+        """
+        if self.resume is not None:
+            seed_run(self.recipe)
+            self._go_on_from(self.resume)
+            self.resume, self.resumed = None, True
+        return self.resumed
 
     def _go_on_from(self, state: State) -> None:
         try:
@@ -295,8 +306,20 @@ class Run:
         if stopping and not distributed.broadcast_object(exhausted):
             if checkpoints is not None:
                 checkpoints.wait()
+                self._check_written(steps)
             by = (self.stop and self.stop.by) or "a signal to another process"
             raise Stopped(by, f"step {steps}")
+
+    def _check_written(self, steps: int) -> None:
+        """Raises Fault if a signal's checkpoint is not there: a run that "stopped" can go on."""
+        assert self.checkpoints is not None
+        there, failure = distributed.broadcast_object(
+            (self.checkpoints.steps(), self.checkpoints.failure)
+        )
+        if steps not in there:
+            where = f"step {there[-1]}" if there else "the beginning"
+            message = f"no checkpoint could be written at step {steps}: {failure}; make room, and"
+            raise Fault(f"{message} the same command goes on from {where}")
 
     # ---- the end
 

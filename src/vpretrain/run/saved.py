@@ -26,6 +26,15 @@ keep.
 """
 
 
+DESIGNER = "designer/state.pt"
+
+
+def holds_model(folder: Path) -> bool:
+    """Returns whether a run folder holds a model, or the adapter of one."""
+    names = ("config.json", "adapter_config.json")
+    return any((folder / "model" / name).is_file() for name in names)
+
+
 def read_run(folder: Path) -> Recipe:
     """Returns the recipe of a finished run.
 
@@ -42,10 +51,8 @@ def read_run(folder: Path) -> Recipe:
         if not folder.exists():
             message = "there is no such folder"
         raise user_error("RUN", message, value=str(folder), accepted=accepted)
-    missing = [] if (folder / "designer" / "state.pt").is_file() else ["designer/state.pt"]
-    if not any(
-        (folder / "model" / name).is_file() for name in ("config.json", "adapter_config.json")
-    ):
+    missing = [] if (folder / DESIGNER).is_file() else [DESIGNER]
+    if not holds_model(folder):
         missing.insert(0, "model/config.json")
     if missing:
         message = (
@@ -62,11 +69,11 @@ def designer_state(folder: Path) -> State:
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / "designer" / "state.pt"
+    path = folder / DESIGNER
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # pickle, zip and torch each raise their own, and advise to trust the file
-        message = "the designer's state is damaged; train that run again"
+        message = "the designer's state is damaged; the same train command writes it again"
         raise user_error(str(path), message, accepted="the file that the run wrote") from None
     refuse_unusable((("a tensor", tensor) for tensor in tensors_in(state)), path, str(path))
     return state
@@ -83,8 +90,9 @@ def restore_designer(parts: AnyParts, folder: Path) -> None:
         parts.designer.load_state_dict(state)
     except Exception as error:  # each designer finds another thing missing
         message = f"the designer's state does not go with the recipe ({brief(error)}); train again"
-        path = folder / "designer" / "state.pt"
-        raise user_error(str(path), message, accepted="the file that the run wrote") from None
+        raise user_error(
+            str(folder / DESIGNER), message, accepted="the file that the run wrote"
+        ) from None
 
 
 def last_record(folder: Path) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _listed(scores: Mapping[str, float]) -> str:
 def _suggested(trial: optuna.Trial, key: str, space: Range | Alternatives) -> Any:
     if isinstance(space, Range):
         options: Any = {"log": space.log} if space.step is None else {"step": space.step}
-        if isinstance(space.low, int) and isinstance(space.high, int):
+        if all(isinstance(each, int) for each in (space.low, space.high, space.step or 1)):
             return trial.suggest_int(key, space.low, space.high, **options)
         return trial.suggest_float(key, space.low, space.high, **options)
     # As JSON, because Optuna stores only numbers, text and booleans.
