@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vpretrain.config.recipe import load
+from vpretrain.config.sweep import Range
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies import sweep as sweeps
 from vpretrain.studies.sweep_plan import Swept
@@ -109,6 +111,33 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
     assert (
         sweeps.sweep(plan(), trials=4, out=here / "stopped") == found and len(calls) == 2
     )  # nothing was run
+
+
+@pytest.mark.parametrize(
+    ("space", "allowed"),
+    [
+        ("{low: 0, high: 1, step: 0.25}", {0, 0.25, 0.5, 0.75, 1}),
+        ("{low: 1, high: 4, step: 1.5}", {1, 2.5, 4}),
+        ("{low: 1, high: 5, step: 2}", {1, 3, 5}),
+    ],
+)
+def test_a_step_is_kept_to(space, allowed):
+    """Between whole ends too, where Optuna's integers would round it, down to a step of 0."""
+    study, space = sweeps.optuna.create_study(), Range(**yaml.safe_load(space))
+    found = {sweeps._suggested(study.ask(), "designer.tilt", space) for _ in range(40)}
+    assert found <= allowed and len(found) > 1
+    assert isinstance(found.pop(), int) == isinstance(space.step, int)
+
+
+def test_kinds_of_designers_can_be_searched(here):
+    searched = plan(
+        SPACE.replace("designer.tilt: [0.4, 1.0]", "designer.kind: [token_weights, closed_form]")
+    )
+    kinds = {
+        searched.at({"designer.kind": kind}).designer.kind
+        for kind in ("token_weights", "closed_form")
+    }
+    assert kinds == {"token_weights", "closed_form"}
 
 
 @pytest.mark.parametrize(
@@ -293,6 +322,16 @@ def test_the_papers_search_holds_together():
     }
     at = found.at({"data.feedback.tasks": {"segmentation": 4, "depth": 1}, "value.meta_period": 2})
     assert at.data.feedback.tasks == {"segmentation": 4, "depth": 1} and at.budget.steps == 2000
+    for part, probed, scored in zip(
+        at.data.feedback.sets, at.data.evaluation["train"], at.data.evaluation["dev"], strict=True
+    ):
+        for used in (part.pictures, probed):  # a run whose dev pictures are used does not start
+            assert (used.kind, used.split) == (scored.kind, scored.split)
+            assert used.count is not None and used.skip + used.count <= scored.skip
+        assert part.train + part.meta <= part.pictures.count
+    assert "designer.meta_images" not in found.sweep.keys, "it is cut off at the meta batch"
+    for size in found.sweep.keys["data.meta_batch_size"]:
+        assert found.at({"data.meta_batch_size": size}).data.meta_batch_size == size
 
 
 def test_a_search_whose_files_are_damaged_is_named(here):

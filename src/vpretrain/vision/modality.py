@@ -18,11 +18,12 @@ from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.run.folder import PICTURES
 from vpretrain.run.parts import Checked, Modality, Parts
 from vpretrain.system import devices, distributed
-from vpretrain.system.errors import Problem, collecting, user_error
+from vpretrain.system.errors import Problem, collecting, renamed, user_error
 from vpretrain.system.phases import warn_once
 from vpretrain.system.sampling import Order
+from vpretrain.vision.data.checks import needed
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
-from vpretrain.vision.data.loading import PictureSets, needed, read
+from vpretrain.vision.data.loading import PictureSets, read
 from vpretrain.vision.data.stream import Stream
 from vpretrain.vision.evaluation.measure import evaluate
 from vpretrain.vision.feedback.features import LastBlocks
@@ -227,7 +228,8 @@ def _meta_batches(
         return None
     data = recipe.data.model_copy(update={"batch_size": recipe.data.meta_batch_size})
     sized = recipe.model_copy(update={"data": data})
-    return _stream(sized, materials, f"meta {recipe.seed}", rank=rank, world=world)
+    with renamed({"data.batch_size": "data.meta_batch_size"}):
+        return _stream(sized, materials, f"meta {recipe.seed}", rank=rank, world=world)
 
 
 def _warm_up(recipe: VisionRecipe, materials: Materials, learner: AnyPictureLearner) -> None:

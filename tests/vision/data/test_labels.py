@@ -74,6 +74,12 @@ def test_numbers_are_mapped_several_to_one_class_and_255_is_none(folder: Path) -
     assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
 
 
+def test_numbers_that_are_listed_are_counted(folder: Path) -> None:
+    """So that ``classes`` need not repeat how many there are."""
+    (found, *_) = labels_of(folder, "labels: numbers, label_values: [8, 7, 11]")
+    assert np.array_equal(found, np.array([1, 0, 2])[CLASSES])
+
+
 @pytest.mark.parametrize(
     ("maps", "said"),
     [
@@ -88,8 +94,13 @@ def test_numbers_are_mapped_several_to_one_class_and_255_is_none(folder: Path) -
         ("labels: images, classes: 12", ["need a `label_suffix`"]),
         ("labels: numbers, classes: 2, label_map: {7: 0, 8: 3}", ["there are 2"]),
         ("labels: numbers, label_map: {7: 0, 8: 255}", ["two or more"]),
-        ("labels: numbers, label_map: {7: 0}, label_colours: [[0, 0, 0]]", ["give one of"]),
+        (
+            "labels: numbers, label_map: {7: 0}, label_colours: [[0, 0, 0], [0, 0, 1]]",
+            ["give one of"],
+        ),
         ("labels: numbers, label_colours: [[0, 0, 0], [0, 0, 0]]", ["1 distinct colours"]),
+        ("labels: numbers, label_values: [7, 8, 8]", ["2 distinct numbers for 3 classes"]),
+        ("labels: numbers, label_values: [7]", ["label_values", "at least 2"]),
     ],
 )
 def test_what_the_recipe_does_not_say_is_asked_for(

@@ -231,6 +231,46 @@ def test_copies_in_the_stream_are_counted_and_left_out_when_asked(
     assert "copies" not in caplog.text
 
 
+def test_a_source_of_nothing_but_copies_is_named(folder: Path) -> None:
+    shutil.copytree(folder / "images", folder / "again")
+    sources = [
+        f"{{name: {n}, pictures: {{kind: folder, images: {n}}}}}" for n in ("images", "again")
+    ]
+    options = [f"data.root={folder}", f"data.stream=[{', '.join(sources)}]"]
+    assert problems(*options) == ""
+    shown = problems(*options, "data.duplicates=drop")
+    assert "data.stream.1: all of its pictures are copies of earlier sources" in shown
+
+
+CATEGORIES = "{{kind: imagenet, path: {0}}}"
+
+
+def test_categories_are_those_of_the_first_set_by_name(folder: Path) -> None:
+    """A split may lack a category; else all after it would count as their neighbours."""
+    there = {"train": ("cat", "dog", "eel"), "val": ("cat", "eel"), "other": ("cat", "emu")}
+    for part, names in there.items():
+        for name in names:
+            (folder / part / name).mkdir(parents=True)
+    for part, names in there.items():
+        for at, image in enumerate(sorted((folder / "images").iterdir())):
+            values = numpy.asarray(Image.open(image)) ^ len(part)
+            write(folder / part / names[at % len(names)] / image.name, values)
+    options = [f"data.root={folder}", "data.feedback.tasks={classification: 1}"]
+    options += [f"data.feedback.sets.0.pictures={CATEGORIES.format('train')}"]
+    options += [f"data.evaluation.train=[{CATEGORIES.format('train')}]"]
+    options += ["evaluate.probes=[classification]"]
+    sets = (
+        Vision()
+        .load(tiny_recipe(*options, f"data.evaluation.test=[{CATEGORIES.format('val')}]"))
+        .sets
+    )
+    for picture in [*sets.train, *sets.meta, *sets.probed, *sets.evaluation]:
+        assert there["train"][picture.category] == Path(picture.name).parent.name
+    assert {picture.category for picture in sets.evaluation} == {0, 2}
+    shown = problems(*options, f"data.evaluation.test=[{CATEGORIES.format('other')}]")
+    assert str(folder / "other") in shown and "emu" in shown and "cat, dog, eel" in shown
+
+
 def test_files_that_are_not_read_are_counted_by_check(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,7 +356,8 @@ def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
 
 
 def test_warnings_of_a_run_are_those_of_its_sets(caplog: pytest.LogCaptureFixture) -> None:
-    recipe = tiny_recipe("learner.head={hidden: [32], bottleneck: 16, prototypes: 4096}")
+    head = "learner.head={hidden: [32], bottleneck: 16, prototypes: 4096}"
+    recipe = tiny_recipe(head, "designer.meta_images=4")
     (warning,) = Vision().load(recipe).sets.warnings
     assert warning.where == "learner.head.prototypes" and warning.value == "4096"
     assert "4096" in caplog.text

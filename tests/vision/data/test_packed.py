@@ -170,6 +170,29 @@ def test_a_tar_that_was_cut_off_is_named_with_the_last_member(ending: str, tmp_p
     assert "cannot be read" in problems(tmp_path, TAR.replace("set.tar", f"set.{ending}"))
 
 
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_there_may_be_more_tars_than_open_files(ending: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="a limit of open files is of Unix")
+    count = 150
+    for at in range(count):
+        member = (f"{at:04}.png", encoded(noise(at, 32, 32, 3)))
+        tar(tmp_path / f"{at:04}.{ending}", [member], "w:gz" if ending == "tar.gz" else "w")
+    spec = f"{{kind: webdataset, path: '*.{ending}', check: false}}"
+    recipe = tiny_recipe(f"data.root={tmp_path}", f"data.stream.0.pictures={spec}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "one").open("wb") as file:
+        here = file.fileno()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (here + 100, hard))
+        (source,) = Vision().load(recipe).sets.stream
+        drawn = [source.pictures[at].pixels for at in (*range(0, count, 7), 0, count - 1)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(source.pictures) == count
+    for at, pixels in zip((*range(0, count, 7), 0, count - 1), drawn, strict=True):
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), noise(at, 32, 32, 3))
+
+
 def test_what_is_wrong_with_a_table_of_pictures_is_named(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet

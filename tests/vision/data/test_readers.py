@@ -225,6 +225,15 @@ def test_nyuv2_in_millimetres_or_metres(tmp_path: Path) -> None:
     assert torch.equal(pictures[1].depth, torch.tensor([[0, 0, 2.5], [0, 9.5, 0]]))
 
 
+def test_capital_endings_are_those_of_their_kind(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "rgb" / "0.PNG", colours(0, 2, 3))
+    (tmp_path / "train" / "depth").mkdir()
+    with (tmp_path / "train" / "depth" / "0.NPY").open("wb") as file:
+        np.save(file, np.full((2, 3), 2.5, np.float32))
+    pictures, *_ = read_nyuv2(tmp_path, "train")
+    assert pictures[0].depth.tolist() == [[2.5] * 3] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "values", "kind", "said"),
     [

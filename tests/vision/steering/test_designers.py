@@ -258,7 +258,7 @@ def test_context_masks_are_means_over_patches(materials):
     parts = Vision().build(tiny_recipe("arm=ascent", kind="ijepa"), materials["ijepa"])
     context = parts.learner.forward(next(parts.stream))
     masks = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    task = ContextMasks().task(context, masks)
+    task = ContextMasks(4).task(context, masks)
     assert task.context_mask.shape == (4, 64)
     assert float(task.context_mask[2, 9]) == pytest.approx(
         float(masks[2, 0, 4:8, 4:8].mean()), rel=1e-5

@@ -10,10 +10,11 @@ from vpretrain.method.network import Learning, NetworkDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Estimate
 from vpretrain.system.errors import UserError
+from vpretrain.vision import Vision
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.steering.masks import UNetMasks
 from vpretrain.vision.steering.matched import OtherPictures, OtherPicturesMasks, UnevenMasks
-from vpretrain.vision.steering.surfaces import MaskPrice, ViewMasks, mask_metrics
+from vpretrain.vision.steering.surfaces import ContextMasks, MaskPrice, ViewMasks, mask_metrics
 
 
 def context(images=4, side=16):
@@ -47,6 +48,32 @@ def test_scattered_masks_have_the_mean_and_the_unevenness_of_the_learned_ones():
         assert abs(here[name] - there[name]) < 1e-6
     assert here["mask_std"] > 0.05
     assert not torch.equal(masks, again) and not torch.equal(masks, learned)
+
+
+def test_scattered_context_masks_are_as_uneven_as_the_learned_ones_for_the_encoder(materials):
+    """I-JEPA's encoder sees the mean of each patch, and single pixels of smooth noise average less
+    than those of a rough mask.
+    """
+    parts = Vision().build(tiny_recipe("arm=uneven_masks", kind="ijepa"), materials["ijepa"])
+    designer, given = parts.designer, parts.learner.forward(next(parts.stream))
+    with torch.no_grad():
+        designer.learned.network.head.weight.normal_(
+            std=2.0, generator=torch.Generator().manual_seed(1)
+        )
+    masks, learned = (
+        each.make_task(given, None).context_mask for each in (designer, designer.learned)
+    )
+    torch.testing.assert_close(masks.sort(dim=1).values, learned.sort(dim=1).values)
+    assert float(learned.std(dim=1).mean()) > 0.05 and not torch.equal(masks, learned)
+    assert designer.grain == 2, "patches, which are the 8 pixels of the recipe"
+
+
+def test_the_unevenness_that_is_logged_is_what_the_learner_sees():
+    """A chequerboard of pixels is grey to an encoder of patches."""
+    board = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(1, 1, 4, 4)
+    seen, views = ContextMasks(4), ViewMasks(1.0, local_views_in_value=False)
+    assert seen.metrics(board)["mask_std"] == 0 and seen.metrics(board)["mask_mean"] == 0.5
+    assert views.metrics(board) == mask_metrics(board) and mask_metrics(board)["mask_std"] == 0.5
 
 
 def test_scattered_masks_follow_the_learned_ones_as_they_change():

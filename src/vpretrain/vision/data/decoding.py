@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -43,6 +43,27 @@ class Container:
         self.file = file
         weakref.finalize(self, file.close)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on."""
+        return os.pread(self.file.fileno(), length, offset)
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A file that holds several members and is opened when one is read.
+
+    Args:
+        path: the file.
+        opened: opens a path, or returns the file if it is open still.
+    """
+
+    path: Path
+    opened: Callable[[Path], Container]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on."""
+        return self.opened(self.path).read(offset, length)
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -56,7 +77,7 @@ class Member:
     """
 
     name: str
-    within: Container
+    within: Container | Reopened
     offset: int
     length: int
 
@@ -70,7 +91,7 @@ class Member:
 
     def open(self) -> IO[bytes]:
         """Read all its bytes into an in-memory file."""
-        return io.BytesIO(os.pread(self.within.file.fileno(), self.length, self.offset))
+        return io.BytesIO(self.within.read(self.offset, self.length))
 
 
 ImageSource = Path | Member
@@ -89,8 +110,7 @@ def file_id(source: ImageSource) -> FileId:
     length = length_of(source)
     count = min(length, _TAIL_BYTES)
     if isinstance(source, Member):
-        descriptor, end = source.within.file.fileno(), source.offset + length
-        tail = os.pread(descriptor, count, end - count)
+        tail = source.within.read(source.offset + length - count, count)
     else:
         with source.open("rb") as file:
             file.seek(length - count)
@@ -207,7 +227,7 @@ def depth_in_metres(path: ImageSource) -> np.ndarray:
         BadFile: the file cannot be read, or is neither.
     """
     accepted = "a PNG of 16 bits in millimetres, or a .npy of floating metres, of one channel"
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
             source = path if isinstance(path, Path) else path.open()
             values = np.load(source, allow_pickle=False)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vpretrain.system.errors import Problem, UserError, abbreviated, collecting, user_error
+from vpretrain.system.errors import Problem, UserError, collecting, user_error
 from vpretrain.system.located import under
 from vpretrain.vision.data import packed, readers, scenes
+from vpretrain.vision.data.checks import cautions, misfits
 from vpretrain.vision.data.decoding import Decoding
-from vpretrain.vision.data.files import Files, Folder, Reading
-from vpretrain.vision.data.images import IGNORE, Picture, Pictures, Some
+from vpretrain.vision.data.files import NYU_DEPTH_METRES, Files, Folder, Reading
+from vpretrain.vision.data.images import Picture, Pictures, Some
 from vpretrain.vision.data.kept import GIB, PictureStore
 from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
-from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
-from vpretrain.vision.feedback.tasks import (
-    Classification,
-    Depth,
-    DownstreamTask,
-    Segmentation,
-    target_problems,
-)
+from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
 from vpretrain.vision.recipe import (
     Ade20kPictures,
     FolderPictures,
@@ -104,10 +98,7 @@ def read(recipe: VisionRecipe) -> PictureSets:
         ]
         for name in ("train", split)
     )
-    tasks: dict[str, DownstreamTask] = {
-        task.name: task
-        for task in (Segmentation(reader.classes or 1), Depth(), Classification(reader.categories))
-    }
+    tasks = reader.tasks()
     specs = recipe.evaluate.retrieval
     read_sets = {name: reader.searched(spec) for name, spec in specs.items()}
     searched = {name: each for name, each in read_sets.items() if each is not None}
@@ -118,12 +109,12 @@ def read(recipe: VisionRecipe) -> PictureSets:
             "data.evaluation.train": probed,
             **{f"data.stream.{i}.pictures": source.pictures for i, source in enumerate(stream)},
         }
-        reader.problems += _misfits(recipe, streamed, tasks, train, meta, probed, evaluation)
+        reader.problems += misfits(recipe, streamed, tasks, train, meta, probed, evaluation)
         for where, others in parts.items():
             reader.problems += leaks(where, others, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
-    reader.warnings += _cautions(recipe, streamed, [*train, *meta], evaluation)
+    reader.warnings += cautions(recipe, streamed, [*train, *meta], evaluation)
     return PictureSets(
         stream, train, meta, probed, evaluation, tasks, reader.skipped, reader.warnings, searched
     )
@@ -139,7 +130,20 @@ class _Reader:
         self.warnings: list[Problem] = []
         self.classes: int | None = None
         self.categories = 1
+        self._category_names: Sequence[str] = ()
+        self._depth_ranges: list[tuple[float, float]] = []
+        self._tars = packed.Tars()
         self._known: dict[str, Pictures] = {}
+
+    def tasks(self) -> dict[str, DownstreamTask]:
+        """Return the tasks by name; depths are valid from the lowest to the highest of all sets."""
+        lowest, highest = zip(*(self._depth_ranges or [NYU_DEPTH_METRES]), strict=True)
+        tasks: list[DownstreamTask] = [
+            Segmentation(self.classes or 1),
+            Depth(valid_metres=(min(lowest), max(highest))),
+            Classification(self.categories),
+        ]
+        return {task.name: task for task in tasks}
 
     def stream(self) -> list[Source]:
         """Read the sources; repeated pictures are treated as ``data.duplicates`` says."""
@@ -154,6 +158,11 @@ class _Reader:
             if copies and self.data.duplicates == "drop":
                 left_out = {place for place, _, _ in copies}
                 kept = [place for place in range(len(pictures)) if place not in left_out]
+                if not kept:
+                    message = "all of its pictures are copies of earlier sources: take it out"
+                    shown, accepted = f"{len(copies)} copies", "a source with pictures of its own"
+                    self.problems.append(Problem(f"data.stream.{i}", shown, accepted, message))
+                    continue
                 pictures = Some(pictures, kept)
             elif copies:
                 pairs = [(name, first) for _, name, first in copies]
@@ -183,6 +192,9 @@ class _Reader:
                 for p in pictures
                 if p.depth is not None
             ]
+        if any(picture.depth is not None for picture in pictures):
+            stated = isinstance(spec, FolderPictures | PackedPictures)
+            self._depth_ranges.append(spec.depth_metres if stated else NYU_DEPTH_METRES)
         categories = (1 + p.category for p in pictures if p.category is not None)
         self.categories = max([self.categories, *categories])
         return pictures
@@ -243,7 +255,12 @@ class _Reader:
             )
         path = root / (spec.images if isinstance(spec, FolderPictures) else spec.path).expanduser()
         if isinstance(spec, ImageNetPictures):
-            return readers.read_categories(path, reading=reading, on_bad_row=skip, check=spec.check)
+            if labelled and not self._category_names:
+                self._category_names = readers.category_names(path)
+            names = self._category_names if labelled else ()
+            return readers.read_categories(
+                path, names, reading=reading, on_bad_row=skip, check=spec.check
+            )
         if isinstance(spec, FolderPictures):
             maps = [None if f is None else root / f.expanduser() for f in (spec.labels, spec.depth)]
             apart = [each for each in maps if each is not None and each != path]
@@ -270,7 +287,7 @@ class _Reader:
             parts = packed.Parts(spec.image, spec.labels, spec.depth, spec.category)
         if isinstance(spec, TablePictures):
             return packed.of_tables(pattern, spec.kind, parts, where)
-        return packed.of_tars(pattern, parts, where)
+        return packed.of_tars(pattern, parts, where, self._tars)
 
     def _has_classes(self, classes: int | None, where: str, labelled: bool) -> None:
         if not labelled or classes is None:
@@ -307,82 +324,3 @@ def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
     for place in places:
         store.add(whole.identified(place))
     return store.pictures()
-
-
-def needed(recipe: VisionRecipe) -> list[str]:
-    """Return the downstream tasks that the recipe's probes need."""
-    probes = recipe.evaluate.probes
-    return list(dict.fromkeys("classification" if each == "knn" else each for each in probes))
-
-
-def _cautions(
-    recipe: VisionRecipe, streamed: int, feedback: list[Picture], evaluation: list[Picture]
-) -> Iterator[Problem]:
-    """Yield warnings about settings that are allowed but often wrong."""
-    prototypes, fitting = recipe.learner.head.prototypes, fitting_prototypes(streamed)
-    if recipe.learner.kind == "dino" and prototypes > max(fitting, streamed):
-        message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
-        where = "learner.head.prototypes"
-        yield Problem(where, str(prototypes), f"{streamed} or fewer, such as {fitting}", message)
-    for name, classes in CLASSES_OF.items():
-        if name in recipe.data.feedback.tasks and (
-            missing := classes(evaluation) - classes(feedback)
-        ):
-            message = "no feedback picture holds these classes: nothing steers towards them"
-            accepted = f"pictures of every class that data.evaluation.{recipe.evaluate.split} holds"
-            shown = f"{name}: {abbreviated(map(str, sorted(missing)))}"
-            yield Problem("data.feedback.sets", shown, accepted, message)
-
-
-def _labelled_classes(pictures: list[Picture]) -> set[int]:
-    maps = [picture.labels.unique() for picture in pictures if picture.labels is not None]
-    return {int(label) for labels in maps for label in labels} - {IGNORE}
-
-
-def _categories(pictures: list[Picture]) -> set[int]:
-    return {picture.category for picture in pictures if picture.category is not None}
-
-
-CLASSES_OF: Mapping[str, Callable[[list[Picture]], set[int]]] = {
-    "segmentation": _labelled_classes,
-    "classification": _categories,
-}
-"""By task, the function that returns the classes present in some pictures."""
-
-
-def _misfits(
-    recipe: VisionRecipe,
-    streamed: int,
-    tasks: dict[str, DownstreamTask],
-    train: list[Picture],
-    meta: list[Picture],
-    probed: list[Picture],
-    evaluation: list[Picture],
-) -> Iterator[Problem]:
-    """Yield the problems of tasks with missing or wrong targets, and of sets that are too small."""
-    parts = {"data.feedback.sets (train)": train, "data.feedback.sets (meta)": meta}
-    wanted: dict[str, list[str]] = {where: list(recipe.data.feedback.tasks) for where in parts}
-    for name, pictures in (("train", probed), (recipe.evaluate.split, evaluation)):
-        parts[f"data.evaluation.{name}"] = pictures
-        wanted[f"data.evaluation.{name}"] = needed(recipe)
-    for where, pictures in parts.items():
-        yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
-    section = recipe.data.feedback
-    sizes = {"batch_size": recipe.data.batch_size, "meta_batch_size": recipe.data.meta_batch_size}
-    for key, size in sizes.items():
-        if size is not None and size > streamed:
-            message = "each batch would hold some pictures more than once: the stream has fewer"
-            yield Problem(f"data.{key}", str(size), f"1 to {streamed}", message)
-    for name in section.tasks:
-        count = sum(tasks[name].has(picture) for picture in meta)
-        if count and count < (least := section.batch_size * section.batches):
-            message = (
-                f"the meta part is smaller than {section.batches} batches without a picture in "
-                f"common for {name}"
-            )
-            accepted = f"1 to {count // section.batches}: there are {count} pictures (need {least})"
-            yield Problem("data.feedback.batch_size", str(section.batch_size), accepted, message)
-    if "knn" in recipe.evaluate.probes and recipe.evaluate.neighbours > len(probed):
-        accepted = f"1 to {len(probed)}"
-        message = "there are not so many training pictures"
-        yield Problem("evaluate.neighbours", str(recipe.evaluate.neighbours), accepted, message)

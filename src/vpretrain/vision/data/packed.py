@@ -8,22 +8,26 @@ process.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vpretrain.system.errors import Problem, brief, kind_of, shortened, user_error
 from vpretrain.system.located import Place, check_file, files
 from vpretrain.system.tables import BROKEN, decompressed, kind_by_name, readable, records
-from vpretrain.vision.data.decoding import Container, Member
+from vpretrain.vision.data.decoding import Container, Member, Reopened
 from vpretrain.vision.data.files import Files
 
 PREFIX = "vpretrain-pictures-"
+MOST_OPEN = 64
+"""Local tars that are open at a time; a process may have no more than 256 files on some systems."""
 _ROWS_PER_READ = 16  # rows are large: they hold pictures
 
 
@@ -57,6 +61,31 @@ class Laid:
         self._within.file.flush()
         start, self._end = self._end, self._end + len(content)
         return Member(name, self._within, start, len(content))
+
+
+class Tars:
+    """The tars of a recipe, of which there may be more than a process may have open files."""
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(MOST_OPEN)(_opened)
+
+    @cached_property
+    def _copies(self) -> Container:
+        return Container(tempfile.TemporaryFile(prefix=PREFIX))
+
+    def open(self, place: Place) -> tuple[Container, Container | Reopened]:
+        """Open a tar at its beginning; return it with the holder of its members.
+
+        Tars that are compressed or remote are appended to one temporary file."""
+        if isinstance(place, Path) and place.suffix == ".tar":
+            opened = self._opened(place)
+            opened.file.seek(0)
+            return opened, Reopened(place, self._opened)
+        start = self._copies.file.seek(0, os.SEEK_END)
+        with decompressed(place) as file:
+            shutil.copyfileobj(file, self._copies.file)
+        self._copies.file.seek(start)
+        return self._copies, self._copies
 
 
 def of_tables(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[Files | Problem]:
@@ -117,7 +146,7 @@ def _row(
     return Files(**maps)
 
 
-def of_tars(pattern: Place, parts: Parts, where: str) -> Iterator[Files | Problem]:
+def of_tars(pattern: Place, parts: Parts, where: str, tars: Tars) -> Iterator[Files | Problem]:
     """Yield the samples of tars: consecutive members whose names agree up to the first dot.
 
     A picture is named ``tar:member``.
@@ -133,7 +162,7 @@ def of_tars(pattern: Place, parts: Parts, where: str) -> Iterator[Files | Proble
     for place in files(pattern, where):
         check_file(place, where)
         found = False
-        for name, members in _samples(place, {*chain.from_iterable(endings.values())}):
+        for name, members in _samples(place, {*chain.from_iterable(endings.values())}, tars):
             found = True
             yield _sample(f"{place}:{name}", members, endings)
         if not found:
@@ -164,12 +193,12 @@ def _sample(
     return Files(**parts)
 
 
-def _samples(place: Place, wanted: set[str]) -> Iterator[tuple[str, dict[str, Member]]]:
+def _samples(place: Place, wanted: set[str], tars: Tars) -> Iterator[tuple[str, dict[str, Member]]]:
     """Yield the key of each sample and its members by ending; other endings are left out."""
     name, members, last = "", dict[str, Member](), ""
     try:
-        within = Container(_seekable(place))
-        with tarfile.open(fileobj=within.file, mode="r:") as tar:
+        opened, within = tars.open(place)
+        with tarfile.open(fileobj=opened.file, mode="r:") as tar:
             for each in tar:
                 last = each.name
                 key, ending = _split(each.name)
@@ -181,30 +210,19 @@ def _samples(place: Place, wanted: set[str]) -> Iterator[tuple[str, dict[str, Me
                 said, name = f"{place}:{each.name}", key
                 members[ending] = Member(said, within, each.offset_data, each.size)
             # tarfile stops without an error at a truncated or broken header.
-            within.file.seek(tar.offset)
-            if within.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            opened.file.seek(tar.offset)
+            if opened.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("what follows is no member, and no end of a tar")
     except (*BROKEN, tarfile.TarError) as error:
         after = f" after its member {last}" if last else ""
         message = f"this tar cannot be read{after}: {brief(error)}"
-        raise user_error(str(place), message, accepted="a whole tar: copy it again") from error
+        raise user_error(str(place), message, accepted="a readable, whole tar") from error
     if members:
         yield name, members
 
 
-def _seekable(place: Place) -> IO[bytes]:
-    """Open a local uncompressed tar, or an unnamed temporary copy of any other."""
-    if isinstance(place, Path) and place.suffix == ".tar":
-        return place.open("rb")
-    copy: IO[bytes] = tempfile.TemporaryFile(prefix=PREFIX)  # noqa: SIM115
-    try:
-        with decompressed(place) as file:
-            shutil.copyfileobj(file, copy)
-        copy.seek(0)
-    except BaseException:
-        copy.close()
-        raise
-    return copy
+def _opened(path: Path) -> Container:
+    return Container(path.open("rb"))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -128,8 +128,23 @@ def read_nyuv2(
     return read_folder(images, depth=depth, reading=reading, on_bad_row=on_bad_row, keep=keep)
 
 
+def category_names(root: Path | str) -> list[str]:
+    """Return the sorted names of the folders in a folder, each of which is a category.
+
+    Raises:
+        UserError: the folder is missing or holds no folders.
+    """
+    root = Path(root)
+    _check_folder(root)
+    if not (names := sorted(entry.name for entry in root.iterdir() if entry.is_dir())):
+        message = "the folder holds no folders, and each is a category"
+        raise user_error(str(root), message, accepted="CATEGORY/IMAGE")
+    return names
+
+
 def read_categories(
     root: Path | str,
+    names: Sequence[str] = (),
     *,
     reading: Reading = AS_STORED,
     on_bad_row: OnBadRow = "stop",
@@ -138,21 +153,28 @@ def read_categories(
 ) -> FolderContents:
     """Read one folder of images per category, as in ImageNet.
 
-    Categories count from 0 in the order of the folders' names. See :func:`read_folder`.
+    Categories count from 0 in the order of ``names``, some of which may have no folder here; empty:
+    in the order of the folders' names. A folder that is not in ``names`` is refused. See
+    :func:`read_folder`.
 
     Without ``check`` (and ``keep``) nothing is decoded beforehand, which would take too long for a
     million files; a file that cannot be read then stops the run when it is drawn."""
-    root = Path(root)
-    _check_folder(root)
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
-    if not folders:
-        message = "the folder holds no folders, and each is a category"
-        raise user_error(str(root), message, accepted="CATEGORY/IMAGE")
+    root, here = Path(root), category_names(root)
+    numbers = {name: number for number, name in enumerate(names or here)}
+    if unknown := [name for name in here if name not in numbers]:
+        message = (
+            "these folders are not among the categories of the recipe's first labelled set of kind "
+            "imagenet, by whose folders they are numbered: name a set with all of them first, or "
+            "take these out"
+        )
+        raise user_error(
+            str(root), message, value=abbreviated(unknown), accepted=abbreviated(numbers)
+        )
     files: list[Files] = []
     others: Counter[str] = Counter()
-    for number, folder in enumerate(folders):
-        paths, unread = image_files(folder)
-        files += [Files(image, category=number) for image in paths]
+    for name in here:
+        paths, unread = image_files(root / name)
+        files += [Files(image, category=numbers[name]) for image in paths]
         others += unread
     pictures = Folder(files, reading)
     if not (check or keep):

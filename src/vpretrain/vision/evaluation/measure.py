@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vpretrain.run.scores import Score
+from vpretrain.vision.data.checks import needed
 from vpretrain.vision.data.images import Picture
 from vpretrain.vision.data.kept import GIB
-from vpretrain.vision.data.loading import PictureSets, needed
+from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.evaluation.probes import (
     classification_probe,
     depth_probe,
@@ -16,7 +17,7 @@ from vpretrain.vision.evaluation.probes import (
 )
 from vpretrain.vision.evaluation.retrieval import pooled, retrieval
 from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
-from vpretrain.vision.feedback.tasks import Classification, DownstreamTask, Segmentation
+from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
 from vpretrain.vision.recipe import VisionEvaluate, VisionRecipe
 
 METRICS: Mapping[str, Mapping[str, str]] = {
@@ -69,6 +70,7 @@ def _probe(
     elif isinstance(task, Classification):
         probed = classification_probe(train, test, classes=task.classes, settings=settings)
     else:
+        assert isinstance(task, Depth)
         settings = (section.depth_probe or section.probe).settings()
-        probed = depth_probe(train, test, settings=settings)
+        probed = depth_probe(train, test, settings=settings, valid_metres=task.valid_metres)
     return {name: probed.scores[metric] for name, metric in METRICS[task.name].items()}

@@ -12,6 +12,7 @@ from vpretrain.config.recipe import MadeUp, Section
 from vpretrain.vision.recipe.common import Level, Range, Side
 
 VOID = 255
+SOME_CLASSES = Field(min_length=2, max_length=VOID)
 Class = Annotated[int, Field(ge=0, le=VOID)]
 Colour = tuple[Level, Level, Level]
 
@@ -50,19 +51,20 @@ class LabelledPictures(PictureSet):
     """Pictures with label maps, and the meaning of the numbers or colours in them."""
 
     classes: Annotated[int, Field(ge=2, le=255)] | None = None
-    """Number of classes in the label maps; not needed with ``label_map`` or ``label_colours``."""
+    """Number of classes in the label maps; not needed with ``label_values``, ``label_map`` or
+    ``label_colours``."""
     void: NonNegativeInt | None = None
     """Number of pixels without a label, besides 255, which is void too unless it is among
     ``label_values``."""
     first_class: NonNegativeInt = 0
     """Number that stands for class 0 in the label maps; class c is ``first_class + c``."""
-    label_values: list[NonNegativeInt] | None = None
+    label_values: Annotated[list[NonNegativeInt], SOME_CLASSES] | None = None
     """Numbers that stand for classes 0, 1, ... in the label maps, such as [0, 255]; null: numbers
     from ``first_class``."""
     label_map: dict[int, Class] | None = None
     """Class of each number, such as ``{7: 0, 8: 1, 11: 1}``, with class 255 for no label; instead
     of ``label_values``."""
-    label_colours: list[Colour] | None = None
+    label_colours: Annotated[list[Colour], SOME_CLASSES] | None = None
     """RGB colours of classes 0, 1, ..., such as [[0, 0, 0], [128, 64, 128]]; instead of
     ``label_values``."""
     other_labels: Literal["refuse", "void"] = "refuse"
@@ -78,10 +80,10 @@ class LabelledPictures(PictureSet):
         }
         if sum(given.values()) > 1:
             raise ValueError(f"give one of {' and '.join(key for key in given if given[key])}")
-        if self.label_values is not None and len(set(self.label_values)) != self.classes:
+        if self.label_values is not None and len({*self.label_values}) != self.class_count:
             raise ValueError(
-                f"label_values has {len(set(self.label_values))} distinct numbers for "
-                f"{self.classes} classes; give one a class"
+                f"label_values has {len({*self.label_values})} distinct numbers for "
+                f"{self.class_count} classes; give one a class"
             )
         if self.label_colours is not None and len({*self.label_colours}) != self.class_count:
             raise ValueError(
@@ -100,8 +102,9 @@ class LabelledPictures(PictureSet):
     @property
     def class_count(self) -> int | None:
         """Number of classes in the label maps; None if the recipe does not give it."""
-        if self.classes is None and self.label_colours is not None:
-            return len(self.label_colours)
+        listed = self.label_values or self.label_colours
+        if self.classes is None and listed is not None:
+            return len(listed)
         if self.classes is None and self.label_map is not None:
             return 1 + max({*self.label_map.values()} - {VOID}, default=-1)
         return self.classes
@@ -123,7 +126,8 @@ class FolderPictures(LabelledPictures):
     """Folder of the depth maps (16-bit ``.png`` in millimetres, or ``.npy`` of floating-point
     metres), relative to ``data.root``."""
     depth_metres: Range = (1e-3, 10.0)
-    """Valid depths: above the first, up to the second; others count as unknown."""
+    """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
+    probe are clipped to the widest range of the recipe's depth sets."""
 
     @model_validator(mode="after")
     def _has_classes(self) -> Self:
@@ -144,7 +148,8 @@ class PackedPictures(LabelledPictures):
     """Whether every picture is decoded before the run; if not, one that cannot be read stops the
     run when it is drawn."""
     depth_metres: Range = (1e-3, 10.0)
-    """Valid depths: above the first, up to the second; others count as unknown."""
+    """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
+    probe are clipped to the widest range of the recipe's depth sets."""
 
 
 class TablePictures(PackedPictures):
@@ -199,7 +204,10 @@ class NyuV2Pictures(PictureSet):
 
 
 class ImageNetPictures(PictureSet):
-    """One folder of images per category, as in ImageNet."""
+    """One folder of images per category, as in ImageNet.
+
+    Categories are numbered by the sorted folders of the recipe's first labelled set of this kind; a
+    later one may lack some."""
 
     kind: Literal["imagenet"]
     path: Path = Path("imagenet/train")

@@ -45,7 +45,7 @@ class Site:
         """Return the learner's mask surface; ``blur_sigma`` is for DINO's views, in pixels."""
         if self.learner_kind == DINO:
             return ViewMasks(blur_sigma, local_views_in_value=self.local_views_in_value)
-        return ContextMasks()
+        return ContextMasks(1 if self.learner is None else self.learner.backbone.patch_size)
 
 
 class VisionArm(DesignerSection):
@@ -57,6 +57,11 @@ class VisionArm(DesignerSection):
     @property
     def most_candidates(self) -> int:
         """Number of prototypes that a target is spread over; 0: no fixed number."""
+        return 0
+
+    @property
+    def most_images(self) -> int:
+        """Number of images of a batch that a meta step values; 0: no fixed number."""
         return 0
 
     def build(self, site: Site) -> Designer:

@@ -196,6 +196,10 @@ class AscentArm(MaskArm):
             raise ValueError(f"{message} divide it")
         return self
 
+    @property
+    def most_images(self) -> int:
+        return self.meta_images or 0
+
     def build(self, site: Site) -> NetworkDesigner:
         return NetworkDesigner(
             self.masks(site.seed).to(site.device),

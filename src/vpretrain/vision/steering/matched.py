@@ -11,6 +11,7 @@ from typing import Any, Generic
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
+from torch.nn import functional
 
 from vpretrain.method.network import NetworkDesigner
 from vpretrain.method.roles import (
@@ -59,7 +60,7 @@ class AfterLearned(Designer[ContextT, TaskT]):
 
 
 class UnevenMasks(AfterLearned[ContextT, TaskT]):
-    """Smooth random masks with the values of the learned masks.
+    """Smooth random masks with the values of the learned masks, as the learner sees them.
 
     At every step, each picture's mask has the histogram of its learned mask, in random places.
 
@@ -67,17 +68,27 @@ class UnevenMasks(AfterLearned[ContextT, TaskT]):
         learned: designer of the learned masks; only their histograms reach the learner.
         grain: side in pixels of the noise grid; bilinear interpolation in between.
         seed: seed of the noise, which has its own generator.
+        patch_size: side in pixels of the squares over which the learner sees the mean of a mask;
+            these means are scattered.
     """
 
-    def __init__(self, learned: NetworkDesigner[ContextT, TaskT], grain: int, seed: int) -> None:
+    def __init__(
+        self,
+        learned: NetworkDesigner[ContextT, TaskT],
+        grain: int,
+        seed: int,
+        *,
+        patch_size: int = 1,
+    ) -> None:
         super().__init__(learned)
-        self.grain = grain
+        self.grain, self.patch_size = max(1, round(grain / patch_size)), patch_size
         self.generator = torch.Generator().manual_seed(seed)
 
     def make_task(self, context: ContextT, value_of: ValueFunction[ContextT]) -> TaskT:
         surface = self.learned.surface
         with torch.no_grad():
             masks = self.learned.network(surface.inputs(context))
+        masks = functional.avg_pool2d(masks, self.patch_size)
         return surface.task(context, self.scattered(masks))
 
     def scattered(self, masks: Tensor) -> Tensor:
@@ -165,7 +176,8 @@ class UnevenMasksArm(AscentArm):
     """Side in pixels of the grid on which the random places are drawn."""
 
     def build(self, site: Site) -> UnevenMasks[Any, Any]:  # type: ignore[override]
-        return UnevenMasks(super().build(site), self.grain, site.seed)
+        patch_size = site.surface().patch_size
+        return UnevenMasks(super().build(site), self.grain, site.seed, patch_size=patch_size)
 
 
 @ARMS.declare(

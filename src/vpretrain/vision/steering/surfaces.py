@@ -27,9 +27,11 @@ class Masks(Surface[ContextT, TaskT]):
 
     Attributes:
         picture_dim: dimension of the control that indexes pictures.
+        patch_size: side in pixels of the squares over which the learner sees the mean of a mask.
     """
 
     picture_dim: ClassVar[int]
+    patch_size: int = 1
 
     @property
     def bounds(self) -> Bounds:
@@ -37,7 +39,8 @@ class Masks(Surface[ContextT, TaskT]):
         return {"mask_mean": (0.0, 1.0), "mask_std": (0.0, math.inf)}
 
     def metrics(self, choice: Tensor) -> dict[str, float]:
-        return mask_metrics(choice)
+        """Return :func:`mask_metrics` of what the learner sees."""
+        return mask_metrics(functional.avg_pool2d(choice, self.patch_size))
 
 
 class ViewMasks(Masks[dino.Context, dino.ViewTask]):
@@ -81,9 +84,16 @@ class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
     """Masks of I-JEPA's context: how much of each context patch the encoder sees.
 
     The network sees the whole image, target blocks included, so that a learned mask can leak
-    information about the targets to the encoder."""
+    information about the targets to the encoder.
+
+    Args:
+        patch_size: side of the encoder's patches in pixels.
+    """
 
     picture_dim = 0  # [B, L]
+
+    def __init__(self, patch_size: int) -> None:
+        self.patch_size = patch_size
 
     def baseline_task(self, context: ijepa.IJepaContext) -> IJepaTask:
         return ijepa.baseline_task(context)
@@ -95,7 +105,7 @@ class ContextMasks(Masks[ijepa.IJepaContext, IJepaTask]):
         return context.pixels
 
     def task(self, context: ijepa.IJepaContext, choice: Tensor) -> IJepaTask:
-        """Return the task of a mask, averaged over each patch."""
+        """Return the task of a mask of pixels, averaged over each patch, or of patches."""
         seen = functional.adaptive_avg_pool2d(choice, context.grid).flatten(1)
         return MaskedContext(ijepa.baseline_task(context).weights, seen)
 
@@ -139,7 +149,7 @@ class MaskPrice:
 def mask_metrics(masks: Tensor) -> dict[str, float]:
     """Return metrics of masks ``[N, 1, H, W]``.
 
-    ``mask_mean``; ``mask_std``: standard deviation over the pixels of an image, averaged over
+    ``mask_mean``; ``mask_std``: standard deviation over the values of an image, averaged over
     images (0: every mask has collapsed to a constant); ``mask_spread``: standard deviation of the
     images' means (0: all images keep the same fraction); ``mask_total_variation``; ``gate``: mean
     fraction that is blurred."""

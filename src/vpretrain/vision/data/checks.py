@@ -1,0 +1,96 @@
+"""Check that the pictures of a recipe fit its tasks and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from vpretrain.system.errors import Problem, abbreviated
+from vpretrain.vision.data.images import IGNORE, Picture
+from vpretrain.vision.dino.loss import fitting_prototypes
+from vpretrain.vision.feedback.tasks import DownstreamTask, target_problems
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.steering.arms import ARMS
+
+
+def needed(recipe: VisionRecipe) -> list[str]:
+    """Return the downstream tasks that the recipe's probes need."""
+    probes = recipe.evaluate.probes
+    return list(dict.fromkeys("classification" if each == "knn" else each for each in probes))
+
+
+def cautions(
+    recipe: VisionRecipe, streamed: int, feedback: list[Picture], evaluation: list[Picture]
+) -> Iterator[Problem]:
+    """Yield warnings about settings that are allowed but often wrong."""
+    prototypes, fitting = recipe.learner.head.prototypes, fitting_prototypes(streamed)
+    if recipe.learner.kind == "dino" and prototypes > max(fitting, streamed):
+        message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
+        where = "learner.head.prototypes"
+        yield Problem(where, str(prototypes), f"{streamed} or fewer, such as {fitting}", message)
+    data, images = recipe.data, ARMS.section_of(recipe).most_images
+    key = "batch_size" if data.meta_batch_size is None else "meta_batch_size"
+    if images > (size := data.meta_batch_size or data.batch_size):
+        message = f"a meta step has no more images than data.{key}: all of them are valued"
+        yield Problem("designer.meta_images", str(images), f"1 to {size}", message)
+    for name, classes in CLASSES_OF.items():
+        if name in recipe.data.feedback.tasks and (
+            missing := classes(evaluation) - classes(feedback)
+        ):
+            message = "no feedback picture holds these classes: nothing steers towards them"
+            accepted = f"pictures of every class that data.evaluation.{recipe.evaluate.split} holds"
+            shown = f"{name}: {abbreviated(map(str, sorted(missing)))}"
+            yield Problem("data.feedback.sets", shown, accepted, message)
+
+
+def _labelled_classes(pictures: list[Picture]) -> set[int]:
+    maps = [picture.labels.unique() for picture in pictures if picture.labels is not None]
+    return {int(label) for labels in maps for label in labels} - {IGNORE}
+
+
+def _categories(pictures: list[Picture]) -> set[int]:
+    return {picture.category for picture in pictures if picture.category is not None}
+
+
+CLASSES_OF: Mapping[str, Callable[[list[Picture]], set[int]]] = {
+    "segmentation": _labelled_classes,
+    "classification": _categories,
+}
+"""By task, the function that returns the classes present in some pictures."""
+
+
+def misfits(
+    recipe: VisionRecipe,
+    streamed: int,
+    tasks: dict[str, DownstreamTask],
+    train: list[Picture],
+    meta: list[Picture],
+    probed: list[Picture],
+    evaluation: list[Picture],
+) -> Iterator[Problem]:
+    """Yield the problems of tasks with missing or wrong targets, and of sets that are too small."""
+    parts = {"data.feedback.sets (train)": train, "data.feedback.sets (meta)": meta}
+    wanted: dict[str, list[str]] = {where: list(recipe.data.feedback.tasks) for where in parts}
+    for name, pictures in (("train", probed), (recipe.evaluate.split, evaluation)):
+        parts[f"data.evaluation.{name}"] = pictures
+        wanted[f"data.evaluation.{name}"] = needed(recipe)
+    for where, pictures in parts.items():
+        yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
+    section = recipe.data.feedback
+    sizes = {"batch_size": recipe.data.batch_size, "meta_batch_size": recipe.data.meta_batch_size}
+    for key, size in sizes.items():
+        if size is not None and size > streamed:
+            message = "each batch would hold some pictures more than once: the stream has fewer"
+            yield Problem(f"data.{key}", str(size), f"1 to {streamed}", message)
+    for name in section.tasks:
+        count = sum(tasks[name].has(picture) for picture in meta)
+        if count and count < (least := section.batch_size * section.batches):
+            message = (
+                f"the meta part is smaller than {section.batches} batches without a picture in "
+                f"common for {name}"
+            )
+            accepted = f"1 to {count // section.batches}: there are {count} pictures (need {least})"
+            yield Problem("data.feedback.batch_size", str(section.batch_size), accepted, message)
+    if "knn" in recipe.evaluate.probes and recipe.evaluate.neighbours > len(probed):
+        accepted = f"1 to {len(probed)}"
+        message = "there are not so many training pictures"
+        yield Problem("evaluate.neighbours", str(recipe.evaluate.neighbours), accepted, message)
