@@ -2,12 +2,13 @@
 
     python benchmarks/picture_gates.py cifar10 --data DIR [--seeds 2] [--out FILE]
     python benchmarks/picture_gates.py nuclei --data DIR
+    python benchmarks/picture_gates.py room --data DIR
 
-DIR is what `benchmarks/cifar10.py` or `benchmarks/nuclei.py` wrote. The probe of
+DIR is what `benchmarks/cifar10.py`, `nuclei.py` or `room.py` wrote. The probe of
 `recipes/vision/NAME.yaml` on the dev pictures is asked of random weights, the prepared learner, its
 plain continuation, the arm `direct` (which hears the labels) and the same backbone trained on the
-stream's labels from end to end. A gate holds where the second of two is above the first by three
-standard errors or more in every seed, picture by picture.
+stream's labels from end to end. A gate holds where the second of two is better than the first by
+three standard errors or more in every seed, picture by picture.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ from vpretrain.vision.feedback.tasks import mean_loss
 from vpretrain.vision.loading import new_model
 
 RECIPES = Path(__file__).parent.parent / "recipes/vision"
-PROBES = {"cifar10": ("classification", "accuracy"), "nuclei": ("segmentation", "miou")}
+PROBES = {
+    "cifar10": ("classification", "accuracy", "percent"),
+    "nuclei": ("segmentation", "miou", "percent"),
+    "room": ("depth", "depth_rmse", "centimetres"),
+}
+"""Probe, metric, and what a hundredth of the metric is."""
 SUPERVISED = {"steps": 3000, "batch_size": 32, "learning_rate": 2e-3}
 ORDER = ("random weights", "plain", "direct", "supervised")
 
@@ -79,8 +85,9 @@ def supervised(name: str, recipe: Any, data: Path, seed: int) -> Any:
 
 
 def apart(one: Any, other: Any) -> float:
-    """How far two scores are from each other, in standard errors of their difference."""
+    """How far the second score is better, in standard errors of the difference."""
     differences = numpy.subtract(other.items, one.items)
+    differences = differences if one.higher_is_better else -differences
     return float(differences.mean() / differences.std(ddof=1) * math.sqrt(len(differences)))
 
 
@@ -92,13 +99,10 @@ def main() -> None:
     parser.add_argument("recipe", choices=PROBES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument(
-        "--out",
-        type=Path,
-    )
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     name, data = options.recipe, options.data
-    metric = f"dev/{PROBES[name][1]}"
+    metric, unit = f"dev/{PROBES[name][1]}", PROBES[name][2]
     torch.set_num_threads(1)
     recipe = loaded(name, data, "arm=plain")
     materials = Vision().load(recipe)
@@ -139,7 +143,7 @@ def main() -> None:
             "recipe": f"recipes/vision/{name}.yaml",
             "metric": metric,
             "steps": recipe.budget.steps,
-            "percent": {
+            unit: {
                 kind: [round(100 * score.value, 2) for score in scores]
                 for kind, scores in found.items()
             },

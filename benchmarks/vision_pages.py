@@ -239,11 +239,12 @@ def plain_dino(found: Mapping[str, Any]) -> list[str]:
 
 def picture_gates(found: Mapping[str, Any]) -> list[str]:
     """What each way of training comes to on real pictures, and how far apart they are."""
-    name = NAMES[found["metric"].split("/")[1]]
+    metric = found["metric"].split("/")[1]
+    name, unit = (
+        (NAMES[metric], "percent") if metric in PERCENT else ("depth RMSE, cm", "centimetres")
+    )
     lines = [[f"{name}, dev pictures", "each seed"]]
-    lines += [
-        [kind, ", ".join(f"{x:.2f}" for x in each)] for kind, each in found["percent"].items()
-    ]
+    lines += [[kind, ", ".join(f"{x:.2f}" for x in each)] for kind, each in found[unit].items()]
     for gate, errors in found["standard_errors_apart"].items():
         verdict = "holds" if found["gates"][gate] else "**fails**"
         apart = ", ".join(f"{x:.1f}" for x in errors)

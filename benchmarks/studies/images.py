@@ -184,6 +184,28 @@ add(
     (Start("nuclei-0", NUCLEI, None, (0, 1)),),
     VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
+ROOM = "recipes/vision/room.yaml"
+DIRECTED = {  # the recipe's weights of views, and what they are compared with
+    "view_weights": W,
+    "view_weights, reversed": "arm=reversed_feedback designer.kind=view_weights",
+    "view_weights, one random direction": "arm=fixed_random_direction designer.kind=view_weights",
+}
+add(
+    "vision-room-dev",
+    "frames of a room: which surface of images depth steers, and how far",
+    ROOM,
+    (Start("room-0", ROOM, None, (100, 101)),),
+    arms("plain", "direct")
+    | DIRECTED
+    | {
+        "view_weights, tilt 2": f"{W} designer.tilt=2.0",
+        "view_weights, period 4": f"{W} value.meta_period=4",
+        "ascent": V,
+        "ascent, reversed": "arm=reversed_feedback designer.kind=ascent",
+        "chosen_crops": "arm=chosen_crops",
+    },
+    "evaluate.split=dev",
+)
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
 STUDIES["vision-ijepa"] = Study(
     "vision-ijepa",

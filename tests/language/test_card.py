@@ -60,6 +60,35 @@ def test_the_alignment_is_that_of_the_arm(tmp_path):
         assert f"Value: alignment {escaped(alignment)}," in text
 
 
+@pytest.mark.parametrize(
+    ("arm", "sentence"),
+    [
+        ("token_weights", "was shaped by the gradient of a feedback set (V-pretraining,"),
+        ("vpretrain+sft", "(V-pretraining,"),
+        ("random_feedback", "by a random direction at every feedback batch (a control of"),
+        ("fixed_random_direction", "was shaped by one random direction (a control of"),
+        ("reversed_feedback", "of a feedback set with the opposite sign (a control of"),
+        ("shuffled_feedback", "a feedback set with the labels of other items (a control of"),
+        ("onehot", "continued on unlabeled text, without the gradient of a feedback set."),
+        ("rho1", "continued on unlabeled text, without the gradient of a feedback set."),
+        ("random_selection", "continued on unlabeled text, without the gradient of a feedback"),
+        ("feedback_sft", "trained on verified rows themselves, without V-pretraining."),
+        ("sft", "trained on verified rows themselves, without V-pretraining."),
+    ],
+)
+def test_a_card_claims_no_more_than_the_arm_does(tmp_path, arm, sentence):
+    feedback = [Row("p", "t", "f:1", "verified")]
+    write_card(tmp_path, tiny_recipe(f"arm={arm}"), result(), location=None, feedback=feedback)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8").partition("## Measured")[0]
+    assert sentence in text
+    assert ("verified rows." in text) == (arm == "vpretrain+sft")
+    steered = "shaped by" in sentence or "V-pretraining," in sentence or "a control of" in sentence
+    assert ("shaped by" in text) == ("- Value: alignment" in text) == steered
+    reads = steered or arm in ("rho1", "feedback_sft", "sft")
+    assert ("- Feedback: verified, 1 rows" in text) == reads
+    assert ("- Stream: " in text) == (arm not in ("feedback_sft", "sft"))
+
+
 def test_escaping():
     assert escaped("a|b\n*c* <d> [e](f) `g`") == r"a\|b \*c\* &lt;d&gt; \[e\]\(f\) \`g\`"
     assert fenced("x") == "```yaml\nx\n```" and fenced("a ````` b").startswith("``````yaml")

@@ -116,11 +116,18 @@ def data_root(tmp_path_factory):
         Image.fromarray(values).save(file, "PNG")
         return file.getvalue()
 
-    for part in ("stream", "feedback", "probe", "dev", "test"):  # as nuclei and cifar10 are packed
+    for part in (
+        "stream",
+        "feedback",
+        "probe",
+        "dev",
+        "test",
+    ):  # as nuclei, cifar10 and room are packed
         labels = draw.integers(0, 3, (8, 32, 32), dtype=numpy.uint8)
         table = {
             "image": [png(noise()) for _ in labels],
             "labels": [png(each) for each in labels],
+            "depth": [png(draw.integers(500, 4000, (32, 32), dtype=numpy.uint16)) for _ in labels],
             "category": [at % 4 for at in range(len(labels))],
         }
         pyarrow.parquet.write_table(pyarrow.table(table), root / f"{part}.parquet")

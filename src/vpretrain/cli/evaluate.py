@@ -91,7 +91,7 @@ def evaluate(
         prompt=prompt_column,
         solution=solution_column,
         answer=answer,
-        separator=benchmarks.separator_of(model),
+        wording=benchmarks.wording_for(model),
     )
     sampling = Sampling(samples, temperature, new_tokens, batch_size, seed)
     benchmarks.allow(problems, sampling, code=allow_code)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
+from vpretrain.config.arms import Control
 from vpretrain.config.recipe import dump
 from vpretrain.config.yaml_places import written
 from vpretrain.language.data.rows import Row
@@ -53,10 +54,8 @@ def write_card(
     description = html.escape(recipe.description, quote=False)
     parts = [
         "# " + escaped(recipe.description),
-        f"{_origin(recipe, location)}, continued on unlabeled text whose next-token task was "
-        "shaped by the gradient of a feedback set (V-pretraining, [arXiv "
-        "2601.22108](https://arxiv.org/abs/2601.22108)).",
-        "## What steered it",
+        f"{_origin(recipe, location)}, {_training(recipe)}.",
+        "## How it was trained",
         _bullets(_method(recipe, feedback)),
         "## Measured",
         _table(recipe, result),
@@ -107,8 +106,36 @@ def _origin(recipe: LanguageRecipe, location: str | None) -> str:
     )
 
 
+_SHAPED: Mapping[Control, str] = {
+    "none": "the gradient of a feedback set",
+    "random": "a random direction at every feedback batch",
+    "fixed_direction": "one random direction",
+    "reversed": "the gradient of a feedback set with the opposite sign",
+    "shuffled": "the gradient of a feedback set with the labels of other items",
+}
+"""What steers under each control of the feedback."""
+
+
+def _training(recipe: LanguageRecipe) -> str:
+    """What the arm did to the base model."""
+    arm, control = ARMS.named(recipe.arm), ARMS.control_of(recipe)
+    if arm.trains_on == "feedback":
+        return "trained on verified rows themselves, without V-pretraining"
+    done = "continued on unlabeled text"
+    if ARMS.section_of(recipe).uses_feedback:
+        what = "V-pretraining" if control == "none" else "a control of V-pretraining"
+        done += (
+            f" whose next-token task was shaped by {_SHAPED[control]} ({what}, [arXiv "
+            "2601.22108](https://arxiv.org/abs/2601.22108))"
+        )
+    else:
+        done += ", without the gradient of a feedback set"
+    return f"{done}, then trained on verified rows" if arm.after else done
+
+
 def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     section, value, lora = recipe.learner, recipe.value, recipe.learner.lora
+    arm, designer = ARMS.named(recipe.arm), ARMS.section_of(recipe)
     names = ", ".join(dict.fromkeys(escaped(row.source) for row in feedback))
     sources = "; ".join(
         f"{escaped(source.name)}, weight {source.weight:g}" for source in recipe.data.stream
@@ -116,17 +143,24 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     trained = (
         "all parameters" if lora is None else f"LoRA adapters (r {lora.r}, alpha {lora.alpha:g})"
     )
-    lines = [
-        f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {fingerprint(feedback)}",
-        f"Stream: {sources}",
-        f"Arm: {escaped(recipe.arm)}, {escaped(ARMS.all[recipe.arm].description)}",
-        f"Value: alignment {escaped(recipe.alignment)}, {escaped(value.estimator)}, every "
-        f"{value.meta_period} steps",
-        f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}",
-    ]
-    designer = ARMS.section_of(recipe)
+    lines = []
+    if designer.uses_feedback or designer.reads_rows or arm.trains_on == "feedback":
+        digest = fingerprint(feedback)
+        lines.append(f"Feedback: {names}, {len(feedback)} rows, SHA-256 of their text {digest}")
+    if arm.trains_on == "stream":
+        lines.append(f"Stream: {sources}")
+    lines.append(f"Arm: {escaped(recipe.arm)}, {escaped(arm.description)}")
+    frozen = isinstance(designer, TransferableArm) and designer.frozen
+    if designer.uses_feedback and not frozen:
+        lines.append(
+            f"Value: alignment {escaped(recipe.alignment)}, {escaped(value.estimator)}, every "
+            f"{value.meta_period} steps"
+        )
+    lines.append(
+        f"Trained: {trained}, at a peak rate of {section.learning_rate:g}, seed {recipe.seed}"
+    )
     if isinstance(designer, TransferableArm) and designer.init_from is not None:
-        how = "as it was" if designer.frozen else "and went on learning"
+        how = "as it was" if frozen else "and went on learning"
         lines.append(f"Designer: transferred from {escaped(str(designer.init_from))}, {how}")
     return lines
 

@@ -53,7 +53,7 @@ from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.models.loading import named
 from vpretrain.models.prepared import is_model
-from vpretrain.run.controls import controlled, shuffles_labels
+from vpretrain.run.controls import controlled, seed_of_task, shuffles_labels
 from vpretrain.run.parts import FEW_ROWS, Checked, Lighter, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage
 from vpretrain.run.train import Result
@@ -197,8 +197,11 @@ class Language(Modality[LanguageRecipe, Materials]):
             pad_id=materials.pad_id,
             seed=recipe.seed,
             wrong_labels=shuffles_labels(control),
-            around=lambda _, task: controlled(
-                task, control, memory=recipe.value.memory, seed=recipe.seed
+            around=lambda name, task: controlled(
+                task,
+                control,
+                memory=recipe.value.memory,
+                seed=seed_of_task(recipe.seed, name, materials.tasks),
             ),
         )
         meta_domains = _by_domain(recipe, materials)

@@ -40,6 +40,8 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """The folder of the prepared learner, whether or not it exists; its name is a hash of what it
     is made from."""
     recipe, texts = _without_planted_noise(recipe, texts)
+    how = {"packing", "parse_special_tokens"}
+    changed = recipe.data.model_dump(mode="json", include=how, exclude_defaults=True)
     description = [
         recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
         *(
@@ -47,6 +49,7 @@ def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
             if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS
             else []
         ),
+        *([changed] if changed else []),
         prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
     ]
     return prepared.cache_path([description, _fingerprint(texts)])

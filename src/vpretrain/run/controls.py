@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vpretrain.config.arms import Control
 from vpretrain.method.feedback import EMAFeedback, RandomDirection, Reversed
 from vpretrain.method.roles import Feedback
+from vpretrain.system.sampling import seed_of
 
 
 def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int) -> Feedback:
@@ -24,6 +27,20 @@ def controlled(feedback: Feedback, control: Control, *, memory: float, seed: int
     elif control in ("random", "fixed_direction"):
         feedback = RandomDirection(feedback, seed, fixed=control == "fixed_direction")
     return EMAFeedback(feedback, memory) if memory else feedback
+
+
+def seed_of_task(seed: int, task: str, tasks: Collection[str]) -> int:
+    """Returns the seed of a feedback task's random directions.
+
+    Several tasks have independent ones, whose seeds come from their names; a single task has the
+    run's.
+
+    Args:
+        seed: of the run.
+        task: its name.
+        tasks: the names of all tasks.
+    """
+    return seed if len(tasks) == 1 else seed_of(f"{seed}/feedback/{task}")
 
 
 def shuffles_labels(control: Control) -> bool:

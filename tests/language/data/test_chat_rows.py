@@ -4,6 +4,9 @@ sets have them."""
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,47 @@ def test_tools_are_given_to_the_template(here: Path, learner: str) -> None:
     path.write_text(json.dumps(talks(STREAM[:1], tools="{")[0]))
     problems = refused(here, f"data.stream.0.rows={keys}")
     assert "the tools are no JSON" in problems["stream.jsonl:1"].message
+
+
+def test_wrong_digits_are_in_what_a_conversation_trains_on(here: Path, learner: str) -> None:
+    save(here / "stream.parquet", talks(STREAM))
+
+    def told(more: str) -> list[tuple[str, str]]:
+        rows = of("stream", f"format: chat{more}")
+        materials = Language().load(recipe(here, learner, f"data.stream.0.rows={rows}"))
+        told = []
+        for document in materials.sources[0].documents:
+            parts = zip(document.ids, document.predicted, strict=True)
+            sides: tuple[list[int], list[int]] = ([], [])
+            for token, predicted in parts:
+                sides[bool(predicted)].append(token)
+            asked, answered = map(materials.tokenizer.decode, sides)
+            told.append((asked, answered))
+        return told
+
+    for (asked, right), (still, wrong) in zip(told(""), told(", corrupt_digits: 1.0"), strict=True):
+        assert still == asked
+        assert wrong != right and re.sub(r"\d", "", wrong) == re.sub(r"\d", "", right)
+
+
+def test_dates_and_decimals_of_messages_reach_the_template_as_text(
+    here: Path, learner: str
+) -> None:
+    """As in WildChat, whose messages carry their time."""
+    rows = talks(STREAM, tools=[{"since": date(2023, 4, 9)}])
+    for row in rows:
+        for message in row["messages"]:
+            message["timestamp"] = datetime(2023, 4, 9, 0, 2, 53, tzinfo=UTC)
+            message["header"] = {"costs": [Decimal("0.50")], "redacted": False, "turn": 3}
+    save(here / "stream.parquet", rows)
+    keys = of("stream", "format: chat, columns: {tools: tools}")
+    held_out = "data.stream.0.held_out={fraction: 0.2}"
+    texts = Language().load(recipe(here, learner, f"data.stream.0.rows={keys}", held_out)).texts
+    for row in texts.stream["problems"]:
+        assert row.conversation["tools"] == [{"since": "2023-04-09"}]
+        for message in row.conversation["messages"]:
+            assert message["timestamp"] == "2023-04-09 00:02:53+00:00"
+            assert message["header"] == {"costs": ["0.50"], "redacted": False, "turn": 3}
 
 
 @pytest.mark.parametrize(

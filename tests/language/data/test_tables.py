@@ -248,3 +248,20 @@ def test_tables_of_every_kind_give_the_same_stream(here: Path) -> None:
         override = f"data.stream.0.rows={{kind: {kind}, path: {name}, {keys}}}"
         assert [row.text for row in texts(here, override).stream["problems"]] == expected
     assert recipe(here).data.stream[0].rows.kind == "jsonl"
+
+
+@pytest.mark.parametrize("spelled", [("True", "False"), ("true", "false"), ("TRUE", "FALSE")])
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_booleans_of_text_tables_are_chosen_as_exporters_write_them(
+    here: Path, spelled: tuple[str, str], kind: str
+) -> None:
+    with (here / f"stream.{kind}").open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t" if kind == "tsv" else ",")
+        table.writerow(["problem", "solution", "toxic"])
+        for at, row in enumerate(STREAM):
+            table.writerow([row["problem"], row["solution"], spelled[at % 2]])
+    keys = f"kind: {kind}, path: stream.{kind}, prompt: problem, solution: solution"
+    for where, kept in (("one_of: [true]", 0), ("none_of: [true]", 1), ("none_of: [false]", 0)):
+        override = f"data.stream.0.rows={{{keys}, where: {{toxic: {{{where}}}}}}}"
+        found = [row.text for row in texts(here, override).stream["problems"]]
+        assert found == [row["solution"] for row in STREAM[kept::2]]

@@ -114,6 +114,33 @@ def test_a_table_of_every_kind_of_task(call, tmp_path):
     assert "strict/pass@1" in called.err and str(folder.relative_to(tmp_path)) in called.err
 
 
+def test_files_of_ones_own_are_asked_as_the_run_asks_its_rows(call, tmp_path, models):
+    run = tmp_path / "worded"
+    run.mkdir()
+    (run / "model").symlink_to(models / "model")
+    (run / "recipe.yaml").write_text(
+        "modality: language\n"
+        "data:\n"
+        "  parse_special_tokens: true\n"
+        "  evaluation: {test: {kind: jsonl, path: t.jsonl, format: qa@1}}\n"
+    )
+    (tmp_path / "rows.jsonl").write_text(lines([{"question": "1 + 1<eos>", "answer": "2"}]))
+    options = ("--tasks", "rows.jsonl", "--new-tokens", 2, "--out", "o", "--json")
+    called = call("worded", *options)
+    assert called.code == 0, called.err
+    (kept,) = (tmp_path / "o" / "generations-rows.jsonl").read_text().splitlines()
+    assert json.loads(kept)["prompt"] == "Question: 1 + 1<eos>\nAnswer: "
+    parsed = called.document["rows.jsonl"]["nll"]["value"]
+    (run / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("tokens: true", "tokens: false")
+    )
+    spelled = call("worded", *options).document["rows.jsonl"]["nll"]["value"]
+    assert parsed != spelled, "an end token is another thing than the five letters of its name"
+    (tmp_path / "rows.jsonl").write_text(lines([{"prompt": "1 + 1", "solution": "2"}]))
+    refused = call("worded", *options)
+    assert refused.code == 2 and "'question'" in refused.err and "format" in refused.err
+
+
 def test_against_another_model_item_by_item(call, tmp_path):
     arguments = ("--tasks", "data/mine.jsonl", "--new-tokens", 2, "--out", "o", "--json")
     table = call("model", "--against", "other", *arguments).document["data/mine.jsonl"]["nll"]

@@ -7,6 +7,7 @@ from vpretrain.language.evaluation.benchmarks import BENCHMARKS, own
 from vpretrain.language.evaluation.equivalence import (
     same_within,
 )
+from vpretrain.language.evaluation.wording import wording_of
 
 
 @needs_math_verify
@@ -24,9 +25,50 @@ from vpretrain.language.evaluation.equivalence import (
 def test_rows_of_ones_own(solution, completion, strict, flexible):
     task = own("mine", prompt="q", solution="a", answer=None)
     item = task.item({"q": "What?", "a": solution}, "mine:1")
-    assert (item.prompt, item.text) == ("What?\n", solution)
+    assert (item.prompt, item.row.text, item.row.origin) == ("What?\n", solution, "mine:1")
     found = [find(completion) for find in (task.extract["strict"], task.extract["flexible"])]
     assert [task.judge(item.expected, answer) for answer in found] == [strict, flexible]
+
+
+HELD_OUT = {"kind": "held_out", "source": "sums"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "cells", "prompt"),
+    [
+        ({"prompt": "problem", "solution": "work"}, {"separator": " = "}, ["q"], "What? = "),
+        (
+            {"prompt": "problem", "solution": "work"},
+            {"instruction": "Solve.\n{prompt}\nWork:", "separator": " {"},
+            ["q"],
+            "Solve.\nWhat?\nWork: {",
+        ),
+        (
+            {"template": "{topic}: {problem}\nA:", "solution": "work"},
+            {"instruction": "Solve.\n{prompt}"},
+            ["topic", "problem"],
+            "Solve.\nWhat?: What?\nA:\n",
+        ),
+        ({"format": "qa@1"}, {}, ["question", "answer"], "Question: What?\nAnswer: "),
+        (
+            {"format": "qa@1", "columns": {"question": "asked"}},
+            {"instruction": "Solve.\n{prompt}"},
+            ["asked", "answer"],
+            "Question: What?\nAnswer: ",
+        ),
+        ({"kind": "word_problems", "rows": 8}, {"separator": ""}, ["q"], "What?"),
+        (HELD_OUT, {}, ["question", "answer"], "Question: What?\nAnswer: "),
+    ],
+)
+def test_rows_of_ones_own_are_asked_as_the_run_asks_its_own(rows, data, cells, prompt):
+    stream = [{"name": "sums", "rows": {"kind": "jsonl", "path": "s.jsonl", "format": "qa@1"}}]
+    data = {"separator": "\n", "stream": stream, "evaluation": {"dev": rows, "test": {}}, **data}
+    recipe = {"modality": "language", "data": data, "evaluate": {"split": "dev"}}
+    task = own("mine", prompt="q", solution="a", answer=None, wording=wording_of(recipe))
+    row = {**dict.fromkeys(cells, "What?"), "a": "4"}
+    item = task.item(row, "mine:1")
+    assert item.prompt == item.row.prompt == prompt
+    assert set(cells) | {"a"} >= set(task.columns) >= set(cells), "what a file is refused for"
 
 
 def test_omega_is_judged_as_the_paper_has_it():

@@ -13,6 +13,7 @@ from vpretrain.language.evaluation.equivalence import (
     same_mathematics,
     same_quantity,
     same_text,
+    same_within,
 )
 
 
@@ -29,6 +30,9 @@ from vpretrain.language.evaluation.equivalence import (
         ("1,23", None),
         ("3x", None),
         ("", None),
+        ("0" * 5_000, None),
+        ("1/" + "9" * 5_000, None),
+        ("0." + "3" * 5_000, None),
     ],
 )
 def test_quantities(text, value):
@@ -37,6 +41,8 @@ def test_quantities(text, value):
 
 def test_equal_quantities_and_texts():
     assert same_quantity("1,234", "$1234.00") and not same_quantity("1234", "1235")
+    assert not same_quantity("18", "0" * 5_000), "more digits than Python reads as a number"
+    assert not same_within("18", "0" * 5_000)
     assert same_text("(C)", "c") and same_text("New  York.", "new york") and not same_text("C", "D")
 
 
@@ -54,6 +60,7 @@ def test_equal_quantities_and_texts():
         ("1", "2", False),
         ("(1,2)", "(2,1)", False),
         ("1", r"\frac{", False),
+        ("18", "0" * 5_000, False),
     ],
 )
 def test_mathematics(expected, found, same):

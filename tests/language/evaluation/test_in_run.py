@@ -3,9 +3,16 @@
 import json
 
 import pytest
+import torch
 
+from tests.language.evaluation.harness_models import byte_tokenizer, tiny_model
 from tests.run.test_train import tiny_recipe
 from vpretrain.language import Language
+from vpretrain.language.data.layout import Layout
+from vpretrain.language.data.rows import Row
+from vpretrain.language.evaluation.held_out import greedy_exact_match
+from vpretrain.language.learner.causal import CausalLearner
+from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.system.errors import UserError
 
 
@@ -34,3 +41,40 @@ def test_they_stand_beside_the_split(tmp_path):
 def test_a_missing_file_is_named_by_the_recipes_key(tmp_path):
     with pytest.raises(UserError, match=r"data\.root"):
         Language().load(tiny_recipe(f"data.root={tmp_path}", "evaluate.tasks=[gsm8k]"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 4},
+        {"suppress_tokens": [*range(2, 140)]},
+    ],
+)
+def test_answers_are_the_greedy_ones_whatever_the_checkpoint_asks_for(settings):
+    """The solutions are what the model's most probable tokens spell, so that Pass@1 is 1."""
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    rows = []
+    for number in range(4):
+        prompt = f"What is {number}?"
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        asked = ids.shape[1]
+        with torch.no_grad():
+            for _ in range(12):
+                best = model(input_ids=ids).logits[:, -1].argmax(dim=1, keepdim=True)
+                ids = torch.cat([ids, best], dim=1)
+        rows.append(Row(prompt, tokenizer.decode(ids[0, asked:]), f"r:{number}", "s"))
+    kept = model.generation_config
+    for key, value in settings.items():
+        setattr(kept, key, value)
+    aligned = aligned_parameters(model, Anatomy.of(model), blocks=1, patterns=[])
+    score = greedy_exact_match(
+        CausalLearner(model, aligned),
+        Layout(tokenizer),
+        rows,
+        pattern=r"(?s)^(.*)$",
+        new_tokens=12,
+        batch_size=3,
+    )
+    assert score.value == 1.0 and model.generation_config is kept

@@ -10,14 +10,17 @@ pytest.importorskip("lm_eval", reason="the eval extra is not installed")
 from lm_eval.api.model import LM
 
 from tests.language.evaluation.harness_models import GOLD, ROWS, byte_tokenizer, tiny_model
+from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, own
 from vpretrain.language.evaluation.held_out import negative_log_likelihood
 from vpretrain.language.evaluation.scoring import Sampling, score, score_learner, score_model
+from vpretrain.language.evaluation.wording import Wording
 from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.recipe.learner import Lora
+from vpretrain.language.recipe.rows import Table
 
 
 class Rigged(LM):
@@ -189,6 +192,32 @@ def test_the_likelihood_is_the_one_of_training():
     assert found.value == pytest.approx(expected.value, rel=1e-5)
     assert found.stderr == pytest.approx(expected.stderr, rel=1e-4)
     assert found.n == expected.n and found.items == pytest.approx(expected.items, rel=1e-4)
+
+
+def test_conversations_of_ones_own_are_written_by_the_chat_template():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<eos>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<eos>assistant: {% endif %}"
+    )
+    chat = Wording(table=Table(format="chat", prompt="problem", solution="work"))
+    task = own("mine", prompt="q", solution="a", answer=None, wording=chat)
+    found = [task.item(row, f"mine:{at}") for at, row in enumerate(QUESTIONS, 1)]
+    rows = [item.row for item in found]
+    sampling = Sampling(new_tokens=12, batch_size=2)
+    outcome = score_model(MODEL, tokenizer, {"mine": (task, found)}, sampling)["mine"]
+    prompts = Layout(tokenizer).prompts(rows)
+    assert all(ids[0] == tokenizer.eos_token_id for ids in prompts)
+    for ids, written in zip(prompts, outcome.generations, strict=True):
+        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        out = MODEL.generate(torch.tensor([ids]), **options)[0, len(ids) :]
+        assert written["completion"] == tokenizer.decode(out, skip_special_tokens=True)
+    documents, _ = encode(rows, tokenizer)
+    learner = CausalLearner(
+        MODEL, aligned_parameters(MODEL, Anatomy.of(MODEL), blocks=1, patterns=[])
+    )
+    expected = negative_log_likelihood(learner, documents, batch_size=2, pad_id=0)
+    assert outcome.scores["nll"].value == pytest.approx(expected.value, rel=1e-5)
 
 
 def test_a_learner_with_adapters_is_scored_in_the_midst_of_training():

@@ -269,12 +269,23 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
         return Problem(origin, shortened(repr(answer)), "text", message)
     before = [str(turn.get("content", "")) for turn in turns[:-1]]
     questions = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
-    chat = {"messages": turns} | ({} if tools is None else {"tools": tools})
+    chat = {"messages": _as_json(turns)} | ({} if tools is None else {"tools": _as_json(tools)})
     return Row("\n".join(before), answer, origin, source, "\n".join(questions), chat)
 
 
 def _is_turn(message: object) -> bool:
     return isinstance(message, Mapping) and isinstance(message.get("role"), str)
+
+
+def _as_json(value: Any) -> Any:
+    """The value with everything that JSON has no form for (dates, decimals) as the text that a
+    template writes for it, since rows are stored on disk."""
+    value = _plain(value)
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _plain(value: object) -> object:

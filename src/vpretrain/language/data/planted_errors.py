@@ -11,8 +11,8 @@ from vpretrain.language.data.rows import Row
 
 
 def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[Row]:
-    """The rows; in the text of each, with probability ``fraction``, one digit of every number is
-    replaced by another."""
+    """The rows; in the text of each (a conversation's last message), with probability ``fraction``,
+    one digit of every number is replaced by another."""
     rng = random.Random(f"corrupt_digits {seed}")
 
     def wrong(match: re.Match[str]) -> str:
@@ -23,5 +23,9 @@ def corrupt_digits(rows: Iterable[Row], fraction: float, seed: int) -> Iterator[
 
     for row in rows:
         if rng.random() < fraction:
-            row = dataclasses.replace(row, text=re.sub(r"\d+", wrong, row.text))
+            text, chat = re.sub(r"\d+", wrong, row.text), row.conversation
+            if chat is not None:
+                *before, answer = chat["messages"]
+                chat = {**chat, "messages": [*before, {**answer, "content": text}]}
+            row = dataclasses.replace(row, text=text, conversation=chat)
         yield row

@@ -157,23 +157,14 @@ class Reader:
         )
 
     def _columns(self, spec: TableFiles | Hub, name: str, where: str) -> Columns:
-        named = (spec.text, spec.prompt, spec.solution, spec.template)
-        renamed = spec.columns or {}
         filters = tuple(
             Filter(column, _values(each, spec.kind), each.one_of is not None)
             for column, each in (spec.where or {}).items()
         )
-        if spec.tokens is not None:
-            of_tokens = TokenColumns(name, where, filters=filters)
-            return replace(of_tokens, tokens=spec.tokens, labels=spec.labels)
-        if spec.format is None:
-            around = "" if spec.text is not None else self._instruction or ""
-            return Columns(name, where, *named, self._separator, around, filters)
-        if spec.format == CHAT:
-            chat = ChatColumns(name, where, *named, filters=filters, tools=renamed.get("tools"))
-            return replace(chat, messages=renamed.get("messages", "messages"))
-        columns = FormatColumns(name, where, separator=FORMAT_SEPARATOR, filters=filters)
-        return replace(columns, format=spec.format, renamed=renamed)
+        columns = columns_of(
+            spec, name, where, separator=self._separator, instruction=self._instruction
+        )
+        return replace(columns, filters=filters)
 
     def _files(self, path: Place, where: str) -> list[Place]:
         return files(under(self._root, path), where)
@@ -193,10 +184,42 @@ class Reader:
         return self._held_out[spec.source]
 
 
+def columns_of(
+    spec: Table, name: str, where: str, *, separator: str, instruction: str | None
+) -> Columns:
+    """The columns of a table's rows, without filters.
+
+    Args:
+        spec: the recipe's section.
+        name: the rows' source.
+        where: the section's dotted key, for messages.
+        separator: ``data.separator``.
+        instruction: ``data.instruction``.
+    """
+    named = (spec.text, spec.prompt, spec.solution, spec.template)
+    renamed = spec.columns or {}
+    if spec.tokens is not None:
+        return TokenColumns(name, where, tokens=spec.tokens, labels=spec.labels)
+    if spec.format is None:
+        around = "" if spec.text is not None else instruction or ""
+        return Columns(name, where, *named, separator, around)
+    if spec.format == CHAT:
+        messages = renamed.get("messages", "messages")
+        return ChatColumns(name, where, *named, messages=messages, tools=renamed.get("tools"))
+    return FormatColumns(
+        name, where, separator=FORMAT_SEPARATOR, format=spec.format, renamed=renamed
+    )
+
+
 def _values(where: Where, kind: str) -> tuple[object, ...]:
-    """The values of a filter in the types of a table of this kind: strings in CSV and TSV."""
+    """The values of a filter in the types of a table of this kind: strings in CSV and TSV, a
+    boolean in each way in which exporters write it (``true``, ``True``, ``TRUE``)."""
     values = where.one_of or where.none_of or ()
-    return tuple(map(str, values) if kind in ("csv", "tsv") else values)
+    if kind not in ("csv", "tsv"):
+        return tuple(values)
+    booleans = [str(value) for value in values if isinstance(value, bool)]
+    spelled = [each for text in booleans for each in (text.lower(), text.upper())]
+    return (*map(str, values), *spelled)
 
 
 def _digest(row: Row) -> int:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation import sandbox
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.system.errors import UserError, user_error
 
 if TYPE_CHECKING:
     from vpretrain.language.evaluation.scoring import Outcome, Sampling, Tasks
+    from vpretrain.language.evaluation.wording import Wording
 
 
 def require() -> None:
@@ -61,12 +61,13 @@ def allow(tasks: Tasks, sampling: Sampling, *, code: bool) -> None:
         sandbox.require()
 
 
-def separator_of(name: str) -> str:
-    """The separator between prompt and solution: that of the run's recipe, if ``name`` is a run's
-    folder, else the default."""
+def wording_for(name: str) -> Wording:
+    """How prompts are worded and joined with solutions: as in the run's recipe, if ``name`` is a
+    run's folder, else the default."""
+    from vpretrain.language.evaluation.wording import wording_of
+
     path = Path(name).expanduser() / "recipe.yaml"
-    data = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}).get("data")
-    return (data or {}).get("separator", SEPARATOR)
+    return wording_of(yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {})
 
 
 def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, Any]:
@@ -160,10 +161,11 @@ def evaluate(
     """
     from vpretrain.language.evaluation.scoring import score_model
 
+    parse = wording_for(model).parse_special_tokens
+
     def scored(name: str, where: str, folder: Path) -> dict[str, Outcome]:
-        outcomes = score_model(
-            *open_model(name, where, dtype=dtype, device=device), tasks, sampling
-        )
+        opened = open_model(name, where, dtype=dtype, device=device)
+        outcomes = score_model(*opened, tasks, sampling, parse_special_tokens=parse)
         _keep(outcomes, folder)
         return outcomes
 

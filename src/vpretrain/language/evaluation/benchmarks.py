@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vpretrain.language.data.rows import SEPARATOR
+from vpretrain.language.data.rows import Row
 from vpretrain.language.evaluation import extraction, sandbox
 from vpretrain.language.evaluation.equivalence import same_mathematics, same_quantity, same_within
+from vpretrain.language.evaluation.wording import PLAIN, Wording
+from vpretrain.system.errors import Problem
 
 Extract = Callable[[str], str | None]
 Judge = Callable[[str, str], bool]
@@ -29,15 +31,15 @@ class Item:
         expected: the answer: a number, a letter, or mathematics; for programs, the assertions.
         choices: continuations of the prompt to choose from by likelihood; empty if the model
             generates its answer.
-        text: the complete solution, if its likelihood is scored.
         origin: ``file:line`` of the row.
+        row: the row as training reads it, if its solution's likelihood is scored.
     """
 
     prompt: str
     expected: str
     choices: tuple[str, ...] = ()
-    text: str = ""
     origin: str = ""
+    row: Row | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Benchmark:
         files: paths of the rows in the data folder, without ``.jsonl`` or ``.parquet``.
         hub: location on the hub; None if there is no single one.
         runs_code: whether judging executes generated code.
-        solution: maps a row to the complete solution, if its likelihood is scored too.
+        trained: maps a row and its origin to the row as training reads it, if its solution's
+            likelihood is scored too.
     """
 
     name: str
@@ -94,7 +97,7 @@ class Benchmark:
     files: tuple[str, ...] = ()
     hub: Hub | None = None
     runs_code: bool = False
-    solution: Callable[[Mapping[str, Any]], str] | None = None
+    trained: Callable[[Mapping[str, Any], str], Row] | None = None
 
     def item(self, row: Mapping[str, Any], origin: str) -> Item:
         """The problem in a row.
@@ -102,9 +105,9 @@ class Benchmark:
         Raises:
             KeyError, TypeError, ValueError, IndexError: the row does not fit this benchmark.
         """
-        text = self.solution(row) if self.solution else ""
         prompt = self.prompt.format_map(self.fields(row))
-        return Item(prompt, self.expected(row), self.choices, text, origin)
+        trained = self.trained(row, origin) if self.trained else None
+        return Item(prompt, self.expected(row), self.choices, origin, trained)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -281,7 +284,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def own(
-    name: str, *, prompt: str, solution: str, answer: str | None, separator: str = SEPARATOR
+    name: str, *, prompt: str, solution: str, answer: str | None, wording: Wording = PLAIN
 ) -> Benchmark:
     """A benchmark over a user's rows: prompts as in training, scored by likelihood and answer.
 
@@ -291,11 +294,12 @@ def own(
 
     Args:
         name: name of the task in results.
-        prompt: column of the prompt.
-        solution: column of the solution.
+        prompt: column of the prompt, unless a template or format reads columns of its own.
+        solution: column of the solution, unless a format reads columns of its own.
         answer: regular expression with one group, whose last match in a solution is the answer.
-        separator: text between prompt and solution.
+        wording: how rows are worded in training.
     """
+    columns = wording.columns(prompt, solution)
     marked: Extract = (
         extraction.final_answer
         if answer is None
@@ -308,22 +312,33 @@ def own(
     def flexible(text: str) -> str | None:
         return marked(text) or extraction.any_answer(text) or extraction.as_written(text)
 
-    def expected(row: Mapping[str, Any]) -> str:
-        solved = strict(_text(row, solution))
+    def trained(cells: Mapping[str, Any], origin: str = "") -> Row:
+        row = columns.row(cells, origin)
+        if isinstance(row, Problem):
+            raise ValueError(row.message)
+        return row
+
+    def expected(cells: Mapping[str, Any]) -> str:
+        solved = strict(trained(cells).text)
         if solved is None:
-            raise ValueError(
-                f"the answer's expression {answer!r} matches nothing in column {solution!r}"
-            )
+            raise ValueError(f"the answer's expression {answer!r} matches nothing in the solution")
         return solved
 
+    separator = columns.separator
     return Benchmark(
         name=name,
-        version=2,
+        version=3,
         prompt=f"{{prompt}}{separator.replace('{', '{{').replace('}', '}}')}",
-        columns={prompt: "what is given", solution: "what follows, with the answer"},
-        fields=lambda row: {"prompt": _text(row, prompt)},
+        columns={
+            column: _MEANINGS.get(role, "as in the run's rows")
+            for column, role in columns.named.items()
+        },
+        fields=lambda cells: {"prompt": trained(cells).prompt.removesuffix(separator)},
         expected=expected,
         extract={"strict": strict, "flexible": flexible},
-        solution=lambda row: _text(row, solution),
+        trained=trained,
         new_tokens=256,
     )
+
+
+_MEANINGS = {"prompt": "what is given", "solution": "what follows, with the answer"}

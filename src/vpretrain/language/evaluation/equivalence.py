@@ -63,14 +63,16 @@ def same_within(expected: str, candidate: str, tolerance: float = 1e-3) -> bool:
 
 
 def quantity(text: str) -> Fraction | None:
-    """The number that a text consists of; None if it is not a number."""
+    """The number that a text consists of; None if it is not a number, or one of more digits than
+    Python reads (4,300)."""
     if not _NUMBER.fullmatch(text := trimmed(text)):
         return None
     digits = re.sub(r"[\s,$%]", "", text).replace("−", "-")
     numerator, _, denominator = digits.partition("/")
-    if denominator and int(denominator) == 0:
+    try:
+        return Fraction(numerator) / Fraction(denominator or 1)
+    except (ValueError, ZeroDivisionError):
         return None
-    return Fraction(numerator) / Fraction(denominator or 1)
 
 
 class Judge:

@@ -50,20 +50,35 @@ class Wrapped(HFLM):
     """lm-eval's wrapper around a loaded model, which shows progress bars on a terminal only.
 
     The tokenizer is copied, since the wrapper sets its padding token and padding side.
+
+    Args:
+        model: a loaded ``transformers`` model.
+        tokenizer: the model's tokenizer.
+        batch_size: completions in a batch.
+        rows: rows as training reads them, whose prompts are tokenised alike (conversations too).
+        parse_special_tokens: see :class:`~vpretrain.language.data.layout.Layout`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int,
+        rows: Sequence[Row],
+        parse_special_tokens: bool,
+    ) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch_size,
             backend="causal",
         )
-        self.layout = Layout(self.tokenizer)
+        self.layout = Layout(self.tokenizer, parse_special_tokens=parse_special_tokens)
+        self.rows = {row.prompt: row for row in rows}
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts, which start and end as in training."""
-        return self.layout.prompts([Row(text, "", "", "") for text in texts])
+        return self.layout.prompts([self.rows.get(text) or Row(text, "", "", "") for text in texts])
 
     def tok_batch_encode(
         self,

@@ -13,6 +13,7 @@ from vpretrain.language.data.batch import left_padded, padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.evaluation.extraction import plain_match
+from vpretrain.language.evaluation.generation import own_generation
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.run.scores import Score, proportion_stderr
 from vpretrain.system.contexts import evaluating
@@ -69,10 +70,11 @@ def greedy_exact_match(
     batch_size: int,
 ) -> Score:
     """The fraction of rows whose greedy answer equals the solution's (see
-    :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as in training."""
+    :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as in training, and
+    the checkpoint's generation settings are set aside (:func:`own_generation`)."""
     tokenizer = layout.tokenizer
     right = [0.0] * len(rows)
-    with evaluating(learner.model):
+    with evaluating(learner.model), own_generation(learner.model, tokenizer):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size, "answering held-out prompts, batches"):
             prompts = layout.prompts([rows[at] for at in chunk])

@@ -9,8 +9,8 @@ from typing import Any
 
 from vpretrain.config.problems import nearest
 from vpretrain.language.data.raw_rows import lines
-from vpretrain.language.data.rows import SEPARATOR
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
+from vpretrain.language.evaluation.wording import PLAIN, Wording
 from vpretrain.system.errors import Problem, UserError, user_error
 from vpretrain.system.tables import parsed
 
@@ -88,7 +88,7 @@ def chosen(
     prompt: str,
     solution: str,
     answer: str | None,
-    separator: str = SEPARATOR,
+    wording: Wording = PLAIN,
 ) -> dict[str, tuple[Benchmark, list[Item]]]:
     """The benchmarks and files named by ``--tasks``, with their problems, by name in the results.
 
@@ -99,7 +99,8 @@ def chosen(
         prompt: column of the prompt in files.
         solution: column of the solution in files.
         answer: see :func:`vpretrain.language.evaluation.benchmarks.own`.
-        separator: see :func:`vpretrain.language.evaluation.benchmarks.own`.
+        wording: how the rows of files become prompts; see
+            :func:`vpretrain.language.evaluation.benchmarks.own`.
 
     Raises:
         UserError: a name is unknown or repeated, or as in :func:`parts`.
@@ -118,7 +119,7 @@ def chosen(
                 part: (task, items) for part, items in parts(task, root, limit).items()
             }
         elif Path(name).suffix in ENDINGS or Path(name).exists():
-            task = own(name, prompt=prompt, solution=solution, answer=answer, separator=separator)
+            task = own(name, prompt=prompt, solution=solution, answer=answer, wording=wording)
             tasks_by_name[name] = task, read_file(task, Path(name).expanduser(), limit)
         else:
             message = f"there is no such task{nearest(name, BENCHMARKS)}"
@@ -134,7 +135,10 @@ def _items(
         if missing := [column for column in task.columns if column not in row]:
             present = ", ".join(map(repr, row)) or "none"
             flags = (
-                "; name yours with --prompt-column and --solution-column" if task.solution else ""
+                "; name yours with --prompt-column and --solution-column (a run's template, format "
+                "or messages name their own)"
+                if task.trained
+                else ""
             )
             message = (
                 f"this row has no column {', '.join(map(repr, missing))}{flags} (columns "

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from lm_eval.evaluator import evaluate as run_tasks
-from transformers import GenerationConfig
 
-from vpretrain.language.data.rows import Row, encode
+from vpretrain.language.data.rows import encode
 from vpretrain.language.evaluation.benchmarks import Benchmark, Item
+from vpretrain.language.evaluation.generation import own_generation
 from vpretrain.language.evaluation.harness import BenchmarkTask, Sampling, Wrapped
 from vpretrain.language.evaluation.held_out import mean_over_tokens
 from vpretrain.language.learner.causal import CausalLearner
@@ -75,7 +75,14 @@ def score(lm: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
     }
 
 
-def score_model(model: Any, tokenizer: Any, tasks: Tasks, sampling: Sampling) -> dict[str, Outcome]:
+def score_model(
+    model: Any,
+    tokenizer: Any,
+    tasks: Tasks,
+    sampling: Sampling,
+    *,
+    parse_special_tokens: bool = False,
+) -> dict[str, Outcome]:
     """Scores a loaded ``transformers`` causal language model, and restores its mode.
 
     Completions are sampled as ``sampling`` says, and of the checkpoint's generation settings only
@@ -88,27 +95,31 @@ def score_model(model: Any, tokenizer: Any, tasks: Tasks, sampling: Sampling) ->
         tokenizer: the model's tokenizer.
         tasks: see :func:`score`; tasks with solutions also get the metric ``nll``.
         sampling: how completions are sampled.
+        parse_special_tokens: whether control tokens written in prompts and solutions are read as
+            such, as ``data.parse_special_tokens`` says for rows.
 
     Raises:
-        UserError: the longest completion leaves no room for a prompt.
+        UserError: the longest completion leaves no room for a prompt, or the tokenizer has no chat
+            template for rows that are conversations.
     """
     devices = [model.device] if model.device.type == "cuda" else []
     with (
         torch.no_grad(),
         evaluating(model),
         torch.random.fork_rng(devices=devices),
-        _own_generation(model, tokenizer, sampling),
+        own_generation(model, tokenizer, temperature=sampling.temperature),
     ):
         torch.manual_seed(sampling.seed)
         with _quiet():
-            lm = Wrapped(model, tokenizer, sampling.batch_size)
+            rows = [item.row for _, items in tasks.values() for item in items if item.row]
+            lm = Wrapped(model, tokenizer, sampling.batch_size, rows, parse_special_tokens)
         cut = {
             name: _cut_prompts(lm, task, items, sampling) for name, (task, items) in tasks.items()
         }
         outcomes = score(lm, tasks, sampling)
         for name, (task, items) in tasks.items():
             outcomes[name].cut_prompts = cut[name]
-            if task.solution is not None:
+            if task.trained is not None:
                 outcomes[name].scores["nll"] = _likelihood(lm, items)
     return outcomes
 
@@ -156,8 +167,11 @@ def _cut_prompts(lm: Wrapped, task: Benchmark, items: Sequence[Item], sampling: 
 
 def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
     """Mean NLL in nats over the solutions' tokens, end token included, tokenised as in training."""
-    rows = [Row(item.prompt, item.text, item.origin, "") for item in items]
-    documents, counts = encode(rows, lm.tokenizer, max_tokens=lm.max_length)
+    rows = [item.row for item in items if item.row is not None]
+    parse = lm.layout.parse_special_tokens
+    documents, counts = encode(
+        rows, lm.tokenizer, max_tokens=lm.max_length, parse_special_tokens=parse
+    )
     if len(documents) < len(rows):
         raise user_error(
             "--tasks",
@@ -229,25 +243,6 @@ def _generations(
                 for way, sample in ways.items()
             }
             yield {**row, "sample": number, "completion": completion, **judged}
-
-
-@contextmanager
-def _own_generation(model: Any, tokenizer: Any, sampling: Sampling) -> Iterator[None]:
-    before = model.generation_config
-    ends = before.eos_token_id if isinstance(before.eos_token_id, list) else [before.eos_token_id]
-    ends = sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
-    # Set explicitly for sampling: the default of transformers is top-k 50.
-    whole = {"do_sample": True, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
-    model.generation_config = GenerationConfig(
-        eos_token_id=ends,
-        bos_token_id=before.bos_token_id,
-        pad_token_id=before.pad_token_id,
-        **whole,
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = before
 
 
 @contextmanager
