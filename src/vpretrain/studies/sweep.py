@@ -190,9 +190,10 @@ def _listed(scores: Mapping[str, float]) -> str:
 def _suggested(trial: optuna.Trial, key: str, space: Range | Alternatives) -> Any:
     if isinstance(space, Range):
         options: Any = {"log": space.log} if space.step is None else {"step": space.step}
-        if all(isinstance(each, int) for each in (space.low, space.high, space.step or 1)):
-            return trial.suggest_int(key, space.low, space.high, **options)
-        return trial.suggest_float(key, space.low, space.high, **options)
+        low, high, whole = space.low, space.high, isinstance(space.step or 1, int)
+        if whole and isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(key, low, high, **options)
+        return trial.suggest_float(key, low, high, **options)
     # As JSON, because Optuna stores only numbers, text and booleans.
     return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in space]))
 
