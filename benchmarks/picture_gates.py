@@ -153,7 +153,8 @@ def main() -> None:
             "supervised": SUPERVISED,
             "gates": gates,
             "environment": {k: v for k, v in environment().items() if k != "command"},
-            "command": f"python benchmarks/picture_gates.py {name} --data DIR",
+            "command": "python benchmarks/picture_gates.py "
+            f"{name} --data DIR --seeds {options.seeds}",
         },
     )
     for gate, holds in gates.items():

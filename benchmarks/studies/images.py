@@ -185,24 +185,25 @@ add(
     VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 ROOM = "recipes/vision/room.yaml"
-DIRECTED = {  # the recipe's weights of views, and what they are compared with
+DIRECTED = {  # weights of views, and what they are compared with
     "view_weights": W,
     "view_weights, reversed": "arm=reversed_feedback designer.kind=view_weights",
     "view_weights, one random direction": "arm=fixed_random_direction designer.kind=view_weights",
 }
+SLOWER = "learner.learning_rate=3e-4"
 add(
     "vision-room-dev",
-    "frames of a room: which surface of images depth steers, and how far",
+    "frames of a room: does depth steer weights of views, and at which rate?",
     ROOM,
-    (Start("room-0", ROOM, None, (100, 101)),),
+    (Start("room-0", ROOM, None, (100,)),),
     arms("plain", "direct")
     | DIRECTED
     | {
         "view_weights, tilt 2": f"{W} designer.tilt=2.0",
-        "view_weights, period 4": f"{W} value.meta_period=4",
-        "ascent": V,
-        "ascent, reversed": "arm=reversed_feedback designer.kind=ascent",
-        "chosen_crops": "arm=chosen_crops",
+        "plain, 3e-4": f"arm=plain {SLOWER}",
+        "plain, 1e-4": "arm=plain learner.learning_rate=1e-4",
+        "direct, 3e-4": f"arm=direct {SLOWER}",
+        **{f"{row}, 3e-4": f"{words} {SLOWER}" for row, words in DIRECTED.items()},
     },
     "evaluate.split=dev",
 )
