@@ -119,6 +119,23 @@ def local(rows, folder, name):
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_no_public_set_brings_what_a_run_refuses(path):
+    """NuminaMath has GSM8K's own questions; MetaMathQA repeats each question in all rows of the
+    types AnsAug; some answers of Alpaca are empty."""
+    data = recipes.load(path, schemas=SCHEMAS).model_dump(mode="json")["data"]
+    for rows in (source["rows"] for source in data["stream"]):
+        where = rows.get("where") or {}
+        if "numina" in rows["path"].lower():
+            assert "gsm8k" in where["source"]["none_of"]
+        if "MetaMathQA" in rows["path"]:
+            tasks = data["feedback"]["tasks"].values()
+            kept = [task["rows"]["where"] for task in tasks if task["rows"]["path"] == rows["path"]]
+            assert all(each["type"]["one_of"] == where["type"]["none_of"] for each in kept) and kept
+        if "alpaca" in rows["path"]:
+            assert data["on_bad_row"] == "skip"
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_papers_recipes(path, tmp_path):
     """With random weights of a tiny model, local rows in the place of the hub's, and everything
     else as it is written.

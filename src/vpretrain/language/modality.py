@@ -89,11 +89,12 @@ class Language(Modality[LanguageRecipe, Materials]):
         location = None if recipe.learner.config is not None else locate(recipe, texts)
         tokenizer = load_tokenizer(recipe.learner, location)
         longest, parse = recipe.data.feedback.max_tokens, recipe.data.parse_special_tokens
+        skip = recipe.data.on_bad_row == "skip"
         counts: dict[str, Encoded] = {}
 
         def documents(name: str, rows: Sequence[Row], most: int) -> list[Document]:
             encoded, counts[name] = encode(
-                rows, tokenizer, max_tokens=most, parse_special_tokens=parse
+                rows, tokenizer, max_tokens=most, parse_special_tokens=parse, skip=skip
             )
             return encoded
 
@@ -104,7 +105,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             )
             sources.append(Source(source.name, stored, source.weight))
         tasks, of_tasks = encode_tasks(
-            recipe.data.feedback, texts.tasks, tokenizer, parse_special_tokens=parse
+            recipe.data.feedback, texts.tasks, tokenizer, parse_special_tokens=parse, skip=skip
         )
         counts |= {
             name if name == SINGLE else f"feedback/{name}": count
@@ -112,13 +113,14 @@ class Language(Modality[LanguageRecipe, Materials]):
         }
         evaluation = documents(recipe.evaluate.split, texts.evaluation, longest)
         also = {name: documents(name, rows, longest) for name, rows in texts.also.items()}
-        others: dict[str, Iterable[Document]] = {
-            "the stream": chain.from_iterable(source.documents for source in sources),
-            f"the {recipe.evaluate.split} rows": evaluation,
-            **{f"the {name} rows": rows for name, rows in also.items()},
-        }
         of_feedback = [document for task in tasks.values() for document in task.documents]
-        refuse_shared(texts, of_feedback, others, {*tokenizer.all_special_ids})
+        refuse_shared(
+            texts,
+            of_feedback,
+            lambda: chain.from_iterable(source.documents for source in sources),
+            {recipe.evaluate.split: evaluation, **also},
+            {*tokenizer.all_special_ids},
+        )
         lines = [*notices(texts, counts, recipe.data), *repeated(recipe, counts)]
         for line in lines:
             warn_once(line)

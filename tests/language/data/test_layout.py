@@ -354,3 +354,14 @@ def test_what_a_chat_cannot_be_written_from_is_named():
     with pytest.raises(UserError, match=r"control token(?s:.*)parse_special_tokens=true"):
         encode([injected], chat())
     encode([injected], chat(), parse_special_tokens=True)
+
+
+def test_conversations_that_cannot_be_written_are_left_out_and_named_where_bad_rows_are():
+    """One row of a large stream that holds a control token does not end the run."""
+    good, injected = (talk(("user", text), ("assistant", "b")) for text in ("a", "a<|im_end|>"))
+    documents, count = encode([good, injected, good], chat(), skip=True)
+    assert (len(documents), count.documents, count.refused, count.capped) == (2, 2, 1, 0)
+    (line,) = count.losses(64)
+    assert "1 of 3 rows left out (data.on_bad_row: skip), the first as f:1: a message" in line
+    with pytest.raises(UserError, match="no chat template; set its"):
+        encode([good], byte_level(), skip=True)

@@ -149,6 +149,15 @@ def test_feedback_in_tokens_that_stands_in_the_stream_as_text_is_refused(here: P
     assert "stream.jsonl:1" in caught.value.problems[0].value
 
 
+def test_evaluated_text_that_stands_in_the_stream_in_tokens_is_refused(here: Path) -> None:
+    saved(here / "stream.parquet", tokenised([*STREAM, TEST[1]]))
+    with pytest.raises(UserError, match="token by token") as caught:
+        Language().load(recipe(here, IN_TOKENS[0], LEARNER, SPACE))
+    (problem,) = caught.value.problems
+    assert problem.where == "data.evaluation" and "test rows are also in the stream" in str(problem)
+    assert "test.jsonl:2" in problem.value and "stream.parquet" in problem.value
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.errors import Problem, UserError, user_error
 
 if TYPE_CHECKING:
     from vpretrain.language.data.rows import Row
@@ -37,8 +37,10 @@ class Layout:
         tokenizer: any ``transformers`` tokenizer with an end token.
         parse_special_tokens: whether control tokens written in rows (``<|endoftext|>``) are read as
             such; otherwise they are tokenised like any other text.
+        skip: leave out conversations that the chat template cannot write, rather than raise.
 
     Attributes:
+        refused: the problems of conversations that were left out.
         begin: token ids before every document that is not a conversation.
         end: id of the end token.
 
@@ -46,7 +48,9 @@ class Layout:
         UserError: the tokenizer has no end token.
     """
 
-    def __init__(self, tokenizer: Any, *, parse_special_tokens: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, parse_special_tokens: bool = False, skip: bool = False
+    ) -> None:
         end = tokenizer.eos_token_id
         if not isinstance(end, int):
             message = "its tokenizer has no end token (eos), and without one no document ends: set "
@@ -54,7 +58,8 @@ class Layout:
             accepted = "a model whose tokenizer has an eos_token"
             raise user_error("learner.model", message, value=_named(tokenizer), accepted=accepted)
         self.tokenizer, self.end = tokenizer, end
-        self.parse_special_tokens = parse_special_tokens
+        self.parse_special_tokens, self.skip = parse_special_tokens, skip
+        self.refused: list[Problem] = []
         self.begin = _begin(tokenizer)
         self._control = _control_tokens(tokenizer)
 
@@ -72,8 +77,7 @@ class Layout:
             UserError: the chat template cannot write a conversation, or not its answer.
         """
         for start in range(0, len(rows), ROWS_PER_CALL):
-            some = rows[start : start + ROWS_PER_CALL]
-            written = [self.written(row) for row in some]
+            some, written = self._writable(rows[start : start + ROWS_PER_CALL])
             wholes = self._tokens([(prompt + text, chat) for prompt, text, chat in written])
             asked = [(prompt, chat) for prompt, _, chat in written if prompt]
             prompts = iter(self._prompts(asked))
@@ -84,6 +88,20 @@ class Layout:
                 natural = given == len(alone)
                 begun = self._begun(ids, chat)
                 yield row, begun, given + len(begun) - len(ids), natural
+
+    def _writable(self, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[str, str, bool]]]:
+        """The rows that can be written, and what :meth:`written` makes of them."""
+        some, written = [], []
+        for row in rows:
+            try:
+                written.append(self.written(row))
+            except UserError as error:
+                if not self.skip or error.problems[0].where != row.origin:
+                    raise
+                self.refused += error.problems
+            else:
+                some.append(row)
+        return some, written
 
     def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
         """Token ids of each row's beginning and prompt; raises like :meth:`documents`."""

@@ -103,6 +103,8 @@ class Encoded:
         capped: rows not read because the maximum number of documents was reached.
         merged: rows whose text begins inside the last token of their prompt, which is predicted.
         unknown: unknown tokens (``unk``), which stand for text outside the vocabulary.
+        refused: conversations left out because the chat template cannot write them.
+        refusal: why the first of these.
     """
 
     rows: int = 0
@@ -116,12 +118,15 @@ class Encoded:
     capped: int = 0
     merged: int = 0
     unknown: int = 0
+    refused: int = 0
+    refusal: str = ""
 
     def losses(self, max_tokens: int) -> list[str]:
         """Messages about rows that are incomplete or missing in the documents; ``max_tokens`` is
         the argument of :func:`encode`."""
         counts = {
             f"left out: the prompt alone fills {max_tokens} tokens": self.dropped,
+            f"left out (data.on_bad_row: skip), the first as {self.refusal}": self.refused,
             "left out: the tokenizer finds nothing to predict in them": self.empty,
             f"cut at {max_tokens} tokens, their end with it": self.truncated,
             f"cut into pieces of {max_tokens} tokens, the last left out as too short": self.tails,
@@ -142,6 +147,7 @@ def encode(
     *,
     max_tokens: int | None = None,
     parse_special_tokens: bool = False,
+    skip: bool = False,
 ) -> tuple[list[Document], Encoded]:
     """The documents of rows, in order, and the counts; see :func:`encode_into`."""
     documents: list[Document] = []
@@ -149,7 +155,7 @@ def encode(
     def keep(ids: list[int], predicted: bytes, row: Row) -> None:
         documents.append(Document(ids, [*map(bool, predicted)], row.origin, row.source))
 
-    layout = Layout(tokenizer, parse_special_tokens=parse_special_tokens)
+    layout = Layout(tokenizer, parse_special_tokens=parse_special_tokens, skip=skip)
     return documents, encode_into(keep, rows, layout, max_tokens=max_tokens)
 
 
@@ -211,8 +217,10 @@ def encode_into(
             count["documents"] += 1
             count["tokens"] += len(piece)
             count["unknown"] += piece.count(unknown)
-    read = count.pop("rows", 0)
-    return Encoded(rows=len(rows), capped=len(rows) - read, **count)
+    read, refused = count.pop("rows", 0), layout.refused
+    why = f"{refused[0].where}: {refused[0].message}" if refused else ""
+    capped = len(rows) - read - len(refused)
+    return Encoded(rows=len(rows), capped=capped, refused=len(refused), refusal=why, **count)
 
 
 Encoding = tuple[Row, list[int], bytes, bool]

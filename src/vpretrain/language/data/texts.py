@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -124,7 +124,8 @@ def documents_of(
 ) -> tuple[StoredDocuments, Encoded]:
     """The documents of a source, stored on disk, and the counts; see :func:`encode_into`."""
     documents = StoredDocuments(source.name)
-    layout = Layout(tokenizer, parse_special_tokens=data.parse_special_tokens)
+    parse, skip = data.parse_special_tokens, data.on_bad_row == "skip"
+    layout = Layout(tokenizer, parse_special_tokens=parse, skip=skip)
     counts = encode_into(
         documents.keep,
         rows,
@@ -263,16 +264,19 @@ def _without_text(recipe: LanguageRecipe, stream: Mapping[str, Sequence[Row]]) -
 def refuse_shared(
     texts: Texts,
     feedback: Sequence[Document],
-    others: Mapping[str, Iterable[Document]],
+    stream: Callable[[], Iterable[Document]],
+    evaluation: Mapping[str, Sequence[Document]],
     special: Set[int],
 ) -> None:
-    """Refuses feedback rows that are also in another set, if one of the two sets is tokenised and
-    the other is text, which only shows after tokenisation.
+    """Refuses rows of the feedback or of the evaluation that are also in the stream, and feedback
+    rows that are evaluated on, if one of the two sets is tokenised and the other is text, which
+    only shows after tokenisation.
 
     Args:
         texts: all rows; if none are tokenised, :func:`read` has already compared them.
         feedback: documents of the feedback.
-        others: documents of the stream and of the evaluation, by name.
+        stream: gives the documents of the stream.
+        evaluation: documents of each evaluated split, by name.
         special: ids to ignore in the comparison: beginning, end, padding.
 
     Raises:
@@ -281,16 +285,22 @@ def refuse_shared(
     parts = [*texts.stream.values(), texts.feedback, texts.evaluation, *texts.also.values()]
     if not any(rows and rows[0].tokens is not None for rows in parts):
         return
+    named = {f"{name} rows": documents for name, documents in evaluation.items()}
+    pairs: list[tuple[str, Sequence[Document], str, Iterable[Document]]] = [
+        ("feedback rows", feedback, "the stream", stream()),
+        *(("feedback rows", feedback, f"the {name}", each) for name, each in named.items()),
+        *((name, each, "the stream", stream()) for name, each in named.items()),
+    ]
     problems = []
-    for name, documents in others.items():
-        if shared := list(same_tokens(feedback, documents, special).items()):
+    for what, documents, elsewhere, others in pairs:
+        if shared := list(same_tokens(documents, others, special).items()):
             shown = ", ".join(f"{row} = {there}" for row, there in shared[:_PAIRS_SHOWN])
             message = (
-                f"{len(shared)} of the feedback rows are also in {name}, token by token; take "
+                f"{len(shared)} of the {what} are also in {elsewhere}, token by token; take them "
+                "out of one of the two"
             )
-            message += "them out of one of the two"
-            accepted = "rows that stand nowhere else"
-            problems.append(Problem("data.feedback", shown, accepted, message))
+            where = "data.feedback" if documents is feedback else "data.evaluation"
+            problems.append(Problem(where, shown, "rows that stand nowhere else", message))
     if problems:
         raise UserError(*problems)
 

@@ -76,7 +76,12 @@ def _misfits(
 
 
 def encode_task(
-    task: TaskRows, tokenizer: Any, *, max_tokens: int, parse_special_tokens: bool
+    task: TaskRows,
+    tokenizer: Any,
+    *,
+    max_tokens: int,
+    parse_special_tokens: bool,
+    skip: bool = False,
 ) -> tuple[TaskDocuments, Encoded]:
     """The tokenised rows of a task, and the counts of :func:`encode`.
 
@@ -86,7 +91,11 @@ def encode_task(
 
     def documents_of(rows: Sequence[Row]) -> tuple[list[Document], Encoded]:
         return encode(
-            rows, tokenizer, max_tokens=max_tokens, parse_special_tokens=parse_special_tokens
+            rows,
+            tokenizer,
+            max_tokens=max_tokens,
+            parse_special_tokens=parse_special_tokens,
+            skip=skip,
         )
 
     documents, count = documents_of(task.rows)
@@ -111,6 +120,7 @@ def encode_tasks(
     tokenizer: Any,
     *,
     parse_special_tokens: bool = False,
+    skip: bool = False,
 ) -> tuple[dict[str, TaskDocuments], dict[str, Encoded]]:
     """The tokenised rows of all tasks.
 
@@ -129,6 +139,7 @@ def encode_tasks(
             tokenizer,
             max_tokens=section.max_tokens,
             parse_special_tokens=parse_special_tokens,
+            skip=skip,
         )
         left, count = len(encoded[name].documents) // section.batches, counts[name]
         if left < (needed := section.batch_of(name)):
