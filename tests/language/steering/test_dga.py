@@ -27,10 +27,9 @@ class Given:
         return [Estimate(torch.zeros(()), (self.values,))] * 2
 
 
-@pytest.fixture
-def context():
+def context_of(sizes):
+    """A row with one document of each source."""
     draw = torch.Generator().manual_seed(0)
-    sizes = {"a": 9, "b": 5}
     row = [
         Document(torch.randint(3, 40, (size,), generator=draw).tolist(), [True] * size, name, name)
         for name, size in sizes.items()
@@ -38,8 +37,28 @@ def context():
     return tiny_learner().forward(laid_out([row], width=16, pad_id=0, padding_apart=True))
 
 
+@pytest.fixture
+def context():
+    return context_of({"a": 9, "b": 5})
+
+
 def designer_of(step=0.5, memory=0.0):
     return SourceMixture(step, memory, Reliability(shrink=False, unit="raw"))
+
+
+def test_a_batch_of_one_source_forgets_no_mixture_and_is_weighted(context):
+    """Under `learner.accumulate` a meta step sees one part of the step, where a source may lack."""
+    designer, (source, _) = designer_of(), sources_of(context)
+    designer.learn(context, Given(torch.tensor([1.0, -2.0])[source][:, None]))
+    logs, alone = dict(designer.logs), context_of({"a": 9})
+    for seed in range(6):
+        values = torch.randn(8, 1, generator=torch.Generator().manual_seed(seed))
+        task = designer.learn(alone, Given(values)).task
+    assert designer.logs == pytest.approx(logs)
+    # a has 56 of 60 tokens by now, so that its ratio is nearer to 1, and that of b is as it was.
+    odds = math.exp(logs["a"] - logs["b"])
+    assert designer.ratio["a"] / designer.ratio["b"] == pytest.approx(odds)
+    torch.testing.assert_close(task.mass[:, 0], torch.full((8,), designer.ratio["a"]))
 
 
 def test_a_step_is_exponentiated_alignment_by_hand(context):

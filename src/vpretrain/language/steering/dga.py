@@ -35,12 +35,14 @@ STARVED = 0.01
 
 class SourceMixture(Designer[Context, SoftTargets]):
     """One-hot targets with tokens weighted by source: ``alpha_s / pi_s``, where ``alpha`` is the
-    mixture learned from the feedback and ``pi`` the mixture of the batch.
+    mixture learned from the feedback and ``pi`` the mixture of the stream, as the meta steps'
+    batches have had it so far.
 
     A meta step sets ``alpha_s <- alpha_s exp(eta a_s) / sum``. ``a_s = <u, grad_S (L_s - L)>``,
     with the mean loss ``L_s`` of the tokens of source s in the batch and ``L`` of all tokens, is
     measured in standard errors: the mean token value over the values' standard deviation, times the
-    square root of the number of tokens. Weights use a running mean of ``alpha``.
+    square root of the number of tokens. A source that a batch lacks keeps its ``a_s`` so far.
+    Weights use a running mean of ``alpha``.
 
     Args:
         step_size: eta >= 0.
@@ -50,6 +52,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
     Attributes:
         logs: ``log(alpha_s / pi_s)`` by source, up to a constant.
         ratio: running mean of ``alpha_s / pi_s`` by source; 1 for sources not seen yet.
+        tokens: predicted tokens of each source in the meta steps' batches, of which ``pi`` is made.
     """
 
     uses_feedback = True
@@ -59,6 +62,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
         self.step_size, self.memory, self.reliability = step_size, memory, reliability
         self.logs: dict[str, float] = {}
         self.ratio: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
         self._warned: set[str] = set()
 
     @property
@@ -73,11 +77,11 @@ class SourceMixture(Designer[Context, SoftTargets]):
         return SoftTargets(context.labels[:, None], self._weights(context)[:, None])
 
     def _weights(self, context: Context) -> Tensor:
-        """Token weights ``[N]``, with mean 1 over all processes."""
+        """Token weights ``[N]``, with mean 1 over the stream: a batch of one source alone is
+        weighted too."""
         source, names = sources_of(context)
         ratio = torch.tensor([self.ratio.get(name, 1.0) for name in names], device=source.device)
-        weights = ratio[source].float()
-        return weights / distributed.mean(weights)
+        return ratio[source].float()
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         probe = Candidates.among(context, 1, weighted=True)
@@ -106,18 +110,21 @@ class SourceMixture(Designer[Context, SoftTargets]):
             1, source, torch.stack([values, torch.ones_like(values)]).double()
         )
         total, count = distributed.total(sums)
-        share = count / count.sum()
         aligned = (total / count.clamp_min(1).sqrt()).tolist()
-        for name, figure in zip(names, aligned, strict=True):
+        for name, figure, tokens in zip(names, aligned, count.tolist(), strict=True):
             self.logs[name] = self.logs.get(name, 0.0) + self.step_size * figure
-        logs = torch.tensor([self.logs[name] for name in names], dtype=torch.float64)
-        alpha = torch.softmax(logs + share.cpu().log(), dim=0)
-        for name, new in zip(names, (alpha / share.cpu()).tolist(), strict=True):
+            self.tokens[name] = self.tokens.get(name, 0.0) + tokens
+        every = [name for name, tokens in self.tokens.items() if tokens]
+        share = torch.tensor([self.tokens[name] for name in every], dtype=torch.float64)
+        share /= share.sum()
+        logs = torch.tensor([self.logs[name] for name in every], dtype=torch.float64)
+        alpha = torch.softmax(logs + share.log(), dim=0)
+        for name, new in zip(every, (alpha / share).tolist(), strict=True):
             old = self.ratio.get(name, 1.0)
             self.ratio[name] = self.memory * old + (1 - self.memory) * new
             self._watch(name)
-        kept = torch.tensor([self.ratio[name] for name in names], dtype=torch.float64) * share.cpu()
-        return dict(zip(names, (kept / kept.sum()).tolist(), strict=True))
+        kept = torch.tensor([self.ratio[name] for name in every], dtype=torch.float64) * share
+        return dict(zip(every, (kept / kept.sum()).tolist(), strict=True))
 
     def _watch(self, source: str) -> None:
         if self.ratio[source] < STARVED and source not in self._warned:
@@ -134,11 +141,13 @@ class SourceMixture(Designer[Context, SoftTargets]):
         return {
             "logs": dict(self.logs),
             "ratio": dict(self.ratio),
+            "tokens": dict(self.tokens),
             "reliability": self.reliability.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
         self.logs, self.ratio = dict(state["logs"]), dict(state["ratio"])
+        self.tokens = dict(state["tokens"])
         self.reliability.load_state_dict(state["reliability"])
 
 
