@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import CLEAN, CLOSED, DEV, GSM, GSM_START, NOISY, C, D, F, W
+from studies.starts import CLEAN, CLOSED, DEV, GSM, NOISY, C, D, F, W
 from studies.study import STUDIES, Start, add
 
 BEFORE = (
@@ -196,21 +196,6 @@ add(
     },
     "evaluate.split=dev",
     CENTRAL,
-)
-add(
-    "dev-gsm8k-listening",
-    "the same on noisy GSM8K",
-    NOISY,
-    (replace(GSM_START[0], seeds=(100, 101, 102)),),
-    {
-        "onehot": "arm=onehot",
-        **{
-            f"{rows} rows every {period}": f"{W} data.feedback.batch_size={rows} "
-            f"value.meta_period={period}"
-            for rows, period in ((32, 8), (16, 8), (32, 16), (32, 32), (16, 32))
-        },
-    },
-    "evaluate.split=dev",
 )
 add(
     "dev-cheaper",

@@ -64,17 +64,6 @@ STUDIES["gsm8k-second-target"] = Study(
     },
     (f"data.evaluation.mathematics={MEASURED}", "evaluate.also=[mathematics]"),
 )
-add(
-    "gsm8k-share-10",
-    "a tenth of the noisy stream's documents are GSM8K's",
-    NOISY,
-    GSM_START,
-    arms("onehot", "token_weights"),
-    "data.stream.0.weight=0.45",
-    "data.stream.1.weight=0.45",
-    "data.stream.2.weight=0.1",
-)
-
 ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
 ORACLE_FILTER = {"oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0"}
 BY_HAND = {

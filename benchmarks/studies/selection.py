@@ -205,41 +205,23 @@ for name, description, recipe, starts in (
 ):
     add(name, description, recipe, starts, BY_EXCESS | {"document_weights": D, "rho1": RHO})
 
-# What selects has the settings that dev chose on demo-language (`dev-selection`), what weighs those
-# of dev on this text.
-EVERY = {
-    "onehot": "arm=onehot",
-    "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
-    "token_weights": W,
-    "excess_weights": EXCESS,
-    "rho1, one epoch": f"{RHO} {ONE_PASS}",
-    "dga": DGA,
-    "fixed_random_direction": "arm=fixed_random_direction",
-    "random_selection": "arm=random_selection",
-    "excess_weights, shuffled feedback": BY_EXCESS["excess_weights, shuffled feedback"],
-    "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
-    "opus": OPUS,
-}
-DEAR = ("greats_topk, optimizer-aware", "opus")
-TENTH = tuple(f"data.stream.{at}.weight={w}" for at, w in enumerate((0.45, 0.45, 0.1)))
-for name, description, recipe, rows, overrides in (
-    ("gsm8k-tenth", "a tenth of the noisy stream's documents are GSM8K's", NOISY, EVERY, TENTH),
-    (
-        "gsm8k-clean",
-        "the stream without planted errors",
-        GSM,
-        {row: words for row, words in EVERY.items() if row not in DEAR},
-        (),
-    ),
-):
-    add(
-        name,
-        description,
-        recipe,
-        GSM_START,
-        rows,
-        "evaluate.tasks=[]",
-        f"data.evaluation.mathematics={QUESTIONS}",
-        "evaluate.also=[mathematics]",
-        *overrides,
-    )
+add(
+    "gsm8k-tenth",
+    "a tenth of the noisy stream's documents are GSM8K's",
+    NOISY,
+    GSM_START,
+    {
+        "onehot": "arm=onehot",
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "token_weights": W,
+        "excess_weights": EXCESS,
+        "rho1, one epoch": f"{RHO} {ONE_PASS}",
+        "dga": DGA,
+        "fixed_random_direction": "arm=fixed_random_direction",
+        "random_selection": "arm=random_selection",
+    },
+    "evaluate.tasks=[]",
+    f"data.evaluation.mathematics={QUESTIONS}",
+    "evaluate.also=[mathematics]",
+    *(f"data.stream.{at}.weight={weight}" for at, weight in enumerate((0.45, 0.45, 0.1))),
+)
