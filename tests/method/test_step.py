@@ -29,6 +29,25 @@ def test_burn_in_moves_the_optimizer_and_not_the_learner(materials):
     assert all(state["step"] == 3 for state in step.optimizer.state.values())
 
 
+def test_a_step_that_goes_on_keeps_the_settings_of_its_own_recipe(materials):
+    """Else accepted changes of weight decay or betas would be listed and do nothing."""
+
+    def step_of(*overrides):
+        recipe = tiny_recipe("arm=onehot", *overrides)
+        parts = Language().build(recipe, materials)
+        return parts, new_step(recipe, parts)
+
+    parts, before = step_of("learner.weight_decay=0.1")
+    before(next_batches(parts.stream, 1), 1e-3)
+    _, after = step_of("learner.weight_decay=0.3", "learner.betas=[0.8, 0.9]")
+    after.load_state_dict(before.state_dict())
+    (group,) = after.optimizer.param_groups
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.3, (0.8, 0.9))
+    for mine, its in zip(after.parameters, before.parameters, strict=True):
+        for name, moment in before.optimizer.state[its].items():
+            assert torch.equal(after.optimizer.state[mine][name], moment)
+
+
 def test_meta_period_sets_how_often_feedback_is_heard(materials):
     _, result = trained(materials, "arm=closed_form", "value.meta_period=3", "budget.steps=7")
     assert [record["step"] for record in result.history if "gain" in record] == [1, 4, 7]

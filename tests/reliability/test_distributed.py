@@ -275,6 +275,37 @@ def test_two_processes_go_on_bit_for_bit_each_with_its_own_random_numbers_and_me
     assert [each["weights"] for each in rest] == [each["weights"] for each in whole]
 
 
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_shards_and_without(words, tmp_path, before, after):
+    steps = {1: "learner.shard=false", 2: "learner.shard=true"}
+    recipes = {n: words_recipe("arm=token_weights", shard) for n, shard in steps.items()}
+    budget = recipes[before].budget.model_copy(update={"steps": 4})
+    whole = ran(recipes[1], words)
+    on(before, kept, recipes[before].model_copy(update={"budget": budget}), words, tmp_path)
+    rest = on(after, gone_on_with, recipes[after], words, tmp_path)[0]
+    assert rest["loss"] == pytest.approx(whole["loss"][4:], rel=1e-6)
+    assert apart(rest["weights"], whole["weights"]) < 1e-4
+
+
+def by_the_clock(recipe, materials):
+    """Weights after steps whose batches each process waits for as long as its rank says."""
+    run = Run(recipe, build(recipe, materials), step0={})
+    run.start()
+    for _ in range(3):
+        run.agree_on_end()
+        batch = run.next_batch()
+        run.state.spent.add(seconds=100.0 * distributed.rank())
+        run.step(batch)
+    return [p.detach().tolist() for p in run.parts.learner.model.parameters()]
+
+
+def test_processes_with_other_waits_take_the_same_step_under_a_budget_in_seconds(words):
+    recipe = words_recipe("arm=onehot", "budget.seconds=1000")
+    one, other = together(2, by_the_clock, recipe, words)
+    same = one == other
+    assert same
+
+
 def on(world, function, *arguments):
     return [function(*arguments)] if world == 1 else together(world, function, *arguments)
 

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.test_recipes import shrunken
 from tests.vision.conftest import SCENES
 from tests.vision.test_recipes import shrunken as shrunken_pictures
+from vpretrain.method.accumulation import next_batches
 from vpretrain.run.build import new_step
 from vpretrain.run.flops import count
 from vpretrain.run.modalities import MODALITIES
@@ -76,6 +78,20 @@ def test_a_step_of_several_batches_costs_as_many_batches():
     assert three[False] == pytest.approx(3 * one[False])
     assert three[True] - one[True] == pytest.approx(2 * one[False])
     assert cost(3, 1) == three  # a period of one changes no step
+
+
+@pytest.mark.parametrize("arm", ["greats_topk", "repeat_topk"])
+def test_a_selector_is_charged_for_every_batch_that_it_values(arm):
+    recipe = shrunken("demo-language", f"arm={arm}", "value.meta_period=2", "learner.accumulate=3")
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    cost, step = count(new_step(recipe, parts), parts, 3), new_step(recipe, parts)
+    step(next_batches(parts.stream, 3 * parts.designer.draws), 0.0)  # measures the estimator's step
+    for meta in (False, True):
+        drawn = next_batches(parts.stream, 3 * parts.designer.draws)
+        with FlopCounterMode(display=False) as counter:
+            assert ("gain" in step(drawn, 0.0)) == meta
+        assert cost[meta] == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_valuing_what_is_drawn_is_charged():

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from tests.reliability.runs import language_recipe
@@ -36,6 +37,17 @@ def test_all_processes_end_by_the_clock_of_the_first(monkeypatch):
     assert not run.agree_on_end()
     monkeypatch.setattr(distributed, "broadcast_object", lambda own: 1001.0)
     assert run.agree_on_end() and run.state.spent.seconds == 1001.0
+
+
+def test_all_processes_take_the_rate_of_the_firsts_clock(monkeypatch):
+    run, rates = begun(0, "budget.seconds=1000"), []
+    monkeypatch.setattr(distributed, "broadcast_object", lambda own: 250.0)
+    monkeypatch.setattr(run, "_step", lambda drawn, rate, progress: rates.append((rate, progress)))
+    for wait in (10.0, 500.0):
+        batch = run.next_batch()
+        run.state.spent.seconds = wait
+        run.take(batch)
+    assert rates[0] == rates[1] and rates[0][1] == pytest.approx(0.25, abs=0.02)
 
 
 def test_a_state_is_where_the_steps_that_follow_are_the_same():

@@ -47,7 +47,7 @@ from vpretrain.language.prepare import cached, locate, make
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import Part
-from vpretrain.language.steering.arms import ARMS, DEMO, Site, check_control
+from vpretrain.language.steering.arms import ARMS, DEMO, Site, check_alignment, check_control
 from vpretrain.language.steering.domains import ALL, domains_of, matched
 from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
@@ -184,6 +184,7 @@ class Language(Modality[LanguageRecipe, Materials]):
         data, arm, control = recipe.data, ARMS.named(recipe.arm), ARMS.control_of(recipe)
         section = ARMS.section_of(recipe)
         check_control(section, recipe.arm, control)
+        check_alignment(section, recipe.alignment)
         rows = materials.feedback
         if shuffles_labels(control):
             rows = shuffled(rows, recipe.seed)

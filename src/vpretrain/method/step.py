@@ -173,10 +173,13 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         return state | {"meta": self.meta.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Restores :meth:`state_dict`."""
-        self.optimizer.load_state_dict(
-            sharding.laid_out_moments(state["optimizer"], self.parameters)
-        )
+        """Restores :meth:`state_dict`; the optimizer keeps the settings that it was built with."""
+        saved = sharding.laid_out_moments(state["optimizer"], self.parameters)
+        # Decay, betas and kernel are the recipe's, which may have changed; the learning rate is set
+        # at every step.
+        pairs = zip(self.optimizer.param_groups, saved["param_groups"], strict=True)
+        groups = [{**own, "params": before["params"]} for own, before in pairs]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self.count = state["count"]
         self.meta.load_state_dict(state["meta"])
 

@@ -75,26 +75,30 @@ def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int 
     step.count = step.meta.start  # before that step, tasks are the baseline's
     if parts.designer.uses_feedback:  # the first also measures the estimator's step, once per run
         _counted(step, parts, meta_due=True)
+    # A selector values every batch of a step. Any other designer learns from the first one only,
+    # and each other batch costs a step without meta.
+    together = 1 if parts.designer.selector is None else accumulate
     for meta in (True, False) if parts.designer.uses_feedback else (False,):
-        counted[meta] = _counted(step, parts, meta_due=meta)
+        counted[meta] = _counted(step, parts, together, meta_due=meta)
     checkpoint_bytes = size(RunState(parts, step).state_dict())
     for part, state in zip(movable, before, strict=True):
         part.load_state_dict(state)
     for name, buffer in parts.learner.model.named_buffers():
         buffer.copy_(buffers[name])
-    # The designer learns from the first batch only; each other batch costs a step without meta.
-    rest = (accumulate - 1) * counted[False]
+    rest = (accumulate - together) * counted[False]
     return Rehearsal({meta: n + rest for meta, n in counted.items()}, checkpoint_bytes)
 
 
-def _counted(step: SteeredStep[Any, Any, Any], parts: AnyParts, *, meta_due: bool) -> float:
-    """Returns the FLOPs of the next step that succeeds.
+def _counted(
+    step: SteeredStep[Any, Any, Any], parts: AnyParts, batches: int = 1, *, meta_due: bool
+) -> float:
+    """Returns the FLOPs of the next step of so many batches that succeeds.
 
     As in the run, a batch that raises NonFinite is skipped.
     """
 
     def take() -> float:
-        batch = next_batches(parts.stream, parts.designer.draws)
+        batch = next_batches(parts.stream, batches * parts.designer.draws)
         with FlopCounterMode(display=False) as counter:
             step.uncounted(batch, 0.0, 0.0, meta_due=meta_due)
         return float(counter.get_total_flops())

@@ -217,12 +217,15 @@ class Run:
         """One learner step at the schedule's rate: what it was taken on, and its metrics.
 
         The schedule is over what was left of the budget at the first step, after settling and what
-        the arm trained beforehand.
+        the arm trained beforehand. All processes take the same rate.
 
         Raises:
             NonFinite: it was not taken.
         """
-        progress = self.state.spent.fraction(self.recipe.budget, since=self.state.prepared)
+        spent, budget = self.state.spent, self.recipe.budget
+        if budget.seconds is not None:  # each process waited for its batch by its own clock
+            spent.seconds = distributed.broadcast_object(spent.seconds)
+        progress = spent.fraction(budget, since=self.state.prepared)
         return self._step(drawn, learning_rate(self.recipe.learner, progress), progress)
 
     def _step(self, drawn: Batches, rate: float, progress: float) -> tuple[Batches, Metrics]:

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from tests.language.conftest import tiny_learner
+from tests.reliability.processes import together
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import JoinedStreams, Source, Stream
 from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.learner.targets import SoftTargets, candidates
 from vpretrain.language.steering.domains import ALL, Matched, MatchedFeedback, domains_of, matched
 from vpretrain.method import vectors
-from vpretrain.method.accumulation import next_batches
+from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Designer, Learned, detached
 from vpretrain.method.step import steered_step
 from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.system import distributed
 
 SOURCES = {"sums": ["math", "proofs"], "code": ["code", "proofs"], "chat": []}
 
@@ -252,3 +254,37 @@ def test_a_batch_of_each_domain_is_the_mean_of_its_alignments(alignment):
         higher = rise(context, task.with_controls((nudge,))).value
         slope = float((higher - found.value) / 1e-5)
         assert slope == pytest.approx(float(found.gradient[0].norm()), rel=1e-2)
+
+
+def value_of_domains(rank, world):
+    """Eq. 46 of a batch of two domains, this process's part of it: the value over all processes."""
+    streams = {
+        name: Stream(
+            [Source(name, documents(name, 9, at), 1.0)],
+            batch_size=2 + 2 * at,
+            window_tokens=24,
+            seed=0,
+            pad_id=0,
+            rank=rank,
+            world=world,
+        )
+        for at, name in enumerate(("math", "code"))
+    }
+    view, feedback = matched(
+        tiny_learner(dtype=torch.float64),
+        tasks({"sums": 1.0, "code": 3.0}),
+        {"sums": ["math"], "code": ["code"]},
+        equal=True,
+    )
+    value_of = ValueEstimator(view, Alignment("dot"), ESTIMATORS["double_backward"])
+    value_of.update(feedback.gradients(view), None, 0.0)
+    (part,) = MicroBatches((next(JoinedStreams(streams)),)).weighted()
+    context = view.forward(part.batch)
+    ids = context.labels[:, None]
+    task = SoftTargets(ids, torch.ones(ids.shape, dtype=torch.float64))
+    return float(value_of.on_part(part.fraction_of_batch)(context, task).value)
+
+
+def test_domains_count_equally_over_all_processes():
+    found = together(2, lambda: value_of_domains(distributed.rank(), 2))
+    assert found == pytest.approx([value_of_domains(0, 1)] * 2, rel=1e-9)

@@ -86,6 +86,15 @@ def test_a_document_is_trained_on_again_as_often_as_it_says_and_no_more(learner)
     assert sorted(origins(steps[-1])) == sorted(d.origin for d in drawn[-1].documents)
 
 
+@pytest.mark.parametrize("alignment", ["cosine", "lower_bound"])
+def test_values_that_cannot_be_compared_between_batches_are_refused(materials, alignment):
+    recipe = tiny_recipe("arm=repeat_topk", f"value.alignment={alignment}")
+    with pytest.raises(
+        UserError, match=rf"(?s)value\.alignment.*{alignment}.*dot, optimizer_aware"
+    ):
+        Language().build(recipe, materials)
+
+
 def test_between_meta_steps_nothing_is_valued(learner, monkeypatch):
     estimator, calls, seen = estimator_of(learner, downstream(learner)), [], RepeatSelector.seen
     monkeypatch.setattr(

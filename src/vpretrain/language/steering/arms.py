@@ -110,6 +110,10 @@ class LanguageArm(DesignerSection, ABC):
     """Whether it needs a run of this package rather than batches from another trainer, because it
     draws more than it trains on, or trains something before the first step."""
 
+    compares_batches: ClassVar[bool] = False
+    """Whether it compares documents of several batches by ``value.alignment``, which then must be
+    linear: under the others every batch has a direction of its own."""
+
     @property
     def most_candidates(self) -> int:
         """Number of tokens that a target may be spread over."""
@@ -163,6 +167,17 @@ def designer_of(section: LanguageArm, site: Site) -> Designer:
     """Builds a designer; ``UserError`` if it has more candidates than the vocabulary tokens."""
     check_count(section.most_candidates, len(site.embedding))
     return section.build(site)
+
+
+def check_alignment(section: LanguageArm, alignment: AlignmentName) -> None:
+    """Rejects an alignment under which a designer's batches cannot be compared."""
+    if section.compares_batches and alignment in ("cosine", "lower_bound"):
+        message = (
+            f"{section.kind} compares documents of several batches, and under this alignment each "
+            "batch has another direction"
+        )
+        accepted = "dot, optimizer_aware"
+        raise user_error("value.alignment", message, value=alignment, accepted=accepted)
 
 
 def check_control(section: LanguageArm, arm: str, control: Control) -> None:

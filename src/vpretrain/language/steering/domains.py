@@ -32,6 +32,7 @@ from vpretrain.method import vectors
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
 from vpretrain.method.wrapped import WrappedLearner
+from vpretrain.system import distributed
 
 ALL = "*"
 """The domain of documents whose source no task names; its feedback is that of all tasks."""
@@ -89,15 +90,16 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
         }
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
-        """The loss as a function of all copies of S, with each token under its domain's copy."""
-        whole = self._weight(context)
+        """The loss as a function of all copies of S, with each token under its domain's copy; all
+        processes must call it together."""
         places = self._places(context)
+        contexts = {domain: context.part(where) for domain, where in places.items()}
+        fractions = self._fractions(context, contexts)
         parts = []
         for domain, where in places.items():
-            own = context.part(where)
-            objective = self.learner.objective(own, SoftTargets(task.ids[where], task.mass[where]))
-            fraction = 1 / len(places) if self.equal else self._weight(own) / whole
-            parts.append((domain, where, fraction, objective))
+            targets = SoftTargets(task.ids[where], task.mass[where])
+            objective = self.learner.objective(contexts[domain], targets)
+            parts.append((domain, where, fractions[domain], objective))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
             # Copies that no document of the batch uses get a zero gradient rather than None.
@@ -111,6 +113,19 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
             return total
 
         return Objective(task.controls(), loss)
+
+    def _fractions(self, context: Context, contexts: Mapping[str, Context]) -> dict[str, float]:
+        """Weight of each domain's mean loss in the objective of this process, which is then
+        weighted by the process's share of the whole batch."""
+        own = {domain: self._weight(part) for domain, part in contexts.items()}
+        if not self.equal:
+            whole = self._weight(context)
+            return {domain: weight / whole for domain, weight in own.items()}
+        here = [float(own.get(domain, 0)) for domain in self.domains]
+        sizes = distributed.total(torch.tensor(here, dtype=torch.float64)).tolist()
+        totals, count = dict(zip(self.domains, sizes, strict=True)), sum(map(bool, sizes))
+        share = sum(here) / (sum(sizes) or 1.0)
+        return {domain: size / totals[domain] / count / share for domain, size in own.items()}
 
     def _weight(self, context: Context) -> int:
         """Number of tokens or documents that the loss of a context averages."""

@@ -159,6 +159,7 @@ class RepeatArm(LanguageArm):
     drawn at a meta step are trained on again until the next one."""
 
     needs_run = True
+    compares_batches = True
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Fraction of a batch's tokens that comes from documents trained on again."""
