@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
+from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.steering.rules import TokenWeightsArm
 from vpretrain.system.errors import UserError
@@ -143,7 +144,6 @@ def test_ways_of_running_that_were_never_steered_are_refused(
     tmp_path, feedback, stream, monkeypatch
 ):
     trainer = made(tmp_path, feedback, stream)
-    from vpretrain.integrations.arguments import problems_of
 
     def places():
         return [
@@ -170,6 +170,34 @@ def test_ways_of_running_that_were_never_steered_are_refused(
             torch.distributed, "get_backend_config", lambda backend=backend: backend
         )
         assert places() == refused
+
+
+def test_float16_of_the_launcher_is_refused_too(tmp_path, feedback, stream, monkeypatch):
+    trainer = made(tmp_path, feedback, stream)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    (problem,) = problems_of(trainer, trainer.steering, SteeredTrainer.compute_loss)
+    assert problem.where == "ACCELERATE_MIXED_PRECISION" and "bf16" in problem.accepted
+
+
+@pytest.mark.parametrize(
+    ("steering", "size", "is_packed", "is_warned"),
+    [
+        ({"arm": "document_weights"}, 1, False, True),
+        ({"arm": "reversed_feedback", "designer": {"kind": "document_weights"}}, 1, False, True),
+        ({"arm": "document_weights"}, 1, True, False),
+        ({"arm": "document_weights"}, 2, False, False),
+        ({"arm": "token_weights"}, 1, False, False),
+    ],
+)
+def test_document_weights_of_single_documents_are_warned_of(
+    steering, size, is_packed, is_warned, tmp_path, feedback, stream, caplog
+):
+    columns = [
+        {"position_ids": [*range(len(row["input_ids"]))]} if is_packed else {} for row in stream
+    ]
+    rows = [row | more for row, more in zip(stream, columns, strict=True)]
+    made(tmp_path, feedback, rows, steering=steering, per_device_train_batch_size=size)
+    assert ("has nothing to weigh" in caplog.text) is is_warned
 
 
 def test_without_feedback_there_is_nothing_to_steer_by(tmp_path, stream):

@@ -46,3 +46,19 @@ def test_packed_rows_are_told_apart_by_position():
     for name, wrong in (("labels", None), ("position_ids", torch.arange(6))):
         with pytest.raises(UserError, match=f"data_collator: {name}"):
             token_batch({**inputs, name: wrong})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_that_are_other_tokens_are_refused(side):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.padding_side = side
+    inputs = dict(
+        tokenizer.pad({"input_ids": [[5, 6, 7, 8, 9], [10, 11, 12]]}, return_tensors="pt")
+    )
+    labels = inputs["input_ids"].clone()
+    token_batch({**inputs, "labels": labels})
+    labels[0, 2] = 40  # the input is corrupted here, and this was to be restored
+    with pytest.raises(
+        UserError, match=r"(?s)data_collator: labels: .*corrupted inputs.*mlm=False"
+    ):
+        token_batch({**inputs, "labels": labels})

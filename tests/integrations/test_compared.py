@@ -1,12 +1,16 @@
 """Did it help? One call trains both arms over seeds, and says so with an interval."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, DefaultDataCollator, Trainer
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
-from vpretrain.integrations.compared import HeldOut, _script, compare_arms
+from vpretrain.integrations.compared import compare_arms
+from vpretrain.integrations.script import check_same, script_of
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.data import word_problems
 from vpretrain.report.folders import read
@@ -79,7 +83,10 @@ def test_arms_are_compared_over_seeds_and_rows(
         ("steering", {"make": lambda *of: make(*of, meta_period=2)}),
         ("held_out", {"held_out": held_out[:-1]}),
         ("held_out", {"new_tokens": 5}),
-        ("weights", {"make": lambda *of: make(*of, lambda: tiny(initializer_range=0.3))}),
+        (
+            "model.config, weights",
+            {"make": lambda *of: make(*of, lambda: tiny(initializer_range=0.3))},
+        ),
     ):
         with pytest.raises(UserError, match=rf"onehot-0\.json: .* made with another {what};"):
             compare_arms(**{"make": make, "held_out": held_out, **given, **changed})
@@ -97,16 +104,72 @@ def test_arms_are_compared_over_seeds_and_rows(
     ],
     ids=str,
 )
-def test_all_that_scores_depend_on_is_the_script(changed, make, held_out, tmp_path):
-    test = HeldOut(held_out, None, 4)
-    before = _script(make("onehot", 0), test, 1.0)
+def test_all_that_scores_depend_on_is_the_script(changed, make):
+    before = script_of(make("onehot", 0), "held out", 1.0)
     trainer = make("onehot", 0)
     for name, value in changed.items():
         setattr(trainer if name == "data_collator" else trainer.args, name, value)
-    after = _script(trainer, test, 1.0)
+    after = script_of(trainer, "held out", 1.0)
     expected = [] if "output_dir" in changed else [*changed]
     assert [name for name in before if before[name] != after[name]] == expected
     assert before["world_size"] == "1"
+
+
+def adapted(**more):
+    return get_peft_model(tiny(), LoraConfig(target_modules=["q_proj", "v_proj"], **more))
+
+
+def frozen():
+    model = tiny()
+    model.get_input_embeddings().requires_grad_(False)
+    return model
+
+
+def sgd(trainer, **more):
+    return torch.optim.SGD(trainer.model.parameters(), lr=1e-2, **more)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "expected"),
+    [
+        (adapted, None, []),
+        (lambda: adapted(lora_alpha=64), None, ["peft_config"]),
+        (lambda: adapted(init_lora_weights=False, r=8), None, ["peft_config"]),
+        (lambda: tiny(attention_dropout=0.5), None, ["model.config"]),
+        (frozen, None, ["trained parameters"]),
+        (tiny, {"optimizer": sgd}, ["optimizer"]),
+        (
+            tiny,
+            {"optimizer_cls_and_kwargs": lambda _: (torch.optim.Adam, {"lr": 2e-2})},
+            ["optimizer"],
+        ),
+    ],
+)
+def test_models_and_optimizers_that_differ_are_told_apart(model, optimizer, expected, make):
+    plain = adapted if "peft_config" in expected or model is adapted else tiny
+    before = script_of(make("onehot", 0, plain), "held out", 1.0)
+    trainer = make("onehot", 0, model)
+    for name, made in (optimizer or {}).items():
+        setattr(trainer, name, made(trainer))
+    after = script_of(trainer, "held out", 1.0)
+    assert [name for name in before if before[name] != after[name]] == expected
+
+
+def test_settings_of_a_passed_optimizer_are_told_apart(make):
+    def script(**more):
+        trainer = make("onehot", 0)
+        trainer.optimizer = sgd(trainer, **more)
+        return script_of(trainer, "held out", 1.0)
+
+    assert script(momentum=0.5) == script(momentum=0.5)
+    assert script(momentum=0.5) != script(momentum=0.9)
+
+
+def test_a_run_that_does_not_tell_all_is_refused_with_what_to_do():
+    with pytest.raises(
+        UserError, match=r"(?s)earlier version.*its peft_config; name another.*remo"
+    ):
+        check_same(Path("onehot-0.json"), {"weights": "1"}, {"weights": "1", "peft_config": "{}"})
 
 
 def test_a_run_of_another_command_is_refused_in_words(make, held_out, tmp_path):
@@ -146,6 +209,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(held_out,
         ({"held_out": []}, "held_out: there are no rows"),
         ({"answer": r"foo (\d+)"}, "answer: this finds an answer in none of the"),
         ({"answer": r"= \d+"}, "answer: .*group"),
+        (
+            {"answer": r"= (\d+)", "held_out": [{"input_ids": [5, 6], "labels": [-100, 6]}]},
+            "answer: .*these rows are tokens",
+        ),
     ):
         with pytest.raises(UserError, match=f"(?s){said}"):
             compare_arms(never, **{"held_out": held_out, "out": tmp_path / "out", **given})

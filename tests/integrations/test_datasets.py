@@ -72,6 +72,21 @@ def test_rows_in_tokens_are_taken_as_they_are_and_cut():
     assert (document.ids, document.predicted) == ([5, 6, 7], [False, False, True])
 
 
+@pytest.mark.parametrize("mask", [[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+def test_padding_of_rows_in_tokens_is_left_out_before_they_are_cut(mask):
+    def padded(tokens, fill):
+        left = iter(tokens)
+        return [next(left) if real else fill for real in mask]
+
+    row = {
+        "input_ids": padded([5, 6, 7, 8], 0),
+        "labels": padded([-100, -100, 7, 8], -100),
+        "attention_mask": mask,
+    }
+    (document,) = read(row, tokenizer=None, max_tokens=3)
+    assert (document.ids, document.predicted) == ([5, 6, 7], [False, False, True])
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -80,6 +95,14 @@ def test_rows_in_tokens_are_taken_as_they_are_and_cut():
             r"feedback_dataset\[0\]: this row has none of the columns.*got +question, answer",
         ),
         ({"input_ids": [5, 6]}, r"feedback_dataset\[0\]: these tokens have nothing to predict"),
+        (
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 9]},
+            r"feedback_dataset\[0\]: labels are read only.*corrupted inputs",
+        ),
+        (
+            {"input_ids": [5, 6, 7], "labels": [6, 7]},
+            r"feedback_dataset\[0\]: .*one entry for each",
+        ),
         (
             {"prompt": "x", "solution": None},
             r"feedback_dataset\[0\]: the cell of solution is empty",

@@ -181,6 +181,14 @@ def test_in_bfloat16_the_task_is_valued_in_float32(tmp_path, feedback, stream, h
     assert narrow.steered_metrics["gain"] == pytest.approx(exact.steered_metrics["gain"], rel=0.2)
 
 
+def test_bfloat16_of_the_launcher_is_that_of_the_arguments(tmp_path, feedback, stream, monkeypatch):
+    assert steered(tmp_path, feedback, stream, bf16=True).learner.autocast is torch.bfloat16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as accelerate launch sets it
+    assert steered(tmp_path, feedback, stream).learner.autocast is torch.bfloat16
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert steered(tmp_path, feedback, stream).learner.autocast is None
+
+
 def test_metrics_are_logged_and_evaluation_is_the_trainers_own(tmp_path, feedback, stream):
     held_out = stream[:8]
     trainer = steered(tmp_path, feedback, stream[8:], logging_strategy="steps", logging_steps=2)

@@ -147,6 +147,18 @@ def test_fine_tuning_learns_the_rows_that_the_recipe_names(tmp_path):
     assert losses[0] < 0.3 * losses[1]
 
 
+def test_fine_tuning_is_charged_without_padding(materials):
+    """One pass over all rows, which are of different lengths."""
+    recipe = tiny_recipe(*SHORT, "arm=sft", "posttraining.sft.steps=10")
+    rows = materials.texts.feedback
+    documents, _ = encode(rows, materials.tokenizer)
+    lengths = [len(document.ids) for document in documents]
+    assert len(lengths) == 40 and len(set(lengths)) > 1
+    spent = Spending()
+    Language().build(recipe, materials).after(spent)
+    assert spent.tokens == sum(lengths)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from vpretrain.integrations.steering import Steering
+from vpretrain.language.steering.rules import DocumentWeightsArm
 from vpretrain.system.errors import Problem
 
 Refusal = tuple[object, str, object, str, str]
@@ -30,6 +31,20 @@ def problems_of(
             yield Problem(where, str(value), accepted, message)
     if steering.alignment == "optimizer_aware":
         yield from _preconditioner(trainer)
+
+
+def weighs_nothing(trainer: Any, steering: Steering) -> bool:
+    """Whether documents are weighted, and each micro-batch holds a single one.
+
+    Packed rows are recognised by TRL's ``packing`` and by their columns.
+    """
+    args, rows = trainer.args, trainer.train_dataset
+    first = rows[0] if hasattr(rows, "__len__") and len(rows) else None
+    packed = getattr(args, "packing", False) or (
+        isinstance(first, Mapping) and not first.keys().isdisjoint(("seq_lengths", "position_ids"))
+    )
+    alone = args.train_batch_size * args.world_size == 1 and not packed
+    return alone and isinstance(steering.designer, DocumentWeightsArm)
 
 
 def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]:
@@ -83,7 +98,10 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "compiled code has no forward-mode derivative",
     )
     message = "gradients of the feedback vanish in float16, which needs a loss scaler; take bf16"
-    yield args.fp16, "args.fp16", True, "bf16=True, or neither", message
+    # Also set by accelerate launch --mixed_precision, which args do not tell.
+    fp16 = trainer.accelerator.mixed_precision == "fp16"
+    where = "args.fp16" if args.fp16 else "ACCELERATE_MIXED_PRECISION"
+    yield fp16, where, "fp16", "bf16 (bf16=True), or neither", message
     yield (
         args.use_liger_kernel,
         "args.use_liger_kernel",

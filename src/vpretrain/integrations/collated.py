@@ -13,6 +13,12 @@ from vpretrain.language.data.rows import Document
 from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.system.errors import user_error
 
+OTHER_LABELS = (
+    "labels are read only for where they are not -100, as the targets are the input's own next "
+    "tokens: other targets (shifted labels, corrupted inputs, masked language modelling) cannot be "
+    "steered"
+)
+
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     """Converts a collated batch: padding moves to the end of rows, positions mark the documents.
@@ -29,7 +35,8 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
         own.
 
     Raises:
-        UserError: ids or labels are missing, or one of the tensors has another shape.
+        UserError: ids or labels are missing, one of the tensors has another shape, or a label is
+            another token than the one at its place.
     """
     ids, labels = (_rows(inputs, name) for name in ("input_ids", "labels"))
     mask = (
@@ -50,9 +57,17 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     positions = flat - torch.where(starts, flat, 0).cummax(dim=1).values
     number = starts.flatten().cumsum(0).view_as(ids) - 1
     count = int(starts.sum())
+    predicted = (labels != IGNORED) & real & ~starts
+    if bool((predicted & (labels != ids)).any()):
+        raise user_error(
+            "data_collator: labels",
+            OTHER_LABELS,
+            value="labels that differ from input_ids",
+            accepted=f"labels equal to input_ids, or {IGNORED}; mlm=False",
+        )
     return TokenBatch(
         input_ids=ids,
-        predicted=(labels != IGNORED) & real & ~starts,
+        predicted=predicted,
         position_ids=positions,
         document=torch.where(real, number, -1),
         documents=tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import logging
 import re
@@ -21,10 +20,10 @@ from vpretrain.cli.tables import comparison_table, verdicts
 from vpretrain.config.problems import nearest
 from vpretrain.config.yaml_places import written
 from vpretrain.integrations.datasets import ANSWERS, check_apart, feedback_of, trained_on
+from vpretrain.integrations.script import check_same, digest, script_of
 from vpretrain.integrations.steering import steering_arms
 from vpretrain.integrations.transformers import SteeredTrainer
 from vpretrain.language.data.layout import Layout
-from vpretrain.language.data.rows import documents_hash
 from vpretrain.language.evaluation.held_out import greedy_exact_match, negative_log_likelihood
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.recipe.common import one_group
@@ -34,26 +33,13 @@ from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
 from vpretrain.studies.judged import judged
 from vpretrain.system import distributed
-from vpretrain.system.errors import abbreviated, renamed, shortened, user_error
+from vpretrain.system.errors import renamed, shortened, user_error
 from vpretrain.system.files import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 Make = Callable[[str, int], SteeredTrainer]
 """Builds a new trainer for an arm and a seed."""
-
-_NO_MATTER = (
-    *("output_dir", "seed", "run_name", "project", "report_to", "trackio_", "disable_tqdm"),
-    *("log_", "logging_", "include_", "skip_memory_metrics", "debug"),
-    *("save_", "enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states"),
-    *("hub_", "push_to_hub", "do_train", "do_eval", "do_predict", "local_rank", "ddp_timeout"),
-    *("per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only"),
-    *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"),
-    *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
-)
-"""Prefixes of arguments that do not affect a run's scores; the seed is in the name of the run's
-file.
-"""
 
 
 def compare_arms(
@@ -83,7 +69,7 @@ def compare_arms(
         seeds: number of seeds, from 0 on; 3 or more give an interval over seeds.
         answer: regular expression with one group that finds the answer in a solution. If given, the
             leading metric is ``held_out/pass@1``, the fraction of rows solved by greedy
-            completions.
+            completions. Not for tokenised rows.
         new_tokens: maximum length of a completion.
         out: folder for the results.
 
@@ -143,7 +129,7 @@ def _all_runs(
                 raise user_error(f"{arm}, seed {seed}", message, accepted=f"those of {arms[0]}")
             start = weights
             step0 = step0 or test.scores(trainer)
-            script = _script(trainer, test, weights)
+            script = script_of(trainer, test.digest, weights)
             runs.append(_run(trainer, test, script, folder, console))
             trainer.accelerator.free_memory()
             del trainer
@@ -177,6 +163,9 @@ class HeldOut:
             )
         if self.answer is None:
             return
+        if "input_ids" in self.rows[0]:
+            message = "solutions are found in text, and these rows are tokens; leave answer out"
+            raise user_error("answer", message, value=self.answer, accepted="None")
         try:
             one_group(self.answer)
         except ValueError as error:
@@ -190,8 +179,7 @@ class HeldOut:
     @property
     def digest(self) -> str:
         """Hash of the rows and the scoring options."""
-        said = [[dict(row) for row in self.rows], self.answer, self.new_tokens]
-        return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
+        return digest([[dict(row) for row in self.rows], self.answer, self.new_tokens])
 
     def scores(self, trainer: SteeredTrainer) -> dict[str, Score]:
         """Returns the scores of the trainer's current model, the leading metric first."""
@@ -243,28 +231,6 @@ def _checked(trainer: SteeredTrainer, arm: str, seed: int) -> SteeredTrainer:
     return trainer
 
 
-def _script(trainer: SteeredTrainer, test: HeldOut, weights: float) -> dict[str, str]:
-    """Returns everything a run's scores depend on, as far as the trainer tells.
-
-    An earlier run is reused only if all of it is equal.
-    """
-    rows = trained_on(trainer.train_dataset, trainer.processing_class)
-    collator = trainer.data_collator
-    return {
-        name: str(value)
-        for name, value in trainer.args.to_dict().items()
-        if not name.startswith(_NO_MATTER)
-    } | {
-        "world_size": str(trainer.args.world_size),
-        "data_collator": getattr(collator, "__qualname__", type(collator).__qualname__),
-        "steering": trainer.steering.model_dump_json(),
-        "weights": f"{weights:.12g}",
-        "train_dataset": "not known" if rows is None else documents_hash(rows),
-        "feedback_dataset": documents_hash(trainer.feedback),
-        "held_out": test.digest,
-    }
-
-
 def _run(
     trainer: SteeredTrainer, test: HeldOut, script: dict[str, str], folder: Path, console: Console
 ) -> dict[str, Any]:
@@ -275,7 +241,7 @@ def _run(
     path = folder / "runs" / f"{arm}-{seed}.json"
     finished = distributed.from_first_rank(lambda: _read(path))
     if finished is not None:
-        _check_same(path, finished.get("script"), script)
+        check_same(path, finished.get("script"), script)
         return finished
     say(console, f"{arm}, seed {seed}")
     seconds = trainer.train().metrics["train_runtime"]
@@ -296,19 +262,6 @@ def _run(
         write_text(path.with_suffix(".metrics.jsonl"), lines)
         write_json(path, entry)
     return entry
-
-
-def _check_same(path: Path, before: Any, script: Mapping[str, str]) -> None:
-    """Rejects an earlier run of another script, or one that :func:`compare_arms` did not write."""
-    if not isinstance(before, dict):
-        message = (
-            "this run is not of compare_arms, as one of vpretrain compare; name another folder"
-        )
-        raise user_error(str(path), message)
-    names = dict.fromkeys([*script, *before])
-    if other := [name for name in names if before.get(name) != script.get(name)]:
-        message = f"this run was made with another {abbreviated(other)}; "
-        raise user_error(str(path), message + "name another folder, or remove it")
 
 
 def _records(trainer: SteeredTrainer, seconds: float) -> Iterator[dict[str, float]]:

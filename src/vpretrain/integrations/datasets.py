@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
+from vpretrain.integrations.collated import OTHER_LABELS
 from vpretrain.language.data.formats import conversation
 from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
 from vpretrain.language.data.texts import unfamiliar
@@ -60,7 +61,8 @@ def feedback_of(
             rows.
         signal: the kind of feedback to make of them.
         max_tokens: longer rows are truncated on the right; rows whose prompt alone is as long are
-            dropped. Both are logged.
+            dropped. Both are logged. Of tokenised rows, padding (``attention_mask`` 0) is left out
+            before.
         where: the argument that the rows come from, for messages.
 
     Returns:
@@ -189,20 +191,22 @@ def _tokenised(
 ) -> Iterator[Document]:
     problems = []
     for place, row in enumerate(rows):
-        labels = row.get("labels")
-        predicted = (
-            [] if labels is None else [int(label) != IGNORED for label in labels][:max_tokens]
-        )
+        origin, labels, mask = f"{where}[{place}]", row.get("labels"), row.get("attention_mask")
+        ids = [int(token) for token in row["input_ids"]]
+        targets = [IGNORED] * len(ids) if labels is None else [int(label) for label in labels]
+        if any(len(each) != len(ids) for each in (targets, mask) if each is not None):
+            message = "labels and attention_mask have one entry for each token"
+            problems.append(Problem(origin, shortened(str(row)), f"{len(ids)} of each", message))
+            continue
+        real = [at for at in range(len(ids)) if mask is None or mask[at]][:max_tokens]
+        predicted = [targets[at] != IGNORED for at in real]
+        accepted = f"labels beside input_ids, {IGNORED} on the prompt"
         if not any(predicted[1:]):
             message = "these tokens have nothing to predict; say with labels what is verified"
-            accepted = f"labels beside input_ids, {IGNORED} on the prompt"
-            problems.append(Problem(f"{where}[{place}]", shortened(str(labels)), accepted, message))
-        yield Document(
-            [int(token) for token in row["input_ids"]][:max_tokens],
-            predicted,
-            f"{where}[{place}]",
-            where,
-        )
+            problems.append(Problem(origin, shortened(str(labels)), accepted, message))
+        elif any(targets[at] not in (IGNORED, ids[at]) for at in real[1:]):
+            problems.append(Problem(origin, shortened(str(labels)), accepted, OTHER_LABELS))
+        yield Document([ids[at] for at in real], predicted, origin, where)
     if problems:
         raise UserError(*problems[:_SHOWN])
 

@@ -22,11 +22,17 @@ and a list of the files written before it.
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
+_WRITTEN_LATER = (f"{STATE}/", TRAINER_STATE_NAME, "rng_state")
+"""Beginnings of the names of files that the Trainer writes after the list of files is made. An
+earlier run in the same folder may have left others there.
+"""
+
+
 def files_in(checkpoint: Path) -> dict[str, int]:
-    """Returns sizes in bytes of a checkpoint's files outside :data:`STATE`, by name."""
+    """Returns sizes in bytes of the files that are complete before :data:`STATE`, by name."""
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    return {name: size for name, size in sizes.items() if not name.startswith(f"{STATE}/")}
+    return {name: size for name, size in sizes.items() if not name.startswith(_WRITTEN_LATER)}
 
 
 def resumable(folder: Path) -> str | bool:
@@ -78,6 +84,7 @@ def _check(checkpoint: Path) -> None:
         raise _Unfinished(f"{TRAINER_STATE_NAME} is not there or cut off") from None
     state: dict[str, Any] = load(checkpoint / STATE)
     there = files_in(checkpoint)
-    for name, size in state.get("files", {}).items():  # earlier versions did not list them
-        if there.get(name) != size:
+    # Earlier versions did not list any, or listed those written later too.
+    for name, size in state.get("files", {}).items():
+        if there.get(name) != size and not name.startswith(_WRITTEN_LATER):
             raise Damaged(f"{name} is not as it was written")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from vpretrain.integrations.arguments import problems_of
+from vpretrain.integrations.arguments import problems_of, weighs_nothing
 from vpretrain.integrations.collated import token_batch
 from vpretrain.integrations.datasets import FORMATS, check_apart, feedback_of, log, trained_on
 from vpretrain.integrations.hosted import HostedLearner, HostedStep
@@ -69,6 +69,12 @@ class SteeredTrainer(Trainer):
         self.steering = Steering() if steering is None else steering
         if problems := list(problems_of(self, self.steering, SteeredTrainer.compute_loss)):
             raise UserError(*problems)
+        if weighs_nothing(self, self.steering):
+            log.warning(
+                "%s has nothing to weigh: weights of documents are relative within a micro-batch, "
+                "and per_device_train_batch_size is 1 in one process; give 2 or more",
+                self.steering.arm,
+            )
         self._feedback = feedback_of(
             feedback_dataset,
             self.processing_class,
@@ -198,7 +204,9 @@ class SteeredTrainer(Trainer):
                 blocks=steering.aligned_blocks,
                 patterns=steering.aligned_patterns,
             )
-            learner = HostedLearner(model, aligned, autocast=torch.bfloat16 if args.bf16 else None)
+            # Also set by accelerate launch --mixed_precision, which args do not tell.
+            in_bf16 = self.accelerator.mixed_precision == "bf16"
+            learner = HostedLearner(model, aligned, autocast=torch.bfloat16 if in_bf16 else None)
         pad = getattr(self.processing_class, "pad_token_id", None)
         self._steered_made = (
             learner,

@@ -197,7 +197,7 @@ def _sft(
             **common,
             per_device_train_batch_size=section.batch_size,
             max_length=recipe.data.feedback.max_tokens,
-            include_num_input_tokens_seen=True,
+            include_num_input_tokens_seen="non_padding",
         ),
         section,
     )
