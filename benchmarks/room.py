@@ -24,18 +24,12 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 from git_objects import contents, listed
+from nuclei import png
 from PIL import Image
 
 FRAMES, STRETCH, GAP = 1000, 30, 10
 TURNS = ("stream", "feedback", "stream", "probe", "stream", "test", "stream", "dev")
 SIDE, WIDTH = 32, 43
-
-
-def png(array: numpy.ndarray) -> bytes:
-    """A lossless file of pixels or millimetres."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 def halves(colours: bytes, depth: bytes) -> list[tuple[bytes, bytes]]:

@@ -149,6 +149,11 @@ QUESTIONS = (
     "{kind: jsonl, path: mathematics/valid.jsonl, prompt: problem, solution: solution, "
     "skip_rows: 1412, rows: 333}"  # between rows that the stream holds too
 )
+BESIDE_MATHEMATICS = (
+    "evaluate.tasks=[]",
+    f"data.evaluation.mathematics={QUESTIONS}",
+    "evaluate.also=[mathematics]",
+)
 WEIGHED = {
     "onehot": "arm=onehot",
     "token_weights": W,
@@ -167,9 +172,7 @@ for name, recipe, rows in (
         recipe,
         GSM_START,
         rows,
-        "evaluate.tasks=[]",
-        f"data.evaluation.mathematics={QUESTIONS}",
-        "evaluate.also=[mathematics]",
+        *BESIDE_MATHEMATICS,
     )
 
 # On GSM8K a reference takes one pass over the rows, a third of what it takes in gsm8k-selection.
@@ -185,9 +188,7 @@ add(
     NOISY,
     GSM_START,
     BY_EXCESS | {"rho1, one epoch": f"{RHO} {ONE_PASS}"},
-    "evaluate.tasks=[]",
-    f"data.evaluation.mathematics={QUESTIONS}",
-    "evaluate.also=[mathematics]",
+    *BESIDE_MATHEMATICS,
 )
 for name, description, recipe, starts in (
     (
@@ -220,8 +221,6 @@ add(
         "fixed_random_direction": "arm=fixed_random_direction",
         "random_selection": "arm=random_selection",
     },
-    "evaluate.tasks=[]",
-    f"data.evaluation.mathematics={QUESTIONS}",
-    "evaluate.also=[mathematics]",
+    *BESIDE_MATHEMATICS,
     *(f"data.stream.{at}.weight={weight}" for at, weight in enumerate((0.45, 0.45, 0.1))),
 )

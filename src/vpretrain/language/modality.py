@@ -207,24 +207,20 @@ class Language(Modality[LanguageRecipe, Materials]):
                 seed=seed_of_task(recipe.seed, name, materials.tasks),
             ),
         )
+        site = Site(
+            learner,
+            recipe.seed,
+            Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
+            rows,
+            materials.tokenizer,
+            recipe.learner.learning_rate,
+            recipe.value.meta_period,
+        )
         meta_domains = _by_domain(recipe, materials)
         matched_learner, feedback = matched(learner, tasks, domains, equal=bool(meta_domains))
         return Parts(
             learner=matched_learner,
-            designer=designer_for(
-                section,
-                Site(
-                    learner,
-                    recipe.seed,
-                    Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit),
-                    rows,
-                    materials.tokenizer,
-                    recipe.learner.learning_rate,
-                    recipe.value.meta_period,
-                ),
-                recipe.learner,
-                materials.tokenizer,
-            ),
+            designer=designer_for(section, site, recipe.learner, materials.tokenizer),
             feedback=feedback,
             stream=_stream(
                 recipe, materials, sources, data.batch_size, data.window_tokens, recipe.seed

@@ -273,7 +273,7 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
     path, manifest = folder / "result.json", folder / MODEL_MANIFEST
     if not path.is_file():
         return None
-    there, damage = CheckpointManager(folder / "checkpoints").steps(), ""
+    there = CheckpointManager(folder / "checkpoints").steps()
     try:
         result = read_json(path)
         if not _is_result(result):
@@ -282,21 +282,26 @@ def finished_result(folder: Path, notify: Callable[[str], None]) -> dict[str, An
             verify(folder / "model", manifest)
         elif not (folder / "model").is_dir():
             raise Damaged("model is gone")
+        if there and not _designer_is_whole(folder):  # else the result stands without it
+            raise Damaged("designer/state.pt is gone or damaged")
     except (OSError, ValueError):
         damage = "result.json is not whole"
     except Damaged as error:
         damage = str(error)
     else:
-        try:
-            designer_state(folder)
-        except UserError:
-            damage = "designer/state.pt is gone or damaged"
-        if not damage or not there:  # the result stands without it
-            return result
+        return result
     if not there:
         raise _nothing_to_write_from(folder, f"{damage}, and there is no checkpoint")
     notify(f"{damage}; it is written again from the last checkpoint")
     return None
+
+
+def _designer_is_whole(folder: Path) -> bool:
+    try:
+        designer_state(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _is_result(value: Any) -> bool:

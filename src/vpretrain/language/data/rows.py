@@ -188,9 +188,7 @@ def encode_into(
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2: one predicts the next; got {max_tokens}")
     count: Counter[str] = Counter()
-    unknown = layout.tokenizer.unk_token_id
-    if unknown == layout.end:  # as in GPT-2, whose byte-level BPE has no unknown text
-        unknown = None
+    unknown = _unknown(layout)
     tokenised = len(rows) > 0 and rows[0].tokens is not None
     for row, ids, predicted, natural in (_tokenised if tokenised else _written)(rows, layout):
         if count["documents"] == max_documents:
@@ -216,11 +214,18 @@ def encode_into(
             keep(piece, predicted[: len(piece)], row)
             count["documents"] += 1
             count["tokens"] += len(piece)
-            count["unknown"] += piece.count(unknown)
+            count["unknown"] += 0 if unknown is None else piece.count(unknown)
     read, refused = count.pop("rows", 0), layout.refused
     why = f"{refused[0].where}: {refused[0].message}" if refused else ""
     capped = len(rows) - read - len(refused)
     return Encoded(rows=len(rows), capped=capped, refused=len(refused), refusal=why, **count)
+
+
+def _unknown(layout: Layout) -> int | None:
+    """The id that stands for unknown text; None where there is none, as in GPT-2, whose byte-level
+    BPE has its end token in that place."""
+    unknown: int | None = layout.tokenizer.unk_token_id
+    return None if unknown == layout.end else unknown
 
 
 Encoding = tuple[Row, list[int], bytes, bool]
