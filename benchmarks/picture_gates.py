@@ -6,9 +6,9 @@
 
 DIR is what `benchmarks/cifar10.py`, `nuclei.py` or `room.py` wrote. The probe of
 `recipes/vision/NAME.yaml` on the dev pictures is asked of random weights, the prepared learner, its
-plain continuation, the arm `direct` (which trains on labels too) and the same backbone trained on the
-stream's labels from end to end. A gate holds where the second of two is better than the first by
-three standard errors or more in every seed, picture by picture.
+plain continuation, the arm `direct` (which trains on labels too) and the same backbone trained on
+the stream's labels from end to end. A gate holds where the second of two is better than the first
+by three standard errors or more in every seed, picture by picture.
 """
 
 from __future__ import annotations
