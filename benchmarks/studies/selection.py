@@ -217,6 +217,8 @@ add(
         "token_weights": W,
         "excess_weights": EXCESS,
         "rho1, one epoch": f"{RHO} {ONE_PASS}",
+        "greats_topk, optimizer-aware": f"{GREATS} designer.alignment=optimizer_aware",
+        "opus": OPUS,
         "dga": DGA,
         "fixed_random_direction": "arm=fixed_random_direction",
         "random_selection": "arm=random_selection",
