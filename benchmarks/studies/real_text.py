@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import ADAPTED, GSM, GSM_START, NOISY, SMOL, WEAK_START, D, W
+from studies.starts import ADAPTED, GSM, GSM_START, NOISY, RELEASED, SMOL, WEAK_START, D, W
 from studies.study import STUDIES, Start, Study, add, arms
 
 REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")
@@ -177,6 +177,39 @@ add(
     "data.evaluation.test.rows=100",
     ERRORS,
     "learner.dtype=bfloat16",
+    "threads=1",
+    *ELSEWHERE,
+)
+
+QUESTIONS_AND_PROSE = (
+    "data.stream=[{name: mathematics, weight: 0.5, rows: {"
+    + QUESTIONS.format(file="train")
+    + ", rows: 40000}}, {name: prose, weight: 0.5, rows: {kind: jsonl, path: prose/docs.jsonl, "
+    "text: text, skip_rows: 40}}]"
+)
+add(
+    "smollm2-without",
+    "SmolLM2-135M on a stream that holds no GSM8K text at all",
+    SMOL,
+    (
+        replace(
+            RELEASED,
+            name="adapted without GSM8K",
+            seeds=(0, 1),
+            folder="smollm2-without/model",
+            command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 threads=1 "
+            f"learner.model=MODELS/smollm2 '{QUESTIONS_AND_PROSE}' --out MODELS/smollm2-without",
+        ),
+    ),
+    {
+        "onehot": "arm=onehot",
+        **UNSHRUNK,
+        "fixed_random_direction": "arm=fixed_random_direction designer.kind=document_weights "
+        "designer.tilt=1.5",
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+    },
+    QUESTIONS_AND_PROSE,
+    "data.evaluation.test.rows=100",
     "threads=1",
     *ELSEWHERE,
 )
