@@ -190,6 +190,8 @@ def test_overrides(write: Callable[..., Path]) -> None:
         "a value replaces the whole section"
     )
     assert read(path, "learner.model=a=b").learner.model == "a=b"
+    for text in ("a#1", "'a #1'", '"a #1"'):
+        assert read(path, f"learner.model={text}").learner.model == text.strip("'\""), "no comment"
     assert read(path, "learner.model=../shared/data").learner.model == "../shared/data"
 
 
@@ -200,6 +202,9 @@ def test_overrides(write: Callable[..., Path]) -> None:
         ("=3", "key=value"),
         ("budget..steps=3", "key=value"),
         ("learner.model=@x", "not valid YAML"),
+        ("learner.model=#1", "reads what follows a # as a comment"),
+        ("description=ours # theirs", "put the whole value in quotes"),
+        ("value={meta_period: 3}  # often", "comment"),
         ("learner={lr: 1, lr: 2}", "already"),
         ("data.stream.2.weight=1", "is a list"),
         ("data.stream.-1.weight=1", "is a list"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.config.toy import GOOD, Source, read, refused
 from vpretrain.config import recipe as recipes
-from vpretrain.config.recipe import Budget, Value, listing, packaged
+from vpretrain.config.recipe import Budget, Value, listing, load, packaged
+from vpretrain.run.modalities import SCHEMAS as MODALITIES
 from vpretrain.system.errors import UserError
 
 
@@ -30,6 +32,30 @@ def test_extends_merges_deeply_and_replaces_lists(write: Callable[..., Path]) ->
     assert "base.yaml:5 budget.steps" in refused(write("extends: base.yaml\n")), (
         "the file that said it"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "tilt"),
+    [
+        ("designers: {token_weights: {tilt: 0.9}}", [], 0.9),
+        ("", ["designers.token_weights.tilt=0.9"], 0.9),
+        ("", ["designers.token_weights={tilt: 0.9}"], 0.9),
+        ("", ["designers={token_weights: {tilt: 0.9}}"], 0.9),
+        ("designers: {ascent: {updates: 2}}", [], 0.5),
+    ],
+)
+def test_the_layer_on_top_has_the_last_word_on_a_designers_keys(
+    write: Callable[..., Path], file: str, overrides: list[str], tilt: float
+) -> None:
+    write("extends: demo-language\ndesigner: {kind: token_weights, tilt: 0.5}\n", "base.yaml")
+    path = write(f"extends: base.yaml\n{file}\n")
+    recipe: Any = load(path, overrides, schemas=MODALITIES)
+    assert recipe.arms.section(recipe, "token_weights").tilt == tilt
+    wrong = [override.replace("0.9", "-1") for override in overrides]
+    write(f"extends: base.yaml\n{file.replace('0.9', '-1')}\n")
+    if tilt == 0.9:
+        with pytest.raises(UserError, match=r"(override|toy.yaml:2) designer\.tilt: .*range"):
+            load(path, wrong, schemas=MODALITIES)
 
 
 @pytest.mark.parametrize(

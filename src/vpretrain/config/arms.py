@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from pydantic import ValidationError, create_model
 
 from vpretrain.config.kinds import KindChoice, Kinds, KindSection, KindT
-from vpretrain.config.problems import Marks, explain, nearest
+from vpretrain.config.problems import Marks, explain, given_at, nearest
 from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
 
@@ -226,11 +226,22 @@ class Arms(Kinds[SectionT]):
         section consists of the keys that ``designers`` held for the new kind and the keys that both
         kinds share.
 
+        Keys that the layer gives in ``designers`` for the kind that ``designer`` then has take the
+        place of the former ones there.
+
         Args:
             data: a recipe before validation; modified in place.
             layer: keys that will be written over it.
             marks: where each key was given; modified in place.
         """
+        self._change_kind(data, layer, marks)
+        section, kind, others = data.get("designer"), self.kind_of(data), layer.get("designers")
+        given = others.get(kind) if isinstance(others, dict) and isinstance(kind, str) else None
+        if isinstance(section, dict) and isinstance(given, dict):
+            for key in given:
+                section.pop(key, None)
+
+    def _change_kind(self, data: dict[str, Any], layer: Mapping[str, Any], marks: Marks) -> None:
         own, arm = layer.get("designer"), layer.get("arm")
         if arm is not None:
             self._pin(data)
@@ -254,10 +265,10 @@ class Arms(Kinds[SectionT]):
             marks[("designer", key)] = marks.get(("designers", kind, key), "recipe")
         data["designer"], data["designers"] = {"kind": kind, **new}, others
 
-    def complete(self, data: dict[str, Any]) -> None:
+    def complete(self, data: dict[str, Any], marks: Marks) -> None:
         """Sets ``designer.kind`` if missing, and merges that kind's keys from ``designers``.
 
-        The kind is the arm's, or the default.
+        The kind is the arm's, or the default. ``data`` and ``marks`` are modified in place.
         """
         self._pin(data)
         section, others = data["designer"], data.get("designers")
@@ -265,7 +276,10 @@ class Arms(Kinds[SectionT]):
         if not isinstance(section, dict) or not isinstance(others, dict):
             return
         if isinstance(kind, str) and isinstance(others.get(kind), dict):
-            data["designer"] = {**others.pop(kind), **section}
+            new = others.pop(kind)
+            data["designer"] = {**new, **section}
+            for key in new.keys() - section.keys():
+                marks[("designer", key)] = given_at(("designers", kind, key), marks)
 
     def kind_of(self, data: Mapping[str, Any]) -> Any:
         """Returns the kind of a recipe's designer before validation: what its section says, else

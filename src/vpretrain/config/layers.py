@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vpretrain.config.problems import Key, Marks, dotted, place_of, shown
 from vpretrain.config.section import look_up
-from vpretrain.config.yaml_places import MOST_LETTERS, parse
+from vpretrain.config.yaml_places import MOST_LETTERS, ending_comment, parse
 from vpretrain.system.errors import Problem, UserError, user_error
 
 Names = Mapping[str, Path]
@@ -112,6 +114,10 @@ def apply(override: str, data: dict[str, Any], marks: Marks) -> None:
     value, _, twice = parse(text, lambda _: where)
     if twice:
         raise UserError(*twice)
+    if comment := ending_comment(text):
+        message = "YAML reads what follows a # as a comment; put the whole value in quotes"
+        quoted = shlex.quote(f"{name.strip()}={json.dumps(text.strip(), ensure_ascii=False)}")
+        raise user_error(where, message, value=comment, accepted=quoted)
     place: Any = data
     key: Key = ()
     for depth, part in enumerate(parts):

@@ -288,9 +288,13 @@ def place_of(key: Key, marks: Marks) -> str:
 
     A key that was not given is shown at the nearest enclosing section that was.
     """
+    return f"{given_at(key, marks)} {dotted(key)}".strip()
+
+
+def given_at(key: Key, marks: Marks) -> str:
+    """Returns where a key, or else the nearest section around it, was given."""
     above = (key[:size] for size in range(len(key), -1, -1))
-    near = next((marks[part] for part in above if part in marks), "recipe")
-    return f"{near} {dotted(key)}".strip()
+    return next((marks[part] for part in above if part in marks), "recipe")
 
 
 def shown(value: object) -> str:

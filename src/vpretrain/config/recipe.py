@@ -322,7 +322,7 @@ def _checked(
         return None, [Problem(where, shown(modality), accepted, message)]
     schema = schemas[modality]()
     if schema.arms is not None:
-        schema.arms.complete(data)
+        schema.arms.complete(data, marks)
     try:
         # As JSON, because pydantic's strict JSON mode still reads lists as tuples, text as paths.
         return schema.model_validate_json(json.dumps(data)), []
@@ -338,13 +338,14 @@ def _arms(data: dict[str, Any], schemas: Schemas) -> Arms[Any] | None:
 
 
 def _chosen(overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the arm and the kind of designer that the overrides name.
+    """Returns what the overrides say of the arm, the kind of designer, and ``designers``.
 
-    They are applied first, because the keys of ``designer`` depend on them.
+    The recipe is prepared for it first, because the keys of ``designer`` depend on it.
     """
     layer: dict[str, Any] = {}
     for override in overrides:
-        if override.partition("=")[0].strip() in ("arm", "designer.kind"):
+        key = override.partition("=")[0].strip()
+        if key in ("arm", "designer.kind") or key.partition(".")[0] == "designers":
             with suppress(UserError):  # said where it is applied
                 apply(override, layer, {})
     return layer

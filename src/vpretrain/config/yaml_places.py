@@ -152,13 +152,21 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, Marks, list[Problem
         raise _not_yaml(error, text, at) from None
 
 
+def ending_comment(text: str) -> str:
+    """Returns the comment that ends a YAML text; empty if there is none."""
+    without_text = yaml.StreamEndToken, yaml.BlockEndToken
+    tokens = (token for token in yaml.scan(text) if not isinstance(token, without_text))
+    return text[max(token.end_mark.index for token in tokens) :].strip()
+
+
 def _not_yaml(error: Exception, text: str, at: Callable[[int], str]) -> UserError:
     mark, lines = getattr(error, "problem_mark", None), text.splitlines() or [""]
     line = min(mark.line, len(lines) - 1) if mark else 0
     parts = [getattr(error, part, None) for part in ("context", "problem")]
     reason = ", ".join(filter(None, parts)) or str(error)
     message = (
-        f"this is not valid YAML: {reason}; indent with spaces, and quote text that holds : # or @"
+        f"this is not valid YAML: {reason}; indent with spaces, and quote text that holds : # @ or "
+        "begins with *"
     )
     return user_error(at(line + 1), message, value=lines[line].strip() if mark else "")
 

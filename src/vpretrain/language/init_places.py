@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -61,6 +62,9 @@ class Place:
         """
         place = Remote(self.path) if is_url(self.path) else Path(self.path).expanduser()
         if isinstance(place, Path) and place.is_dir():
+            if (place / "dataset_dict.json").is_file():
+                with renamed({f"{self.flag}.path": self.flag}):
+                    located.check_file(place, self.flag)  # names its data sets
             taken, _ = self._of_folder(place)
             if not taken:
                 accepted = "a folder with files that end in " + ", ".join(ENDINGS)
@@ -149,7 +153,7 @@ class Place:
             ends = sorted({_ending(file) for file in files})
             names = "*" + (ends[0] if len(ends) == 1 else f".{{{','.join(e[1:] for e in ends)}}}")
             below = any(isinstance(file, Path) and file.parent != folder for file in files)
-            path = str(Path(path) / ("**" if below else "") / names)
+            path = str(Path(glob.escape(path)) / ("**" if below else "") / names)
         if kind == "text":
             return {"kind": kind, "path": path}
         by_name = self._named(files, solutions)
@@ -159,8 +163,16 @@ class Place:
         """The recipe keys of the columns: those given, or those recognised in the first row."""
         if self.columns:
             names = ("text",) if len(self.columns) == 1 else ("prompt", "solution")
+            if len(self.columns) > len(names):
+                raise user_error(
+                    f"{self.flag}-columns",
+                    "these are too many; a prompt of several columns is written in the recipe, "
+                    "with `template`",
+                    value=", ".join(self.columns),
+                    accepted="TEXT or PROMPT,SOLUTION",
+                )
             return dict(zip(names, self.columns, strict=True))
-        row = first_row(files[0]) if files else {}
+        row = next((row for file in files if (row := first_row(file))), {})
         known = [pair for pair in _PAIRS if set(pair) <= set(row)]
         pairs = [dict(zip(("prompt", "solution"), pair, strict=True)) for pair in known]
         texts = [{"text": name} for name in _TEXT if isinstance(row.get(name), str)]

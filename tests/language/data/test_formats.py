@@ -145,6 +145,27 @@ def test_a_record_without_an_answer_is_named(name, record, said):
     assert isinstance(found, Problem) and found.where == "rows.jsonl:7" and said in str(found)
 
 
+@pytest.mark.parametrize("cut", ["an answer \ud83d", "\udc4d an answer"])
+def test_half_of_an_emoji_is_named_in_every_format(cut):
+    """JSON can hold it (a text cut between two units of UTF-16), and no tokenizer takes it."""
+    asked, said = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": cut}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": cut}}]}
+    answered = {"role": "assistant", "content": "So."}
+    for columns, cells in (
+        (FormatColumns("s", "rows", format="qa@1"), {"question": cut, "answer": "a"}),
+        (FormatColumns("s", "rows", format="qa@1"), {"question": "q", "answer": cut}),
+        (ChatColumns("s", "rows"), {"messages": [asked, said]}),
+        (ChatColumns("s", "rows"), {"messages": [asked, call, answered]}),
+        (
+            ChatColumns("s", "rows", prompt="prompt", solution="chosen"),
+            {"prompt": "2?", "chosen": [said]},
+        ),
+    ):
+        problem = columns.row(cells, "a.jsonl:1")
+        assert isinstance(problem, Problem) and problem.where == "a.jsonl:1"
+        assert "half of a surrogate pair" in problem.message
+
+
 def test_columns_may_have_other_names(tmp_path):
     from vpretrain.language.data import sources
 

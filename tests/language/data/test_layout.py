@@ -365,3 +365,9 @@ def test_conversations_that_cannot_be_written_are_left_out_and_named_where_bad_r
     assert "1 of 3 rows left out (data.on_bad_row: skip), the first as f:1: a message" in line
     with pytest.raises(UserError, match="no chat template; set its"):
         encode([good], byte_level(), skip=True)
+
+
+def test_a_long_answer_to_an_empty_message_is_cut_and_not_asked_again_for_each_piece():
+    row = talk(("user", ""), ("assistant", "so " * 200))
+    (document,), count = encode([row], chat(), max_tokens=100)
+    assert (len(document.ids), count.truncated, count.chunked) == (100, 1, 0)

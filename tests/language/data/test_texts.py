@@ -284,6 +284,9 @@ def test_rows_are_chosen_by_what_a_column_holds(here):
         key = "data.stream.0.rows.where"
         problems = refused(here, f"{key}={{orign: {{one_of: [b]}}}}")
         assert any("did you mean 'origin'" in problem.message for problem in problems.values())
+    (problem,) = refused(here, f"{key}={{origin: {{one_of: [1]}}}}").items()
+    assert problem[0] == key and "no row passes these filters" in problem[1].message
+    assert problem[1].value == "{'origin': {'one_of': [1]}}"
     with pytest.raises(UserError, match="give either `one_of` or `none_of`"):
         texts(here, f"{key}={{origin: {{}}}}")
 

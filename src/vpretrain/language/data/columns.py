@@ -15,6 +15,12 @@ from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, kind_of, shortened
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # lone surrogates: json accepts them, tokenizers do not
+NO_CHARACTER = "half of a surrogate pair, no character"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds characters alone, and no half of a surrogate pair."""
+    return text.isascii() or not _HALF_PAIR.search(text)
 
 
 def template_pieces(template: str) -> list[tuple[str, str | None]]:
@@ -151,7 +157,7 @@ def solved(question: str, prompt: str, solution: str, origin: str, source: str) 
 def _usable(cell: str, *, blank: bool) -> bool:
     if not blank and (cell == "" or cell.isspace()):
         return False
-    return cell.isascii() or not _HALF_PAIR.search(cell)
+    return is_unicode(cell)
 
 
 def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
@@ -163,5 +169,5 @@ def _flaw(cell: object, column: str, role: str, origin: str) -> Problem:
     if not cell.strip():
         message = f"column {column!r}, the {role}, is empty: fill it, or take the row out"
         return Problem(origin, repr(cell), "text that is not only white space", message)
-    message = f"column {column!r} holds half of a surrogate pair, no character: correct the row"
+    message = f"column {column!r} holds {NO_CHARACTER}: correct the row"
     return Problem(origin, shortened(ascii(cell)), "Unicode text", message)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vpretrain.language.data.columns import Columns, solved
+from vpretrain.language.data.columns import NO_CHARACTER, Columns, is_unicode, solved
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, kind_of, shortened
 
@@ -186,7 +186,10 @@ class FormatColumns(Columns):
         record = {name: _plain(cells[self.renamed.get(name, name)]) for name in form.fields}
         try:
             question, prompt = form.question(record), form.prompt(record) + self.separator
-            return solved(question, prompt, form.solution(record), origin, self.source)
+            solution = form.solution(record)
+            if not is_unicode(prompt + solution):
+                raise ValueError(f"it holds {NO_CHARACTER}")
+            return solved(question, prompt, solution, origin, self.source)
         except ValueError as error:
             message = f"{error}: correct the row, or name another format"
             accepted = f"a record that {self.format} can write"
@@ -270,6 +273,9 @@ def conversation(messages: object, origin: str, source: str, *, tools: Any = Non
     before = [str(turn.get("content", "")) for turn in turns[:-1]]
     questions = [str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] == "user"]
     chat = {"messages": _as_json(turns)} | ({} if tools is None else {"tools": _as_json(tools)})
+    if not is_unicode(json.dumps(chat, ensure_ascii=False)):
+        message = f"a message holds {NO_CHARACTER}: correct the row"
+        return Problem(origin, shortened(ascii(turns)), "Unicode text", message)
     return Row("\n".join(before), answer, origin, source, "\n".join(questions), chat)
 
 

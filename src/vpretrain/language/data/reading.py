@@ -132,6 +132,13 @@ class Reader:
             raise UserError(*bad)
         self.skipped += bad
         if not good:
+            if isinstance(spec, Table) and spec.where:
+                message = "no row passes these filters: correct their values"
+                given = {
+                    name: each.model_dump(exclude_none=True) for name, each in spec.where.items()
+                }
+                accepted = "values as the rows have them, in the same type: 1 is not '1'"
+                raise user_error(f"{where}.where", message, value=given, accepted=accepted)
             message = "there are no rows: fill the file, or name another"
             raise user_error(where, message, value=_name_of(spec), accepted="at least one row")
         if good <= skip:

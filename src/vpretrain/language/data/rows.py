@@ -200,7 +200,7 @@ def encode_into(
             continue
         count["merged"] += not natural
         pieces, given = [ids], predicted.index(1)
-        if len(ids) > limit and (row.prompt or 0 in predicted[given:]):
+        if len(ids) > limit and (row.prompt or row.conversation or 0 in predicted[given:]):
             count["truncated"] += 1
             pieces = [ids[:limit]]
         elif len(ids) > limit:
