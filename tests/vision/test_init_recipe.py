@@ -9,9 +9,12 @@ import yaml
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
+from vpretrain.config.recipe import load
+from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies.check import check
 from vpretrain.system.errors import UserError
 from vpretrain.vision.data.images import IMAGENET_STD
+from vpretrain.vision.data.loading import read
 from vpretrain.vision.init_recipe import recipe_of
 
 
@@ -121,6 +124,31 @@ def test_masks_with_a_suffix_are_found_in_their_folder_and_beside_the_pictures(
     _, recipe = written(folder)
     pictures = recipe["data"]["evaluation"]["test"][0]
     assert pictures["images"] == pictures["labels"] and pictures["label_suffix"] == "_mask"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_label_maps_in_the_folder_of_the_stream_are_no_pictures(folder: Path, beside: bool) -> None:
+    masks(folder, 0, 1)
+    (folder / "held-out/images").mkdir(parents=True)
+    (folder / "held-out/labels").mkdir()
+    for at in range(2):
+        (folder / f"stream/day/one/{at:02}.jpg").rename(folder / f"held-out/images/{at}.jpg")
+        mask = np.random.default_rng(at).integers(0, 2, (40, 48), np.uint8)
+        Image.fromarray(mask).save(folder / f"held-out/labels/{at}.png")
+    if beside:
+        for part, suffix in (("images", ""), ("labels", "_mask")):
+            for path in sorted((folder / "labelled" / part).iterdir()):
+                path.rename(folder / f"labelled/{path.stem}{suffix}{path.suffix}")
+            (folder / "labelled" / part).rmdir()
+    steers, measured = str(folder / "labelled"), str(folder / "held-out")
+    out = folder / "steer.yaml"
+    text, _ = recipe_of(str(folder / "vit"), steers, steers, measured, out=out)
+    out.write_text(text)
+    assert yaml.safe_load(text)["data"]["batch_size"] == 12  # there are 12 pictures and 12 maps
+    (source,) = read(load(str(out), schemas=SCHEMAS)).stream
+    assert sorted(Path(source.pictures[at].name).name for at in range(len(source.pictures))) == [
+        f"{at:02}.jpg" for at in range(12)
+    ]
 
 
 def test_painted_masks_have_a_class_a_colour(folder: Path) -> None:

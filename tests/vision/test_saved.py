@@ -1,8 +1,10 @@
 """What stands beside a backbone is made once, saved, gone on with, and refused in another shape."""
 
+import json
+
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 from tests.vision.conftest import KINDS, SHAPE, tiny_recipe, weights_hash
 from vpretrain.system.errors import UserError
@@ -56,6 +58,28 @@ def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
     states = [beside(each.learner) for each in (parts, again)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not (tmp_path / "model/preprocessor_config.json").exists()  # there was none
+
+
+def test_the_image_processor_goes_along_and_is_compared_with_the_recipe(materials, tmp_path):
+    """Else the next run would normalise with ImageNet's mean what was trained on another."""
+    start, end = tmp_path / "start", tmp_path / "end"
+    Vision().build(tiny_recipe("arm=plain"), materials["dino"]).save(start)
+    said = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "size": 32}
+    (start / "preprocessor_config.json").write_text(json.dumps(said))
+    description = ["arm=plain", "learner.config=null", f"learner.model={start}"]
+    recipe = tiny_recipe(*description)
+    shared = Vision().load(recipe)
+    warned = {warning.where: warning for warning in shared.sets.warnings}
+    assert "[0.5, 0.5, 0.5]" in warned["learner.crops.mean"].accepted
+    assert "learner.crops.std" not in warned  # the processor does not say
+    right = tiny_recipe(*description, "learner.crops.mean=[0.5, 0.5, 0.5]")
+    assert "learner.crops.mean" not in {w.where for w in Vision().load(right).sets.warnings}
+    for of_run, mean in ((recipe, recipe.learner.crops.mean), (right, (0.5,) * 3)):
+        Vision().build(of_run, shared).save(end)
+        processor = AutoImageProcessor.from_pretrained(end)
+        assert tuple(processor.image_mean) == mean
+        assert tuple(processor.image_std) == recipe.learner.crops.std
 
 
 def test_a_head_of_another_shape_is_refused(materials, tmp_path):

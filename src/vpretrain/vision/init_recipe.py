@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import ImageProcessingMixin
 
 from vpretrain.models.loading import named
 from vpretrain.system.errors import UserError, user_error
@@ -22,7 +21,7 @@ from vpretrain.vision.data.decoding import BadFile, label_numbers
 from vpretrain.vision.data.images import IGNORE, IMAGENET_MEAN, IMAGENET_STD
 from vpretrain.vision.data.readers import LABEL_SUFFIXES, image_files
 from vpretrain.vision.dino.loss import fitting_prototypes
-from vpretrain.vision.loading import load_model
+from vpretrain.vision.loading import image_processor, load_model
 
 BATCH = 16
 FEWEST = 8
@@ -51,10 +50,11 @@ class _Plan:
 
     ``code``: the recipe keys of the label code. ``steering``: the number of labelled pictures in
     the feedback set. ``sides``: of global views, local views and pictures, in pixels.
-    ``pictures``: the number of pictures in the stream."""
+    ``streamed``: the recipe keys of the stream, ``pictures`` the number of its pictures."""
 
     model: str
     stream: str
+    streamed: list[str]
     feedback: _Labelled
     evaluation: _Labelled | None
     code: dict[str, str]
@@ -100,9 +100,9 @@ def recipe_of(
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )
     code = _label_keys(steers.maps + (measured.maps if measured else []))
-    pictures = len(image_files(Path(stream).expanduser())[0])
+    streamed, pictures = _streamed(stream, steers, code)
     sides = view, local, image
-    plan = _Plan(model, stream, steers, measured, code, steering, sides, pictures)
+    plan = _Plan(model, stream, streamed, steers, measured, code, steering, sides, pictures)
     return _head(plan, out) + _data(plan) + _training(plan), steering
 
 
@@ -136,7 +136,8 @@ data:
   batch_size: {batch}  # pictures at a time; `learner.accumulate` adds batches up
   stream:  # what the learner trains on; several sources are mixed by their `weight`
     - name: {_text(Path(plan.stream).name)}
-      pictures: {{kind: folder, images: {_text(plan.stream)}}}
+      pictures:
+{_indented(plan.streamed, 8)}
   feedback:
     # What steers: heads learn from `train`, gradients are taken on `meta`. The learner trains on
     # neither. Classes were counted in the label maps.{_label_comment(plan.code)}
@@ -196,10 +197,7 @@ def _head_keys(plan: _Plan) -> str:
 
 def _normalisation(model: str) -> list[str]:
     """Recipe keys of the backbone's normalisation, if known and not the default (ImageNet's)."""
-    try:
-        said, _ = ImageProcessingMixin.get_image_processor_dict(named(model))
-    except OSError:  # the checkpoint has no image processor
-        return []
+    said = image_processor(named(model))
     keys = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     given = {key: said.get(f"image_{key}") or usual for key, usual in keys.items()}
     return [
@@ -231,6 +229,20 @@ def _labelled(folder: str, flag: str) -> _Labelled:
     accepted = "FOLDER/images/NAME.jpg and FOLDER/labels/NAME.png; or FOLDER/NAME.jpg and "
     accepted += "FOLDER/NAME_mask.png"
     raise user_error(flag, message, value=folder, accepted=accepted)
+
+
+def _streamed(stream: str, labelled: _Labelled, code: dict[str, str]) -> tuple[list[str], int]:
+    """Recipe keys of the stream and its number of pictures; label maps in its folder are none."""
+    folder, labels = (Path(each).expanduser().resolve() for each in (stream, labelled.labels))
+    keys, apart, suffix = ["kind: folder", f"images: {_text(stream)}"], [], ""
+    if labels.is_relative_to(folder) and labelled.images == labelled.labels:
+        suffix = labelled.suffix
+        keys.append(f"label_suffix: {_text(suffix)}")
+    elif labels.is_relative_to(folder):
+        apart = [labels]
+        keys.append(f"labels: {_text(labelled.labels)}  # are no pictures of it")
+        keys += [f"{key}: {value}" for key, value in code.items()]
+    return keys, len(image_files(Path(stream).expanduser(), apart, suffix)[0])
 
 
 def _files(folder: Path, apart: Sequence[Path] = ()) -> list[Path]:
@@ -293,7 +305,7 @@ def _label_comment(code: dict[str, str]) -> str:
         return f"""
     # They hold two numbers, so that {IGNORE} is taken for a class. If it means "no label" there is
     # one class, and nothing to learn."""
-    return f"\n    # {IGNORE} means no label; `void: N` says that N does too."
+    return f"\n    # {IGNORE} means no label; `void: N` says that N, which is no class, does too."
 
 
 def _set(labelled: _Labelled, code: dict[str, str], part: str = "") -> list[str]:

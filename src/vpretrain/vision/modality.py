@@ -31,6 +31,7 @@ from vpretrain.vision.feedback.gradient import DenseFeedback
 from vpretrain.vision.feedback.pools import pooled, shuffled
 from vpretrain.vision.fit import check_fit, shape_problems
 from vpretrain.vision.learners import moved_by, new_learner, put_beside, save, warm_up
+from vpretrain.vision.loading import save_image_processor
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.role import AnyPictureLearner
@@ -147,7 +148,7 @@ class Vision(Modality[VisionRecipe, Materials]):
             ),
             held_out_loss=held_out,
             held_out_batch=held_out,
-            save=partial(save, learner),
+            save=partial(_save, recipe, materials.location, learner),
         )
 
     def draw(self, recipe: VisionRecipe, materials: Materials, parts: Parts, folder: Path) -> None:
@@ -251,6 +252,15 @@ def _warmed(
     else:
         with distributed.alone():  # all processes compute the same state
             materials.warmed[key] = make()
+
+
+def _save(
+    recipe: VisionRecipe, location: str | None, learner: AnyPictureLearner, folder: Path
+) -> None:
+    save(learner, folder)
+    if location is not None:
+        crops = recipe.learner.crops
+        save_image_processor(location, folder, mean=crops.mean, std=crops.std)
 
 
 def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) -> Designer:

@@ -68,8 +68,11 @@ def test_colours_are_the_classes_that_the_recipe_says(folder: Path, maps: str) -
 def test_numbers_are_mapped_several_to_one_class_and_255_is_none(folder: Path) -> None:
     (found, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1, 11: 0}")
     assert np.array_equal(found, np.array([0, 1, 0])[CLASSES])
-    (found, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1, 11: 255}")
-    assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
+    for void in ("", ", void: 11"):
+        (found, *_) = labels_of(
+            folder, f"labels: numbers, label_map: {{7: 0, 8: 1, 11: 255}}{void}"
+        )
+        assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
     (found, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1}, other_labels: void")
     assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
 
@@ -101,6 +104,9 @@ def test_numbers_that_are_listed_are_counted(folder: Path) -> None:
         ("labels: numbers, label_colours: [[0, 0, 0], [0, 0, 0]]", ["1 distinct colours"]),
         ("labels: numbers, label_values: [7, 8, 8]", ["2 distinct numbers for 3 classes"]),
         ("labels: numbers, label_values: [7]", ["label_values", "at least 2"]),
+        ("labels: numbers, classes: 12, void: 0", ["void is 0", "number of a class"]),
+        ("labels: numbers, label_values: [7, 8, 11], void: 8", ["void is 8"]),
+        ("labels: numbers, label_map: {7: 0, 8: 1, 11: 1}, void: 11", ["void is 11"]),
     ],
 )
 def test_what_the_recipe_does_not_say_is_asked_for(

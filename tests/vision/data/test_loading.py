@@ -342,6 +342,7 @@ def test_a_class_that_no_feedback_picture_holds_is_warned_about(
     assert problems(*options) == ""
     shown = caplog.text
     assert "no feedback picture holds these classes" in shown and "segmentation: 2, 3" in shown
+    assert "no picture that probes learn from holds these classes" in shown
 
 
 @pytest.mark.parametrize("key", ["data.batch_size", "data.meta_batch_size"])
@@ -357,7 +358,7 @@ def test_a_meta_batch_larger_than_the_set_is_refused() -> None:
 
 def test_warnings_of_a_run_are_those_of_its_sets(caplog: pytest.LogCaptureFixture) -> None:
     head = "learner.head={hidden: [32], bottleneck: 16, prototypes: 4096}"
-    recipe = tiny_recipe(head, "designer.meta_images=4")
+    recipe = tiny_recipe(head, "designer.meta_images=4", "evaluate.probes=[depth]")
     (warning,) = Vision().load(recipe).sets.warnings
     assert warning.where == "learner.head.prototypes" and warning.value == "4096"
     assert "4096" in caplog.text

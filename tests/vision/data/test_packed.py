@@ -208,6 +208,7 @@ def test_what_is_wrong_with_a_table_of_pictures_is_named(tmp_path: Path) -> None
     assert "set.parquet:3: column 'image' holds null, and no picture" in shown
     save([{**row, "label": 0, "mask": row["image"]}] * 2)
     assert "set.parquet:1 (mask): this is no label map" in problems(tmp_path, keys)
+    assert "label maps need `classes`" in problems(tmp_path, keys.replace(", classes: 7", ""))
     save([{"picture": encoded(PICTURES[0])}])
     shown = problems(tmp_path, keys)
     assert "no column 'image'" in shown and "'picture'" in shown

@@ -227,6 +227,18 @@ def test_meta_batches_never_share_a_picture():
     assert len(first) + len(second) == 11 and not first & second
 
 
+def test_a_picture_is_in_one_batch_for_all_of_its_tasks():
+    """Else batches would agree on a picture, though a task lacks its targets on a few others."""
+    meta = pictures(12, 100)
+    meta[3], meta[7] = (dataclasses.replace(meta[at], labels=None) for at in (3, 7))
+    feedback = new_feedback(meta=meta)
+    shares = [{p.name for pool in pools for p in pool.pictures} for pools in feedback.meta]
+    assert not shares[0] & shares[1] and len(shares[0] | shares[1]) == 12
+    for pools in feedback.meta:
+        held = {task.name: len(pool.pictures) for pool in pools for task in pool.tasks}
+        assert held == {"segmentation": 5, "depth": 6}
+
+
 @pytest.mark.parametrize("task", [Segmentation(CLASSES), Depth(), Classification(CLASSES)])
 def test_other_labels_give_another_gradient(task):
     learner = new_learner()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
+import torch
+
+from vpretrain.models.loading import named
 from vpretrain.system.errors import Problem, abbreviated
 from vpretrain.vision.data.images import IGNORE, Picture
 from vpretrain.vision.dino.loss import fitting_prototypes
 from vpretrain.vision.feedback.tasks import DownstreamTask, target_problems
+from vpretrain.vision.loading import image_processor
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.steering.arms import ARMS
 
@@ -19,7 +24,11 @@ def needed(recipe: VisionRecipe) -> list[str]:
 
 
 def cautions(
-    recipe: VisionRecipe, streamed: int, feedback: list[Picture], evaluation: list[Picture]
+    recipe: VisionRecipe,
+    streamed: int,
+    feedback: list[Picture],
+    probed: list[Picture],
+    evaluation: list[Picture],
 ) -> Iterator[Problem]:
     """Yield warnings about settings that are allowed but often wrong."""
     prototypes, fitting = recipe.learner.head.prototypes, fitting_prototypes(streamed)
@@ -27,24 +36,42 @@ def cautions(
         message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
         where = "learner.head.prototypes"
         yield Problem(where, str(prototypes), f"{streamed} or fewer, such as {fitting}", message)
+    yield from _other_normalisation(recipe)
     data, images = recipe.data, ARMS.section_of(recipe).most_images
     key = "batch_size" if data.meta_batch_size is None else "meta_batch_size"
     if images > (size := data.meta_batch_size or data.batch_size):
         message = f"a meta step has no more images than data.{key}: all of them are valued"
         yield Problem("designer.meta_images", str(images), f"1 to {size}", message)
-    for name, classes in CLASSES_OF.items():
-        if name in recipe.data.feedback.tasks and (
-            missing := classes(evaluation) - classes(feedback)
-        ):
-            message = "no feedback picture holds these classes: nothing steers towards them"
-            accepted = f"pictures of every class that data.evaluation.{recipe.evaluate.split} holds"
-            shown = f"{name}: {abbreviated(map(str, sorted(missing)))}"
-            yield Problem("data.feedback.sets", shown, accepted, message)
+    accepted = f"pictures of every class that data.evaluation.{recipe.evaluate.split} holds"
+    steers = "no feedback picture holds these classes: nothing steers towards them"
+    teaches = "no picture that probes learn from holds these classes: none will be predicted"
+    for where, pictures, tasks, message in (
+        ("data.feedback.sets", feedback, [*data.feedback.tasks], steers),
+        ("data.evaluation.train", probed, needed(recipe), teaches),
+    ):
+        for name, classes in CLASSES_OF.items():
+            if name in tasks and (missing := classes(evaluation) - classes(pictures)):
+                shown = f"{name}: {abbreviated(map(str, sorted(missing)))}"
+                yield Problem(where, shown, accepted, message)
+
+
+def _other_normalisation(recipe: VisionRecipe) -> Iterator[Problem]:
+    """Yield a warning if the checkpoint's image processor has another mean or deviation."""
+    said = {} if recipe.learner.model is None else image_processor(named(recipe.learner.model))
+    for key, used in (("mean", recipe.learner.crops.mean), ("std", recipe.learner.crops.std)):
+        own = said.get(f"image_{key}")
+        if own and said.get("do_normalize", True) and not np.allclose(own, used, atol=1e-3):
+            message = "pictures are normalised unlike those that the checkpoint was trained on"
+            accepted = f"{own} (of its image processor)"
+            yield Problem(f"learner.crops.{key}", str(list(used)), accepted, message)
 
 
 def _labelled_classes(pictures: list[Picture]) -> set[int]:
-    maps = [picture.labels.unique() for picture in pictures if picture.labels is not None]
-    return {int(label) for labels in maps for label in labels} - {IGNORE}
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    for picture in pictures:
+        if picture.labels is not None:
+            counts += torch.bincount(picture.labels.flatten(), minlength=len(counts))
+    return {*counts[:IGNORE].nonzero()[:, 0].tolist()}
 
 
 def _categories(pictures: list[Picture]) -> set[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, collecting, user_error
 from vpretrain.system.located import under
+from vpretrain.system.phases import phase
 from vpretrain.vision.data import packed, readers, scenes
 from vpretrain.vision.data.checks import cautions, misfits
 from vpretrain.vision.data.decoding import Decoding
@@ -82,14 +83,14 @@ def read(recipe: VisionRecipe) -> PictureSets:
     meta: list[Picture] = []
     for i, part in enumerate(data.feedback.sets):
         where = f"data.feedback.sets.{i}"
-        pictures = reader.labelled(part.pictures, f"{where}.pictures")
-        if pictures and len(pictures) < part.train + part.meta:
+        needed, order = part.train + part.meta, random.Random(f"feedback {i}")
+        drawn = reader.labelled(part.pictures, f"{where}.pictures", order=order, most=needed)
+        if drawn and len(drawn) < needed:
             message = "there are not so many pictures; ask for fewer, or add some"
-            shown, accepted = f"{part.train} + {part.meta}", f"{len(pictures)} in all, or fewer"
+            shown, accepted = f"{part.train} + {part.meta}", f"{len(drawn)} in all, or fewer"
             reader.problems.append(Problem(f"{where}.train", shown, accepted, message))
-        drawn = random.Random(f"feedback {i}").sample(pictures, len(pictures))
         train += drawn[: part.train]
-        meta += drawn[part.train : part.train + part.meta]
+        meta += drawn[part.train :]
     probed, evaluation = (
         [
             picture
@@ -114,7 +115,7 @@ def read(recipe: VisionRecipe) -> PictureSets:
             reader.problems += leaks(where, others, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
-    reader.warnings += cautions(recipe, streamed, [*train, *meta], evaluation)
+    reader.warnings += cautions(recipe, streamed, [*train, *meta], probed, evaluation)
     return PictureSets(
         stream, train, meta, probed, evaluation, tasks, reader.skipped, reader.warnings, searched
     )
@@ -179,13 +180,23 @@ class _Reader:
             pictures = self._chosen(spec, known, where)
         return pictures
 
-    def labelled(self, spec: Any, where: str) -> list[Picture]:
-        """Read and decode pictures with their annotations; empty on a problem."""
+    def labelled(
+        self, spec: Any, where: str, *, order: random.Random | None = None, most: int | None = None
+    ) -> list[Picture]:
+        """Read and decode pictures with their annotations; empty on a problem.
+
+        ``order`` shuffles them, and only the first ``most`` usable ones are decoded: a feedback set
+        may be a few of a million pictures."""
         size = spec.size or (self.data.image_size, self.data.image_size)
         pictures: list[Picture] = []
         with collecting(self.problems):
             chosen = self._chosen(spec, self._read(spec, size, labelled=True, where=where), where)
-            pictures = _decoded(chosen, self.data.memory_gib * GIB)
+            some = chosen if isinstance(chosen, Some) else Some(chosen, range(len(chosen)))
+            places = some.places if order is None else order.sample(some.places, len(some))
+            if isinstance(some.pictures, Folder):
+                pictures = self._decoded(some.pictures, places, most, where)
+            else:
+                pictures = [some.pictures[place] for place in places[:most]]
         if isinstance(spec, NyuV2Pictures) and spec.eigen_crop:
             pictures = [
                 replace(p, depth=p.depth * readers.eigen_crop(p.depth))
@@ -198,6 +209,23 @@ class _Reader:
         categories = (1 + p.category for p in pictures if p.category is not None)
         self.categories = max([self.categories, *categories])
         return pictures
+
+    def _decoded(
+        self, folder: Folder, places: Sequence[int], most: int | None, where: str
+    ) -> list[Picture]:
+        """Decode pictures into bounded memory; bad ones are treated as ``data.on_bad_row`` says."""
+        store, count = PictureStore(self.data.memory_gib * GIB), 0
+        for place in phase(f"decoding {where}", places, min(len(places), most or len(places))):
+            if count == most:
+                break
+            try:
+                store.add(folder.identified(place))
+                count += 1
+            except UserError as bad:
+                if self.data.on_bad_row == "stop":
+                    raise
+                self.skipped += [each for each in bad.problems if each not in self.skipped]
+        return store.pictures()
 
     def searched(self, spec: RetrievalSection) -> Searched | None:
         """Read a retrieval set, whose pictures are decoded when scored; None on a problem."""
@@ -312,15 +340,3 @@ def _label_code(spec: LabelledPictures) -> LabelCode | None:
         None if spec.label_map is None else tuple(spec.label_map.items()),
         others=spec.other_labels,
     )
-
-
-def _decoded(pictures: Pictures, memory_bytes: float) -> list[Picture]:
-    """Decode all pictures of a set; those of a :class:`Folder` are held in bounded memory."""
-    some = pictures if isinstance(pictures, Some) else Some(pictures, range(len(pictures)))
-    whole, places = some.pictures, some.places
-    if not isinstance(whole, Folder):
-        return [whole[place] for place in places]
-    store = PictureStore(memory_bytes)
-    for place in places:
-        store.add(whole.identified(place))
-    return store.pictures()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vpretrain.system.errors import Problem, abbreviated
+from vpretrain.system.errors import Problem, abbreviated, user_error
 from vpretrain.vision.data.decoding import file_id, length_of
 from vpretrain.vision.data.files import Files, Folder
 from vpretrain.vision.data.images import Picture, Pictures, Some
@@ -18,7 +18,11 @@ def leaks(where: str, pictures: Pictures, held_out: Sequence[Picture], split: st
 
     Pictures that were decoded are compared by the pixels in their files. In a set that is decoded
     only when drawn (a million files, or members of tars), files are compared by length in bytes and
-    by their last 4,096 bytes."""
+    by their last 4,096 bytes.
+
+    Raises:
+        UserError: a file of such a set is not there.
+    """
     known = {picture.identity: picture.name for picture in held_out}
     pairs = [(name, known[key]) for name, key in identities(pictures) if key in known]
     pairs += _same_files(_undecoded(pictures), held_out)
@@ -83,7 +87,14 @@ def _same_files(files: Sequence[Files], held_out: Sequence[Picture]) -> Iterator
     known = {picture.file: picture.name for picture in held_out if picture.file is not None}
     lengths = {length for length, _ in known}
     for image in (each.image for each in files):
-        if length_of(image) in lengths and (key := file_id(image)) in known:
+        try:
+            same = length_of(image) in lengths and (key := file_id(image)) in known
+        except OSError as error:
+            message = "the picture cannot be read (a link that leads nowhere?): take it out"
+            accepted = "a file, or data.on_bad_row: skip for a set with check: true"
+            shown = error.strerror or str(error)
+            raise user_error(str(image), message, value=shown, accepted=accepted) from error
+        if same:
             yield str(image), known[key]
 
 

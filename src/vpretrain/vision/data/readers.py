@@ -247,7 +247,8 @@ def _read(
         good.append(files)
         origins.append(picture.origin)
         if picture.labels is not None:
-            classes.update(picture.labels.unique().tolist())
+            counts = torch.bincount(picture.labels.flatten())  # `unique` sorts all pixels
+            classes.update(counts.nonzero()[:, 0].tolist())
         if keep:
             decoded.add(picture)
     if problems and (on_bad_row == "stop" or not good):

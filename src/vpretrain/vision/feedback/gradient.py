@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from vpretrain.vision.feedback.features import (
     freeze_within,
     images_for,
 )
-from vpretrain.vision.feedback.pools import Pool, Targeted, pooled
+from vpretrain.vision.feedback.pools import Pool, Targeted, dealt, pooled
 from vpretrain.vision.feedback.tasks import DownstreamTask, mean_loss, target_problems
 from vpretrain.vision.role import AnyPictureLearner
 
@@ -100,14 +99,13 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
             Pool(p, t, heads.batch_size, f"{seed} train {t[0].name}")
             for p, t in pooled(train, tasks)
         ]
-        self.meta: list[list[Pool]] = [[] for _ in range(batches)]
-        for members, together in pooled(meta, tasks):
-            first = together[0].name
-            # Shuffled, so that the shares do not depend on the order of the pictures.
-            order = random.Random(f"{seed} shares {first}").sample(members, len(members))
-            for part, pools in enumerate(self.meta):
-                key = f"{seed} meta {part} {first}"
-                pools.append(Pool(order[part::batches], together, batch_size, key))
+        self.meta = [
+            [
+                Pool(p, t, batch_size, f"{seed} meta {part} {t[0].name}")
+                for p, t in pooled(share, tasks)
+            ]
+            for part, share in enumerate(dealt(meta, tasks, batches, f"{seed} shares"))
+        ]
 
     def warm_up(self, learner: AnyPictureLearner, steps: int) -> None:
         """Train the heads on the train part, so that ``g_down`` is not that of random heads.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,24 @@ def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list
         places = tuple(at for at, picture in enumerate(pictures) if task.has(picture))
         groups.setdefault(places, []).append(task)
     return [([pictures[at] for at in places], group) for places, group in groups.items() if places]
+
+
+def dealt(
+    pictures: Sequence[Picture], tasks: Collection[DownstreamTask], count: int, seed: str
+) -> list[list[Picture]]:
+    """Split the pictures that have targets at random into disjoint shares.
+
+    A picture is in one share for all of its tasks. Pictures with targets for the same tasks are
+    dealt out in turn, so that every share has as many of them, but for one."""
+    kinds: dict[tuple[str, ...], list[Picture]] = {}
+    for picture in pictures:
+        names = tuple(task.name for task in tasks if task.has(picture))
+        kinds.setdefault(names, []).append(picture)
+    kinds.pop((), None)
+    order: list[Picture] = []
+    for names, members in kinds.items():
+        order += random.Random(f"{seed} {names[0]}").sample(members, len(members))
+    return [order[part::count] for part in range(count)]
 
 
 def shuffled(pictures: Sequence[Picture], seed: int) -> list[Picture]:

@@ -112,10 +112,12 @@ class Segmentation(ClassTask):
         for picture in pictures:
             if picture.labels is None:
                 continue
-            ids = picture.labels[picture.labels != IGNORE].unique()
-            if len(wrong := ids[(ids < 0) | (ids >= self.classes)]):
+            ids = picture.labels
+            # Before `unique`, which sorts: at each evaluation, minutes for some 10,000 pictures.
+            wrong = ids[(ids != IGNORE) & ((ids < 0) | (ids >= self.classes))]
+            if len(wrong):
                 message = f"{picture.name} has class ids out of range; give more classes"
-                problems.append(Problem(where, repr(wrong.tolist()), accepted, message))
+                problems.append(Problem(where, repr(wrong.unique().tolist()), accepted, message))
         return problems or _without(
             self, pictures, where, "a label map with a pixel that is not void"
         )

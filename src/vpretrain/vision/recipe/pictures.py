@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +14,7 @@ from vpretrain.vision.recipe.common import Level, Range, Side
 
 VOID = 255
 SOME_CLASSES = Field(min_length=2, max_length=VOID)
+NO_CLASSES = "label maps need `classes`: say how many there are"
 Class = Annotated[int, Field(ge=0, le=VOID)]
 Colour = tuple[Level, Level, Level]
 
@@ -54,7 +56,7 @@ class LabelledPictures(PictureSet):
     """Number of classes in the label maps; not needed with ``label_values``, ``label_map`` or
     ``label_colours``."""
     void: NonNegativeInt | None = None
-    """Number of pixels without a label, besides 255, which is void too unless it is among
+    """Number of pixels without a label, which is no class; 255 is void too, unless it is among
     ``label_values``."""
     first_class: NonNegativeInt = 0
     """Number that stands for class 0 in the label maps; class c is ``first_class + c``."""
@@ -99,6 +101,20 @@ class LabelledPictures(PictureSet):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _void_is_no_class(self) -> Self:
+        numbers: Iterable[int] = self.label_values or ()
+        if self.label_map is not None:
+            numbers = [number for number, at in self.label_map.items() if at != VOID]
+        elif self.label_values is None and self.label_colours is None:
+            numbers = range(self.first_class, self.first_class + (self.class_count or 0))
+        if self.void is not None and self.void in numbers:
+            raise ValueError(
+                f"void is {self.void}, which is also the number of a class; give the classes "
+                "without it: `first_class` and `classes`, or `label_values`"
+            )
+        return self
+
     @property
     def class_count(self) -> int | None:
         """Number of classes in the label maps; None if the recipe does not give it."""
@@ -132,7 +148,7 @@ class FolderPictures(LabelledPictures):
     @model_validator(mode="after")
     def _has_classes(self) -> Self:
         if self.labels is not None and self.class_count is None:
-            raise ValueError("label maps need `classes`: say how many there are")
+            raise ValueError(NO_CLASSES)
         if self.labels == self.images and not self.label_suffix:
             raise ValueError("label maps beside their images need a `label_suffix`, such as _mask")
         return self
@@ -145,11 +161,19 @@ class PackedPictures(LabelledPictures):
     """File relative to ``data.root``, or a URL that fsspec reads; a pattern takes all matching
     files, sorted."""
     check: bool = True
-    """Whether every picture is decoded before the run; if not, one that cannot be read stops the
-    run when it is drawn."""
+    """Whether every picture is decoded before the run; if not, one of the stream that cannot be
+    read stops the run when it is drawn."""
+    labels: str | None = None
+    """Where label maps are. Needs the number of classes."""
     depth_metres: Range = (1e-3, 10.0)
     """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
     probe are clipped to the widest range of the recipe's depth sets."""
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        if self.labels is not None and self.class_count is None:
+            raise ValueError(NO_CLASSES)
+        return self
 
 
 class TablePictures(PackedPictures):
@@ -160,7 +184,7 @@ class TablePictures(PackedPictures):
     image: str = "image"
     """Column of the pictures."""
     labels: str | None = None
-    """Column of the label maps."""
+    """Column of the label maps. Needs the number of classes."""
     depth: str | None = None
     """Column of the depth maps, 16-bit PNGs in millimetres."""
     category: str | None = None
@@ -176,7 +200,7 @@ class TarPictures(PackedPictures):
     image: str = "jpg;jpeg;png;webp"
     """Endings of images, separated by semicolons; the first one that a sample has is used."""
     labels: str | None = None
-    """Ending of label maps, such as ``seg.png``."""
+    """Ending of label maps, such as ``seg.png``. Needs the number of classes."""
     depth: str | None = None
     """Ending of depth maps, such as ``depth.png`` or ``depth.npy``."""
     category: str | None = None
@@ -213,8 +237,8 @@ class ImageNetPictures(PictureSet):
     path: Path = Path("imagenet/train")
     """Folder that holds the folders of the categories, relative to ``data.root``."""
     check: bool = False
-    """Whether every image is decoded before the run; if not, one that cannot be read stops the run
-    when it is drawn."""
+    """Whether every image is decoded before the run; if not, one of the stream that cannot be read
+    stops the run when it is drawn."""
 
 
 Pictures = Annotated[
