@@ -79,6 +79,22 @@ def test_no_weighted_sum_of_projections_harms_a_task(seed):
     assert min(float(vectors.inner(total, g)) for g in gradients) > -1e-9
 
 
+@pytest.mark.parametrize("sizes", [(1.0, 1.0, 1.0), (1e-6, 1.0, 1e3)])
+def test_gradients_of_any_size_that_are_opposite_but_for_rounding(sizes):
+    """As two tasks that share their rows, one of them reversed; in float32 as in a run."""
+    generator = torch.Generator().manual_seed(3)
+    one, third = torch.randn(2, 50, generator=generator)
+    pieces = [one, -1.0000001 * one, third]
+    gradients = [{"a": size * piece} for size, piece in zip(sizes, pieces, strict=True)]
+    for result, gradient in zip(projected(gradients), gradients, strict=True):
+        size = float(vectors.norm(gradient))
+        assert float(vectors.norm(result)) <= size * (1 + 1e-5)
+        for other in gradients:
+            if other is not gradient:
+                conflict = float(vectors.inner(result, other))
+                assert conflict > -1e-5 * size * float(vectors.norm(other))
+
+
 def test_the_projection_is_the_nearest_vector_without_a_conflict():
     """Against a search over the feasible set by brute force."""
     gradients = [vector(1, 1), vector(-1, 0.2), vector(0.3, -1)]

@@ -84,6 +84,27 @@ def test_a_meta_batch_of_its_own_is_what_the_designer_learns_from():
     assert task is None and not torch.equal(seen[0].x, CONTEXT.x)
 
 
+def test_a_meta_batch_of_its_own_draws_no_random_numbers():
+    """Else the dropout of the learner's steps would differ from that of a run without it."""
+
+    class Batch(tuple):
+        weight = tokens = 16
+
+    meta = meta_step(batches=iter([Batch(pairs(torch.Generator().manual_seed(7)))]))
+    forward, modes = meta.learner.forward, []
+
+    def dropping(batch):
+        modes.append(meta.learner.model.training)
+        x, y = batch
+        return forward((torch.nn.functional.dropout(x, 0.5, meta.learner.model.training), y))
+
+    meta.learner.forward = dropping
+    before = torch.get_rng_state()
+    meta(CONTEXT, meta.value_estimator, 0.0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert modes == [False] and meta.learner.model.training
+
+
 def test_feedback_that_is_not_finite_moves_nothing():
     class Broken(Truth):
         def gradients(self, learner):

@@ -58,6 +58,16 @@ def test_a_gradient_that_is_not_finite_leaves_the_network_where_it_was():
     assert designer.network.line.weight.isfinite().all()
 
 
+def test_a_restored_designer_learns_at_its_own_rate():
+    """Not at that of the run which its state is from."""
+    context = Context(*pairs(torch.Generator().manual_seed(0)))
+    earlier, designer = ascent(rate=0.02), ascent(rate=0.0)
+    earlier.learn(context, Given(torch.randn(16)))
+    designer.load_state_dict(copy.deepcopy(earlier.state_dict()))
+    designer.learn(context, Given(torch.randn(16)))
+    assert torch.equal(designer.network.line.weight, earlier.network.line.weight)
+
+
 def test_a_restored_designer_learns_on_bit_for_bit():
     context = Context(*pairs(torch.Generator().manual_seed(0)))
     value_of = Given(torch.arange(16.0), torch.arange(16.0) ** 1.1)

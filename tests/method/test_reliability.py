@@ -31,6 +31,13 @@ def test_contradiction_and_a_single_batch_are_worth_nothing():
     assert reliability.agreement == pytest.approx(-1.0) and reliability.factor == 0.0
 
 
+@pytest.mark.parametrize("alike", [torch.tensor([[50.0]]), torch.full((4, 1), -2.0)])
+def test_values_without_a_spread_steer_nothing(alike):
+    """A batch with one predicted token, for example."""
+    shrunk = Reliability(shrink=False).shrunk(alike)
+    assert torch.equal(shrunk, torch.zeros_like(alike))
+
+
 def test_the_past_counts_by_the_memory():
     reliability, values = Reliability(shrink=True, memory=0.75), torch.arange(3.0)
     reliability.update([values, values])

@@ -79,6 +79,32 @@ def test_a_learner_in_a_narrow_dtype_is_valued_in_float32(learner):
     )
 
 
+class Spare(nn.Linear):
+    """A linear module that does not read all of its parameters."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.spare = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("alignment", ["dot", "cosine", "lower_bound"])
+def test_a_parameter_that_the_loss_does_not_depend_on_adds_no_value(estimator, alignment):
+    torch.manual_seed(0)
+    model, values = Spare().double(), []
+    for aligned in (["weight", "bias"], ["*"]):
+        learner = WholeLearner(model, weighted, aligned)
+        down = {name: torch.ones_like(p) for name, p in learner.aligned.items()}
+        if "spare" in down:
+            down["spare"].zero_()  # else it would count in the norm of a cosine
+        value_of = ValueEstimator(learner, Alignment(alignment), ESTIMATORS[estimator])
+        value_of.update([down], None, 0.1)
+        batch = tuple(each.double() for each in BATCH)
+        values.append(value_of(batch, Weights(torch.ones(5, dtype=torch.float64))))
+    assert float(values[0].value) == pytest.approx(float(values[1].value))
+    torch.testing.assert_close(values[0].gradient, values[1].gradient)
+
+
 def test_a_pattern_that_fits_nothing_is_refused(learner):
     with pytest.raises(UserError, match=r"head\.\*"):
         WholeLearner(learner.model, weighted, aligned=["3.*", "head.*"])

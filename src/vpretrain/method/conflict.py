@@ -61,8 +61,14 @@ def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
     Gradients without a conflict are returned unchanged.
     """
     products = inner_products(gradients)
-    # Vectors in J dimensions with the same inner products: column j represents g_j.
-    values, basis = torch.linalg.eigh(products)
+    # Of unit length: tasks of other units may have gradients of quite other sizes.
+    sizes = products.diagonal().sqrt()
+    cosines = products / (sizes[:, None] * sizes).clamp_min(torch.finfo(products.dtype).tiny)
+    # About the rounding error of their inner products is added to each square: otherwise gradients
+    # that are opposite but for rounding get factors of any size.
+    rounding = 8 * torch.finfo(next(iter(gradients[0].values())).dtype).eps
+    # Vectors in J dimensions with these inner products: column j represents g_j / |g_j|.
+    values, basis = torch.linalg.eigh(cosines + rounding * torch.eye(len(gradients)))
     columns = (values.clamp_min(0).sqrt()[:, None] * basis.T).numpy()
     results = []
     for i, gradient in enumerate(gradients):
@@ -70,14 +76,15 @@ def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
         if all(products[i, j] >= 0 for j in others):
             results.append(gradient)
             continue
-        # Dual problem: v = g_i + sum_j factor_j g_j with the factors >= 0 that minimise |v|.
+        # Dual problem: v = g_i + sum_j factor_j g_j with the factors >= 0 that minimise |v|, here
+        # for unit lengths.
         import scipy.optimize  # takes half a second: imported only for conflicting tasks
 
         factors, _ = scipy.optimize.nnls(
             numpy.ascontiguousarray(-columns[:, others]), columns[:, i]
         )
         terms = [
-            (float(factor), gradients[j])
+            (float(factor * sizes[i] / sizes[j]), gradients[j])
             for factor, j in zip(factors, others, strict=True)
             if factor > 0
         ]

@@ -78,7 +78,9 @@ def double_backward(
     """
     point = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with _second_order("double_backward"), torch.enable_grad():
-        gradients = torch.autograd.grad(loss(point), list(point.values()), create_graph=True)
+        gradients = torch.autograd.grad(
+            loss(point), list(point.values()), create_graph=True, materialize_grads=True
+        )
         value = sum(
             (
                 (direction[name] * gradient).sum()

@@ -26,6 +26,7 @@ from vpretrain.method.roles import (
 from vpretrain.method.value import adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.system import distributed
+from vpretrain.system.contexts import evaluating
 
 
 class MetaStep(Generic[BatchT, ContextT, TaskT]):
@@ -147,10 +148,12 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
             task = learned.task
         else:
             [part] = MicroBatches((next(self.batches),)).weighted()
-            with torch.no_grad():
-                own = self.learner.forward(part.batch)
             value_of = self.value_estimator.on_part(part.fraction_of_batch)
-            learned, task = self.designer.learn(own, value_of), None
+            # Values are without dropout, and its random numbers belong to the learner's passes.
+            with evaluating(self.learner.model):
+                with torch.no_grad():
+                    own = self.learner.forward(part.batch)
+                learned, task = self.designer.learn(own, value_of), None
         self.value_estimator.keep_mean()
         metrics = {**selection, **distributed.averaged(learned.metrics)}
         if "gain" in metrics:

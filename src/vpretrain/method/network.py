@@ -105,6 +105,9 @@ class LearnedDesigner(Designer[ContextT, TaskT]):
     def load_state_dict(self, state: State) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # The state's rate is that of the run it comes from, which may have had another.
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning.learning_rate
         self.learning.reliability.load_state_dict(state["reliability"])
 
 

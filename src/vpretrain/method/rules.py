@@ -46,9 +46,11 @@ def anchored(
 def standardised(values: Tensor) -> Tensor:
     """Divides values by their standard deviation over the batch, on all processes.
 
-    The scales of loss and direction cancel. Values are not centred.
+    The scales of loss and direction cancel. Values are not centred. Values without a spread, such
+    as a single one, compare nothing and become zeros.
     """
-    return values / distributed.std(values).clamp_min(torch.finfo(values.dtype).tiny)
+    spread = distributed.std(values)
+    return torch.where(spread == 0, 0, values / spread)
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:

@@ -212,8 +212,11 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
 
 
 def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:
-    """Returns the gradient of a loss over S at a point, by one ordinary backward pass."""
+    """Returns the gradient of a loss over S at a point, by one ordinary backward pass.
+
+    Zeros for a parameter that the loss does not depend on.
+    """
     with torch.enable_grad():
         leaves = {name: value.clone().requires_grad_() for name, value in point.items()}
-        pieces = torch.autograd.grad(loss(leaves), list(leaves.values()))
+        pieces = torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True)
     return vectors.named(leaves, pieces)

@@ -132,7 +132,8 @@ def network(request):
         )
         return lambda: augmentor(batch, (row, at - 1), ids), cost
     scorer = CandidateScorer(width, hidden=hidden, layers=layers, heads=4, gated=True)
-    lesson = Lesson(torch.randn(rows, window, width), (row, at - 1), ids, torch.randn(ids.shape))
+    hidden = torch.randn(rows, window, width)
+    lesson = Lesson(hidden, batch.document, (row, at - 1), ids, torch.randn(ids.shape))
     embedding = torch.randn(vocabulary, width)
     return lambda: scorer(lesson, embedding), scorer_cost(shape, setting)
 

@@ -104,6 +104,12 @@ def test_bfloat16_base_with_float32_adapters():
     assert torch.nn.functional.cosine_similarity(found, reference, dim=0) >= 0.9999
 
 
+def test_rounding_of_trained_adapters_is_not_taken_for_another_architecture():
+    """Their base computes in bfloat16, they in float32."""
+    _, model = adapted_model(dtype=torch.bfloat16, r=2, alpha=16)
+    assert learner_of(model, autocast=torch.bfloat16).aligned
+
+
 def test_what_is_saved_opens_and_computes_the_same(family, tmp_path):
     base = tmp_path / "base"
     tiny_model(family).save_pretrained(base)

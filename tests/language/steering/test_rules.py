@@ -1,12 +1,19 @@
 """What rules make of values, and that noise does not move them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from tests.language.steering.dictated import Dictated, values_like
+from vpretrain.language.steering.dga import SourceMixture
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights, WeightedTargets
+from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
 
 
 def test_token_weights_by_hand(context):
@@ -58,6 +65,29 @@ def test_agreeing_feedback_steers_and_disagreeing_feedback_does_not(context, kin
     ).abs().max() > 0.1
     still = contradicted.make_task(context, Dictated(signal, -0.9 * signal)).mass
     assert (still[:, 0] - plain).abs().max() < 1e-6
+
+
+def test_a_tokens_value_is_without_its_share_in_a_mean_over_documents():
+    """Else tokens of a short document would stand out, whatever they are worth."""
+    learner, plain = tiny_learner(), tiny_batch()
+    contexts = [
+        learner.forward(replace(plain, loss_mean=loss_mean)) for loss_mean in ("token", "example")
+    ]
+    down = downstream(learner)
+    value_of = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["double_backward"])
+    value_of.update([down, downstream(learner, seed=8)], None, 0.0)
+    for _, rule in RULES.values():
+        one, other = (
+            ExactDesigner(rule, Reliability(shrink=True)).learn(context, value_of).task.mass
+            for context in contexts
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    one, other = (SourceMixture(0.1, 0.5, Reliability(True)) for _ in contexts)
+    for mixture, context in zip((one, other), contexts, strict=True):
+        document = context.batch.documents[0]
+        documents = (replace(document, source="another"), *context.batch.documents[1:])
+        mixture.learn(replace(context, batch=replace(context.batch, documents=documents)), value_of)
+    assert one.logs == pytest.approx(other.logs, rel=1e-3) and abs(one.logs["test"]) > 1e-3
 
 
 def test_weighted_targets_are_targets_times_weights(context):

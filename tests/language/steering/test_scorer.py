@@ -1,9 +1,12 @@
 """The network over hidden states: its scores do not depend on how many are made at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.language.conftest import tiny_batch, tiny_learner
+from vpretrain.language.data.batch import laid_out
 from vpretrain.language.steering import scorer
 from vpretrain.language.steering.scorer import CandidateScorer, Lesson
 
@@ -42,7 +45,23 @@ def test_a_score_knows_nothing_of_later_tokens(lesson):
     first = lesson.where[1].min()
     later = lesson.hidden.clone()
     later[:, first + 1 :] += 1.0
-    changed = Lesson(later, lesson.where, lesson.ids, lesson.log_p)
+    changed = replace(lesson, hidden=later)
     same = lesson.where[1] == first
     torch.testing.assert_close(scored(changed)[0][same], scored(lesson)[0][same])
     assert not torch.allclose(scored(changed)[0][~same], scored(lesson)[0][~same])
+
+
+def test_a_score_knows_nothing_of_other_documents_of_its_row():
+    documents = tiny_batch(rows=4, length=8).documents
+    rows = [documents[:2], documents[2:]]
+    batch = laid_out(rows, width=16, pad_id=0, padding_apart=True)
+    context = tiny_learner().forward(batch)
+    ids = context.predictions.candidates(6)
+    lesson = Lesson.of(context, ids, context.predictions.log_p(ids))
+    changed = lesson.hidden.clone()
+    changed[batch.document == 0] += 1.0
+    before, after = scored(lesson), scored(replace(lesson, hidden=changed))
+    others = context.document != 0
+    torch.testing.assert_close(after[0][others], before[0][others])
+    torch.testing.assert_close(after[1][others], before[1][others])
+    assert not torch.allclose(after[0][~others], before[0][~others])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from vpretrain.language.learner.router import RouterLoss
 from vpretrain.language.learner.suffix import DECODERS, Anatomy
@@ -57,7 +58,18 @@ class _Trial:
         """Logits ``[1, 8, V]`` of the whole model, with the tokens in ``changed`` replaced."""
         ids = self.ids.clone()
         ids[:, changed] = (ids[:, changed] + 1) % self.model.config.vocab_size
-        return self.model(input_ids=ids, use_cache=False, **self.positions).logits
+        return self._output(self.model, ids).logits
+
+    def _output(self, module: nn.Module, ids: Tensor) -> Any:
+        """Output of the model or its backbone, with all weights in the model's dtype: that of
+        adapters is wider than that of their frozen base."""
+        dtype, given = self.model.dtype, {"input_ids": ids, "use_cache": False, **self.positions}
+        weights = {
+            name: p.to(dtype)
+            for name, p in module.named_parameters()
+            if p.is_floating_point() and p.dtype != dtype
+        }
+        return functional_call(module, weights, (), given, tie_weights=False)
 
     def whole(self) -> Tensor:
         try:
@@ -75,10 +87,9 @@ class _Trial:
 
     def parts(self) -> Tensor:
         """Logits ``[1, 8, V]`` from the backbone's parts, run one after the other."""
-        suffix, backbone = self.learner.suffix, self.learner.anatomy.backbone
+        suffix = self.learner.suffix
         with suffix.trace() as trace:
-            backbone(input_ids=self.ids, use_cache=False, **self.positions)
-        # Adapters have a wider dtype than the frozen base; here they are cast to the model's.
+            self._output(self.learner.anatomy.backbone, self.ids)
         dtype, aligned = self.model.dtype, self.learner.aligned
         point = {name: p.detach().to(dtype) for name, p in aligned.items()}
         return suffix.project(suffix.hidden(trace, point), point)

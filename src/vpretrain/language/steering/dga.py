@@ -92,7 +92,7 @@ class SourceMixture(Designer[Context, SoftTargets]):
         # feedback it can: the average shares its past with what moved the mixture.)
         before = self._weights(context)
         gain = float(distributed.total(((before - 1) * mean[:, 0]).sum()))
-        mixture = self._update(context, standardised(mean)[:, 0])
+        mixture = self._update(context, standardised(probe.values(mean))[:, 0])
         task = self.make_task(context, value_of)
         metrics: Metrics = {
             "gain": gain,

@@ -102,11 +102,7 @@ class Matched(WrappedLearner[TokenBatch, Context, SoftTargets]):
             parts.append((domain, where, fractions[domain], objective))
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            # Copies that no document of the batch uses get a zero gradient rather than None.
-            named = parameters.items()
-            unused = [piece for name, piece in named if name.partition("/")[0] not in places]
-            start = inputs[0].new_zeros(())
-            total = sum((0.0 * piece.flatten()[0] for piece in unused), start=start)
+            total = inputs[0].new_zeros(())
             for domain, where, fraction, objective in parts:
                 own = objective.loss(_own(parameters, domain), (inputs[0][where],))
                 total = total + fraction * own

@@ -222,9 +222,10 @@ class FieldDesigner(HiddenDesigner):
         """Takes ``updates`` regression steps on exact values, of this batch first, then of
         remembered ones."""
         among = self.rule.probe(context)
-        values = self.control_gradient(value_of.each(context, among))
+        gradient = self.control_gradient(value_of.each(context, among))
+        values = self.rule.values(among, gradient)
         predicted = self.score(among)[0].detach()  # before training on this batch
-        metrics = self.gain(among, self._shape(among, predicted), values)
+        metrics = self.gain(among, self._shape(among, predicted), gradient)
         metrics["correlation"] = correlation(predicted, values)
         lesson = Lesson.of(context, among.ids, among.log_p, standardised(values))
         lessons = [lesson, *reversed(self.remembered)]

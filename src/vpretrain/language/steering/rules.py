@@ -1,10 +1,10 @@
 """Rules that turn the values of candidates into the learner's targets (see
 :class:`vpretrain.method.exact.Rule`).
 
-All are linear control surfaces: the value of the task is the sum of mass times token value. The
-*value of a token*, ``s_t(v) = dV/d mass_t(v)``, is large if training on the token lowers the
-feedback loss. Values of zero give one-hot targets of weight 1. Shapes: N predicted tokens of the
-batch, K candidates.
+All are linear control surfaces: the value of the task is the sum of mass times ``dV/d mass``. The
+*value of a token*, ``s_t(v)``, is ``dV/d mass_t(v)`` where all tokens have the same share in the
+loss; it is large if training on the token lowers the feedback loss. Values of zero give one-hot
+targets of weight 1. Shapes: N predicted tokens of the batch, K candidates.
 """
 
 from __future__ import annotations
@@ -51,6 +51,17 @@ class Candidates(SoftTargets):
         detached."""
         return self.context.predictions.log_p(self.ids)
 
+    def values(self, gradient: Tensor) -> Tensor:
+        """The values of tokens from ``dV/d mass``, ``[N, K]``, without their shares in the loss.
+
+        Under ``loss_mean: example`` a share is one over the number of predicted tokens in the
+        document. Left in, it would make tokens of short documents, not valuable ones, stand out."""
+        if self.context.batch.loss_mean == "token":
+            return gradient
+        document = self.context.document
+        share = 1 / document.bincount()[document].to(gradient.dtype)
+        return gradient * (distributed.mean(share) / share)[:, None]
+
 
 class TokenRule(Rule[Context, Candidates, SoftTargets]):
     """Base class of the language rules; by default the only candidate is the true token."""
@@ -68,7 +79,7 @@ class TokenRule(Rule[Context, Candidates, SoftTargets]):
         return {"weight_spread": (0.0, math.inf)}
 
     def values(self, probe: Candidates, gradient: Tensor) -> Tensor:
-        return gradient
+        return probe.values(gradient)
 
     def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
         return target_metrics(task.mass)

@@ -45,6 +45,7 @@ class Lesson:
 
     Args:
         hidden: ``[B, T, D]``, the learner's final hidden states.
+        document: ``[B, T]`` int64, the document of each token; -1 on padding.
         where: ``(row, position)``, each ``[N]`` int64: the positions that predict the N tokens.
         ids: ``[N, K]``, candidates, the true token first.
         log_p: ``[N, K]``, the learner's log probabilities of the candidates.
@@ -53,6 +54,7 @@ class Lesson:
     """
 
     hidden: Tensor
+    document: Tensor
     where: tuple[Tensor, Tensor]
     ids: Tensor
     log_p: Tensor
@@ -63,18 +65,20 @@ class Lesson:
         cls, context: Context, ids: Tensor, log_p: Tensor, values: Tensor | None = None
     ) -> Lesson:
         """The inputs from the learner's forward pass on a batch."""
-        return cls(context.hidden.detach(), context.where, ids, log_p, values)
+        hidden, document = context.hidden.detach(), context.batch.document
+        return cls(hidden, document, context.where, ids, log_p, values)
 
     def to(self, device: torch.device | str) -> Lesson:
         row, position = self.where
         values = None if self.values is None else self.values.to(device)
         where, ids = (row.to(device), position.to(device)), self.ids.to(device)
-        return Lesson(self.hidden.to(device), where, ids, self.log_p.to(device), values)
+        hidden, document = self.hidden.to(device), self.document.to(device)
+        return Lesson(hidden, document, where, ids, self.log_p.to(device), values)
 
 
 class CandidateScorer(nn.Module):
     """A small causal transformer over the learner's hidden states that scores K candidates at each
-    position.
+    position; each document of a row is a separate context.
 
     It has no vocabulary-sized table of its own: candidates are embedded through the learner's
     output embedding. Inputs are detached, so no gradient flows to the learner.
@@ -90,6 +94,7 @@ class CandidateScorer(nn.Module):
         self, learner_width: int, *, hidden: int, layers: int, heads: int, gated: bool
     ) -> None:
         super().__init__()
+        self.heads = heads
         self.read = nn.Sequential(nn.LayerNorm(learner_width), nn.Linear(learner_width, hidden))
         options: dict[str, Any] = {"activation": "gelu", "batch_first": True, "norm_first": True}
         layer = nn.TransformerEncoderLayer(hidden, heads, 4 * hidden, dropout=0.0, **options)
@@ -117,9 +122,11 @@ class CandidateScorer(nn.Module):
         """
         dtype = self.candidate.weight.dtype  # independent of the learner's dtype
         hidden, log_p = lesson.hidden.to(dtype), lesson.log_p.to(dtype)
-        length = hidden.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
-        states = self.context(self.read(hidden), mask=causal)[lesson.where]  # [N, H]
+        document, length = lesson.document, hidden.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+        unseen = later | (document[:, :, None] != document[:, None, :])  # [B, T, T]
+        mask = unseen.repeat_interleave(self.heads, dim=0)
+        states = self.context(self.read(hidden), mask=mask)[lesson.where]  # [N, H]
         truth = torch.zeros_like(log_p)
         truth[:, 0] = 1
         scalars = torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2)  # [N, K, 3]
