@@ -100,6 +100,14 @@ def test_it_is_private_unless_said_otherwise(command, run, given):
     assert public.there == {REPO: False}
 
 
+def test_a_private_repository_does_not_become_public_unsaid(command, run, given):
+    there = given(Hub({REPO: True}))
+    called = command("push", run, "--to", REPO, "--public")
+    assert called.code == 2 and not there.sent
+    assert "only its owner sees it" in " ".join(called.err.split())
+    assert command("push", run, "--to", REPO).code == 0 and there.sent
+
+
 @pytest.mark.parametrize(
     ("there", "token", "code", "said"),
     [

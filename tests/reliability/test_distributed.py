@@ -11,13 +11,14 @@ from tests.reliability.processes import together
 from tests.reliability.runs import build, language_recipe, vision_recipe
 from vpretrain.language import Language
 from vpretrain.method.network import LearnedDesigner
+from vpretrain.run import launch
 from vpretrain.run.build import new_step
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system import distributed
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision import Vision
 from vpretrain.vision.modality import _stream
 
@@ -192,6 +193,23 @@ def test_a_learner_with_a_moving_average_is_not_shared_out(pictures):
 def trained(recipe, folder):
     train_one(recipe, folder, lambda record, fraction: None)
     return load_file(folder / "model" / "model.safetensors") if distributed.rank() == 0 else None
+
+
+def refused(recipe, folder):
+    with pytest.raises(UserError) as caught:
+        trained(recipe, folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("step", ["writing", "RunFolder"])  # a lock; a tracker without an account
+def test_what_the_first_process_is_refused_ends_all_of_them(words, tmp_path, monkeypatch, step):
+    def refuse(*given, **named):
+        raise user_error("--out", "not here")
+
+    monkeypatch.setattr(Language, "load", lambda self, recipe: words)
+    monkeypatch.setattr(launch, step, refuse)
+    recipe = words_recipe("arm=onehot")
+    assert together(2, refused, recipe, tmp_path / "out") == ["--out: not here"] * 2
 
 
 def test_what_was_trained_in_shards_is_saved_whole(words, tmp_path, monkeypatch):

@@ -362,8 +362,37 @@ def test_the_best_learner_is_kept_as_a_model_folder(words, tmp_path):
     best = json.loads((tmp_path / "best/scores.json").read_text())["test/nll"]
     assert best == min(record["test/nll"] for record in result.history)
     assert (tmp_path / "best/config.json").is_file()
+    _, state = checkpoints.newest()
+    other = language_recipe(
+        "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=test/pass@1", "budget.steps=5"
+    )
+    run = Run(other, build(other, words), checkpoints=checkpoints, resume=state)
+    kept = train(run).history[-1]["test/nll"]
+    assert json.loads((tmp_path / "best/scores.json").read_text())["test/nll"] == kept, (
+        "the best loss so far says nothing of the share that is solved"
+    )
     with pytest.raises(UserError, match="test/pass@1"):
         bad = language_recipe(
             "arm=onehot", "evaluate.every=1", "checkpoint.keep_best=loss", "budget.steps=1"
         )
         train(Run(bad, build(bad, words), step0={}, checkpoints=checkpoints))
+
+
+def test_step_0_is_measured_as_the_end_is_where_a_resume_changes_the_evaluation(tmp_path):
+    def gone_on(*overrides):
+        recipe = language_recipe("arm=onehot", *overrides)
+        told = []
+        result = train_one(
+            recipe, tmp_path, lambda *given: None, accept_changes=True, notify=told.append
+        )
+        return recipe, result, told
+
+    gone_on("budget.steps=1")
+    recipe, result, told = gone_on("budget.steps=2", "evaluate.split=dev")
+    untouched = build(recipe, Language().load(recipe)).evaluate()
+    assert result["step0"] == {name: score.value for name, score in untouched.items()}
+    assert result["step0"].keys() == result["final"].keys() and "step 0" in " ".join(told)
+    assert gone_on("budget.steps=2", "evaluate.split=dev")[1:] == (
+        result,
+        ["this run is finished; nothing was done"],
+    )

@@ -91,6 +91,21 @@ def test_tokens_until_the_baselines_score(tmp_path: Path) -> None:
     assert "more is better" in str(reaches(section, "test/pass@1"))
 
 
+def test_a_baseline_reaches_its_own_score_where_seeds_end_after_different_steps(
+    tmp_path: Path,
+) -> None:
+    section = read([comparison(tmp_path / "c")])[0]
+    for number, each in enumerate(section.runs):  # as with a budget in seconds
+        entry = each.entry
+        longer = {name: getattr(entry, name) + number for name in ("steps", "tokens_or_images")}
+        longer |= {"final": {"test/nll": 0.125}}
+        section.runs[number] = replace(each, entry=entry.model_copy(update=longer))
+    section.summaries["onehot"]["test/nll"].mean = 0.125
+    found = reaches(section, "test/nll")
+    assert not isinstance(found, str)
+    assert found[1]["onehot"].fraction == pytest.approx(1)
+
+
 def test_cost_leaves_out_the_first_step_which_holds_burn_in() -> None:
     records = [record(1), record(2, seconds_meta=1.0), record(3)]
     records[0]["seconds"] = 100.0

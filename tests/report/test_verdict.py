@@ -47,6 +47,14 @@ def test_several_arms_share_the_largest_p(section: Section) -> None:
     )
 
 
+def test_means_that_differ_little_do_not_look_alike(section: Section) -> None:
+    del section.metrics["test/pass@1"]
+    section.controls = []
+    for arm, mean in (("onehot", 1.73108), ("closed_form", 1.73094)):
+        section.summaries[arm]["test/nll"].mean = mean
+    assert "1.7309 nats per token, 1.7311 without them" in said(headline(section))
+
+
 def test_worse_is_said_too(section: Section) -> None:
     text = judge(section, closed_form=("better", 0.0001), random_feedback=("worse", 0.01))
     assert (

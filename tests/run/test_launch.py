@@ -23,6 +23,7 @@ from vpretrain.run.train import train
 from vpretrain.studies import compare
 from vpretrain.studies.entries import checkpoints_path
 from vpretrain.system.errors import Fault, UserError
+from vpretrain.system.files import write_json
 
 RESULT = {
     "arm": "onehot",
@@ -103,8 +104,11 @@ def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path,
     assert "of 2 records 0 can be read" in caplog.text
     assert not (tmp_path / "checkpoints" / ".step-0000009.partial").exists()
     (tmp_path / "model" / "README.md").write_text("My own words.")
-    assert again() == json.loads((tmp_path / "result.json").read_text())
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert again() == found
     assert lines == ["this run is finished; nothing was done"]
+    write_json(tmp_path / "result.json", found | {"run_dir": "where it was before"})
+    assert again()["run_dir"] == str(tmp_path)
     weights.unlink()
     weights.mkdir()
     manifest = tmp_path / "model.manifest.json"

@@ -24,6 +24,13 @@ def test_a_line_that_is_no_record_ends_what_is_kept(line, tmp_path, caplog):
     assert "of 3 records 1 can be read" in caplog.text
 
 
+def test_a_figure_that_is_not_finite_is_null_as_json_has_it(tmp_path):
+    with Records(tmp_path / "a") as records:
+        records.append({"step": 1, "test/nll": float("inf"), "gain": float("nan"), "loss": 2.0})
+    record = json.loads((tmp_path / "a").read_text(), parse_constant=pytest.fail)
+    assert record == {"step": 1, "test/nll": None, "gain": None, "loss": 2.0}
+
+
 def test_what_is_no_file_gives_way_to_one(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to("b")

@@ -32,6 +32,8 @@ def test_what_a_run_needs_follows_from_model_budget_and_one_forward_pass():
     settled = shrunken("demo-language").value.settle_steps
     assert few.seconds == pytest.approx(3 * (10 + settled) * few.forward_seconds)
     assert many.seconds == pytest.approx(3 * (1000 + settled) * many.forward_seconds)
+    tokens = needs_of("budget.steps=null", "budget.tokens=1")
+    assert tokens.seconds > 3 * settled * tokens.forward_seconds, "settling comes before the first"
     assert few.evaluation_seconds > 0 and few.meta_seconds > 3 * few.forward_seconds
     assert few.first_look is None
     assert needs_of("budget.seconds=0.0001").seconds == 0.0001
@@ -49,6 +51,11 @@ def test_a_first_look_counts_settling_steering_and_evaluation():
     fast = first_look(recipe, Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0), reads)
     assert fast.overrides == "budget.steps=284 learner.accumulate=1"
     assert fast.seconds == 300 * 0.5 + (2 + 36) * 4.0 + 2 * 5.0
+    late = recipe.model_copy(update={"value": recipe.value.model_copy(update={"start_step": 1000})})
+    assert (
+        "value.start_step=0"
+        in first_look(late, Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0), reads).overrides
+    )
     # No smaller batches where the fewest steps go into the time; otherwise both parts shrink.
     lighter = Lighter("data.window_tokens=128", 0.25, 0.5)
     need = Needs(0, 0, None, 0.0, 1.0, 4.0, 5.0)

@@ -1,5 +1,7 @@
 """What `vpretrain profile` measures, on tiny learners."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.run.test_train import tiny_recipe
@@ -13,7 +15,8 @@ from vpretrain.system.errors import UserError
 
 
 def test_arms_are_measured_side_by_side(forked):
-    recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0")
+    # Steering is measured also where a run begins with plain steps.
+    recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0", "value.start_step=100")
     found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
     assert list(found["arms"]) == ["onehot", "closed_form"] and found["unit"] == "tokens"
     for arm, row in found["arms"].items():
@@ -34,6 +37,13 @@ def test_what_is_wrong_in_a_process_is_said_here(forked):
             rounds=1,
             warm_up=1,
         )
+
+
+def test_an_arm_that_leaves_the_stream_alone_has_no_step_to_time(forked, monkeypatch):
+    build = Language.build
+    monkeypatch.setattr(Language, "build", lambda *given: replace(build(*given), on_stream=False))
+    with pytest.raises(UserError, match=r"not train on the stream\s+got\s+onehot"):
+        profile(tiny_recipe(), arms=["onehot"], rounds=1, warm_up=1)
 
 
 def test_the_passes_of_a_selection_are_in_no_section_of_a_step():

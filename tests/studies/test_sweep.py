@@ -70,6 +70,12 @@ def parameters(out):
     return [trial.params for trial in sweeps._study(out).get_trials() if trial.state.name != "FAIL"]
 
 
+def test_a_budget_that_no_trial_would_have_is_no_key(here):
+    keys = "sweep: {keys: {budget.steps: [2, 4]}, objectives: [dev/nll], budget: {steps: 2}}"
+    with pytest.raises(UserError, match=r"sweep\.keys\.budget\.steps"):
+        plan(keys)
+
+
 def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
     found = sweeps.sweep(plan(), trials=3, out=here / "out")
     assert found == json.loads((here / "out" / "sweep.json").read_text()) and found["trials"] == 3

@@ -113,8 +113,13 @@ def reaches(section: Section, metric: str) -> tuple[float, dict[str, Reach]] | s
         runs = [records for run in section.of(arm) if (records := evaluated(run, metric))]
         if not runs:
             continue
-        tokens = crossing(mean_points(runs, "tokens", metric), target, higher)
-        each = [crossing(points(records, "tokens", metric), target, higher) for records in runs]
+        lines = [points(records, "tokens", metric) for records in runs]
+        mean, ends = mean_points(runs, "tokens", metric), [line[-1] for line in lines]
+        end = (fmean(x for x, _ in ends), fmean(y for _, y in ends))
+        if not mean or end[0] > mean[-1][0]:  # runs of equal seconds end after different steps
+            mean.append(end)
+        tokens = crossing(mean, target, higher)
+        each = [crossing(line, target, higher) for line in lines]
         reached = sum(at is not None for at in each)
         fraction = None if tokens is None or not whole else tokens / whole
         by_arm[arm] = Reach(tokens, fraction, reached, len(runs))

@@ -116,7 +116,10 @@ def _three(section: Section, metric: str, steered: str) -> Markup:
     values = [*means, *([before.value] if before else [])]
     solved = _SOLVED.get(metric.rpartition("/")[2])
     if solved is None:
-        shown = [fixed(value, decimals_for([max(map(abs, values)) / 100])) for value in values]
+        least = decimals_for([max(map(abs, values)) / 100])
+        each = [[fixed(value, places) for value in values] for places in range(least, 7)]
+        # Means that differ look different, if six decimals show it.
+        shown = next((texts for texts in each if len({*texts}) == len({*values})), each[-1])
         kind = metric.rpartition("/")[2]
         what = "" if kind in UNITS else joined(" in ", name(metric))
         unit = " nats per token" if kind == "nll" else ""

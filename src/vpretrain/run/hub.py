@@ -98,8 +98,8 @@ def push(upload: Upload) -> str:
         The URL of the model.
 
     Raises:
-        UserError: there is no token, the hub rejects it, or the repository is public although
-            ``private`` was asked for.
+        UserError: there is no token, the hub rejects it, or the repository is there already and
+            not as ``private`` says.
         Fault: the hub cannot be reached, or rejected the upload.
     """
     if get_token() is None:
@@ -108,12 +108,13 @@ def push(upload: Upload) -> str:
     api = HfApi()
     with _explained(upload.repo):
         try:
-            public = not api.model_info(upload.repo).private
+            private = bool(api.model_info(upload.repo).private)
         except RepositoryNotFoundError:
-            public = False
-        if public and upload.private:
-            message = "this repository is there already, and everybody sees it"
-            accepted = "another name, or --public"
+            private = upload.private
+        if private != upload.private:  # creating it again would not change who sees it
+            who = "only its owner sees" if private else "everybody sees"
+            message = f"this repository is there already, and {who} it"
+            accepted = f"another name, or {'no ' if private else ''}--public"
             raise user_error("--to", message, value=upload.repo, accepted=accepted)
         api.create_repo(upload.repo, private=upload.private, exist_ok=True)
         return str(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def train_one(
         if finished is not None and not changed:
             notify("this run is finished; nothing was done")
             result: dict[str, Any] = finished
-            return result
+            return result | {"run_dir": str(folder)}  # which may have been moved
         seed_run(recipe)
         modality = MODALITIES[recipe.modality]()
         materials = distributed.in_turn(lambda: modality.load(recipe))
@@ -128,7 +129,8 @@ class Launch:
         cost = self.cost(parts, checkpoints)
         if self.recipe.learner.shard:  # counting has sharded the blocks, which works only once
             parts = self.modality.build(self.recipe, self.materials)
-        with writing(self.folder) if self.first else nullcontext():
+        with ExitStack() as lock:
+            distributed.from_first_rank(lambda: lock.enter_context(writing(self.folder)))
             step, state = checkpoints.newest() or (0, None)
             finished = (self.folder / "result.json").is_file()
             if distributed.broadcast_object(finished and state is None and not changed):
@@ -138,14 +140,19 @@ class Launch:
                 raise _nothing_to_write_from(self.folder, damage)
             hashes = self.modality.data_hashes(self.materials) if self.first else {}
             changes: list[Change] = []
+            step0 = None
             if state is not None:
                 self.notify(f"going on after step {step}")
                 problems = [*changed, *changed_data(self.folder, hashes)]
                 problems = distributed.broadcast_object(problems)
                 changes = accepted_changes(self.folder, problems, accept=accept_changes)
+                if any(map(_of_evaluation, problems)):
+                    self.notify("the evaluation has changed: step 0 is measured by it")
+                    step0 = parts.evaluate()  # still of the untouched checkpoint
             run = Run(
                 self.recipe,
                 parts,
+                step0=step0,
                 cost=cost,
                 checkpoints=checkpoints,
                 resume=state,
@@ -154,6 +161,8 @@ class Launch:
             )
             del state  # frees it: the run loads it
             run.go_on()  # a checkpoint that is refused leaves the folder as it was
+            if step0 is not None:  # before the folder's recipe no longer shows that it changed
+                checkpoints.save(step, run.state.state_dict())
             with self.records(run, hashes, changes) as log, Interruption() as stop:
                 run.on_record, run.stop = log, stop
                 try:
@@ -193,16 +202,20 @@ class Launch:
     ) -> Iterator[OnRecord]:
         """Yields the function that takes the run's records; only the first process writes to the
         folder."""
-        if not self.first:
-            yield lambda record, fraction: None
-            return
-        out = RunFolder(
+        folders: list[RunFolder] = []
+        new = partial(
+            RunFolder,
             self.folder,
             self.recipe,
             records=run.state.records,
             data_hashes=hashes,
             changes=changes,
         )
+        distributed.from_first_rank(lambda: folders.append(new()))
+        if not folders:
+            yield lambda record, fraction: None
+            return
+        out = folders[0]
         run.state.records = out.kept  # else the next resume would expect too many
         (self.folder / "result.json").unlink(missing_ok=True)
 
@@ -245,6 +258,12 @@ class Launch:
             with distributed.alone(), drawing():
                 self.modality.draw(self.recipe, self.materials, parts, folder)
         return summary
+
+
+def _of_evaluation(changed: Problem) -> bool:
+    """Whether scores before and after a change are of different rows, or by different rules."""
+    keys = ("evaluate.", "data.evaluation", "data of evaluation")
+    return changed.where.startswith(keys) and changed.where != "evaluate.every"
 
 
 def _make_room(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -57,9 +58,14 @@ class Records:
     def append(self, record: dict[str, Any]) -> bool:
         """Writes one line; returns whether it was written, and so outlives this process.
 
-        If the disk is full or refuses, the line is dropped; the first such failure is logged.
+        Figures that are not finite become null, because JSON has no other word for them. If the
+        disk is full or refuses, the line is dropped; the first such failure is logged.
         """
-        line = json.dumps(record).encode() + b"\n"
+        strict = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        line = json.dumps(strict).encode() + b"\n"
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

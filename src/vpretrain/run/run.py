@@ -39,7 +39,8 @@ class Run:
     Args:
         recipe: every value of the run.
         parts: freshly built from it.
-        step0: scores of the untouched checkpoint, if they were measured already.
+        step0: scores of the untouched checkpoint, if they were measured already; with ``resume``
+            those by which the run is evaluated from now on.
         cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None leaves FLOPs
             uncounted (0).
         on_record: is given every record, see :data:`OnRecord`.
@@ -139,6 +140,8 @@ class Run:
         if self.resume is not None:
             seed_run(self.recipe)
             self._go_on_from(self.resume)
+            if self.measured_step0:
+                self.state.step0, self.state.best = self.measured_step0, None
             self.resume, self.resumed = None, True
         return self.resumed
 
@@ -271,6 +274,9 @@ class Run:
             return {}
         scores = self.parts.evaluate()
         if self.checkpoints is not None and keep_best is not None:
+            if self.state.best_metric not in (None, keep_best):
+                self.state.best = None  # of another metric, before the run was resumed
+            self.state.best_metric = keep_best
             with sharding.whole(self.parts.learner.model):
                 self.state.best = self.checkpoints.keep_best(
                     keep_best, scores, self.state.best, self.parts.save

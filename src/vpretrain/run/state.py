@@ -32,6 +32,7 @@ class RunState:
         batches: number of those batches.
         records: number of records in the log, so that it can be cut back to this point.
         best: best score so far of the ``keep_best`` metric; None before the first.
+        best_metric: that metric, which may change when a run is resumed.
         rewound: whether the run has returned to one of its earlier checkpoints.
     """
 
@@ -43,6 +44,7 @@ class RunState:
         self.digest, self.batches = "", 0
         self.records = 0
         self.best: float | None = None
+        self.best_metric: str | None = None
         self.rewound = False
 
     def add_digest(self, batch: str) -> None:
@@ -73,6 +75,7 @@ class RunState:
             "batches": self.batches,
             "records": self.records,
             "best": self.best,
+            "best_metric": self.best_metric,
             "rewound": self.rewound,
             "random": distributed.all_gather_object(random_state()),
         }
@@ -96,13 +99,14 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        # Checkpoints of earlier versions lack rewound, batches, prepared and drawn.
+        # Checkpoints of earlier versions lack rewound, batches, prepared, drawn and best_metric.
         self.rewound = state.get("rewound", False)
         self.batches = state.get("batches", self.spent.steps)
         self.prepared = Spending(**state.get("prepared", {}))
         self.drawn = state.get("drawn", self.spent.tokens)
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
+        self.best_metric = state.get("best_metric")
         if distributed.rank() < len(state["random"]):  # an additional process keeps its own seed
             set_random_state(state["random"][distributed.rank()])
 
@@ -113,11 +117,11 @@ class RunState:
         """
         stream, meta = self.parts.stream.state_dict(), self.parts.meta_batches
         meta_batches = None if meta is None else meta.state_dict()
-        kept = self.records, self.digest, self.batches, self.best
+        kept = self.records, self.digest, self.batches, self.best, self.best_metric
         seconds, flops = self.spent.seconds, self.spent.flops
         self.load_state_dict(state)
         self.parts.stream.load_state_dict(stream)
         if meta is not None and meta_batches is not None:
             meta.load_state_dict(meta_batches)
-        self.records, self.digest, self.batches, self.best = kept
+        self.records, self.digest, self.batches, self.best, self.best_metric = kept
         self.spent.seconds, self.spent.flops, self.rewound = seconds, flops, True

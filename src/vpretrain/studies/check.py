@@ -76,11 +76,12 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
     forward = synchronized_now() - started
     budget, accumulate = recipe.budget, learner.accumulate
     step = 3 * forward * accumulate  # backward costs twice the forward pass
+    settling = step * recipe.value.settle_steps * parts.on_stream
     limits = [] if budget.seconds is None else [budget.seconds]
     if budget.steps is not None:
-        limits.append(step * (budget.steps + recipe.value.settle_steps * parts.on_stream))
+        limits.append(step * budget.steps + settling)
     if budget.tokens is not None:
-        limits.append(step * budget.tokens / (batch.tokens * accumulate))
+        limits.append(step * budget.tokens / (batch.tokens * accumulate) + settling)
     model = parts.learner.model
     found = Needs(
         memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
@@ -102,9 +103,9 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
 def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     """Returns a shorter run that takes half of :data:`FIRST_LOOK_SECONDS`.
 
-    It has as many steps as fit, without accumulation, a fifth of them to settle, and fewer held-out
-    rows if their evaluation is slow. If even the minimum number of steps takes too long, batches
-    are smaller.
+    It has as many steps as fit, without accumulation, a fifth of them to settle, all of them
+    steered, and fewer held-out rows if their evaluation is slow. If even the minimum number of
+    steps takes too long, batches are smaller.
 
     Args:
         recipe: of the long run.
@@ -126,6 +127,8 @@ def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:
     overrides = [f"budget.steps={steps - settle}"]
     if settle < recipe.value.settle_steps:
         overrides.append(f"value.settle_steps={settle}")
+    if recipe.value.start_step:  # what is not steered tells nothing of steering
+        overrides.append("value.start_step=0")
     if learner.accumulate > 1:
         overrides.append("learner.accumulate=1")
     if lighter is not None and light:

@@ -27,7 +27,7 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import Parts
 from vpretrain.studies.compare import check_arms
 from vpretrain.system import timing
-from vpretrain.system.errors import Fault
+from vpretrain.system.errors import Fault, user_error
 from vpretrain.system.phases import phase
 from vpretrain.system.processes import spawned
 
@@ -58,7 +58,8 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         (device memory on an accelerator).
 
     Raises:
-        UserError: there are no arms, or an arm is unknown or given twice.
+        UserError: there are no arms, or an arm is unknown, given twice, or not trained on the
+            stream.
         Fault: a process ended.
     """
     check_arms(recipe, arms)
@@ -147,8 +148,11 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         materials = modality.load(recipe)
         before = _start_peak()
         parts = modality.build(recipe, materials)
+        if not parts.on_stream:  # its steps are not the stream's, which are all that is timed here
+            raise user_error("--arms", "this arm does not train on the stream", value=recipe.arm)
         parts = _sectioned(parts)
         step, period = new_step(recipe, parts), recipe.value.meta_period
+        step.count = step.meta.start  # before that step, every arm is the baseline
         pipe.send(None)
         while pipe.recv() == "round":
             pipe.send(_round(parts, step, recipe))

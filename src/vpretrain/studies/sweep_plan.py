@@ -54,6 +54,13 @@ class Plan:
                         )
                         for p in error.problems
                     }
+        unused = ("sweep",) if plan.sweep.budget is None else ("sweep", "budget")
+        for key in plan.sweep.keys:
+            if key.partition(".")[0] in unused:
+                message = "trials have the budget of sweep.budget, and are searched by one `sweep`"
+                problems[key] = Problem(
+                    f"sweep.keys.{key}", key, "a key that changes a trial", message
+                )
         if plan.sweep.prune and plan.recipe.evaluate.every == 0:
             message = (
                 "pruning compares trials on the way: give a number of steps, or set "
