@@ -12,6 +12,7 @@ from torch import Tensor
 from vpretrain.method import vectors
 from vpretrain.method.conflict import Resolve, cosines, kept
 from vpretrain.method.roles import Feedback, Gradient, Learner, LearnerT, State
+from vpretrain.method.wrapped import WrappedFeedback
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import NonFinite
 
@@ -129,7 +130,7 @@ class MultiTaskFeedback(Feedback[LearnerT]):
             task.load_state_dict(state[name])
 
 
-class EMAFeedback(Feedback[LearnerT]):
+class EMAFeedback(WrappedFeedback[LearnerT]):
     """``g_down`` averaged over meta steps, separately for each feedback batch (ours).
 
     The learner moves little between two meta steps while the rows change, so an average over the
@@ -143,12 +144,10 @@ class EMAFeedback(Feedback[LearnerT]):
     """
 
     def __init__(self, feedback: Feedback[LearnerT], memory: float) -> None:
-        self.feedback, self.memory = feedback, memory
+        super().__init__(feedback)
+        self.memory = memory
         self.sums: list[Gradient] = []
         self.weight = 0.0
-
-    def prepare(self, learner: LearnerT) -> None:
-        self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Returns the running average of each batch's gradient.
@@ -171,10 +170,6 @@ class EMAFeedback(Feedback[LearnerT]):
         ]
         return [{name: total / self.weight for name, total in sums.items()} for sums in self.sums]
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the metrics of the wrapped feedback."""
-        return self.feedback.metrics()
-
     def state_dict(self) -> State:
         return {"sums": self.sums, "weight": self.weight, "feedback": self.feedback.state_dict()}
 
@@ -183,7 +178,7 @@ class EMAFeedback(Feedback[LearnerT]):
         self.feedback.load_state_dict(state["feedback"])
 
 
-class Reversed(Feedback[LearnerT]):
+class Reversed(WrappedFeedback[LearnerT]):
     """``-g_down``: the method steers away from the feedback (a control of ours).
 
     Everything else is unchanged, so an arm that gains as much with this control does not follow the
@@ -193,12 +188,6 @@ class Reversed(Feedback[LearnerT]):
         feedback: the real feedback.
     """
 
-    def __init__(self, feedback: Feedback[LearnerT]) -> None:
-        self.feedback = feedback
-
-    def prepare(self, learner: LearnerT) -> None:
-        self.feedback.prepare(learner)
-
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Returns the negated gradients of the real feedback."""
         return [
@@ -206,17 +195,8 @@ class Reversed(Feedback[LearnerT]):
             for real in self.feedback.gradients(learner)
         ]
 
-    def metrics(self) -> dict[str, float]:
-        return self.feedback.metrics()
 
-    def state_dict(self) -> State:
-        return self.feedback.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.feedback.load_state_dict(state)
-
-
-class RandomDirection(Feedback[LearnerT]):
+class RandomDirection(WrappedFeedback[LearnerT]):
     """Gaussian vectors with the norms of ``g_down``, parameter by parameter (a control of Table 5).
 
     The real feedback is computed for its norm alone, so that the control costs as much as the
@@ -231,18 +211,13 @@ class RandomDirection(Feedback[LearnerT]):
     """
 
     def __init__(self, feedback: Feedback[LearnerT], seed: int, *, fixed: bool) -> None:
-        self.feedback, self.seed, self.fixed = feedback, seed, fixed
+        super().__init__(feedback)
+        self.seed, self.fixed = seed, fixed
         self.generator = torch.Generator().manual_seed(seed)
-
-    def prepare(self, learner: LearnerT) -> None:
-        self.feedback.prepare(learner)
 
     def gradients(self, learner: LearnerT) -> list[Gradient]:
         """Returns random vectors over S, one per feedback batch."""
         return [self._like(real) for real in self.feedback.gradients(learner)]
-
-    def metrics(self) -> dict[str, float]:
-        return self.feedback.metrics()
 
     def state_dict(self) -> State:
         return {"generator": self.generator.get_state(), "feedback": self.feedback.state_dict()}

@@ -1,10 +1,19 @@
-"""Base class for a learner that modifies another one."""
+"""Base classes for a learner and for feedback that modify another one."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from vpretrain.method.roles import BatchT, ContextT, Learner, Objective, State, TaskT
+from vpretrain.method.roles import (
+    BatchT,
+    ContextT,
+    Feedback,
+    Learner,
+    LearnerT,
+    Objective,
+    State,
+    TaskT,
+)
 
 
 class WrappedLearner(Learner[BatchT, ContextT, TaskT]):
@@ -34,3 +43,26 @@ class WrappedLearner(Learner[BatchT, ContextT, TaskT]):
 
     def load_state_dict(self, state: State) -> None:
         self.learner.load_state_dict(state)
+
+
+class WrappedFeedback(Feedback[LearnerT]):
+    """Delegates to other feedback; subclasses define ``gradients``, and the state if they add any.
+
+    Args:
+        feedback: the real feedback.
+    """
+
+    def __init__(self, feedback: Feedback[LearnerT]) -> None:
+        self.feedback = feedback
+
+    def prepare(self, learner: LearnerT) -> None:
+        self.feedback.prepare(learner)
+
+    def metrics(self) -> dict[str, float]:
+        return self.feedback.metrics()
+
+    def state_dict(self) -> State:
+        return self.feedback.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.feedback.load_state_dict(state)

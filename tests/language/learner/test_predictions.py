@@ -90,7 +90,7 @@ def test_values_by_every_estimator(family, estimator, alignment, monkeypatch):
         )
         value_estimator.update([downstream(learner)], None, 0.1)
         context = learner.forward(tiny_batch())
-        targets = one_hot(context.labels, 6, context.predictions.candidates(6), torch.float64)
+        targets = one_hot(context.labels, context.predictions.candidates(6), torch.float64)
         found = value_estimator(context, targets)
         return [found.value, found.gradient[0]]
 
@@ -110,7 +110,7 @@ def test_heads_that_are_capped_or_scaled(family, monkeypatch):
         )
         context = learner.forward(tiny_batch())
         value_estimator.update([downstream(learner)], None, 0.0)
-        task = one_hot(context.labels, 6, context.predictions.candidates(6), torch.float64)
+        task = one_hot(context.labels, context.predictions.candidates(6), torch.float64)
         loss = learner.loss(context, task)
         slopes = torch.autograd.grad(loss, list(learner.aligned.values()), retain_graph=True)
         return [
@@ -147,7 +147,7 @@ def test_values_under_bfloat16_arithmetic(family, monkeypatch):
         exact = ValueEstimator(wide, Alignment("dot"), ESTIMATORS["double_backward"])
         exact.update([downstream(wide)], None, 0.0)
         reference = exact(truth, one_hot(truth.labels, dtype=torch.float64)).gradient[0]
-        found = value_estimator(context, one_hot(context.labels, 1, ids)).gradient[0]
+        found = value_estimator(context, one_hot(context.labels, ids)).gradient[0]
         return torch.nn.functional.cosine_similarity(
             found.double().flatten(), reference.flatten(), dim=0
         )
@@ -175,7 +175,7 @@ def test_values_under_dropout(monkeypatch):
         ids = torch.cat([context.labels[:, None], ids % learner.model.config.vocab_size], dim=1)
         assert learner.suffix.drops_out and not learner.suffix.reaches_head
         return [
-            value_estimator(context, one_hot(context.labels, 5, ids, torch.float64)).gradient[0]
+            value_estimator(context, one_hot(context.labels, ids, torch.float64)).gradient[0]
         ]
 
     (whole,), (passed,) = both(monkeypatch, run)

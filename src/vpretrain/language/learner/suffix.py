@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -90,11 +90,8 @@ def aligned_parameters(
     return choose_aligned(model, trained, anatomy.blocks, last=blocks, patterns=patterns, also=also)
 
 
-@dataclass
-class Trace:
-    """Detached arguments of each module of the suffix in one forward pass."""
-
-    calls: list[Call] = field(default_factory=list)
+Trace = list[Call]
+"""Detached arguments of each module of the suffix in one forward pass."""
 
 
 class DecoderSuffix(Suffix):
@@ -115,10 +112,10 @@ class DecoderSuffix(Suffix):
     @contextmanager
     def trace(self) -> Iterator[Trace]:
         """Records the arguments of every module of the suffix inside the block."""
-        trace = Trace()
+        trace: Trace = []
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            trace.calls.append(map_tensors((args, kwargs), Tensor.detach))
+            trace.append(map_tensors((args, kwargs), Tensor.detach))
 
         hooks = [
             module.register_forward_pre_hook(record, with_kwargs=True) for module in self.modules
@@ -133,12 +130,12 @@ class DecoderSuffix(Suffix):
         """Final hidden states ``[B, T, D]`` as a function of S, in the dtype of ``parameters``."""
         if self.whole:
             dtype = next(iter(parameters.values())).dtype
-            return first_output(self.call(self.modules[0], parameters, dtype, *trace.calls[0]))
+            return first_output(self.call(self.modules[0], parameters, dtype, *trace[0]))
         # Architectures differ in whether a block gets its hidden states by position or by name.
-        states = [args[0] if args else kwargs["hidden_states"] for args, kwargs in trace.calls]
+        states = [args[0] if args else kwargs["hidden_states"] for args, kwargs in trace]
         rest: list[Call] = [
             (args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"})
-            for args, kwargs in trace.calls
+            for args, kwargs in trace
         ]
         return self.run(states[0], rest, parameters)
 

@@ -47,7 +47,7 @@ def candidates(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def one_hot(
-    labels: Tensor, count: int = 1, ids: Tensor | None = None, dtype: torch.dtype = torch.float32
+    labels: Tensor, ids: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> SoftTargets:
     """Targets with mass 1 on the true token, over ``ids`` ``[N, K]`` or the true token alone."""
     ids = labels[:, None] if ids is None else ids

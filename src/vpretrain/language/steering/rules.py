@@ -43,7 +43,7 @@ class Candidates(SoftTargets):
         ``weighted`` says whether the rule weights tokens."""
         ids = context.predictions.candidates(count, weighted=weighted)
         dtype = torch.promote_types(context.hidden.dtype, torch.float32)
-        return cls(ids, one_hot(context.labels, count, ids, dtype).mass, context)
+        return cls(ids, one_hot(context.labels, ids, dtype).mass, context)
 
     @cached_property
     def log_p(self) -> Tensor:
