@@ -8,14 +8,20 @@ import itertools
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import typer
 
 from tests.run.test_train import tiny_recipe
+from tests.test_contributing import declared
 from vpretrain.cli import app
+from vpretrain.config import recipe
 from vpretrain.language import Language
+from vpretrain.language.steering.arms import ARMS
+from vpretrain.studies import compare
+from vpretrain.system.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
@@ -124,3 +130,21 @@ def test_one_step_without_a_recipe():
     }
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1), names)
     assert names["step"].count == 2 and names["metrics"]["loss"] > 0
+
+
+class ReadsData(Exception):
+    """The comparison was accepted, and would read data next."""
+
+
+def test_an_arm_declared_from_a_script(tmp_path, monkeypatch):
+    """The script of docs/your-own.md; `tests/test_contributing.py` trains its arm."""
+    monkeypatch.chdir(tmp_path)
+    Path("steer.yaml").write_text(recipe.dump(tiny_recipe()), encoding="utf-8")
+    section = TEXTS["your-own.md"].split("## Designer")[1]
+    script = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    monkeypatch.setattr(compare, "_Worker", Mock(side_effect=ReadsData))
+    with pytest.raises(UserError, match="below_mean is not an arm"):
+        exec(script.replace("import below_mean", ""), {"__name__": "__main__"})
+    arm = declared(tmp_path, "below_mean", "Add a designer", most_lines=60, kinds=ARMS.kinds)
+    with arm, pytest.raises(ReadsData):
+        exec(script, {"__name__": "__main__"})
