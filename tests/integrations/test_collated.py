@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import DataCollatorWithFlattening
 
 from tests.integrations.conftest import TOKENIZER
 from vpretrain.integrations.collated import token_batch
@@ -46,6 +47,15 @@ def test_packed_rows_are_told_apart_by_position():
     for name, wrong in (("labels", None), ("position_ids", torch.arange(6))):
         with pytest.raises(UserError, match=f"data_collator: {name}"):
             token_batch({**inputs, name: wrong})
+
+
+def test_packed_rows_that_only_a_kernel_tells_apart_are_refused():
+    rows = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+    marked = DataCollatorWithFlattening(return_position_ids=False, return_flash_attn_kwargs=True)
+    with pytest.raises(UserError, match=r"(?s)position_ids.*got +cu_seq_lens_k, cu_seq_lens_q"):
+        token_batch(marked(rows))
+    both = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    assert len(token_batch(both(rows)).documents) == 2
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -42,8 +42,17 @@ def say(role, content):
             {"prompt": [say("user", ASKED)], "completion": [say("assistant", ANSWER)]},
             f"ann {ASKED} <eos> ben",
         ),
+        ({"prompt": [say("user", ASKED)], "solution": ANSWER}, f"ann {ASKED} <eos> ben"),
+        ({"prompt": ASKED, "solution": [say("assistant", ANSWER)]}, f"ann {ASKED} <eos> ben"),
+        (
+            {"prompt": ASKED, "completion": [say("user", ASKED), say("assistant", ANSWER)]},
+            f"ann {ASKED} <eos> ben",
+        ),
     ],
-    ids=["solution", "completion", "text", "messages", "prompt and completion of messages"],
+    ids=[
+        *("solution", "completion", "text", "messages", "prompt and completion of messages"),
+        *("prompt of messages", "answer of messages", "the prompt again"),
+    ],
 )
 def test_the_answer_and_its_end_are_predicted_and_the_prompt_is_not(row, asked):
     (document,) = read(row, tokenizer=CHAT)

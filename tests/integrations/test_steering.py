@@ -73,6 +73,14 @@ def test_a_control_mixes_what_the_kind_reads(tmp_path, stream, rows):
     assert gains[0] != gains[1]
 
 
+def test_a_control_that_would_mix_nothing_is_refused(tmp_path, stream, rows):
+    """Texts without prompts, all of which would be verified again in another order."""
+    texts = [{"text": row["chosen"]} for row in rows]
+    trainer(tmp_path, stream, texts, "likelihood")
+    with pytest.raises(UserError, match="feedback_dataset: shuffled_feedback gives each prompt"):
+        trainer(tmp_path, stream, texts, "likelihood", arm="shuffled_feedback")
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [

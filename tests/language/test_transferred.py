@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 from tests.designers import of_every_kind
 from tests.run.test_train import tiny_recipe, weights_hash
 from vpretrain.language import Language
-from vpretrain.language.steering.arms import ARMS
+from vpretrain.language.steering.arms import ARMS, Site
+from vpretrain.language.transferred import designer_for
+from vpretrain.method.reliability import Reliability
 from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
@@ -155,6 +157,13 @@ def test_a_designer_without_a_network_has_nothing_to_start_from(folder):
 
 def test_the_baseline_beside_it_carries_nothing(folder, materials):
     assert not Language().build(carried(folder, "arm=onehot"), materials).designer.uses_feedback
+
+
+def test_a_trainer_whose_rows_are_tokens_is_asked_for_its_tokenizer(folder, materials):
+    recipe = carried(folder)
+    site = Site(Language().build(tiny_recipe(), materials).learner, 0, Reliability(True))
+    with pytest.raises(UserError, match=r"(?s)init_from: .*accepted +processing_class=tokenizer"):
+        designer_for(ARMS.section_of(recipe), site, recipe.learner, None)
 
 
 def test_another_tokenizer_is_refused(folder, materials, tmp_path):

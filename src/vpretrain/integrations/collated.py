@@ -19,6 +19,9 @@ OTHER_LABELS = (
     "steered"
 )
 
+_OTHER_MARKS = {"cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"}
+"""Inputs by which some attention kernels tell packed documents apart."""
+
 
 def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     """Converts a collated batch: padding moves to the end of rows, positions mark the documents.
@@ -35,8 +38,8 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
         own.
 
     Raises:
-        UserError: ids or labels are missing, one of the tensors has another shape, or a label is
-            another token than the one at its place.
+        UserError: ids or labels are missing, one of the tensors has another shape, a label is
+            another token than the one at its place, or packed documents come without positions.
     """
     ids, labels = (_rows(inputs, name) for name in ("input_ids", "labels"))
     mask = (
@@ -44,6 +47,13 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
         if "attention_mask" in inputs
         else torch.ones_like(ids)
     )
+    if "position_ids" not in inputs and (marks := inputs.keys() & _OTHER_MARKS):
+        raise user_error(
+            "data_collator: position_ids",
+            "packed documents are told apart by position_ids alone; let the collator return them",
+            value=", ".join(sorted(marks)),
+            accepted="DataCollatorWithFlattening(return_position_ids=True, ...)",
+        )
     # A stable sort moves padding to the end of the row and keeps the order of the tokens.
     order = (mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     ids, labels, real = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))

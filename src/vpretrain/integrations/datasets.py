@@ -23,7 +23,7 @@ from vpretrain.system.errors import Problem, UserError, renamed, shortened, user
 log = logging.getLogger(__name__)
 
 FORMATS = (
-    "prompt and solution, prompt and completion (text, or lists of messages), messages that end "
+    "prompt and solution, prompt and completion (texts or lists of messages), messages that end "
     "with the assistant's, text, or tokens: input_ids and labels"
 )
 ANSWERS = ("solution", "completion")
@@ -229,8 +229,8 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[
     if isinstance(prompt, str) and isinstance(answer, str):
         separator = SEPARATOR if "solution" in row else ""
         return Row(prompt + separator, _unended(answer, tokenizer), origin, origin)
-    if isinstance(prompt, Sequence) and isinstance(answer, Sequence):
-        messages = [*prompt, *answer]
+    if isinstance(answer, list | tuple) or (isinstance(prompt, list | tuple) and answer):
+        messages = _messages(prompt, answer)
     if isinstance(messages, Sequence):
         chat = conversation(list(messages), origin, origin, tools=row.get("tools"))
         if isinstance(chat, Problem):
@@ -250,6 +250,19 @@ def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[
         if columns == ANSWERS
         else f"prompt, and the answer as one of {', '.join(columns)}",
     )
+
+
+def _messages(prompt: Any, answer: Any) -> list[Any]:
+    """Returns the conversation of a prompt and an answer, each a text or a list of messages.
+
+    The answer may hold the prompt again, as in preference data sets.
+    """
+    answered = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    first = answered[0] if answered else None
+    if prompt is None or (isinstance(first, Mapping) and first.get("role") in ("system", "user")):
+        return list(answered)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*asked, *answered]
 
 
 def _unended(text: str, tokenizer: Any) -> str:

@@ -177,10 +177,12 @@ class Steering(Value):
             seed: of the batches.
 
         Raises:
-            UserError: there are fewer rows than the batches take.
+            UserError: there are fewer rows than the batches take, or a control of labels has no
+                prompts to shuffle them among.
         """
         control = ARMS.named(self.arm).control or "none"
-        task = mislabelled(task, seed) if shuffles_labels(control) else task
+        if shuffles_labels(control):
+            task = mislabelled(task, seed, "feedback_dataset")
         samplers = parted(
             task.documents,
             self.feedback_batches,

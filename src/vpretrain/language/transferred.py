@@ -141,6 +141,10 @@ def _check_likeness(section: TransferableArm, saved: LanguageArm, folder: Path) 
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
+    if not hasattr(tokenizer, "get_vocab"):  # of a trainer whose rows are tokens
+        message = "a designer of another run knows tokens by its tokenizer: give the trainer's "
+        message += "own, which is compared with that one"
+        raise user_error(WHERE, message, value=tokenizer, accepted="processing_class=tokenizer")
     other = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
     own = tokenizer.get_vocab()
     if other == own:

@@ -72,7 +72,7 @@ def projected(gradients: Sequence[Gradient]) -> list[Gradient]:
     columns = (values.clamp_min(0).sqrt()[:, None] * basis.T).numpy()
     results = []
     for i, gradient in enumerate(gradients):
-        others = [j for j in range(len(gradients)) if j != i]
+        others = [j for j in range(len(gradients)) if j != i and sizes[j] > 0]
         if all(products[i, j] >= 0 for j in others):
             results.append(gradient)
             continue

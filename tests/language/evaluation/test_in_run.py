@@ -55,21 +55,40 @@ def test_a_missing_file_is_named_by_the_recipes_key(tmp_path):
 def test_answers_are_the_greedy_ones_whatever_the_checkpoint_asks_for(settings):
     """The solutions are what the model's most probable tokens spell, so that Pass@1 is 1."""
     model, tokenizer = tiny_model(), byte_tokenizer()
-    rows = []
-    for number in range(4):
-        prompt = f"What is {number}?"
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        asked = ids.shape[1]
-        with torch.no_grad():
-            for _ in range(12):
-                best = model(input_ids=ids).logits[:, -1].argmax(dim=1, keepdim=True)
-                ids = torch.cat([ids, best], dim=1)
-        rows.append(Row(prompt, tokenizer.decode(ids[0, asked:]), f"r:{number}", "s"))
+    rows = [answered(model, tokenizer, f"What is {number}?", 12)[0] for number in range(4)]
     kept = model.generation_config
     for key, value in settings.items():
         setattr(kept, key, value)
+    score = exact_match(model, tokenizer, rows)
+    assert score.value == 1.0 and model.generation_config is kept
+
+
+def test_an_answer_also_ends_where_the_checkpoint_ends_a_turn():
+    """As Gemma and Phi do by a token that is not the tokenizer's end token."""
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    row, ids = answered(model, tokenizer, "What is 0?", 12)
+    last = next(at for at in range(1, 12) if ids[at] not in ids[:at])
+    cut = Row(row.prompt, tokenizer.decode(ids[: last + 1]), row.origin, row.source)
+    assert exact_match(model, tokenizer, [cut]).value == 0.0
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids[last]]
+    assert exact_match(model, tokenizer, [cut]).value == 1.0
+
+
+def answered(model, tokenizer, prompt, length):
+    """A row whose solution is the model's most probable tokens, and these."""
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    asked = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(length):
+            best = model(input_ids=ids).logits[:, -1].argmax(dim=1, keepdim=True)
+            ids = torch.cat([ids, best], dim=1)
+    found = ids[0, asked:].tolist()
+    return Row(prompt, tokenizer.decode(found), f"r:{prompt}", "s"), found
+
+
+def exact_match(model, tokenizer, rows):
     aligned = aligned_parameters(model, Anatomy.of(model), blocks=1, patterns=[])
-    score = greedy_exact_match(
+    return greedy_exact_match(
         CausalLearner(model, aligned),
         Layout(tokenizer),
         rows,
@@ -77,4 +96,3 @@ def test_answers_are_the_greedy_ones_whatever_the_checkpoint_asks_for(settings):
         new_tokens=12,
         batch_size=3,
     )
-    assert score.value == 1.0 and model.generation_config is kept

@@ -55,6 +55,7 @@ def test_the_bound_is_what_the_best_candidate_gives():
         values[None],
         one_hot(ids[:, 0]),
         values[:, :1],
+        torch.ones(2, 1),
         None,
         torch.zeros(2, dtype=torch.int64),
         torch.tensor([1, 2]),
@@ -72,7 +73,32 @@ class Bytes:
         return bytes(ids).decode("utf-8", errors="replace")
 
 
-@pytest.mark.parametrize("text", ["plain", "naïve 中文 🙂\nend", ""])
-def test_tokens_spell_their_document(text):
-    spelled = token_values.spelled(Bytes(), list(text.encode()))
+class ByteFallback:
+    """As the decoder of this name: of adjacent bytes all are readable, or none."""
+
+    def decode(self, ids, **options):
+        try:
+            return bytes(ids).decode("utf-8")
+        except UnicodeDecodeError:
+            return "\N{REPLACEMENT CHARACTER}" * len(ids)
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), ByteFallback()])
+@pytest.mark.parametrize("text", ["plain", "naïve 中文 🙂\nend", "", "日本語の文章をここに書く"])
+def test_tokens_spell_their_document(text, tokenizer):
+    spelled = token_values.spelled(tokenizer, list(text.encode()))
     assert "".join(spelled) == text and len(spelled) == len(text.encode())
+
+
+@pytest.mark.parametrize("arm", ["ascent", "uniform_smoothing"])
+def test_candidates_beyond_those_of_the_bound_have_their_own_probabilities(arm):
+    recipe = tiny_recipe(f"arm={arm}", f"designers.{arm}.candidates=9")
+    parts = Language().build(recipe, Language().load(recipe))
+    value_of = with_feedback(recipe, parts, parts.stream).on_part()
+    context = parts.learner.forward(next(parts.stream))
+    seen = token_values.valued_batch(context, parts.designer, value_of, 4)
+    log_p = context.logits.detach().log_softmax(dim=1)
+    torch.testing.assert_close(seen.own_p, log_p.gather(1, seen.task.ids).exp())
+    token_values.task_values([seen], recipe)  # with the network's scores beside the exact values
+    for token in (token for each in token_values.documents_of(seen) for token in each.steered):
+        assert len(token.ids) == len(token.p) == len(token.q) == len(token.s) == 9

@@ -12,7 +12,7 @@ from vpretrain.language.feedback import Likelihood
 DOCUMENTS = [
     Document([1, 2, 3], [False, True, True], "a:1", "long"),
     Document([4, 5, 6, 7, 8, 9], [False] * 4 + [True] * 2, "a:2", "short"),
-    Document(list(range(10, 22)), [False] + [True] * 11, "a:3", "long"),
+    Document(list(range(10, 22)), [True] * 12, "a:3", "long"),  # text, whose first is a given
 ]
 
 

@@ -165,7 +165,7 @@ def test_prompts_of_all_lengths_are_answered_as_if_alone(family):
         torch.Generator().manual_seed(0),
         temperature=1e-6,
         new_tokens=6,
-        eos_id=EOS,
+        end_ids=[EOS],
         pad_id=0,
     )
     for prompt, answer in zip(asked, found, strict=True):
@@ -185,12 +185,24 @@ def test_answers_end_with_their_end_token():
         torch.Generator().manual_seed(0),
         temperature=1.0,
         new_tokens=12,
-        eos_id=EOS,
+        end_ids=[EOS],
         pad_id=0,
     )
     assert all(EOS not in answer[:-1] for answer in drawn)
     assert any(answer[-1] == EOS and len(answer) < 12 for answer in drawn)
     assert all(len(answer) == 12 or answer[-1] == EOS for answer in drawn)
+
+
+def test_an_answer_also_ends_where_the_checkpoint_ends_a_turn():
+    """As Gemma and Phi do by a token that is not the tokenizer's end token."""
+    learner, documents, seen = toy(), prompts(1), []
+    learner.model.generation_config = GenerationConfig(eos_token_id=[EOS, 3])
+    feedback = feedback_on(
+        documents, lambda row, text: seen.append(text.split()) or 0.0, answers=64, new_tokens=8
+    )
+    feedback.gradients(learner)
+    assert all("3" not in tokens[:-1] for tokens in seen)
+    assert any(tokens[-1:] == ["3"] and len(tokens) < 8 for tokens in seen)
 
 
 def test_learner_random_numbers_and_gradients_are_left_alone():
@@ -260,6 +272,12 @@ def test_a_checker_that_fails_names_the_row(checker, said):
         (EqualNumber(), "#### -3", "x = -3.", 1),
         (EqualNumber(), "#### 0.1", "0.10000001", 1),
         (EqualNumber(), "none", "none", 0),
+        (EqualNumber(), "it is 1/3", "it is 2/3", 0),
+        (EqualNumber(), r"so $\boxed{\frac{1}{2}}$", r"so $\boxed{\frac{3}{2}}$", 0),
+        (EqualNumber(r"\\boxed\{(.+)\}"), r"$\boxed{\frac{1}{2}}$", r"$\boxed{0.5}$", 1),
+        (EqualNumber(), "3 or more", "the numbers are 1,2,3", 1),
+        (EqualNumber(), "5", "between 3-5", 1),
+        (EqualNumber(), "9" * 400, "9" * 400, 1),
         (EqualNumber(r"####\s*(.+)"), "12 = 5 + 7\n#### 12 pens", "#### 12\nbut 99 is prime", 1),
         (Contains(), " Paris ", "the capital is PARIS, of course", 1),
         (Contains(), "Paris", "Par is", 0),

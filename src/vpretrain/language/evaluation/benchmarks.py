@@ -188,7 +188,7 @@ _MATH_WAYS: Mapping[str, Extract] = {"strict": extraction.boxed, "flexible": ext
 
 GSM8K = Benchmark(
     name="gsm8k",
-    version=1,
+    version=2,
     prompt="Question: {question}\n"
     "Work it out step by step, and end with one line that holds the final number alone after "
     '"#### ".\n'
@@ -205,7 +205,7 @@ GSM8K = Benchmark(
 )
 MATH500 = Benchmark(
     name="math500",
-    version=1,
+    version=2,
     prompt=_MATH_PROMPT,
     columns={"problem": "the problem", "answer": "the final answer, in LaTeX"},
     fields=_same("problem"),
@@ -217,7 +217,7 @@ MATH500 = Benchmark(
 )
 MATH = Benchmark(
     name="math",
-    version=1,
+    version=2,
     prompt=_MATH_PROMPT,
     columns={"problem": "the problem", "solution": "the solution, its answer in a box"},
     fields=_same("problem"),
@@ -327,7 +327,7 @@ def own(
     separator = columns.separator
     return Benchmark(
         name=name,
-        version=3,
+        version=4,
         prompt=f"{{prompt}}{separator.replace('{', '{{').replace('}', '}}')}",
         columns={
             column: _MEANINGS.get(role, "as in the run's rows")

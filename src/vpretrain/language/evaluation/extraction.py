@@ -17,6 +17,8 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus is a sign only if nothing before it could be subtracted from.
 NUMBER = rf"(?:(?<![\w)\]])[-−])?\$?(?:{_DIGITS})(?:\s?/\s?\d+(?!\d*\.\d))?\s?%?"
 _NUMBER = re.compile(NUMBER)
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))")
+_LATEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _STATED = re.compile(
     r"answer(?:\s+is|\s*[:=])\s*:?\s*(.+?)(?=\.\s|\.?$|\n)", re.IGNORECASE | re.MULTILINE
@@ -47,7 +49,7 @@ def after_hashes(text: str) -> str | None:
 
 def number_after_hashes(text: str) -> str | None:
     """The first number on the line of the first ``####``."""
-    answer = after_hashes(text)
+    answer = after_hashes(_plain(text))
     match = _NUMBER.search(answer) if answer is not None else None
     return match[0].strip() if match else None
 
@@ -74,7 +76,7 @@ def stated(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number of the text."""
-    return last_match(text, _NUMBER)
+    return last_match(_plain(text), _NUMBER)
 
 
 def final_answer(text: str) -> str | None:
@@ -157,6 +159,12 @@ def trimmed(text: str) -> str:
         if re.fullmatch(r"\(?[A-Z]\)", text):
             text = text.strip("()")
     return text
+
+
+def _plain(text: str) -> str:
+    r"""The text with LaTeX's thousands separators (``10{,}080``, ``10,\!080``, ``10\,080``) as
+    commas, and ``\frac{1}{2}`` as ``1/2``."""
+    return _LATEX_FRACTION.sub(r"\1/\2", _LATEX_COMMA.sub(",", text))
 
 
 def _statements(program: str) -> list[ast.stmt] | None:

@@ -86,7 +86,6 @@ def greedy_exact_match(
                 do_sample=False,
                 max_new_tokens=new_tokens,
                 pad_token_id=pad,
-                eos_token_id=layout.end,
             )
             texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for at, text in zip(chunk, texts, strict=True):

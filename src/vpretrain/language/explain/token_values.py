@@ -36,6 +36,7 @@ class ValuedBatch:
         each: ``[F, N, K]``, token values under each of F feedback batches.
         task: the designer's targets, ``[N, M]``.
         own: ``[N, M]``, token values of the designer's candidates.
+        own_p: ``[N, M]``, the learner's probabilities of the designer's candidates.
         predicted: ``[N, M]``, values (or scores) predicted by a learned designer's network, in its
             units; None for other designers.
         document, at: ``[N]``, index into ``documents``, and the token's position in the document.
@@ -47,6 +48,7 @@ class ValuedBatch:
     each: Tensor
     task: SoftTargets
     own: Tensor
+    own_p: Tensor
     predicted: Tensor | None
     document: Tensor
     at: Tensor
@@ -134,7 +136,7 @@ def valued_batch(
     """Exact values of ``count`` candidates a token, and the designer's targets for the batch."""
     ids = context.predictions.candidates(count)
     tokens = len(ids)
-    probe = one_hot(context.labels, count, ids)
+    probe = one_hot(context.labels, ids)
     each = tokens * torch.stack(
         [estimate.gradient[0] for estimate in value_of.each(context, probe)]
     )
@@ -154,6 +156,7 @@ def valued_batch(
         each.detach(),
         task,
         own.detach(),
+        context.predictions.log_p(task.ids).exp(),
         predicted,
         where,
         place,
@@ -188,7 +191,7 @@ def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskV
         sums["designer"] += float((batch.task.mass.double() * batch.own.double()).sum())
     tokens = sum(len(batch.ids) for batch in batches)
     pairs = [
-        (batch.predicted, standardised(batch.values[:, : batch.predicted.shape[1]]))
+        (batch.predicted, standardised(batch.own))
         for batch in batches
         if batch.predicted is not None
     ]
@@ -208,7 +211,7 @@ def documents_of(batch: ValuedBatch) -> Iterator[ValuedDocument]:
     gate = torch.where(
         weight > 0, 1 - batch.task.mass[:, 0] / weight.clamp_min(1e-12), torch.zeros_like(weight)
     )
-    values, p = batch.values, batch.log_p.exp()
+    values = batch.values
     for index, document in enumerate(batch.documents):
         chosen = (batch.document == index).nonzero()[:, 0]
         by_place: list[float | None] = [None] * len(document.ids)
@@ -222,7 +225,7 @@ def documents_of(batch: ValuedBatch) -> Iterator[ValuedDocument]:
             SteeredToken(
                 int(batch.at[n]),
                 batch.task.ids[n].tolist(),
-                p[n, : batch.task.ids.shape[1]].tolist(),
+                batch.own_p[n].tolist(),
                 (batch.task.mass[n] / weight[n]).tolist(),
                 batch.own[n].tolist(),
                 float(gate[n]),
@@ -254,7 +257,8 @@ def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
     Args:
         tokenizer: the learner's tokenizer.
         ids: token ids of the document.
-        reach: number of earlier tokens that a token's text may depend on.
+        reach: number of earlier characters (or tokens of several) that a token's text may depend
+            on.
     """
 
     def decode(part: Sequence[int]) -> str:
@@ -264,9 +268,11 @@ def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
             )
         )
 
-    texts, done = [], 0  # tokens before `done` end with a whole character
+    # Whole characters end before the tokens `ends`. A text read from within a character would be
+    # spoilt beyond it: some tokenizers decode adjacent bytes together, or not at all.
+    texts, ends = [], [0]
     for at in range(len(ids)):
-        start = max(0, done - reach)
+        start, done = ends[max(0, len(ends) - 1 - reach)], ends[-1]
         before, after = decode(ids[start:done]), decode(ids[start : at + 1])
         if after.endswith("\N{REPLACEMENT CHARACTER}") and at + 1 - done < 4 and at + 1 < len(ids):
             texts.append("")
@@ -274,5 +280,5 @@ def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
         texts.append(
             after[len(before) :] if after.startswith(before) else decode(ids[done : at + 1])
         )
-        done = at + 1
+        ends.append(at + 1)
     return texts

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isfinite
 
 from vpretrain.language.data.rows import Row
-from vpretrain.language.evaluation.extraction import last_match
+from vpretrain.language.evaluation.equivalence import quantity
+from vpretrain.language.evaluation.extraction import last_match, last_number
 from vpretrain.system.errors import NonFinite, user_error
 from vpretrain.system.signals import TimeUp, time_limit
 
@@ -25,10 +27,6 @@ CHECKER_SECONDS = 10.0
 
 class CheckerFault(NonFinite):
     """A checker raised an error or timed out; the batch can be skipped."""
-
-
-NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
-"""A number with optional minus sign, thousands separators and decimals, without exponent."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,14 @@ class ExactAnswer:
 
 @dataclass(frozen=True)
 class EqualNumber:
-    """Reward 1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and
-    ``$1234`` are equal), else 0.
+    r"""Reward 1 if the answer is the same number as the reference's (``1,234``, ``1234.0`` and
+    ``$1234`` are equal, and so are ``1/2``, ``\frac{1}{2}`` and ``0.5``), else 0.
 
     Args:
         pattern: regular expression with one group; the last number in its last match is the answer.
     """
 
-    pattern: str = NUMBER
+    pattern: str = r"(?s)(.*\d.*)"
 
     def __call__(self, row: Row, completion: str) -> float:
         """The reward, 0 or 1."""
@@ -66,14 +64,14 @@ class EqualNumber:
         return float(
             expected is not None
             and answer is not None
-            and abs(expected - answer) <= 1e-6 * abs(expected)
+            and abs(expected - answer) <= Fraction(1, 10**6) * abs(expected)
         )
 
-    def number(self, text: str) -> float | None:
+    def number(self, text: str) -> Fraction | None:
         """The number that a text gives as its answer, or None."""
         answer = last_match(text, self.pattern)
-        digits = None if answer is None else last_match(answer, NUMBER)
-        return None if digits is None else float(digits.replace(",", ""))
+        digits = None if answer is None else last_number(answer)
+        return None if digits is None else quantity(digits)
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,11 @@ def _folded(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-DEFAULT_PATTERNS = {"exact": r"####\s*(.+)", "number": NUMBER, "contains": r"(?s)^(.*)$"}
+DEFAULT_PATTERNS = {
+    "exact": r"####\s*(.+)",
+    "number": EqualNumber.pattern,
+    "contains": Contains.pattern,
+}
 """Default patterns that find the answer, by checker."""
 
 CHECKERS: dict[str, Callable[[str], Checker]] = {

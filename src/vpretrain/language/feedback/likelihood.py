@@ -35,7 +35,8 @@ class Likelihood(Sampled):
     def losses(
         self, learner: CausalLearner, documents: list[Document], pad_id: int
     ) -> Iterator[Tensor]:
-        tokens = sum(sum(document.predicted) for document in documents)
+        # Without the first ones, which a batch never predicts.
+        tokens = sum(sum(document.predicted[1:]) for document in documents)
         for chunk in passes(documents, lambda document: len(document.ids), learner.device):
             losses, row = learner.token_losses(padded(chunk, pad_id=pad_id))
             if self.loss_mean == "token":

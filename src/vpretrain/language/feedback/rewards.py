@@ -16,6 +16,7 @@ from torch import Tensor
 from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import Sampler
+from vpretrain.language.evaluation.generation import end_tokens
 from vpretrain.language.feedback.checkers import (
     CHECKER_SECONDS,
     Checker,
@@ -183,7 +184,7 @@ class Rewards(Sampled):
                 generator,
                 temperature=self.sampling.temperature,
                 new_tokens=self.sampling.new_tokens,
-                eos_id=self.tokenizer.eos_token_id,
+                end_ids=end_tokens(learner.model, self.tokenizer),
                 pad_id=pad_id,
             )
             for at, answer in zip(some, drawn, strict=True):
@@ -231,7 +232,7 @@ def sample(
     *,
     temperature: float,
     new_tokens: int,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
 ) -> list[list[int]]:
     """One answer to each prompt, sampled token by token from ``softmax(logits / temperature)``.
@@ -247,7 +248,7 @@ def sample(
         generator: generator of the samples, on the learner's device.
         temperature: > 0.
         new_tokens: maximum length of an answer.
-        eos_id: token that ends an answer.
+        end_ids: tokens that end an answer.
         pad_id: padding left of shorter prompts and after finished answers; no token of a prompt or
             an answer attends to it.
 
@@ -257,6 +258,7 @@ def sample(
     ids, mask = left_padded(prompts, pad_id=pad_id, device=learner.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=learner.device)
+    ends = torch.tensor(end_ids, device=learner.device)
     drawn: list[Tensor] = []
     past: Any = None
     with evaluating(learner.model), learner.computing():
@@ -274,15 +276,17 @@ def sample(
             token = torch.multinomial(policy, 1, generator=generator)[:, 0]
             token = torch.where(done, pad_id, token)
             drawn.append(token)
-            done |= token == eos_id
+            done |= torch.isin(token, ends)
             if done.all():
                 break
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     answers = torch.stack(drawn, dim=1).tolist()
-    return [
-        answer[: answer.index(eos_id) + 1] if eos_id in answer else answer for answer in answers
-    ]
+    lengths = (
+        next((at for at, token in enumerate(answer, 1) if token in end_ids), len(answer))
+        for answer in answers
+    )
+    return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
 
 
 def _answered(row: Row, prompt: list[int], answer: list[int]) -> Document:

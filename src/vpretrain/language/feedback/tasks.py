@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from vpretrain.language.data.rows import Document, Encoded, Row, encode
+from vpretrain.language.feedback.gradient import split
 from vpretrain.language.feedback.likelihood import parted, shuffled, too_few
 from vpretrain.language.feedback.signals import FeedbackSite, TaskDocuments, TaskRows
 from vpretrain.language.recipe.feedback import FeedbackSet
@@ -16,7 +17,7 @@ from vpretrain.language.recipe.rows import Rows
 from vpretrain.method.conflict import Resolve, kept, projected
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback
-from vpretrain.system.errors import Problem, UserError, shortened
+from vpretrain.system.errors import Problem, UserError, shortened, user_error
 
 RESOLVE: Mapping[str, Resolve] = {"sum": kept, "project": projected}
 
@@ -180,9 +181,9 @@ def feedback_from(
     settings = section.named()
     signals: dict[str, Feedback] = {}
     for name, documents in tasks.items():
-        if wrong_labels:
-            documents = mislabelled(documents, seed)
         where = section.where(name)
+        if wrong_labels:
+            documents = mislabelled(documents, seed, where)
         samplers = parted(
             documents.documents,
             section.batches,
@@ -199,9 +200,14 @@ def feedback_from(
     )
 
 
-def mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
+def mislabelled(task: TaskDocuments, seed: int, where: str) -> TaskDocuments:
     """The task with wrong labels in the right format: solutions and reference answers are permuted
-    among rows; the two answers of a preference are swapped with probability 1/2."""
+    among rows; the two answers of a preference are swapped with probability 1/2.
+
+    Raises:
+        UserError: all rows have the same prompt, or none, so that no solution would be wrong;
+            ``where`` is the recipe key or argument of the rows.
+    """
     if task.rejected:
         coin = random.Random(f"shuffled {seed}")
         swapped = {document.origin for document in task.documents if coin.random() < 0.5}
@@ -215,6 +221,11 @@ def mislabelled(task: TaskDocuments, seed: int) -> TaskDocuments:
             documents=[chosen for chosen, _ in both.values()],
             rejected={origin: rejected for origin, (_, rejected) in both.items()},
         )
+    if len({tuple(split(document)[0]) for document in task.documents}) < 2:
+        message = "shuffled_feedback gives each prompt the solution of another, and these rows all "
+        message += "have the same prompt or none: take another control, or rows with prompts"
+        accepted = "rows with prompts of their own; or the arm fixed_random_direction"
+        raise user_error(where, message, accepted=accepted)
     answers = [row.text for row in task.rows.values()]
     random.Random(f"shuffled {seed}").shuffle(answers)
     rows = {
