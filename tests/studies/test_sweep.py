@@ -17,7 +17,7 @@ from vpretrain.config.recipe import load
 from vpretrain.config.sweep import Range
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies import sweep as sweeps
-from vpretrain.studies.sweep_plan import Swept
+from vpretrain.studies.sweep_plan import SWEPT
 from vpretrain.system.errors import Stopped, UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
     scores = [trial.value for trial in sweeps._study(here / "out").get_trials()]
     assert found["best"]["values"]["dev/nll"] == min(scores) and found["front"] == []
     assert 1e-4 <= best.learner.learning_rate <= 1e-1 and best.value.meta_period in (1, 2, 3)
-    assert load(here / "out" / "recipe.yaml", schemas=Swept()).sweep == plan().sweep
+    assert load(here / "out" / "recipe.yaml", schemas=SWEPT).sweep == plan().sweep
 
 
 def test_trials_may_have_a_budget_in_flops(here):
@@ -117,6 +117,36 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
     assert (
         sweeps.sweep(plan(), trials=4, out=here / "stopped") == found and len(calls) == 2
     )  # nothing was run
+
+
+def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monkeypatch):
+    rates, periods = [1e-3, 1e-2, 1e-1], [1, 2]
+    space = f"""sweep:
+  keys: {{learner.learning_rate: {rates}, value.meta_period: {periods}}}
+  objectives: [dev/nll]
+  budget: {{steps: 1}}
+"""
+    ours, killed = sweeps.train, []
+
+    def once_killed(*given, **named):
+        if (
+            len(sweeps._study(here / "out").get_trials(states=[sweeps.TrialState.COMPLETE])) == 2
+            and not killed
+        ):
+            killed.append(True)
+            raise KeyboardInterrupt
+        return ours(*given, **named)
+
+    monkeypatch.setattr(sweeps, "train", once_killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.sweep(plan(space), trials=20, out=here / "out")
+    found = sweeps.sweep(plan(space), trials=20, out=here / "out")
+    tried = [
+        (json.loads(each["learner.learning_rate"]), json.loads(each["value.meta_period"]))
+        for each in parameters(here / "out")
+    ]
+    assert found["trials"] == 6 and killed
+    assert sorted(tried) == [(rate, period) for rate in rates for period in periods]
 
 
 @pytest.mark.parametrize(

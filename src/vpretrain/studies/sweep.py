@@ -2,7 +2,8 @@
 
 The study is in ``sweep.db`` of the results folder: the same command resumes it. Trials are chosen
 by TPE, seeded by the recipe's seed and the trial's number, so that with one process an interrupted
-search finds the same as an uninterrupted one.
+search finds the same as an uninterrupted one. Where every key has a list of values, and there are
+enough trials, each combination of values is tried once.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def sweep(
     Args:
         plan: recipe and search space.
         trials: total number, including those finished in ``out``; pruned and failed ones count.
+            Combinations of listed values that are fewer than this are tried once each.
         out: folder of the study.
         jobs: number of trials at a time, each in its own process.
         accept_changes: continue although data differ from those of ``out``; the result lists the
@@ -84,8 +86,14 @@ def sweep(
         step0, accepted = _opened(plan, out, accept_changes)
         study = _study(out)
         for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.enqueue_trial(stale.params)  # its process is gone: run it again
+            given = stale.system_attrs.get("fixed_params", stale.params)
+            study.enqueue_trial(given)  # its process is gone: run it again
             study.tell(stale.number, state=TrialState.FAIL)
+        if 0 < (count := len(plan.combinations)) <= trials:
+            trials = count
+            for values in plan.combinations:
+                stored = {key: json.dumps(value) for key, value in values.items()}
+                study.enqueue_trial(stored, skip_if_exists=True)
         done = len(_finished(study))
         progress(done, trials, "step 0", 0.0)
 
