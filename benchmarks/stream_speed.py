@@ -40,8 +40,9 @@ from vpretrain.language.data.rows import Row, overlap
 from vpretrain.language.data.stream import Source as Ingredient
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.data.texts import documents_of
-from vpretrain.language.recipe import Data, FeedbackSet, TableFiles, WordProblems
-from vpretrain.language.recipe.data import Source
+from vpretrain.language.recipe.data import Data, Source
+from vpretrain.language.recipe.feedback import FeedbackSet
+from vpretrain.language.recipe.rows import TableFiles, WordProblems
 from vpretrain.run.folder import environment
 from vpretrain.system.files import write_json
 

@@ -38,7 +38,7 @@ from turns import Turn, compared, in_turn, parser, save, show
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Source, Stream
-from vpretrain.language.feedback import Likelihood, parted
+from vpretrain.language.feedback.likelihood import Likelihood, parted
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.steering.ascent import CandidateDesigner, Prices

@@ -33,7 +33,7 @@ from vpretrain.vision.data.images import Picture, normalised
 from vpretrain.vision.data.scenes import Scenes
 from vpretrain.vision.evaluation.probes import segmentation_probe
 from vpretrain.vision.feedback.features import LastBlocks, freeze
-from vpretrain.vision.feedback.heads import SegmentationHead
+from vpretrain.vision.feedback.heads import Head
 from vpretrain.vision.feedback.tasks import Segmentation, balanced, mean_loss
 from vpretrain.vision.loading import new_model
 
@@ -54,7 +54,7 @@ def probed(recipe: Any, model: Any, materials: Any, *, refits: tuple[int, ...] =
     train, test = (
         freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation)
     )
-    settings = recipe.evaluate.probe.model_copy(update={"refits": refits}).settings()
+    settings = recipe.evaluate.probe.model_copy(update={"refits": refits})
     return segmentation_probe(
         train,
         test,
@@ -76,7 +76,7 @@ def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
     width = encoder.blocks * encoder.backbone.width
     generator = torch.Generator().manual_seed(seed)
-    head = SegmentationHead(width, classes, generator)
+    head = Head(width, classes, generator)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.04)
     pixels, labels = normalised(pictures), task.targets(pictures)

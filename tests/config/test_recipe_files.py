@@ -34,6 +34,19 @@ def test_extends_merges_deeply_and_replaces_lists(write: Callable[..., Path]) ->
     )
 
 
+def test_of_rows_of_another_kind_nothing_stays(write: Callable[..., Path]) -> None:
+    def rows(given: str) -> Any:
+        text = f"extends: demo-language\ndata:\n  feedback: {{rows: {given}}}\n"
+        recipe: Any = load(write(text) if given else "demo-language", schemas=MODALITIES)
+        return recipe.data.feedback.rows
+
+    files = rows("{kind: jsonl, path: a.jsonl, text: text}")
+    assert (files.kind, files.path, files.rows) == ("jsonl", Path("a.jsonl"), None)
+    assert rows("{seed: 3}") == rows("").model_copy(update={"seed": 3}), "of the same kind all does"
+    with pytest.raises(UserError, match=r"toy\.yaml:3 data\.feedback\.rows\.rows: .*missing"):
+        rows("{kind: chatter}")
+
+
 @pytest.mark.parametrize(
     ("file", "overrides", "tilt"),
     [

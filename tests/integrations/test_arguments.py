@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch.utils.data import IterableDataset
+from transformers import DataCollatorForLanguageModeling
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from vpretrain.integrations.arguments import problems_of
@@ -102,6 +103,10 @@ def test_the_baseline_leaves_the_keys_of_arms_that_steer_aside(keys):
             {"more": {"optimizer_cls_and_kwargs": (torch.optim.Muon, {})}},
             r"optimizers: .*Muon is not linear.*alignment='dot'",
         ),
+        (
+            {"model": tiny("lfm2", layer_types=["conv", "full_attention"], block_multiple_of=8)},
+            "model: .*other documents of its packed row; a recipe with data.packing: false",
+        ),
         ({"steering": {"aligned_blocks": 3}}, "Steering aligned_blocks: .*so many blocks"),
         (
             {"steering": {"aligned_patterns": ["lm_haed*"]}},
@@ -121,6 +126,13 @@ def test_the_baseline_leaves_the_keys_of_arms_that_steer_aside(keys):
 def test_an_argument_that_cannot_work_is_refused(given, said, tmp_path, feedback, stream):
     with pytest.raises(UserError, match=f"(?s){said}"):
         made(tmp_path, feedback, stream, **given)
+
+
+@pytest.mark.parametrize("arm", ["onehot", "uniform_smoothing"])
+def test_an_arm_that_values_nothing_takes_any_optimizer(arm, tmp_path, feedback, stream):
+    more = {"data_collator": DataCollatorForLanguageModeling(TOKENIZER, mlm=False)}
+    given = {"optim": "sgd", "max_steps": 1, "steering": {"arm": arm}, "more": more}
+    assert made(tmp_path, feedback, stream, **given).train().global_step == 1
 
 
 def test_a_loss_of_a_subclass_is_refused_and_all_that_is_wrong_is_said_at_once(

@@ -1,6 +1,8 @@
 """The same on TRL's SFTTrainer: its formats, packing and adapters stay what they are."""
 
 import copy
+import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -126,3 +128,14 @@ def test_its_own_losses_and_rows_that_are_trained_on_are_refused(tmp_path):
             feedback_dataset=shared,
             steering=Steering(feedback_batch_size=8),
         )
+
+
+@pytest.mark.parametrize("content", ["", "from vpretrain.integrations.trl import Steering"])
+def test_a_file_that_hides_the_library_is_named(content, tmp_path, monkeypatch):
+    """A script trl.py is found in place of TRL; one that imports us is imported a second time."""
+    (tmp_path / "trl.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("trl", "vpretrain.integrations.trl"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"(?s)hides it; rename it.*trl\.py"):
+        import_module("vpretrain.integrations.trl")

@@ -18,6 +18,16 @@ def test_a_folder_may_have_signs_of_patterns_in_its_name(tmp_path):
     assert files(Path(place.section(solutions=False)["path"]), "rows") == place.files()
 
 
+def test_the_rows_of_a_folder_are_counted_as_the_recipe_reads_them(tmp_path):
+    for name in ("a.jsonl", "._a.jsonl", "b/.ipynb_checkpoints/c.jsonl", "b/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    place = Place("--stream", str(tmp_path))
+    recipes = files(Path(place.section(solutions=False)["path"]), "rows")
+    assert place.files() == recipes == [tmp_path / "a.jsonl", tmp_path / "b" / "d.jsonl"]
+
+
 def test_columns_are_read_from_the_first_file_with_a_row(tmp_path):
     (tmp_path / "part-0.jsonl").write_text("")
     (tmp_path / "part-1.jsonl").write_text(json.dumps({"text": "a"}))

@@ -22,7 +22,7 @@ from vpretrain.language.init_places import Place, halved
 from vpretrain.language.init_recipe import ROWS_A_STEP, fit
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies.check import Examined, FirstLook, Needs, check
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import Problem, UserError
 
 
 def rows(first, last):
@@ -97,10 +97,12 @@ def test_what_is_held_out_can_be_named_and_so_can_columns(here, call):
         "--evaluation-columns",
         "question,answer",
         "--out",
-        "new/other.yaml",
+        "my new/other.yaml",
     )
-    recipe = load("new/other.yaml", schemas=SCHEMAS)
+    recipe = load("my new/other.yaml", schemas=SCHEMAS)
     assert code == 0
+    text = Path("my new/other.yaml").read_text()
+    assert text.count("'my new/other.yaml'") == text.count("my new/") == 3
     assert (
         recipe.data.feedback.rows.solution == "antwort"
         and recipe.data.evaluation["test"].prompt == "question"
@@ -311,7 +313,7 @@ def test_a_folder_of_several_endings_is_read_whole_and_the_rest_is_said(tmp_path
     assert place.left_out() == "1 x .pdf"
     (tmp_path / "deep" / "d.md").write_text("text\n")
     assert place.section(solutions=False)["path"] == f"{tmp_path}/**/*.{{md,txt}}"
-    assert [file.name for file in place.files()] == ["a.txt", "b.md", "d.md"]
+    assert [file.name for file in place.files()] == ["b.md", "d.md", "a.txt"]
 
 
 def test_a_folder_of_several_kinds_makes_a_source_of_each(here, call):
@@ -359,25 +361,31 @@ def test_a_long_run_is_said_with_a_shorter_one():
         "that is long: for a first look of about 5 min add",
         "  budget.steps=9",
     ]
-    command = "vpretrain compare a.yaml --arms onehot,token_weights,fixed_random_direction"
+    start = "vpretrain compare 'my notes/a.yaml' --arms onehot,token_weights"
+    command = f"{start},fixed_random_direction"
+    out = Path("my notes/a.yaml")
     need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0, 580.0))
-    assert list(init._next_commands(Path("a.yaml"), command, Examined([], need))) == [
+    assert list(init._next_commands(out, command, Examined([], need))) == [
         "next, for a first look of about 10 min:",
-        "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1 budget.steps=9",
+        f"  {start} --seeds 1 --out runs/first-look budget.steps=9",
         "then, for a verdict (9 runs, 1.5 h or more here):",
         f"  {command}",
+    ]
+    wrong = Examined([Problem("a", "", "", "b")], None)
+    assert list(init._next_commands(out, command, wrong)) == [
+        "fix this in my notes/a.yaml, then: vpretrain check 'my notes/a.yaml'"
     ]
     said = list(examined_lines(Examined([], need), first_look=False))
     assert len(said) == 2, "one figure for it, beside its command"
     short = Examined([], replace(need, first_look=None, seconds=60.0))
-    assert list(init._next_commands(Path("a.yaml"), command, short)) == [
+    assert list(init._next_commands(out, command, short)) == [
         "next, for a verdict (9 runs, 9 min or more here):",
         f"  {command}",
     ]
     several = Examined([], replace(need, first_look=None, seconds=180.0))
-    assert list(init._next_commands(Path("a.yaml"), command, several)) == [
+    assert list(init._next_commands(out, command, several)) == [
         "next, for a first look of 6 min or more:",
-        "  vpretrain compare a.yaml --arms onehot,token_weights --seeds 1",
+        f"  {start} --seeds 1",
         "then, for a verdict (9 runs, 27 min or more here):",
         f"  {command}",
     ]

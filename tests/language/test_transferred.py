@@ -116,13 +116,13 @@ def test_another_learner_needs_the_companion(folder, materials):
         assert all(torch.isfinite(torch.tensor(record["loss"])) for record in history)
 
 
-def test_with_its_own_learner_the_companion_changes_nothing(folder, materials):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_its_own_learner_the_companion_changes_nothing(folder, materials, dtype):
     """The model that the run left, steered by its own designer: read directly or through a copy,
-    the targets are equal.
+    the targets are equal, and so is the precision.
     """
-    recipe = carried(
-        folder, "designer.frozen=true", "learner.config=null", f"learner.model={folder / 'model'}"
-    )
+    model = ("learner.config=null", f"learner.model={folder / 'model'}", f"learner.dtype={dtype}")
+    recipe = carried(folder, "designer.frozen=true", *model)
     own = Language().load(recipe)
     tasks = []
     for companion in ("false", "true"):

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vpretrain.language.learner.loading import load_model, load_tokenizer
-from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.models import loading
 from vpretrain.system.errors import UserError
 

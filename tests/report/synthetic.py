@@ -26,10 +26,7 @@ ENVIRONMENT = {
     "command": "vpretrain compare demo-language --arms onehot,closed_form",
 }
 # How far an arm takes a score from step 0 to perfect, by the end.
-DESCRIPTIONS = {
-    "onehot": "plain next-token prediction: the baseline",
-    "random_feedback": "control: a fresh random direction at every feedback batch",
-}
+ROLES = {"onehot": "baseline", "random_feedback": "control"}
 GAINS = {"onehot": 0.1, "field": 0.45, "closed_form": 0.6, "random_feedback": 0.12}
 
 
@@ -163,6 +160,10 @@ def comparison(
             "ci95": [found["difference"] - 0.01, found["difference"] + 0.01],
             "p": 0.01,
         }
+    pairs, controls = {}, [arm for arm in arms if ROLES.get(arm) == "control"]
+    if controls and len(arms) > 2 and arms[1] not in ROLES:
+        chosen = [run for run in runs if run["arm"] in (arms[1], *controls)]
+        pairs[arms[1]] = paired_table(chosen, meaning, arms[1])[1]
     write(
         folder / "compare.json",
         {
@@ -171,12 +172,14 @@ def comparison(
             "match": "steps",
             "budget": steps,
             "unit": unit,
-            "arms": {arm: DESCRIPTIONS.get(arm, "steers") for arm in arms},
+            "arms": dict.fromkeys(arms, "what it does"),
+            "roles": {arm: ROLES.get(arm, "treatment") for arm in arms},
             "metrics": meaning,
             "step0": step0,
             "runs": runs,
             "summary": summary,
             "paired": paired,
+            "control_pairs": pairs,
             "environment": ENVIRONMENT,
         },
     )

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_several_arms_share_the_largest_p(section: Section) -> None:
 
 def test_means_that_differ_little_do_not_look_alike(section: Section) -> None:
     del section.metrics["test/pass@1"]
-    section.controls = []
+    section.roles["random_feedback"] = "treatment"
     for arm, mean in (("onehot", 1.73108), ("closed_form", 1.73094)):
         section.summaries[arm]["test/nll"].mean = mean
     assert "1.7309 nats per token, 1.7311 without them" in said(headline(section))
@@ -148,58 +147,29 @@ def test_shares_that_round_alike_get_a_decimal(section: Section) -> None:
     assert "76.0% of held-out problems solved, 75.8% without them" in said(headline(section))
 
 
-def of_controls(section: Section, control: float, spread: float = 0.001) -> str:
-    """The first sentence where the steered arm solves 76%, and the control that share."""
-    with_scores(section, "better")
-    means = {"onehot": 0.61, "closed_form": 0.76, "random_feedback": control}
-    for number, run in enumerate(section.runs):
-        run.entry.final["test/pass@1"] = means[run.arm] + spread * (number % 2)
-    return said(headline(section))
-
-
-@pytest.mark.parametrize("control", [0.63, 0.5])
-def test_the_examples_helped_where_controls_fall_behind(section: Section, control: float) -> None:
-    text = of_controls(section, control)
-    assert text.startswith("Your examples helped: 76% of held-out")
-    assert text.endswith("It is ahead of the control random_feedback too. ")
-
-
-@pytest.mark.parametrize(("control", "spread"), [(0.76, 0.001), (0.8, 0.001), (0.74, 0.2)])
-def test_a_control_that_gains_as_much_takes_the_claim_away(
-    section: Section, control: float, spread: float
-) -> None:
-    text = of_controls(section, control, spread)
-    assert text.startswith(
-        "Steering helped, and whether it is your examples that did is not decided: 76% of held-out"
-    )
-    assert text.endswith("It is not clearly ahead of the control random_feedback. ")
+HELPED = "Your examples helped: 76% of held-out"
+LIKE_A_CONTROL = (
+    "Steering helped, and whether it is your examples that did is not decided: 76% of held-out"
+)
 
 
 @pytest.mark.parametrize(
-    ("found", "end"),
+    ("found", "start", "end"),
     [
-        ("worse", "It is ahead of the control random_feedback too. "),
-        ("undecided", "It is not clearly ahead of the control random_feedback. "),
-        (None, "It is not clearly ahead of the control random_feedback. "),
+        ("worse", HELPED, "It is ahead of the control random_feedback too. "),
+        ("undecided", LIKE_A_CONTROL, "It is not clearly ahead of the control random_feedback. "),
+        (None, LIKE_A_CONTROL, "It is not clearly ahead of the control random_feedback. "),
     ],
 )
-def test_held_out_items_have_a_say_in_what_is_ahead_of_a_control(
-    section: Section, found: str | None, end: str
+def test_the_examples_helped_only_where_controls_fall_behind(
+    section: Section, found: str | None, start: str, end: str
 ) -> None:
-    """Over seeds alone the control falls clearly behind."""
+    with_scores(section, "better")
     pair = {"difference": -0.1, "ci95": (-0.2, -0.05), "p_holm": 0.01, "verdict": found}
     pairs = {"test/pass@1": Paired.model_validate(pair)} if found else {}
     section.control_pairs = {"closed_form": {"random_feedback": pairs}}
-    assert of_controls(section, 0.63).endswith(end)
-
-
-def test_controls_are_those_that_the_results_name(tmp_path: Path) -> None:
-    folder = comparison(tmp_path / "c")
-    assert read([folder])[0].controls == ["random_feedback"]  # as earlier versions described it
-    table = json.loads((folder / "compare.json").read_text())
-    table |= {"controls": ["closed_form"], "control_pairs": {}}
-    (folder / "compare.json").write_text(json.dumps(table))
-    assert read([folder])[0].controls == ["closed_form"]
+    text = said(headline(section))
+    assert text.startswith(start) and text.endswith(end)
 
 
 def test_a_claim_without_a_control_says_so(tmp_path: Path) -> None:
@@ -211,12 +181,6 @@ def test_a_claim_without_a_control_says_so(tmp_path: Path) -> None:
     )
 
 
-def test_results_that_do_not_tell_controls_apart_claim_nothing(section: Section) -> None:
-    with_scores(section, "better")
-    section.descriptions.clear()
-    assert said(headline(section)) == ""
-
-
 def test_what_was_not_better_is_not_held_against_controls(section: Section) -> None:
     with_scores(section, "undecided")
     assert "control" not in said(headline(section))
@@ -226,7 +190,7 @@ def test_what_was_not_better_is_not_held_against_controls(section: Section) -> N
 def test_without_is_said_of_the_plain_arm_alone(tmp_path: Path, arms: list[str]) -> None:
     """Ahead of plain training as the first arm, the examples would be said to do harm."""
     section = read([comparison(tmp_path / "c", arms=arms)])[0]
-    assert section.paired and section.descriptions
+    assert section.paired
     assert said(headline(section)) == ""
 
 

@@ -11,7 +11,7 @@ import torch
 from tests.designers import arms_of, of_every_kind
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
-from vpretrain.language.feedback import shuffled
+from vpretrain.language.feedback.likelihood import shuffled
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.run import Run
@@ -85,7 +85,7 @@ def test_every_arm_trains_and_sees_the_same_stream(materials, onehot, twice, arm
     assert set(result.step0) == set(result.final) == {"test/nll", "test/pass@1"}
     plain = onehot if result.draws == 1 else twice  # those that select draw two batches for one
     same = result.stream_digest == plain[1].stream_digest
-    assert same != (arm in ARMS.direct)
+    assert same != (ARMS.named(arm).trains_on == "feedback")
     assert all(torch.isfinite(torch.tensor(record["loss"])) for record in result.history)
 
 

@@ -3,18 +3,23 @@
 import json
 
 from vpretrain.config.arms import CONTROLS, Arm
+from vpretrain.language.steering.arms import ARMS as LANGUAGE
 from vpretrain.studies.judged import judged
 
 METRICS = {"test/nll": {"higher_is_better": False}}
 ARMS = {
-    "onehot": "plain: the baseline",
-    "token_weights": "steers",
-    "random_feedback": CONTROLS["random_feedback"].description,
+    "onehot": Arm("plain", role="baseline"),
+    "token_weights": Arm("steers"),
+    "random_feedback": CONTROLS["random_feedback"],
 }
 
 
-def test_arms_that_are_controls_say_so():
-    assert all(arm.is_control for arm in CONTROLS.values()) and not Arm("steers").is_control
+def test_arms_say_what_they_are_in_a_comparison():
+    assert {arm.role for arm in CONTROLS.values()} == {"control"}
+    roles = {name: arm.role for name, arm in LANGUAGE.all.items()}
+    assert [name for name, role in roles.items() if role == "baseline"] == ["onehot"]
+    assert roles["random_selection"] == roles["loss_weights"] == "control"
+    assert roles["document_weights"] == roles["feedback_sft"] == "treatment"
 
 
 def table(out, items=None, arms=ARMS):
@@ -36,7 +41,6 @@ def table(out, items=None, arms=ARMS):
 
 def test_a_control_is_worse_only_where_the_held_out_items_bear_it_out(tmp_path):
     found = table(tmp_path)
-    assert found["controls"] == ["random_feedback"]
     pair = found["control_pairs"]["token_weights"]["random_feedback"]["test/nll"]
     assert pair["verdict"] == "worse" and pair["items"]["ci95"][0] > 0
     pair = table(tmp_path, items=[-9, 9, -9, 9, -9, 9])["control_pairs"]["token_weights"][

@@ -124,3 +124,24 @@ def test_braces_name_files_of_several_endings(tmp_path: Path) -> None:
         files(tmp_path / "*.{md,csv}", WHERE)
     (tmp_path / "{a,b}.txt").touch()
     assert files(tmp_path / "{a,b}.txt", WHERE) == [tmp_path / "{a,b}.txt"]
+
+
+def test_patterns_leave_hidden_files_out_as_a_shell_does(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "b/.c/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        with fsspec.open(f"memory://hidden/{name}", "wb") as file:
+            file.write(b"{}")
+
+    def found(pattern: str) -> list[str]:
+        url = files(Remote(f"memory://hidden/{pattern}"), WHERE)
+        paths = [str(place)[len(str(tmp_path)) + 1 :] for place in files(tmp_path / pattern, WHERE)]
+        assert [str(place).partition("hidden/")[2] for place in url] == paths
+        return paths
+
+    assert found("*.jsonl") == found("**/*.jsonl") == ["a.jsonl"]
+    assert found(".*.jsonl") == ["._a.jsonl"]
+    assert found(".ipynb*/*") == [".ipynb_checkpoints/a-checkpoint.jsonl"]
+    assert found("b/.c/*") == ["b/.c/d.jsonl"]
+    hidden = tmp_path / "b" / ".c"  # a folder that is named is no match
+    assert files(hidden / "*.jsonl", WHERE) == [hidden / "d.jsonl"]

@@ -1,11 +1,16 @@
 """What a check of a vision recipe finds, and pictures that cannot be read."""
 
 import pytest
+import torch
 
 from tests.vision.conftest import IJEPA, SCENES, SMALL, tiny_recipe
+from vpretrain.run import resources
+from vpretrain.run.resources import memory_needed
 from vpretrain.studies.check import check
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
+from vpretrain.vision.fit import shape_problems
+from vpretrain.vision.loading import new_model
 
 
 def problems(*overrides):
@@ -74,6 +79,25 @@ def test_check_refuses(override, where, description):
     found = check("demo-vision", [*SMALL, *SCENES, override])
     shown = "\n".join(str(problem) for problem in found)
     assert found and where in shown and description in shown
+
+
+def test_learned_masks_need_two_global_views():
+    one = "learner.crops.global_count=1"
+    assert set(problems(one, "arm=ascent")) == {"learner.crops.global_count"}
+    assert problems(one, "arm=view_weights") == {}
+
+
+def test_the_teacher_and_what_the_recipe_keeps_are_counted(monkeypatch):
+    recipe = tiny_recipe()
+    model = new_model(recipe.learner.config, dtype=torch.float32, attention="sdpa")
+    room = memory_needed(model, followers=1)
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: room)
+    assert shape_problems(recipe) == []
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: room - 1)
+    assert [problem.where for problem in shape_problems(recipe)] == ["memory"]
+    monkeypatch.setattr(resources, "available_memory_bytes", lambda: None)
+    many = tiny_recipe("checkpoint.keep_last=1000000000")
+    assert [problem.where for problem in shape_problems(many)] == ["disk"]
 
 
 def test_bad_pictures_stop_the_run_or_are_left_out_and_named(data_root, tmp_path, caplog):

@@ -42,7 +42,7 @@ def probe(bed, model, refits=(0,)):
     parts = (
         freeze(encoder, pictures) for pictures in (materials.sets.probed, materials.sets.evaluation)
     )
-    settings = recipe.evaluate.probe.model_copy(update={"refits": refits}).settings()
+    settings = recipe.evaluate.probe.model_copy(update={"refits": refits})
     return segmentation_probe(
         *parts, classes=7, settings=settings, class_balanced=recipe.evaluate.class_balanced
     )

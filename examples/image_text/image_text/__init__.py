@@ -102,8 +102,7 @@ class ImageText(Modality[ImageTextRecipe, dict[str, Scenes]]):
 
     schema = ImageTextRecipe
     unit = "images"
-    arms = ARMS.descriptions
-    direct = ARMS.direct
+    arms = ARMS.all
     demo = ("plain", "words", "masks", "fixed_random_direction")
 
     def load(self, recipe: ImageTextRecipe) -> dict[str, Scenes]:

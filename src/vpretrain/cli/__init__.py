@@ -18,14 +18,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from vpretrain import __version__
-from vpretrain.cli import costs, decontaminate, evaluate, init, inspect, push, runs, sweep
+from vpretrain.cli import (
+    decontaminate,
+    evaluate,
+    init,
+    profile,
+    push,
+    recipes,
+    runs,
+    studies,
+    sweep,
+)
 from vpretrain.system.errors import Fault, Stopped, UserError
 from vpretrain.system.signals import interrupting
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _group in (init, runs, inspect, evaluate, decontaminate, costs, sweep, push):
+for _group in (init, runs, studies, recipes, evaluate, decontaminate, profile, sweep, push):
     app.add_typer(_group.app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,8 +46,8 @@ AllowCode = Annotated[
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def _option(meaning: str) -> Any:
-    return typer.Option(help=meaning)
+def _option(meaning: str, least: int | None = None) -> Any:
+    return typer.Option(help=meaning, min=least)
 
 
 @app.command(short_help="Benchmarks of a model or a run: Pass@k and others.")
@@ -54,11 +55,11 @@ def evaluate(
     model: Model,
     tasks: Tasks,
     data_root: DataRoot = None,
-    limit: Annotated[int | None, _option("The first so many problems of each task.")] = None,
-    samples: Annotated[int, _option("Completions of each problem, for Pass@k.")] = 1,
-    temperature: Annotated[float, _option("0 is greedy.")] = 0.0,
-    new_tokens: Annotated[int | None, _option("Longest completion; default by task.")] = None,
-    batch_size: Annotated[int, _option("Completions at once.")] = 16,
+    limit: Annotated[int | None, _option("The first so many problems of each task.", 1)] = None,
+    samples: Annotated[int, _option("Completions of each problem, for Pass@k.", 1)] = 1,
+    temperature: Annotated[float, _option("0 is greedy.", 0)] = 0.0,
+    new_tokens: Annotated[int | None, _option("Longest completion; default by task.", 1)] = None,
+    batch_size: Annotated[int, _option("Completions at once.", 1)] = 16,
     seed: Annotated[int, _option("Of the samples.")] = 0,
     prompt_column: Annotated[str, _option("In files of your own.")] = "prompt",
     solution_column: Annotated[str, _option("In files of your own.")] = "solution",
@@ -72,8 +73,9 @@ def evaluate(
 ) -> None:
     """Benchmarks with pinned prompts: Pass@k (strict and flexible answers), accuracy, NLL, with
     standard errors."""
-    counts = {"--limit": limit, "--samples": samples, "--batch-size": batch_size}
-    _check_numbers({**counts, "--new-tokens": new_tokens}, temperature)
+    if not math.isfinite(temperature):
+        message, accepted = "this is no temperature", "0 (greedy) or above"
+        raise user_error("--temperature", message, value=temperature, accepted=accepted)
     _check_expression(answer)
     from vpretrain.language.evaluation import benchmark_run as benchmarks
 
@@ -101,15 +103,6 @@ def evaluate(
     )
     _say_table(shell.console_for_people(as_json), table, against, folder)
     shell.emit(table, as_json)
-
-
-def _check_numbers(counts: dict[str, int | None], temperature: float) -> None:
-    for flag, count in counts.items():
-        if count is not None and count < 1:
-            raise user_error(flag, "at least one is needed", value=count, accepted="1 or more")
-    if not 0 <= temperature < float("inf"):
-        message, accepted = "this is no temperature", "0 (greedy) or above"
-        raise user_error("--temperature", message, value=temperature, accepted=accepted)
 
 
 def _check_expression(answer: str | None) -> None:

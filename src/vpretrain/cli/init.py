@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,8 +84,9 @@ def init(
     given = (stream_columns, feedback_columns, evaluation_columns or feedback_columns)
     columns = [tuple(shell.names(each or "")) for each in given]
     write = _of_pictures if pictures else _of_text
+    quoted = Path(shlex.quote(str(out)))  # as the commands in the recipe name it
     with renamed({"learner.model": "--model"}):
-        text = write(model, stream, feedback, evaluation, columns, out)
+        text = write(model, stream, feedback, evaluation, columns, quoted)
     write_text(out, text)
     _checked(out, text.splitlines()[0].removeprefix("# "), as_json=as_json)
 
@@ -116,7 +118,7 @@ def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
     need = result.needs
     look = need.first_look if need else None
     if result.problems:
-        yield f"fix this in {out}, then: vpretrain check {out}"
+        yield f"fix this in {out}, then: vpretrain check {shlex.quote(str(out))}"
         return
     if need is None or need.seconds is None:
         yield f"next: {command}"
@@ -124,10 +126,11 @@ def _next_commands(out: Path, command: str, result: Examined) -> Iterator[str]:
     *_, arms = command.split()
     runs = _SEEDS * len(arms.split(","))
     all_of_it = f"{runs} runs, {duration(runs * need.seconds)} or more here"
-    two = f"vpretrain compare {out} --arms {','.join(arms.split(',')[:2])} --seeds 1"
+    two = f"{command.removesuffix(arms)}{','.join(arms.split(',')[:2])} --seeds 1"
     if look is not None:
         yield f"next, for a first look of about {duration(look.pair_seconds)}:"
-        yield f"  {two} {look.overrides}"
+        # Results of another budget do not go into the folder of the verdict.
+        yield f"  {two} --out runs/first-look {look.overrides}"
     elif runs * need.seconds > FIRST_LOOK_SECONDS:
         yield f"next, for a first look of {duration(2 * need.seconds)} or more:"
         yield f"  {two}"
@@ -184,7 +187,8 @@ def _of_text(
     out: Path,
 ) -> str:
     from vpretrain.language.init_places import Place, halved
-    from vpretrain.language.init_recipe import memory_bytes, recipe_of
+    from vpretrain.language.init_recipe import recipe_of
+    from vpretrain.run.resources import available_memory_bytes
 
     source = _with_columns(Place("--stream", stream, columns[0]), solutions=False)
     sources = source.by_kind()
@@ -205,7 +209,7 @@ def _of_text(
         measured,
         out=out,
         shapes=_shapes,
-        available=memory_bytes(),
+        available=available_memory_bytes(),
     )
 
 

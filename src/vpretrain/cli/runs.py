@@ -214,7 +214,7 @@ def _compare(
     say(console, f"{times}, {getattr(resolved.budget, match):g} {match} a run, {jobs} at a time:")
     described = MODALITIES[resolved.modality]().arms
     for arm in arms:
-        say(console, f"  {arm}: {described.get(arm, '')}")
+        say(console, f"  {arm}: {described[arm].description}")
     with shell.ShownProgress(console) as progress:
         table = comparison.compare(
             resolved,

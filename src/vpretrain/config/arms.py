@@ -34,6 +34,10 @@ Control = Literal["none", "random", "fixed_direction", "reversed", "shuffled"]
 random direction for the whole run, its negated gradient, or the right inputs with the wrong labels.
 """
 TrainsOn = Literal["stream", "feedback"]
+Role = Literal["baseline", "treatment", "control"]
+"""Part of an arm in a comparison: plain training; what may help; or what shows how much of a gain
+is not owed to the feedback.
+"""
 
 
 class DesignerSection(KindSection):
@@ -41,6 +45,7 @@ class DesignerSection(KindSection):
 
     uses_feedback: ClassVar[bool] = True
     trains_on: ClassVar[TrainsOn] = "stream"
+    role: ClassVar[Role] = "treatment"
 
 
 class FeedbackControl(Section):
@@ -57,12 +62,12 @@ class Arm:
     """The definition of a named arm.
 
     Args:
-        description: one sentence. That of a control begins with the word "control"; reports compare
-            the steered arm with it.
+        description: one sentence.
         designer: a kind; None: the recipe's ``designer``.
         control: None: the recipe's ``feedback.control``.
         trains_on: the learner's training data: the stream or the feedback set.
         after: names of the modality's stages that follow the stream.
+        role: in a comparison; reports compare the first treatment with every control.
     """
 
     description: str
@@ -70,39 +75,29 @@ class Arm:
     control: Control | None = None
     trains_on: TrainsOn = "stream"
     after: tuple[str, ...] = ()
-
-    @property
-    def is_control(self) -> bool:
-        """Whether the arm is a control, which reports compare the steered arm with."""
-        return describes_control(self.description)
-
-
-def describes_control(description: str) -> bool:
-    """Returns whether an arm's description begins with the word "control"."""
-    return description.startswith("control")
-
-
-def describes_baseline(description: str) -> bool:
-    """Returns whether an arm's description ends with the words "the baseline"."""
-    return description.endswith("the baseline")
+    role: Role = "treatment"
 
 
 CONTROLS: Mapping[str, Arm] = {
     "random_feedback": Arm(
         "control: the recipe's designer is given a fresh random direction at every feedback batch",
         control="random",
+        role="control",
     ),
     "fixed_random_direction": Arm(
         "control: the recipe's designer is given one random direction for the whole run",
         control="fixed_direction",
+        role="control",
     ),
     "reversed_feedback": Arm(
         "control: the recipe's designer is given the feedback with the opposite sign",
         control="reversed",
+        role="control",
     ),
     "shuffled_feedback": Arm(
         "control: the recipe's designer is given the feedback set with the labels of other items",
         control="shuffled",
+        role="control",
     ),
 }
 """Control arms, common to all modalities."""
@@ -151,7 +146,12 @@ class Arms(Kinds[SectionT]):
         """Every arm by name: the baseline, the other designers, then arms built from them."""
         kinds = {self.baseline: self.kinds[self.baseline], **self.kinds}
         own = {
-            kind: Arm(section.description, designer=kind, trains_on=section.trains_on)
+            kind: Arm(
+                section.description,
+                designer=kind,
+                trains_on=section.trains_on,
+                role="baseline" if kind == self.baseline else section.role,
+            )
             for kind, section in kinds.items()
         }
         return own | self.others
@@ -166,15 +166,6 @@ class Arms(Kinds[SectionT]):
             message = f"there is no such arm{nearest(name, self.all)}"
             raise user_error("arm", message, value=name, accepted=", ".join(self.all))
         return self.all[name]
-
-    @property
-    def descriptions(self) -> dict[str, str]:
-        return {name: arm.description for name, arm in self.all.items()}
-
-    @property
-    def direct(self) -> frozenset[str]:
-        """Names of the arms that do not train on the stream."""
-        return frozenset(name for name, arm in self.all.items() if arm.trains_on != "stream")
 
     def section_of(self, recipe: Steered[SectionT]) -> SectionT:
         """Returns the section of the arm's designer.

@@ -93,15 +93,35 @@ def compose(
         raise user_error(where, message, value=circle)
     data, inherited = compose(parent, problems, switch, names, chain)
     switch(data, value, inherited)
-    return _merge(data, value), inherited | marks
+    return _merge(data, value, inherited), inherited | marks
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(
+    base: dict[str, Any], over: dict[str, Any], inherited: Marks, key: Key = ()
+) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
-        both = isinstance(merged.get(name), dict) and isinstance(value, dict)
-        merged[name] = _merge(merged[name], value) if both else value
+        inner, former = (*key, name), merged.get(name)
+        if isinstance(former, dict) and isinstance(value, dict) and _are_merged(former, value, key):
+            merged[name] = _merge(former, value, inherited, inner)
+        else:
+            merged[name] = value
+            _forget(inherited, inner)
     return merged
+
+
+def _are_merged(former: dict[str, Any], value: dict[str, Any], above: Key) -> bool:
+    """Returns whether keys of ``former`` that ``value`` does not give stay.
+
+    A section of the recipe keeps them under another ``kind`` (a learner its optimizer). Within a
+    section, rows or a task of another kind are another source, of which nothing stays.
+    """
+    return not above or "kind" not in former or value.get("kind", former["kind"]) == former["kind"]
+
+
+def _forget(marks: Marks, key: Key) -> None:
+    for stale in [mark for mark in marks if mark[: len(key)] == key]:
+        del marks[stale]
 
 
 def apply(override: str, data: dict[str, Any], marks: Marks) -> None:
@@ -139,6 +159,5 @@ def apply(override: str, data: dict[str, Any], marks: Marks) -> None:
             place[step] = {}
             marks[key] = "override"
         place = place[step]
-    for stale in [mark for mark in marks if mark[: len(key)] == key]:
-        del marks[stale]
+    _forget(marks, key)
     marks[key] = "override"

@@ -261,7 +261,8 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, schemas: Schemas)
     Args:
         source: a packaged name (names take precedence), or the path of a YAML file. A file may say
             ``extends: OTHER`` (a packaged name, or a path relative to the file): mappings are
-            merged deeply, lists and scalars replaced.
+            merged deeply, lists and scalars replaced, and so are rows and tasks of another
+            ``kind``.
         overrides: ``dotted.key=value`` each. The value is parsed as YAML and replaces the previous
             one; a number among the keys addresses an item of a list; of two overrides of one key
             the later wins.

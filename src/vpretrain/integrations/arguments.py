@@ -29,7 +29,7 @@ def problems_of(
     for applies, where, value, accepted, message in [*refusals, *_processes(trainer)]:
         if applies:
             yield Problem(where, str(value), accepted, message)
-    if steering.alignment == "optimizer_aware":
+    if steering.designer.uses_feedback and steering.alignment == "optimizer_aware":
         yield from _preconditioner(trainer)
 
 

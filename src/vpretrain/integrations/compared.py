@@ -31,6 +31,7 @@ from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
+from vpretrain.studies.entries import entry_path, scores_of_step0, write_entry
 from vpretrain.studies.judged import judged
 from vpretrain.system import distributed
 from vpretrain.system.errors import renamed, shortened, user_error
@@ -238,7 +239,7 @@ def _run(
     instead.
     """
     arm, seed = trainer.steering.arm, trainer.args.seed
-    path = folder / "runs" / f"{arm}-{seed}.json"
+    path = entry_path(folder, arm, seed)
     finished = distributed.from_first_rank(lambda: _read(path))
     if finished is not None:
         check_same(path, finished.get("script"), script)
@@ -256,11 +257,9 @@ def _run(
         "script": script,
     }
     if distributed.is_main_process():
-        items = {name: [round(x, 6) for x in each.items] for name, each in scores.items()}
-        write_json(path.with_suffix(".items.json"), items)
         lines = "".join(json.dumps(record) + "\n" for record in _records(trainer, seconds))
         write_text(path.with_suffix(".metrics.jsonl"), lines)
-        write_json(path, entry)
+        write_entry(path, entry, scores)
     return entry
 
 
@@ -295,8 +294,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _table(
     runs: Sequence[dict[str, Any]], step0: Mapping[str, Score], folder: Path
 ) -> dict[str, Any]:
-    metrics = {name: {"higher_is_better": s.higher_is_better} for name, s in step0.items()}
-    known = steering_arms()
+    scored = scores_of_step0(step0)
+    metrics, known = scored["metrics"], steering_arms()
     arms = {run["arm"]: known[run["arm"]] for run in runs}
     return {
         "recipe": "a training script of one's own",
@@ -304,11 +303,10 @@ def _table(
         "match": "steps",
         "budget": max(run["steps"] for run in runs),
         "unit": "tokens",
-        "arms": arms,
+        "arms": {name: arm.description for name, arm in arms.items()},
+        "roles": {name: arm.role for name, arm in arms.items()},
         "metrics": metrics,
-        "step0": {
-            name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in step0.items()
-        },
+        "step0": scored["step0"],
         "runs": [{key: run[key] for key in run if key != "script"} for run in runs],
         **judged(runs, metrics, arms, folder),
         "environment": environment(),

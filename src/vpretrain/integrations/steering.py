@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 
 from vpretrain import __version__
+from vpretrain.config.arms import Arm
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
 from vpretrain.config.section import Section
@@ -17,7 +18,7 @@ from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
 from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal, TaskDocuments
 from vpretrain.language.feedback.tasks import mislabelled
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
 from vpretrain.language.steering.rules import TokenWeightsArm
 from vpretrain.language.transferred import designer_for
@@ -27,13 +28,13 @@ from vpretrain.run.controls import controlled, shuffles_labels
 from vpretrain.system.errors import Problem, UserError
 
 
-def steering_arms() -> dict[str, str]:
-    """Returns descriptions of the language arms that work with another trainer's rows, by name.
+def steering_arms() -> dict[str, Arm]:
+    """Returns the language arms that work with another trainer's rows, by name.
 
     Such rows have no sources to weigh, and all of them are trained on.
     """
     return {
-        name: arm.description
+        name: arm
         for name, arm in ARMS.all.items()
         if arm.trains_on == "stream"
         and not arm.after

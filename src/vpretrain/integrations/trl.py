@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from vpretrain.integrations.transformers import STEERING_ARMS, SteeredTrainer, Steering
 from vpretrain.system.errors import user_error
 
 try:
     from trl import SFTTrainer
 except ImportError as error:
-    raise user_error(
-        "vpretrain.integrations.trl",
-        f"this needs TRL ({error}); install the extra",
-        accepted="pip install 'vpretrain[posttrain]'",
-    ) from None
+    where, found = "vpretrain.integrations.trl", find_spec("trl")
+    if found is not None and found.submodule_search_locations is None:
+        message = "this file has the name of the library TRL and hides it; rename it"
+        accepted = "names other than trl.py"
+        raise user_error(where, message, value=str(found.origin), accepted=accepted) from None
+    message = f"this needs TRL ({error}); install the extra"
+    raise user_error(where, message, accepted="pip install 'vpretrain[posttrain]'") from None
 
 __all__ = ["STEERING_ARMS", "SteeredSFTTrainer", "Steering"]
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.materials import Materials
-from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.run.resources import memory_shortage
 from vpretrain.system import sharding
 from vpretrain.system.errors import Problem, UserError, user_error

@@ -70,7 +70,7 @@ class Place:
                 accepted = "a folder with files that end in " + ", ".join(ENDINGS)
                 message = "this folder holds no rows"
                 raise user_error(self.flag, message, value=self.path, accepted=accepted)
-            return list(taken)
+            place = Path(self._pattern(taken)).expanduser()  # read as the recipe will be
         with renamed({f"{self.flag}.path": self.flag}):
             found = located.files(place, self.flag)
         if isinstance(place, Remote) or place.is_file() or found != [place]:
@@ -148,16 +148,21 @@ class Place:
             )
             message = "rows are not read from files of this kind"
             raise user_error(self.flag, message, value=self.path, accepted=accepted)
-        path = self.path
-        if (folder := Path(path).expanduser()).is_dir() and not (folder / "state.json").is_file():
-            ends = sorted({_ending(file) for file in files})
-            names = "*" + (ends[0] if len(ends) == 1 else f".{{{','.join(e[1:] for e in ends)}}}")
-            below = any(isinstance(file, Path) and file.parent != folder for file in files)
-            path = str(Path(glob.escape(path)) / ("**" if below else "") / names)
+        path = self._pattern(files)
         if kind == "text":
             return {"kind": kind, "path": path}
         by_name = self._named(files, solutions)
         return {"kind": kind, "path": path, **by_name, **dict(self.part)}
+
+    def _pattern(self, files: Sequence[located.Place]) -> str:
+        """The recipe's path for these files: a pattern for those of a folder, or the path given."""
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir() or (folder / "state.json").is_file():
+            return self.path
+        ends = sorted({_ending(file) for file in files})
+        names = "*" + (ends[0] if len(ends) == 1 else f".{{{','.join(e[1:] for e in ends)}}}")
+        below = any(isinstance(file, Path) and file.parent != folder for file in files)
+        return str(Path(glob.escape(self.path)) / ("**" if below else "") / names)
 
     def _named(self, files: Sequence[located.Place], solutions: bool) -> dict[str, str]:
         """The recipe keys of the columns: those given, or those recognised in the first row."""

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vpretrain.language.init_places import Place, count_rows
-from vpretrain.run.resources import available_memory_bytes
+from vpretrain.run.resources import readable_size
 
 ROWS_A_STEP = 16
 """Rows of the stream in a learner step: ``batch_size`` times the accumulated batches."""
@@ -80,14 +78,10 @@ def fit(model: Any, window: int, available: int | None) -> Fit:
     while fits > 1 and left < fits * row:
         fits //= 2
     description = (
-        f"{size} take about {_mib(fixed)} and a row {_mib(row)}, of {_mib(available)} that are free"
+        f"{size} take about {readable_size(fixed)} and a row {readable_size(row)}, of "
+        f"{readable_size(available)} that are free"
     )
     return Fit(fits, ROWS_A_STEP // fits, checkpointing, description)
-
-
-def memory_bytes() -> int | None:
-    """Free memory for the learner, of the GPU if there is one; None if unknown."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory_bytes()
 
 
 RECIPE = """\
@@ -227,7 +221,3 @@ def _flow(section: Mapping[str, Any]) -> str:
         for key, value in section.items()
     )
     return "{" + ", ".join(pairs) + "}"
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

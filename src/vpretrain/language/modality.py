@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpretrain.config.arms import Arm
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
@@ -72,8 +73,7 @@ class Language(Modality[LanguageRecipe, Materials]):
     demo: Sequence[str] = DEMO
 
     def __init__(self) -> None:
-        self.arms: Mapping[str, str] = ARMS.descriptions
-        self.direct: Collection[str] = ARMS.direct
+        self.arms: Mapping[str, Arm] = ARMS.all
 
     def load(self, recipe: LanguageRecipe) -> Materials:
         """Reads text, finds (or makes) the learner's checkpoint, and tokenises."""

@@ -18,7 +18,8 @@ from vpretrain.language.data.texts import Texts, documents_of, read
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.loading import new_model
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.language.recipe import LanguageRecipe, Prepare
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.learner import Prepare
 from vpretrain.language.recipe.rows import Table
 from vpretrain.models import prepared
 from vpretrain.models.loading import named

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.learner.frozen import check_same_tokenizer, frozen_learner
 from vpretrain.language.learner.loading import load_model
 from vpretrain.language.learner.targets import SoftTargets
-from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
 from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, Scored, TransferableArm
 from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
@@ -66,11 +67,10 @@ class TransferredDesigner(Designer[Context, SoftTargets]):
     def _seen(self, context: Context) -> Context:
         """The context that the designer reads: with a companion, its hidden states, which the
         designer was trained on; candidates and probabilities stay the learner's."""
-        return (
-            context
-            if self.companion is None
-            else replace(context, hidden=self.companion.hidden(context.batch))
-        )
+        if self.companion is None:
+            return context
+        with self.companion.computing():
+            return replace(context, hidden=self.companion.hidden(context.batch))
 
 
 def designer_for(
@@ -145,32 +145,14 @@ def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
         message = "a designer of another run knows tokens by its tokenizer: give the trainer's "
         message += "own, which is compared with that one"
         raise user_error(WHERE, message, value=tokenizer, accepted="processing_class=tokenizer")
-    other = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
-    own = tokenizer.get_vocab()
-    if other == own:
-        return
-    unlike = sorted(
-        (token for token in {*other, *own} if other.get(token) != own.get(token)), key=str
-    )
-    raise user_error(
-        WHERE,
-        "this designer was trained on another tokenizer, whose token ids mean other text",
-        value=str(folder),
-        accepted=f"runs of this learner's tokenizer ({len(own)} tokens; that one has {len(other)}, "
-        f"and {len(unlike)} differ, for example {unlike[0]!r})",
-    )
+    message = "this designer was trained on another tokenizer, whose token ids mean other text"
+    check_same_tokenizer(str(folder / "model"), tokenizer, WHERE, message, "runs")
 
 
 def _companion(learner_section: LearnerSection, folder: Path, site: Site) -> CausalLearner:
     section = learner_section.model_copy(update={"lora": None, "config": None})
     model = load_model(section, str(folder.resolve() / "model"), site.seed)
-    model = model.to(site.learner.device).eval().requires_grad_(False)
-    return CausalLearner(
-        model,
-        dict(model.named_parameters()),
-        autocast=site.learner.autocast,
-        packed=site.learner.packed,
-    )
+    return frozen_learner(model, site.learner)
 
 
 def _restore(designer: Scored, section: TransferableArm, folder: Path) -> None:

@@ -217,8 +217,8 @@ class OneSidedDifference(CentralDifference):
     pass (learned views, narrow dtypes, dropout), or if the best step is more than 1% off.
     """
 
-    def __init__(self, otherwise: Function | None = forward_mode) -> None:
-        super().__init__(otherwise)
+    def __init__(self) -> None:
+        super().__init__()
         self.name, self.central = "one_sided_difference", False
 
     def __call__(

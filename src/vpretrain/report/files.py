@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from vpretrain.config.arms import Role
 from vpretrain.config.yaml_places import parse
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.system.files import MOST_BYTES
@@ -75,21 +76,21 @@ class Paired(BaseModel):
 
 
 class Comparison(BaseModel):
-    """``compare.json``; earlier versions wrote no ``arms``, ``controls`` and ``control_pairs``."""
+    """``compare.json``."""
 
     recipe: str
     modality: str
     match: str
     budget: float
     unit: str = EITHER
-    arms: dict[str, str] = {}
+    arms: dict[str, str]
+    roles: dict[str, Role]
     metrics: dict[str, Meaning]
     step0: dict[str, Measured]
     runs: list[Entry] = Field(min_length=1)
     summary: dict[str, dict[str, Summary]]
     paired: dict[str, dict[str, Paired]]
-    controls: list[str] | None = None
-    control_pairs: dict[str, dict[str, dict[str, Paired]]] = {}
+    control_pairs: dict[str, dict[str, dict[str, Paired]]]
     environment: dict[str, Any] = {}
 
 

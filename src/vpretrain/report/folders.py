@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vpretrain.config.arms import describes_control
+from vpretrain.config.arms import Role
 from vpretrain.report.files import (
     EITHER,
     Comparison,
@@ -69,9 +69,8 @@ class Section:
         environment: versions, hardware, commit, command.
         notes: remarks on gaps in the data.
         descriptions: one sentence per arm, if the results have them.
-        controls: names of the control arms.
-        control_pairs: for the steered arm, the controls against it; empty in results of earlier
-            versions.
+        roles: of the arms in a comparison.
+        control_pairs: for the steered arm, the controls against it.
     """
 
     kind: Kind
@@ -90,7 +89,7 @@ class Section:
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict)
-    controls: list[str] = field(default_factory=list)
+    roles: dict[str, Role] = field(default_factory=dict)
     control_pairs: dict[str, dict[str, dict[str, Paired]]] = field(default_factory=dict)
 
     @property
@@ -158,9 +157,6 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
     notes: list[str] = []
     step0 = {name: score.value for name, score in table.step0.items()}
     runs = [Run(entry, _logged(folder, entry, notes), step0) for entry in table.runs]
-    controls = table.controls
-    if controls is None:
-        controls = [arm for arm, text in table.arms.items() if describes_control(text)]
     return Section(
         "comparison",
         [folder],
@@ -178,7 +174,7 @@ def _comparison(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         table.environment,
         notes,
         table.arms,
-        controls,
+        table.roles,
         table.control_pairs,
     )
 

@@ -26,9 +26,7 @@ def page(sections: Sequence[Section], figures: Sequence[Mapping[str, Sequence[Fi
         sections: one or more, of one recipe.
         figures: of each section (see :func:`vpretrain.report.figures.figures`).
     """
-    description = str(
-        sections[0].recipe.get("description", sections[0].recipe.get("says")) or "Results"
-    )
+    description = str(sections[0].recipe.get("description") or "Results")
     several = len(sections) > 1
     bodies = [
         _section(section, charts, f"s{number}", several)

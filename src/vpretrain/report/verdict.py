@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from vpretrain.config.arms import describes_baseline
 from vpretrain.report.figures import UNITS
 from vpretrain.report.files import Paired
 from vpretrain.report.folders import Section
 from vpretrain.report.formatting import decimals_for, fixed, listed, many, p_phrase, signed
-from vpretrain.studies.statistics import (
-    NOT_BY_ITEMS,
-    Verdict,
-    decided_by_seeds_alone,
-    paired_table,
-)
+from vpretrain.studies.statistics import NOT_BY_ITEMS, decided_by_seeds_alone
 from vpretrain.system.html import Markup, joined, name, tag
 
 _SOLVED = {"pass@1": "held-out problems solved", "accuracy": "held-out answers right"}
@@ -37,12 +31,8 @@ def headline(section: Section) -> Markup:
     """
     steered = section.arms[1] if len(section.arms) > 1 else ""
     pairs = section.paired.get(steered, {})
-    controls = [arm for arm in section.arms[1:] if arm in section.controls]
-    if section.kind != "comparison" or not describes_baseline(
-        section.descriptions.get(section.arms[0], "")
-    ):
-        return joined()
-    if steered in controls or not pairs:
+    controls = [arm for arm in section.arms[1:] if section.roles.get(arm) == "control"]
+    if section.roles.get(section.arms[0]) != "baseline" or steered in controls or not pairs:
         return joined()
     kinds = {metric: metric.rpartition("/")[2] for metric in section.metrics if metric in pairs}
     first = next((metric for metric in kinds if kinds[metric] in _SOLVED), None)
@@ -69,27 +59,10 @@ def headline(section: Section) -> Markup:
 
 def _not_beaten(section: Section, steered: str, controls: Sequence[str], metric: str) -> list[str]:
     """Returns the controls that the steered arm does not beat, over seeds and held-out items."""
-    if steered in section.control_pairs:
-        pairs = section.control_pairs[steered]
-        verdicts = {arm: each[metric].verdict for arm, each in pairs.items() if metric in each}
-    else:
-        verdicts = _over_seeds(section, steered, controls, metric)
+    pairs = section.control_pairs.get(steered, {})
+    verdicts = {arm: each[metric].verdict for arm, each in pairs.items() if metric in each}
     # Verdicts on the control against the steered arm: "worse" is the desired outcome.
     return [arm for arm in controls if verdicts.get(arm) != "worse"]
-
-
-def _over_seeds(
-    section: Section, steered: str, controls: Sequence[str], metric: str
-) -> dict[str, Verdict]:
-    """Returns verdicts on controls from seeds alone, for results of earlier versions."""
-    runs = [
-        {"arm": run.arm, "seed": run.entry.seed, "final": run.entry.final}
-        for run in section.runs
-        if run.arm in (steered, *controls)
-    ]
-    meaning = {metric: {"higher_is_better": section.metrics[metric]}}
-    _, paired = paired_table(runs, meaning, steered)
-    return {arm: each[metric]["verdict"] for arm, each in paired.items() if metric in each}
 
 
 def _beside_controls(controls: Sequence[str], equals: Sequence[str]) -> Markup:

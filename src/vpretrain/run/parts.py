@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
 
+from vpretrain.config.arms import Arm
 from vpretrain.config.recipe import Recipe
 from vpretrain.method.roles import BatchT, ContextT, Designer, Feedback, Learner, Stream, TaskT
 from vpretrain.run.budget import Spending
@@ -133,10 +134,8 @@ class Modality(ABC, Generic[RecipeT, MaterialsT]):
 
     schema: type[RecipeT]
     """The class of its recipes."""
-    arms: Mapping[str, str]
-    """One sentence on each arm, by name; the first is the baseline, which uses no feedback."""
-    direct: Collection[str] = ()
-    """Arms that train on something other than the stream."""
+    arms: Mapping[str, Arm]
+    """Every arm, by name; the first is the baseline, which uses no feedback."""
     demo: Sequence[str]
     """Arms of ``vpretrain demo``, the baseline first and a control last."""
     unit: str = "tokens"

@@ -74,21 +74,6 @@ def mean_stderr(values: Sequence[float]) -> float | None:
     return None if std is None else std / math.sqrt(len(values))
 
 
-def proportion_stderr(successes: int, n: int) -> float:
-    """Returns the standard error sqrt(p (1 - p) / n) of the proportion p = successes / n.
-
-    It is 0 if none or all succeeded, although that is not certain: after n trials without success
-    the proportion may still be 3 / n at 95%.
-
-    Raises:
-        ValueError: unless n >= 1 and 0 <= successes <= n.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}; accepted: 0 <= successes <= n, n >= 1")
-    fraction = successes / n
-    return math.sqrt(fraction * (1 - fraction) / n)
-
-
 def moments(values: Sequence[float]) -> tuple[float, float | None]:
     """Returns mean and standard deviation (with n - 1; None for a single value).
 

@@ -42,6 +42,8 @@ from vpretrain.studies.entries import (
     entry_path,
     read_entry,
     read_result,
+    scores_of_step0,
+    write_entry,
 )
 from vpretrain.studies.judged import judged
 from vpretrain.system.errors import Fault, UserError, user_error
@@ -156,15 +158,17 @@ def _table(
     recipe: Recipe, match: Measure, step0: dict[str, Any], runs: list[dict[str, Any]], out: Path
 ) -> dict[str, Any]:
     modality = MODALITIES[recipe.modality]()
-    _check_streams([entry for entry in runs if entry["arm"] not in modality.direct], match, out)
     arms = {entry["arm"]: modality.arms[entry["arm"]] for entry in runs}
+    streamed = [entry for entry in runs if arms[entry["arm"]].trains_on == "stream"]
+    _check_streams(streamed, match, out)
     return {
         "recipe": recipe.description,
         "modality": recipe.modality,
         "match": match,
         "budget": getattr(recipe.budget, match),
         "unit": step0["unit"],
-        "arms": arms,
+        "arms": {name: arm.description for name, arm in arms.items()},
+        "roles": {name: arm.role for name, arm in arms.items()},
         "metrics": step0["metrics"],
         "step0": step0["step0"],
         "runs": runs,
@@ -227,17 +231,7 @@ class _Worker:
         if not path.is_file():
             scores = self._build(self.recipe.model_copy(update={"arm": arm})).evaluate()
             check_finite(scores, "before the first step", STEP0_FIX)
-            scored = {
-                "unit": self.unit,
-                "step0": {
-                    name: {"value": s.value, "stderr": s.stderr, "n": s.n}
-                    for name, s in scores.items()
-                },
-                "metrics": {
-                    name: {"higher_is_better": s.higher_is_better} for name, s in scores.items()
-                },
-            }
-            write_json(path, scored)
+            write_json(path, {"unit": self.unit} | scores_of_step0(scores))
         return {"unit": self.unit} | read_result(path, {"step0", "metrics"})
 
     def __call__(self, arm: str, seed: int, *, tell: Callable[[Any], None]) -> dict[str, Any]:
@@ -260,7 +254,8 @@ class _Worker:
         if seed == self.recipe.seed:
             with drawing():
                 self.modality.picture(recipe, parts, self.out / PICTURES / f"{arm}.png")
-        entry = self._written(result)
+        entry = as_json(result)
+        write_entry(entry_path(self.out, arm, seed), entry, result.final)
         remove(checkpoints.folder)
         return entry
 
@@ -320,14 +315,6 @@ class _Worker:
             checkpoint_bytes=rehearsal.checkpoint_bytes,
         ):
             raise UserError(*problems)
-
-    def _written(self, result: Result) -> dict[str, Any]:
-        entry = as_json(result)
-        path = entry_path(self.out, result.arm, result.seed)
-        items = {name: [round(x, 6) for x in score.items] for name, score in result.final.items()}
-        write_json(path.with_suffix(".items.json"), items)
-        write_json(path, entry)
-        return entry
 
 
 def _quiet_worker(recipe: Recipe, out: Path) -> _Worker:

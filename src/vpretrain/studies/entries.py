@@ -1,15 +1,16 @@
-"""Files of a comparison's runs: their paths, and validated reading."""
+"""Files of a comparison's runs: their paths, writing, and validated reading."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpretrain.run.scores import Score
 from vpretrain.run.train import Result
 from vpretrain.system.errors import UserError, shortened, user_error
-from vpretrain.system.files import read_json
+from vpretrain.system.files import read_json, write_json
 
 Pair = tuple[str, int]
 """Arm and seed."""
@@ -41,6 +42,21 @@ def as_json(result: Result) -> dict[str, Any]:
         "drawn": result.drawn,
         "final": {name: score.value for name, score in result.final.items()},
     }
+
+
+def scores_of_step0(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Returns ``step0`` and ``metrics`` of ``compare.json``, from scores of the untouched model."""
+    return {
+        "step0": {n: {"value": s.value, "stderr": s.stderr, "n": s.n} for n, s in scores.items()},
+        "metrics": {n: {"higher_is_better": s.higher_is_better} for n, s in scores.items()},
+    }
+
+
+def write_entry(path: Path, entry: Mapping[str, Any], final: Mapping[str, Score]) -> None:
+    """Writes the entry of a finished run, after its values on each held-out item."""
+    items = {name: [round(x, 6) for x in score.items] for name, score in final.items()}
+    write_json(path.with_suffix(".items.json"), items)
+    write_json(path, entry)
 
 
 def read_entry(path: Path, pair: Pair) -> dict[str, Any]:

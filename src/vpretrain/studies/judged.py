@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpretrain.config.arms import describes_baseline, describes_control
+from vpretrain.config.arms import Arm
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.studies.entries import entry_path, read_items
 from vpretrain.studies.statistics import paired_table
@@ -19,10 +19,10 @@ from vpretrain.system.errors import user_error
 def judged(
     runs: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
-    arms: Mapping[str, str],
+    arms: Mapping[str, Arm],
     out: Path,
 ) -> dict[str, Any]:
-    """Returns ``summary``, ``paired``, ``controls`` and ``control_pairs`` of ``compare.json``.
+    """Returns ``summary``, ``paired`` and ``control_pairs`` of ``compare.json``.
 
     ``control_pairs: {steered: {control: {metric: {...}}}}`` has the figures of ``paired`` for each
     control against the steered arm, the first after the baseline; ``worse`` means that the steered
@@ -32,7 +32,7 @@ def judged(
     Args:
         runs: entries of ``compare.json``; the first is of the baseline.
         metrics: ``{name: {higher_is_better: bool}}``.
-        arms: descriptions by name.
+        arms: their definitions, by name.
         out: folder of the comparison, with the items of its runs.
 
     Raises:
@@ -42,15 +42,14 @@ def judged(
     seeds = sorted({run["seed"] for run in runs})
     summary, paired = paired_table(runs, metrics, baseline)
     add_items(paired, out, baseline, seeds)
-    controls = [arm for arm in arms if describes_control(arms[arm])]
-    beside = [arm for arm in others if arm in controls]
+    beside = [arm for arm in others if arms[arm].role == "control"]
     pairs: dict[str, Any] = {}
-    if beside and others[0] not in controls and not describes_baseline(arms[others[0]]):
+    if beside and arms[others[0]].role == "treatment":
         steered = others[0]
         chosen = [run for run in runs if run["arm"] in (steered, *beside)]
         _, pairs[steered] = paired_table(chosen, metrics, steered)
         add_items(pairs[steered], out, steered, seeds)
-    return {"summary": summary, "paired": paired, "controls": controls, "control_pairs": pairs}
+    return {"summary": summary, "paired": paired, "control_pairs": pairs}
 
 
 def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:

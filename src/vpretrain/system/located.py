@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from vpretrain.system.errors import UserError, brief, user_error
+from vpretrain.system.errors import UserError, abbreviated, brief, user_error
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # no drive letter
 _BUFFER_BYTES = 2**20
-_FILES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Remote:
         """
         return not self.url.startswith("http") and any(sign in self.url for sign in "*[")
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader:
         """Opens the file, without decompression.
 
         Raises:
@@ -79,7 +79,7 @@ def under(root: Path, place: Place) -> Place:
     return place if isinstance(place, Remote) else root.expanduser() / place.expanduser()
 
 
-def opened(place: Place) -> BinaryIO:
+def opened(place: Place) -> io.BufferedReader:
     """Opens a file in binary mode, without decompression."""
     return place.open() if isinstance(place, Remote) else place.open("rb")
 
@@ -87,9 +87,10 @@ def opened(place: Place) -> BinaryIO:
 def files(pattern: Place, where: str) -> list[Place]:
     """Returns the file at this path or URL, or all files that match it as a pattern.
 
-    A local pattern (``*``, ``?``, ``[``, ``**``) applies only if no file has that name. Matches are
-    sorted, and files reached through several links are listed once. Braces expand to several
-    patterns: ``*.{md,txt}``, ``{00..31}.tar``. For a folder saved by ``datasets``
+    A local pattern (``*``, ``?``, ``[``, ``**``) applies only if no file has that name. As in a
+    shell, a name that begins with a dot is matched only by a part of the pattern that does too.
+    Matches are sorted, and files reached through several links are listed once. Braces expand to
+    several patterns: ``*.{md,txt}``, ``{00..31}.tar``. For a folder saved by ``datasets``
     (``save_to_disk``) the result is its Arrow files, in its order.
 
     Raises:
@@ -107,7 +108,8 @@ def files(pattern: Place, where: str) -> list[Place]:
         return [pattern]  # reading it reports what is wrong with it
     plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
     fixed = next(plain)
-    matches = sorted(filter(_is_meant, fixed.glob(str(pattern.relative_to(fixed)))))
+    found = fixed.glob(str(pattern.relative_to(fixed)))
+    matches = sorted(path for path in found if _is_meant(path) and not _is_hidden(path, pattern))
     if not matches:
         message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
         raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
@@ -123,6 +125,13 @@ def _is_meant(path: Path) -> bool:
     Broken links are rejected on reading.
     """
     return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _is_hidden(path: str | Path, pattern: str | Path) -> bool:
+    """Returns whether a part of a match begins with a dot that no part of the pattern gives."""
+    given = [part for part in Path(pattern).parts if part.startswith(".")]
+    dotted = (part for part in Path(path).parts if part.startswith("."))
+    return any(not any(fnmatch(part, each) for each in given) for part in dotted)
 
 
 def check_file(place: Place, where: str) -> None:
@@ -209,7 +218,7 @@ def _matching(pattern: Remote, where: str) -> Iterator[Remote]:
     try:
         with _explained(pattern.url):
             system, path = fsspec.core.url_to_fs(pattern.url)
-            names = sorted(system.glob(path))
+            names = sorted(name for name in system.glob(path) if not _is_hidden(name, path))
     except OSError as error:
         message = f"this place cannot be searched: {error}"
         raise user_error(f"{where}.path", message, value=pattern.url) from error
@@ -260,5 +269,4 @@ def _there(folder: Path, ending: str) -> str:
     if not names:
         missing = f"*{ending}" if ending else "file without an ending"
         return f"a file that is there (no {missing} is in {folder})"
-    more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
-    return f"one of those in {folder}: {', '.join(names[:_FILES_SHOWN])}{more}"
+    return f"one of those in {folder}: {abbreviated(names, 10)}"

@@ -299,7 +299,10 @@ def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: st
 
     csv.field_size_limit(MOST_BYTES)  # process-wide; the default of 128 KiB is too small
     rows = csv.reader(decoded(), delimiter=delimiter, strict=True)
-    names = next(rows, None)
+    try:
+        names = next(rows, None)
+    except csv.Error as error:
+        raise UserError(_not_csv(error, f"{path}:1")) from error
     if names is None:
         return
     if flaws:
@@ -315,8 +318,7 @@ def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: st
         except StopIteration:
             return
         except csv.Error as error:
-            message = f"this row is not CSV: {error} (quotes in a cell are doubled)"
-            yield start, Problem(f"{path}:{start}", "", "a row with its quotes closed", message)
+            yield start, _not_csv(error, f"{path}:{start}")
             continue
         if flaws:
             yield start, flaws[0]
@@ -330,6 +332,14 @@ def _separated(path: Place, choose: Choose, rows_per_read: int, *, delimiter: st
                 message += "save it as CSV with commas, or with tabs as .tsv"
             accepted = f"{len(names)}: {shortened(', '.join(names))}"
             yield start, Problem(f"{path}:{start}", f"{len(cells)} cells", accepted, message)
+
+
+def _not_csv(error: csv.Error, origin: str) -> Problem:
+    if "new-line" in str(error):
+        message = "a line ends in CR alone: end them in LF (tr '\\r' '\\n'), or quote this cell"
+        return Problem(origin, "", "LF or CRLF", message)
+    message = f"this row is not CSV: {error} (quotes in a cell are doubled)"
+    return Problem(origin, "", "a row with its quotes closed", message)
 
 
 def _parquet(path: Place, choose: Choose, rows_per_read: int) -> Records:

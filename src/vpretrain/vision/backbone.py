@@ -13,10 +13,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from vpretrain.method import vectors
-from vpretrain.models.suffix import Call, Suffix, choose_aligned, drops_out, first_output
+from vpretrain.models.suffix import (
+    Call,
+    Suffix,
+    choose_aligned,
+    drops_out,
+    first_output,
+    map_tensors,
+)
 from vpretrain.system.contexts import computing, evaluating, frozen
 from vpretrain.system.errors import UserError, user_error
 
@@ -297,7 +303,7 @@ class EncoderSuffix(Suffix):
             return
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = tree_map_only(Tensor, Tensor.detach, (args, dict(kwargs)))
+            call = map_tensors((args, dict(kwargs)), Tensor.detach)
             entries.append(_entry(*call))
 
         hook = self.modules[0].register_forward_pre_hook(keep, with_kwargs=True)

@@ -25,7 +25,9 @@ def shape_problems(recipe: VisionRecipe) -> list[Problem]:
     attention = section.attention
     with torch.device("meta"):
         shapes = new_model(config, dtype=torch.float32, attention=attention, where=where)
-    return [*shortages(shapes), *_untiled(recipe, shapes.config.patch_size, where)]
+    # The teacher or target encoder is a copy.
+    short = shortages(shapes, recipe.checkpoint, followers=1)
+    return [*short, *_untiled(recipe, shapes.config.patch_size, where)]
 
 
 def check_fit(recipe: VisionRecipe, backbone: Backbone) -> None:

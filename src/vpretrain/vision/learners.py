@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,15 @@ from vpretrain.system.contexts import evaluating, frozen, own_random_state
 from vpretrain.system.errors import user_error
 from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Backbone, aligned_parameters
+from vpretrain.vision.data.crops import MultiCrop
 from vpretrain.vision.data.stream import ImageBatch
-from vpretrain.vision.dino.learner import DinoLearner, DinoSettings
+from vpretrain.vision.dino.learner import DinoLearner
 from vpretrain.vision.dino.loss import DinoHead
 from vpretrain.vision.ijepa.learner import IJepaLearner
 from vpretrain.vision.ijepa.predictor import Predictor
 from vpretrain.vision.loading import load_model, new_model
-from vpretrain.vision.recipe import LearnerSection, VisionRecipe
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.recipe.learner import LearnerSection
 from vpretrain.vision.role import AnyPictureLearner
 
 
@@ -70,7 +71,7 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearn
             model,
             predictor,
             aligned_blocks=section.aligned_blocks,
-            blocks=section.blocks.settings(),
+            blocks=section.blocks,
             momentum=(section.teacher_momentum, 1.0),
             error=section.error,
             mean=section.crops.mean,
@@ -84,12 +85,9 @@ def assembled(section: LearnerSection, model: Any, seed: int) -> AnyPictureLearn
         backbone, blocks=section.aligned_blocks, patterns=section.aligned_patterns
     )
     aligned = {f"backbone.{name}": p for name, p in chosen.items()}  # names in the learner's model
-    settings = DinoSettings(
-        **{each.name: getattr(section, each.name) for each in fields(DinoSettings)}
-    )
-    crops = section.crops.settings()
+    crops = MultiCrop(section.crops)
     return DinoLearner(
-        backbone, head, aligned, lambda batch: crops(batch.to(backbone.device)), settings
+        backbone, head, aligned, lambda batch: crops(batch.to(backbone.device)), section
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vpretrain.config.arms import Arm
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer, State
 from vpretrain.run.controls import controlled, shuffles_labels
@@ -35,7 +36,8 @@ from vpretrain.vision.loading import save_image_processor
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.role import AnyPictureLearner
-from vpretrain.vision.steering.arms import ARMS, DEMO, Site, check_kind
+from vpretrain.vision.steering.arms import ARMS, DEMO, DINO, Site, check_kind
+from vpretrain.vision.steering.masks import AscentArm
 
 HELD_OUT_PICTURES = 64
 """Pictures of ``evaluate.split`` in the held-out loss of the one-step probe."""
@@ -66,8 +68,7 @@ class Vision(Modality[VisionRecipe, Materials]):
     demo: Sequence[str] = DEMO
 
     def __init__(self) -> None:
-        self.arms: Mapping[str, str] = ARMS.descriptions
-        self.direct: Collection[str] = ARMS.direct
+        self.arms: Mapping[str, Arm] = ARMS.all
 
     def load(self, recipe: VisionRecipe) -> Materials:
         """Read all pictures and locate (or make) the learner's checkpoint."""
@@ -149,6 +150,7 @@ class Vision(Modality[VisionRecipe, Materials]):
             held_out_loss=held_out,
             held_out_batch=held_out,
             save=partial(_save, recipe, materials.location, learner),
+            followers=1,  # the teacher or target encoder
         )
 
     def draw(self, recipe: VisionRecipe, materials: Materials, parts: Parts, folder: Path) -> None:
@@ -163,7 +165,7 @@ class Vision(Modality[VisionRecipe, Materials]):
         for name, location in (("before", materials.location), ("after", str(folder / "model"))):
             learner, _ = new_learner(recipe, location)
             encoders[name] = _encoder(recipe, learner, recipe.evaluate.blocks)
-        settings, path = recipe.evaluate.probe.settings(), folder / PICTURES / "predictions.png"
+        settings, path = recipe.evaluate.probe, folder / PICTURES / "predictions.png"
         draw_predictions(task, encoders, sets.probed, sets.evaluation, settings, path)
 
     def explain(
@@ -266,6 +268,12 @@ def _save(
 def _designer(recipe: VisionRecipe, learner: AnyPictureLearner | None = None) -> Designer:
     section, of = ARMS.section_of(recipe), recipe.learner
     check_kind(section, of.kind, recipe.arm)
+    if of.kind == DINO and isinstance(section, AscentArm) and of.crops.global_count == 1:
+        message = (
+            "a masked view is compared with the targets of the other global views, and there is "
+            "none, so that no mask has a value"
+        )
+        raise user_error("learner.crops.global_count", message, value=1, accepted="2 or more")
     reliability = Reliability(shrink=recipe.value.shrink, unit=recipe.value.unit)
     site = Site(
         of.kind, of.local_views_in_value, devices.device(), recipe.seed, reliability, learner
@@ -291,7 +299,7 @@ def _feedback(
         meta,
         {sets.tasks[name]: weight for name, weight in section.tasks.items()},
         width=encoder.width,
-        heads=section.head.settings(),
+        heads=section.head,
         batch_size=section.batch_size,
         batches=section.batches,
         seed=recipe.seed,

@@ -17,7 +17,8 @@ from vpretrain.vision.data.loading import PictureSets
 from vpretrain.vision.data.stream import Stream, fingerprint
 from vpretrain.vision.learners import assembled, save
 from vpretrain.vision.loading import new_model
-from vpretrain.vision.recipe import Prepare, VisionRecipe
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.recipe.learner import Prepare
 from vpretrain.vision.role import AnyPictureLearner
 
 _OF_LEARNER = (

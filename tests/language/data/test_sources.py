@@ -62,7 +62,7 @@ def test_a_missing_file_without_siblings_or_with_many_says_so(tmp_path: Path) ->
     for i in range(13):
         write(tmp_path / f"{i:02}.jsonl", {"text": "a"})
     accepted = the_problem(tmp_path / "a.jsonl").accepted
-    assert "09.jsonl and 3 more" in accepted
+    assert "09.jsonl, ... and 3 more" in accepted
     assert "10.jsonl" not in accepted
 
 

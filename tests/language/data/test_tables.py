@@ -113,6 +113,7 @@ def test_csv_of_arrow_and_of_python(tmp_path: Path) -> None:
         (b"x?,1\nalone\ny?,2\n", 3, "another number of cells"),
         (b'x?,1\ny?,"never closed\n', 3, "not CSV: unexpected end of data"),
         (b'x?,1\n"one\r\ncaf\xe9",2\ny?,2\n', 4, "not UTF-8"),
+        (b"x?,1\ny?\r,2\nz?,3\n", 3, "a line ends in CR alone"),
         (b"x?,1\ny?,\n", 3, "column 'a', the solution, is empty"),
     ],
 )
@@ -135,6 +136,9 @@ def test_what_is_wrong_with_the_columns_of_csv(tmp_path: Path) -> None:
     assert "no column 'q'" in the_problem(path, prompt="q", solution="a").message
     path.write_text("q,q,a\n1,2,3\n")
     assert the_problem(path, prompt="q", solution="a").value == "q"
+    path.write_bytes(b"q,a\rx?,1\r")
+    with pytest.raises(UserError, match=r"a\.csv:1: a line ends in CR alone"):
+        read(path)
     path.write_text("")
     assert read(path) == []
     with pytest.raises(UserError, match=r"rows\.kind: a\.csv is a file of another kind"):

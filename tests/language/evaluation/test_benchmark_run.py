@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ pytest.importorskip("lm_eval", reason="the eval extra is not installed")
 
 from tests.language.evaluation.harness_models import ROWS, byte_tokenizer, tiny_model
 from vpretrain import cli
+from vpretrain.language.evaluation.benchmark_run import _keep
 
 
 def lines(rows):
@@ -249,9 +251,10 @@ def test_code_is_run_only_by_leave(call, runs_programs):
         ),
         ("model", ["--tasks", "data/mine.jsonl", "--answer", "x"], ["--answer", "one group"]),
         ("model", ["--tasks", "gsm8k", "--samples", 2], ["--samples", "greedy", "--temperature"]),
-        ("model", ["--tasks", "gsm8k", "--samples", 0], ["--samples", "1 or more"]),
+        ("model", ["--tasks", "gsm8k", "--samples", 0], ["--samples"]),
         ("model", ["--tasks", "gsm8k", "--limit", 0], ["--limit"]),
         ("model", ["--tasks", "gsm8k", "--temperature", -1], ["--temperature"]),
+        ("model", ["--tasks", "gsm8k", "--temperature", "inf"], ["--temperature", "greedy"]),
         ("model", ["--tasks", "gsm8k", "--new-tokens", 1024], ["--new-tokens", "1024 positions"]),
         ("model", ["--tasks", "gsm8k", "--device", "abacus"], ["--device", "abacus"]),
         ("model", ["--tasks", "gsm8k", "--out", "data/mine.jsonl"], ["--out", "is a file"]),
@@ -294,3 +297,11 @@ def test_without_the_extra(call, monkeypatch):
     )
     called = call("model", "--tasks", "gsm8k", "--data-root", "data")
     assert called.code == 2 and "pip install 'vpretrain[eval]'" in called.err
+
+
+def test_tasks_of_like_names_keep_files_of_their_own(tmp_path):
+    tasks = ("a/b.jsonl", "a_b.jsonl", "a b.jsonl", "c.jsonl")
+    _keep({task: SimpleNamespace(generations=[{"of": task}]) for task in tasks}, tmp_path)
+    kept = {path.name: json.loads(path.read_text())["of"] for path in tmp_path.iterdir()}
+    names = [f"generations-{name}.jsonl" for name in ("a_b", "a_b-2", "a_b-2-2", "c")]
+    assert kept == dict(zip(names, tasks, strict=True))

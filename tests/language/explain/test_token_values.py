@@ -1,5 +1,7 @@
 """Values of tokens, by hand, and the text of each token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,23 @@ def test_values_are_slopes_of_the_loss_along_the_direction():
         assert [value is not None for value in piece.values] == wanted
 
 
+def test_values_do_not_depend_on_the_length_of_the_document():
+    """Under ``loss_mean: example`` the task's V does, as the loss does."""
+    recipe = tiny_recipe("arm=closed_form", "value.alignment=dot", "learner.loss_mean=example")
+    parts = Language().build(recipe, Language().load(recipe))
+    parts.learner.model.eval()
+    value_of = with_feedback(recipe, parts, parts.stream).on_part()
+    context = parts.learner.forward(next(parts.stream))
+    by_token = replace(context, batch=replace(context.batch, loss_mean="token"))
+    seen, expected = (
+        token_values.valued_batch(each, parts.designer, value_of, 5) for each in (context, by_token)
+    )
+    assert context.document.bincount().unique().numel() > 1
+    torch.testing.assert_close(seen.each, expected.each, rtol=1e-3, atol=1e-4)
+    value = float(value_of(context, one_hot(context.labels)).value)
+    assert token_values.task_values([seen], recipe).onehot == pytest.approx(value, rel=1e-3)
+
+
 def test_the_bound_is_what_the_best_candidate_gives():
     recipe = tiny_recipe("designers.closed_form.gate_max=0.5")
     values = torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 0.0]])
@@ -60,6 +79,7 @@ def test_the_bound_is_what_the_best_candidate_gives():
         torch.zeros(2, dtype=torch.int64),
         torch.tensor([1, 2]),
         (),
+        torch.ones(2),
     )
     worth = token_values.task_values([seen], recipe)
     assert worth.onehot == worth.designer == 1.5

@@ -7,7 +7,7 @@ from tests.language.conftest import tiny_learner
 from vpretrain.language.data.batch import padded
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback import Likelihood
+from vpretrain.language.feedback.likelihood import Likelihood
 
 DOCUMENTS = [
     Document([1, 2, 3], [False, True, True], "a:1", "long"),

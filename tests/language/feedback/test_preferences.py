@@ -8,7 +8,8 @@ import torch
 
 from tests.language.conftest import tiny_learner
 from vpretrain.language.data.rows import Document
-from vpretrain.language.feedback import Preferences, parted
+from vpretrain.language.feedback.likelihood import parted
+from vpretrain.language.feedback.preferences import Preferences
 from vpretrain.method.feedback import EMAFeedback, MultiTaskFeedback, RandomDirection, Reversed
 
 

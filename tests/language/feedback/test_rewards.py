@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tests.language.conftest import CONFIGS, tiny_learner
 from vpretrain.language.data.rows import Document, Row
-from vpretrain.language.feedback import Rewards, Sampling, parted
 from vpretrain.language.feedback.checkers import (
     CHECKERS,
     DEFAULT_PATTERNS,
@@ -21,7 +20,14 @@ from vpretrain.language.feedback.checkers import (
     EqualNumber,
     ExactAnswer,
 )
-from vpretrain.language.feedback.rewards import group_normalised, leave_one_out, sample
+from vpretrain.language.feedback.likelihood import parted
+from vpretrain.language.feedback.rewards import (
+    Rewards,
+    Sampling,
+    group_normalised,
+    leave_one_out,
+    sample,
+)
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.system.errors import UserError

@@ -13,8 +13,8 @@ from vpretrain.language.data import word_problems
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler, Source, Stream, padded
-from vpretrain.language.feedback import Likelihood, parted
 from vpretrain.language.feedback.checkers import CHECKERS
+from vpretrain.language.feedback.likelihood import Likelihood, parted
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from, read_tasks
 from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.recipe.data import Data

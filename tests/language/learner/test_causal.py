@@ -12,7 +12,7 @@ from vpretrain.language.learner.layout import check_layout
 from vpretrain.language.learner.loading import checkpoint_activations, load_model, stored_dtype
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.learner.targets import candidates, mix, one_hot
-from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator

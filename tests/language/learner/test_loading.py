@@ -18,7 +18,7 @@ from vpretrain.language.data import word_problems
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.loading import load_model, new_model
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.language.recipe import LearnerSection
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.models import loading
 from vpretrain.models.loading import named
 from vpretrain.run.run import Run

@@ -15,8 +15,7 @@ from vpretrain.language.learner import lora
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.loading import checkpoint_activations, load_model
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.language.recipe import LearnerSection
-from vpretrain.language.recipe.learner import Lora
+from vpretrain.language.recipe.learner import LearnerSection, Lora
 from vpretrain.system.errors import UserError
 
 

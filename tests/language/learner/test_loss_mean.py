@@ -9,7 +9,7 @@ from tests.language.conftest import tiny_learner
 from vpretrain.language.data.batch import laid_out
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.feedback import Likelihood
+from vpretrain.language.feedback.likelihood import Likelihood
 from vpretrain.language.learner import predictions
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.steering.domains import Matched

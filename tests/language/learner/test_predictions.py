@@ -174,9 +174,7 @@ def test_values_under_dropout(monkeypatch):
         ids = torch.arange(4).expand(len(context.labels), -1) + 1 + context.labels[:, None]
         ids = torch.cat([context.labels[:, None], ids % learner.model.config.vocab_size], dim=1)
         assert learner.suffix.drops_out and not learner.suffix.reaches_head
-        return [
-            value_estimator(context, one_hot(context.labels, ids, torch.float64)).gradient[0]
-        ]
+        return [value_estimator(context, one_hot(context.labels, ids, torch.float64)).gradient[0]]
 
     (whole,), (passed,) = both(monkeypatch, run)
     assert float((passed - whole).norm() / whole.norm()) < 1e-5

@@ -9,7 +9,7 @@ from tests.language.conftest import tiny_learner
 from tests.reliability.processes import together
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import JoinedStreams, Source, Stream
-from vpretrain.language.feedback import Likelihood, parted
+from vpretrain.language.feedback.likelihood import Likelihood, parted
 from vpretrain.language.learner.targets import SoftTargets, candidates
 from vpretrain.language.steering.domains import ALL, Matched, MatchedFeedback, domains_of, matched
 from vpretrain.method import vectors

@@ -12,7 +12,7 @@ from vpretrain.language import Language
 from vpretrain.language.data.batch import laid_out
 from vpretrain.language.data.pool import Pool
 from vpretrain.language.data.rows import Document
-from vpretrain.language.feedback import shuffled
+from vpretrain.language.feedback.likelihood import shuffled
 from vpretrain.language.steering.greats import AtRandom, Highest
 from vpretrain.language.steering.opus import Boltzmann
 from vpretrain.language.steering.selection import (

@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("kornia")
 
-from vpretrain.vision.data.crops import Crops, MultiCrop
+from vpretrain.vision.data.crops import Crops, CropSettings, MultiCrop
 from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD
 from vpretrain.vision.data.scenes import Scenes
 from vpretrain.vision.data.stream import ImageBatch, Source, Stream
 
-STILL = MultiCrop(
+STILL = CropSettings(
     global_size=16,
     local_size=8,
     local_count=0,
@@ -28,6 +28,10 @@ STILL = MultiCrop(
     std=(1.0, 1.0, 1.0),
 )
 """Nothing happens but the crop, and that is of nearly the whole picture."""
+
+
+def still(**changes: object) -> MultiCrop:
+    return MultiCrop(STILL.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,9 @@ def same(one: Crops, other: Crops) -> bool:
 
 
 def test_sizes_and_types(batch: ImageBatch) -> None:
-    crops = MultiCrop(global_size=24, local_size=12, global_count=2, local_count=3)(batch)
+    crops = MultiCrop(CropSettings(global_size=24, local_size=12, global_count=2, local_count=3))(
+        batch
+    )
     assert [v.shape for v in crops.global_views] == [(8, 3, 24, 24)] * 2
     assert [v.shape for v in crops.local_views] == [(8, 3, 12, 12)] * 3
     assert crops.views == crops.global_views + crops.local_views
@@ -72,30 +78,34 @@ def test_sizes_and_types(batch: ImageBatch) -> None:
 def test_the_same_batch_gives_the_same_views_whatever_was_drawn_in_between(
     batch: ImageBatch,
 ) -> None:
-    multi_crop = MultiCrop(global_size=24, local_size=12)
+    multi_crop = MultiCrop(CropSettings(global_size=24, local_size=12))
     torch.manual_seed(0)
     first = multi_crop(batch)
     multi_crop(replace(batch, seed=batch.seed + 1))
     torch.randn(17)
     assert same(multi_crop(batch), first)
     torch.manual_seed(99)
-    assert same(MultiCrop(global_size=24, local_size=12)(batch), first)
+    assert same(MultiCrop(CropSettings(global_size=24, local_size=12))(batch), first)
     assert not same(multi_crop(replace(batch, seed=batch.seed + 1)), first)
 
 
 def test_the_global_random_state_is_neither_read_nor_changed(batch: ImageBatch) -> None:
     before = torch.get_rng_state()
-    MultiCrop(global_size=16, local_size=8)(batch)
+    MultiCrop(CropSettings(global_size=16, local_size=8))(batch)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_views_differ_from_each_other_and_do_not_depend_on_how_many_there_are(
     batch: ImageBatch,
 ) -> None:
-    many = MultiCrop(global_size=16, local_size=16, local_count=4, blur=(0.5, 0.5, 0.5))(batch)
+    many = MultiCrop(
+        CropSettings(global_size=16, local_size=16, local_count=4, blur=(0.5, 0.5, 0.5))
+    )(batch)
     views = many.views
     assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-    few = MultiCrop(global_size=16, local_size=16, local_count=1, blur=(0.5, 0.5, 0.5))(batch)
+    few = MultiCrop(
+        CropSettings(global_size=16, local_size=16, local_count=1, blur=(0.5, 0.5, 0.5))
+    )(batch)
     assert all(torch.equal(a, b) for a, b in zip(few.global_views, many.global_views, strict=True))
     assert torch.equal(few.local_views[0], many.local_views[0])
 
@@ -110,7 +120,7 @@ def test_every_sample_is_distorted_by_draws_of_its_own(
     crop, if nothing is).
     """
     repeated = replace(batch, pixels=batch.pixels[:1].expand(8, -1, -1, -1).contiguous())
-    multi_crop = replace(STILL, **(change or {"global_scale": (0.3, 0.6)}))  # type: ignore[arg-type]
+    multi_crop = still(**(change or {"global_scale": (0.3, 0.6)}))
     view = multi_crop(repeated).global_views[0]
     kinds = {tuple(sample.flatten()[:200].tolist()) for sample in view}
     assert len(kinds) >= (2 if {"flip", "grayscale"} & set(change) else 7)
@@ -120,7 +130,7 @@ def test_still_is_still() -> None:
     """With everything switched off a plain picture stays what it is: what else the views show was
     asked for.
     """
-    view = replace(STILL, global_scale=(0.5, 1.0))(grey([0.0, 0.2, 1.0])).global_views[1]
+    view = still(global_scale=(0.5, 1.0))(grey([0.0, 0.2, 1.0])).global_views[1]
     expected = torch.tensor([0.0, 0.2, 1.0]).view(3, 1, 1, 1).expand(3, 3, 16, 16)
     assert torch.allclose(view, expected, atol=1e-6)
 
@@ -129,24 +139,24 @@ def test_a_flip_mirrors() -> None:
     pixels = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
     pixels[..., 8:] = 255
     halves = ImageBatch(pixels, torch.arange(64), tuple("p" * 64), 3)
-    right = replace(STILL, flip=0.5)(halves).global_views[0][:, 0, 8, 14] > 0.5
+    right = still(flip=0.5)(halves).global_views[0][:, 0, 8, 14] > 0.5
     assert (
         20 <= int(right.sum()) <= 44
     )  # about half stay as they were; 4 standard deviations are 16
-    assert not (replace(STILL, flip=1.0)(halves).global_views[0][:, 0, 8, 14] > 0.5).any()
+    assert not (still(flip=1.0)(halves).global_views[0][:, 0, 8, 14] > 0.5).any()
 
 
 def test_grey_takes_the_colours_out(batch: ImageBatch) -> None:
-    view = replace(STILL, grayscale=1.0)(batch).global_views[0]
+    view = still(grayscale=1.0)(batch).global_views[0]
     assert torch.allclose(view[:, 0], view[:, 1], atol=1e-6) and torch.allclose(
         view[:, 0], view[:, 2], atol=1e-6
     )
-    coloured = STILL(batch).global_views[0]
+    coloured = still()(batch).global_views[0]
     assert (coloured[:, 0] - coloured[:, 1]).abs().mean() > 0.05
 
 
 def test_solarisation_inverts_the_bright_in_global_views_after_the_first() -> None:
-    crops = replace(STILL, solarise=1.0, global_count=3, local_count=1)(grey([0.2, 0.8]))
+    crops = still(solarise=1.0, global_count=3, local_count=1)(grey([0.2, 0.8]))
     untouched, inverted = torch.tensor([0.2, 0.8]), torch.tensor([0.2, 0.2])
     means = [view.mean((1, 2, 3)) for view in crops.views]
     for mean, expected in zip(means, (untouched, inverted, inverted, untouched), strict=True):
@@ -155,8 +165,7 @@ def test_solarisation_inverts_the_bright_in_global_views_after_the_first() -> No
 
 def test_blur_is_where_it_was_asked_for(batch: ImageBatch) -> None:
     def roughness(blur: tuple[float, float, float]) -> list[float]:
-        made = replace(
-            STILL,
+        made = still(
             blur=blur,
             blur_sigma=(2.0, 2.0),
             local_count=1,
@@ -178,7 +187,7 @@ def test_crops_cover_the_share_of_the_area_that_was_asked_for() -> None:
     """On a ramp the range of values in a view is the width of its window."""
     ramp = torch.arange(0, 128, dtype=torch.uint8).expand(64, 3, 128, 128).contiguous()
     batch = ImageBatch(ramp, torch.arange(64), tuple("p" * 64), 0)
-    made = replace(STILL, global_scale=(0.5, 1.0), local_scale=(0.05, 0.1), local_count=1)(batch)
+    made = still(global_scale=(0.5, 1.0), local_scale=(0.05, 0.1), local_count=1)(batch)
     for view, low, high in ((made.global_views[0], 0.5, 1.0), (made.local_views[0], 0.05, 0.1)):
         across = view[:, 0].amax((1, 2)) - view[:, 0].amin((1, 2))
         width = across * 255 / 127
@@ -204,5 +213,5 @@ def test_crops_cover_the_share_of_the_area_that_was_asked_for() -> None:
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"got|needs"):
-        MultiCrop(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CropSettings(**wrong)  # type: ignore[arg-type]

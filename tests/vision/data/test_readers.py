@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vpretrain.system.errors import UserError
-from vpretrain.vision.data.files import Reading
+from vpretrain.vision.data.files import Files, Folder, Reading
 from vpretrain.vision.data.images import IGNORE
 from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.readers import (
@@ -79,8 +79,10 @@ def test_a_folder_of_images_and_labels(camvid: Path) -> None:
 def test_pictures_are_the_same_kept_or_decoded_again(
     camvid: Path, size: int | tuple[int, int] | None
 ) -> None:
-    kept, *_ = read_camvid(camvid, "train", reading=Reading(CAMVID, size=size))
-    again, *_ = read_camvid(camvid, "train", reading=Reading(CAMVID, size=size), keep=False)
+    reading, root = Reading(CAMVID, size=size), camvid / "train"
+    kept, *_ = read_camvid(camvid, "train", reading=reading)
+    names = [(root / "images" / f"{n}.png", root / "labels" / f"{n}.png") for n in range(3)]
+    again = Folder([Files(*pair) for pair in names], reading)
     assert [kept[i].digest() for i in range(3)] == [again[i].digest() for i in range(len(again))]
     assert kept[0].size == {None: (4, 6), 2: (2, 3), (8, 8): (8, 8)}[size]
 
@@ -147,16 +149,11 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-@pytest.mark.parametrize("keep", [True, False])
-def test_bad_files_stop_by_name_or_are_left_out_and_named(
-    camvid: Path, broken: object, keep: bool
-) -> None:
+def test_bad_files_stop_by_name_or_are_left_out_and_named(camvid: Path, broken: object) -> None:
     path = broken(camvid)  # type: ignore[operator]
-    error = refused(
-        lambda: read_camvid(camvid, "train", keep=keep), str(path), "1 of 3", "data.on_bad_row"
-    )
+    error = refused(lambda: read_camvid(camvid, "train"), str(path), "1 of 3", "data.on_bad_row")
     assert error.problems[0].accepted
-    pictures, skipped, _ = read_camvid(camvid, "train", keep=keep, on_bad_row="skip")
+    pictures, skipped, _ = read_camvid(camvid, "train", on_bad_row="skip")
     assert [problem.where for problem in skipped] == [str(path)]
     assert [Path(pictures[i].name).stem for i in range(len(pictures))] == ["0", "2"]
 
@@ -195,7 +192,7 @@ def test_folders_that_are_missing_or_empty(camvid: Path, tmp_path: Path) -> None
 
 
 def test_a_file_that_breaks_after_the_check_is_named_when_it_is_drawn(camvid: Path) -> None:
-    pictures, *_ = read_camvid(camvid, "train", keep=False)
+    pictures, *_ = read_categories(camvid / "train", ("images", "labels"))
     path = break_image(camvid)
     refused(lambda: pictures[1], str(path))
 
@@ -281,9 +278,8 @@ def test_categories_by_the_names_of_folders(tmp_path: Path) -> None:
     for folder, count in (("n02", 1), ("n01", 2), ("n10", 1)):
         for number in range(count):
             write(tmp_path / folder / f"{folder}_{number}.JPEG", colours(number, 8, 8))
-    for keep in (True, False):
-        pictures, *_ = read_categories(tmp_path, keep=keep)
-        assert [pictures[i].category for i in range(4)] == [0, 0, 1, 2]
+    pictures, *_ = read_categories(tmp_path)
+    assert [pictures[i].category for i in range(4)] == [0, 0, 1, 2]
     (tmp_path / "n02" / "n02_0.JPEG").write_bytes(b"\xff\xd8\xff")
     refused(lambda: read_categories(tmp_path), "n02_0.JPEG")
     left, skipped, _ = read_categories(tmp_path, on_bad_row="skip")

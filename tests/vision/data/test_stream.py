@@ -201,6 +201,6 @@ def test_camvid_in_a_stream(shared_data: Path) -> None:
     folder = shared_data / "camvid" / "val" / "images"
     if not folder.is_dir():
         pytest.skip(f"This test reads CamVid, and there is no folder {folder}.")
-    pictures, *_ = read_folder(folder, keep=False)
+    pictures, *_ = read_folder(folder)
     batch = next(stream(Source("camvid", pictures), batch_size=8, size=64))
     assert batch.pixels.shape == (8, 3, 64, 64) and len(set(batch.names)) == 8

@@ -119,7 +119,7 @@ def test_alignments_that_need_the_whole_gradient_get_it(alignment: Any) -> None:
 def test_without_local_views_the_gradient_stays_and_the_gain_too() -> None:
     found = {}
     for held in (True, False):
-        made = learner(settings=replace(PLAIN_TEACHER, local_views_in_value=held))
+        made = learner(settings=PLAIN_TEACHER.model_copy(update={"local_views_in_value": held}))
         context = made.forward(0)
         task = masked(context)
         value_of = value_estimator(made, "double_backward")

@@ -4,7 +4,7 @@ import torch
 
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, SegmentationHead
+from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, Head
 from vpretrain.vision.feedback.tasks import (
     Depth,
 )
@@ -23,7 +23,7 @@ def seeded(seed=0):
 
 
 def test_a_dense_head_is_batch_norm_and_a_matrix_in_the_slow_form():
-    given, head = features(), SegmentationHead(4, 5, seeded())
+    given, head = features(), Head(4, 5, seeded())
     flat = given.patches.transpose(0, 1).flatten(1)
     normal = (given.patches - flat.mean(dim=1)[:, None, None]) / (
         flat.var(dim=1, correction=0)[:, None, None] + 1e-5
@@ -51,7 +51,7 @@ def test_depth_head_is_positive_and_starts_at_the_mean_depth():
 def test_heads_take_features_of_any_dtype_and_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     heads = [
-        SegmentationHead(4, 2, seeded()),
+        Head(4, 2, seeded()),
         DepthHead(4, seeded()),
         ClassificationHead(4, 2, seeded()),
     ]

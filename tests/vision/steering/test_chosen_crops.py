@@ -2,6 +2,7 @@
 trained on."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vpretrain.method.directional import double_backward
 from vpretrain.method.estimators import OneSidedDifference
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.system import distributed
 from vpretrain.vision import Vision
 from vpretrain.vision.steering.chosen_crops import CropSelector
 from vpretrain.vision.steering.views import BaselineViews, LearnedTargets
@@ -49,6 +51,21 @@ def test_a_picture_is_worth_what_its_own_part_of_the_loss_is(parts):
             assert float(figure) == pytest.approx(
                 float(vectors.inner(direction, gradient)), rel=1e-3, abs=1e-6
             )
+
+
+@pytest.mark.parametrize("alignment", ["dot", "lower_bound"])
+def test_a_value_does_not_depend_on_the_number_of_processes(parts, monkeypatch, alignment):
+    """Two processes with the same pictures: their mean gradient is that of one."""
+    learner, batch = parts.learner, next(parts.stream)
+    value_of = valued(learner)
+    value_of.alignment, value_of.step_size = Alignment(alignment), 0.1
+    alone = parts.designer.selector.values([learner.forward(batch)], value_of)
+    context = learner.forward(batch)
+    context.batch = replace(batch, world=2)
+    monkeypatch.setattr(
+        distributed, "all_reduce", lambda tensors: [tensor.mul_(2) for tensor in tensors]
+    )
+    assert torch.allclose(parts.designer.selector.values([context], value_of), alone, rtol=1e-4)
 
 
 def test_the_best_cut_of_each_picture_is_what_is_trained_on(parts):

@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b, sha256
+from hashlib import blake2b, file_digest
 from itertools import chain, count
 from pathlib import Path
 
@@ -65,11 +65,8 @@ def fingerprint(text: str) -> str:
 
 def digest(path: Place) -> str:
     """SHA-256 of a file's stored bytes."""
-    sha = sha256()
     with opened(path) as file:
-        while block := file.read(2**20):
-            sha.update(block)
-    return sha.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 def read(stream: Place) -> Certificate | None:

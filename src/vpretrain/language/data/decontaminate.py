@@ -20,7 +20,7 @@ from pathlib import Path
 from vpretrain.language.data import certificate
 from vpretrain.language.data.raw_rows import lines, places, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.system.files import replacing
 from vpretrain.system.located import Place
 from vpretrain.system.tables import Unit, parsed
@@ -174,7 +174,8 @@ def _sorted_out(
             progress(rows)
         if not rows:
             message, accepted = "it holds no rows", "files with a row or more"
-            raise user_error("STREAM", message, value=_shown(sources), accepted=accepted)
+            shown = abbreviated(map(str, sources), 3)
+            raise user_error("STREAM", message, value=shown, accepted=accepted)
         # A certificate of an earlier file of this name must not apply to the new one.
         certificate.path_of(out).unlink(missing_ok=True)
     return rows, removed
@@ -184,9 +185,8 @@ def _check_apart(sources: Sequence[Place], shields: Sequence[Place]) -> None:
     if both := {*map(_real, sources)} & {*map(_real, shields)}:
         message = "the stream holds this file too, and all of it would go: take it out of one"
         accepted = "files that are not in the stream"
-        raise user_error(
-            "--against", message, value=_shown(sorted(both, key=str)), accepted=accepted
-        )
+        shown = abbreviated(sorted(map(str, both)), 3)
+        raise user_error("--against", message, value=shown, accepted=accepted)
 
 
 def _writable(out: Path, report: Path, inputs: Sequence[Place]) -> None:
@@ -312,7 +312,3 @@ def _set_up(protected: Protected) -> None:
 
 def _screen_here(piece: _Piece) -> Matches | list[Problem]:
     return _screen(piece, _here)
-
-
-def _shown(files: Sequence[Place]) -> str:
-    return ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")

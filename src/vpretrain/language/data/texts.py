@@ -21,7 +21,7 @@ from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import TableFiles, TextFiles
 from vpretrain.run.parts import FEW_ROWS
-from vpretrain.system.errors import Problem, UserError, shortened
+from vpretrain.system.errors import Problem, UserError, abbreviated, shortened
 from vpretrain.system.located import files, under
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def refuse_shared(
     problems = []
     for what, documents, elsewhere, others in pairs:
         if shared := list(same_tokens(documents, others, special).items()):
-            shown = ", ".join(f"{row} = {there}" for row, there in shared[:_PAIRS_SHOWN])
+            shown = abbreviated((f"{row} = {there}" for row, there in shared), _PAIRS_SHOWN)
             message = (
                 f"{len(shared)} of the {what} are also in {elsewhere}, token by token; take them "
                 "out of one of the two"
@@ -308,9 +308,8 @@ def refuse_shared(
 def _leaks(where: str, rows: Sequence[Row], others: Iterable[Row], what: str) -> Iterator[Problem]:
     pairs = overlap(rows, others)
     if pairs:
-        shown = ", ".join(f"{a.origin} = {b.origin}" for a, b in pairs[:_PAIRS_SHOWN])
-        more = ", ..." if len(pairs) > _PAIRS_SHOWN else ""
+        shown = abbreviated((f"{a.origin} = {b.origin}" for a, b in pairs), _PAIRS_SHOWN)
         name = where.removeprefix("data.").partition(".")[0]
         message = f"{len(pairs)} of the {name} rows are also in {what}; take them out of one of "
         message += "the two (skip_rows and rows choose a part of a file)"
-        yield Problem(where, shown + more, "rows that stand nowhere else", message)
+        yield Problem(where, shown, "rows that stand nowhere else", message)

@@ -85,14 +85,13 @@ def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, 
     import torch
 
     from vpretrain.language.learner.loading import load_model, load_tokenizer
-    from vpretrain.language.recipe import LearnerSection
+    from vpretrain.language.recipe.learner import LearnerSection
     from vpretrain.models.loading import named
+    from vpretrain.run.saved import holds_model
 
     folder = Path(name).expanduser()
     if (folder / "recipe.yaml").is_file():
-        if not any(
-            (folder / "model" / file).is_file() for file in ("config.json", "adapter_config.json")
-        ):
+        if not holds_model(folder):
             message = (
                 "this run folder holds no model; the run did not finish (or it was one of "
                 "another modality)"
@@ -210,11 +209,13 @@ def tabulate(
 
 def _keep(outcomes: Mapping[str, Outcome], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
     for name, outcome in outcomes.items():
-        file_name = (
-            f"generations-{re.sub(r'[^A-Za-z0-9_.-]+', '_', name.removesuffix('.jsonl'))}.jsonl"
-        )
-        with (folder / file_name).open("w", encoding="utf-8") as file:
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removesuffix(".jsonl"))
+        while stem in taken:  # of tasks a/b and a_b, the one named later
+            stem += "-2"
+        taken.add(stem)
+        with (folder / f"generations-{stem}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(
                 json.dumps(row, ensure_ascii=False) + "\n" for row in outcome.generations
             )

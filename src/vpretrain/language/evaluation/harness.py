@@ -6,6 +6,7 @@ Imports lm-eval; see :mod:`vpretrain.language.evaluation.scoring`.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Row
 from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
-from vpretrain.language.evaluation.passes import KS, pass_at_k
+
+KS = (1, 2, 4, 8, 16)
+"""The values of k that are reported, up to the number of samples."""
 
 
 @dataclass(frozen=True)
@@ -212,3 +215,24 @@ class _Found(Filter):
 
     def apply(self, resps: Any, docs: Any) -> list[list[str | None]]:
         return [[self.find(completion) for completion in completions] for completions in resps]
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The probability that k of n samples, drawn without replacement, contain a correct one.
+
+    This is an unbiased estimate of a problem's Pass@k (Chen et al., arXiv 2107.03374, eq. 1);
+    ``1 - (1 - c/n)^k`` would be too low.
+
+    Args:
+        n: number of samples, at least 1.
+        correct: number of correct samples, 0 to n.
+        k: 1 to n.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(
+            f"n={n}, correct={correct}, k={k}; accepted: 0 <= correct <= n and 1 <= k <= n"
+        )
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)

@@ -15,7 +15,7 @@ from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.evaluation.extraction import plain_match
 from vpretrain.language.evaluation.generation import own_generation
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.run.scores import Score, proportion_stderr
+from vpretrain.run.scores import Score, score
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.phases import EVERY_SECONDS, phase
 
@@ -91,9 +91,7 @@ def greedy_exact_match(
             for at, text in zip(chunk, texts, strict=True):
                 expected = plain_match(rows[at].text, pattern)
                 right[at] = float(expected is not None and plain_match(text, pattern) == expected)
-    fraction = sum(right) / len(rows)
-    stderr = proportion_stderr(int(sum(right)), len(rows))
-    return Score(fraction, stderr, len(rows), higher_is_better=True, items=tuple(right))
+    return score(torch.tensor(right), higher_is_better=True)
 
 
 def _batches(items: Sequence[Any], size: int, name: str) -> Iterator[Sequence[Any]]:

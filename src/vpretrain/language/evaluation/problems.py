@@ -11,7 +11,7 @@ from vpretrain.config.problems import nearest
 from vpretrain.language.data.raw_rows import lines
 from vpretrain.language.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, own
 from vpretrain.language.evaluation.wording import PLAIN, Wording
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.errors import Problem, UserError, brief, user_error
 from vpretrain.system.tables import parsed
 
 ENDINGS = (".jsonl", ".parquet")
@@ -186,10 +186,8 @@ def _from_hub(task: Benchmark) -> dict[str, Iterator[tuple[str, Mapping[str, Any
             rows = load_dataset(hub.path, name, split=split)
             parts[task.name + part] = _numbered(rows, hub.path + part)
     except Exception as error:  # network, missing data set, broken cache: no common base
-        reason = " ".join(str(error).split())[:200]
-        message = (
-            f"{task.name} could not be read from the hub ({reason}); give a folder by --data-root"
-        )
+        message = f"{task.name} could not be read from the hub ({brief(error)}); give a folder by "
+        message += "--data-root"
         raise user_error("--tasks", message, value=hub.path, accepted=_shape(task)) from error
     return parts
 

@@ -49,12 +49,10 @@ class Limits:
     Args:
         seconds: wall-clock time.
         memory_bytes: address space.
-        file_bytes: size of each file that it writes.
     """
 
     seconds: float = 10.0
     memory_bytes: int = 2**30
-    file_bytes: int = 2**24
 
 
 def passes(program: str, limits: Limits = Limits(), *, tests: str = "") -> bool:

@@ -32,6 +32,7 @@ PASSED, FAILED, REFUSED = 0, 1, 78
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 _PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38
 _NOBODY = 65534
+_FILE_BYTES = 2**24  # of each file that a program writes
 
 
 def main() -> None:
@@ -282,7 +283,7 @@ def _limit(job: dict[str, Any]) -> None:
     for what, most in (
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_AS, job["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, job["file_bytes"]),
+        (resource.RLIMIT_FSIZE, _FILE_BYTES),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_NPROC, 0),

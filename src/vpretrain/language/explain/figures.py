@@ -1,9 +1,9 @@
 """The values of the stream's tokens and what the designer does with them: first as figures, then as
 a page.
 
-Values are per token: ``s_t(v) = N dV/d mass_t(v)`` with N predicted tokens in the batch, so that V
-of a task is the mean over tokens of ``sum_v mass_t(v) s_t(v)`` and batches of different sizes can
-be pooled.
+Values are per token: ``s_t(v) = N dV/d mass_t(v) / w_t`` with N predicted tokens in the batch and
+the token's weight ``w_t`` in the loss (1 under ``loss_mean: token``), so that V of a task is the
+mean over tokens of ``w_t sum_v mass_t(v) s_t(v)`` and batches of different sizes can be pooled.
 
 Shapes: N predicted tokens of a batch, K candidates, M the designer's own candidates (1 if it has
 only the true token).
@@ -78,6 +78,7 @@ def explain_language(
         seed=recipe.seed + SEED_OFFSET,
         packing=data.packing,
         pad_id=materials.pad_id,
+        loss_mean=recipe.learner.loss_mean,
     )
     value_of = with_feedback(recipe, parts, stream).on_part()
     count = ARMS.keys_of(recipe, ClosedFormArm).candidates

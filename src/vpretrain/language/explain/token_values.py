@@ -13,10 +13,10 @@ from torch import Tensor
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Stream
 from vpretrain.language.learner.causal import Context
-from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
+from vpretrain.language.learner.targets import SoftTargets, mix
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.rules import ClosedFormArm
+from vpretrain.language.steering.rules import Candidates, ClosedFormArm
 from vpretrain.method.reliability import Reliability, correlation
 from vpretrain.method.roles import Designer, ValueFunction, detached
 from vpretrain.method.rules import anchored, standardised
@@ -24,6 +24,8 @@ from vpretrain.run.parts import Parts
 
 STEERED_SHOWN = 6
 """Maximum number of steered tokens of a document whose candidates are listed."""
+_REACH = 8
+"""Number of earlier characters (or tokens of several) that a token's text may depend on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ValuedBatch:
             units; None for other designers.
         document, at: ``[N]``, index into ``documents``, and the token's position in the document.
         documents: the documents of the batch.
+        weight: ``[N]``, weights of the tokens in the learner's loss, with mean 1.
     """
 
     ids: Tensor
@@ -53,6 +56,7 @@ class ValuedBatch:
     document: Tensor
     at: Tensor
     documents: tuple[Document, ...]
+    weight: Tensor
 
     @property
     def values(self) -> Tensor:
@@ -134,25 +138,23 @@ def valued_batch(
     context: Context, designer: Designer, value_of: ValueFunction[Context], count: int
 ) -> ValuedBatch:
     """Exact values of ``count`` candidates a token, and the designer's targets for the batch."""
-    ids = context.predictions.candidates(count)
-    tokens = len(ids)
-    probe = one_hot(context.labels, ids)
+    probe = Candidates.among(context, count)
+    ids, tokens = probe.ids, len(probe.ids)
     each = tokens * torch.stack(
-        [estimate.gradient[0] for estimate in value_of.each(context, probe)]
+        [probe.values(estimate.gradient[0]) for estimate in value_of.each(context, probe)]
     )
     task: SoftTargets = detached(designer.make_task(context, value_of))
     if torch.equal(task.ids, ids[:, : task.ids.shape[1]]):
         own = each.mean(dim=0)[:, : task.ids.shape[1]]
     else:  # the designer has other candidates
-        own = tokens * value_of(context, task).gradient[0]
-    log_p = context.predictions.log_p(ids)
+        own = tokens * probe.values(value_of(context, task).gradient[0])
     predicted = designer.predicted_values(context)
     row, at = context.where
     where = context.document.cpu()
     place = context.batch.position_ids[row, at + 1].cpu()
     return ValuedBatch(
         ids,
-        log_p,
+        probe.log_p,
         each.detach(),
         task,
         own.detach(),
@@ -161,6 +163,7 @@ def valued_batch(
         where,
         place,
         context.batch.documents,
+        1 / probe.values(torch.ones_like(probe.mass[:, :1]))[:, 0],
     )
 
 
@@ -173,7 +176,7 @@ def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskV
         reliability.update(list(batch.each))
     sums = dict.fromkeys(("onehot", "designer", "closed_form", "bound"), 0.0)
     for batch in batches:
-        values = batch.values.double()
+        values, weight = batch.values.double(), batch.weight[:, None].double()
         rules = {
             "closed_form": (section.temperature, section.clip, reliability.factor),
             "bound": (1e-9, math.inf, 1.0),
@@ -186,9 +189,9 @@ def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskV
                 clip=clip,
                 gate_max=section.gate_max,
             )
-            sums[rule] += float((mix(batch.ids, proposal, gate).mass * values).sum())
-        sums["onehot"] += float(values[:, 0].sum())
-        sums["designer"] += float((batch.task.mass.double() * batch.own.double()).sum())
+            sums[rule] += float((weight * mix(batch.ids, proposal, gate).mass * values).sum())
+        sums["onehot"] += float((weight * values)[:, 0].sum())
+        sums["designer"] += float((weight * batch.task.mass.double() * batch.own.double()).sum())
     tokens = sum(len(batch.ids) for batch in batches)
     pairs = [
         (batch.predicted, standardised(batch.own))
@@ -248,7 +251,7 @@ def by_source(
     return sources
 
 
-def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
+def spelled(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token in context; joined, they are the document's text.
 
     A token that ends within a character has the text ''; the token that completes the character has
@@ -257,8 +260,6 @@ def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
     Args:
         tokenizer: the learner's tokenizer.
         ids: token ids of the document.
-        reach: number of earlier characters (or tokens of several) that a token's text may depend
-            on.
     """
 
     def decode(part: Sequence[int]) -> str:
@@ -272,7 +273,7 @@ def spelled(tokenizer: Any, ids: Sequence[int], reach: int = 8) -> list[str]:
     # spoilt beyond it: some tokenizers decode adjacent bytes together, or not at all.
     texts, ends = [], [0]
     for at in range(len(ids)):
-        start, done = ends[max(0, len(ends) - 1 - reach)], ends[-1]
+        start, done = ends[max(0, len(ends) - 1 - _REACH)], ends[-1]
         before, after = decode(ids[start:done]), decode(ids[start : at + 1])
         if after.endswith("\N{REPLACEMENT CHARACTER}") and at + 1 - done < 4 and at + 1 < len(ids):
             texts.append("")

@@ -6,9 +6,3 @@ solutions), ``rewards`` (sampled answers scored by a checker) and ``preferences`
 rejected answers). ``tasks`` builds them from a recipe. Nothing here reaches the learner's
 optimizer.
 """
-
-from vpretrain.language.feedback.likelihood import Likelihood, parted, shuffled
-from vpretrain.language.feedback.preferences import Preferences
-from vpretrain.language.feedback.rewards import Rewards, Sampling
-
-__all__ = ["Likelihood", "Preferences", "Rewards", "Sampling", "parted", "shuffled"]

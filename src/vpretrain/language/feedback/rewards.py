@@ -5,7 +5,6 @@ Shapes: P prompts, k answers to each.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Gradient
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.sampling import seed_of
 
 SAMPLED_ROWS = 64
 """Number of answers generated in one batch."""
@@ -169,10 +169,8 @@ class Rewards(Sampled):
         self, learner: CausalLearner, prompts: Sequence[list[int]], pad_id: int
     ) -> list[list[int]]:
         """One answer to each prompt, in order; prompts of similar lengths are batched together."""
-        digest = hashlib.sha256(f"{self.seed} rewards {self.draws}".encode()).digest()
-        generator = torch.Generator(learner.device).manual_seed(
-            int.from_bytes(digest[:8], "big") >> 1
-        )
+        generator = torch.Generator(learner.device)
+        generator.manual_seed(seed_of(f"{self.seed} rewards {self.draws}"))
         self.draws += 1
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         answers: list[list[int]] = [[] for _ in prompts]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _BY_POSITION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers that separate the documents of a row by position ids."""
 
+# A trainer has no such key: it is told to take a recipe.
+_UNPACKED = "a recipe with data.packing: false gives each document a row of its own"
+
 
 def carries_state(model: Any) -> bool:
     """Whether a layer carries a state along the row (linear attention, convolutions, Mamba), so
@@ -75,9 +78,8 @@ class _Trial:
         try:
             return self.logits()
         except TypeError:
-            what = "takes no position ids, by which packed documents are told apart; give each "
-            what += "document a row of its own (data.packing: false)"
-            raise self.refused(what) from None
+            what = "takes no position ids, by which packed documents are told apart"
+            raise self.refused(f"{what}; {_UNPACKED}") from None
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
@@ -121,9 +123,9 @@ def check_layout(learner: CausalLearner) -> None:
         what = "lets tokens see later ones, so next-token prediction would teach it to copy"
         raise trial.refused(what)
     if learner.packed and not _close(whole[:, 4:], before):
-        what = "lets a token see other documents of its packed row; give each document a row of its"
-        accepted = "models that read position_ids apart, or data.packing: false"
-        raise trial.refused(f"{what} own (data.packing: false)", accepted)
+        what = f"lets a token see other documents of its packed row; {_UNPACKED}"
+        accepted = "models that read position_ids apart, or a recipe with data.packing: false"
+        raise trial.refused(what, accepted)
     if not _close(whole, parts):
         what = "does more than blocks, final norm, head, scale and soft cap, so its parts do not"
         raise trial.refused(f"{what} give the logits of the whole")

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from vpretrain.language.data import word_problems
 from vpretrain.language.learner import lora
-from vpretrain.language.recipe import LanguageRecipe, LearnerSection
+from vpretrain.language.recipe import LanguageRecipe
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.models import loading
 from vpretrain.models.explained import explained
 from vpretrain.models.loading import CAUSAL_LM, load_config, named, source

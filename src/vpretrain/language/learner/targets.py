@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vpretrain.method.vectors import wide
 from vpretrain.system.errors import UserError, user_error
 
 
@@ -103,7 +104,7 @@ def without_impossible(mass: Tensor, log_p: Tensor) -> Tensor:
 
 def candidate_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     """``log p(ids[n, k])``, ``[N, K]`` in float32 or wider; gradients flow."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     return logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
 
 

@@ -13,31 +13,12 @@ from vpretrain.language import feedback as feedback_kinds
 from vpretrain.language import steering
 from vpretrain.language.recipe.data import Data
 from vpretrain.language.recipe.evaluate import LanguageEvaluate
-from vpretrain.language.recipe.feedback import FeedbackSet
-from vpretrain.language.recipe.learner import LearnerSection, Phase, Prepare
+from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.recipe.posttraining import Posttraining
-from vpretrain.language.recipe.rows import Chatter, Rows, TableFiles, WordProblems
-from vpretrain.language.recipe.value import LanguageValue, MetaBatch
+from vpretrain.language.recipe.value import LanguageValue
 from vpretrain.language.steering.arms import ARMS, LanguageArm
 from vpretrain.language.steering.rules import TokenWeightsArm
 from vpretrain.method.roles import AlignmentName
-
-__all__ = [
-    "Chatter",
-    "Data",
-    "FeedbackSet",
-    "LanguageEvaluate",
-    "LanguageRecipe",
-    "LanguageValue",
-    "LearnerSection",
-    "MetaBatch",
-    "Phase",
-    "Posttraining",
-    "Prepare",
-    "Rows",
-    "TableFiles",
-    "WordProblems",
-]
 
 discover(steering)
 discover(feedback_kinds)

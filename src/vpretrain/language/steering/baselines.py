@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vpretrain.config.arms import TrainsOn
+from vpretrain.config.arms import Role, TrainsOn
 from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.predictions import Predictions
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
@@ -55,6 +55,8 @@ class FeedbackArm(LanguageArm):
 
 class GateArm(CandidatesArm):
     """The keys of controls whose gate is constant."""
+
+    role: ClassVar[Role] = "control"
 
     uses_feedback = False
     cost = Cost(candidates=True, uses_feedback=False)
@@ -136,6 +138,7 @@ class LossWeights(Fixed):
     "control: each token weighted by how surprising the learner finds it, no feedback",
 )
 class LossWeightsArm(TiltArm):
+    role: ClassVar[Role] = "control"
     uses_feedback = False
 
     def build(self, site: Site) -> LossWeights:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from vpretrain.config.arms import Role
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.selection import Ranking, SelectionArm
 from vpretrain.method.roles import AlignmentName
@@ -68,6 +69,7 @@ class GreatsArm(SelectionArm):
 
 @ARMS.declare("random_selection", "control: as many documents, chosen at random")
 class RandomSelectionArm(SelectionArm):
+    role: ClassVar[Role] = "control"
     uses_feedback = False
 
     def ranking(self) -> AtRandom:

@@ -11,28 +11,26 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from vpretrain.language.data.rows import Document
 from vpretrain.language.data.stream import Sampler
 from vpretrain.language.learner.causal import CausalLearner, Context
+from vpretrain.language.learner.frozen import check_same_tokenizer, frozen_learner
 from vpretrain.language.learner.targets import SoftTargets, one_hot
 from vpretrain.language.steering.arms import LanguageArm, Site
 from vpretrain.language.steering.rules import Candidates, TokenRule
 from vpretrain.method.roles import Designer, Prepared, State, ValueFunction
 from vpretrain.method.rules import standardised
 from vpretrain.models.explained import explained
-from vpretrain.models.loading import CAUSAL_LM, load_model, named, source
+from vpretrain.models.loading import CAUSAL_LM, load_model, named
 from vpretrain.models.trained import load_trained_state, trained_state
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
-from vpretrain.system.errors import user_error
 from vpretrain.system.phases import phase
 
 WHERE = "designer.reference"
@@ -190,7 +188,9 @@ class ReferenceArm(LanguageArm):
 def _given(folder: Path, site: Site) -> CausalLearner:
     """A reference model from a folder, a packaged checkpoint or a hub id."""
     location, learner = named(str(folder)), site.learner
-    _check_tokenizer(location, site.tokenizer)
+    message = "the reference has another tokenizer, so that the losses of its tokens are not those "
+    message += "of the learner's"
+    check_same_tokenizer(location, site.tokenizer, WHERE, message, "models")
     with explained(location, WHERE):
         model = load_model(
             CAUSAL_LM,
@@ -198,23 +198,4 @@ def _given(folder: Path, site: Site) -> CausalLearner:
             dtype=next(learner.model.parameters()).dtype,
             attention=learner.model.config._attn_implementation,
         )
-    model = model.to(learner.device).eval().requires_grad_(False)
-    aligned = dict(model.named_parameters())
-    return CausalLearner(model, aligned, autocast=learner.autocast, packed=learner.packed)
-
-
-def _check_tokenizer(location: str, tokenizer: Any) -> None:
-    with explained(location, WHERE, what="tokenizer"):
-        name, options = source(location)
-        other = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options).get_vocab()
-    own = tokenizer.get_vocab()
-    if other != own:
-        unlike = sum(other.get(token) != own.get(token) for token in {*other, *own})
-        raise user_error(
-            WHERE,
-            "the reference has another tokenizer, so that the losses of its tokens are not those "
-            "of the learner's",
-            value=location,
-            accepted=f"a model of the learner's tokenizer ({len(own)} tokens; that one has "
-            f"{len(other)}, and {unlike} differ)",
-        )
+    return frozen_learner(model, learner)

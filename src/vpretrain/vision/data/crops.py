@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Self
 
 import kornia.augmentation as augment
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from vpretrain.config.section import Section
 from vpretrain.system.sampling import seed_of
 from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from vpretrain.vision.data.stream import ImageBatch
+from vpretrain.vision.fields import Channels, Range, Share
 
+PARTS = ("first", "other", "local")
+"""The first global view, the other global views and the local views, which are distorted unlike."""
 _RATIO = (3 / 4, 4 / 3)  # width to height of the window that a crop is cut from
 
 
@@ -36,7 +40,58 @@ class Crops:
         return self.global_views + self.local_views
 
 
-@dataclass(frozen=True)
+class CropSettings(Section):
+    """Global and local views of a batch; sizes and counts default to the paper's."""
+
+    global_size: PositiveInt = 224
+    """Side of a global view in pixels."""
+    local_size: PositiveInt = 96
+    """Side of a local view in pixels."""
+    global_count: PositiveInt = 2
+    local_count: NonNegativeInt = 6
+    global_scale: Range = (0.32, 1.0)
+    """Range of the fraction of the picture's area that a global view covers."""
+    local_scale: Range = (0.05, 0.32)
+    """Range of the fraction of the picture's area that a local view covers."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    jitter: Share = 0.8
+    """Probability of colour jitter."""
+    brightness: NonNegativeFloat = 0.4
+    """Largest relative change of brightness."""
+    contrast: NonNegativeFloat = 0.4
+    """Largest relative change of contrast."""
+    saturation: NonNegativeFloat = 0.2
+    """Largest relative change of saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest change of hue, as a fraction of the colour circle."""
+    grayscale: Share = 0.2
+    """Probability of conversion to grayscale."""
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    """Probability of Gaussian blur in the first global view, other global views, local views."""
+    blur_sigma: Range = (0.1, 2.0)
+    """Lowest and highest standard deviation of the blur, in pixels of the view."""
+    solarise: Share = 0.2
+    """Probability of solarisation (inverting bright pixels) in global views after the first."""
+    mean: Channels = IMAGENET_MEAN
+    """Mean of R, G, B for normalising views and the pictures of feedback and probes."""
+    std: Channels = IMAGENET_STD
+    """Standard deviation of R, G, B for normalising views and the pictures of feedback and
+    probes."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"{name}: shares of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
+                )
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")
+        return self
+
+
 class MultiCrop:
     """Multi-crop augmentation: crop, flip, colour jitter, grayscale, blur and solarisation.
 
@@ -47,50 +102,12 @@ class MultiCrop:
 
     As in DINO, the blur probability differs between the first global view, the other global views
     and the local views, and only global views after the first are solarised, so that two global
-    views are not distorted alike.
+    views are not distorted alike."""
 
-    Each setting is described in :class:`vpretrain.vision.recipe.learner.Crops`.
-
-    Raises:
-        ValueError: a size, count, scale or probability is out of range.
-    """
-
-    global_size: int = 224
-    local_size: int = 96
-    global_count: int = 2
-    local_count: int = 6
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grayscale: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.2
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        sizes = self.global_size, self.local_size
-        if self.global_count < 1 or self.local_count < 0 or min(sizes) < 1:
-            raise ValueError("a batch needs a global view, and a view needs pixels")
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(
-                    f"{name}: shares of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
-                )
-        for name in ("flip", "jitter", "grayscale", "solarise", "blur"):
-            chances = getattr(self, name)
-            for chance in chances if isinstance(chances, tuple) else (chances,):
-                if not 0 <= chance <= 1:
-                    raise ValueError(f"{name}: a probability is in [0, 1], got {chance}")
-        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")
+    def __init__(self, settings: CropSettings) -> None:
+        self.settings = settings
+        # Built once, because building them is slow.
+        self._distortions = [_distortions(settings, part) for part in PARTS]
 
     def __call__(self, batch: ImageBatch) -> Crops:
         """Return the views of a batch, on its device and without gradients.
@@ -105,16 +122,10 @@ class MultiCrop:
             seed = seed_of(f"{batch.seed}/{kind}/{number}")
             return self._view(pixels, steps, seed, batch.rank, batch.world)
 
-        whole = [view("global", at, other if at else first) for at in range(self.global_count)]
-        parts = [view("local", at, local) for at in range(self.local_count)]
+        counts = self.settings.global_count, self.settings.local_count
+        whole = [view("global", at, other if at else first) for at in range(counts[0])]
+        parts = [view("local", at, local) for at in range(counts[1])]
         return Crops(tuple(whole), tuple(parts))
-
-    @cached_property
-    def _distortions(self) -> list[list[nn.Module]]:
-        """Distortions of the first global view, the other global views and the local views.
-
-        Cached, because building them is slow."""
-        return [self._steps(part) for part in ("first", "other", "local")]
 
     @torch.no_grad()
     def _view(
@@ -132,37 +143,36 @@ class MultiCrop:
                         torch.Size((len(pixels) * world, *pixels.shape[1:]))
                     )
                     pixels = step(pixels, params=_part(whole, rank, world))
-        return normalised(pixels, self.mean, self.std)
+        return normalised(pixels, self.settings.mean, self.settings.std)
 
-    def _steps(self, part: str) -> list[nn.Module]:
-        """Build the distortions of one kind of view, in order.
 
-        A distortion of probability 0 is left out, because it would still cost time."""
-        local = part == "local"
-        size = self.local_size if local else self.global_size
-        scale = self.local_scale if local else self.global_scale
-        blur = self.blur[("first", "other", "local").index(part)]
-        solarise = self.solarise if part == "other" else 0.0
-        # Three standard deviations to each side, at most half the view.
-        reach = min(int(3 * self.blur_sigma[1] + 0.5), (size - 1) // 2)
-        steps: list[nn.Module] = [
-            augment.RandomResizedCrop((size, size), scale=scale, ratio=_RATIO)
-        ]
-        if self.flip:
-            steps.append(augment.RandomHorizontalFlip(p=self.flip))
-        if self.jitter:
-            strengths = (self.brightness, self.contrast, self.saturation, self.hue)
-            steps.append(augment.ColorJitter(*strengths, p=self.jitter))
-        if self.grayscale:
-            steps.append(augment.RandomGrayscale(p=self.grayscale))
-        if blur and reach:
-            kernel = (2 * reach + 1, 2 * reach + 1)
-            steps.append(augment.RandomGaussianBlur(kernel, self.blur_sigma, p=blur))
-        if solarise:
-            steps.append(
-                augment.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarise)
-            )
-        return steps
+def _distortions(settings: CropSettings, part: str) -> list[nn.Module]:
+    """Build the distortions of one kind of view, in order.
+
+    A distortion of probability 0 is left out, because it would still cost time."""
+    local = part == "local"
+    size = settings.local_size if local else settings.global_size
+    scale = settings.local_scale if local else settings.global_scale
+    blur = settings.blur[PARTS.index(part)]
+    solarise = settings.solarise if part == "other" else 0.0
+    # Three standard deviations to each side, at most half the view.
+    reach = min(int(3 * settings.blur_sigma[1] + 0.5), (size - 1) // 2)
+    steps: list[nn.Module] = [augment.RandomResizedCrop((size, size), scale=scale, ratio=_RATIO)]
+    if settings.flip:
+        steps.append(augment.RandomHorizontalFlip(p=settings.flip))
+    if settings.jitter:
+        strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+        steps.append(augment.ColorJitter(*strengths, p=settings.jitter))
+    if settings.grayscale:
+        steps.append(augment.RandomGrayscale(p=settings.grayscale))
+    if blur and reach:
+        kernel = (2 * reach + 1, 2 * reach + 1)
+        steps.append(augment.RandomGaussianBlur(kernel, settings.blur_sigma, p=blur))
+    if solarise:
+        steps.append(
+            augment.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarise)
+        )
+    return steps
 
 
 def _part(drawn: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:

@@ -21,19 +21,18 @@ from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
 from vpretrain.vision.data.stream import Source
 from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
 from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
-from vpretrain.vision.recipe import (
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.recipe.evaluate import RetrievalSection
+from vpretrain.vision.recipe.pictures import (
     Ade20kPictures,
     FolderPictures,
     ImageNetPictures,
     LabelledPictures,
     NyuV2Pictures,
-    PackedPictures,
     PictureSet,
-    RetrievalSection,
     ScenePictures,
     TablePictures,
     TarPictures,
-    VisionRecipe,
 )
 
 ADE20K_CLASSES = 150
@@ -204,7 +203,7 @@ class _Reader:
                 if p.depth is not None
             ]
         if any(picture.depth is not None for picture in pictures):
-            stated = isinstance(spec, FolderPictures | PackedPictures)
+            stated = isinstance(spec, LabelledPictures)
             self._depth_ranges.append(spec.depth_metres if stated else NYU_DEPTH_METRES)
         categories = (1 + p.category for p in pictures if p.category is not None)
         self.categories = max([self.categories, *categories])
@@ -273,9 +272,8 @@ class _Reader:
     ) -> readers.FolderContents:
         root, skip, reading = self.data.root.expanduser(), self.data.on_bad_row, self._reading(size)
         if isinstance(spec, LabelledPictures):
-            reading = replace(reading, code=_label_code(spec) if labelled else None)
-        if isinstance(spec, FolderPictures | PackedPictures):
-            reading = replace(reading, depth_metres=spec.depth_metres)
+            code = _label_code(spec) if labelled else None
+            reading = replace(reading, code=code, depth_metres=spec.depth_metres)
         if isinstance(spec, TablePictures | TarPictures):
             samples = self._samples(spec, labelled, where)
             return readers.read_packed(

@@ -51,7 +51,6 @@ def read_folder(
     *,
     reading: Reading = AS_STORED,
     on_bad_row: OnBadRow = "stop",
-    keep: bool = True,
     apart_from: Sequence[Path] = (),
     label_suffix: str = "",
 ) -> FolderContents:
@@ -65,7 +64,6 @@ def read_folder(
             floating-point metres.
         reading: how they are decoded.
         on_bad_row: "stop" raises if a picture cannot be used, "skip" leaves it out.
-        keep: True keeps the decoded pictures, False decodes them on each access.
         apart_from: further subfolders to exclude, besides ``labels`` and ``depth``.
         label_suffix: suffix of a label map's name after the name of its image. Files with this
             suffix are not images of the set.
@@ -93,7 +91,7 @@ def read_folder(
             files.append(Files(image, label_map, depth_map))
         except BadFile as bad:
             problems.append(bad.problem)
-    pictures = _read(folder, Folder(files, reading), problems, on_bad_row, keep=keep)
+    pictures = _read(folder, Folder(files, reading), problems, on_bad_row, keep=True)
     return FolderContents(pictures, problems, _unread(folder, others))
 
 
@@ -103,14 +101,13 @@ def read_ade20k(
     *,
     reading: Reading = AS_STORED,
     on_bad_row: OnBadRow = "stop",
-    keep: bool = True,
 ) -> FolderContents:
     """Read ADE20K (SceneParse150) from ``root/images/SPLIT`` and ``root/annotations/SPLIT``.
 
     In its label maps 0 is void and 1..150 are classes 0..149. See :func:`read_folder`."""
     images, labels = (Path(root) / part / split for part in ("images", "annotations"))
     reading = replace(reading, code=LabelCode(150, void=0, first=1))
-    return read_folder(images, labels, reading=reading, on_bad_row=on_bad_row, keep=keep)
+    return read_folder(images, labels, reading=reading, on_bad_row=on_bad_row)
 
 
 def read_nyuv2(
@@ -119,13 +116,12 @@ def read_nyuv2(
     *,
     reading: Reading = AS_STORED,
     on_bad_row: OnBadRow = "stop",
-    keep: bool = True,
 ) -> FolderContents:
     """Read NYUv2 depth from ``root/SPLIT/rgb`` and ``root/SPLIT/depth`` (PNG or ``.npy``).
 
     Images and depth maps are matched by name. See :func:`read_folder`."""
     images, depth = (Path(root) / split / part for part in ("rgb", "depth"))
-    return read_folder(images, depth=depth, reading=reading, on_bad_row=on_bad_row, keep=keep)
+    return read_folder(images, depth=depth, reading=reading, on_bad_row=on_bad_row)
 
 
 def category_names(root: Path | str) -> list[str]:
@@ -148,7 +144,6 @@ def read_categories(
     *,
     reading: Reading = AS_STORED,
     on_bad_row: OnBadRow = "stop",
-    keep: bool = False,
     check: bool = True,
 ) -> FolderContents:
     """Read one folder of images per category, as in ImageNet.
@@ -157,7 +152,7 @@ def read_categories(
     in the order of the folders' names. A folder that is not in ``names`` is refused. See
     :func:`read_folder`.
 
-    Without ``check`` (and ``keep``) nothing is decoded beforehand, which would take too long for a
+    Without ``check`` nothing is decoded beforehand, which would take too long for a
     million files; a file that cannot be read then stops the run when it is drawn."""
     root, here = Path(root), category_names(root)
     numbers = {name: number for number, name in enumerate(names or here)}
@@ -177,10 +172,10 @@ def read_categories(
         files += [Files(image, category=numbers[name]) for image in paths]
         others += unread
     pictures = Folder(files, reading)
-    if not (check or keep):
+    if not check:
         return FolderContents(pictures, [], _unread(root, others))
     problems: list[Problem] = []
-    decoded = _read(root, pictures, problems, on_bad_row, keep=keep)
+    decoded = _read(root, pictures, problems, on_bad_row, keep=False)
     return FolderContents(decoded, problems, _unread(root, others))
 
 

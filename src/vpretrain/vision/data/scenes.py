@@ -10,13 +10,12 @@ centre meets, and has that surface's label and depth."""
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vpretrain.system.errors import user_error
+from vpretrain.system.sampling import seed_of
 from vpretrain.vision.data.images import Picture, unlabelled
 from vpretrain.vision.data.raycast import FOCAL, SHAPES, TEXTURES, Room, Surface, Thing, render
 
@@ -96,9 +95,7 @@ class Scenes:
             message = "a set of scenes holds at least one"
             raise user_error("count", message, value=count, accepted="1 or more")
         self.split, self.size, self.labelled = split, size, labelled
-        # 63 bits of a hash, so that seeds of different splits practically never collide.
-        sha = hashlib.sha256(f"{split}/{seed}".encode())
-        self._seed = int.from_bytes(sha.digest()[:8], "big") >> 1
+        self._seed = seed_of(f"{split}/{seed}")
         self._name = f"scenes/{split}/{seed}"
         self._kept: list[Picture | None] = [None] * count
 
@@ -116,11 +113,6 @@ class Scenes:
             made = scene(self._seed, number, self.size, name=f"{self._name}/{number}")
             kept = self._kept[number] = made if self.labelled else unlabelled(made)
         return kept
-
-
-def scenes(split: str, count: int, size: int, seed: int, *, labelled: bool = True) -> Scenes:
-    """Return the scenes of a split (see :class:`Scenes`)."""
-    return Scenes(split, count, size, seed, labelled=labelled)
 
 
 def _room(draw: np.random.Generator) -> Room:

@@ -12,8 +12,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
+from vpretrain.config.section import Section
 from vpretrain.method import vectors
 from vpretrain.method.roles import Objective
 from vpretrain.system.errors import user_error
@@ -27,28 +29,36 @@ from vpretrain.vision.dino.loss import (
     dino_loss,
     teacher_targets,
 )
+from vpretrain.vision.fields import Momentum, Share
 from vpretrain.vision.role import PictureLearner
 from vpretrain.vision.steering.views import BaselineViews, ViewTask, blur
 
 
-@dataclass(frozen=True)
-class DinoSettings:
+class DinoSettings(Section):
     """Settings of DINO's loss and teacher; the defaults are the paper's.
 
-    Each is described in :class:`vpretrain.vision.recipe.learner.LearnerSection`. With
-    ``teacher_views="plain"`` the teacher sees the views before the blur, and the student has to
-    predict what the blur removed. In both cases the targets are detached, so that the gradient of
-    the value with respect to a mask comes from the student alone, as in the paper. Local views
+    With ``teacher_views="plain"`` the teacher sees the views before the blur, and the student has
+    to predict what the blur removed. In both cases the targets are detached, so that the gradient
+    of the value with respect to a mask comes from the student alone, as in the paper. Local views
     carry no gradient to a mask: ``dot`` and ``optimizer_aware`` need them only for the level of the
     value, ``cosine`` and ``lower_bound`` for the whole ``g_pre``."""
 
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    center_momentum: float = 0.9
-    teacher_momentum: float = 0.996
-    teacher_views: Literal["learned", "plain"] = "learned"
-    local_views_in_value: bool = True
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: PositiveFloat = 0.04
+    center_momentum: Momentum = 0.9
+    """EMA momentum of the centre."""
     centering: Literal["mean", "sinkhorn"] = "mean"
+    """How collapse is prevented: ``mean`` subtracts the running mean of the teacher's scores
+    (DINO), ``sinkhorn`` balances each batch's targets over prototypes (Sinkhorn-Knopp; DINOv2 and
+    DINOv3). With ``accumulate`` the mean follows a step's last batch, and each batch is balanced
+    separately."""
+    teacher_momentum: Share = 0.996
+    """EMA momentum of the teacher (I-JEPA: target encoder) at the start; rises to 1."""
+    teacher_views: Literal["learned", "plain"] = "learned"
+    """Global views that the teacher sees: ``learned`` as in the paper (eq. 50), or ``plain``."""
+    local_views_in_value: bool = True
+    """Whether the value of masks includes pairs with local views. Without them a meta step costs
+    less, and nonlinear alignments (cosine, lower bound) see a different g_pre."""
 
 
 class Student(nn.Module):

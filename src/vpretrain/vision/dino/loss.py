@@ -14,6 +14,9 @@ from torch.nn import functional
 from vpretrain.method import vectors
 from vpretrain.system import distributed
 
+ROUNDS = 3
+"""Normalisation rounds of Sinkhorn-Knopp, as in SwAV, DINOv2 and DINOv3."""
+
 
 class DinoHead(nn.Module):
     """DINO head: an MLP to a bottleneck, then the cosine similarity with each prototype.
@@ -137,13 +140,13 @@ def teacher_targets(logits: Tensor, center: Tensor, *, temperature: float = 0.04
     return torch.softmax((vectors.wide(logits.detach()) - center) / temperature, dim=-1)
 
 
-def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int = 3) -> Tensor:
+def balanced_targets(logits: Tensor, *, temperature: float = 0.04) -> Tensor:
     """Sinkhorn-Knopp targets (SwAV, DINOv2, DINOv3), ``[G, B, P]`` in float32 or wider, detached.
 
     The slow definition, over the N = G B rows at once::
 
         q = exp(logits / temperature)
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             q = q / q.sum(over rows)        # every prototype gets the same total
             q = q / q.sum(over prototypes)  # every row sums to 1
 
@@ -153,10 +156,9 @@ def balanced_targets(logits: Tensor, *, temperature: float = 0.04, rounds: int =
     Args:
         logits: ``[G, B, P]`` teacher scores.
         temperature: teacher temperature, > 0.
-        rounds: normalisation rounds, at least 1.
     """
     scores = vectors.wide(logits.detach()).flatten(0, 1) / temperature
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         scores = scores - distributed.logsumexp(scores)
         scores = scores - scores.logsumexp(dim=1, keepdim=True)
     return scores.exp().view(logits.shape)

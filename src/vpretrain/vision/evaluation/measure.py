@@ -18,7 +18,8 @@ from vpretrain.vision.evaluation.probes import (
 from vpretrain.vision.evaluation.retrieval import pooled, retrieval
 from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
 from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
-from vpretrain.vision.recipe import VisionEvaluate, VisionRecipe
+from vpretrain.vision.recipe import VisionRecipe
+from vpretrain.vision.recipe.evaluate import VisionEvaluate
 
 METRICS: Mapping[str, Mapping[str, str]] = {
     "segmentation": {"miou": "miou", "probe_cross_entropy": "cross_entropy"},
@@ -61,7 +62,7 @@ def evaluate(recipe: VisionRecipe, sets: PictureSets, encoder: Encoder) -> dict[
 def _probe(
     section: VisionEvaluate, task: DownstreamTask, train: FrozenFeatures, test: FrozenFeatures
 ) -> dict[str, Score]:
-    settings = section.probe.settings()
+    settings = section.probe
     if isinstance(task, Segmentation):
         balanced = section.class_balanced
         probed = segmentation_probe(
@@ -71,6 +72,6 @@ def _probe(
         probed = classification_probe(train, test, classes=task.classes, settings=settings)
     else:
         assert isinstance(task, Depth)
-        settings = (section.depth_probe or section.probe).settings()
+        settings = section.depth_probe or section.probe
         probed = depth_probe(train, test, settings=settings, valid_metres=task.valid_metres)
     return {name: probed.scores[metric] for name, metric in METRICS[task.name].items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ def draw_predictions(
     usable = [picture for picture in train if task.has(picture)][:TRAIN_PICTURES]
     shown = [picture for picture in held_out if task.has(picture)][:SHOWN_PICTURES]
     size, steps = min(settings.batch_size, len(usable)), min(settings.steps, TRAIN_STEPS)
-    settings = replace(settings, batch_size=size, steps=steps)
+    settings = settings.model_copy(update={"batch_size": size, "steps": steps})
     targets = task.targets(shown)
     rows = {"picture": [picture.pixels / 255 for picture in shown], "label": _drawn(task, targets)}
     for name, encoder in encoders.items():

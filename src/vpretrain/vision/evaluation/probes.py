@@ -12,13 +12,16 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.run.scores import Score, mean_stderr
+from vpretrain.config.section import Section
+from vpretrain.run.scores import Score, score
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Features
@@ -35,6 +38,7 @@ from vpretrain.vision.feedback.tasks import (
     mean_loss,
     target_problems,
 )
+from vpretrain.vision.fields import Side
 
 SCORED_PICTURES = 16
 """Pictures that are scored at a time."""
@@ -42,20 +46,21 @@ RESAMPLES = 1000
 """Bootstrap resamples for the standard error of the mIoU."""
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """Training of a probe's head: AdamW, linear warm-up, then a cosine to zero.
+class ProbeSettings(Section):
+    """Training of a linear-BN head on frozen features: AdamW, warm-up, then a cosine to zero."""
 
-    Each setting is described in :class:`vpretrain.vision.recipe.evaluate.ProbeSection`."""
-
-    steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.05
-    clip_norm: float = 1.0
-    train_size: Size | None = None
-    refits: tuple[int, ...] = (0,)
+    steps: PositiveInt = 500
+    """Training steps; the paper takes 20,000."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    learning_rate: PositiveFloat = 1e-2
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip_norm: PositiveFloat = 1.0
+    train_size: Side | None = None
+    """Height and width at which the training loss is computed; scores are always at the size of the
+    pictures."""
+    refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    """Seeds; the probe is fitted once per seed, and scores are means over the fits."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def segmentation_probe(
             (:func:`vpretrain.vision.feedback.tasks.balanced`).
 
     Raises:
-        UserError: fewer than two usable pictures, class ids out of range, or invalid settings.
+        UserError: fewer than two usable pictures, or class ids out of range.
     """
     task = Segmentation(classes)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -147,7 +152,7 @@ def depth_probe(
         valid_metres: valid depths, above the first and up to the second.
 
     Raises:
-        UserError: fewer than two usable pictures, or invalid settings.
+        UserError: fewer than two usable pictures.
     """
     task = Depth("l2", valid_metres)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -170,8 +175,7 @@ def classification_probe(
     The scores are ``accuracy`` in [0, 1] and ``cross_entropy`` in nats.
 
     Raises:
-        UserError: fewer than two pictures with a category, a category out of range, or invalid
-            settings.
+        UserError: fewer than two pictures with a category, or a category out of range.
     """
     task = Classification(classes)
     train, test = _usable(task, train, "train"), _usable(task, test, "test")
@@ -204,19 +208,7 @@ def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Scor
     classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
     classifier.fit(_numbers(train.pooled), task.targets(train.pictures).numpy())
     right = classifier.predict(_numbers(test.pooled)) == task.targets(test.pictures).numpy()
-    return mean_score(right.astype(float).tolist(), higher_is_better=True)
-
-
-def mean_score(items: Sequence[float], *, higher_is_better: bool) -> Score:
-    """Return the mean of the items with its standard error.
-
-    Raises:
-        ValueError: there are fewer than two items.
-    """
-    stderr = mean_stderr(items)
-    if stderr is None:
-        raise ValueError("one item has no standard error")
-    return Score(math.fsum(items) / len(items), stderr, len(items), higher_is_better, tuple(items))
+    return score(torch.from_numpy(right), higher_is_better=True)
 
 
 def linearised(totals: Tensor, counts: Tensor) -> Tensor:
@@ -272,12 +264,6 @@ def depth_errors(predicted: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
 
 
 def _fits(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings) -> Iterator[Head]:
-    if settings.steps < 1 or settings.batch_size < 2 or not settings.refits:
-        refits = list(settings.refits)
-        shown = f"steps {settings.steps}, batch_size {settings.batch_size}, refits {refits}"
-        message = "a probe needs steps, batches to normalise over, and a seed for each fit"
-        accepted = "steps >= 1, batch_size >= 2, one seed or more"
-        raise user_error("evaluate.probe", message, value=shown, accepted=accepted)
     for seed in settings.refits:
         yield fit(task, train, settings, seed)
 
@@ -371,9 +357,9 @@ def _probed(
     """Make scores from the items ``[N]`` of every fit, averaged over fits."""
     scores, spread = {}, {}
     for name, (fits, higher_is_better) in metrics.items():
-        items = torch.stack(list(fits)).mean(dim=0).tolist()
-        score = mean_score(items, higher_is_better=higher_is_better)
-        scores[name] = replace(score, stderr=stderr.get(name, score.stderr))
+        items = torch.stack(list(fits)).mean(dim=0)
+        mean = score(items, higher_is_better=higher_is_better)
+        scores[name] = replace(mean, stderr=stderr.get(name, mean.stderr))
         if len(fits) > 1:
             spread[name] = statistics.stdev(float(fit.mean()) for fit in fits)
     return Probed(scores, spread)

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vpretrain.run.scores import Score
+from vpretrain.run.scores import Score, score
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading, Window
 from vpretrain.vision.data.images import Pictures
-from vpretrain.vision.evaluation.probes import mean_score
 from vpretrain.vision.feedback.features import Encoder, freeze
 
 DIFFICULTIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -30,6 +29,8 @@ DIFFICULTIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "hard": (frozenset({"hard"}), frozenset({"junk", "easy"})),
 }
 """By difficulty, the kinds of images that count as right, and those removed from the ranking."""
+DECODED_PICTURES = 32
+"""Pictures that are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,13 @@ def _read_truth(path: Path) -> _Truth:
         raise user_error(str(path), message, value=repr(error), accepted=accepted) from error
 
 
-def pooled(
-    encoder: Encoder, pictures: Pictures, *, patches: bool = True, batch_size: int = 32
-) -> Tensor:
+def pooled(encoder: Encoder, pictures: Pictures, *, patches: bool = True) -> Tensor:
     """Return the mean over patches, or the backbone's pooled features, of pictures: ``[N, D]``.
 
-    Pictures have one size. ``batch_size`` of them are decoded at a time and not kept."""
+    Pictures have one size. ``DECODED_PICTURES`` of them are decoded at a time and not kept."""
     means = []
-    for at in range(0, len(pictures), batch_size):
-        some = [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))]
+    for at in range(0, len(pictures), DECODED_PICTURES):
+        some = [pictures[i] for i in range(at, min(at + DECODED_PICTURES, len(pictures)))]
         features = freeze(encoder, some).features
         means.append(features.patches.float().mean(dim=(2, 3)) if patches else features.pooled)
     return torch.cat(means)
@@ -235,7 +234,7 @@ def _mean_average_precision(
             value=f"{len(items)} of {len(relevance)} queries",
             accepted="2 or more",
         )
-    return mean_score(items, higher_is_better=True)
+    return score(torch.tensor(items, dtype=torch.float64), higher_is_better=True)
 
 
 def _indices(relevant: Relevance, kinds: frozenset[str]) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from vpretrain.config.section import Section
 from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Feedback, Gradient
 from vpretrain.system.contexts import evaluating, frozen
@@ -33,15 +34,17 @@ CHUNK_PICTURES = 16
 """Feedback pictures in one forward pass with gradients."""
 
 
-@dataclass(frozen=True)
-class HeadSettings:
-    """Training of the heads before each meta step (G.2, part i).
+class HeadSettings(Section):
+    """The heads that predict labels from features (G.2, part i)."""
 
-    Each setting is described in :class:`vpretrain.vision.recipe.data.FeedbackHead`."""
-
-    steps: int = 4
-    batch_size: int = 16
-    learning_rate: float = 5e-3
+    steps: NonNegativeInt = 4
+    """Updates of each head on frozen features before each meta step."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    learning_rate: PositiveFloat = 5e-3
+    warmup_steps: NonNegativeInt = 200
+    """Updates before the run starts."""
+    blocks: PositiveInt = 1
+    """The heads read the concatenated outputs of this many last blocks."""
 
 
 class DenseFeedback(Feedback[AnyPictureLearner]):
@@ -60,7 +63,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
             target for it, so that tasks can have different data sets.
         tasks: tasks with their weights ``w_task`` > 0.
         width: D of the features.
-        heads: see :class:`HeadSettings`.
+        heads: training of the heads; whoever calls reads its ``warmup_steps`` and ``blocks``.
         batch_size: pictures of each task in a meta batch.
         batches: meta batches per meta step, 2 or more, each from a disjoint share of the meta part.
         seed: seed of heads and batches; the global RNG is never used.
@@ -88,7 +91,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         device: torch.device | str = "cpu",
         where: str = "data.feedback",
     ) -> None:
-        _check(train, meta, tasks, heads, needed=batch_size * batches, batches=batches, where=where)
+        _check(train, meta, tasks, needed=batch_size * batches, batches=batches, where=where)
         self.tasks, self.steps, self.encoder = dict(tasks), heads.steps, encoder
         generator = torch.Generator().manual_seed(seed)
         known = {task: [picture for picture in train if task.has(picture)] for task in tasks}
@@ -194,7 +197,6 @@ def _check(
     train: Sequence[Picture],
     meta: Sequence[Picture],
     tasks: Mapping[DownstreamTask, float],
-    heads: HeadSettings,
     *,
     needed: int,
     batches: int,
@@ -213,9 +215,6 @@ def _check(
     if batches < 2:
         message = "one batch alone cannot show how far feedback agrees with itself"
         refuse("batches", batches, "2 or more", message)
-    if heads.batch_size < 2:
-        message = "a head normalises over the pictures of its batch"
-        refuse("head.batch_size", heads.batch_size, "2 or more", message)
     for key, pictures, least in (("train", train, 2), ("meta", meta, max(1, needed))):
         wrong = target_problems(list(tasks), pictures, f"{where}.{key}")
         problems += wrong

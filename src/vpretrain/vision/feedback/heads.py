@@ -50,10 +50,6 @@ class Head(nn.Module):
         return functional.interpolate(outputs, size, mode="bilinear", align_corners=False)
 
 
-class SegmentationHead(Head):
-    """Predicts class logits for every pixel."""
-
-
 class DepthHead(Head):
     """Predicts depth in metres for every pixel.
 

@@ -1,4 +1,4 @@
-"""Downstream tasks: targets, loss and metric of segmentation, depth and classification.
+"""Downstream tasks: targets and loss of segmentation, depth and classification.
 
 Shapes: B pictures, D feature width, H x W pixels, C classes."""
 
@@ -15,25 +15,21 @@ from torch.nn import functional
 
 from vpretrain.system.errors import Problem
 from vpretrain.vision.data.images import IGNORE, Picture, valid_depth
-from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, Head, SegmentationHead
+from vpretrain.vision.feedback.heads import ClassificationHead, DepthHead, Head
 
 
 class DownstreamTask(ABC):
-    """Targets, loss and metric of one kind of label.
+    """Targets and loss of one kind of label.
 
     The loss on some pictures is ``losses(...).sum() / counts(...).sum()``, a mean over all valid
     pixels (or pictures), which can be computed in pieces.
 
     Attributes:
         name: unique among the tasks of a feedback set.
-        metric: first metric of its probe (:mod:`vpretrain.vision.evaluation.probes`).
-        higher_is_better: whether higher values of that metric are better.
         dense: whether its head reads patch features rather than pooled ones.
     """
 
-    name: str
-    metric: ClassVar[str]
-    higher_is_better: ClassVar[bool]
+    name: ClassVar[str]
     dense: ClassVar[bool] = True
 
     @abstractmethod
@@ -73,7 +69,6 @@ class ClassTask(DownstreamTask):
 
     classes: int
     head_type: ClassVar[type[Head]]
-    higher_is_better = True
 
     def head(
         self,
@@ -94,13 +89,11 @@ class Segmentation(ClassTask):
     Args:
         classes: C.
         class_weights: ``w``, one per class (see :func:`balanced`); empty: all pixels have weight 1.
-        name: name of the task.
     """
 
     class_weights: tuple[float, ...] = ()
-    name: str = "segmentation"
-    metric = "miou"
-    head_type = SegmentationHead
+    name = "segmentation"
+    head_type = Head
 
     def has(self, picture: Picture) -> bool:
         return picture.labels is not None and bool((picture.labels != IGNORE).any())
@@ -153,14 +146,11 @@ class Depth(DownstreamTask):
     Args:
         loss: ``l1`` or ``l2``.
         valid_metres: valid depths, above the first and up to the second.
-        name: name of the task.
     """
 
     loss: Literal["l1", "l2"] = "l1"
     valid_metres: tuple[float, float] = (1e-3, 10.0)
-    name: str = "depth"
-    metric = "rmse"
-    higher_is_better = False
+    name = "depth"
 
     def valid(self, depth: Tensor) -> Tensor:
         """Return a mask, True where a depth is valid; False at NaN."""
@@ -205,8 +195,7 @@ class Depth(DownstreamTask):
 class Classification(ClassTask):
     """Classification of whole pictures: cross-entropy in nats, averaged over pictures."""
 
-    name: str = "classification"
-    metric = "accuracy"
+    name = "classification"
     head_type = ClassificationHead
     dense = False
 

@@ -11,46 +11,42 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
+from vpretrain.config.section import Section
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.vision.fields import Range
 
 REDRAWS = 100
 """Redraws of the blocks of images with too little context before the grid is called too small."""
 
 
-@dataclass(frozen=True)
-class BlockSettings:
-    """Number and sizes of blocks.
+class BlockSettings(Section):
+    """I-JEPA's block masks; the context block has the aspect ratio of the grid."""
 
-    Each setting is described in :class:`vpretrain.vision.recipe.learner.Blocks`. Scales are
-    fractions of the grid in (0, 1]. The context block has the aspect ratio of the grid.
+    targets: PositiveInt = 4
+    """Target blocks per image."""
+    target_scale: Range = (0.15, 0.2)
+    """Range of the fraction of the patch grid that a target block covers."""
+    target_aspect: Range = (0.75, 1.5)
+    """Range of a target block's height divided by its width."""
+    context_scale: Range = (0.85, 1.0)
+    """Range of the fraction of the patch grid that the context block covers before the targets are
+    removed from it."""
+    least_context_patches: PositiveInt = 4
+    """Fewest context patches left after the targets are removed."""
 
-    Raises:
-        UserError: a range is empty or out of bounds, or a count is below 1.
-    """
-
-    targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_aspect: tuple[float, float] = (0.75, 1.5)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    least_context_patches: int = 4
-
-    def __post_init__(self) -> None:
-        most_of = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0}
-        for name, most in most_of.items():
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= most:
-                raise user_error(
-                    f"learner.blocks.{name}",
-                    "this is not a range that blocks can be drawn from",
-                    value=(low, high),
-                    accepted=f"two numbers, the smaller first, above 0 and at most {most:g}",
-                )
-        for name in ("targets", "least_context_patches"):
-            if (count := getattr(self, name)) < 1:
-                where = f"learner.blocks.{name}"
-                raise user_error(where, "there must be one", value=count, accepted="1 or more")
+    @field_validator("target_scale", "target_aspect", "context_scale")
+    @classmethod
+    def _can_be_drawn_from(cls, value: Range, info: ValidationInfo) -> Range:
+        most = math.inf if info.field_name == "target_aspect" else 1.0
+        if not 0 < value[0] <= value[1] <= most:
+            raise ValueError(
+                "this is not a range that blocks can be drawn from; give two numbers, the smaller "
+                "first, above 0 and, for a scale, at most 1"
+            )
+        return value
 
 
 @dataclass(frozen=True, eq=False)

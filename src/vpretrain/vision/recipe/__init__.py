@@ -10,49 +10,11 @@ from pydantic import model_validator
 from vpretrain.config.kinds import discover
 from vpretrain.config.recipe import Recipe
 from vpretrain.vision import steering
-from vpretrain.vision.recipe.data import Data, Feedback, FeedbackSet, Source
-from vpretrain.vision.recipe.evaluate import ProbeSection, RetrievalSection, VisionEvaluate
-from vpretrain.vision.recipe.learner import Crops, LearnerSection, Prepare
-from vpretrain.vision.recipe.pictures import (
-    Ade20kPictures,
-    FolderPictures,
-    ImageNetPictures,
-    LabelledPictures,
-    NyuV2Pictures,
-    PackedPictures,
-    Pictures,
-    PictureSet,
-    ScenePictures,
-    TablePictures,
-    TarPictures,
-)
+from vpretrain.vision.recipe.data import Data
+from vpretrain.vision.recipe.evaluate import VisionEvaluate
+from vpretrain.vision.recipe.learner import LearnerSection
 from vpretrain.vision.steering.arms import ARMS, VisionArm
 from vpretrain.vision.steering.masks import AscentArm
-
-__all__ = [
-    "Ade20kPictures",
-    "Crops",
-    "Data",
-    "Feedback",
-    "FeedbackSet",
-    "FolderPictures",
-    "ImageNetPictures",
-    "LabelledPictures",
-    "LearnerSection",
-    "NyuV2Pictures",
-    "PackedPictures",
-    "PictureSet",
-    "Pictures",
-    "Prepare",
-    "ProbeSection",
-    "RetrievalSection",
-    "ScenePictures",
-    "Source",
-    "TablePictures",
-    "TarPictures",
-    "VisionEvaluate",
-    "VisionRecipe",
-]
 
 discover(steering)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vpretrain.config.recipe import Section
 from vpretrain.vision.feedback.gradient import HeadSettings
-from vpretrain.vision.recipe.common import Downstream, Level
+from vpretrain.vision.fields import Downstream, Level
 from vpretrain.vision.recipe.pictures import Pictures
 
 
@@ -32,23 +32,6 @@ class FeedbackSet(Section):
     """Number of other pictures, on which g_down is computed."""
 
 
-class FeedbackHead(Section):
-    """The heads that predict labels from features (G.2, part i)."""
-
-    steps: NonNegativeInt = 4
-    """Updates of each head on frozen features before each meta step."""
-    batch_size: Annotated[int, Field(ge=2)] = 16
-    learning_rate: PositiveFloat = 5e-3
-    warmup_steps: NonNegativeInt = 200
-    """Updates before the run starts."""
-    blocks: PositiveInt = 1
-    """The heads read the concatenated outputs of this many last blocks."""
-
-    def settings(self) -> HeadSettings:
-        """Return the settings as the feedback takes them."""
-        return HeadSettings(self.steps, self.batch_size, self.learning_rate)
-
-
 class Feedback(Section):
     """The labelled pictures that steer."""
 
@@ -61,7 +44,7 @@ class Feedback(Section):
     batches: Annotated[int, Field(ge=2)] = 2
     """Meta batches per meta step; g_down is the mean of their gradients, and their agreement is its
     reliability."""
-    head: FeedbackHead = FeedbackHead()
+    head: HeadSettings = HeadSettings()
 
 
 class Data(Section):

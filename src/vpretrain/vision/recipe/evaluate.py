@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from vpretrain.config.recipe import Evaluate, Section
 from vpretrain.vision.evaluation.probes import ProbeSettings
-from vpretrain.vision.recipe.common import Probe, Side
-
-
-class ProbeSection(Section):
-    """Training of a linear-BN head on frozen features."""
-
-    steps: PositiveInt = 500
-    """Training steps; the paper takes 20,000."""
-    batch_size: Annotated[int, Field(ge=2)] = 16
-    learning_rate: PositiveFloat = 1e-2
-    weight_decay: NonNegativeFloat = 0.05
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    clip_norm: PositiveFloat = 1.0
-    train_size: Side | None = None
-    """Height and width at which the training loss is computed; scores are always at the size of the
-    pictures."""
-    refits: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    """Seeds; the probe is fitted once per seed, and scores are means over the fits."""
-
-    def settings(self) -> ProbeSettings:
-        """Return the settings as the probes take them."""
-        return ProbeSettings(**self.model_dump())
+from vpretrain.vision.fields import Probe, Side
 
 
 class RetrievalSection(Section):
@@ -64,8 +43,8 @@ class VisionEvaluate(Evaluate):
     memory_gib: PositiveFloat = 8.0
     """Memory in GiB for the frozen features of one set of pictures. Patch features that need more
     are recomputed for every batch of a probe, at the cost of one backbone pass each."""
-    probe: ProbeSection = ProbeSection()
-    depth_probe: ProbeSection | None = None
+    probe: ProbeSettings = ProbeSettings()
+    depth_probe: ProbeSettings | None = None
     """Settings of the depth probe; null: those of ``probe``."""
     neighbours: PositiveInt = 10
     """Number of neighbours of the ``knn`` probe."""

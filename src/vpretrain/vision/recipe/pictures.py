@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from vpretrain.config.place import FilePlace
 from vpretrain.config.recipe import MadeUp, Section
-from vpretrain.vision.recipe.common import Level, Range, Side
+from vpretrain.vision.fields import Level, Range, Side
 
 VOID = 255
 SOME_CLASSES = Field(min_length=2, max_length=VOID)
@@ -50,7 +50,7 @@ class ScenePictures(PictureSet):
 
 
 class LabelledPictures(PictureSet):
-    """Pictures with label maps, and the meaning of the numbers or colours in them."""
+    """Pictures with label or depth maps, and the meaning of what is in them."""
 
     classes: Annotated[int, Field(ge=2, le=255)] | None = None
     """Number of classes in the label maps; not needed with ``label_values``, ``label_map`` or
@@ -72,6 +72,9 @@ class LabelledPictures(PictureSet):
     other_labels: Literal["refuse", "void"] = "refuse"
     """Numbers and colours that stand for no class: ``refuse`` the picture, or treat the pixels as
     ``void`` (no label)."""
+    depth_metres: Range = (1e-3, 10.0)
+    """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
+    probe are clipped to the widest range of the recipe's depth sets."""
 
     @model_validator(mode="after")
     def _has_one_code(self) -> Self:
@@ -141,9 +144,6 @@ class FolderPictures(LabelledPictures):
     depth: Path | None = None
     """Folder of the depth maps (16-bit ``.png`` in millimetres, or ``.npy`` of floating-point
     metres), relative to ``data.root``."""
-    depth_metres: Range = (1e-3, 10.0)
-    """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
-    probe are clipped to the widest range of the recipe's depth sets."""
 
     @model_validator(mode="after")
     def _has_classes(self) -> Self:
@@ -165,9 +165,6 @@ class PackedPictures(LabelledPictures):
     read stops the run when it is drawn."""
     labels: str | None = None
     """Where label maps are. Needs the number of classes."""
-    depth_metres: Range = (1e-3, 10.0)
-    """Valid depths: above the first, up to the second; others count as unknown. Predictions of the
-    probe are clipped to the widest range of the recipe's depth sets."""
 
     @model_validator(mode="after")
     def _has_classes(self) -> Self:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from vpretrain.config.arms import Role
 from vpretrain.method.roles import ContextT, TaskT, ValueFunction
 from vpretrain.method.simple import BaselineDesigner
 from vpretrain.vision.dino import learner as dino
@@ -44,6 +45,7 @@ class ConstantMask(BaselineDesigner[ContextT, TaskT]):
     "constant_mask", "control: the keep ratio as a constant mask, the same blur everywhere"
 )
 class ConstantMaskArm(MaskArm):
+    role: ClassVar[Role] = "control"
     uses_feedback = False
 
     def build(self, site: Site) -> ConstantMask:
@@ -90,6 +92,7 @@ class RandomMasks(BaselineDesigner[ContextT, TaskT]):
 
 @ARMS.declare("random_masks", "control: smooth random masks of the keep ratio, fresh at every step")
 class RandomMasksArm(MaskArm):
+    role: ClassVar[Role] = "control"
     uses_feedback = False
 
     grain: PositiveInt = 16
@@ -125,6 +128,7 @@ class UniformSmoothing(BaselineDesigner[dino.Context, dino.ViewTask]):
     "control, DINO: a constant part of every target spread evenly over the prototypes",
 )
 class UniformSmoothingArm(CandidatesArm):
+    role: ClassVar[Role] = "control"
     uses_feedback = False
 
     control_gate: Annotated[float, Field(ge=0, le=1)] = 0.1

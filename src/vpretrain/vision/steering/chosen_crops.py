@@ -30,11 +30,11 @@ from vpretrain.vision.steering.arms import ARMS, DINO, Site, VisionArm
 from vpretrain.vision.steering.views import LearnedTargets
 
 
-def picture_values(probe: LearnedTargets, gradient: Tensor) -> Tensor:
-    """Return the value ``[B]`` of each picture's views.
+def picture_values(targets: Tensor, gradient: Tensor) -> Tensor:
+    """Return the value ``[B]`` of each picture's views from ``[G, B, P]`` targets.
 
-    ``gradient`` is ``dV/d targets`` ``[G, B, P]`` of the mean loss over pictures."""
-    return probe.mass.shape[1] * (gradient * probe.mass).sum(dim=(0, 2))
+    ``gradient`` is ``dV/d targets`` of the mean loss over pictures."""
+    return targets.shape[1] * (gradient * targets).sum(dim=(0, 2))
 
 
 class CropSelector(Selector[ImageBatch, Context]):
@@ -105,9 +105,10 @@ class CropSelector(Selector[ImageBatch, Context]):
 
 def _values_of(context: Context, value_of: DirectedValue[Context]) -> Tensor:
     """Return the values ``[F, B]`` of one candidate."""
-    probe = LearnedTargets(context.teacher_targets)
-    estimates = value_of.each(context, probe)
-    return torch.stack([picture_values(probe, each.gradient[0]) for each in estimates])
+    targets = context.teacher_targets
+    # Linear in its targets, the loss becomes this process's part of the mean over all pictures.
+    estimates = value_of.each(context, LearnedTargets(targets / context.batch.world))
+    return torch.stack([picture_values(targets, each.gradient[0]) for each in estimates])
 
 
 def gathered(contexts: Sequence[Context], chosen: Tensor) -> Crops:

@@ -6,13 +6,14 @@ masks over these controls is the effect of steering."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
+from vpretrain.config.arms import Role
 from vpretrain.method.network import NetworkDesigner
 from vpretrain.method.roles import (
     Bounds,
@@ -172,6 +173,8 @@ class OtherPicturesMasks(AfterLearned[ContextT, TaskT]):
     "control: smooth random masks with the mean and the unevenness of the learned ones",
 )
 class UnevenMasksArm(AscentArm):
+    role: ClassVar[Role] = "control"
+
     grain: PositiveInt = 16
     """Side in pixels of the grid on which the random places are drawn."""
 
@@ -185,5 +188,7 @@ class UnevenMasksArm(AscentArm):
     "control: masks that are learned from the values of another picture of the batch",
 )
 class OtherPicturesArm(AscentArm):
+    role: ClassVar[Role] = "control"
+
     def build(self, site: Site) -> OtherPicturesMasks[Any, Any]:  # type: ignore[override]
         return OtherPicturesMasks(super().build(site), site.surface().picture_dim)

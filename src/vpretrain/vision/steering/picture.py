@@ -14,6 +14,9 @@ from vpretrain.method.roles import Designer, Learner, ValueFunction
 from vpretrain.vision.drawing import draw_rows
 from vpretrain.vision.steering.views import LearnedViews
 
+CROPS = 10
+"""Most crops that are drawn."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -54,10 +57,10 @@ def shown(
     return Shown(crops, task.mask[0].float().cpu(), views)
 
 
-def draw(shown: Shown, path: Path, *, title: str, count: int = 10) -> None:
-    """Write a PNG of three rows (crops, masks, learned views) of the first ``count`` crops."""
+def draw(shown: Shown, path: Path, *, title: str) -> None:
+    """Write a PNG of three rows (crops, masks, learned views) of the first ``CROPS`` crops."""
     rows = {"crop": shown.crops, "mask": shown.masks, "learned view": shown.views}
-    draw_rows({name: list(row[:count]) for name, row in rows.items()}, path, title=title)
+    draw_rows({name: list(row[:CROPS]) for name, row in rows.items()}, path, title=title)
 
 
 class _AskedForValues(Exception):

@@ -1,4 +1,4 @@
-"""Value types that several sections use."""
+"""Types of recipe values that several sections use."""
 
 from __future__ import annotations
 

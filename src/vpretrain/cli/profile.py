@@ -1,4 +1,4 @@
-"""Commands that measure cost."""
+"""The command that measures what steering costs."""
 
 from __future__ import annotations
 
