@@ -151,7 +151,8 @@ def main() -> None:
         print(n, *(f"{name} {value:.3f}" for name, value in figures.items()), sep="  ")
     machine = {key: what for key, what in environment().items() if key != "command"}
     shown = {
-        "command": f"python benchmarks/feedback_drift.py {Path(options.recipe).name}",
+        "command": f"python benchmarks/feedback_drift.py {Path(options.recipe).name} "
+        f"--steps {' '.join(map(str, options.steps))} --moments {options.moments}",
         "rows": options.rows,
         "moments": options.moments,
         "reference_rows": REFERENCE_BATCHES * options.rows,
