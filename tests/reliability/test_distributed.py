@@ -20,6 +20,7 @@ from vpretrain.run.train import train
 from vpretrain.system import distributed
 from vpretrain.system.errors import UserError, user_error
 from vpretrain.vision import Vision
+from vpretrain.vision.data.crops import MultiCrop
 from vpretrain.vision.modality import _stream
 
 # its norms are in the model's dtype; those of llama round to float32 whatever they are given
@@ -355,15 +356,15 @@ def test_a_run_folder_that_not_all_see_is_named(tmp_path):
 @pytest.mark.parametrize("world", [2, 4])
 def test_pictures_look_the_same_however_they_are_shared_out(pictures, world):
     recipe = pictures_recipe()
-    settings = recipe.learner.crops.settings()
+    crop = MultiCrop(recipe.learner.crops)
 
     whole = next(_stream(recipe, pictures["dino"], 0))
-    views = settings(whole)
+    views = crop(whole)
     for rank in range(world):
         stream = _stream(recipe, pictures["dino"], 0, rank=rank, world=world)
         part = next(stream)
         assert part.names == whole.names[rank::world]
-        found = settings(part)
+        found = crop(part)
         for mine, all_of_them in zip(
             (*found.global_views, *found.local_views),
             (*views.global_views, *views.local_views),

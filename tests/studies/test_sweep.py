@@ -17,7 +17,7 @@ from vpretrain.config.recipe import load
 from vpretrain.config.sweep import Range
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.studies import sweep as sweeps
-from vpretrain.studies.sweep_plan import SWEPT
+from vpretrain.studies.sweep_plan import Swept
 from vpretrain.system.errors import Stopped, UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
     scores = [trial.value for trial in sweeps._study(here / "out").get_trials()]
     assert found["best"]["values"]["dev/nll"] == min(scores) and found["front"] == []
     assert 1e-4 <= best.learner.learning_rate <= 1e-1 and best.value.meta_period in (1, 2, 3)
-    assert load(here / "out" / "recipe.yaml", schemas=SWEPT).sweep == plan().sweep
+    assert load(here / "out" / "recipe.yaml", schemas=Swept()).sweep == plan().sweep
 
 
 def test_trials_may_have_a_budget_in_flops(here):
@@ -120,7 +120,7 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
 
 
 def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monkeypatch):
-    rates, periods = [1e-3, 1e-2, 1e-1], [1, 2]
+    rates, periods = [1e-3, 1e-2], [1, 2]
     space = f"""sweep:
   keys: {{learner.learning_rate: {rates}, value.meta_period: {periods}}}
   objectives: [dev/nll]
@@ -145,7 +145,7 @@ def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monke
         (json.loads(each["learner.learning_rate"]), json.loads(each["value.meta_period"]))
         for each in parameters(here / "out")
     ]
-    assert found["trials"] == 6 and killed
+    assert found["trials"] == 4 and killed
     assert sorted(tried) == [(rate, period) for rate in rates for period in periods]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from typing import Any
 
 from pydantic import create_model
 
-from vpretrain.config.recipe import Recipe, Schemas, load
+from vpretrain.config.recipe import Recipe, load
 from vpretrain.config.sweep import Range, Sweep
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.system.errors import Problem, UserError
@@ -41,7 +41,7 @@ class Plan:
             UserError: lists everything that is wrong with the recipe or with a value that a trial
                 could take.
         """
-        swept: Any = load(source, overrides, schemas=SWEPT)
+        swept: Any = load(source, overrides, schemas=Swept())
         plan = cls(source, tuple(overrides), _without_sweep(swept), swept.sweep)
         problems: dict[str, Problem] = {}
         for key, space in plan.sweep.keys.items():
@@ -86,22 +86,31 @@ class Plan:
         sweep's.
         """
         overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=SWEPT))
+        recipe = _without_sweep(load(self.source, [*self.overrides, *overrides], schemas=Swept()))
         budget = recipe.budget if own_budget or self.sweep.budget is None else self.sweep.budget
         return recipe.model_copy(update={"budget": budget})
+
+
+class Swept(Mapping[str, Callable[[], type[Recipe]]]):
+    """The recipe schemas of all modalities, with the section ``sweep`` required.
+
+    Those of other packages are among them as soon as they are installed.
+    """
+
+    def __getitem__(self, name: str) -> Callable[[], type[Recipe]]:
+        schema = SCHEMAS[name]
+        return lambda: _with_sweep(schema())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SCHEMAS)
+
+    def __len__(self) -> int:
+        return len(SCHEMAS)
 
 
 @cache  # the recipe is read for every value and trial, and building a class is slow
 def _with_sweep(schema: type[Recipe]) -> type[Recipe]:
     return create_model("Swept", __base__=schema, sweep=(Sweep, ...))
-
-
-def _swept(name: str) -> type[Recipe]:
-    return _with_sweep(SCHEMAS[name]())
-
-
-SWEPT: Schemas = {name: partial(_swept, name) for name in SCHEMAS}
-"""The recipe schemas of all modalities, with the section ``sweep`` required."""
 
 
 def _without_sweep(swept: Recipe) -> Recipe:
