@@ -371,8 +371,7 @@ def test_a_long_run_is_said_with_a_shorter_one():
         "then, for a verdict (9 runs, 1.5 h or more here):",
         f"  {command}",
     ]
-    wrong = Examined([Problem("a", "", "", "b")], None)
-    assert list(init._next_commands(out, command, wrong)) == [
+    assert list(init._next_commands(out, command, Examined([Problem("a", "", "", "b")], None))) == [
         "fix this in my notes/a.yaml, then: vpretrain check 'my notes/a.yaml'"
     ]
     said = list(examined_lines(Examined([], need), first_look=False))

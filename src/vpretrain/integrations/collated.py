@@ -42,11 +42,9 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
             another token than the one at its place, or packed documents come without positions.
     """
     ids, labels = (_rows(inputs, name) for name in ("input_ids", "labels"))
-    mask = (
-        _rows(inputs, "attention_mask", ids.shape)
-        if "attention_mask" in inputs
-        else torch.ones_like(ids)
-    )
+    mask = torch.ones_like(ids)
+    if "attention_mask" in inputs:
+        mask = _rows(inputs, "attention_mask", ids.shape)
     if "position_ids" not in inputs and (marks := inputs.keys() & _OTHER_MARKS):
         raise user_error(
             "data_collator: position_ids",

@@ -85,15 +85,7 @@ def sweep(
     with writing(out):  # else another process's running trials would be taken for abandoned ones
         step0, accepted = _opened(plan, out, accept_changes)
         study = _study(out)
-        for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            given = stale.system_attrs.get("fixed_params", stale.params)
-            study.enqueue_trial(given)  # its process is gone: run it again
-            study.tell(stale.number, state=TrialState.FAIL)
-        if 0 < (count := len(plan.combinations)) <= trials:
-            trials = count
-            for values in plan.combinations:
-                stored = {key: json.dumps(value) for key, value in values.items()}
-                study.enqueue_trial(stored, skip_if_exists=True)
+        trials = _queued(study, plan, trials)
         done = len(_finished(study))
         progress(done, trials, "step 0", 0.0)
 
@@ -108,6 +100,21 @@ def sweep(
             underway[place] = 0.0
             progress(done, trials, line, sum(underway.values()))
         return _written(plan, out, study, step0, accepted)
+
+
+def _queued(study: optuna.Study, plan: Plan, trials: int) -> int:
+    """Puts into the queue trials whose process is gone, and all combinations of listed values if
+    there are enough trials; returns the number of trials."""
+    for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.enqueue_trial(stale.system_attrs.get("fixed_params", stale.params))
+        study.tell(stale.number, state=TrialState.FAIL)
+    combinations = plan.combinations
+    if not 0 < len(combinations) <= trials:
+        return trials
+    for values in combinations:
+        stored = {key: json.dumps(value) for key, value in values.items()}
+        study.enqueue_trial(stored, skip_if_exists=True)
+    return len(combinations)
 
 
 class Trials:

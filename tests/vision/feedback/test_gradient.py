@@ -50,6 +50,9 @@ class Encoder:
         return Features(patches, patches.mean(dim=(2, 3)))
 
 
+UNTRAINED = HeadSettings(steps=0, batch_size=4, learning_rate=1e-2)
+
+
 def new_learner(**options):
     encoder = Encoder(**options)
     aligned = {name: p for name, p in encoder.model.named_parameters() if name.startswith("3.")}
@@ -92,7 +95,7 @@ def flat(gradient: Gradient):
 def test_the_gradient_is_that_of_the_whole_computation_written_out(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_PICTURES", 2)  # batches of 3 then come in two pieces
     learner = new_learner(dtype=torch.float64)
-    feedback = new_feedback(heads=HeadSettings(steps=0, batch_size=4, learning_rate=1e-2))
+    feedback = new_feedback(heads=UNTRAINED)
     feedback.heads.double()
     feedback.warm_up(learner, 5)
     heads = {name: copy.deepcopy(head).eval() for name, head in feedback.heads.items()}
@@ -268,9 +271,7 @@ def test_tasks_of_two_data_sets_add_up():
         ]
 
     def direction(train, meta, tasks):
-        feedback = new_feedback(
-            train, meta, tasks, heads=HeadSettings(steps=0, batch_size=4, learning_rate=1e-2)
-        )
+        feedback = new_feedback(train, meta, tasks, heads=UNTRAINED)
         feedback.heads.double()
         for task in tasks:
             generator = torch.Generator().manual_seed(9)

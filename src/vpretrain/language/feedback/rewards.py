@@ -279,12 +279,13 @@ def sample(
                 break
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    answers = torch.stack(drawn, dim=1).tolist()
-    lengths = (
-        next((at for at, token in enumerate(answer, 1) if token in end_ids), len(answer))
-        for answer in answers
-    )
-    return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
+    return [_ended(answer, end_ids) for answer in torch.stack(drawn, dim=1).tolist()]
+
+
+def _ended(answer: list[int], end_ids: Sequence[int]) -> list[int]:
+    """The answer up to its first end token, which it includes."""
+    ends = (at for at, token in enumerate(answer, 1) if token in end_ids)
+    return answer[: next(ends, len(answer))]
 
 
 def _answered(row: Row, prompt: list[int], answer: list[int]) -> Document:
