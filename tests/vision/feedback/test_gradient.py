@@ -28,6 +28,7 @@ from vpretrain.vision.feedback.tasks import Classification, Depth, Segmentation
 from vpretrain.vision.loading import new_model
 
 CLASSES, WIDTH, SIDE = 3, 6, 8
+UNTRAINED = HeadSettings(steps=0, batch_size=4, learning_rate=1e-2)
 TASKS = {Segmentation(CLASSES): 2.0, Depth(): 0.5}
 
 
@@ -48,9 +49,6 @@ class Encoder:
     def features(self, images):
         patches = self.model(images)
         return Features(patches, patches.mean(dim=(2, 3)))
-
-
-UNTRAINED = HeadSettings(steps=0, batch_size=4, learning_rate=1e-2)
 
 
 def new_learner(**options):
