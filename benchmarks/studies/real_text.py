@@ -213,3 +213,31 @@ add(
     "threads=1",
     *ELSEWHERE,
 )
+add(
+    "qwen-without",
+    "adapters of Qwen2.5-Coder-0.5B on the stream that holds no GSM8K text",
+    SMOL,
+    (
+        replace(
+            RELEASED,
+            seeds=(0,),
+            folder="qwen",
+            command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
+        ),
+    ),
+    {
+        "onehot": "arm=onehot",
+        **UNSHRUNK,
+        "fixed_random_direction": "arm=fixed_random_direction designer.kind=document_weights "
+        "designer.tilt=1.5",
+    },
+    QUESTIONS_AND_PROSE,
+    "learner.lora={r: 8, alpha: 16, targets: "
+    "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}",
+    "learner.learning_rate=2e-4",
+    "data.batch_size=4",
+    FEW_ROWS,
+    "data.evaluation.test.rows=60",
+    "threads=1",
+    *ELSEWHERE,
+)
