@@ -188,7 +188,7 @@ def test_the_packaged_learner_is_an_ordinary_folder(name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from vpretrain.language.data import word_problems
-    from vpretrain.models.explained import ASSETS
+    from vpretrain.models.load_errors import ASSETS
 
     folder = ASSETS / recipes.load(name, schemas=SCHEMAS).learner.model
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -225,12 +225,7 @@ add(
             command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
         ),
     ),
-    {
-        "onehot": "arm=onehot",
-        **UNSHRUNK,
-        "fixed_random_direction": "arm=fixed_random_direction designer.kind=document_weights "
-        "designer.tilt=1.5",
-    },
+    {"onehot": "arm=onehot", **UNSHRUNK},
     QUESTIONS_AND_PROSE,
     "learner.lora={r: 8, alpha: 16, targets: "
     "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}",
@@ -238,6 +233,7 @@ add(
     "data.batch_size=4",
     FEW_ROWS,
     "data.evaluation.test.rows=60",
+    "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
+    "evaluate.also=[mathematics]",
     "threads=1",
-    *ELSEWHERE,
 )

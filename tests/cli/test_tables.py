@@ -4,8 +4,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from vpretrain.cli.tables import profile_tables, verdicts
+from vpretrain.cli.tables import comparison_table, profile_tables, verdicts
 from vpretrain.studies.profile import PARTS
+from vpretrain.studies.statistics import paired_table
 
 ARMS = ("onehot", "fixed_random_direction")
 WHAT_IT_TAKES = {
@@ -50,3 +51,23 @@ def test_a_verdict_that_held_out_items_took_back_says_why():
         "chance, held-out items do not bear it out"
     )
     assert alike == "alike: not told apart from onehot in test/nll (p = 0.3, Holm)"
+
+
+def test_an_arm_without_a_score_is_a_dash_and_has_no_verdict():
+    """The evaluation was changed between the runs of two arms, and the change accepted."""
+    metrics = {"test/pass@1": {"higher_is_better": True}, "test/nll": {"higher_is_better": False}}
+    both, one = {"test/pass@1": 0.5, "test/nll": 1.0}, {"test/nll": 0.9}
+    runs = [
+        {"arm": arm, "seed": seed, "seconds": 1.0, "final": final}
+        for arm, final in (("onehot", both), ("ascent", one))
+        for seed in range(2)
+    ]
+    summary, paired = paired_table(runs, metrics, "onehot")
+    step0 = {name: {"value": value} for name, value in both.items()}
+    table = {"match": "steps", "budget": 1, "runs": runs, "metrics": metrics, "step0": step0}
+    table |= {"summary": summary, "paired": paired}
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(comparison_table(table, console.width))
+    (row,) = [line for line in console.export_text().splitlines() if "ascent" in line]
+    assert "–" in row and "0.9000" in row
+    assert list(verdicts(table)) == []

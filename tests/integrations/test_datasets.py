@@ -140,6 +140,10 @@ SAME = [
     {"input_ids": [*ids(f"{ASKED} {ANSWER}"), EOS]},
     {"prompt": ASKED, "completion": " 0 0 ."},  # the same question with another answer
     {"input_ids": ids(f"{ASKED} 0 0 ."), "labels": [-100] * len(ids(ASKED)) + ids("0 0 .")},
+    {  # as TRL marks completions before it makes labels of them
+        "input_ids": ids(f"{ASKED} 0 0 ."),
+        "completion_mask": [0] * len(ids(ASKED)) + [1] * len(ids("0 0 .")),
+    },
     {
         "input_ids": [*ids("ann sings ."), *ids(f"{ASKED} {ANSWER}")],
         "seq_lengths": [3, len(ids(f"{ASKED} {ANSWER}"))],

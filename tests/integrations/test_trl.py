@@ -130,6 +130,11 @@ def test_its_own_losses_and_rows_that_are_trained_on_are_refused(tmp_path):
         )
 
 
+def test_rows_that_are_cut_anywhere_are_said_to_be_unknown(tmp_path, caplog):
+    made(tmp_path, packing=True, packing_strategy="wrapped")
+    assert "whether feedback rows are in it is not known" in caplog.text
+
+
 @pytest.mark.parametrize("content", ["", "from vpretrain.integrations.trl import Steering"])
 def test_a_file_that_hides_the_library_is_named(content, tmp_path, monkeypatch):
     """A script trl.py is found in place of TRL; one that imports us is imported a second time."""

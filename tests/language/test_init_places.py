@@ -7,7 +7,7 @@ import pytest
 
 from vpretrain.language.init_places import Place
 from vpretrain.system.errors import UserError
-from vpretrain.system.located import files
+from vpretrain.system.locations import files
 
 
 def test_a_folder_may_have_signs_of_patterns_in_its_name(tmp_path):

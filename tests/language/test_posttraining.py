@@ -198,6 +198,18 @@ def test_policy_optimisation_needs_prompts_to_answer(rows, said):
         Language().build(recipe, Language().load(recipe))
 
 
+def test_rows_that_leave_nothing_to_train_on_are_refused_before_the_stream():
+    """Not after hours of it."""
+    rows = "posttraining.rows={kind: word_problems, split: dev, rows: 6}"
+    recipe = tiny_recipe(*SHORT, rows, "arm=vpretrain+sft")
+    materials = Language().load(recipe)
+    data = recipe.data.model_copy(
+        update={"feedback": recipe.data.feedback.model_copy(update={"max_tokens": 4})}
+    )
+    with pytest.raises(UserError, match=r"posttraining\.rows: none leaves a token"):
+        Language().build(recipe.model_copy(update={"data": data}), materials)
+
+
 def test_an_unknown_checker_is_named(materials):
     recipe = tiny_recipe(*SHORT, "posttraining.grpo.checker=nubmer", "arm=grpo")
     with pytest.raises(UserError, match=r"posttraining\.grpo\.checker"):

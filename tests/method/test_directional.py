@@ -38,7 +38,7 @@ def test_the_step_that_is_measured_suits_model_and_direction(sharpness, spread):
     exact = double_backward(loss, parameters, direction, [controls])
     measured = CentralDifference()
     found = measured(loss, parameters, direction, [controls])
-    assert error(found, exact) <= 1e-3 and not measured.left
+    assert error(found, exact) <= 1e-3 and not measured.uses_fallback
     assert float(found.value) == pytest.approx(float(exact.value), rel=1e-3)
     assert error(found, exact) <= 3 * measured.error + 1e-4, "the error that it reports is honest"
 
@@ -65,16 +65,16 @@ def test_where_no_step_is_good_enough_another_estimator_takes_over(caplog):
     estimator = CentralDifference()
     found = estimator(rough, parameters, direction, [controls])
     exact = forward_mode(rough, parameters, direction, [controls])
-    assert estimator.left and torch.equal(found.gradient[0], exact.gradient[0])
+    assert estimator.uses_fallback and torch.equal(found.gradient[0], exact.gradient[0])
     assert "forward_mode" in caplog.text and estimator.metrics() == {}
     smooth = CentralDifference()
     smooth(loss, parameters, direction, [controls])
-    assert not smooth.left, "the controls' gradient does not see a constant"
+    assert not smooth.uses_fallback, "the controls' gradient does not see a constant"
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("can't allocate memory")])
 def test_where_the_other_estimator_does_not_fit_into_memory_the_best_step_stays(fault):
-    def otherwise(*given):
+    def fallback(*given):
         raise fault
 
     controls = torch.ones(4).requires_grad_()
@@ -82,10 +82,10 @@ def test_where_the_other_estimator_does_not_fit_into_memory_the_best_step_stays(
     def rough(parameters):
         return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
 
-    estimator = CentralDifference(otherwise)
+    estimator = CentralDifference(fallback)
     given = rough, {"w": torch.ones(4)}, {"w": torch.ones(4)}, [controls]
     assert estimator(*given).gradient[0].isfinite().all()
-    assert not estimator.left and estimator.step
+    assert not estimator.uses_fallback and estimator.step
 
     def broken(*given):
         raise RuntimeError("shapes do not match")

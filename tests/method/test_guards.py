@@ -70,6 +70,12 @@ def test_a_designer_at_work_shows_no_sign_and_neither_does_one_that_says_nothing
     assert collapse.signs == []
 
 
+def test_a_figure_without_a_bound_on_either_side_shows_no_sign():
+    collapse = Collapse(1, {"tilt": (-math.inf, math.inf)})
+    collapse.update({"tilt": 3.0})
+    assert collapse.signs == []
+
+
 def test_a_sign_is_logged_once_and_is_gone_when_it_is_over(caplog):
     with caplog.at_level(logging.WARNING):
         collapse = after(6, agreement=-1.0)

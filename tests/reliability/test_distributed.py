@@ -2,6 +2,9 @@
 number of them.
 """
 
+import errno
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -175,8 +178,8 @@ def test_blocks_below_s_are_shared_out_and_nothing_else(words):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["learner.aligned_blocks=all"], "nothing to share out"),
-        (["learner.aligned_blocks=2"], "nothing to share out"),
+        (["learner.aligned_blocks=all"], "nothing to shard"),
+        (["learner.aligned_blocks=2"], "nothing to shard"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(words, overrides, message):
@@ -211,6 +214,25 @@ def test_what_the_first_process_is_refused_ends_all_of_them(words, tmp_path, mon
     monkeypatch.setattr(launch, step, refuse)
     recipe = words_recipe("arm=onehot")
     assert together(2, refused, recipe, tmp_path / "out") == ["--out: not here"] * 2
+
+
+def without_room(recipe, folder):
+    with pytest.raises(OSError, match="No space left") as caught:
+        trained(recipe, folder)
+    return type(caught.value).__name__
+
+
+@pytest.mark.parametrize("step", ["RunFolder", "write_manifest"])  # at the beginning, at the end
+def test_a_disk_that_is_full_for_the_first_process_ends_all_of_them(
+    words, tmp_path, monkeypatch, step
+):
+    def full(*given, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Language, "load", lambda self, recipe: words)
+    monkeypatch.setattr(launch, step, full)
+    recipe = words_recipe("arm=onehot", "budget.steps=1")
+    assert together(2, without_room, recipe, tmp_path / "out") == ["OSError"] * 2
 
 
 def test_what_was_trained_in_shards_is_saved_whole(words, tmp_path, monkeypatch):

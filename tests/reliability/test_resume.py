@@ -15,7 +15,7 @@ from tests.reliability.runs import build, language_recipe, vision_recipe, weight
 from vpretrain.language import Language
 from vpretrain.language.feedback.checkers import CHECKERS
 from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
-from vpretrain.models.trained import load_trained_state
+from vpretrain.models.trainable_state import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run

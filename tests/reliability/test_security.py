@@ -19,9 +19,9 @@ from tests.run.test_train import TINY
 from vpretrain.config import recipe as recipes
 from vpretrain.config.recipe import load
 from vpretrain.language import Language
+from vpretrain.run.finished_run import restore_designer
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.saved import restore_designer
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 

@@ -16,12 +16,12 @@ from tests.reliability.runs import language_recipe
 from vpretrain.language import Language
 from vpretrain.run import checkpoint, launch
 from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.finished_run import designer_state
 from vpretrain.run.launch import finished_result, train_one
-from vpretrain.run.saved import designer_state
 from vpretrain.run.scores import Score
 from vpretrain.run.train import train
 from vpretrain.studies import compare
-from vpretrain.studies.entries import checkpoints_path
+from vpretrain.studies.run_files import checkpoints_path
 from vpretrain.system.errors import Fault, UserError
 from vpretrain.system.files import write_json
 

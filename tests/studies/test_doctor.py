@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.run.test_train import tiny_recipe
+from tests.studies import small_recipe
 from vpretrain.language import Language
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.estimators import NAMES
@@ -35,6 +36,14 @@ def test_a_small_part_of_the_data_is_read(monkeypatch):
 def test_estimators_agree_with_double_backward_in_float64():
     found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
     assert [row["name"] for row in found] == list(NAMES)
+    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
+
+
+def test_dropout_is_no_error_of_the_estimators():
+    """The reference is another learner, which would drop out other units."""
+    recipe = small_recipe.tiny_recipe("arm=token_weights")
+    assert recipe.learner.config["attention_dropout"] > 0
+    found = doctor(recipe)["estimators"]
     assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
 
 

@@ -49,9 +49,9 @@ def test_an_arm_that_leaves_the_stream_alone_has_no_step_to_time(forked, monkeyp
 def test_the_passes_of_a_selection_are_in_no_section_of_a_step():
     recipe = tiny_recipe("arm=greats_topk")
     modality = Language()
-    parts = profiling._sectioned(modality.build(recipe, modality.load(recipe)))
+    parts = profiling._with_timed_methods(modality.build(recipe, modality.load(recipe)))
     step = new_step(recipe, parts)
-    step.meta.ask(0.0)
+    step.meta.update_feedback(0.0)
     clock = timing.Clock()
     with timing.clocked(clock):
         drawn = next_batches(parts.stream, parts.designer.draws)

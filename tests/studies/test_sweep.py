@@ -160,7 +160,7 @@ def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monke
 def test_a_step_is_kept_to(space, allowed):
     """Between whole ends too, where Optuna's integers would round it, down to a step of 0."""
     study, space = sweeps.optuna.create_study(), Range(**yaml.safe_load(space))
-    found = {sweeps._suggested(study.ask(), "designer.tilt", space) for _ in range(40)}
+    found = {sweeps._suggest(study.ask(), "designer.tilt", space) for _ in range(40)}
     assert found <= allowed and len(found) > 1
     assert isinstance(found.pop(), int) == isinstance(space.step, int)
 

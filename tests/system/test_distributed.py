@@ -1,11 +1,13 @@
 """Collectives over processes, and what a launcher left out."""
 
+import errno
+
 import pytest
 import torch
 
 from tests.reliability.processes import together
 from vpretrain.system import distributed
-from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.errors import Fault, UserError, user_error
 
 
 def statistics(parts):
@@ -65,6 +67,28 @@ def refused():
 
 def test_what_the_first_finds_wrong_is_told_to_all():
     assert together(2, refused) == ["data.stream: it is not there"] * 2
+
+
+def failed(error):
+    """What each process raises where the first one does."""
+
+    def make():
+        raise error
+
+    said = []
+    for run in (distributed.from_first_rank, distributed.in_turn):
+        with pytest.raises(type(error)) as raised:
+            run(make)
+        said.append(str(raised.value))
+    return said
+
+
+@pytest.mark.parametrize(
+    "error", [Fault("it is broken"), PermissionError(errno.EACCES, "not yours", "runs")]
+)
+def test_what_fails_on_the_first_is_told_to_all(error):
+    """Otherwise the others would die of a broken connection."""
+    assert together(2, failed, error) == [[str(error)] * 2] * 2
 
 
 def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):

@@ -34,6 +34,26 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["best"]
 
 
+def test_a_folder_that_cannot_be_removed_gives_way_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder must never be gone, or half gone, before the new one is in place."""
+    path = tmp_path / "best"
+    path.mkdir()
+    (path / "old").write_text("")
+    present = []
+
+    def rmtree(folder: Path) -> None:
+        present.append([each.name for each in path.iterdir()])
+        raise OSError("Directory not empty")  # as on NFS, where a file is still open
+
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    with replacing(path) as scratch:
+        scratch.mkdir()
+        (scratch / "new").write_text("")
+    assert present == [["new"]]
+
+
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("")

@@ -1,4 +1,4 @@
-"""What stands beside a backbone is made once, saved, gone on with, and refused in another shape."""
+"""What stands own_state_on_cpu a backbone is made once, saved, gone on with, and refused in another shape."""
 
 import json
 
@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel
 from tests.vision.conftest import KINDS, SHAPE, tiny_recipe, weights_hash
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
-from vpretrain.vision.learners import beside
+from vpretrain.vision.learners import own_state_on_cpu
 from vpretrain.vision.prepare import cached
 
 
@@ -33,7 +33,7 @@ def test_heads_are_warmed_up_once_and_alike(kind, of_head):
         if not torch.equal(parameter, cold.learner.model.get_parameter(name))
     }
     assert moved and all(name.startswith(("head.", "predictor.")) for name in moved)
-    states = [beside(parts.learner) for parts in (first, second, alone, cold)]
+    states = [own_state_on_cpu(parts.learner) for parts in (first, second, alone, cold)]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
     assert not torch.equal(states[0][of_head], states[3][of_head])
@@ -55,7 +55,7 @@ def test_a_saved_learner_goes_on_with_its_own_state(kind, materials, tmp_path):
     going_on = tiny_recipe(*description, kind=kind)
     again = Vision().build(going_on, Vision().load(going_on))
     assert weights_hash(again) == weights_hash(parts)
-    states = [beside(each.learner) for each in (parts, again)]
+    states = [own_state_on_cpu(each.learner) for each in (parts, again)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (tmp_path / "model/preprocessor_config.json").exists()  # there was none

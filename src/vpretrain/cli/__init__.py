@@ -72,22 +72,22 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != _INTERRUPTED:
             raise
-        _leave("stopped; what was finished is kept", 3)
+        _exit("stopped; what was finished is kept", 3)
     except Stopped as stop:
-        _leave(f"stopped by {escape(str(stop))}", stop.exit_code)
+        _exit(f"stopped by {escape(str(stop))}", stop.exit_code)
     except (UserError, Fault) as error:
-        _leave(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
+        _exit(f"[red bold]error[/] {escape(str(error))}", error.exit_code)
     except Exception as error:
-        advice = _machine_says(error)
+        advice = _advice_on_machine(error)
         if advice is None:
             raise
-        _leave(f"[red bold]error[/] {escape(advice[0])}", advice[1])
+        _exit(f"[red bold]error[/] {escape(advice[0])}", advice[1])
 
 
 _INTERRUPTED = 130  # typer's exit code for Ctrl-C
 
 
-def _leave(message: str, exit_code: int) -> None:
+def _exit(message: str, exit_code: int) -> None:
     if exit_code == UserError.exit_code and os.environ.get("LOCAL_RANK", "0") != "0":
         sys.exit(exit_code)  # all processes of a machine fail alike; only the first prints
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
@@ -102,14 +102,14 @@ _DISK_FULL = "the disk is full; make room and run the same command again", Fault
 
 
 def _elsewhere(error: OSError) -> str:
-    from vpretrain.models.prepared import cache_folder
+    from vpretrain.models.checkpoint_cache import cache_folder
 
     if Path(str(error.filename)).is_relative_to(cache_folder()):
         return "set VPRETRAIN_CACHE to a folder that can be written"
     return "name another place"
 
 
-def _machine_says(error: Exception) -> tuple[str, int] | None:
+def _advice_on_machine(error: Exception) -> tuple[str, int] | None:
     """Returns advice on a limit of this machine, and the exit code.
 
     None for errors that can only be bugs.

@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from vpretrain.cli import shell
-from vpretrain.cli.shell import File, Json, say
+from vpretrain.cli.shell import Json, say
 from vpretrain.system.errors import user_error
 
 app = typer.Typer()
@@ -66,7 +66,8 @@ def decontaminate(
     ] = 0.5,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     report: Annotated[
-        File, typer.Option(metavar="FILE", help="The removed rows; default OUT.removed.ndjson.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The removed rows; default OUT.removed.ndjson."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ Answer = Annotated[
     typer.Option(help="Expression with one group that finds the answer in solutions of your own."),
 ]
 Against = Annotated[
-    str | None, typer.Option(help="Another model or run, held against item by item.")
+    str | None, typer.Option(help="Another model or run, compared with item by item.")
 ]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run programs that the model writes (mbpp).")

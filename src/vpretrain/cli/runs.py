@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from vpretrain.cli import shell
-from vpretrain.cli.shell import AcceptChanges, File, Json, Out, Overrides, RecipeName, say
+from vpretrain.cli.shell import AcceptChanges, Json, Out, Overrides, RecipeName, say
 from vpretrain.config.recipe import Measure, Recipe, packaged
 from vpretrain.system.errors import user_error
 
@@ -131,7 +131,7 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Folders that compare or train wrote.")
     ],
     out: Annotated[
-        File,
+        Path | None,
         shell.out_option("The HTML file; default report.html in DIR, or beside several of them."),
     ] = None,
     as_json: Json = False,

@@ -38,7 +38,6 @@ AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="Go on although recipe or data were changed."),
 ]
-File = Path | None
 
 
 def _out(text: str | Path) -> Path:
@@ -53,13 +52,13 @@ def out_option(meaning: str, metavar: str = "PATH") -> Any:
     return typer.Option("--out", parser=_out, metavar=metavar, help=meaning)
 
 
-Out = Annotated[File, out_option("Folder for the results; default runs/NAME.")]
+Out = Annotated[Path | None, out_option("Folder for the results; default runs/NAME.")]
 
 
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
     """Loads a recipe; for a run folder, the run's recipe with its final model as the learner."""
+    from vpretrain.run.finished_run import holds_model
     from vpretrain.run.modalities import SCHEMAS
-    from vpretrain.run.saved import holds_model
 
     folder = Path(recipe)
     if not (folder / "recipe.yaml").is_file():

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vpretrain.cli import shell
-from vpretrain.cli.shell import File, Json, Out, Overrides, RecipeName, say
+from vpretrain.cli.shell import Json, Out, Overrides, RecipeName, say
 
 app = typer.Typer()
 
@@ -81,7 +81,9 @@ def probe(
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")],
     documents: Annotated[int, typer.Option(min=1, help="Documents of the stream to look at.")] = 24,
-    out: Annotated[File, shell.out_option("The HTML file; default RUN/explain.html.")] = None,
+    out: Annotated[
+        Path | None, shell.out_option("The HTML file; default RUN/explain.html.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The value of each token to the feedback set, and how close the designer comes to the best

@@ -78,12 +78,8 @@ def comparison_table(table: dict[str, Any], width: int) -> Table:
     for arm, scores in table["summary"].items():
         cells: list[str] = []
         for metric in metrics:
-            score = scores[metric]
-            spread = "" if score["std"] is None else f" ±{score['std']:.4f}"
-            cells += [
-                f"{score['mean']:.4f}{spread}",
-                _difference(table["paired"].get(arm, {}).get(metric)),
-            ]
+            pair = table["paired"].get(arm, {}).get(metric)
+            cells += [_mean(scores.get(metric)), _difference(pair)]
         seconds = [run["seconds"] for run in table["runs"] if run["arm"] == arm]
         shown.add_row(arm, *cells, f"{sum(seconds) / len(seconds):.0f}")
     return shown
@@ -93,12 +89,12 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
     """Yields one sentence per arm on the leading (first) metric.
 
     It says "better" only if the corrected interval excludes zero. If there are too few seeds for a
-    verdict, a sentence says so.
+    verdict, a sentence says so. An arm that has no score in that metric gets no sentence.
     """
     metric = next(iter(table["metrics"]))
     baseline = table["runs"][0]["arm"]
-    for arm, metrics in table["paired"].items():
-        pair = metrics[metric]
+    pairs = {arm: each[metric] for arm, each in table["paired"].items() if metric in each}
+    for arm, pair in pairs.items():
         undecided = pair["verdict"] == "undecided"
         relation = "not told apart from" if undecided else f"{pair['verdict']} than"
         p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
@@ -279,6 +275,13 @@ def _correlation(r: float | None, interval: list[float] | None) -> tuple[str, st
     if r is None or interval is None:
         return "–", ""
     return f"{r:.3f}", f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _mean(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "–"
+    spread = "" if summary["std"] is None else f" ±{summary['std']:.4f}"
+    return f"{summary['mean']:.4f}{spread}"
 
 
 def _difference(pair: dict[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import InstanceOf, PlainSerializer, WrapValidator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from vpretrain.system.located import Remote, is_url
+from vpretrain.system.locations import Remote, is_url
 
 
 def _place(value: Any, path_of: ModelWrapValidatorHandler[Path]) -> Path | Remote:

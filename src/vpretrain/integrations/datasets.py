@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from vpretrain.integrations.collated import OTHER_LABELS
+from vpretrain.integrations.batches import OTHER_LABELS
 from vpretrain.language.data.formats import conversation
 from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
 from vpretrain.language.data.texts import unfamiliar
@@ -27,6 +27,8 @@ FORMATS = (
     "with the assistant's, text, or tokens: input_ids and labels"
 )
 ANSWERS = ("solution", "completion")
+_MASKS = ("completion_mask", "assistant_masks")
+"""Columns of TRL that are 1 on predicted tokens, in place of labels."""
 _SHOWN = 5
 
 
@@ -170,7 +172,8 @@ def trained_on(dataset: Any, tokenizer: Any) -> Iterator[Document] | None:
     if not isinstance(first, Mapping):
         return None
     if "input_ids" in first:
-        columns = [name for name in ("input_ids", "labels", "seq_lengths") if name in first]
+        read = ("input_ids", "labels", *_MASKS, "seq_lengths")
+        columns = [name for name in read if name in first]
         table = dataset.select_columns(columns) if hasattr(dataset, "select_columns") else dataset
         return chain.from_iterable(_unpacked(table[place], place) for place in range(len(dataset)))
     try:
@@ -214,7 +217,11 @@ def _tokenised(
 def _unpacked(row: Mapping[str, Any], place: int) -> Iterator[Document]:
     """Yields the documents of a tokenised training row, which TRL may have packed."""
     ids = [int(token) for token in row["input_ids"]]
-    predicted = [int(label) != IGNORED for label in row.get("labels", ids)]
+    labels = [int(label) for label in row.get("labels", ids)]
+    masks = [row[name] for name in _MASKS if row.get(name) is not None]
+    predicted = [
+        label != IGNORED and all(bits) for label, *bits in zip(labels, *masks, strict=True)
+    ]
     at = 0
     for length in row.get("seq_lengths") or [len(ids)]:
         part = slice(at, at + int(length))

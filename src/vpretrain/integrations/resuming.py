@@ -84,7 +84,6 @@ def _check(checkpoint: Path) -> None:
         raise _Unfinished(f"{TRAINER_STATE_NAME} is not there or cut off") from None
     state: dict[str, Any] = load(checkpoint / STATE)
     there = files_in(checkpoint)
-    # Earlier versions did not list any, or listed those written later too.
-    for name, size in state.get("files", {}).items():
-        if there.get(name) != size and not name.startswith(_WRITTEN_LATER):
+    for name, size in state["files"].items():
+        if there.get(name) != size:
             raise Damaged(f"{name} is not as it was written")

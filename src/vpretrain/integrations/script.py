@@ -59,7 +59,9 @@ def script_of(trainer: SteeredTrainer, held_out: str, weights: float) -> dict[st
         "steering": trainer.steering.model_dump_json(),
         "optimizer": _optimizer(trainer),
         "model.config": digest(_kept(model.config.to_dict())),
-        "peft_config": _text({name: _kept(held.to_dict()) for name, held in adapters.items()}),
+        "peft_config": _text(
+            {name: _kept(adapter.to_dict()) for name, adapter in adapters.items()}
+        ),
         "trained parameters": digest([n for n, p in model.named_parameters() if p.requires_grad]),
         "weights": f"{weights:.12g}",
         "train_dataset": "not known" if rows is None else documents_hash(rows),
@@ -75,10 +77,8 @@ def check_same(path: Path, before: Any, script: Mapping[str, str]) -> None:
             "this run is not of compare_arms, as one of vpretrain compare; name another folder"
         )
         raise user_error(str(path), message)
-    if unknown := [name for name in script if name not in before]:
-        message = f"an earlier version wrote this run, without its {abbreviated(unknown)}; "
-        raise user_error(str(path), message + "name another folder, or remove it")
-    if other := [name for name in before if before[name] != script.get(name)]:
+    names = {**before, **script}
+    if other := [name for name in names if before.get(name) != script.get(name)]:
         message = f"this run was made with another {abbreviated(other)}; "
         raise user_error(str(path), message + "name another folder, or remove it")
 
@@ -91,12 +91,12 @@ def digest(value: Any) -> str:
 def _text(value: Any) -> str:
     # The order of a set of strings differs between processes.
     return json.dumps(
-        value, default=lambda held: sorted(map(str, held)) if isinstance(held, set) else str(held)
+        value, default=lambda each: sorted(map(str, each)) if isinstance(each, set) else str(each)
     )
 
 
 def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: held for name, held in settings.items() if name not in _NOT_SETTINGS}
+    return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
 def _optimizer(trainer: SteeredTrainer) -> str:

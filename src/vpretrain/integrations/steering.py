@@ -14,6 +14,7 @@ from vpretrain.config.arms import Arm
 from vpretrain.config.problems import explain, nearest
 from vpretrain.config.recipe import Value
 from vpretrain.config.section import Section
+from vpretrain.language.designer_transfer import designer_for
 from vpretrain.language.feedback.likelihood import LikelihoodSignal, parted
 from vpretrain.language.feedback.signals import SIGNALS, FeedbackSite, Signal, TaskDocuments
 from vpretrain.language.feedback.tasks import mislabelled
@@ -21,7 +22,6 @@ from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
 from vpretrain.language.steering.rules import TokenWeightsArm
-from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run.controls import controlled, shuffles_labels
@@ -218,7 +218,7 @@ def _gathered(keys: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
             section["kind"] = kind
     if arm is not None and arm.designer and not ARMS.kinds[arm.designer].uses_feedback:
         fields = ARMS.kinds[arm.designer].model_fields
-        section = {key: held for key, held in section.items() if key in fields} | {"kind": kind}
+        section = {key: value for key, value in section.items() if key in fields} | {"kind": kind}
     return {**rest, "designer": section}
 
 

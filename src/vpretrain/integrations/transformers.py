@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from vpretrain.integrations.arguments import problems_of, weighs_nothing
-from vpretrain.integrations.collated import token_batch
+from vpretrain.integrations.batches import token_batch
 from vpretrain.integrations.datasets import FORMATS, check_apart, feedback_of, log, trained_on
-from vpretrain.integrations.hosted import HostedLearner, HostedStep
+from vpretrain.integrations.host_loop import HostedLearner, HostedStep
 from vpretrain.integrations.resuming import STATE, files_in, resumable
 from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
 from vpretrain.language.data.rows import Document, documents_hash
-from vpretrain.language.feedback.likelihood import LikelihoodSignal
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run import checkpoint
@@ -83,7 +82,10 @@ class SteeredTrainer(Trainer):
             where="feedback_dataset",
         )
         train = trained_on(self.train_dataset, self.processing_class)
-        if train is None:
+        args: Any = self.args
+        # TRL's wrapped packing cuts rows anywhere, and keeps no list of where they begin.
+        wrapped = getattr(args, "packing", False) and args.packing_strategy == "wrapped"
+        if train is None or wrapped:
             log.warning(
                 "train_dataset cannot be read beforehand: whether feedback rows are in it is "
                 "not known"
@@ -258,12 +260,11 @@ class SteeredTrainer(Trainer):
             )
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
             raise user_error(where, message, value=str(folder), accepted=accepted) from None
-        kind = state.get("kind", LikelihoodSignal().kind)
         rows = documents_hash(self._feedback.documents)
         for what, saved, now in (
             ("arm", state["arm"], self.steering.arm),
-            ("kind of feedback", kind, self.steering.feedback.kind),
-            ("feedback_dataset (SHA-256 of its rows)", state.get("rows", rows), rows),
+            ("kind of feedback", state["kind"], self.steering.feedback.kind),
+            ("feedback_dataset (SHA-256 of its rows)", state["rows"], rows),
         ):
             if saved != now:
                 message = f"the checkpoint was steered by another {what}; resume with that one"

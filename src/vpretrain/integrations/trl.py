@@ -10,11 +10,11 @@ from vpretrain.system.errors import user_error
 try:
     from trl import SFTTrainer
 except ImportError as error:
-    where, found = "vpretrain.integrations.trl", find_spec("trl")
-    if found is not None and found.submodule_search_locations is None:
+    where, spec = "vpretrain.integrations.trl", find_spec("trl")
+    if spec is not None and spec.submodule_search_locations is None:
         message = "this file has the name of the library TRL and hides it; rename it"
         accepted = "names other than trl.py"
-        raise user_error(where, message, value=str(found.origin), accepted=accepted) from None
+        raise user_error(where, message, value=str(spec.origin), accepted=accepted) from None
     message = f"this needs TRL ({error}); install the extra"
     raise user_error(where, message, accepted="pip install 'vpretrain[posttrain]'") from None
 

@@ -58,7 +58,7 @@ def write_card(
         "## How it was trained",
         _bullets(_method(recipe, feedback)),
         "## Measured",
-        _table(recipe, result),
+        _table(result),
         f"On the split {escaped(recipe.evaluate.split)}; ± is one standard error over rows, of "
         "each figure alone. One run: a comparison over seeds (`vpretrain compare`) says more.",
         "## Licence",
@@ -165,7 +165,7 @@ def _method(recipe: LanguageRecipe, feedback: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _table(recipe: LanguageRecipe, result: Result) -> str:
+def _table(result: Result) -> str:
     spent = result.spent
     lines = [
         f"| metric | step 0 | step {spent.steps} ({spent.tokens:,} tokens) | better is | n |",

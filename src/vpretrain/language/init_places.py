@@ -15,9 +15,9 @@ from typing import Any
 
 from vpretrain.language.data.raw_rows import lines
 from vpretrain.run.parts import FEW_ROWS
-from vpretrain.system import located
+from vpretrain.system import locations
 from vpretrain.system.errors import Problem, UserError, renamed, user_error
-from vpretrain.system.located import Remote, is_url
+from vpretrain.system.locations import Remote, is_url
 from vpretrain.system.tables import ENDINGS, kind_by_name, parsed
 
 _TEXT = ("text", "content", "body")
@@ -54,7 +54,7 @@ class Place:
     part: tuple[tuple[str, int], ...] = ()
     kind: str | None = None
 
-    def files(self) -> list[located.Place]:
+    def files(self) -> list[locations.Place]:
         """The files at :attr:`path`; empty for a data set on the hub.
 
         Raises:
@@ -64,7 +64,7 @@ class Place:
         if isinstance(place, Path) and place.is_dir():
             if (place / "dataset_dict.json").is_file():
                 with renamed({f"{self.flag}.path": self.flag}):
-                    located.check_file(place, self.flag)  # names its data sets
+                    locations.check_file(place, self.flag)  # names its data sets
             taken, _ = self._of_folder(place)
             if not taken:
                 accepted = "a folder with files that end in " + ", ".join(ENDINGS)
@@ -72,7 +72,7 @@ class Place:
                 raise user_error(self.flag, message, value=self.path, accepted=accepted)
             place = Path(self._pattern(taken)).expanduser()  # read as the recipe will be
         with renamed({f"{self.flag}.path": self.flag}):
-            found = located.files(place, self.flag)
+            found = locations.files(place, self.flag)
         if isinstance(place, Remote) or place.is_file() or found != [place]:
             return found
         if kind_by_name(place) or place.is_absolute() or len(place.parts) != 2:
@@ -154,7 +154,7 @@ class Place:
         by_name = self._named(files, solutions)
         return {"kind": kind, "path": path, **by_name, **dict(self.part)}
 
-    def _pattern(self, files: Sequence[located.Place]) -> str:
+    def _pattern(self, files: Sequence[locations.Place]) -> str:
         """The recipe's path for these files: a pattern for those of a folder, or the path given."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir() or (folder / "state.json").is_file():
@@ -164,7 +164,7 @@ class Place:
         below = any(isinstance(file, Path) and file.parent != folder for file in files)
         return str(Path(glob.escape(self.path)) / ("**" if below else "") / names)
 
-    def _named(self, files: Sequence[located.Place], solutions: bool) -> dict[str, str]:
+    def _named(self, files: Sequence[locations.Place], solutions: bool) -> dict[str, str]:
         """The recipe keys of the columns: those given, or those recognised in the first row."""
         if self.columns:
             names = ("text",) if len(self.columns) == 1 else ("prompt", "solution")
@@ -203,13 +203,13 @@ class Place:
         return options[0] | ({"format": "chat"} if turns else {})
 
 
-def _group(file: located.Place) -> str | None:
+def _group(file: locations.Place) -> str | None:
     """The kind of a file, with ``json`` distinct from ``jsonl``."""
     ending = _ending(file).removesuffix(".gz").removesuffix(".zst").lower()
     return "json" if ending == ".json" else kind_by_name(file)
 
 
-def _ending(file: located.Place) -> str:
+def _ending(file: locations.Place) -> str:
     return "".join(Path(file.name).suffixes[-2:]) if file.suffix in (".gz", ".zst") else file.suffix
 
 
@@ -221,7 +221,7 @@ def holds_pictures(place: str) -> bool:
     return images > sum(kind_by_name(Path(name)) is not None for name in names)
 
 
-def first_row(path: located.Place) -> dict[str, Any]:
+def first_row(path: locations.Place) -> dict[str, Any]:
     """The first row of a table; empty if there is none.
 
     Raises:
@@ -234,7 +234,7 @@ def first_row(path: located.Place) -> dict[str, Any]:
     return row
 
 
-def count_rows(files: Sequence[located.Place]) -> int:
+def count_rows(files: Sequence[locations.Place]) -> int:
     """Number of rows in tables; ``UserError`` if one cannot be read."""
     return sum(1 for path in files for _ in lines(path))
 

@@ -22,12 +22,13 @@ from vpretrain.language.data.texts import (
     refuse_shared,
     repeated,
 )
+from vpretrain.language.designer_transfer import designer_for
 from vpretrain.language.evaluation.in_run import benchmarks_of, evaluate, held_out_loss
 from vpretrain.language.explain.figures import explain_language
 from vpretrain.language.feedback.likelihood import shuffled
 from vpretrain.language.feedback.passes import batch_tokens
 from vpretrain.language.feedback.tasks import encode_tasks, feedback_from
-from vpretrain.language.fitting import (
+from vpretrain.language.fit import (
     aligned_of,
     check_fit,
     too_large,
@@ -50,10 +51,9 @@ from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import Part
 from vpretrain.language.steering.arms import ARMS, DEMO, Site, check_alignment, check_control
 from vpretrain.language.steering.domains import ALL, domains_of, matched
-from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
+from vpretrain.models.checkpoint_cache import is_model
 from vpretrain.models.loading import named
-from vpretrain.models.prepared import is_model
 from vpretrain.run.controls import controlled, seed_of_task, shuffles_labels
 from vpretrain.run.parts import FEW_ROWS, Checked, Lighter, Modality, Parts, Reads
 from vpretrain.run.resources import disk_shortage

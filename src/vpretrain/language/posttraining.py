@@ -13,7 +13,6 @@ The trainers are TRL's, with its defaults except for the keys of the recipe's ``
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
 from vpretrain.language.data.rows import Row, encode
 from vpretrain.language.data.token_columns import IGNORED
+from vpretrain.language.evaluation.generation import check_positions
 from vpretrain.language.feedback.checkers import CHECKERS, checker_named, reward_of
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.posttraining import Grpo, OfFeedback, OfStream, Sft
@@ -34,8 +34,10 @@ from vpretrain.language.steering import arms as steering
 from vpretrain.run.budget import Spending
 from vpretrain.system import distributed
 from vpretrain.system.errors import Problem, user_error
+from vpretrain.system.phases import warn_once
 
-log = logging.getLogger(__name__)
+Train = Callable[[Spending], None]
+"""Trains the model in place, and adds what it used."""
 
 
 def _alone(description: str, *after: str) -> Arm:
@@ -99,7 +101,8 @@ def rows_of(
 def after(
     recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]
 ) -> Callable[[Spending], None] | None:
-    """The function that runs an arm's stages after the stream; None if there are none.
+    """The function that runs an arm's stages after the stream; None if there are none. The rows are
+    tokenised here, so that unusable ones are refused before the stream and not after it.
 
     Args:
         recipe: the recipe, with its section ``posttraining``.
@@ -108,8 +111,9 @@ def after(
         rows: the rows of ``posttraining.rows``. Only as many are read as a stage's steps can use.
 
     Raises:
-        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few rows or rows
-            without a prompt, or the run has several processes.
+        UserError: TRL is not installed, there is no such checker, ``grpo`` has too few rows, rows
+            without a prompt or prompts that leave no room for an answer, no row of ``sft`` is
+            usable, or the run has several processes.
     """
     stages = steering.ARMS.named(recipe.arm).after
     if not stages:
@@ -149,9 +153,11 @@ def after(
         )
         raise user_error("posttraining.rows", message, accepted="rows with prompt and solution")
 
+    trainings = [STAGES[stage](recipe, model, tokenizer, drawn[stage]) for stage in stages]
+
     def run(spent: Spending) -> None:
-        for stage in stages:
-            TRAINERS[stage](recipe, model, copy.deepcopy(tokenizer), drawn[stage], spent)
+        for train in trainings:
+            train(spent)
 
     return run
 
@@ -162,21 +168,24 @@ def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
     return [rows[at] for at in order[:most].tolist()]
 
 
-def _sft(
-    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending
-) -> None:
+def _sft(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Train:
     from trl import SFTConfig, SFTTrainer
 
-    section = recipe.posttraining.sft
+    section, most = recipe.posttraining.sft, recipe.data.feedback.max_tokens
     # Tokenised here, so that the training targets are exactly those of the feedback's likelihood.
     documents, counts = encode(
         rows,
         tokenizer,
-        max_tokens=recipe.data.feedback.max_tokens,
+        max_tokens=most,
         parse_special_tokens=recipe.data.parse_special_tokens,
+        skip=recipe.data.on_bad_row == "skip",
     )
-    for loss in counts.losses(recipe.data.feedback.max_tokens):
-        log.warning("posttraining.rows: %s", loss)
+    for loss in counts.losses(most):
+        warn_once(f"posttraining.rows: {loss}")
+    if not documents:
+        message = f"none leaves a token to predict within data.feedback.max_tokens ({most}): raise "
+        message += "that, or name other rows"
+        raise user_error("posttraining.rows", message, value=f"{len(rows)} rows")
     in_tokens = [
         {
             "input_ids": list(each.ids),
@@ -187,31 +196,36 @@ def _sft(
         }
         for each in documents
     ]
-    tokens = _trained(
-        SFTTrainer,
-        model,
-        in_tokens,
-        tokenizer,
-        recipe,
-        lambda common: SFTConfig(
-            **common,
-            per_device_train_batch_size=section.batch_size,
-            max_length=recipe.data.feedback.max_tokens,
-            include_num_input_tokens_seen="non_padding",
-        ),
-        section,
-    )
-    spent.add(tokens=tokens, flops=6.0 * _size(model) * tokens)
+
+    def train(spent: Spending) -> None:
+        tokens = _trained(
+            SFTTrainer,
+            model,
+            in_tokens,
+            tokenizer,
+            recipe,
+            lambda common: SFTConfig(
+                **common,
+                per_device_train_batch_size=section.batch_size,
+                max_length=most,
+                include_num_input_tokens_seen="non_padding",
+            ),
+            section,
+        )
+        spent.add(tokens=tokens, flops=6.0 * _size(model) * tokens)
+
+    return train
 
 
-def _grpo(
-    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row], spent: Spending
-) -> None:
+def _grpo(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Train:
     from trl import GRPOConfig, GRPOTrainer
 
+    section = recipe.posttraining.grpo
     layout = Layout(tokenizer, parse_special_tokens=recipe.data.parse_special_tokens)
     prompts = [layout.written(row)[0] for row in rows]
     tokens_of = dict(zip(prompts, layout.prompts(rows), strict=True))
+    longest = max(map(len, tokens_of.values()))
+    check_positions(model, longest, section.new_tokens, "posttraining.grpo.new_tokens")
 
     class Trainer(GRPOTrainer):
         """A GRPO trainer whose prompts start and end as in training."""
@@ -219,7 +233,6 @@ def _grpo(
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
             return [tokens_of[prompt] for prompt in prompts], None, {}
 
-    section = recipe.posttraining.grpo
     checker = checker_named(section.checker, section.answer)
     generated = 0
 
@@ -233,29 +246,32 @@ def _grpo(
             for at, completion in zip(row, completions, strict=True)
         ]
 
-    tokens = _trained(
-        partial(Trainer, reward_funcs=[reward]),
-        model,
-        [{"prompt": prompt, "row": at} for at, prompt in enumerate(prompts)],
-        tokenizer,
-        recipe,
-        lambda common: GRPOConfig(
-            **common,
-            per_device_train_batch_size=section.prompts * section.samples,
-            num_generations=section.samples,
-            max_completion_length=section.new_tokens,
-            temperature=section.temperature,
-        ),
-        section,
-    )
-    spent.add(tokens=tokens, flops=_size(model) * (6.0 * tokens + 2.0 * generated))
+    def train(spent: Spending) -> None:
+        tokens = _trained(
+            partial(Trainer, reward_funcs=[reward]),
+            model,
+            [{"prompt": prompt, "row": at} for at, prompt in enumerate(prompts)],
+            tokenizer,
+            recipe,
+            lambda common: GRPOConfig(
+                **common,
+                per_device_train_batch_size=section.prompts * section.samples,
+                num_generations=section.samples,
+                max_completion_length=section.new_tokens,
+                temperature=section.temperature,
+            ),
+            section,
+        )
+        spent.add(tokens=tokens, flops=_size(model) * (6.0 * tokens + 2.0 * generated))
+
+    return train
 
 
-TRAINERS: Mapping[str, Callable[[LanguageRecipe, Any, Any, Sequence[Row], Spending], None]] = {
+STAGES: Mapping[str, Callable[[LanguageRecipe, Any, Any, Sequence[Row]], Train]] = {
     "sft": _sft,
     "grpo": _grpo,
 }
-"""Trainers by the name of their stage."""
+"""By the name of a stage, the function that reads its rows and returns its training."""
 
 
 def _trained(
@@ -298,7 +314,10 @@ def _trained(
             )
             data = datasets.Dataset.from_list([dict(row) for row in rows])
             trainer = trainer_of(
-                model=model, args=arguments, train_dataset=data, processing_class=tokenizer
+                model=model,
+                args=arguments,
+                train_dataset=data,
+                processing_class=copy.deepcopy(tokenizer),  # TRL changes its settings
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from vpretrain.language.data import word_problems
-from vpretrain.language.data.rows import SHORTEST_TAIL_TOKENS
 from vpretrain.language.data.stream import Source, Stream
 from vpretrain.language.data.texts import Texts, documents_of, read
 from vpretrain.language.learner.causal import CausalLearner
@@ -21,7 +20,7 @@ from vpretrain.language.learner.targets import one_hot
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.learner import Prepare
 from vpretrain.language.recipe.rows import Table
-from vpretrain.models import prepared
+from vpretrain.models import checkpoint_cache
 from vpretrain.models.loading import named
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system.errors import user_error
@@ -34,26 +33,20 @@ def locate(recipe: LanguageRecipe, texts: Texts) -> str:
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, texts)
-    return str(prepared.made_once(folder, lambda: make(recipe, texts, folder)))
+    return str(checkpoint_cache.made_once(folder, lambda: make(recipe, texts, folder)))
 
 
 def cached(recipe: LanguageRecipe, texts: Texts) -> Path:
     """The folder of the prepared learner, whether or not it exists; its name is a hash of what it
     is made from."""
     recipe, texts = _without_planted_noise(recipe, texts)
-    how = {"packing", "parse_special_tokens"}
-    changed = recipe.data.model_dump(mode="json", include=how, exclude_defaults=True)
+    rows = {"stream", "window_tokens", "packing", "parse_special_tokens", "shortest_chunk_tokens"}
     description = [
-        recipe.data.model_dump(mode="json", include={"stream", "window_tokens"}),
-        *(
-            [recipe.data.shortest_chunk_tokens]
-            if recipe.data.shortest_chunk_tokens != SHORTEST_TAIL_TOKENS
-            else []
-        ),
-        *([changed] if changed else []),
-        prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
+        recipe.data.model_dump(mode="json", include=rows),
+        checkpoint_cache.section_of(recipe.learner.prepare).model_dump(mode="json"),
+        _fingerprint(texts),
     ]
-    return prepared.cache_path([description, _fingerprint(texts)])
+    return checkpoint_cache.cache_path(description)
 
 
 def _without_planted_noise(recipe: LanguageRecipe, texts: Texts) -> tuple[LanguageRecipe, Texts]:
@@ -84,8 +77,8 @@ def _fingerprint(texts: Texts) -> str:
 def make(recipe: LanguageRecipe, texts: Texts, out: Path) -> Path:
     """Trains tokenizer and model on the stream as ``learner.prepare`` says; the folder appears only
     once it is complete."""
-    section = prepared.section_of(recipe.learner.prepare)
-    with prepared.replacing_folder(out) as folder:
+    section = checkpoint_cache.section_of(recipe.learner.prepare)
+    with checkpoint_cache.replacing_folder(out) as folder:
         recipe, texts = _without_planted_noise(recipe, texts)
         tokenizer = _new_tokenizer(section, texts)
         config = {

@@ -142,7 +142,7 @@ def central_difference(
             (:mod:`vpretrain.method.estimators` measures one).
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
-        return _nothing(direction, controls)
+        return _zero_estimate(direction, controls)
 
     def at(step: float) -> tuple[Tensor, tuple[Tensor, ...]]:
         return _with_gradient(lambda: loss(_moved(parameters, direction, step)), controls)
@@ -169,7 +169,7 @@ def one_sided_difference(
         relative_step: see :func:`central_difference`.
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
-        return _nothing(direction, controls)
+        return _zero_estimate(direction, controls)
     # First, since the perturbed loss may reuse what this pass computes.
     behind = _with_gradient(here, controls)
     ahead = _with_gradient(lambda: loss(_moved(parameters, direction, epsilon)), controls)
@@ -188,7 +188,7 @@ def _epsilon(
     return float(relative * (size if size else 1.0) / length)
 
 
-def _nothing(direction: Gradient, controls: Sequence[Tensor]) -> Estimate:
+def _zero_estimate(direction: Gradient, controls: Sequence[Tensor]) -> Estimate:
     zero = next(iter(direction.values())).new_zeros(())
     return Estimate(zero, tuple(torch.zeros_like(control) for control in controls))
 

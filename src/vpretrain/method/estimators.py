@@ -30,7 +30,7 @@ from vpretrain.system.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
-Given = tuple[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]]
+Arguments = tuple[Loss, Mapping[str, Tensor], Gradient, Sequence[Tensor]]
 """Arguments of every estimator: loss, point S, direction and controls."""
 
 
@@ -99,17 +99,17 @@ class CentralDifference(Estimator):
     The error is measured again every :data:`CHECK_PERIOD` estimates.
 
     If the error exceeds 1%, the whole ladder is tried again. If the best step is still off by more
-    than 1%, a warning is logged; by more than 5%, the estimator in ``otherwise`` takes over for the
+    than 1%, a warning is logged; by more than 5%, the estimator in ``fallback`` takes over for the
     rest of the run, provided that it works on this model and fits in memory.
 
     Args:
-        otherwise: the estimator to fall back on; None: the best step is kept whatever its error.
+        fallback: the estimator to fall back on; None: the best step is kept whatever its error.
     """
 
-    def __init__(self, otherwise: Function | None = forward_mode) -> None:
+    def __init__(self, fallback: Function | None = forward_mode) -> None:
         super().__init__(central_difference)
-        self.otherwise = otherwise
-        self.step, self.error, self.calls, self.left = 0.0, 0.0, 0, False
+        self.fallback = fallback
+        self.step, self.error, self.calls, self.uses_fallback = 0.0, 0.0, 0, False
 
     def __call__(
         self,
@@ -120,33 +120,32 @@ class CentralDifference(Estimator):
         here: Here | None = None,
     ) -> Estimate:
         """Estimates value and gradient; measures or checks the step when that is due."""
-        given = loss, parameters, direction, controls
-        if self.left and self.otherwise is not None:
-            return self.otherwise(*given)
+        arguments = loss, parameters, direction, controls
+        if self.uses_fallback and self.fallback is not None:
+            return self.fallback(*arguments)
         if not float(vectors.norm(direction)):  # no step can be measured along a zero direction
-            return central_difference(*given)
+            return central_difference(*arguments)
 
         def at(step: float) -> Estimate:
-            return self.difference(given, here, step)
+            return self.difference(arguments, here, step)
 
-        due, estimate = not self.step or self.calls % CHECK_PERIOD == 0, None
-        if due and self.step:
-            estimate = self._checked(at)
+        due = not self.step or self.calls % CHECK_PERIOD == 0
+        estimate = self._check_step(at) if due and self.step else None
         if due and estimate is None:
-            self._climb(at, LADDER[next(iter(parameters.values())).dtype])
-            if self.error > WARN_ABOVE and self.give_way(given):
-                return self(*given, here)
+            self._measure_step(at, LADDER[next(iter(parameters.values())).dtype])
+            if self.error > WARN_ABOVE and self.replace_inaccurate(arguments):
+                return self(*arguments, here)
         self.calls += 1
         return at(self.step) if estimate is None else estimate
 
-    def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
+    def difference(self, arguments: Arguments, here: Here | None, step: float) -> Estimate:
         """Returns the difference quotient at a relative step."""
-        return central_difference(*given, step)
+        return central_difference(*arguments, step)
 
-    def give_way(self, given: Given) -> bool:
+    def replace_inaccurate(self, arguments: Arguments) -> bool:
         """Warns that no step is accurate, and switches to the fallback if the error is above 5%.
 
-        Returns whether the next estimate will be taken another way.
+        Returns whether later estimates are taken another way.
         """
         if distributed.rank() == 0:
             log.warning(
@@ -154,15 +153,15 @@ class CentralDifference(Estimator):
                 "`vpretrain doctor` says which estimator is exact on it",
                 100 * self.error,
             )
-        return self.error > LEAVE_ABOVE and self._leave(given)
+        return self.error > LEAVE_ABOVE and self._use_fallback(arguments)
 
-    def _checked(self, at: Callable[[float], Estimate]) -> Estimate | None:
+    def _check_step(self, at: Callable[[float], Estimate]) -> Estimate | None:
         """Returns the estimate at the current step; None if a smaller step is more than 1% off."""
         estimate = at(self.step)
         self.error = _difference(estimate, at(self.step / 3))
         return estimate if self.error <= WARN_ABOVE else None
 
-    def _climb(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
+    def _measure_step(self, at: Callable[[float], Estimate], ladder: Sequence[float]) -> None:
         """Keeps the step whose estimate differs least from that of the next smaller one."""
         estimates = [at(step) for step in ladder]
         errors = [_difference(one, next_) for one, next_ in pairwise(estimates)]
@@ -171,16 +170,16 @@ class CentralDifference(Estimator):
         if not math.isfinite(self.error):  # a broken batch: measure on the next one instead
             self.step = self.error = 0.0
 
-    def _leave(self, given: Given) -> bool:
+    def _use_fallback(self, arguments: Arguments) -> bool:
         """Switches to the fallback if it works on this model, and fits in memory, on all processes.
 
         Returns whether it did.
         """
-        if self.otherwise is None:
+        if self.fallback is None:
             return False
         works = True
         try:
-            self.otherwise(*given)
+            self.fallback(*arguments)
         except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
             if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
                 raise
@@ -188,25 +187,25 @@ class CentralDifference(Estimator):
         if any(distributed.any_rank(not works)):
             return False
         if distributed.rank() == 0:
-            log.warning("from here on values are taken by %s", self.otherwise.__name__)
-        self.left = True
+            log.warning("from here on values are taken by %s", self.fallback.__name__)
+        self.uses_fallback = True
         return True
 
     def metrics(self) -> Metrics:
         """Returns ``estimator_error``: the relative error at the latest check."""
-        return {"estimator_error": self.error} if self.step and not self.left else {}
+        return {"estimator_error": self.error} if self.step and not self.uses_fallback else {}
 
     def state_dict(self) -> State:
         return {
             "step": self.step,
             "error": self.error,
             "calls": self.calls,
-            "left": self.left,
+            "left": self.uses_fallback,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.step, self.error = float(state["step"]), float(state["error"])
-        self.calls, self.left = int(state["calls"]), bool(state["left"])
+        self.calls, self.uses_fallback = int(state["calls"]), bool(state["left"])
 
 
 class OneSidedDifference(CentralDifference):
@@ -234,14 +233,14 @@ class OneSidedDifference(CentralDifference):
             self.central, self.step = True, 0.0
         return super().__call__(loss, parameters, direction, controls, here)
 
-    def difference(self, given: Given, here: Here | None, step: float) -> Estimate:
+    def difference(self, arguments: Arguments, here: Here | None, step: float) -> Estimate:
         if here is None or self.central:
-            return super().difference(given, here, step)
-        return one_sided_difference(*given, here, step)
+            return super().difference(arguments, here, step)
+        return one_sided_difference(*arguments, here, step)
 
-    def give_way(self, given: Given) -> bool:
+    def replace_inaccurate(self, arguments: Arguments) -> bool:
         if self.central:
-            return super().give_way(given)
+            return super().replace_inaccurate(arguments)
         if distributed.rank() == 0:
             log.info("one-sided differences are %.1f%% off: central from here on", 100 * self.error)
         self.central, self.step = True, 0.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from vpretrain.method import vectors
 from vpretrain.method.conflict import Resolve, cosines, kept
 from vpretrain.method.roles import Feedback, Gradient, Learner, LearnerT, State
-from vpretrain.method.wrapped import WrappedFeedback
+from vpretrain.method.wrappers import WrappedFeedback
 from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import NonFinite
 

@@ -64,28 +64,28 @@ class Collapse:
     """
 
     def __init__(self, window: int, bounds: Bounds) -> None:
-        self.seen: deque[dict[str, float]] = deque(maxlen=window)
+        self.history: deque[dict[str, float]] = deque(maxlen=window)
         self.bounds = dict(bounds)
         self.signs: list[str] = []
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one meta step. Each sign is logged once, when it first appears."""
-        self.seen.append(
+        self.history.append(
             {name: metrics[name] for name in (*self.bounds, _AGREEMENT) if name in metrics}
         )
         self.signs = list(self._signs())
         for sign in self.signs:
-            if sign not in self._said and distributed.rank() == 0:
+            if sign not in self._logged and distributed.rank() == 0:
                 log.warning(
                     "the designer may have collapsed: over the last %d meta steps %s",
-                    len(self.seen),
+                    len(self.history),
                     sign,
                 )
-            self._said.add(sign)
+            self._logged.add(sign)
 
     def _signs(self) -> Iterator[str]:
-        if not self.seen.maxlen or len(self.seen) < self.seen.maxlen:
+        if not self.history.maxlen or len(self.history) < self.history.maxlen:
             return
         for name, (low, high) in self.bounds.items():
             mean, reach = self._mean(name), EDGE * _range(low, high)
@@ -102,14 +102,14 @@ class Collapse:
 
     def _mean(self, name: str) -> float | None:
         """Returns the mean over the window; None if any meta step in it lacks the figure."""
-        figures = [seen[name] for seen in self.seen if name in seen]
-        return sum(figures) / len(figures) if len(figures) == len(self.seen) else None
+        values = [figures[name] for figures in self.history if name in figures]
+        return sum(values) / len(values) if len(values) == len(self.history) else None
 
     def state_dict(self) -> State:
-        return {"seen": list(self.seen), "signs": self.signs}
+        return {"seen": list(self.history), "signs": self.signs}
 
     def load_state_dict(self, state: State) -> None:
-        self.seen = deque(state["seen"], maxlen=self.seen.maxlen)
+        self.history = deque(state["seen"], maxlen=self.history.maxlen)
         self.signs = list(state["signs"])
 
 
@@ -119,4 +119,4 @@ _AGREEMENT = "agreement"
 def _range(low: float, high: float) -> float:
     if math.isfinite(high - low):
         return high - low
-    return max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)))
+    return max([1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound))])

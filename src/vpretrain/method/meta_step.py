@@ -103,11 +103,11 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         Raises:
             NonFinite: a feedback gradient or a value is not finite.
         """
-        asked = self.ask(learning_rate)
+        feedback_metrics = self.update_feedback(learning_rate)
         metrics, task = self.learn(context, value_of)
-        return metrics | asked, task
+        return metrics | feedback_metrics, task
 
-    def ask(self, learning_rate: float) -> Metrics:
+    def update_feedback(self, learning_rate: float) -> Metrics:
         """Computes the feedback gradients: the first half of an update.
 
         Args:
@@ -118,10 +118,10 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
         """
         gradients = self.feedback.gradients(self.learner)  # eq. 7
         # All processes use the same rows, but kernels need not round alike on all of them.
-        distributed.broadcast([piece for each in gradients for piece in each.values()])
-        size = finite_norm(gradients)
+        distributed.broadcast([piece for gradient in gradients for piece in gradient.values()])
+        norm = finite_norm(gradients)
         self.value_estimator.update(gradients, self.preconditioner(), learning_rate)
-        return self.feedback.metrics() | {"gradient_norm_downstream": size}
+        return self.feedback.metrics() | {"gradient_norm_downstream": norm}
 
     def learn(
         self,
@@ -152,8 +152,8 @@ class MetaStep(Generic[BatchT, ContextT, TaskT]):
             # Values are without dropout, and its random numbers belong to the learner's passes.
             with evaluating(self.learner.model):
                 with torch.no_grad():
-                    own = self.learner.forward(part.batch)
-                learned, task = self.designer.learn(own, value_of), None
+                    meta_context = self.learner.forward(part.batch)
+                learned, task = self.designer.learn(meta_context, value_of), None
         self.value_estimator.keep_mean()
         metrics = {**selection, **distributed.averaged(learned.metrics)}
         if "gain" in metrics:

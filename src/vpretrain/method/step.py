@@ -46,12 +46,8 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         *,
         clip_norm: float,
     ) -> None:
-        self.learner, self.meta, self.optimizer, self.clip_norm = (
-            learner,
-            meta,
-            optimizer,
-            clip_norm,
-        )
+        self.learner, self.meta = learner, meta
+        self.optimizer, self.clip_norm = optimizer, clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.count = 0
 
@@ -99,10 +95,10 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         losses: list[Tensor] = []
         if meta_due:
             with timed("meta"):
-                metrics |= self.meta.ask(learning_rate)
+                metrics |= self.meta.update_feedback(learning_rate)
         # Decided before this step's gain is known, which can still change who makes the task.
-        selects = self.meta.steers(self.count)
-        batch, selection = self._selected(drawn, timed, meta_due=meta_due, used=selects)
+        uses_selection = self.meta.steers(self.count)
+        batch, selection = self._selected(drawn, timed, meta_due=meta_due, used=uses_selection)
         for part in batch.weighted():
             with timed("learner"):
                 context = self.learner.forward(part.batch)
@@ -127,10 +123,11 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         with timed("learner"):
             metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
             self.learner.after_step(progress)
-        steers = self.meta.steers(self.count) if self.meta.designer.selector is None else selects
-        steered = self.meta.designer.uses_feedback and steers
+        designer = self.meta.designer
+        steers = self.meta.steers(self.count) if designer.selector is None else uses_selection
         seconds = {f"seconds_{name}": spent for name, spent in timed.seconds.items()}
-        return batch, metrics | seconds | selection | {"steered": float(steered)}
+        metrics |= seconds | selection
+        return batch, metrics | {"steered": float(designer.uses_feedback and steers)}
 
     def _selected(
         self, drawn: MicroBatches[BatchT], timed: Clock, *, meta_due: bool, used: bool
@@ -178,7 +175,7 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         # Decay, betas and kernel are the recipe's, which may have changed; the learning rate is set
         # at every step.
         pairs = zip(self.optimizer.param_groups, saved["param_groups"], strict=True)
-        groups = [{**own, "params": before["params"]} for own, before in pairs]
+        groups = [{**built, "params": before["params"]} for built, before in pairs]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self.count = state["count"]
         self.meta.load_state_dict(state["meta"])

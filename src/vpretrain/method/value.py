@@ -104,12 +104,12 @@ class Alignment:
         return Valued(product, down)
 
     def _mean_over_groups(self, down: Gradient, pre: Gradient, step_size: float) -> Valued:
-        alone, count = replace(self, groups=()), len(self.groups)
+        ungrouped, count = replace(self, groups=()), len(self.groups)
         value, direction = torch.zeros(()), vectors.combine((0.0, down))
         for group in self.groups:
-            own = [name for name in down if name.startswith(group)]
-            of_group = alone(
-                {name: down[name] for name in own}, {name: pre[name] for name in own}, step_size
+            names = [name for name in down if name.startswith(group)]
+            of_group = ungrouped(
+                {name: down[name] for name in names}, {name: pre[name] for name in names}, step_size
             )
             value = value.to(of_group.value) + of_group.value / count
             direction |= vectors.combine((1 / count, of_group.direction))

@@ -96,10 +96,10 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
     def each_on_part(self, context: ContextT, task: Task, fraction: float) -> list[Estimate]:
         """Returns :meth:`each` on part of a batch, see :meth:`on_part`."""
         estimates = self.along(context, task, self.feedback_gradients, fraction)
-        figures = torch.stack(
-            [sum((g.sum() for g in each.gradient), each.value) for each in estimates]
+        sums = torch.stack(
+            [sum((g.sum() for g in estimate.gradient), estimate.value) for estimate in estimates]
         )
-        if any(distributed.any_rank(not bool(figures.isfinite().all()))):
+        if any(distributed.any_rank(not bool(sums.isfinite().all()))):
             raise NonFinite("a value of the batch is not finite, and the designer did not learn")
         return estimates
 
@@ -139,16 +139,18 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
             views = tuple(tensor.view_as(tensor) for tensor in inputs)
             return fraction * objective.loss(parameters, views)
 
-        own = objective.here
-        here = None if own is None else lambda: fraction * own(inputs)
+        unscaled = objective.here
+        here = None if unscaled is None else lambda: fraction * unscaled(inputs)
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
-            along = self.estimator(loss, point, direction, inputs, here)
+            of_inputs = self.estimator(loss, point, direction, inputs, here)
             # Back from the inputs to the controls; a no-op if they are the same tensors.
             gradient = torch.autograd.grad(
-                objective.inputs, controls, along.gradient, retain_graph=True
+                objective.inputs, controls, of_inputs.gradient, retain_graph=True
             )
-            return Estimate(distributed.total(along.value) if value is None else value, gradient)
+            if value is None:
+                value = distributed.total(of_inputs.value)
+            return Estimate(value, gradient)
 
         # Narrow dtypes cannot resolve a small perturbation, so S is float32 or wider here.
         point = {name: vectors.wide(p.detach()) for name, p in learner.aligned.items()}
@@ -159,7 +161,7 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         valued = [
             alignment(gradient, pretraining_gradient, self.step_size) for gradient in gradients
         ]
-        return [estimate(each.direction, each.value) for each in valued]
+        return [estimate(direction, value) for value, direction in valued]
 
     def gradient(self, context: ContextT, task: Task) -> Gradient:
         """Returns ``g_pre`` over S of a task on this process's data, in float32 or wider."""

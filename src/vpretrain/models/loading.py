@@ -26,14 +26,14 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from vpretrain.config.problems import nearest, shown
-from vpretrain.models.explained import (
+from vpretrain.models.finite import refuse_unusable
+from vpretrain.models.load_errors import (
     ASSETS,
     about_attention,
     explained,
     lacks_attention,
     may_be_hub_id,
 )
-from vpretrain.models.finite import refuse_unusable
 from vpretrain.system.errors import Problem, UserError, abbreviated, brief, user_error
 from vpretrain.system.memory import out_of_memory
 

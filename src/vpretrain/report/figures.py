@@ -115,7 +115,7 @@ def figures(section: Section, prefix: str = "") -> dict[str, list[Figure]]:
         "curves": [*_scores(section, prefix), *_loss(section, prefix)],
         "steering": list(_steering(section, f"{prefix}steering", limits=False)),
         "limits": list(_steering(section, f"{prefix}limits", limits=True)),
-        "cost": [*_bought(section, prefix), *_throughput(section, prefix)],
+        "cost": [*_score_against_cost(section, prefix), *_throughput(section, prefix)],
         "tradeoffs": list(_tradeoffs(section, prefix)),
     }
 
@@ -207,7 +207,7 @@ def _steering(section: Section, figure: str, *, limits: bool) -> Iterator[Figure
         yield Figure(figure, "", caption, panels, _legend(section, arms))
 
 
-def _bought(section: Section, prefix: str) -> Iterator[Figure]:
+def _score_against_cost(section: Section, prefix: str) -> Iterator[Figure]:
     """Yields the leading score against the total cost, post-training included."""
     metric = section.lead
     scores = {arm: each[metric] for arm, each in section.summaries.items() if metric in each}

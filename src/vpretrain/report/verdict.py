@@ -39,9 +39,9 @@ def headline(section: Section) -> Markup:
     first = first or next(iter(kinds), None)
     if first is None:
         return joined()
-    found = pairs[first].verdict
-    equals = _not_beaten(section, steered, controls, first) if found == "better" else []
-    outcome = _LIKE_A_CONTROL if equals else _OUTCOME[found]
+    steered_verdict = pairs[first].verdict
+    equals = _not_beaten(section, steered, controls, first) if steered_verdict == "better" else []
+    outcome = _LIKE_A_CONTROL if equals else _OUTCOME[steered_verdict]
     loss = next((metric for metric in kinds if kinds[metric] == "nll" and metric != first), None)
     before, after = "", ""
     if kinds[first] not in _SOLVED:
@@ -52,7 +52,7 @@ def headline(section: Section) -> Markup:
     text = joined(outcome, before, _three(section, first, steered), after, ". ")
     if loss is not None:
         text = joined(text, "Held-out loss: ", _three(section, loss, steered), ". ")
-    if found == "better":
+    if steered_verdict == "better":
         text = joined(text, _beside_controls(controls, equals))
     return text
 

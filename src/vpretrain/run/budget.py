@@ -68,12 +68,12 @@ class Spending:
                 relative to what was left at that point.
         """
         before = Spending() if since is None else since
-        shares = (
+        fractions = (
             (getattr(self, name) - getattr(before, name)) / (limit - getattr(before, name))
             for name, limit in budget
             if limit is not None
         )
-        return min(1.0, max(shares))
+        return min(1.0, max(fractions))
 
     def exhausted(self, budget: Budget) -> bool:
         """Returns whether a limit of the budget is used up, which is when :meth:`fraction` is 1."""

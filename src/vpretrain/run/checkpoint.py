@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on bit for bit, on disk whole or not at all.
+"""Checkpoints: everything that a run needs to continue bit for bit, written atomically.
 
 A checkpoint is a folder ``step-0000120``: ``*.safetensors`` with every tensor (written by
 ``torch.distributed.checkpoint``), ``state.json`` with everything else, and ``manifest.json`` with
-the size and the SHA-256 of both. It is written under another name, flushed to the disk and then
+the size and the SHA-256 of each file. It is written under another name, flushed to disk and then
 renamed. Nothing is ever unpickled.
 """
 
@@ -53,23 +53,23 @@ _STEP = re.compile(r"step-(\d{7,})")
 
 
 def save(state: State, folder: Path) -> None:
-    """Writes a state; the folder appears whole or not at all.
+    """Writes a state to a folder, atomically.
 
-    Where tensors are shards all processes come here together, and each writes its own; otherwise
-    one does, alone.
+    If tensors are sharded, all processes must call it together, and each writes its own shards;
+    otherwise a single process calls it.
 
     Args:
-        state: see :data:`State`; the keys of its dictionaries are strings or whole numbers.
-        folder: its parent is made; what was there before gives way once the new one is whole.
+        state: see :data:`State`; the keys of its dictionaries are strings or integers.
+        folder: its parent is created; an existing folder is replaced once the new one is complete.
 
     Raises:
-        OSError: the disk is full, say; nothing is left behind then.
+        OSError: it cannot be written (a full disk); no partial folder is left.
     """
     tensors = Tensors()
     rest = encoded(state, "", tensors)
     scratch = scratch_beside(folder)
     together = sharded(tensors)
-    first = distributed.on_first_rank if together else lambda make: make()
+    first = distributed.from_first_rank if together else lambda make: make()
 
     def begin() -> None:
         remove(scratch)
@@ -82,7 +82,7 @@ def save(state: State, folder: Path) -> None:
 
     try:
         first(begin)
-        # Of what is no shard the first process writes all.
+        # The first process writes all tensors that are not sharded.
         written = {
             name: tensor
             for name, tensor in tensors.items()
@@ -99,7 +99,7 @@ def save(state: State, folder: Path) -> None:
 
 
 def size(state: State) -> int:
-    """About how many bytes :func:`save` writes: tensors, their names, and everything else."""
+    """Returns approximately the number of bytes that :func:`save` writes."""
     tensors = Tensors()
     rest = encoded(state, "", tensors)
     contents = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -108,16 +108,15 @@ def size(state: State) -> int:
 
 
 def sharded(state: State) -> bool:
-    """Whether a state holds shards of tensors: then :func:`save` is for all processes together."""
+    """Returns whether a state has sharded tensors, so that :func:`save` is a collective call."""
     return any(isinstance(tensor, DTensor) for tensor in distributed.tensors_in(state))
 
 
 def load(folder: Path) -> State:
-    """Reads back what :func:`save` was given, tensors on the CPU.
+    """Returns the state that :func:`save` wrote, with tensors on the CPU.
 
     Raises:
-        Damaged: a file is missing, cut, or has another content than was written, or what was
-            written is no state.
+        Damaged: a file is missing or differs from what was written, or the files hold no state.
     """
     verify(folder)
     try:
@@ -140,21 +139,21 @@ def _loaded(folder: Path) -> State:
 
 
 class CheckpointManager:
-    """The checkpoints of one run: writes, prunes, and finds the newest that is whole.
+    """The checkpoints of one run: writes them, removes old ones, and finds the newest complete one.
 
-    Of several processes the first writes (each its own shards, where there are any), and all read:
-    the folder is one that they share.
+    Of several processes only the first writes (or each its own shards), and all read, so the folder
+    must be on a disk that all of them see.
 
     Args:
-        folder: ``checkpoints/`` of the run; made on first use.
+        folder: ``checkpoints/`` of the run; created on first use.
         every: steps between two checkpoints; 0: by time alone.
-        seconds: after which one is due; 0: by steps alone.
-        keep_last: older ones than these many are removed, >= 1.
-        asynchronous: whether files are written by another thread while the run goes on (the state
-            is copied first).
+        seconds: seconds between two checkpoints; 0: by steps alone.
+        keep_last: number of checkpoints to keep, at least 1.
+        asynchronous: whether another thread writes a copy of the state while the run continues.
 
     Attributes:
-        failure: what the system said when a checkpoint could last not be written.
+        failure: the system's message for the latest checkpoint that could not be written; empty if
+            there is none.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class CheckpointManager:
 
     @classmethod
     def of(cls, folder: Path, section: Checkpoint) -> CheckpointManager:
-        """As a recipe has it."""
+        """Returns a manager with the settings of a recipe."""
         return cls(
             folder,
             every=section.every,
@@ -184,25 +183,21 @@ class CheckpointManager:
         )
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, oldest first; whether they are whole is not
-        looked at.
-        """
+        """Returns the steps of the existing checkpoints, oldest first, complete or not."""
         names = [_STEP.fullmatch(path.name) for path in self.folder.glob("step-*")]
         return sorted(int(name[1]) for name in names if name)
 
     def path(self, step: int) -> Path:
-        """The folder of a step's checkpoint."""
+        """Returns the folder of a step's checkpoint."""
         return self.folder / f"step-{step:07d}"
 
     def due(self, step: int) -> bool:
-        """Whether one should be written after this step."""
+        """Returns whether a checkpoint should be written after this step."""
         by_steps = self.every > 0 and step % self.every == 0
         return by_steps or (self.seconds > 0 and time.monotonic() - self._saved >= self.seconds)
 
     def save(self, step: int, state: State) -> None:
-        """Writes a checkpoint. Where the disk is full or refuses, the run goes on with the ones it
-        has, and it is logged.
-        """
+        """Writes a checkpoint; a disk error is logged, and the run continues."""
         if distributed.rank() and not sharded(state):
             return
         self.wait()
@@ -219,13 +214,13 @@ class CheckpointManager:
         best: float | None,
         save_model: Callable[[Path], None],
     ) -> float | None:
-        """Keeps the learner as ``best``, a model folder with its ``scores.json``, if its score
-        beats the best so far.
+        """Saves the learner as the model folder ``best``, with its ``scores.json``, if its score is
+        the best so far.
 
-        Where the disk is full or refuses, the run goes on with the best it has, and it is logged.
+        A disk error is logged, and the run continues with the earlier best model.
 
         Returns:
-            The best score, this one counted; None before the first that was kept.
+            The best score, including this one; None if none was saved yet.
 
         Raises:
             UserError: the metric is not measured.
@@ -255,17 +250,19 @@ class CheckpointManager:
         return value
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Waits until the checkpoint that is being written is complete."""
         if self._waiting is not None:
             self._waiting.result()
             self._waiting = None
 
     def newest(self) -> tuple[int, State] | None:
-        """The newest checkpoint that is whole; damaged ones are logged and set aside as
-        ``damaged-step-*``, and what a killed save left behind is removed.
+        """Returns step and state of the newest complete checkpoint; None if there is none.
+
+        Damaged ones are logged and renamed to ``damaged-step-*``, and incomplete ones of a killed
+        process are removed.
 
         Raises:
-            UserError: what the first process found another one cannot read.
+            UserError: this process cannot read the checkpoint that the first one has read.
         """
         newest = self._newest() if distributed.rank() == 0 else None
         step = distributed.broadcast_object(None if newest is None else newest[0])
@@ -276,7 +273,7 @@ class CheckpointManager:
         except Damaged as error:
             message = (
                 f"process {distributed.rank()} on {socket.gethostname()} cannot read the "
-                "checkpoint that the first one found "
+                "checkpoint that the first one has read "
                 f"({error}): the run folder has to be on a disk that all machines see"
             )
             raise user_error("--out", message, value=str(self.path(step))) from None
@@ -329,7 +326,7 @@ class CheckpointManager:
 
 
 def measured(metric: str, scores: Mapping[str, Score]) -> Score:
-    """The score of ``checkpoint.keep_best``; raises UserError if it is not measured."""
+    """Returns the score of ``checkpoint.keep_best``; raises UserError if it is not measured."""
     if metric not in scores:
         message = "the evaluation does not measure this"
         raise user_error("checkpoint.keep_best", message, value=metric, accepted=", ".join(scores))
@@ -337,9 +334,7 @@ def measured(metric: str, scores: Mapping[str, Score]) -> Score:
 
 
 def _disk_error(error: BaseException) -> str | None:
-    """What the system said of the disk, also where torch wrapped it; None where it is something
-    else.
-    """
+    """Returns the message of a disk error, also one wrapped by torch; None for other errors."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return error.strerror or str(error) if isinstance(error, OSError) else None

@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from vpretrain.run.finished_run import read_run
 from vpretrain.run.manifest import MODEL as MANIFEST
 from vpretrain.run.manifest import Damaged, verify
-from vpretrain.run.saved import read_run
 from vpretrain.system.errors import Fault, brief, user_error
 
 CARD = "README.md"

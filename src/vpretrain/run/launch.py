@@ -16,6 +16,7 @@ from vpretrain.config import changes
 from vpretrain.config.recipe import Recipe
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager
+from vpretrain.run.finished_run import DESIGNER, designer_state
 from vpretrain.run.flops import Cost, rehearse
 from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
@@ -24,7 +25,6 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
 from vpretrain.run.resources import disk_shortage, smaller
 from vpretrain.run.run import OnRecord, Record, Run
-from vpretrain.run.saved import DESIGNER, designer_state
 from vpretrain.run.tracking import missing
 from vpretrain.run.train import Result, train
 from vpretrain.system import distributed, sharding
@@ -112,11 +112,6 @@ class Launch:
     on_record: Callable[[Record, float], None]
     notify: Callable[[str], None]
 
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return distributed.rank() == 0
-
     def train(self, changed: Sequence[Problem], *, accept_changes: bool) -> dict[str, Any]:
         """Trains, writes the folder, and returns the result.
 
@@ -138,7 +133,9 @@ class Launch:
                     "its model or result is not as it was written, and every checkpoint is damaged"
                 )
                 raise _nothing_to_write_from(self.folder, damage)
-            hashes = self.modality.data_hashes(self.materials) if self.first else {}
+            # Only the first process writes them; hashing reads all of the data.
+            first = distributed.rank() == 0
+            hashes = self.modality.data_hashes(self.materials) if first else {}
             changes: list[Change] = []
             step0 = None
             if state is not None:
@@ -232,12 +229,14 @@ class Launch:
     def save(self, parts: AnyParts, result: Result, changes: Sequence[Change]) -> dict[str, Any]:
         """Writes model, card, designer and ``result.json``; returns the contents of the latter."""
         folder = self.folder
+
+        def save_model() -> None:
+            _make_room(folder / "model")
+            parts.save(folder / "model")
+            self.modality.card(self.recipe, self.materials, result, folder / "model")
+
         with sharding.whole(parts.learner.model):
-            if self.first:
-                _make_room(folder / "model")
-                with distributed.alone():
-                    parts.save(folder / "model")
-                    self.modality.card(self.recipe, self.materials, result, folder / "model")
+            distributed.from_first_rank(save_model)
         designer = parts.designer.state_dict()  # on all processes: it may be a collective call
         summary = {
             "run_dir": str(folder),
@@ -249,14 +248,17 @@ class Launch:
             "step0": {name: score.value for name, score in result.step0.items()},
             "final": {name: score.value for name, score in result.final.items()},
         } | ({"changes": list(changes)} if changes else {})
-        if self.first:
+
+        def save_results() -> None:
             _make_room((folder / DESIGNER).parent)
             (folder / DESIGNER).parent.mkdir(exist_ok=True)
             torch.save(designer, folder / DESIGNER)  # read back with weights_only
             write_manifest(folder / "model", folder / MODEL_MANIFEST)
             write_json(folder / "result.json", summary)
-            with distributed.alone(), drawing():
+            with drawing():
                 self.modality.draw(self.recipe, self.materials, parts, folder)
+
+        distributed.from_first_rank(save_results)
         return summary
 
 

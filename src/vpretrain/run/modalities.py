@@ -54,11 +54,11 @@ class Installed(Mapping[str, Callable[[], T]]):
 @lru_cache
 def _points(path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """Returns entry points by name; cached, as it reads a file of every package on the path."""
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     # This package's own come first and win.
     for point in sorted(entry_points(group=GROUP), key=lambda point: not _is_own(point)):
-        found.setdefault(point.name, point)
-    return found
+        points.setdefault(point.name, point)
+    return points
 
 
 def _is_own(point: EntryPoint) -> bool:

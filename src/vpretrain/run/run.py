@@ -1,4 +1,4 @@
-"""A run in motion: what one turn of the loop in :mod:`vpretrain.run.train` is made of."""
+"""The parts of the training loop in :mod:`vpretrain.run.train`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vpretrain.system.signals import Interruption
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 OnRecord = Callable[[Record, float], bool | None]
-"""Is given a record and the fraction of the budget that is used; False: a full disk, say, refused
-it, so that it does not count when a log is cut back."""
+"""Called with a record and the used fraction of the budget; returns False if the record could not
+be written, so that it is not counted among those that a resumed run keeps."""
 Batches = MicroBatches[Any]
 
 
@@ -38,22 +38,22 @@ class Run:
 
     Args:
         recipe: every value of the run.
-        parts: freshly built from it.
-        step0: scores of the untouched checkpoint, if they were measured already; with ``resume``
-            those by which the run is evaluated from now on.
-        cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None leaves FLOPs
-            uncounted (0).
-        on_record: is given every record, see :data:`OnRecord`.
-        checkpoints: writes checkpoints when they are due, and at the end; None keeps none.
-        resume: a checkpoint's state to go on from; None starts. It is let go of once it was gone on
-            from: it may be as large as the model with its optimizer.
-        stop: signals that were received; None: they are ignored.
-        keep_history: whether :attr:`history` is filled; a long run has it in its log.
-        prefetch: whether a thread draws the next batches while a step runs, which pays beside an
-            accelerator; the run is the same.
+        parts: freshly built from the recipe.
+        step0: scores of the untouched checkpoint, if already measured; with ``resume`` they replace
+            those of the resumed run.
+        cost: FLOPs by kind of step (:func:`vpretrain.run.flops.count`); None counts none (0).
+        on_record: called with every record, see :data:`OnRecord`.
+        checkpoints: writes checkpoints when they are due, and at the end; None writes none.
+        resume: the state of the checkpoint to resume from; None starts anew. The reference is
+            dropped after loading, because the state may be as large as the model with its
+            optimizer.
+        stop: the signals received so far; None: they are ignored.
+        keep_history: whether :attr:`history` is filled; long runs have it in their log instead.
+        prefetch: whether a thread draws the next batches during a step, which saves time beside an
+            accelerator and does not change the results.
 
     Attributes:
-        state: everything that moves.
+        state: the mutable state.
         history: the records, in memory.
     """
 
@@ -96,14 +96,19 @@ class Run:
         self.prepared: Metrics = {}
         self.resumed = False
 
-    # ---- the beginning
+    # ---- start
 
     def start(self) -> None:
-        """Goes on from a checkpoint; or evaluates step 0 and lets AdamW's moments settle.
+        """Resumes from a checkpoint; or evaluates step 0 and lets AdamW's moments settle.
 
-        Settling is ``value.settle_steps`` at learning rate 0: the learner stays where it is, bit
-        for bit, while the moments (which ``P`` reads), the designer and its reliability find their
-        level. Every arm does it, so that every arm starts from the same optimizer."""
+        Settling is ``value.settle_steps`` steps at learning rate 0: the learner does not change,
+        while the moments (which ``P`` reads), the designer and its reliability adapt. Every arm
+        does it, so that all start from the same optimizer state.
+
+        Raises:
+            UserError: the budget is used up before the first step, or see :meth:`go_on`.
+            Fault: a score of step 0 is not finite.
+        """
         parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
         if self.go_on():
             return
@@ -131,11 +136,10 @@ class Run:
         self.state.prepared = replace(self.state.spent)
 
     def go_on(self) -> bool:
-        """Whether the run goes on from the checkpoint that it was given, which is loaded on the
-        first call.
+        """Loads the checkpoint to resume from, on the first call; returns whether there is one.
 
         Raises:
-            UserError: the checkpoint is of a run of another recipe or of other data.
+            UserError: the checkpoint does not fit the recipe or the data.
         """
         if self.resume is not None:
             seed_run(self.recipe)
@@ -158,8 +162,8 @@ class Run:
             raise user_error("--out", message) from error
 
     def _prepare(self) -> Metrics:
-        """What the designer does before the first step: charged to the budget, and logged apart in
-        the first record."""
+        """Prepares feedback and designer; its cost is charged to the budget and returned for the
+        first record."""
         with self.state.spent.timing():
             started = time.perf_counter()
             if self.parts.designer.uses_feedback:
@@ -177,7 +181,7 @@ class Run:
         return f"settling, at {steps},", "settle for fewer steps"
 
     def _used_up(self, what: str, fix: str) -> UserError:
-        """Not a run of 0 steps that looks like any other."""
+        """Returns the error for a budget that leaves nothing for the first step."""
         budget, used = self.recipe.budget, self.state.spent.state_dict()
         limits = {name: limit for name, limit in budget if limit is not None}
         name, limit = next((n, limit) for n, limit in limits.items() if used[n] >= limit)
@@ -186,22 +190,24 @@ class Run:
             f"budget.{name}", message, value=limit, accepted=f"more than {used[name]}"
         )
 
-    # ---- one turn of the loop
+    # ---- one iteration of the loop
 
     def agree_on_end(self) -> bool:
-        """Whether the budget is used up. All processes ask together, and take the seconds of the
-        first one, since their clocks differ."""
+        """Returns whether the budget is used up; a collective call.
+
+        All processes take the seconds of the first one, since their clocks differ.
+        """
         spent = self.state.spent
         spent.seconds = distributed.broadcast_object(spent.seconds)
         return not self.parts.on_stream or spent.exhausted(self.recipe.budget)
 
     @property
     def progress(self) -> float:
-        """The fraction of the budget that is used, in [0, 1]."""
+        """The used fraction of the budget, in [0, 1]."""
         return self.state.spent.fraction(self.recipe.budget)
 
     def next_batch(self) -> Batches:
-        """The next step's batches; the wait for them is charged."""
+        """Returns the next step's batches; the time to draw them is charged to the budget."""
         with self.state.spent.timing():
             started = time.perf_counter()
             if self.batches is not None:
@@ -213,17 +219,20 @@ class Run:
         return batch
 
     def step(self, drawn: Batches) -> Metrics:
-        """One learner step, for loops that do not ask what it was taken on; see :meth:`take`."""
+        """Takes one learner step and returns its metrics; see :meth:`take`."""
         return self.take(drawn)[1]
 
     def take(self, drawn: Batches) -> tuple[Batches, Metrics]:
-        """One learner step at the schedule's rate: what it was taken on, and its metrics.
+        """Takes one learner step at the schedule's learning rate.
 
-        The schedule is over what was left of the budget at the first step, after settling and what
-        the arm trained beforehand. All processes take the same rate.
+        The schedule covers the part of the budget that was left at the first step, after settling
+        and the arm's own preparation. All processes use the same rate.
+
+        Returns:
+            The batches that were trained on (with a selector a part of ``drawn``), and the metrics.
 
         Raises:
-            NonFinite: it was not taken.
+            NonFinite: the step was not taken.
         """
         spent, budget = self.state.spent, self.recipe.budget
         if budget.seconds is not None:  # each process waited for its batch by its own clock
@@ -243,10 +252,10 @@ class Run:
         return batch, metrics | {"tokens_per_second": batch.tokens / seconds}
 
     def recover(self, batch: Batches, fault: NonFinite) -> None:
-        """Leaves a batch out; after too many in a row goes back to the last checkpoint, once.
+        """Skips a batch; after too many in a row, returns to the last checkpoint, once per run.
 
         Raises:
-            Fault: there is no checkpoint to go back to, or the run went back already.
+            Fault: there is no checkpoint, or the run has returned to one before.
         """
         self.skipped_in_a_row += 1
         spent = self.state.spent
@@ -261,14 +270,14 @@ class Run:
         self.skipped_in_a_row = 0
 
     def advance(self, batch: Batches, drawn: Batches | None = None) -> None:
-        """Counts a step that was taken on a batch, and what was drawn for it where that is more."""
+        """Counts a step on ``batch``, and ``drawn``, the batches drawn for it (None: the same)."""
         drawn = batch if drawn is None else drawn
         self.state.spent.add(steps=1, tokens=batch.tokens)
         self.state.drawn += drawn.tokens
         self.state.add_digest(drawn.digest())
 
     def evaluate_if_due(self) -> Metrics:
-        """Scores by name where an evaluation is due, and the best model so far kept."""
+        """Evaluates if it is due, and saves the best model so far; returns scores by name."""
         every, keep_best = self.recipe.evaluate.every, self.recipe.checkpoint.keep_best
         if not every or self.state.spent.steps % every:
             return {}
@@ -284,8 +293,8 @@ class Run:
         return {name: score.value for name, score in scores.items()}
 
     def record(self, batch: Batches, metrics: Metrics) -> None:
-        """Logs a step with what was drawn for it. Equal steps of a seed show equal ``batch``
-        digests in every arm that draws as much."""
+        """Logs a step with the digest of the batches drawn for it, which is the same at the same
+        step of a seed in all arms that draw equally many."""
         spent = self.state.spent.state_dict()
         record: Record = {"step": spent.pop("steps"), **spent, **metrics, **self.prepared}
         self.prepared = {}
@@ -300,10 +309,11 @@ class Run:
             self.state.records += 1
 
     def checkpoint_if_due(self) -> None:
-        """Saves where it is time to, or a signal asks for it.
+        """Writes a checkpoint if one is due or a signal was received.
 
         Raises:
-            Stopped: a signal asked for it, and there is something left to do.
+            Stopped: a signal was received, and the budget is not used up.
+            Fault: a signal was received, and the checkpoint could not be written.
         """
         checkpoints, steps = self.checkpoints, self.state.spent.steps
         due = checkpoints is not None and distributed.rank() == 0 and checkpoints.due(steps)
@@ -320,7 +330,8 @@ class Run:
             raise Stopped(by, f"step {steps}")
 
     def _check_written(self, steps: int) -> None:
-        """Raises Fault if a signal's checkpoint is not there: a run that "stopped" can go on."""
+        """Raises Fault if the checkpoint after a signal was not written: Stopped promises that the
+        run can be resumed from this step."""
         assert self.checkpoints is not None
         there, failure = distributed.broadcast_object(
             (self.checkpoints.steps(), self.checkpoints.failure)
@@ -330,10 +341,11 @@ class Run:
             message = f"no checkpoint could be written at step {steps}: {failure}; make room, and"
             raise Fault(f"{message} the same command goes on from {where}")
 
-    # ---- the end
+    # ---- end
 
     def finish(self) -> dict[str, Score]:
-        """Last checkpoint, whatever comes after the stream, and the final scores.
+        """Writes the last checkpoint, runs the arm's stages after the stream, and returns the final
+        scores.
 
         Raises:
             Fault: a score is not finite.

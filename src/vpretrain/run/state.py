@@ -7,7 +7,7 @@ from typing import Any
 
 from vpretrain.method.roles import State
 from vpretrain.method.step import SteeredStep
-from vpretrain.models.trained import load_trained_state, trained_state
+from vpretrain.models.trainable_state import load_trained_state, trained_state
 from vpretrain.run.budget import Spending
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.scores import Score
@@ -99,14 +99,11 @@ class RunState:
             parts.meta_batches.load_state_dict(state["meta_batches"])
         self.step.load_state_dict(state["step"])
         self.spent.load_state_dict(state["spent"])
-        # Checkpoints of earlier versions lack rewound, batches, prepared, drawn and best_metric.
-        self.rewound = state.get("rewound", False)
-        self.batches = state.get("batches", self.spent.steps)
-        self.prepared = Spending(**state.get("prepared", {}))
-        self.drawn = state.get("drawn", self.spent.tokens)
+        self.rewound, self.batches, self.drawn = state["rewound"], state["batches"], state["drawn"]
+        self.prepared = Spending(**state["prepared"])
         self.step0 = {name: Score(**score) for name, score in state["step0"].items()}
         self.digest, self.records, self.best = state["digest"], state["records"], state["best"]
-        self.best_metric = state.get("best_metric")
+        self.best_metric = state["best_metric"]
         if distributed.rank() < len(state["random"]):  # an additional process keeps its own seed
             set_random_state(state["random"][distributed.rank()])
 

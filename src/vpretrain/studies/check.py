@@ -83,7 +83,7 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
     if budget.tokens is not None:
         limits.append(step * budget.tokens / (batch.tokens * accumulate) + settling)
     model = parts.learner.model
-    found = Needs(
+    estimate = Needs(
         memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
         disk_needed(model, recipe.checkpoint, followers=parts.followers),
         min(limits) if limits else None,
@@ -94,10 +94,10 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
         a_token = forward / batch.tokens
         meta = 3 * a_token * reads.feedback_tokens + 3 * forward  # the value takes a pass or two
         evaluation = a_token * reads.held_out_tokens
-        found = replace(found, meta_seconds=meta, evaluation_seconds=evaluation)
-    if found.seconds is None or found.seconds <= FIRST_LOOK_SECONDS / 2:
-        return found
-    return replace(found, first_look=first_look(recipe, found, reads))
+        estimate = replace(estimate, meta_seconds=meta, evaluation_seconds=evaluation)
+    if estimate.seconds is None or estimate.seconds <= FIRST_LOOK_SECONDS / 2:
+        return estimate
+    return replace(estimate, first_look=first_look(recipe, estimate, reads))
 
 
 def first_look(recipe: Recipe, need: Needs, reads: Reads | None) -> FirstLook:

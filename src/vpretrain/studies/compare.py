@@ -35,7 +35,7 @@ from vpretrain.run.resources import disk_shortage
 from vpretrain.run.run import Record, Run
 from vpretrain.run.scores import STEP0_FIX, check_finite
 from vpretrain.run.train import Result, train
-from vpretrain.studies.entries import (
+from vpretrain.studies.run_files import (
     Pair,
     as_json,
     checkpoints_path,
@@ -45,7 +45,7 @@ from vpretrain.studies.entries import (
     scores_of_step0,
     write_entry,
 )
-from vpretrain.studies.judged import judged
+from vpretrain.studies.verdicts import judged
 from vpretrain.system.errors import Fault, UserError, user_error
 from vpretrain.system.files import remove, write_json, write_text
 from vpretrain.system.lock import writing
@@ -77,7 +77,7 @@ def check_arms(recipe: Recipe, arms: Sequence[str]) -> None:
     known = MODALITIES[recipe.modality]().arms
     accepted = "distinct ones of " + ", ".join(known)
     if not arms:
-        message = "name arms, with commas between them; the others are held against the first"
+        message = "name arms, with commas between them; the others are compared with the first"
         raise user_error("--arms", message, accepted=accepted)
     for arm in arms:
         if arm not in known or arms.count(arm) > 1:

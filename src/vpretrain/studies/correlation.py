@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
+from scipy.stats import pearsonr
 
 Correlation = tuple[float | None, tuple[float, float] | None]
 """Pearson's r and its 95% interval; None if a series is constant."""
@@ -14,8 +15,6 @@ Correlation = tuple[float | None, tuple[float, float] | None]
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """Returns Pearson's r with its 95% interval by Fisher's z.
-
-    The interval is ``tanh(atanh(r) -+ 1.96 / sqrt(n - 3))``.
 
     Args:
         x: 4 or more finite numbers.
@@ -26,15 +25,11 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """
     if len(x) != len(y) or len(x) < 4 or not all(map(math.isfinite, [*x, *y])):
         raise ValueError(f"accepted: 4 or more pairs of finite numbers; got {len(x)} and {len(y)}")
-    a, b = numpy.asarray(x) - numpy.mean(x), numpy.asarray(y) - numpy.mean(y)
-    size = float(numpy.linalg.norm(a) * numpy.linalg.norm(b))
-    if min(x) == max(x) or min(y) == max(y) or size == 0:
+    if min(x) == max(x) or min(y) == max(y):
         return None, None
-    r = max(-1.0, min(1.0, float(a @ b) / size))
-    if abs(r) == 1:
-        return r, (r, r)
-    reach = 1.959964 / math.sqrt(len(x) - 3)
-    return r, (math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach))
+    result = pearsonr(x, y)
+    low, high = result.confidence_interval()
+    return float(result.statistic), (float(low), float(high))
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -23,6 +23,7 @@ from vpretrain.method.value import Alignment, adam_preconditioner
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts, Modality
+from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import user_error
 from vpretrain.system.timing import synchronized_now
 
@@ -45,15 +46,15 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer is given, along
     the recipe's own direction, against double backward in float64. ``seconds`` is the median of
     interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
-    arm that uses no feedback gives way to the modality's first that does. One learner is held at a
-    time.
+    arm whose tasks are not valued is replaced by the modality's first whose tasks are. One learner
+    is in memory at a time.
 
     Returns:
         ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error,
         seconds, peak_bytes}]}``.
 
     Raises:
-        UserError: no arm of the modality uses feedback.
+        UserError: the modality has no arm whose tasks are valued.
     """
     modality = MODALITIES[recipe.modality]()
     if recipe.threads is not None:
@@ -61,11 +62,10 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     data = {name: _small(section) for name, section in recipe if name == "data"}
     recipe = recipe.model_copy(update=data)
     materials = modality.load(recipe)
-    recipe, parts = _with_feedback(recipe, modality, materials)
+    recipe, parts, batch = _with_valued_task(recipe, modality, materials)
     _freeze_below(parts)
-    batch = next(parts.stream)
     direction = _direction(recipe, parts)
-    rows, gradients = _tried(recipe, parts, direction, batch)
+    rows, gradients = _try_estimators(recipe, parts, direction, batch)
     device = next(parts.learner.model.parameters()).device
     section = recipe.learner
     del parts
@@ -133,7 +133,7 @@ def _direction(recipe: Recipe, parts: AnyParts) -> Gradient:
     }
 
 
-def _tried(
+def _try_estimators(
     recipe: Recipe, parts: AnyParts, direction: Gradient, batch: Any
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """The rows of the table, without what the reference is needed for, and each estimator's
@@ -192,20 +192,27 @@ def _reference(
 
 
 def _context(parts: AnyParts, batch: Any) -> Any:
-    with torch.no_grad():  # values need no graph to the parameters below S
+    """Without a graph to what is below S, and without dropout: the reference's context, made by
+    another learner, must be the same."""
+    with torch.no_grad(), evaluating(parts.learner.model):
         return parts.learner.forward(batch)
 
 
-def _with_feedback(recipe: Recipe, modality: Modality, materials: Any) -> tuple[Recipe, AnyParts]:
-    """The recipe with an arm that uses feedback, its own if that does, and its parts."""
+def _with_valued_task(
+    recipe: Recipe, modality: Modality, materials: Any
+) -> tuple[Recipe, AnyParts, Any]:
+    """The recipe with an arm that uses feedback and whose tasks have controls, its own if
+    possible; the arm's parts, and the first batch of their stream."""
     for arm in (recipe.arm, *modality.arms):
         chosen = recipe.model_copy(update={"arm": arm})
         parts = modality.build(chosen, materials)
-        if parts.designer.uses_feedback:
-            return chosen, parts
-    raise user_error(
-        "modality", "none of its arms uses feedback, so nothing is valued", value=recipe.modality
-    )
+        if not parts.designer.uses_feedback:
+            continue
+        batch = next(parts.stream)
+        if parts.designer.make_task(_context(parts, batch), _Nothing()).controls():
+            return chosen, parts, batch
+    message = "it has no arm whose tasks are valued, so there is no estimator to try"
+    raise user_error("modality", message, value=recipe.modality)
 
 
 class _Nothing(ValueFunction[Any]):

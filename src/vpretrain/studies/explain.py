@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vpretrain.run.finished_run import read_run
 from vpretrain.run.modalities import MODALITIES
-from vpretrain.run.saved import read_run
 from vpretrain.system.files import writable_file
 
 

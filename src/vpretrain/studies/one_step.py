@@ -21,7 +21,7 @@ from vpretrain.run.build import seed_run
 from vpretrain.run.parts import Parts
 from vpretrain.system.errors import Fault, user_error
 
-STEP_SHARE = 1e-3
+STEP_FRACTION = 1e-3
 """Mean norm of the SGD step on S, relative to the norm of S. On ``demo-language`` (60 draws), r of
 ``sgd_aligned`` is 0.99999, 0.9993, 0.994 and 0.93 at 1e-4, 1e-3, 3e-3 and 1e-2: at this size the
 loss is still linear, and the drop far above rounding.
@@ -82,7 +82,9 @@ class OneStep:
         for index in range(PILOTS):
             with self.unchanged():
                 gradients.append(self.on_aligned(self.next(-1 - index)[1]))
-        self.rate = STEP_SHARE * self.size * PILOTS / sum(float(vectors.norm(g)) for g in gradients)
+        self.rate = (
+            STEP_FRACTION * self.size * PILOTS / sum(float(vectors.norm(g)) for g in gradients)
+        )
         return gradients
 
     @torch.no_grad()

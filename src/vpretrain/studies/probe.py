@@ -55,7 +55,7 @@ from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import Parts
 from vpretrain.studies.correlation import pearson, scatter, slope
-from vpretrain.studies.one_step import STEP_SHARE, OneStep, loss_of
+from vpretrain.studies.one_step import STEP_FRACTION, OneStep, loss_of
 from vpretrain.system.files import write_json
 
 SETTLE_STEPS = 16
@@ -145,7 +145,7 @@ def _result(recipe: Recipe, bench: Bench, points: Sequence[Point]) -> dict[str, 
         "slope": {name: slope(*pairs[name]) for name in IN_NATS},
         "lower_bound": _lower_bound(points, bench.smoothness),
         "sgd_rate": bench.rate,
-        "sgd_step_share": STEP_SHARE,
+        "sgd_step_share": STEP_FRACTION,
         "adamw_learning_rate": recipe.learner.learning_rate,
         "adamw_step_share": sum(point.adamw_step_share for point in points) / len(points),
         "adamw_momentum_drop": bench.momentum_drop,

@@ -33,7 +33,7 @@ from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.parts import AnyParts
 from vpretrain.run.run import Run
 from vpretrain.studies.correlation import pearson, scatter, slope
-from vpretrain.studies.one_step import STEP_SHARE, OneStep, loss_of
+from vpretrain.studies.one_step import STEP_FRACTION, OneStep, loss_of
 from vpretrain.system.errors import NonFinite, user_error
 from vpretrain.system.files import write_json
 
@@ -103,7 +103,7 @@ def probe_along(
         "draws": draws,
     }
     seconds = round(time.perf_counter() - started, 1)
-    result = described | _figures(every) | {"along": along, "sgd_step_share": STEP_SHARE}
+    result = described | _figures(every) | {"along": along, "sgd_step_share": STEP_FRACTION}
     result |= {"seconds": seconds, "environment": environment()}
     _write(out, result, every)
     return result

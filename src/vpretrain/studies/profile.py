@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,7 +73,7 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         for _ in phase("measuring, rounds", range(warm_up + rounds), warm_up + rounds):
             for arm, (_, pipe) in children.items():
                 rounds_of[arm].append(_ask(pipe, "round"))
-        rounds_of = {arm: found[warm_up:] for arm, found in rounds_of.items()}
+        rounds_of = {arm: every[warm_up:] for arm, every in rounds_of.items()}
         peaks = {arm: _ask(pipe, "peak") for arm, (_, pipe) in children.items()}
         flops = {arm: _ask(pipe, "count") for arm, (_, pipe) in children.items()}
     finally:
@@ -150,7 +150,7 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         parts = modality.build(recipe, materials)
         if not parts.on_stream:  # its steps are not the stream's, which are all that is timed here
             raise user_error("--arms", "this arm does not train on the stream", value=recipe.arm)
-        parts = _sectioned(parts)
+        parts = _with_timed_methods(parts)
         step, period = new_step(recipe, parts), recipe.value.meta_period
         step.count = step.meta.start  # before that step, every arm is the baseline
         pipe.send(None)
@@ -169,18 +169,17 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         pipe.send(error)
 
 
-def _sectioned(parts: Parts) -> Parts:
+def _with_timed_methods(parts: Parts) -> Parts:
     """Returns parts whose task construction is timed as a section.
 
     Methods that a step times itself are excluded from sections.
     """
     if parts.designer.selector is not None:
-        parts.designer.selector = _timed(parts.designer.selector, select=None)
-    return replace(
-        parts,
-        designer=_timed(parts.designer, make_task="designer", learn=None),
-        feedback=_timed(parts.feedback, gradients=None),
-    )
+        selector: Any = _TimedMethods(parts.designer.selector, select=None)
+        parts.designer.selector = selector
+    designer: Any = _TimedMethods(parts.designer, make_task="designer", learn=None)
+    feedback: Any = _TimedMethods(parts.feedback, gradients=None)
+    return replace(parts, designer=designer, feedback=feedback)
 
 
 def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
@@ -204,18 +203,14 @@ def _round(parts: Parts, step: SteeredStep, recipe: Recipe) -> dict[str, float]:
     return totals
 
 
-def _timed(part: Any, **sections: str | None) -> Any:
-    return _Within(part, sections)
-
-
-class _Within:
+class _TimedMethods:
     """Wraps a part so that calls of some methods are timed as a section.
 
     A method with the section None is not timed (the meta step and the selection have their own
     times).
     """
 
-    def __init__(self, part: Any, sections: Mapping[str, str | None]) -> None:
+    def __init__(self, part: Any, **sections: str | None) -> None:
         self._part, self._sections = part, sections
 
     def __getattr__(self, name: str) -> Any:
@@ -241,14 +236,16 @@ def _start_peak() -> int:
         return torch.cuda.memory_allocated()
     if _REFERENCES.exists():
         _REFERENCES.write_text("5")  # Linux: resets VmHWM
-    return _held("VmRSS")
+    return _process_bytes("VmRSS")
 
 
 def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _held("VmHWM")
+    return (
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _process_bytes("VmHWM")
+    )
 
 
-def _held(name: str) -> int:
+def _process_bytes(name: str) -> int:
     if not _STATUS.exists():  # not Linux: only the peak of the whole process, in bytes on macOS
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()

@@ -83,10 +83,10 @@ def sweep(
         Fault: no trial was completed.
     """
     with writing(out):  # else another process's running trials would be taken for abandoned ones
-        step0, accepted = _opened(plan, out, accept_changes)
+        step0, accepted = _open_study(plan, out, accept_changes)
         study = _study(out)
-        trials = _queued(study, plan, trials)
-        done = len(_finished(study))
+        trials = _enqueue(study, plan, trials)
+        done = len(_ended_trials(study))
         progress(done, trials, "step 0", 0.0)
 
         def tell(call: tuple[Any, ...], message: tuple[float, str]) -> None:
@@ -99,10 +99,10 @@ def sweep(
             done += 1
             underway[place] = 0.0
             progress(done, trials, line, sum(underway.values()))
-        return _written(plan, out, study, step0, accepted)
+        return _write_results(plan, out, study, step0, accepted)
 
 
-def _queued(study: optuna.Study, plan: Plan, trials: int) -> int:
+def _enqueue(study: optuna.Study, plan: Plan, trials: int) -> int:
     """Puts into the queue trials whose process is gone, and all combinations of listed values if
     there are enough trials; returns the number of trials."""
     for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -132,14 +132,15 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
     study = _study(out)
     trial = study.ask()
     given_up = sum(
-        t.state == TrialState.FAIL and not _failed(t) for t in study.get_trials(deepcopy=False)
+        t.state == TrialState.FAIL and not _failure_reason(t)
+        for t in study.get_trials(deepcopy=False)
     )
     study.sampler = optuna.samplers.TPESampler(
         seed=(1_000_003 * plan.recipe.seed + trial.number - given_up) % 2**32
     )
-    values = {key: _suggested(trial, key, space) for key, space in plan.sweep.keys.items()}
+    values = {key: _suggest(trial, key, space) for key, space in plan.sweep.keys.items()}
     try:
-        result = _trained(plan.at(values), plan, trial, tell)
+        result = _train(plan.at(values), plan, trial, tell)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return f"trial {trial.number}: pruned"
@@ -158,12 +159,10 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
         return f"trial {trial.number}: failed: {reason.splitlines()[0]}"
     scores = {metric: result.final[metric].value for metric in plan.sweep.objectives}
     study.tell(trial, [*scores.values()])
-    return f"trial {trial.number}: {_listed(scores)}"
+    return f"trial {trial.number}: {_format_scores(scores)}"
 
 
-def _trained(
-    recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any], None]
-) -> Result:
+def _train(recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any], None]) -> Result:
     """Runs a trial.
 
     Raises:
@@ -198,11 +197,11 @@ def _trained(
         return train(run)
 
 
-def _listed(scores: Mapping[str, float]) -> str:
+def _format_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
-def _suggested(trial: optuna.Trial, key: str, space: Range | Alternatives) -> Any:
+def _suggest(trial: optuna.Trial, key: str, space: Range | Alternatives) -> Any:
     if isinstance(space, Range):
         options: Any = {"log": space.log} if space.step is None else {"step": space.step}
         low, high, whole = space.low, space.high, isinstance(space.step or 1, int)
@@ -231,20 +230,20 @@ def _study(out: Path) -> optuna.Study:
     return study
 
 
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
+def _ended_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Returns trials that ended, without those whose process died."""
     ended = study.get_trials(
         deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     )
-    return [trial for trial in ended if trial.state != TrialState.FAIL or _failed(trial)]
+    return [trial for trial in ended if trial.state != TrialState.FAIL or _failure_reason(trial)]
 
 
-def _failed(trial: FrozenTrial) -> str:
+def _failure_reason(trial: FrozenTrial) -> str:
     """Returns the reason of a failure; empty for a trial whose process died."""
     return str(trial.user_attrs.get("failed", ""))
 
 
-def _opened(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list[Change]]:
+def _open_study(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], list[Change]]:
     """Creates the study, or checks that the existing one is of the same search.
 
     Returns the scores of the untouched checkpoint, and the accepted changes.
@@ -298,13 +297,13 @@ def _step0(path: Path, objectives: Sequence[str]) -> dict[str, float]:
         raise user_error(str(path), message) from None
 
 
-def _written(
+def _write_results(
     plan: Plan, out: Path, study: optuna.Study, step0: dict[str, float], accepted: list[Change]
 ) -> dict[str, Any]:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        failed = [reason for trial in _finished(study) if (reason := _failed(trial))]
+        failed = [reason for trial in _ended_trials(study) if (reason := _failure_reason(trial))]
         raise Fault("no trial came to an end" + (f"; the last one: {failed[-1]}" if failed else ""))
-    objectives, states = plan.sweep.objectives, [trial.state for trial in _finished(study)]
+    objectives, states = plan.sweep.objectives, [trial.state for trial in _ended_trials(study)]
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
     front = sorted(study.best_trials, key=lambda trial: (sign * trial.values[0], trial.number))
     best = _entry(plan, front[0], out / "best.yaml")
@@ -339,7 +338,7 @@ def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
         for key, value in trial.params.items()
     }
     scores = dict(zip(plan.sweep.objectives, trial.values, strict=True))
-    trained = f"# Trial {trial.number} of a sweep of {plan.source}: {_listed(scores)}."
+    trained = f"# Trial {trial.number} of a sweep of {plan.source}: {_format_scores(scores)}."
     head = f"# vpretrain train {path}\n#\n{trained}\n"
     path.write_text(head + dump(plan.at(values, own_budget=True)), encoding="utf-8")
     return {"number": trial.number, "values": scores, "parameters": values, "recipe": str(path)}

@@ -1,15 +1,15 @@
-"""Several processes as one run: data parallelism under ``torchrun``, and nothing at all for a
-single process.
+"""Data parallelism under ``torchrun``; in a single process every function here does nothing.
 
-Every process holds the whole learner and designer and lays out its own part of every batch; what is
-a sum or a mean over the batch is one over all processes. The rule by which that composes: **a
-figure is global, its gradient is this process's part**, and gradients are added up once, before an
-optimizer moves (:func:`all_reduce_gradients`). So a loss may be any function of sums and means over
-the batch, and N processes take the step that one would take with all of the batch.
+Every process holds the whole learner and designer and its own part of every batch; sums and means
+over the batch are taken over all processes. One rule makes this compose: **a value is global, its
+gradient is this process's part**, and gradients are summed once, before the optimizer's step
+(:func:`all_reduce_gradients`). A loss can thus be any function of sums and means over the batch,
+and N processes take the same step as one process with the whole batch.
 
-There is no wrapper around the model: the learner's forward passes enter it at several places and
-run several times between two steps, and the sum of gradients after the last of them is the same and
-is sent once a step, however many batches it is of."""
+The model is not wrapped (DDP), because the learner calls its parts separately, and several times a
+step. Summing the gradients once a step is equivalent, and costs one communication however many
+batches are accumulated.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vpretrain.system.errors import Problem, UserError, user_error
+from vpretrain.system.errors import Fault, UserError, user_error
 
 T = TypeVar("T")
 
@@ -93,8 +93,8 @@ def is_main_process() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this block the process speaks to no other: what is a sum over all processes is its
-    own."""
+    """Context manager in which this process communicates with no other: sums over all processes are
+    its own values."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -126,51 +126,44 @@ def in_turn(make: Callable[[], T]) -> T:
     by the rest.
 
     So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A
-    UserError of one is raised on all, so that nobody waits for a process that is gone."""
+    UserError, Fault or OSError of one is raised on all, so that nobody waits for a process that is
+    gone."""
+    if world() == 1:
+        return make()
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     made: list[T] = []
-    for now in range(3 if world() > 1 else 1):
-        problems: tuple[Problem, ...] = ()
+    for now in range(3):
+        error = None
         if now == turn:
-            try:
-                with alone():
-                    made.append(make())
-            except UserError as error:
-                problems = error.problems
-        if wrong := next(filter(None, all_gather_object(problems)), None):
-            raise UserError(*wrong)
+            made, error = _attempted(make)
+        if raised := next(filter(None, all_gather_object(error)), None):
+            raise raised
     return made[0]
-
-
-def on_first_rank(make: Callable[[], None]) -> None:
-    """Calls ``make`` on the first process, :func:`alone`; what the system refuses it (OSError) is
-    raised on all."""
-    failed = None
-    if rank() == 0:
-        try:
-            with alone():
-                make()
-        except OSError as error:
-            failed = (error.errno, error.strerror, error.filename)
-    if failed := broadcast_object(failed):
-        raise OSError(*failed)
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, :func:`alone`, on all of them; a UserError is
-    raised on all."""
-    made: list[T] = []
-    problems: tuple[Problem, ...] = ()
-    if rank() == 0:
-        try:
-            with alone():
-                made.append(make())
-        except UserError as error:
-            problems = error.problems
-    made, problems = broadcast_object((made, problems))
-    if problems:
-        raise UserError(*problems)
+    """What ``make`` returns on the first process, :func:`alone`, on all of them; a UserError, Fault
+    or OSError is raised on all."""
+    if world() == 1:
+        return make()
+    made, error = broadcast_object(_attempted(make) if rank() == 0 else ([], None))
+    if error is not None:
+        raise error
     return made[0]
+
+
+def _attempted(make: Callable[[], T]) -> tuple[list[T], Exception | None]:
+    """What ``make`` returns, :func:`alone`, or what it raises for the user to read."""
+    try:
+        with alone():
+            return [make()], None
+    except (UserError, Fault) as error:
+        return [], error
+    except OSError as error:
+        # Without what a library may have attached to it, which need not be picklable.
+        if error.errno is None:
+            return [], OSError(str(error))
+        return [], OSError(error.errno, error.strerror, error.filename)
 
 
 def broadcast_object(value: T) -> T:
@@ -206,8 +199,8 @@ def all_gather_object(value: T) -> list[T]:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes; the gradient with respect to a summand is that of the sum, with no
-    message sent."""
+    """The sum over processes. Its backward passes the gradient of the sum to this process's
+    summand, without communication."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -272,9 +265,10 @@ def averaged(figures: dict[str, float]) -> dict[str, float]:
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Adds the ``.grad`` of parameters up over processes, in place.
 
-    A parameter that no process has a gradient for keeps None; one that some have it for counts as
-    zero on the others. Shards (:mod:`vpretrain.system.sharding`) are left alone: theirs were added
-    up in the backward pass."""
+    A parameter without a gradient on any process keeps None; without one on some, it counts as zero
+    there. Sharded parameters (:mod:`vpretrain.system.sharding`) are skipped, because theirs were
+    summed in the backward pass.
+    """
     if world() == 1:
         return
     parameters = [p for p in parameters if not isinstance(p, DTensor)]
@@ -294,7 +288,7 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def broadcast(tensors: Sequence[Tensor]) -> None:
-    """Gives tensors the first process's content, in place."""
+    """Overwrites tensors with the first process's values, in place."""
     _in_buckets(tensors, lambda bucket: dist.broadcast(bucket, src=0))
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,19 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
     if flush:
         for each in (*scratch.rglob("*"), scratch):
             _flush(each)
-    if scratch.is_dir():
-        remove(path)
-    scratch.replace(path)
+    if path.is_dir():
+        # A folder cannot be replaced in one call, and removing a large one first takes long: a
+        # process killed meanwhile would leave neither the old nor the new one.
+        former = path.with_name(f".{path.name}.former.partial")
+        remove(former)
+        path.rename(former)
+        scratch.replace(path)
+        with suppress(OSError):  # on NFS a folder with an open file cannot be removed
+            remove(former)
+    else:
+        if scratch.is_dir():
+            remove(path)
+        scratch.replace(path)
     if flush:
         _flush(path.parent)
 

@@ -1,10 +1,10 @@
-"""Learners that do not fit one accelerator: blocks below S, shared out among the processes by FSDP2
-(``fully_shard``).
+"""Shards the blocks below S over processes with FSDP2 (``fully_shard``), for learners that do not
+fit on one accelerator.
 
-S itself stays whole on every process, and so does what runs above it. The meta step asks for
-derivatives along a direction over S and for nothing below, so that every alignment, estimator and
-designer is the same code on the same tensors, shards or not; what is large, the blocks below with
-their gradients and Adam's moments, is held once among all processes."""
+S and everything above it stay whole on every process. The meta step differentiates along directions
+over S only, so alignments, estimators and designers need no code for shards. The large part, the
+blocks below S with their gradients and Adam's moments, is stored once across all processes.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vpretrain.system.errors import user_error
 def below(
     model: nn.Module, aligned: Mapping[str, nn.Parameter]
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """The module that runs the model's blocks, and those of them that come before the first one
-    with a part of S.
+    """Returns the module that runs the model's blocks, and the blocks below S: those before the
+    first block that has parameters in S.
 
     Args:
-        model: with a list of blocks; of several the outermost first one is meant.
-        aligned: S. Where it has a part that runs before the blocks (an embedding, tied or not),
-            there are none.
+        model: a model whose first ``nn.ModuleList`` (the outermost one) is its blocks.
+        aligned: S. If it has parameters that run before the blocks (an embedding, tied or not), no
+            block is below it.
     """
     lists = (
         (name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)
@@ -52,12 +52,12 @@ def below(
 
 
 def shard_blocks(model: nn.Module, aligned: Mapping[str, nn.Parameter]) -> None:
-    """Shares the blocks below S out among processes; each gathers a block where it runs. Nothing
-    for a process on its own.
+    """Shards the blocks below S over all processes, which gather each block when it runs; does
+    nothing in a single process.
 
-    Every process holds the same weights before. Gradients of what is shared out arrive added up
-    over processes, as :func:`vpretrain.system.distributed.all_reduce_gradients` leaves those of the
-    rest.
+    All processes must have the same weights before. Gradients of sharded parameters are summed over
+    processes in the backward pass, as
+    :func:`vpretrain.system.distributed.all_reduce_gradients` does for the others.
 
     Raises:
         UserError: S begins below the first block, or a block has parameters of several dtypes.
@@ -65,14 +65,14 @@ def shard_blocks(model: nn.Module, aligned: Mapping[str, nn.Parameter]) -> None:
     runs, blocks = below(model, aligned)
     if not blocks:
         message = (
-            "S begins below the first block, so that there is nothing to share out; align "
-            "fewer of the last blocks"
+            "S begins below the first block, so that there is nothing to shard; align fewer of "
+            "the last blocks"
         )
         raise user_error("learner.shard", message, value=True, accepted="true, with blocks below S")
     for block in blocks:
         if len(kinds := {parameter.dtype for parameter in block.parameters()}) > 1:
             message = (
-                "a block whose parameters are of several dtypes cannot be shared out; take "
+                "a block whose parameters have several dtypes cannot be sharded; take "
                 "learner.dtype: float32"
             )
             raise user_error(
@@ -103,8 +103,7 @@ def shard_blocks(model: nn.Module, aligned: Mapping[str, nn.Parameter]) -> None:
 
 
 def laid_out(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor as another one lies: this process's shard of it where that is sharded, otherwise
-    itself."""
+    """Returns this process's shard of ``whole`` if ``like`` is sharded, else ``whole`` itself."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
     return distribute_tensor(
@@ -113,11 +112,11 @@ def laid_out(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def laid_out_moments(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """An optimizer's state whose moments lie as the parameters do.
+    """Returns an optimizer's state with its moments sharded as the parameters are.
 
     Args:
-        state: of an optimizer over these parameters, with whole tensors or shards.
-        parameters: in the optimizer's order.
+        state: state of an optimizer over these parameters, with whole tensors or shards.
+        parameters: the parameters, in the optimizer's order.
     """
     moments = {
         number: {
@@ -130,16 +129,17 @@ def laid_out_moments(state: dict[str, Any], parameters: Sequence[Tensor]) -> dic
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: the same memory."""
+    """Returns this process's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Inside the block every parameter of the model is whole (and does not train), so that it can
-    be saved.
+    """Context manager in which the first process has every parameter whole, to save the model.
 
-    All processes come here together; what the first one does inside needs none of the others."""
+    All processes must enter it together. Parameters do not train inside; on the other processes
+    sharded ones are empty.
+    """
     shards = [
         (module, name, parameter)
         for module in model.modules()
@@ -160,12 +160,12 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def clip(parameters: Sequence[Tensor], bound: float) -> float:
-    """``torch.nn.utils.clip_grad_norm_`` over whole gradients and shards: bounds their norm in
-    place, and returns it.
+    """Clips the norm of the gradients in place, like ``torch.nn.utils.clip_grad_norm_``, and
+    returns it; gradients may be whole or sharded.
 
     Args:
-        parameters: whole ones have the same gradient on all processes.
-        bound: on the norm over all of them.
+        parameters: the parameters; whole ones have the same gradient on all processes.
+        bound: maximum norm over all of them.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
@@ -182,7 +182,7 @@ def clip(parameters: Sequence[Tensor], bound: float) -> float:
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of the squares of all entries, a float64 scalar."""
+    """Returns the sum of the squares of all entries, a float64 scalar."""
     norms = [
         torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
         for t in tensors

@@ -25,7 +25,7 @@ import pyarrow
 from pyarrow import parquet
 
 from vpretrain.system.errors import Problem, UserError, brief, kind_of, shortened, user_error
-from vpretrain.system.located import Place, opened
+from vpretrain.system.locations import Place, opened
 
 ENDINGS = {
     ".jsonl": "jsonl",

@@ -1,4 +1,6 @@
-"""Draw pictures side by side in a PNG."""
+"""Draw pictures side by side in a PNG.
+
+Matplotlib, which takes a second to load, is imported where something is drawn."""
 
 from __future__ import annotations
 
@@ -6,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vpretrain.vision.data.images import IGNORE
@@ -24,6 +23,9 @@ def draw_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, *, title: str) -
         path: file to write; its folder is made.
         title: title above the rows.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     columns = len(next(iter(rows.values())))
     size = (_INCHES * columns + 0.9, _INCHES * len(rows) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
@@ -41,6 +43,8 @@ def draw_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, *, title: str) -
 
 def class_colours(labels: Tensor) -> Tensor:
     """Colour classes ``[H, W]`` as ``[3, H, W]`` in [0, 1]; pixels without a label are black."""
+    from matplotlib import colormaps
+
     colours = torch.tensor(colormaps["tab20"].colors)  # type: ignore[attr-defined]
     shown = colours[labels % len(colours)] * (labels != IGNORE)[..., None]
     return shown.permute(2, 0, 1)

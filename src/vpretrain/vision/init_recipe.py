@@ -197,9 +197,9 @@ def _head_keys(plan: _Plan) -> str:
 
 def _normalisation(model: str) -> list[str]:
     """Recipe keys of the backbone's normalisation, if known and not the default (ImageNet's)."""
-    said = image_processor(named(model))
+    processor = image_processor(named(model))
     keys = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    given = {key: said.get(f"image_{key}") or usual for key, usual in keys.items()}
+    given = {key: processor.get(f"image_{key}") or usual for key, usual in keys.items()}
     return [
         f"{key}: {list(given[key])}" for key, usual in keys.items() if tuple(given[key]) != usual
     ]

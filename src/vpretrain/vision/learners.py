@@ -147,27 +147,27 @@ def restore(learner: AnyPictureLearner, path: Path) -> None:
             accepted=f"{first}: {list(saved[first].shape) if first in saved else 'none'}",
         )
     refuse_unusable(saved.items(), path, learner.fresh_key)
-    put_beside(learner, saved)
+    load_own_state(learner, saved)
 
 
-def beside(learner: AnyPictureLearner) -> dict[str, Tensor]:
+def own_state_on_cpu(learner: AnyPictureLearner) -> dict[str, Tensor]:
     """Copy the learner's own state to the CPU."""
     state = learner.own_state()
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
-def moved_by(learner: AnyPictureLearner, change: Callable[[], object]) -> dict[str, Tensor]:
+def changed_state(learner: AnyPictureLearner, change: Callable[[], object]) -> dict[str, Tensor]:
     """Apply a change and return the tensors of the learner's own state that it altered.
 
-    For :func:`put_beside`. A warm-up alters the head or predictor, but not the whole teacher."""
-    before = beside(learner)
+    A warm-up alters the head or predictor, but not the whole teacher."""
+    before = own_state_on_cpu(learner)
     change()
-    after = beside(learner)
+    after = own_state_on_cpu(learner)
     return {name: each for name, each in after.items() if not torch.equal(each, before[name])}
 
 
 @torch.no_grad()
-def put_beside(learner: AnyPictureLearner, state: Mapping[str, Tensor]) -> None:
+def load_own_state(learner: AnyPictureLearner, state: Mapping[str, Tensor]) -> None:
     """Copy values into the learner's own state, or into a part of it."""
     own = learner.own_state()
     for name, tensor in state.items():

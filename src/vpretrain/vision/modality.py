@@ -22,16 +22,16 @@ from vpretrain.system import devices, distributed
 from vpretrain.system.errors import Problem, collecting, renamed, user_error
 from vpretrain.system.phases import warn_once
 from vpretrain.system.sampling import Order
-from vpretrain.vision.data.checks import needed
+from vpretrain.vision.data.checks import probed_tasks
 from vpretrain.vision.data.images import Picture, Pictures, pictures_hash
 from vpretrain.vision.data.loading import PictureSets, read
 from vpretrain.vision.data.stream import Stream
 from vpretrain.vision.evaluation.measure import evaluate
 from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.gradient import DenseFeedback
-from vpretrain.vision.feedback.pools import pooled, shuffled
+from vpretrain.vision.feedback.pools import shuffled, task_groups
 from vpretrain.vision.fit import check_fit, shape_problems
-from vpretrain.vision.learners import moved_by, new_learner, put_beside, save, warm_up
+from vpretrain.vision.learners import changed_state, load_own_state, new_learner, save, warm_up
 from vpretrain.vision.loading import save_image_processor
 from vpretrain.vision.prepare import cached, locate, make
 from vpretrain.vision.recipe import VisionRecipe
@@ -129,8 +129,8 @@ class Vision(Modality[VisionRecipe, Materials]):
             _warmed(
                 materials,
                 ("learner", recipe.seed, recipe.learner.dtype, recipe.learner.attention),
-                make=partial(moved_by, learner, partial(_warm_up, recipe, materials, learner)),
-                put=partial(put_beside, learner),
+                make=partial(changed_state, learner, partial(_warm_up, recipe, materials, learner)),
+                put=partial(load_own_state, learner),
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
         held_out = _HeldOutLoss(recipe, materials, learner)
@@ -155,11 +155,11 @@ class Vision(Modality[VisionRecipe, Materials]):
 
     def draw(self, recipe: VisionRecipe, materials: Materials, parts: Parts, folder: Path) -> None:
         """Draw crops with masks and learned views, and predictions before and after the run."""
-        from vpretrain.vision.evaluation.predicted import draw_predictions, drawable
+        from vpretrain.vision.evaluation.prediction_pictures import draw_predictions, drawable
 
         self.picture(recipe, parts, folder / PICTURES / "views.png")
         sets = materials.sets
-        if (task := drawable([sets.tasks[name] for name in needed(recipe)])) is None:
+        if (task := drawable([sets.tasks[name] for name in probed_tasks(recipe)])) is None:
             return
         encoders = {}
         for name, location in (("before", materials.location), ("after", str(folder / "model"))):
@@ -183,11 +183,11 @@ class Vision(Modality[VisionRecipe, Materials]):
         """Write crops of the next batch, their masks and the learned views as a PNG.
 
         Returns False, and writes nothing, if there is nothing to show."""
-        from vpretrain.vision.steering.picture import draw, shown
+        from vpretrain.vision.steering.picture import draw, steered_views
 
         crops = recipe.learner.crops
         batch, learner = next(parts.stream), parts.learner
-        views = shown(learner, parts.designer, batch, mean=crops.mean, std=crops.std)
+        views = steered_views(learner, parts.designer, batch, mean=crops.mean, std=crops.std)
         if views is not None:
             title = f"{recipe.arm}: what is kept (white) and what is blurred (black)"
             draw(views, path, title=title)
@@ -343,7 +343,8 @@ class _HeldOutLoss:
         Every task is represented, whichever set its pictures come from."""
         feedback = self.feedback
         # Tasks that share their pictures also share one list.
-        lists = [members for members, _ in pooled(self.materials.sets.evaluation, feedback.tasks)]
+        groups = task_groups(self.materials.sets.evaluation, feedback.tasks)
+        lists = [members for members, _ in groups]
         if draw is None:
             in_turn = (
                 picture for row in zip_longest(*lists) for picture in row if picture is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vpretrain.models import prepared
+from vpretrain.models import checkpoint_cache
 from vpretrain.models.loading import named
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system import devices
@@ -33,13 +33,13 @@ def cached(recipe: VisionRecipe, sets: PictureSets) -> Path:
     description = [
         recipe.data.model_dump(mode="json", include={"image_size", "load_size"}),
         recipe.learner.model_dump(mode="json", include=set(_OF_LEARNER)) | _arithmetic(recipe),
-        prepared.section_of(recipe.learner.prepare).model_dump(mode="json"),
+        checkpoint_cache.section_of(recipe.learner.prepare).model_dump(mode="json"),
         [
             [source.name, source.weight, len(source.pictures), fingerprint(source.pictures)]
             for source in sets.stream
         ],
     ]
-    return prepared.cache_path(description)
+    return checkpoint_cache.cache_path(description)
 
 
 def _arithmetic(recipe: VisionRecipe) -> dict[str, str]:
@@ -61,13 +61,13 @@ def locate(recipe: VisionRecipe, sets: PictureSets) -> str | None:
     if section.model is not None:
         return named(section.model)
     folder = cached(recipe, sets)
-    return str(prepared.made_once(folder, lambda: make(recipe, sets, folder)))
+    return str(checkpoint_cache.made_once(folder, lambda: make(recipe, sets, folder)))
 
 
 def make(recipe: VisionRecipe, sets: PictureSets, out: Path) -> Path:
     """Train a backbone from random weights without steering; the folder is written atomically."""
-    section = prepared.section_of(recipe.learner.prepare)
-    with prepared.replacing_folder(out) as folder, torch.random.fork_rng():
+    section = checkpoint_cache.section_of(recipe.learner.prepare)
+    with checkpoint_cache.replacing_folder(out) as folder, torch.random.fork_rng():
         torch.manual_seed(section.seed)  # for weights and dropout
         save(_trained(recipe, sets, section), folder)
     return out

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vpretrain.language.data.formats import conversation
 from vpretrain.language.data.layout import Layout
+from vpretrain.language.data.row_store import StoredRows
 from vpretrain.language.data.rows import Row, encode
-from vpretrain.language.data.stored import StoredRows
 from vpretrain.language.data.stream import Source, Stream
 from vpretrain.system.errors import UserError
 

@@ -7,6 +7,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vpretrain.language.data.layout import Layout
+from vpretrain.language.data.row_store import StoredDocuments, StoredRows
 from vpretrain.language.data.rows import (
     SHORTEST_TAIL_TOKENS,
     Document,
@@ -18,7 +19,6 @@ from vpretrain.language.data.rows import (
     held_out,
     overlap,
 )
-from vpretrain.language.data.stored import StoredDocuments, StoredRows
 from vpretrain.language.data.texts import unfamiliar
 from vpretrain.system.errors import UserError
 

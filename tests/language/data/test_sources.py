@@ -14,7 +14,7 @@ from vpretrain.language.data import sources
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe.rows import Hub
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.located import files
+from vpretrain.system.locations import files
 
 
 def test_raw_text_and_pairs_are_read_in_order(tmp_path: Path) -> None:

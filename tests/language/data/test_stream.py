@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.language.data.documents import PAD, WINDOW, make_documents, make_stream, origins, same
+from vpretrain.language.data.row_store import StoredDocuments
 from vpretrain.language.data.rows import Document, Row
-from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.language.data.stream import LOOKAHEAD_DOCUMENTS, Sampler, Source, Stream, padded
 from vpretrain.system.errors import UserError
 

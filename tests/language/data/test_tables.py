@@ -18,7 +18,7 @@ from tests.language.data.small_recipe import STREAM, recipe, refused, texts
 from vpretrain.language.data import raw_rows, sources
 from vpretrain.language.data.rows import Row
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.located import files
+from vpretrain.system.locations import files
 from vpretrain.system.tables import kind_by_name
 
 ROWS = [

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.language.evaluation.harness_models import byte_tokenizer, tiny_model
 from tests.run.test_train import tiny_recipe
@@ -72,6 +73,19 @@ def test_an_answer_also_ends_where_the_checkpoint_ends_a_turn():
     assert exact_match(model, tokenizer, [cut]).value == 0.0
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids[last]]
     assert exact_match(model, tokenizer, [cut]).value == 1.0
+
+
+def test_answers_beyond_the_models_positions_are_refused():
+    """GPT-2 would fail on them in the middle of an evaluation; rotary positions go on."""
+    tokenizer, row = byte_tokenizer(), Row("What is 0?", "0", "r:0", "s")
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=20, n_embd=8, n_layer=1, n_head=1, eos_token_id=1
+    )
+    with pytest.raises(UserError, match=r"(?s)evaluate\.new_tokens.*got +12.*accepted +1 to 11"):
+        exact_match(GPT2LMHeadModel(config), tokenizer, [row])
+    config.n_positions = 21
+    assert exact_match(GPT2LMHeadModel(config), tokenizer, [row]).n == 1
+    assert exact_match(tiny_model(positions=20), tokenizer, [row]).n == 1
 
 
 def answered(model, tokenizer, prompt, length):

@@ -13,9 +13,9 @@ from tests.run.test_train import tiny_recipe
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
 from vpretrain.language.explain import page
+from vpretrain.run.finished_run import restore_designer
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
-from vpretrain.run.saved import restore_designer
 from vpretrain.studies.explain import explain
 from vpretrain.system.errors import UserError
 

@@ -12,7 +12,7 @@ from vpretrain.language.learner.targets import one_hot, soft_target_loss
 from vpretrain.language.steering.rules import Anchored
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
-from vpretrain.run.saved import with_feedback
+from vpretrain.run.finished_run import with_feedback
 
 
 def test_values_are_slopes_of_the_loss_along_the_direction():

@@ -30,7 +30,7 @@ from vpretrain.language.feedback.rewards import (
 )
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import Problem, UserError
 
 EOS = 1
 
@@ -242,6 +242,14 @@ def test_draws_are_a_function_of_the_seed_and_go_on_after_a_resume():
 def test_a_reward_that_is_no_number_is_refused():
     with pytest.raises(UserError, match=r"data\.feedback\.checker.*r:0"):
         feedback_on(prompts(1), lambda row, text: float("nan")).gradients(toy())
+
+
+def test_a_reward_that_is_no_number_on_another_process_is_refused_here_too(monkeypatch):
+    """Otherwise this process would wait for one that is gone."""
+    theirs = (Problem("data.feedback.checker", "nan", "a finite number", "not finite"),)
+    monkeypatch.setattr("vpretrain.system.distributed.all_gather_object", lambda own: [own, theirs])
+    with pytest.raises(UserError, match="not finite"):
+        feedback_on(prompts(1), lambda row, text: 1.0).gradients(toy())
 
 
 def endless(row, text):

@@ -24,7 +24,7 @@ from vpretrain.language.learner.cost_model import (
 )
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.networks import FieldArm
-from vpretrain.language.steering.scorer import CandidateScorer, Lesson, scorer_cost
+from vpretrain.language.steering.scorer import CandidateScorer, ScorerInputs, scorer_cost
 from vpretrain.language.steering.topk_augmentor import AscentArm, TopKAugmentor, augmentor_cost
 from vpretrain.method.accumulation import MicroBatches, next_batches
 from vpretrain.run.build import new_step
@@ -133,9 +133,9 @@ def network(request):
         return lambda: augmentor(batch, (row, at - 1), ids), cost
     scorer = CandidateScorer(width, hidden=hidden, layers=layers, heads=4, gated=True)
     hidden = torch.randn(rows, window, width)
-    lesson = Lesson(hidden, batch.document, (row, at - 1), ids, torch.randn(ids.shape))
+    inputs = ScorerInputs(hidden, batch.document, (row, at - 1), ids, torch.randn(ids.shape))
     embedding = torch.randn(vocabulary, width)
-    return lambda: scorer(lesson, embedding), scorer_cost(shape, setting)
+    return lambda: scorer(inputs, embedding), scorer_cost(shape, setting)
 
 
 def test_steering_costs_less_where_the_learner_is_larger():

@@ -125,7 +125,7 @@ def test_rows_that_sum_to_one_but_for_rounding_carry_no_weights(monkeypatch):
     made = HeadPass(hidden, Head(weight), labels)
     targets = SoftTargets(made.candidates(64), mass)
     loss = made.loss(targets)
-    monkeypatch.setattr(Chunks, "passed", None)
+    monkeypatch.setattr(Chunks, "run", None)
     expected = gradients(soft_target_loss(hidden @ weight.t(), targets), (hidden, weight))
     same(gradients(loss, (hidden, weight)), expected, 1e-5)
 

@@ -33,7 +33,7 @@ def test_chunks_add_up_to_the_products_of_all_rows(narrow):
 
 def test_what_is_handed_over_is_here_no_more():
     made = Gradients(torch.ones(2, 3), None, torch.ones(4))
-    given = made.handed_over()
+    given = made.release()
     assert given.has == (True, False, True) and not made
     made.take(given)
     assert made.has == (True, False, True)

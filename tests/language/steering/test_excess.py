@@ -1,5 +1,7 @@
 """Document weights by value times token weights by excess loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,6 +49,19 @@ def test_both_move_as_far_as_the_feedback_is_reliable():
     documents = rule.documents.task(probe, values).mass[:, 0]
     expected = documents * (1 + 0.1 * z)
     torch.testing.assert_close(rule.task(probe, values).mass[:, 0], expected / expected.mean())
+
+
+def test_documents_alone_are_weighted_where_no_token_would_have_weight():
+    """One document has all of the weight, and all of its tokens a weight of 0."""
+    rule, probe, _ = probed()
+    rule = replace(rule, documents=GroupWeights(6.0, by="document"))
+    document = probe.context.document
+    best = document == document.bincount().argmin()
+    values = standardised(torch.where(best, 3.0, -1.0)[:, None])
+    excess = standardised(torch.where(best, -5.0, 1.0))
+    task = rule.task(replace(probe, excess=excess - excess.mean()), values)
+    assert torch.equal(task.mass, rule.documents.task(probe, values).mass)
+    assert not task.mass[~best].any()
 
 
 def test_the_reference_is_trained_first_and_comes_back_with_a_checkpoint(materials):

@@ -45,6 +45,18 @@ def test_the_reference_is_trained_before_the_first_step_and_charged_apart(materi
     assert result.stream_digest == plain.stream_digest
 
 
+def test_training_the_reference_leaves_the_random_numbers_alone():
+    """Else the learner's dropout would differ from that of the other arms."""
+    reference = tiny_learner("gpt2")
+    for module in reference.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    documents = tiny_batch(rows=4).documents
+    before = torch.get_rng_state()
+    Reference(reference, documents, batch_size=2).train()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_schedule_is_over_what_the_reference_left_of_the_budget(materials):
     schedule = ["budget={tokens: 20000}", "budget.steps=null", "learner.warmup_fraction=0.5"]
     recipe = tiny_recipe("arm=rho1", "designer.reference_epochs=1", *schedule)

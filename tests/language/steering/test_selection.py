@@ -19,10 +19,10 @@ from vpretrain.language.steering.selection import (
     STARVED_DOCUMENTS,
     DocumentSelector,
     Redundancy,
-    in_deviations,
 )
 from vpretrain.method.accumulation import next_batches
 from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.rules import standardised
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.method.vectors import combine, inner
@@ -94,7 +94,9 @@ def test_values_are_inner_products_with_each_documents_own_gradient(loss_mean):
     direction = downstream(learner)
     batches = [packed_batch(seed, loss_mean=loss_mean) for seed in (1, 2)]
     selector, pool = selector_of(learner), Pool.gathered(batches, packed=True)
-    (values,) = selector.values(pool, selector.seen(batches), estimator_of(learner, direction))
+    (values,) = selector.values(
+        pool, selector.one_hot_tasks(batches), estimator_of(learner, direction)
+    )
     expected = slow_values(learner, batches, direction)
     found = dict(zip((d.origin for d in pool.documents), values.tolist(), strict=True))
     assert found == pytest.approx(expected, rel=1e-6)
@@ -127,18 +129,18 @@ def test_from_the_second_round_on_documents_lose_what_they_have_in_common_with_t
     drawn = [packed_batch(seed, rows=3) for seed in (1, 2, 3, 4)]
     selector = selector_of(learner, weight=3.0, rounds=2)
     pool, estimator = Pool.gathered(drawn, packed=True), estimator_of(learner, direction)
-    seen = selector.seen(drawn)
-    (values,) = selector.values(pool, seen, estimator)
-    found = selector._taken(pool, seen, values, estimator)
+    tasks = selector.one_hot_tasks(drawn)
+    (values,) = selector.values(pool, tasks, estimator)
+    found = selector._chosen(pool, tasks, values, estimator)
 
     names = [document.origin for document in pool.documents]
     gradients = slow_gradients(learner, drawn)
-    own = in_deviations(torch.tensor([float(inner(direction, gradients[n])) for n in names]))
+    own = standardised(torch.tensor([float(inner(direction, gradients[n])) for n in names]))
     first = pool.filled([], own.argsort(descending=True).tolist(), 1 / 4)
     summed = combine(
         *((float(sum(pool.documents[at].predicted)), gradients[names[at]]) for at in first)
     )
-    common = in_deviations(torch.tensor([float(inner(summed, gradients[n])) for n in names]))
+    common = standardised(torch.tensor([float(inner(summed, gradients[n])) for n in names]))
     rest = (own - 3.0 * 0.5 * common).argsort(descending=True).tolist()
     expected = pool.filled(first, [at for at in rest if at not in first], 1 / 2)
     plain = pool.filled([], own.argsort(descending=True).tolist(), 1 / 2)

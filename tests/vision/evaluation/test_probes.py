@@ -27,7 +27,7 @@ from vpretrain.vision.evaluation.probes import (
     linearised,
     segmentation_probe,
 )
-from vpretrain.vision.feedback.features import Frozen, freeze, freeze_within
+from vpretrain.vision.feedback.features import StoredFeatures, freeze, freeze_within
 
 CLASSES, SIDE = 3, 8
 QUICK = ProbeSettings(steps=150, batch_size=8, learning_rate=2e-2)
@@ -67,7 +67,7 @@ def seen(given):
     pooled = pooled * (1 + torch.rand(len(given), 1, generator=generator)) + 0.1 * torch.randn(
         pooled.shape, generator=generator
     )
-    return Frozen(given, Features(nn.functional.avg_pool2d(images, 4), pooled))
+    return StoredFeatures(given, Features(nn.functional.avg_pool2d(images, 4), pooled))
 
 
 def test_mean_iou_is_that_of_scikit_learn(monkeypatch):
@@ -152,7 +152,7 @@ def test_depth_scores_are_means_over_pictures_of_clipped_predictions(monkeypatch
 def test_probes_learn_what_features_hold_and_not_what_they_do_not():
     train, test = seen(pictures(40)), seen(pictures(20, 100))
     found = segmentation_probe(train, test, classes=CLASSES, settings=QUICK).scores["miou"]
-    blind = Frozen(
+    blind = StoredFeatures(
         test.pictures, Features(torch.zeros_like(test.features.patches), test.features.pooled)
     )
     nothing = segmentation_probe(train, blind, classes=CLASSES, settings=QUICK).scores["miou"]
@@ -189,7 +189,7 @@ def test_class_balance_takes_the_frequencies_out_of_the_training_loss_alone():
     given = [
         Picture(str(at), torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), labels) for at in range(6)
     ]
-    blind = Frozen(given, Features(torch.zeros(6, 2, 2, 2), torch.zeros(6, 2)))
+    blind = StoredFeatures(given, Features(torch.zeros(6, 2, 2, 2), torch.zeros(6, 2)))
     losses = [
         segmentation_probe(blind, blind, classes=2, settings=QUICK, class_balanced=balance)
         .scores["cross_entropy"]
@@ -243,19 +243,23 @@ def test_the_same_seed_gives_the_same_scores_and_the_global_generator_is_left_al
 def test_knn_on_separable_clusters_is_right_and_by_cosine():
     train, test = seen(pictures(30)), seen(pictures(12, 100))
     assert knn(train, test, neighbours=5).value == 1
-    longer = Frozen(test.pictures, Features(test.features.patches, test.features.pooled * 1e3))
+    longer = StoredFeatures(
+        test.pictures, Features(test.features.patches, test.features.pooled * 1e3)
+    )
     assert knn(train, longer, neighbours=5).value == 1
     shrunk = torch.where(torch.tensor([[p.category == 0] for p in train.pictures]), 1e-3, 1.0)
-    uneven = Frozen(
+    uneven = StoredFeatures(
         train.pictures, Features(train.features.patches, train.features.pooled * shrunk)
     )
-    shorter = Frozen(test.pictures, Features(test.features.patches, test.features.pooled * 1e-3))
+    shorter = StoredFeatures(
+        test.pictures, Features(test.features.patches, test.features.pooled * 1e-3)
+    )
     assert knn(uneven, shorter, neighbours=5).value == 1
-    turned = Frozen(
+    turned = StoredFeatures(
         test.pictures, Features(test.features.patches, test.features.pooled.roll(1, dims=1))
     )
     assert knn(train, turned, neighbours=5).value == 0
-    half = Frozen(
+    half = StoredFeatures(
         test.pictures,
         Features(
             test.features.patches,
@@ -334,8 +338,8 @@ def test_probes_in_bounded_memory_give_the_same_scores(probe, monkeypatch):
 def test_features_that_fit_are_kept():
     given = pictures(10)
     size = 10 * 3 * 2 * 2 * 4
-    assert isinstance(freeze_within(Watched(), given, size), Frozen)
-    assert not isinstance(freeze_within(Watched(), given, size - 1), Frozen)
+    assert isinstance(freeze_within(Watched(), given, size), StoredFeatures)
+    assert not isinstance(freeze_within(Watched(), given, size - 1), StoredFeatures)
     encoder = Watched()
     pooled = freeze_within(encoder, given, 1e9, patches=False, batch_size=2)
     assert encoder.most <= 4 and pooled.pooled.shape == (10, 3)

@@ -13,6 +13,7 @@ from vpretrain.method.directional import double_backward
 from vpretrain.method.estimators import OneSidedDifference
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
+from vpretrain.studies.doctor import doctor
 from vpretrain.system import distributed
 from vpretrain.vision import Vision
 from vpretrain.vision.steering.chosen_crops import CropSelector
@@ -132,3 +133,9 @@ def test_a_whole_run_hears_the_feedback_and_draws_what_the_plain_one_draws(mater
         trained(materials["dino"], f"arm={arm}") for arm in ("chosen_crops", "plain")
     )
     assert chosen != plain and its.stream_digest == other.stream_digest
+
+
+def test_doctor_tries_estimators_on_an_arm_whose_task_has_controls():
+    """The task that crops are trained with is the plain one, which has nothing to value."""
+    found = doctor(tiny_recipe("arm=chosen_crops"))["estimators"]
+    assert all(row["cosine"] > 0.999 for row in found)

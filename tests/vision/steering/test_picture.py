@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn is what the learner was shown."""
+"""The picture of a run: what is drawn is what the learner was steered_views."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.vision.conftest import tiny_recipe
 from vpretrain.vision import Vision
-from vpretrain.vision.steering.picture import shown
+from vpretrain.vision.steering.picture import steered_views
 
 
 def parts_of(materials, arm, kind="dino"):
@@ -42,7 +42,7 @@ def test_an_arm_that_steers_no_views_has_no_picture(arm, kind, materials, tmp_pa
 def test_what_is_drawn_is_what_the_learner_sees(materials):
     recipe, parts = parts_of(materials, "constant_mask")
     batch, crops = next(parts.stream), recipe.learner.crops
-    found = shown(parts.learner, parts.designer, batch, mean=crops.mean, std=crops.std)
+    found = steered_views(parts.learner, parts.designer, batch, mean=crops.mean, std=crops.std)
     assert found is not None and len(found.crops) == recipe.data.batch_size
     assert torch.allclose(found.masks, torch.full_like(found.masks, recipe.designer.keep_ratio))
     context = parts.learner.forward(batch)

@@ -15,7 +15,7 @@ from vpretrain.language.data.rows import Row, asked
 from vpretrain.language.data.similarity import words
 from vpretrain.system.errors import Problem
 from vpretrain.system.files import write_json
-from vpretrain.system.located import Place, Remote, is_url, opened
+from vpretrain.system.locations import Place, Remote, is_url, opened
 
 SUFFIX = ".decontaminated.json"
 

@@ -22,7 +22,7 @@ from vpretrain.language.data.raw_rows import lines, places, text_of
 from vpretrain.language.data.similarity import NGRAM, THRESHOLD, Match, Protected
 from vpretrain.system.errors import Problem, UserError, abbreviated, user_error
 from vpretrain.system.files import replacing
-from vpretrain.system.located import Place
+from vpretrain.system.locations import Place
 from vpretrain.system.tables import Unit, parsed
 
 _PIECE_ROWS, _PIECE_BYTES = 1_000, 4_000_000  # whichever fills a piece first

@@ -45,18 +45,18 @@ class Pool:
             [[(at, batch.documents[at]) for at in row] for row in _rows(batch)] for batch in batches
         ]
         width = max(batch.input_ids.shape[1] for batch in batches)
-        shares = distributed.all_gather_object((own, width))
+        of_ranks = distributed.all_gather_object((own, width))
         documents: list[Document] = []
         places: list[tuple[int, int, int]] = []
         rows = 0
         for number in range(len(batches)):
             # Rank r of W holds rows r, r + W, ... of every batch.
-            for of_all in zip(*(share[number] for share, _ in shares), strict=True):
+            for of_all in zip(*(rows_of[number] for rows_of, _ in of_ranks), strict=True):
                 for rank, row in enumerate(of_all):
                     rows += 1
                     documents += [document for _, document in row]
                     places += [(rank, number, at) for at, _ in row]
-        longest = max(width for _, width in shares)
+        longest = max(width for _, width in of_ranks)
         tokens = sum(len(document.ids) for document in documents)
         return cls(documents, places, tokens, rows, longest, packed, batches[0].loss_mean)
 
@@ -68,17 +68,17 @@ class Pool:
     def ordered(self, values: Sequence[Tensor]) -> Tensor:
         """Values of all drawn documents, float64 ``[n]`` in the order of ``documents``, from this
         process's values: one tensor a batch. A collective call."""
-        shares = distributed.all_gather_object([of_batch.tolist() for of_batch in values])
-        figures = [shares[rank][batch][at] for rank, batch, at in self.places]
+        of_ranks = distributed.all_gather_object([of_batch.tolist() for of_batch in values])
+        figures = [of_ranks[rank][batch][at] for rank, batch, at in self.places]
         return torch.tensor(figures, dtype=torch.float64)
 
     def own(self, chosen: Sequence[int]) -> dict[int, list[int]]:
         """Indices, by batch, of the chosen documents that this process drew."""
-        found: dict[int, list[int]] = {}
+        by_batch: dict[int, list[int]] = {}
         for rank, batch, at in (self.places[place] for place in chosen):
             if rank == distributed.rank():
-                found.setdefault(batch, []).append(at)
-        return found
+                by_batch.setdefault(batch, []).append(at)
+        return by_batch
 
     def filled(self, taken: Sequence[int], order: Sequence[int], share: float) -> list[int]:
         """Extends ``taken`` with the first documents of ``order`` until they make up ``share`` of
@@ -92,13 +92,13 @@ class Pool:
         """
         sizes = [len(document.ids) for document in self.documents]
         wanted = share * self.tokens if self.packed else 0.0
-        found, tokens = list(taken), sum(sizes[at] for at in taken)
+        filled, tokens = list(taken), sum(sizes[at] for at in taken)
         for at in order:
-            if tokens >= wanted and len(found) >= share * self.rows:
+            if tokens >= wanted and len(filled) >= share * self.rows:
                 break
-            found.append(at)
+            filled.append(at)
             tokens += sizes[at]
-        return found
+        return filled
 
     def batches(
         self, chosen: Sequence[int], *, count: int, share: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, collecting, renamed
-from vpretrain.system.located import Place, Remote, check_file, files, is_url
+from vpretrain.system.locations import Place, Remote, check_file, files, is_url
 from vpretrain.system.tables import (
     Unit,
     check_length,

@@ -15,8 +15,8 @@ from vpretrain.language.data import sources, word_problems
 from vpretrain.language.data.columns import Columns, Filter, solved
 from vpretrain.language.data.formats import CHAT, FORMAT_SEPARATOR, ChatColumns, FormatColumns
 from vpretrain.language.data.planted_errors import corrupt_digits
+from vpretrain.language.data.row_store import StoredRows
 from vpretrain.language.data.rows import Row, held_out
-from vpretrain.language.data.stored import StoredRows
 from vpretrain.language.data.token_columns import TokenColumns
 from vpretrain.language.recipe.data import Data, Source
 from vpretrain.language.recipe.rows import (
@@ -31,7 +31,7 @@ from vpretrain.language.recipe.rows import (
     WordProblems,
 )
 from vpretrain.system.errors import Problem, UserError, user_error
-from vpretrain.system.located import Place, files, under
+from vpretrain.system.locations import Place, files, under
 
 _PROBLEMS_SHOWN = 5
 

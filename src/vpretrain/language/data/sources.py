@@ -12,7 +12,7 @@ from vpretrain.language.data.columns import Columns
 from vpretrain.language.data.rows import Row
 from vpretrain.language.recipe.rows import Hub
 from vpretrain.system.errors import Problem, UserError, brief, user_error
-from vpretrain.system.located import Place, check_file
+from vpretrain.system.locations import Place, check_file
 from vpretrain.system.tables import (
     Unit,
     documents,

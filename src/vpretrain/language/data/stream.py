@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from vpretrain.language.data.batch import LossMean, TokenBatch, joined, laid_out, padded
+from vpretrain.language.data.row_store import StoredDocuments
 from vpretrain.language.data.rows import Document
-from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.method import roles
 from vpretrain.system.errors import user_error
 from vpretrain.system.sampling import Mixture, Order, check_identity, check_parts
@@ -272,7 +272,7 @@ class Sampler:
             _check_document(where, document)
         self.batch_size, self.pad_id = batch_size, pad_id
         self._where = where
-        self._documents, self._order = documents, Order(count, f"{seed}/feedback")
+        self.documents, self._order = documents, Order(count, f"{seed}/feedback")
         self._batch = 0
         lengths = [count, sum(len(document.ids) for document in documents)]
         self._identity = {"seed": seed, "batch_size": batch_size, "documents": lengths}
@@ -285,12 +285,12 @@ class Sampler:
 
     def draw(self) -> list[Document]:
         """The documents of the next batch."""
-        count = len(self._documents)
+        count = len(self.documents)
         # A batch never spans two passes, where it could hold a document twice.
         epoch, at = divmod(self._batch, count // self.batch_size)
         start = epoch * count + at * self.batch_size
         self._batch += 1
-        return [self._documents[self._order[start + i]] for i in range(self.batch_size)]
+        return [self.documents[self._order[start + i]] for i in range(self.batch_size)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"identity": self._identity, "batch": self._batch}

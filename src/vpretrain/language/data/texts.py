@@ -12,8 +12,8 @@ from vpretrain.language import posttraining
 from vpretrain.language.data import certificate
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.reading import Reader
+from vpretrain.language.data.row_store import StoredDocuments
 from vpretrain.language.data.rows import Document, Encoded, Row, encode_into, overlap, same_tokens
-from vpretrain.language.data.stored import StoredDocuments
 from vpretrain.language.feedback.signals import TaskRows
 from vpretrain.language.feedback.tasks import read_tasks
 from vpretrain.language.recipe import LanguageRecipe
@@ -22,7 +22,7 @@ from vpretrain.language.recipe.feedback import SINGLE
 from vpretrain.language.recipe.rows import TableFiles, TextFiles
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.system.errors import Problem, UserError, abbreviated, shortened
-from vpretrain.system.located import files, under
+from vpretrain.system.locations import files, under
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

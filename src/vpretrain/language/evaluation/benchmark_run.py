@@ -87,7 +87,7 @@ def open_model(name: str, where: str, *, dtype: str, device: str) -> tuple[Any, 
     from vpretrain.language.learner.loading import load_model, load_tokenizer
     from vpretrain.language.recipe.learner import LearnerSection
     from vpretrain.models.loading import named
-    from vpretrain.run.saved import holds_model
+    from vpretrain.run.finished_run import holds_model
 
     folder = Path(name).expanduser()
     if (folder / "recipe.yaml").is_file():

@@ -13,7 +13,7 @@ from vpretrain.language.data.batch import left_padded, padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.evaluation.extraction import plain_match
-from vpretrain.language.evaluation.generation import own_generation
+from vpretrain.language.evaluation.generation import check_positions, own_generation
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.run.scores import Score, score
 from vpretrain.system.contexts import evaluating
@@ -71,15 +71,22 @@ def greedy_exact_match(
 ) -> Score:
     """The fraction of rows whose greedy answer equals the solution's (see
     :func:`~vpretrain.language.evaluation.extraction.plain_match`); prompts end as in training, and
-    the checkpoint's generation settings are set aside (:func:`own_generation`)."""
+    the checkpoint's generation settings are set aside (:func:`own_generation`).
+
+    Raises:
+        UserError: see :func:`check_positions`, and :meth:`Layout.prompts`.
+    """
     tokenizer = layout.tokenizer
+    prompts = layout.prompts(rows)
+    check_positions(learner.model, max(map(len, prompts)), new_tokens, "evaluate.new_tokens")
     right = [0.0] * len(rows)
     with evaluating(learner.model), own_generation(learner.model, tokenizer):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
         for chunk in _batches(ordered, batch_size, "answering held-out prompts, batches"):
-            prompts = layout.prompts([rows[at] for at in chunk])
             pad = layout.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            ids, mask = left_padded(prompts, pad_id=pad, device=learner.device)
+            ids, mask = left_padded(
+                [prompts[at] for at in chunk], pad_id=pad, device=learner.device
+            )
             out = learner.model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -33,8 +33,8 @@ from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
 from vpretrain.language.steering.rules import ClosedFormArm
 from vpretrain.run.build import seed_run
+from vpretrain.run.finished_run import last_record, restore_designer, with_feedback
 from vpretrain.run.parts import Modality
-from vpretrain.run.saved import last_record, restore_designer, with_feedback
 from vpretrain.system.errors import user_error
 from vpretrain.system.files import write_text
 from vpretrain.system.html import document

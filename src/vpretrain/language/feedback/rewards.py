@@ -15,7 +15,7 @@ from torch import Tensor
 from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.rows import Document, Row
 from vpretrain.language.data.stream import Sampler
-from vpretrain.language.evaluation.generation import end_tokens
+from vpretrain.language.evaluation.generation import check_positions, end_tokens
 from vpretrain.language.feedback.checkers import (
     CHECKER_SECONDS,
     Checker,
@@ -30,6 +30,7 @@ from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Gradient
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
+from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.sampling import seed_of
 
 SAMPLED_ROWS = 64
@@ -132,10 +133,20 @@ class Rewards(Sampled):
             seed,
             where,
         )
+        self.longest_prompt = max(
+            len(split(document)[0]) for sampler in samplers for document in sampler.documents
+        )
         self.draws = 0
         self.earned_rewards: list[Tensor] = []
 
     def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """See :class:`Sampled`; ``UserError`` like :func:`check_positions`."""
+        check_positions(
+            learner.model,
+            self.longest_prompt,
+            self.sampling.new_tokens,
+            f"{self.where}.new_tokens",
+        )
         self.earned_rewards = []
         return super().gradients(learner)
 
@@ -190,8 +201,10 @@ class Rewards(Sampled):
         return answers
 
     def _earned(self, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-        """The reward of each answer; if a checker fails on one process, all raise."""
+        """The reward of each answer; what a checker raises on one process is raised on all, so that
+        none waits for it."""
         fault: CheckerFault | None = None
+        problems: tuple[Problem, ...] = ()
         earned: list[float] = []
         try:
             for row, text in zip(rows, texts, strict=True):
@@ -201,6 +214,10 @@ class Rewards(Sampled):
                 )
         except CheckerFault as error:
             fault = error
+        except UserError as error:
+            problems = error.problems
+        if wrong := next(filter(None, distributed.all_gather_object(problems)), None):
+            raise UserError(*wrong)
         if any(distributed.any_rank(fault is not None)):
             raise fault or CheckerFault("a checker failed on another process")
         return earned

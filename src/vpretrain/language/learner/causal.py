@@ -140,7 +140,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
 
         :meth:`objective` leaves the router loss out, since it does not depend on the task.
         """
-        loss = context.predictions.loss(_averaged(context, task))
+        loss = context.predictions.loss(_for_loss_mean(context, task))
         return loss if context.router_loss is None else loss + context.router_loss
 
     def objective(self, context: Context, task: SoftTargets) -> Objective:
@@ -152,47 +152,48 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         the learner's S (:meth:`HeadPass.tangent_loss`): all directional derivatives there are the
         same, and no perturbed suffix is projected to the vocabulary.
         """
-        passed = context.predictions if isinstance(context.predictions, HeadPass) else None
+        predictions = context.predictions
+        head_pass = predictions if isinstance(predictions, HeadPass) else None
         tangent = None
-        if passed is not None and not self.suffix.reaches_head:
-            tangent = self._valued(context, passed)
+        if head_pass is not None and not self.suffix.reaches_head:
+            tangent = self._objective_pass(context, head_pass)
 
         def loss(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-            shaped = _averaged(context, task.with_controls(inputs))
+            weighted = _for_loss_mean(context, task.with_controls(inputs))
             with evaluating(self.model):
                 states = self.suffix.hidden(context.trace, parameters)[context.where]
                 if tangent is not None:
-                    return tangent.tangent_loss(states, shaped)
-                if passed is not None and not _tracked(parameters):
-                    head = self.suffix.head(passed.head, parameters)
-                    return HeadPass(states, head, context.labels).loss(shaped)
-                return soft_target_loss(self.suffix.project(states, parameters), shaped)
+                    return tangent.tangent_loss(states, weighted)
+                if head_pass is not None and not _tracked(parameters):
+                    head = self.suffix.head(head_pass.head, parameters)
+                    return HeadPass(states, head, context.labels).loss(weighted)
+                return soft_target_loss(self.suffix.project(states, parameters), weighted)
 
         def here(inputs: tuple[Tensor, ...]) -> Tensor:
-            shaped = _averaged(context, task.with_controls(inputs))
-            log_p = context.predictions.log_p(shaped.ids)
-            return expected_losses(shaped.mass, log_p).mean()
+            weighted = _for_loss_mean(context, task.with_controls(inputs))
+            log_p = context.predictions.log_p(weighted.ids)
+            return expected_losses(weighted.mass, log_p).mean()
 
-        return Objective(task.controls(), loss, here if self._passes_as_valued(context) else None)
+        return Objective(task.controls(), loss, here if self._equals_objective(context) else None)
 
-    def _passes_as_valued(self, context: Context) -> bool:
+    def _equals_objective(self, context: Context) -> bool:
         """Whether the learner's own forward pass equals the objective up to rounding: same
         positions, no dropout in the suffix, no narrow dtype."""
         exact = vectors.wide(context.hidden).dtype == context.hidden.dtype and not self.autocast
         return exact and not context.partial and not self.suffix.drops_out
 
-    def _valued(self, context: Context, passed: HeadPass) -> HeadPass:
+    def _objective_pass(self, context: Context, head_pass: HeadPass) -> HeadPass:
         """The head pass of the objective at the learner's S.
 
         This is the learner's own pass, unless only a part of the batch is valued, or dropout in the
         suffix made the learner's pass a different function.
         """
         if not context.partial and not self.suffix.drops_out:
-            return passed
+            return head_pass
         point = {name: vectors.wide(parameter.detach()) for name, parameter in self.aligned.items()}
         with evaluating(self.model):
             states = self.suffix.hidden(context.trace, point)[context.where]
-        head = self.suffix.head(passed.head, point)
+        head = self.suffix.head(head_pass.head, point)
         with torch.enable_grad():
             return HeadPass(states.detach().requires_grad_(), head, context.labels)
 
@@ -257,7 +258,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return tied_lookup(table) if shares else nullcontext()
 
 
-def _averaged(context: Context, task: SoftTargets) -> SoftTargets:
+def _for_loss_mean(context: Context, task: SoftTargets) -> SoftTargets:
     """The task with mass weighted such that the mean over tokens is the loss of ``loss_mean``.
 
     Under ``example`` the weights have mean 1; the head needs no change.

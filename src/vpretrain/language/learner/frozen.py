@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from vpretrain.language.learner.causal import CausalLearner
-from vpretrain.models.explained import explained
+from vpretrain.models.load_errors import explained
 from vpretrain.models.loading import source
 from vpretrain.system.errors import user_error
 

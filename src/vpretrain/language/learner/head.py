@@ -112,11 +112,11 @@ class HeadPass:
         check_count(count, self.chunks.vocabulary)
         if count == 1:  # nothing to look for
             return self.labels[:, None]
-        return self._passed(count, _HIDDEN if weighted else self.wanted).ids[:, :count]
+        return self._run(count, _HIDDEN_ONLY if weighted else self.wanted).ids[:, :count]
 
     def log_p(self, ids: Tensor) -> Tensor:
         """The learner's log probabilities of ``ids`` ``[N, K]``, float32 or wider, no gradient."""
-        return self._logits(ids) - self._passed(1, _HIDDEN).log_z[:, None]
+        return self._logits(ids) - self._run(1, _HIDDEN_ONLY).log_z[:, None]
 
     def token_losses(self, targets: SoftTargets) -> Tensor:
         """``-sum_k mass[n, k] log p(ids[n, k])``, ``[N]`` in float32 or wider.
@@ -130,7 +130,7 @@ class HeadPass:
             UserError: a row of ``targets.ids`` repeats a token, or does not start with the true
                 one.
         """
-        self._passed(1, self.wanted)
+        self._run(1, self.wanted)
         logits = self._logits(targets.ids)
         bias = self.head.bias
         return _TokenLosses.apply(
@@ -139,7 +139,7 @@ class HeadPass:
 
     def loss(self, targets: SoftTargets) -> Tensor:
         """The mean of :meth:`token_losses` over the N positions (eq. 37); a scalar."""
-        self._passed(1, self.wanted, targets.mass.detach().sum(dim=1))
+        self._run(1, self.wanted, targets.mass.detach().sum(dim=1))
         return self.token_losses(targets).mean()
 
     def tangent_loss(self, states: Tensor, targets: SoftTargets) -> Tensor:
@@ -170,12 +170,12 @@ class HeadPass:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Logits ``[N, K]`` of ``ids``: from the pass if it has them, else from the rows of W."""
-        made = self._passed(1, _HIDDEN)
+        result = self._run(1, _HIDDEN_ONLY)
         count = ids.shape[1]
-        if torch.equal(ids, made.ids[:, :count]):
-            return made.logits[:, :count]
-        twice = (ids.sort(dim=1).values.diff(dim=1) == 0).any()
-        if twice or not torch.equal(ids[:, 0], self.labels):
+        if torch.equal(ids, result.ids[:, :count]):
+            return result.logits[:, :count]
+        repeated = (ids.sort(dim=1).values.diff(dim=1) == 0).any()
+        if repeated or not torch.equal(ids[:, 0], self.labels):
             message = "a row names a token twice, or its first is not the true token"
             accepted = "K distinct tokens a row, the true one first"
             raise user_error("targets.ids", message, accepted=accepted)
@@ -192,18 +192,18 @@ class HeadPass:
 
         Computed as the dense gradient to the hidden states plus the label's row, which it excludes.
         """
-        made = self._passed(1, _HIDDEN)
-        dense = made.dense.hidden
-        if dense is None or made.weights is not None:  # given to autograd, or already weighted
-            dense = self.chunks.gradients(_HIDDEN, None).hidden
+        result = self._run(1, _HIDDEN_ONLY)
+        dense = result.dense.hidden
+        if dense is None or result.weights is not None:  # given to autograd, or already weighted
+            dense = self.chunks.gradients(_HIDDEN_ONLY, None).hidden
             assert dense is not None
-        label = (made.logits[:, 0] - made.log_z).exp()
-        if (slope := self.head.slope(made.logits[:, 0])) is not None:
+        label = (result.logits[:, 0] - result.log_z).exp()
+        if (slope := self.head.slope(result.logits[:, 0])) is not None:
             label = label * slope
         rows = self.head.weight.detach()[self.labels].to(dense.dtype)
         return dense + label[:, None] * rows
 
-    def _passed(self, count: int, wanted: Wanted, weights: Tensor | None = None) -> _Pass:
+    def _run(self, count: int, wanted: Wanted, weights: Tensor | None = None) -> _Pass:
         """The pass over the vocabulary, run on the first call. If it found fewer than ``count``
         candidates, a second pass without gradients finds more.
 
@@ -219,14 +219,14 @@ class HeadPass:
             known = None if weights is None or alike(weights) else weights
             wanted = tuple(a and b for a, b in zip(wanted, self.wanted, strict=True))
             dense = self.chunks.empty(wanted)
-            later = self.wanted[1] and not wanted[1] and dense and known is None
-            slopes = self.chunks.slopes() if later else None
+            weight_later = self.wanted[1] and not wanted[1] and dense and known is None
+            slopes = self.chunks.slopes() if weight_later else None
             with section("loss"):
-                made = self.chunks.passed(count, dense, known, slopes)
-            self._pass = _Pass(*made, dense, known, slopes)
+                result = self.chunks.run(count, dense, known, slopes)
+            self._pass = _Pass(*result, dense, known, slopes)
         elif self._pass.ids.shape[1] < count:
             with section("loss"):
-                ids, logits, log_z = self.chunks.passed(count, Gradients(), None)
+                ids, logits, log_z = self.chunks.run(count, Gradients(), None)
             self._pass = replace(self._pass, ids=ids, logits=logits, log_z=log_z)
         return self._pass
 
@@ -237,7 +237,7 @@ class HeadPass:
         float32 or wider; ``logits`` and ``log_p`` ``[N, K]`` belong to the task's candidates."""
         mass = task.mass
         weight_sum = mass.sum(dim=1)
-        dense = self._weighted(upstream * weight_sum, wanted)
+        dense = self._dense(upstream * weight_sum, wanted)
         sparse = mass.clone()
         sparse[:, 0] -= weight_sum * log_p[:, 0].exp()
         sparse *= upstream[:, None]
@@ -248,28 +248,30 @@ class HeadPass:
         dense.subtract(task.ids[:, live], sparse[:, live], *self.chunks.operands())
         return dense
 
-    def _weighted(self, weights: Tensor, wanted: Wanted) -> Gradients:
+    def _dense(self, weights: Tensor, wanted: Wanted) -> Gradients:
         """The dense gradients under weights ``[N]``: those of the pass if scaling them is enough,
         the others recomputed."""
-        made = self._passed(1, self.wanted)
+        result = self._run(1, self.wanted)
         # Autograd takes over gradients without a copy, which at [V, D] would be the largest tensor
         # of the step. From here on the pass no longer owns its gradients.
-        dense = made.dense.handed_over()
-        of = torch.ones_like(weights) if made.weights is None else made.weights.to(weights.dtype)
-        counted = of != 0
+        dense = result.dense.release()
+        known = torch.ones_like(weights)
+        if result.weights is not None:
+            known = result.weights.to(weights.dtype)
+        counted = known != 0
         if (weights[~counted] != 0).any():
             dense = Gradients()  # terms multiplied by a weight of zero cannot be recovered
-        ratios = weights[counted] / of[counted]
+        ratios = weights[counted] / known[counted]
         if not alike(ratios):  # these are sums over tokens, which only one factor can rescale
             dense.weight = dense.bias = None
         dense.scale(torch.zeros_like(weights).masked_scatter(counted, ratios), ratios.mean())
         missing = tuple(want and not has for want, has in zip(wanted, dense.has, strict=True))
         if any(missing):
-            dense.take(self.chunks.gradients(missing, weights, made.slopes))
+            dense.take(self.chunks.gradients(missing, weights, result.slopes))
         return dense
 
 
-_HIDDEN: Wanted = (True, False, False)
+_HIDDEN_ONLY: Wanted = (True, False, False)
 
 
 @dataclass(frozen=True)
@@ -301,14 +303,14 @@ class _TokenLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         mass: Tensor,
-        of: HeadPass,
+        head_pass: HeadPass,
         ids: Tensor,
         logits: Tensor,
     ) -> Tensor:
-        log_p = logits - of._passed(1, _HIDDEN).log_z[:, None]
+        log_p = logits - head_pass._run(1, _HIDDEN_ONLY).log_z[:, None]
         # Not all of them are read, but saving them lets autograd detect in-place changes.
         ctx.save_for_backward(hidden, weight, bias, mass, log_p)
-        ctx.of, ctx.ids, ctx.logits = of, ids, logits
+        ctx.head_pass, ctx.ids, ctx.logits = head_pass, ids, logits
         ctx.clock = current_clock()  # the backward pass may run in another thread
         return expected_losses(mass, log_p)
 
@@ -317,14 +319,20 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, mass, log_p = ctx.saved_tensors
         to_hidden, to_weight, to_bias, to_mass = ctx.needs_input_grad[:4]
-        slopes = -upstream[:, None] * without_impossible(mass, log_p) if to_mass else None
+        mass_gradient = None
+        if to_mass:
+            mass_gradient = -upstream[:, None] * without_impossible(mass, log_p)
         if not (to_hidden or to_weight or to_bias):
-            return None, None, None, slopes, None, None, None
+            return None, None, None, mass_gradient, None, None, None
         mass, upstream = mass.to(log_p.dtype), upstream.to(log_p.dtype)
         with clocked(ctx.clock), section("loss"):
             task, wanted = SoftTargets(ctx.ids, mass), (to_hidden, to_weight, to_bias)
-            made = ctx.of.gradients(task, ctx.logits, log_p, upstream, wanted)
-        to_states = (made.hidden * ctx.of.head.scale).to(hidden.dtype) if to_hidden else None
-        to_rows = made.weight.to(weight.dtype) if to_weight else None
-        to_bias = made.bias.to(bias.dtype) if to_bias else None
-        return to_states, to_rows, to_bias, slopes, None, None, None
+            gradients = ctx.head_pass.gradients(task, ctx.logits, log_p, upstream, wanted)
+        hidden_gradient = weight_gradient = bias_gradient = None
+        if to_hidden:
+            hidden_gradient = (gradients.hidden * ctx.head_pass.head.scale).to(hidden.dtype)
+        if to_weight:
+            weight_gradient = gradients.weight.to(weight.dtype)
+        if to_bias:
+            bias_gradient = gradients.bias.to(bias.dtype)
+        return hidden_gradient, weight_gradient, bias_gradient, mass_gradient, None, None, None

@@ -92,7 +92,7 @@ class Chunks:
         states, weight = self.hidden.detach() * self.head.scale, self.head.weight.detach()
         return states.to(self.dtype), weight.to(self.dtype)
 
-    def passed(
+    def run(
         self,
         count: int,
         dense: Gradients,
@@ -110,7 +110,7 @@ class Chunks:
         """
         # With the best other token, the candidates contain the largest logit, and finding it costs
         # no more than finding the maximum.
-        parts = self._each(max(count, min(2, self.vocabulary)), dense, weights, slopes)
+        parts = self._process(max(count, min(2, self.vocabulary)), dense, weights, slopes)
         ids, logits, log_z = (torch.cat(part) for part in zip(*parts, strict=True))
         return ids, logits, log_z
 
@@ -122,11 +122,11 @@ class Chunks:
         dense, start = self.empty(wanted), 0
         if slopes is not None and weights is not None and not wanted[0]:
             states, weight = self.operands()
-            for kept in slopes.handed_over():
+            for kept in slopes.release():
                 rows = slice(start, start := start + len(kept))
                 kept *= weights[rows, None]
                 dense.add(rows, kept, kept, states[rows], weight)
-        for _ in self._each(min(2, self.vocabulary), dense, weights, start=start):
+        for _ in self._process(min(2, self.vocabulary), dense, weights, start=start):
             pass
         return dense
 
@@ -148,7 +148,7 @@ class Chunks:
         return Slopes(max(as_gradient, self.rows))
 
     @torch.no_grad()
-    def _each(
+    def _process(
         self,
         count: int,
         dense: Gradients,
@@ -160,9 +160,9 @@ class Chunks:
         """Processes the chunks of the positions from ``start``; yields candidates, their logits and
         the log-sum-exp of each."""
         states, weight = self.operands()
-        for rows, product, scores in self._rooms(states, slopes, start):
-            of, labels = states[rows], self.labels[rows, None]
-            torch.mm(of, weight.t(), out=product)
+        for rows, product, scores in self._buffers(states, slopes, start):
+            hidden, labels = states[rows], self.labels[rows, None]
+            torch.mm(hidden, weight.t(), out=product)
             if product.dtype != scores.dtype:
                 scores.copy_(product)
             if self.head.bias is not None:
@@ -187,30 +187,30 @@ class Chunks:
                         scores.mul_(factor)
                 if product.dtype != scores.dtype:
                     product.copy_(scores)
-                dense.add(rows, scores, product, of, weight)
+                dense.add(rows, scores, product, hidden, weight)
             yield ids, logits, log_z
 
-    def _rooms(
+    def _buffers(
         self, states: Tensor, slopes: Slopes | None, start: int
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yields the chunks from ``start``, each with buffers ``[M, V]`` for its products and their
         softmax. Both are the same memory, unless narrow products need a float32 softmax."""
         size = chunk_rows(len(states) - start, self.rows)
-        shared = space = None  # one allocation for all chunks
+        products = softmax = None  # one allocation for all chunks
         for at in range(start, len(states), size):
             rows = slice(at, min(at + size, len(states)))
-            many = rows.stop - at
-            if slopes is not None and slopes.left < many:
+            count = rows.stop - at
+            if slopes is not None and slopes.left < count:
                 slopes = None  # only the first positions are kept, even if a short last chunk fits
             if slopes is not None:
-                product = slopes.place(states.new_empty(many, self.vocabulary))
+                product = slopes.place(states.new_empty(count, self.vocabulary))
             else:
-                if shared is None:
-                    shared = states.new_empty(size, self.vocabulary)
-                product = shared[:many]
+                if products is None:
+                    products = states.new_empty(size, self.vocabulary)
+                product = products[:count]
             scores = product
             if (wider := wide(states).dtype) != states.dtype:
-                if space is None:
-                    space = states.new_empty(size, self.vocabulary, dtype=wider)
-                scores = space[:many]
+                if softmax is None:
+                    softmax = states.new_empty(size, self.vocabulary, dtype=wider)
+                scores = softmax[:count]
             yield rows, product, scores

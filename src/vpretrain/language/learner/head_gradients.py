@@ -20,7 +20,7 @@ class Gradients:
     hidden: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
-    begun: bool = field(default=False, init=False)
+    started: bool = field(default=False, init=False)
 
     @property
     def has(self) -> tuple[bool, ...]:
@@ -30,11 +30,11 @@ class Gradients:
     def __bool__(self) -> bool:
         return any(self.has)
 
-    def handed_over(self) -> Gradients:
+    def release(self) -> Gradients:
         """Moves these gradients to a new object, which leaves none here."""
-        given = Gradients(self.hidden, self.weight, self.bias)
+        released = Gradients(self.hidden, self.weight, self.bias)
         self.hidden = self.weight = self.bias = None
-        return given
+        return released
 
     def take(self, other: Gradients) -> None:
         """Replaces these gradients by those that the other has."""
@@ -54,7 +54,7 @@ class Gradients:
             states: ``[M, D]``, scaled hidden states of the chunk.
             weight: ``[V, D]``.
         """
-        kept = 1 if self.begun else 0
+        previous = 1 if self.started else 0  # factor of what earlier chunks added
         if self.hidden is not None:
             if product.dtype == self.hidden.dtype:
                 torch.mm(product, weight, out=self.hidden[rows])
@@ -62,15 +62,15 @@ class Gradients:
                 self.hidden[rows] = product @ weight
         if self.weight is not None:
             if product.dtype == self.weight.dtype:
-                torch.addmm(self.weight, product.t(), states, beta=kept, out=self.weight)
+                torch.addmm(self.weight, product.t(), states, beta=previous, out=self.weight)
             else:  # a part of the vocabulary at a time, to keep the temporary small
                 for part in range(0, len(self.weight), 2**14):
                     piece = self.weight[part : part + 2**14]
                     added = product[:, part : part + 2**14].t() @ states
-                    piece.add_(added) if kept else piece.copy_(added)
+                    piece.add_(added) if previous else piece.copy_(added)
         if self.bias is not None:
-            torch.add(slopes.sum(dim=0), self.bias if kept else 0, out=self.bias)
-        self.begun = True
+            torch.add(slopes.sum(dim=0), self.bias if previous else 0, out=self.bias)
+        self.started = True
 
     def scale(self, weights: Tensor, factor: Tensor) -> None:
         """Scales, in place, the rows of the gradient to hidden states by ``weights`` ``[N]``, and
@@ -111,10 +111,10 @@ class Slopes:
         self.parts.append(part)
         return part
 
-    def handed_over(self) -> list[Tensor]:
+    def release(self) -> list[Tensor]:
         """Moves the chunks to the caller, which leaves none here."""
-        given, self.parts = self.parts, []
-        return given
+        released, self.parts = self.parts, []
+        return released
 
 
 def alike(weights: Tensor) -> bool:

@@ -13,7 +13,7 @@ from vpretrain.language.learner import lora
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.models import loading
-from vpretrain.models.explained import explained
+from vpretrain.models.load_errors import explained
 from vpretrain.models.loading import CAUSAL_LM, load_config, named, source
 from vpretrain.system.contexts import own_random_state
 from vpretrain.system.errors import user_error

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from vpretrain.language.recipe.learner import Lora
 from vpretrain.method.vectors import wide
-from vpretrain.models.explained import explained
 from vpretrain.models.finite import refuse_unusable
+from vpretrain.models.load_errors import explained
 from vpretrain.system.errors import Problem, UserError, user_error
 
 if TYPE_CHECKING:

@@ -74,23 +74,24 @@ class Climbing(Scored):
         """``q = (1 - alpha) one_hot + alpha r`` (eq. 15), both from the network."""
         return self._targets(self.rule.probe(context))[0]
 
-    def _targets(self, among: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
-        scores, gate = self.score(among)
+    def _targets(self, candidates: Candidates) -> tuple[SoftTargets, Tensor, Tensor]:
+        scores, gate = self.score(candidates)
         if self.start == "learner":
-            scores = scores + among.log_p
+            scores = scores + candidates.log_p
         log_r, alpha = torch.log_softmax(scores, dim=1), self.gate_max * gate
-        return mix(among.ids, log_r.exp(), alpha), log_r, alpha
+        return mix(candidates.ids, log_r.exp(), alpha), log_r, alpha
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
-        among = self.rule.probe(context)
-        values = self.control_gradient(value_of.each(context, among))
+        candidates = self.rule.probe(context)
+        values = self.control_gradient(value_of.each(context, candidates))
         unit, prices = self._per_token(values), self.prices
-        log_p = torch.log_softmax(among.log_p, dim=1)  # renormalised over the candidates, like r
+        # Renormalised over the candidates, like r.
+        log_p = torch.log_softmax(candidates.log_p, dim=1)
         metrics: dict[str, float] = {}
         for _ in range(self.learning.updates):
-            targets, log_r, alpha = self._targets(among)
+            targets, log_r, alpha = self._targets(candidates)
             # Measured before the first update, on a batch the network has not been trained on.
-            metrics = metrics or self.gain(among, targets, values)
+            metrics = metrics or self.gain(candidates, targets, values)
             value = (targets.mass * unit).sum(dim=1)
             price = prices.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + prices.gate
             # Clamped: the entropy's slope is infinite at zero mass, which all other candidates have

@@ -30,7 +30,7 @@ from vpretrain.system import distributed
 log = logging.getLogger(__name__)
 
 STARVED = 0.01
-"""Ratio of a source's weight to its share of the stream below which a warning is logged."""
+"""Weight of a source's tokens below which a warning is logged."""
 
 
 class SourceMixture(Designer[Context, SoftTargets]):
@@ -41,8 +41,8 @@ class SourceMixture(Designer[Context, SoftTargets]):
     A meta step sets ``alpha_s <- alpha_s exp(eta a_s) / sum``. ``a_s = <u, grad_S (L_s - L)>``,
     with the mean loss ``L_s`` of the tokens of source s in the batch and ``L`` of all tokens, is
     measured in standard errors: the mean token value over the values' standard deviation, times the
-    square root of the number of tokens. A source that a batch lacks keeps its ``a_s`` so far.
-    Weights use a running mean of ``alpha``.
+    square root of the number of tokens. A source that a batch lacks keeps its ``alpha_s / pi_s`` up
+    to the normalisation. Weights use a running mean of that ratio.
 
     Args:
         step_size: eta >= 0.
@@ -110,21 +110,21 @@ class SourceMixture(Designer[Context, SoftTargets]):
             1, source, torch.stack([values, torch.ones_like(values)]).double()
         )
         total, count = distributed.total(sums)
-        aligned = (total / count.clamp_min(1).sqrt()).tolist()
-        for name, figure, tokens in zip(names, aligned, count.tolist(), strict=True):
-            self.logs[name] = self.logs.get(name, 0.0) + self.step_size * figure
+        alignments = (total / count.clamp_min(1).sqrt()).tolist()
+        for name, alignment, tokens in zip(names, alignments, count.tolist(), strict=True):
+            self.logs[name] = self.logs.get(name, 0.0) + self.step_size * alignment
             self.tokens[name] = self.tokens.get(name, 0.0) + tokens
-        every = [name for name, tokens in self.tokens.items() if tokens]
-        share = torch.tensor([self.tokens[name] for name in every], dtype=torch.float64)
-        share /= share.sum()
-        logs = torch.tensor([self.logs[name] for name in every], dtype=torch.float64)
-        alpha = torch.softmax(logs + share.log(), dim=0)
-        for name, new in zip(every, (alpha / share).tolist(), strict=True):
+        known = [name for name, tokens in self.tokens.items() if tokens]
+        pi = torch.tensor([self.tokens[name] for name in known], dtype=torch.float64)
+        pi /= pi.sum()
+        logs = torch.tensor([self.logs[name] for name in known], dtype=torch.float64)
+        alpha = torch.softmax(logs + pi.log(), dim=0)
+        for name, new in zip(known, (alpha / pi).tolist(), strict=True):
             old = self.ratio.get(name, 1.0)
             self.ratio[name] = self.memory * old + (1 - self.memory) * new
             self._watch(name)
-        kept = torch.tensor([self.ratio[name] for name in every], dtype=torch.float64) * share
-        return dict(zip(every, (kept / kept.sum()).tolist(), strict=True))
+        mixture = torch.tensor([self.ratio[name] for name in known], dtype=torch.float64) * pi
+        return dict(zip(known, (mixture / mixture.sum()).tolist(), strict=True))
 
     def _watch(self, source: str) -> None:
         if self.ratio[source] < STARVED and source not in self._warned:

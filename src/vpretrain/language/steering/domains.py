@@ -31,7 +31,7 @@ from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.method import vectors
 from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Feedback, Gradient, Learner, Objective
-from vpretrain.method.wrapped import WrappedLearner
+from vpretrain.method.wrappers import WrappedLearner
 from vpretrain.system import distributed
 
 ALL = "*"

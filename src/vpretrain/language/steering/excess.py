@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
@@ -21,8 +22,8 @@ from vpretrain.system import distributed
 
 
 @dataclass(frozen=True)
-class WithExcess(Candidates):
-    """The true tokens, with what the reference makes of them.
+class ExcessCandidates(Candidates):
+    """One-hot targets on the true tokens, with the tokens' excess losses.
 
     Args:
         excess: ``[N]``, the excess loss in standard deviations over the batch, centred.
@@ -35,10 +36,11 @@ class WithExcess(Candidates):
 class ExcessWeights(TokenRule):
     """The weights of documents by value times weights of tokens by excess loss, with mean 1.
 
-    A value is the gradient of the feedback at the present learner: it tells right documents from
-    wrong ones, and how far halves of the feedback agree. An excess loss is what a model that has
-    learned from all of the feedback finds likelier: it tells tokens apart. Values shrink by their
-    reliability, which is then their standard deviation, and the tilt of the tokens shrinks with it.
+    Values come from the feedback's gradient at the present learner: they tell right documents from
+    wrong ones, and their reliability is known. The excess loss comes from a model that was trained
+    on all of the feedback: it tells the tokens of a document apart. Values are shrunk by their
+    reliability, so their standard deviation is that reliability, and the tilt of the tokens is
+    multiplied by it. Where no token would have a weight above 0, documents alone are weighted.
 
     Args:
         reference: provides the losses to compare with.
@@ -50,17 +52,21 @@ class ExcessWeights(TokenRule):
     documents: GroupWeights
     tilt: float
 
-    def probe(self, context: Context) -> WithExcess:
+    def probe(self, context: Context) -> ExcessCandidates:
         plain = super().probe(context)
         excess = self.reference.excess(plain)
-        return WithExcess(plain.ids, plain.mass, context, excess - distributed.mean(excess))
+        return ExcessCandidates(plain.ids, plain.mass, context, excess - distributed.mean(excess))
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        assert isinstance(probe, WithExcess)
-        trust = distributed.std(values).clamp(max=1)
-        tokens = tilted(trust * probe.excess, self.tilt)
-        mass = self.documents.task(probe, values).mass * tokens[:, None]
-        return SoftTargets(probe.ids, mass / distributed.mean(mass))
+        assert isinstance(probe, ExcessCandidates)
+        reliability = distributed.std(values).clamp(max=1)
+        token_weights = tilted(reliability * probe.excess, self.tilt)
+        document_weights = self.documents.task(probe, values).mass
+        mass = document_weights * token_weights[:, None]
+        mean = distributed.mean(mass)
+        # The mean is 0 if every token of the weighted documents has weight 0.
+        mass = torch.where(mean > 0, mass / mean, document_weights)
+        return SoftTargets(probe.ids, mass)
 
 
 class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):

@@ -24,7 +24,7 @@ from vpretrain.language.learner.causal import Context
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.language.steering.arms import ARMS, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import AnchoredArm, Candidates, TokenRule, TokenWeights
-from vpretrain.language.steering.scorer import CandidateScorer, Lesson, scorer_cost
+from vpretrain.language.steering.scorer import CandidateScorer, ScorerInputs, scorer_cost
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detached
@@ -57,7 +57,7 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
         return self.rule.baseline_task(context)
 
     @abstractmethod
-    def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
+    def score(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Scores ``[N, K]`` and gate ``[N]`` of the network, with their graph to ``phi``."""
 
     def predicted_values(self, context: Context) -> Tensor:
@@ -65,7 +65,9 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
         with torch.no_grad():
             return self.score(self.rule.probe(context))[0]
 
-    def gain(self, among: Candidates, targets: SoftTargets, values: Tensor) -> dict[str, float]:
+    def gain(
+        self, candidates: Candidates, targets: SoftTargets, values: Tensor
+    ) -> dict[str, float]:
         """Metrics of targets made before this feedback: their gain in value over one-hot targets,
         and the rule's own. With a memory, the feedback is an average that shares its past with what
         the network was trained on, so that noise can gain too."""
@@ -73,7 +75,7 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
         return {
             "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
             "value_baseline": float(distributed.total(values[:, 0].sum())),
-            **self.rule.metrics(among, targets, values),
+            **self.rule.metrics(candidates, targets, values),
             **self.learning.reliability.metrics(),
         }
 
@@ -87,8 +89,8 @@ class HiddenDesigner(Scored):
 
     embedding: Tensor
 
-    def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
-        return self.network(Lesson.of(among.context, among.ids, among.log_p), self.embedding)
+    def score(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        return self.network(ScorerInputs.of(candidates), self.embedding)
 
 
 class NetworkArm(LanguageArm):
@@ -188,20 +190,20 @@ class FieldDesigner(HiddenDesigner):
     ) -> None:
         super().__init__(network, rule, learning)
         self.embedding = embedding
-        self.remembered: deque[Lesson] = deque(maxlen=replay - 1)
+        self.remembered: deque[ScorerInputs] = deque(maxlen=replay - 1)
 
     def state_dict(self) -> State:
         """The network's state, and the remembered batches of each process, by rank.
 
         A collective call if batches are remembered.
         """
-        lessons = [vars(lesson.to("cpu")) for lesson in self.remembered]
-        everywhere = distributed.all_gather_object(lessons) if lessons else []
+        batches = [vars(inputs.to("cpu")) for inputs in self.remembered]
+        everywhere = distributed.all_gather_object(batches) if batches else []
         return {**super().state_dict(), "remembered": everywhere}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        saved = state.get("remembered", [])
+        saved = state["remembered"]
         here = saved[distributed.rank()] if len(saved) == distributed.world() else []
         if saved and not here and distributed.rank() == 0:
             log.warning(
@@ -210,36 +212,36 @@ class FieldDesigner(HiddenDesigner):
                 len(saved),
                 distributed.world(),
             )
-        lessons = (Lesson(**lesson).to(self.embedding.device) for lesson in here)
-        self.remembered = deque(lessons, maxlen=self.remembered.maxlen)
+        batches = (ScorerInputs(**inputs).to(self.embedding.device) for inputs in here)
+        self.remembered = deque(batches, maxlen=self.remembered.maxlen)
 
     def propose(self, context: Context) -> SoftTargets:
         """The rule's task for the predicted values."""
-        among = self.rule.probe(context)
-        return self._shape(among, self.score(among)[0])
+        candidates = self.rule.probe(context)
+        return self._shape(candidates, self.score(candidates)[0])
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         """Takes ``updates`` regression steps on exact values, of this batch first, then of
         remembered ones."""
-        among = self.rule.probe(context)
-        gradient = self.control_gradient(value_of.each(context, among))
-        values = self.rule.values(among, gradient)
-        predicted = self.score(among)[0].detach()  # before training on this batch
-        metrics = self.gain(among, self._shape(among, predicted), gradient)
+        candidates = self.rule.probe(context)
+        gradient = self.control_gradient(value_of.each(context, candidates))
+        values = self.rule.values(candidates, gradient)
+        predicted = self.score(candidates)[0].detach()  # before training on this batch
+        metrics = self.gain(candidates, self._shape(candidates, predicted), gradient)
         metrics["correlation"] = correlation(predicted, values)
-        lesson = Lesson.of(context, among.ids, among.log_p, standardised(values))
-        lessons = [lesson, *reversed(self.remembered)]
+        present = ScorerInputs.of(candidates, standardised(values))
+        batches = [present, *reversed(self.remembered)]
         for update in range(self.learning.updates):
-            lesson = lessons[update % len(lessons)]
-            assert lesson.values is not None
-            predicted, _ = self.network(lesson, self.embedding)
-            losses = nn.functional.smooth_l1_loss(predicted, lesson.values, reduction="none")
+            inputs = batches[update % len(batches)]
+            assert inputs.values is not None
+            predicted, _ = self.network(inputs, self.embedding)
+            losses = nn.functional.smooth_l1_loss(predicted, inputs.values, reduction="none")
             self.descend(distributed.mean(losses))
-        self.remembered.append(lessons[0])
+        self.remembered.append(present)
         return Learned(metrics)
 
-    def _shape(self, among: Candidates, predicted: Tensor) -> SoftTargets:
-        return self.rule.task(among, self.learning.reliability.factor * predicted)
+    def _shape(self, candidates: Candidates, predicted: Tensor) -> SoftTargets:
+        return self.rule.task(candidates, self.learning.reliability.factor * predicted)
 
 
 class ReplayArm(HiddenArm):

@@ -25,13 +25,14 @@ from vpretrain.language.steering.arms import LanguageArm, Site
 from vpretrain.language.steering.rules import Candidates, TokenRule
 from vpretrain.method.roles import Designer, Prepared, State, ValueFunction
 from vpretrain.method.rules import standardised
-from vpretrain.models.explained import explained
+from vpretrain.models.load_errors import explained
 from vpretrain.models.loading import CAUSAL_LM, load_model, named
-from vpretrain.models.trained import load_trained_state, trained_state
+from vpretrain.models.trainable_state import load_trained_state, trained_state
 from vpretrain.run.pretrain import Pretraining, pretrain
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.phases import phase
+from vpretrain.system.random_streams import random_state, set_random_state
 
 WHERE = "designer.reference"
 
@@ -81,11 +82,13 @@ class Reference:
             self.documents, batch_size=self.batch_size, seed=self.seed, pad_id=0, where=WHERE
         )
         steps = math.ceil(self.epochs * len(self.documents) / self.batch_size)
+        generators = random_state()
         with distributed.alone():
             taken = pretrain(how, batches, [(self.learning_rate, 0.0)] * steps)
             losses = list(
                 phase("fine-tuning the reference on the feedback rows, steps", taken, steps)
             )
+        set_random_state(generators)  # so that the learner's dropout is the same in every arm
         distributed.broadcast([p.data for p in trained])
         model.eval()
         tokens = round(self.epochs * sum(len(document.ids) for document in self.documents))

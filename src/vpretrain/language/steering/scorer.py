@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vpretrain.language.learner.causal import Context
 from vpretrain.language.steering.arms import NetworkCost
+from vpretrain.language.steering.rules import Candidates
 from vpretrain.system.devices import for_kind
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def scorer_cost(shape: Shape, at: Setting) -> NetworkCost:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The network's inputs for a batch, detached from the learner, and its regression targets.
+class ScorerInputs:
+    """The scorer's inputs for a batch, detached from the learner, and its regression targets.
 
     Args:
         hidden: ``[B, T, D]``, the learner's final hidden states.
@@ -61,19 +61,18 @@ class Lesson:
     values: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, context: Context, ids: Tensor, log_p: Tensor, values: Tensor | None = None
-    ) -> Lesson:
+    def of(cls, candidates: Candidates, values: Tensor | None = None) -> ScorerInputs:
         """The inputs from the learner's forward pass on a batch."""
+        context, ids, log_p = candidates.context, candidates.ids, candidates.log_p
         hidden, document = context.hidden.detach(), context.batch.document
         return cls(hidden, document, context.where, ids, log_p, values)
 
-    def to(self, device: torch.device | str) -> Lesson:
+    def to(self, device: torch.device | str) -> ScorerInputs:
         row, position = self.where
         values = None if self.values is None else self.values.to(device)
         where, ids = (row.to(device), position.to(device)), self.ids.to(device)
         hidden, document = self.hidden.to(device), self.document.to(device)
-        return Lesson(hidden, document, where, ids, self.log_p.to(device), values)
+        return ScorerInputs(hidden, document, where, ids, self.log_p.to(device), values)
 
 
 class CandidateScorer(nn.Module):
@@ -112,25 +111,25 @@ class CandidateScorer(nn.Module):
             # Starts at 0.12 of its bound: near one-hot, but with a gradient to learn from.
             nn.init.constant_(self.gate.bias, -2.0)
 
-    def forward(self, lesson: Lesson, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: ScorerInputs, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[N, K]`` and the gate in [0, 1], ``[N]`` (ones if there is no gate), in the
         network's dtype.
 
         Args:
-            lesson: the inputs.
+            inputs: see :class:`ScorerInputs`.
             embedding: ``[V, D]``, the learner's output embedding.
         """
         dtype = self.candidate.weight.dtype  # independent of the learner's dtype
-        hidden, log_p = lesson.hidden.to(dtype), lesson.log_p.to(dtype)
-        document, length = lesson.document, hidden.shape[1]
+        hidden, log_p = inputs.hidden.to(dtype), inputs.log_p.to(dtype)
+        document, length = inputs.document, hidden.shape[1]
         later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
         unseen = later | (document[:, :, None] != document[:, None, :])  # [B, T, T]
         mask = unseen.repeat_interleave(self.heads, dim=0)
-        states = self.context(self.read(hidden), mask=mask)[lesson.where]  # [N, H]
+        states = self.context(self.read(hidden), mask=mask)[inputs.where]  # [N, H]
         truth = torch.zeros_like(log_p)
         truth[:, 0] = 1
         scalars = torch.stack([log_p.exp(), log_p.clamp_min(-20) / 5, truth], dim=2)  # [N, K, 3]
-        among, place = lesson.ids.unique(return_inverse=True)  # positions share most candidates
+        among, place = inputs.ids.unique(return_inverse=True)  # positions share most candidates
         tokens = self.candidate(embedding.detach()[among].to(dtype))  # [U, H]
         rows = rows_at_a_time(hidden.device, place.shape[1] * tokens.shape[1])
         scored = [

@@ -36,6 +36,7 @@ from vpretrain.language.steering.rules import Candidates
 from vpretrain.method import roles, vectors
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import AlignmentName, DirectedValue, Estimate, Metrics, State
+from vpretrain.method.rules import standardised
 from vpretrain.method.selection import Selected, Selector
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
@@ -48,13 +49,13 @@ STARVED_DOCUMENTS = 200
 
 
 class Ranking(ABC):
-    """Turns the values of documents into the order in which they are taken."""
+    """Turns the values of documents into the order in which they are chosen."""
 
     uses_values: ClassVar[bool] = True
 
     @abstractmethod
     def order(self, values: Tensor, draw: torch.Generator) -> Tensor:
-        """A permutation of the indices of ``values``, the first to take first.
+        """A permutation of the indices of ``values``, the first to choose first.
 
         Args:
             values: ``[n]`` float64 on the CPU, in standard deviations over all drawn documents; the
@@ -67,8 +68,8 @@ class Ranking(ABC):
 class Redundancy:
     """The penalty on documents similar to those already chosen.
 
-    Documents are taken in rounds. From the second round, the score of a document is reduced by the
-    inner product of its gradient with the summed gradient ``g`` of the documents taken so far,
+    Documents are chosen in rounds. From the second round, the score of a document is reduced by the
+    inner product of its gradient with the summed gradient ``g`` of the documents chosen so far,
     ``<g, grad_S L_d>``: one backward pass over the suffix for ``g``, and one forward pass along it.
     With as many rounds as documents this is the greedy choice, one at a time.
 
@@ -135,16 +136,16 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         if not isinstance(stream, Stream):
             return
         rows = self.draws * stream.batch_size
-        there, pool, what = stream.tokens, rows * stream.window_tokens, "tokens"
+        available, pool, unit = stream.tokens, rows * stream.window_tokens, "tokens"
         if not stream.packing:
-            there, pool, what = stream.documents, rows, "documents"
-        if pool > there:
+            available, pool, unit = stream.documents, rows, "documents"
+        if pool > available:
             raise user_error(
                 "designer.draws",
-                f"the documents of a step are chosen among {pool:,} {what}, more than the stream "
+                f"the documents of a step are chosen among {pool:,} {unit}, more than the stream "
                 "has: add documents, draw less, or make data.batch_size smaller",
                 value=self.draws,
-                accepted=f"a pool of at most {there:,} {what}",
+                accepted=f"a pool of at most {available:,} {unit}",
             )
 
     def select(
@@ -157,89 +158,78 @@ class DocumentSelector(Selector[TokenBatch, Context]):
     ) -> Selected[TokenBatch]:
         pool = Pool.gathered(drawn, packed=self.learner.packed)
         with evaluating(self.learner.model):
-            seen = self.seen(drawn) if self.ranking.uses_values else []
-            values = self.values(pool, seen, value_of)
-            taken = self._taken(pool, seen, values.mean(dim=0), value_of)
-        batches, kept = pool.batches(taken, count=len(drawn) // self.draws, share=1 / self.draws)
-        metrics = self._figures(pool.documents, kept, values.mean(dim=0)) if used else Metrics()
+            tasks = self.one_hot_tasks(drawn) if self.ranking.uses_values else []
+            values = self.values(pool, tasks, value_of)
+            chosen = self._chosen(pool, tasks, values.mean(dim=0), value_of)
+        batches, placed = pool.batches(chosen, count=len(drawn) // self.draws, share=1 / self.draws)
+        metrics = self._metrics(pool.documents, placed, values.mean(dim=0)) if used else Metrics()
         if len(values) > 1:
-            metrics |= self._cross_fitted(values, len(kept))
+            metrics |= self._cross_fitted(values, len(placed))
         return Selected(batches, metrics)
 
-    def seen(self, drawn: Sequence[TokenBatch]) -> list[Candidates]:
+    def one_hot_tasks(self, drawn: Sequence[TokenBatch]) -> list[Candidates]:
         """The learner's forward pass on each batch, with the one-hot targets that are valued."""
         with torch.no_grad():
             contexts = [self.learner.forward(batch) for batch in drawn]
         return [Candidates.among(context, 1, weighted=True) for context in contexts]
 
     def values(
-        self, pool: Pool, seen: Sequence[Candidates], value_of: DirectedValue[Context]
+        self, pool: Pool, tasks: Sequence[Candidates], value_of: DirectedValue[Context]
     ) -> Tensor:
         """Each document's value under each feedback batch, float64 ``[F, n]``; zeros ``[1, n]`` if
-        the ranking uses no values."""
-        if not seen:
+        there are no tasks, because the ranking uses no values."""
+        if not tasks:
             return torch.zeros(1, len(pool.documents), dtype=torch.float64)
-        estimates = [value_of.each(probe.context, probe) for probe in seen]
-        return torch.stack(
-            [self._of_documents(pool, seen, each) for each in zip(*estimates, strict=True)]
-        )
+        by_batch = [value_of.each(task.context, task) for task in tasks]
+        by_feedback = zip(*by_batch, strict=True)
+        return torch.stack([_pooled(pool, tasks, estimates) for estimates in by_feedback])
 
-    def _of_documents(
-        self, pool: Pool, seen: Sequence[Candidates], estimates: Sequence[Estimate]
-    ) -> Tensor:
-        return pool.ordered(
-            [
-                document_values(probe.context, estimate.gradient[0])
-                for probe, estimate in zip(seen, estimates, strict=True)
-            ]
-        )
-
-    def _taken(
+    def _chosen(
         self,
         pool: Pool,
-        seen: Sequence[Candidates],
+        tasks: Sequence[Candidates],
         values: Tensor,
         value_of: DirectedValue[Context],
     ) -> list[int]:
-        """Indices of the documents for the step's batches, in the order they were taken."""
+        """Indices of the documents for the step's batches, in the order they were chosen."""
         rounds = self.redundancy.rounds if self.redundancy.weight else 1
-        score = values = in_deviations(values)
-        taken: list[int] = []
-        for part in range(1, rounds + 1):
-            rest = torch.tensor(sorted(set(range(len(values))) - set(taken)), dtype=torch.int64)
+        score = values = standardised(values)
+        chosen: list[int] = []
+        for round_ in range(1, rounds + 1):
+            rest = torch.tensor(sorted(set(range(len(values))) - set(chosen)), dtype=torch.int64)
             order = rest[self.ranking.order(score[rest], self.generator)]
-            taken = pool.filled(taken, order.tolist(), part / (rounds * self.draws))
-            if part < rounds:
-                common = in_deviations(self._common(pool, seen, taken, value_of))
-                score = values - self.redundancy.weight * part / rounds * common
-        return taken
+            chosen = pool.filled(chosen, order.tolist(), round_ / (rounds * self.draws))
+            if round_ < rounds:
+                similarity = standardised(self._similarity(pool, tasks, chosen, value_of))
+                score = values - self.redundancy.weight * round_ / rounds * similarity
+        return chosen
 
-    def _common(
+    def _similarity(
         self,
         pool: Pool,
-        seen: Sequence[Candidates],
-        taken: Sequence[int],
+        tasks: Sequence[Candidates],
+        chosen: Sequence[int],
         value_of: DirectedValue[Context],
     ) -> Tensor:
-        """``<g, grad_S L_d>`` of each document d, ``[n]``, with ``g`` the gradient of the taken
+        """``<g, grad_S L_d>`` of each document d, ``[n]``, with ``g`` the gradient of the chosen
         documents' loss, summed over their tokens (or over documents, by ``loss_mean``)."""
-        own, pieces = pool.own(taken), []
-        for number, probe in enumerate(seen):
-            documents = torch.tensor(own.get(number, []), device=probe.mass.device)
-            mask = torch.isin(probe.context.document, documents).to(probe.mass.dtype)
-            gradient = value_of.gradient(
-                probe.context, replace(probe, mass=probe.mass * mask[:, None])
-            )
-            pieces.append((float(probe.context.batch.weight), gradient))
-        direction = vectors.combine(*pieces)
+        chosen_of_batch, terms = pool.own(chosen), []
+        for number, task in enumerate(tasks):
+            documents = torch.tensor(chosen_of_batch.get(number, []), device=task.mass.device)
+            mask = torch.isin(task.context.document, documents).to(task.mass.dtype)
+            masked = replace(task, mass=task.mass * mask[:, None])
+            # The gradient is that of a mean over the batch; its weight makes it a sum.
+            weight = float(task.context.batch.weight)
+            terms.append((weight, value_of.gradient(task.context, masked)))
+        direction = vectors.combine(*terms)
         distributed.all_reduce(list(direction.values()))
-        estimates = [value_of.along(probe.context, probe, [direction])[0] for probe in seen]
-        return self._of_documents(pool, seen, estimates)
+        estimates = [value_of.along(task.context, task, [direction])[0] for task in tasks]
+        return _pooled(pool, tasks, estimates)
 
-    def _figures(
+    def _metrics(
         self, documents: Sequence[Document], chosen: Sequence[int], values: Tensor
     ) -> Metrics:
-        """Metrics: documents kept and dropped, mean values, and each source's share of tokens."""
+        """Documents kept and dropped, their mean values, and each source's fraction of tokens."""
         metrics: Metrics = {
             "documents_kept": float(len(chosen)),
             "documents_dropped": float(len(documents) - len(chosen)),
@@ -247,25 +237,25 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         if self.ranking.uses_values:
             metrics["value_kept"] = float(values[list(chosen)].mean())
             metrics["value_drawn"] = float(values.mean())
-        return metrics | self.shares(documents, [documents[at] for at in chosen])
+        return metrics | self.source_metrics(documents, [documents[at] for at in chosen])
 
-    def shares(self, documents: Sequence[Document], taken: Sequence[Document]) -> Metrics:
-        """Each source's share of the drawn tokens and of the tokens trained on."""
+    def source_metrics(self, drawn: Sequence[Document], chosen: Sequence[Document]) -> Metrics:
+        """Each source's fraction of the drawn tokens and of the tokens trained on."""
         metrics: Metrics = {}
-        for name, some in (("drawn", documents), ("chosen", taken)):
+        for name, documents in (("drawn", drawn), ("chosen", chosen)):
             tokens: Counter[str] = Counter()
-            for document in some:
+            for document in documents:
                 tokens[document.source] += len(document.ids)
-            whole = tokens.total()
-            metrics |= {f"{name}.{source}": n / whole for source, n in sorted(tokens.items())}
-        self._watch_sources(documents, taken)
+            total = tokens.total()
+            metrics |= {f"{name}.{source}": n / total for source, n in sorted(tokens.items())}
+        self._watch_sources(drawn, chosen)
         return metrics
 
-    def _watch_sources(self, documents: Sequence[Document], taken: Sequence[Document]) -> None:
+    def _watch_sources(self, drawn: Sequence[Document], chosen: Sequence[Document]) -> None:
         """Warns once about each source that is drawn but never chosen."""
         before = self.drawn_of.copy()
-        self.drawn_of.update(document.source for document in documents)
-        self.chosen_of.update(document.source for document in taken)
+        self.drawn_of.update(document.source for document in drawn)
+        self.chosen_of.update(document.source for document in chosen)
         for source, count in self.drawn_of.items():
             crossed = before[source] < STARVED_DOCUMENTS <= count
             if crossed and not self.chosen_of[source] and distributed.rank() == 0:
@@ -276,16 +266,19 @@ class DocumentSelector(Selector[TokenBatch, Context]):
                     source,
                 )
 
-    def _cross_fitted(self, values: Tensor, kept: int) -> Metrics:
-        """``gain``: value, under one half of the feedback, of documents chosen under the other,
-        minus the mean of all drawn documents, so that noise gains nothing; ``agreement``: the
-        correlation of the two halves."""
+    def _cross_fitted(self, values: Tensor, count: int) -> Metrics:
+        """``agreement``, the correlation of the two halves of the feedback, and ``gain``: value,
+        under one half, of the ``count`` best documents under the other, minus the mean of all drawn
+        documents, so that noise gains nothing. No ``gain`` if ``count`` is all of them."""
         halves = values[0::2].mean(dim=0), values[1::2].mean(dim=0)
+        metrics = {"agreement": correlation(*halves)}
+        if count >= values.shape[1]:  # only a rounding error, whose sign would move the guard
+            return metrics
         gains = [
-            float(other[one.argsort(descending=True)[:kept]].mean() - other.mean())
+            float(other[one.argsort(descending=True)[:count]].mean() - other.mean())
             for one, other in (halves, halves[::-1])
         ]
-        return {"gain": sum(gains) / 2, "agreement": correlation(*halves)}
+        return metrics | {"gain": sum(gains) / 2}
 
     def state_dict(self) -> State:
         return {
@@ -299,9 +292,14 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         self.drawn_of, self.chosen_of = Counter(state["drawn_of"]), Counter(state["chosen_of"])
 
 
-def in_deviations(values: Tensor) -> Tensor:
-    """Values divided by their standard deviation."""
-    return values / values.std(correction=0).clamp_min(torch.finfo(values.dtype).tiny)
+def _pooled(pool: Pool, tasks: Sequence[Candidates], estimates: Sequence[Estimate]) -> Tensor:
+    """Values of the pool's documents, ``[n]``, from an estimate for each task of this process."""
+    return pool.ordered(
+        [
+            document_values(task.context, estimate.gradient[0])
+            for task, estimate in zip(tasks, estimates, strict=True)
+        ]
+    )
 
 
 class OneHotOnChosen(OneHot):

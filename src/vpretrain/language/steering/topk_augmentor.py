@@ -116,8 +116,8 @@ def augmentor_cost(shape: Shape, at: Setting) -> NetworkCost:
 class TopKDesigner(Climbing):
     """The paper's designer: a :class:`TopKAugmentor` trained by ascent on its targets' value."""
 
-    def score(self, among: Candidates) -> tuple[Tensor, Tensor]:
-        return self.network(among.context.batch, among.context.where, among.ids)
+    def score(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        return self.network(candidates.context.batch, candidates.context.where, candidates.ids)
 
 
 @ARMS.declare(

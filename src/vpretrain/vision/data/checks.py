@@ -17,13 +17,13 @@ from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.steering.arms import ARMS
 
 
-def needed(recipe: VisionRecipe) -> list[str]:
+def probed_tasks(recipe: VisionRecipe) -> list[str]:
     """Return the downstream tasks that the recipe's probes need."""
     probes = recipe.evaluate.probes
     return list(dict.fromkeys("classification" if each == "knn" else each for each in probes))
 
 
-def cautions(
+def data_warnings(
     recipe: VisionRecipe,
     streamed: int,
     feedback: list[Picture],
@@ -47,7 +47,7 @@ def cautions(
     teaches = "no picture that probes learn from holds these classes: none will be predicted"
     for where, pictures, tasks, message in (
         ("data.feedback.sets", feedback, [*data.feedback.tasks], steers),
-        ("data.evaluation.train", probed, needed(recipe), teaches),
+        ("data.evaluation.train", probed, probed_tasks(recipe), teaches),
     ):
         for name, classes in CLASSES_OF.items():
             if name in tasks and (missing := classes(evaluation) - classes(pictures)):
@@ -57,10 +57,10 @@ def cautions(
 
 def _other_normalisation(recipe: VisionRecipe) -> Iterator[Problem]:
     """Yield a warning if the checkpoint's image processor has another mean or deviation."""
-    said = {} if recipe.learner.model is None else image_processor(named(recipe.learner.model))
+    processor = {} if recipe.learner.model is None else image_processor(named(recipe.learner.model))
     for key, used in (("mean", recipe.learner.crops.mean), ("std", recipe.learner.crops.std)):
-        own = said.get(f"image_{key}")
-        if own and said.get("do_normalize", True) and not np.allclose(own, used, atol=1e-3):
+        own = processor.get(f"image_{key}")
+        if own and processor.get("do_normalize", True) and not np.allclose(own, used, atol=1e-3):
             message = "pictures are normalised unlike those that the checkpoint was trained on"
             accepted = f"{own} (of its image processor)"
             yield Problem(f"learner.crops.{key}", str(list(used)), accepted, message)
@@ -85,7 +85,7 @@ CLASSES_OF: Mapping[str, Callable[[list[Picture]], set[int]]] = {
 """By task, the function that returns the classes present in some pictures."""
 
 
-def misfits(
+def task_problems(
     recipe: VisionRecipe,
     streamed: int,
     tasks: dict[str, DownstreamTask],
@@ -99,7 +99,7 @@ def misfits(
     wanted: dict[str, list[str]] = {where: list(recipe.data.feedback.tasks) for where in parts}
     for name, pictures in (("train", probed), (recipe.evaluate.split, evaluation)):
         parts[f"data.evaluation.{name}"] = pictures
-        wanted[f"data.evaluation.{name}"] = needed(recipe)
+        wanted[f"data.evaluation.{name}"] = probed_tasks(recipe)
     for where, pictures in parts.items():
         yield from target_problems([tasks[name] for name in wanted[where]], pictures, where)
     section = recipe.data.feedback

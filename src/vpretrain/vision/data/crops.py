@@ -15,7 +15,7 @@ from vpretrain.config.section import Section
 from vpretrain.system.sampling import seed_of
 from vpretrain.vision.data.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from vpretrain.vision.data.stream import ImageBatch
-from vpretrain.vision.fields import Channels, Range, Share
+from vpretrain.vision.fields import Channels, Fraction, Range
 
 PARTS = ("first", "other", "local")
 """The first global view, the other global views and the local views, which are distorted unlike."""
@@ -53,9 +53,9 @@ class CropSettings(Section):
     """Range of the fraction of the picture's area that a global view covers."""
     local_scale: Range = (0.05, 0.32)
     """Range of the fraction of the picture's area that a local view covers."""
-    flip: Share = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    jitter: Share = 0.8
+    jitter: Fraction = 0.8
     """Probability of colour jitter."""
     brightness: NonNegativeFloat = 0.4
     """Largest relative change of brightness."""
@@ -65,13 +65,13 @@ class CropSettings(Section):
     """Largest relative change of saturation."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Largest change of hue, as a fraction of the colour circle."""
-    grayscale: Share = 0.2
+    grayscale: Fraction = 0.2
     """Probability of conversion to grayscale."""
-    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
     """Probability of Gaussian blur in the first global view, other global views, local views."""
     blur_sigma: Range = (0.1, 2.0)
     """Lowest and highest standard deviation of the blur, in pixels of the view."""
-    solarise: Share = 0.2
+    solarise: Fraction = 0.2
     """Probability of solarisation (inverting bright pixels) in global views after the first."""
     mean: Channels = IMAGENET_MEAN
     """Mean of R, G, B for normalising views and the pictures of feedback and probes."""
@@ -85,7 +85,7 @@ class CropSettings(Section):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(
-                    f"{name}: shares of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
+                    f"{name}: fractions of an area, 0 < lowest <= highest <= 1, got {(low, high)}"
                 )
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"blur_sigma: 0 < lowest <= highest, got {self.blur_sigma}")

@@ -26,8 +26,8 @@ from vpretrain.vision.data.images import (
     resized,
     valid_depth,
 )
-from vpretrain.vision.data.kept import GIB
 from vpretrain.vision.data.labels import LabelCode
+from vpretrain.vision.data.picture_store import GIB
 
 Size = int | tuple[int, int]
 """Height and width, or the shorter side with the aspect ratio kept (see :func:`images.resized`)."""
@@ -131,7 +131,7 @@ class Reading:
         size: size of every picture; None: as stored.
         decoding: conversion of pixels to 8 bits.
         memory_bytes: memory for the decoded pictures of a set (see
-            :class:`~vpretrain.vision.data.kept.PictureStore`).
+            :class:`~vpretrain.vision.data.picture_store.PictureStore`).
     """
 
     code: LabelCode | None = None

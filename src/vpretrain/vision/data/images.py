@@ -86,7 +86,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Some:
+class Subset:
     """A subset of pictures, given by their indices; decoded on access."""
 
     pictures: Pictures

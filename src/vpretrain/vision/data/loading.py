@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vpretrain.system.errors import Problem, UserError, collecting, user_error
-from vpretrain.system.located import under
+from vpretrain.system.locations import under
 from vpretrain.system.phases import phase
-from vpretrain.vision.data import packed, readers, scenes
-from vpretrain.vision.data.checks import cautions, misfits
+from vpretrain.vision.data import containers, readers, scenes
+from vpretrain.vision.data.checks import data_warnings, task_problems
 from vpretrain.vision.data.decoding import Decoding
 from vpretrain.vision.data.files import NYU_DEPTH_METRES, Files, Folder, Reading
-from vpretrain.vision.data.images import Picture, Pictures, Some
-from vpretrain.vision.data.kept import GIB, PictureStore
+from vpretrain.vision.data.images import Picture, Pictures, Subset
 from vpretrain.vision.data.labels import LabelCode
 from vpretrain.vision.data.overlap import leaks, repeats, repeats_warning
+from vpretrain.vision.data.picture_store import GIB, PictureStore
 from vpretrain.vision.data.stream import Source
-from vpretrain.vision.evaluation.retrieval import Searched, read_retrieval
+from vpretrain.vision.evaluation.retrieval import RetrievalSet, read_retrieval
 from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
 from vpretrain.vision.recipe import VisionRecipe
 from vpretrain.vision.recipe.evaluate import RetrievalSection
@@ -49,7 +49,7 @@ class PictureSets:
         evaluation: pictures of ``evaluate.split``.
         tasks: downstream tasks by name, with the number of classes in the data.
         skipped: problems of the pictures that ``on_bad_row: skip`` left out.
-        warnings: unread files, repeated pictures in the stream, and other cautions.
+        warnings: unread files, repeated pictures in the stream, and settings that are often wrong.
         retrieval: retrieval sets by their names in ``evaluate.retrieval``.
     """
 
@@ -61,7 +61,7 @@ class PictureSets:
     tasks: dict[str, DownstreamTask]
     skipped: list[Problem]
     warnings: list[Problem]
-    retrieval: dict[str, Searched]
+    retrieval: dict[str, RetrievalSet]
 
 
 def read(recipe: VisionRecipe) -> PictureSets:
@@ -100,7 +100,7 @@ def read(recipe: VisionRecipe) -> PictureSets:
     )
     tasks = reader.tasks()
     specs = recipe.evaluate.retrieval
-    read_sets = {name: reader.searched(spec) for name, spec in specs.items()}
+    read_sets = {name: reader.retrieval_set(spec) for name, spec in specs.items()}
     searched = {name: each for name, each in read_sets.items() if each is not None}
     streamed = sum(len(source.pictures) for source in stream)
     if not reader.problems:
@@ -109,12 +109,12 @@ def read(recipe: VisionRecipe) -> PictureSets:
             "data.evaluation.train": probed,
             **{f"data.stream.{i}.pictures": source.pictures for i, source in enumerate(stream)},
         }
-        reader.problems += misfits(recipe, streamed, tasks, train, meta, probed, evaluation)
+        reader.problems += task_problems(recipe, streamed, tasks, train, meta, probed, evaluation)
         for where, others in parts.items():
             reader.problems += leaks(where, others, evaluation, split)
     if reader.problems:
         raise UserError(*reader.problems)
-    reader.warnings += cautions(recipe, streamed, [*train, *meta], probed, evaluation)
+    reader.warnings += data_warnings(recipe, streamed, [*train, *meta], probed, evaluation)
     return PictureSets(
         stream, train, meta, probed, evaluation, tasks, reader.skipped, reader.warnings, searched
     )
@@ -132,7 +132,7 @@ class _Reader:
         self.categories = 1
         self._category_names: Sequence[str] = ()
         self._depth_ranges: list[tuple[float, float]] = []
-        self._tars = packed.Tars()
+        self._tars = containers.Tars()
         self._known: dict[str, Pictures] = {}
 
     def tasks(self) -> dict[str, DownstreamTask]:
@@ -163,7 +163,7 @@ class _Reader:
                     shown, accepted = f"{len(copies)} copies", "a source with pictures of its own"
                     self.problems.append(Problem(f"data.stream.{i}", shown, accepted, message))
                     continue
-                pictures = Some(pictures, kept)
+                pictures = Subset(pictures, kept)
             elif copies:
                 pairs = [(name, first) for _, name, first in copies]
                 self.warnings.append(repeats_warning(where, pictures, pairs))
@@ -190,7 +190,7 @@ class _Reader:
         pictures: list[Picture] = []
         with collecting(self.problems):
             chosen = self._chosen(spec, self._read(spec, size, labelled=True, where=where), where)
-            some = chosen if isinstance(chosen, Some) else Some(chosen, range(len(chosen)))
+            some = chosen if isinstance(chosen, Subset) else Subset(chosen, range(len(chosen)))
             places = some.places if order is None else order.sample(some.places, len(some))
             if isinstance(some.pictures, Folder):
                 pictures = self._decoded(some.pictures, places, most, where)
@@ -226,10 +226,10 @@ class _Reader:
                 self.skipped += [each for each in bad.problems if each not in self.skipped]
         return store.pictures()
 
-    def searched(self, spec: RetrievalSection) -> Searched | None:
+    def retrieval_set(self, spec: RetrievalSection) -> RetrievalSet | None:
         """Read a retrieval set, whose pictures are decoded when scored; None on a problem."""
         truth, images = (self.data.root.expanduser() / at for at in (spec.truth, spec.images))
-        searched: Searched | None = None
+        searched: RetrievalSet | None = None
         with collecting(self.problems):
             searched = read_retrieval(truth, images, reading=self._reading(spec.size))
         return searched
@@ -239,7 +239,7 @@ class _Reader:
         if not places:
             message, most = "no picture of the set is left; skip fewer", len(pictures) - 1
             raise user_error(f"{where}.skip", message, value=spec.skip, accepted=f"0 to {most}")
-        return pictures if len(places) == len(pictures) else Some(pictures, places)
+        return pictures if len(places) == len(pictures) else Subset(pictures, places)
 
     def _read(self, spec: Any, size: Any, *, labelled: bool, where: str) -> Pictures:
         spec_key = spec.model_dump_json(exclude={"skip", "count", "size", "eigen_crop"})
@@ -308,12 +308,12 @@ class _Reader:
     def _samples(
         self, spec: TablePictures | TarPictures, labelled: bool, where: str
     ) -> Iterator[Files | Problem]:
-        pattern, parts = under(self.data.root, spec.path), packed.Parts(spec.image)
+        pattern, parts = under(self.data.root, spec.path), containers.Parts(spec.image)
         if labelled:
-            parts = packed.Parts(spec.image, spec.labels, spec.depth, spec.category)
+            parts = containers.Parts(spec.image, spec.labels, spec.depth, spec.category)
         if isinstance(spec, TablePictures):
-            return packed.of_tables(pattern, spec.kind, parts, where)
-        return packed.of_tars(pattern, parts, where, self._tars)
+            return containers.table_samples(pattern, spec.kind, parts, where)
+        return containers.tar_samples(pattern, parts, where, self._tars)
 
     def _has_classes(self, classes: int | None, where: str, labelled: bool) -> None:
         if not labelled or classes is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from vpretrain.system.errors import Problem, abbreviated, user_error
 from vpretrain.vision.data.decoding import file_id, length_of
 from vpretrain.vision.data.files import Files, Folder
-from vpretrain.vision.data.images import Picture, Pictures, Some
+from vpretrain.vision.data.images import Picture, Pictures, Subset
 from vpretrain.vision.data.scenes import Scenes
 
 _PAIRS_SHOWN = 5
@@ -64,7 +64,7 @@ def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
     Scenes are not rendered for it. A folder that was never decoded yields nothing."""
     if isinstance(pictures, Scenes):
         yield from ((name, name) for name in pictures.names())
-    elif isinstance(pictures, Some):
+    elif isinstance(pictures, Subset):
         known = list(identities(pictures.pictures))
         yield from (known[place] for place in pictures.places if known)
     elif isinstance(pictures, Folder):
@@ -77,7 +77,7 @@ def identities(pictures: Pictures) -> Iterator[tuple[str, str]]:
 
 def _undecoded(pictures: Pictures) -> Sequence[Files]:
     """Return the files of a set that was never decoded, and nothing for other sets."""
-    if isinstance(pictures, Some):
+    if isinstance(pictures, Subset):
         files = _undecoded(pictures.pictures)
         return [files[place] for place in pictures.places] if files else []
     return pictures.files if isinstance(pictures, Folder) and not pictures.origins else []

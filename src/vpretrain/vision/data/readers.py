@@ -22,8 +22,8 @@ from vpretrain.system.phases import phase
 from vpretrain.vision.data.decoding import DEPTH_SUFFIXES, BadFile
 from vpretrain.vision.data.files import AS_STORED, PROBLEMS_SHOWN, Files, Folder, Reading
 from vpretrain.vision.data.images import IGNORE, Pictures
-from vpretrain.vision.data.kept import PictureStore
 from vpretrain.vision.data.labels import LabelCode
+from vpretrain.vision.data.picture_store import PictureStore
 
 OnBadRow = Literal["stop", "skip"]
 IMAGE_SUFFIXES = (
@@ -200,7 +200,7 @@ def read_packed(
     on_bad_row: OnBadRow = "stop",
     check: bool = True,
 ) -> FolderContents:
-    """Read pictures inside larger files (see :mod:`vpretrain.vision.data.packed`).
+    """Read pictures inside larger files (see :mod:`vpretrain.vision.data.containers`).
 
     They are decoded on each access, and with ``check`` once beforehand. See :func:`read_folder`."""
     files: list[Files] = []

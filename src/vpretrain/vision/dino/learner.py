@@ -29,7 +29,7 @@ from vpretrain.vision.dino.loss import (
     dino_loss,
     teacher_targets,
 )
-from vpretrain.vision.fields import Momentum, Share
+from vpretrain.vision.fields import Fraction, Momentum
 from vpretrain.vision.role import PictureLearner
 from vpretrain.vision.steering.views import BaselineViews, ViewTask, blur
 
@@ -52,7 +52,7 @@ class DinoSettings(Section):
     (DINO), ``sinkhorn`` balances each batch's targets over prototypes (Sinkhorn-Knopp; DINOv2 and
     DINOv3). With ``accumulate`` the mean follows a step's last batch, and each batch is balanced
     separately."""
-    teacher_momentum: Share = 0.996
+    teacher_momentum: Fraction = 0.996
     """EMA momentum of the teacher (I-JEPA: target encoder) at the start; rises to 1."""
     teacher_views: Literal["learned", "plain"] = "learned"
     """Global views that the teacher sees: ``learned`` as in the paper (eq. 50), or ``plain``."""

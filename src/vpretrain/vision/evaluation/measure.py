@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vpretrain.run.scores import Score
-from vpretrain.vision.data.checks import needed
+from vpretrain.vision.data.checks import probed_tasks
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.data.kept import GIB
 from vpretrain.vision.data.loading import PictureSets
+from vpretrain.vision.data.picture_store import GIB
 from vpretrain.vision.evaluation.probes import (
     classification_probe,
     depth_probe,
     knn,
     segmentation_probe,
 )
-from vpretrain.vision.evaluation.retrieval import pooled, retrieval
+from vpretrain.vision.evaluation.retrieval import descriptors, retrieval
 from vpretrain.vision.feedback.features import Encoder, FrozenFeatures, freeze_within
 from vpretrain.vision.feedback.tasks import Classification, Depth, DownstreamTask, Segmentation
 from vpretrain.vision.recipe import VisionRecipe
@@ -32,7 +32,7 @@ METRICS: Mapping[str, Mapping[str, str]] = {
 def evaluate(recipe: VisionRecipe, sets: PictureSets, encoder: Encoder) -> dict[str, Score]:
     """Return all scores of a recipe by name, ``SPLIT/METRIC``."""
     section = recipe.evaluate
-    dense = any(sets.tasks[name].dense for name in needed(recipe))
+    dense = any(sets.tasks[name].dense for name in probed_tasks(recipe))
     known: dict[tuple[int, ...], FrozenFeatures] = {}
 
     def frozen(pictures: list[Picture], task: DownstreamTask) -> FrozenFeatures:
@@ -52,8 +52,8 @@ def evaluate(recipe: VisionRecipe, sets: PictureSets, encoder: Encoder) -> dict[
             scores |= _probe(section, task, train, test)
     for name, searched in sets.retrieval.items():
         patches = section.retrieval[name].pooling == "patches"
-        queries = pooled(encoder, searched.queries, patches=patches)
-        database = pooled(encoder, searched.database, patches=patches)
+        queries = descriptors(encoder, searched.queries, patches=patches)
+        database = descriptors(encoder, searched.database, patches=patches)
         ranked = retrieval(queries, database, searched.relevance)
         scores |= {f"{name}_{metric}": score for metric, score in ranked.items()}
     return {f"{section.split}/{name}": score for name, score in scores.items()}

@@ -26,7 +26,7 @@ from vpretrain.system.errors import UserError, user_error
 from vpretrain.system.phases import phase
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE
-from vpretrain.vision.feedback.features import Frozen, FrozenFeatures
+from vpretrain.vision.feedback.features import FrozenFeatures, StoredFeatures
 from vpretrain.vision.feedback.heads import Head, Size
 from vpretrain.vision.feedback.pools import Draws
 from vpretrain.vision.feedback.tasks import (
@@ -64,7 +64,7 @@ class ProbeSettings(Section):
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """Results of a probe.
 
     Args:
@@ -83,7 +83,7 @@ def segmentation_probe(
     classes: int,
     settings: ProbeSettings,
     class_balanced: bool = False,
-) -> Probed:
+) -> ProbeResult:
     """Linear-BN segmentation: ``miou`` in [0, 1] and ``cross_entropy`` in nats per non-void pixel.
 
     The mIoU is that of the confusion matrix over all test pixels, averaged over the classes that
@@ -122,7 +122,7 @@ def segmentation_probe(
         )
         overlaps.append((overlap[:, 0], overlap[:, 1]))
         losses.append((loss[:, None], count[:, None]))
-    return _probed(
+    return _result(
         {
             "miou": ([linearised(*each) for each in overlaps], True),
             "cross_entropy": ([linearised(*each) for each in losses], False),
@@ -137,7 +137,7 @@ def depth_probe(
     *,
     settings: ProbeSettings,
     valid_metres: tuple[float, float] = (1e-3, 10.0),
-) -> Probed:
+) -> ProbeResult:
     """Linear-BN depth (squared error): ``rmse`` in metres, ``abs_rel``, and ``delta_1`` in [0, 1].
 
     Over the valid pixels of a picture: the root of the mean squared error, the mean of
@@ -164,12 +164,12 @@ def depth_probe(
         ]
         fits.append(torch.cat(errors).double().cpu())
     rmse, abs_rel, delta_1 = ([fit[:, at] for fit in fits] for at in range(3))
-    return _probed({"rmse": (rmse, False), "abs_rel": (abs_rel, False), "delta_1": (delta_1, True)})
+    return _result({"rmse": (rmse, False), "abs_rel": (abs_rel, False), "delta_1": (delta_1, True)})
 
 
 def classification_probe(
     train: FrozenFeatures, test: FrozenFeatures, *, classes: int, settings: ProbeSettings
-) -> Probed:
+) -> ProbeResult:
     """Linear-BN classification of pooled features.
 
     The scores are ``accuracy`` in [0, 1] and ``cross_entropy`` in nats.
@@ -185,7 +185,7 @@ def classification_probe(
         hits, loss = (torch.cat(each).double().cpu() for each in zip(*pieces, strict=True))
         right.append(hits)
         losses.append(loss)
-    return _probed({"accuracy": (right, True), "cross_entropy": (losses, False)})
+    return _result({"accuracy": (right, True), "cross_entropy": (losses, False)})
 
 
 def knn(train: FrozenFeatures, test: FrozenFeatures, *, neighbours: int) -> Score:
@@ -302,7 +302,9 @@ def fit(task: DownstreamTask, train: FrozenFeatures, settings: ProbeSettings, se
     return head.eval()
 
 
-def inputs_of(task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int]) -> Frozen:
+def inputs_of(
+    task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int]
+) -> StoredFeatures:
     """Return the features of some pictures that the task's head reads.
 
     Patch features are left empty if the head does not read them."""
@@ -310,7 +312,7 @@ def inputs_of(task: DownstreamTask, frozen: FrozenFeatures, places: Sequence[int
         return frozen.at(places)
     pooled = frozen.pooled[torch.tensor(places, device=frozen.pooled.device)]
     none = pooled.new_empty(len(places), frozen.width, 0, 0)
-    return Frozen([frozen.pictures[place] for place in places], Features(none, pooled))
+    return StoredFeatures([frozen.pictures[place] for place in places], Features(none, pooled))
 
 
 @torch.no_grad()
@@ -351,9 +353,9 @@ def _usable(task: DownstreamTask, frozen: FrozenFeatures, part: str) -> FrozenFe
     return frozen if len(places) == len(frozen.pictures) else frozen.part(places)
 
 
-def _probed(
+def _result(
     metrics: Mapping[str, tuple[Sequence[Tensor], bool]], stderr: Mapping[str, float] = {}
-) -> Probed:
+) -> ProbeResult:
     """Make scores from the items ``[N]`` of every fit, averaged over fits."""
     scores, spread = {}, {}
     for name, (fits, higher_is_better) in metrics.items():
@@ -362,7 +364,7 @@ def _probed(
         scores[name] = replace(mean, stderr=stderr.get(name, mean.stderr))
         if len(fits) > 1:
             spread[name] = statistics.stdev(float(fit.mean()) for fit in fits)
-    return Probed(scores, spread)
+    return ProbeResult(scores, spread)
 
 
 def _nearest(targets: Tensor, size: Size) -> Tensor:

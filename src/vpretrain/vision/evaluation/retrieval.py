@@ -59,7 +59,7 @@ class Relevance:
 
 
 @dataclass(frozen=True)
-class Searched:
+class RetrievalSet:
     """A retrieval set such as Revisited Oxford or Paris.
 
     Args:
@@ -74,7 +74,7 @@ class Searched:
 
 
 @dataclass(frozen=True)
-class _Truth:
+class _GroundTruth:
     """Image names without ending, and relevance and window of each query."""
 
     database: list[str]
@@ -85,7 +85,7 @@ class _Truth:
 
 def read_retrieval(
     truth: Path | str, images: Path | str, *, reading: Reading = AS_STORED
-) -> Searched:
+) -> RetrievalSet:
     """Read Revisited Oxford or Paris, or another set in that format; images are decoded on access.
 
     Args:
@@ -118,10 +118,10 @@ def read_retrieval(
         raise UserError(*problems)
     cut = [Files(path, window=at) for path, at in zip(asked, known.windows, strict=True)]
     whole = [Files(path) for path in database]
-    return Searched(Folder(cut, reading), Folder(whole, reading), known.relevance)
+    return RetrievalSet(Folder(cut, reading), Folder(whole, reading), known.relevance)
 
 
-def _read_truth(path: Path) -> _Truth:
+def _read_truth(path: Path) -> _GroundTruth:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         windows, relevance = [], []
@@ -130,7 +130,7 @@ def _read_truth(path: Path) -> _Truth:
             windows.append((top, left, max(1, bottom - top), max(1, right - left)))
             kinds = (tuple(int(at) for at in row[kind]) for kind in ("easy", "hard", "junk"))
             relevance.append(Relevance(*kinds))
-        return _Truth(content["imlist"], content["qimlist"], tuple(relevance), windows)
+        return _GroundTruth(content["imlist"], content["qimlist"], tuple(relevance), windows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = "this is no ground truth of revisited Oxford or Paris as JSON"
         accepted = (
@@ -139,7 +139,7 @@ def _read_truth(path: Path) -> _Truth:
         raise user_error(str(path), message, value=repr(error), accepted=accepted) from error
 
 
-def pooled(encoder: Encoder, pictures: Pictures, *, patches: bool = True) -> Tensor:
+def descriptors(encoder: Encoder, pictures: Pictures, *, patches: bool = True) -> Tensor:
     """Return the mean over patches, or the backbone's pooled features, of pictures: ``[N, D]``.
 
     Pictures have one size. ``DECODED_PICTURES`` of them are decoded at a time and not kept."""

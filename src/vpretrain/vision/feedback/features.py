@@ -86,7 +86,7 @@ class FrozenFeatures(ABC):
         return self.pooled.shape[1]
 
     @abstractmethod
-    def at(self, places: Sequence[int]) -> Frozen:
+    def at(self, places: Sequence[int]) -> StoredFeatures:
         """Return some of the pictures, by index, with their features in memory."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class FrozenFeatures(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen(FrozenFeatures):
+class StoredFeatures(FrozenFeatures):
     """Features in memory: ``[N, D, h, w]`` patches and ``[N, D]`` pooled."""
 
     pictures: Sequence[Picture]
@@ -105,16 +105,16 @@ class Frozen(FrozenFeatures):
     def pooled(self) -> Tensor:  # type: ignore[override]
         return self.features.pooled
 
-    def at(self, places: Sequence[int]) -> Frozen:
+    def at(self, places: Sequence[int]) -> StoredFeatures:
         chosen = torch.tensor(places, device=self.features.pooled.device)
         features = Features(self.features.patches[chosen], self.features.pooled[chosen])
-        return Frozen([self.pictures[place] for place in places], features)
+        return StoredFeatures([self.pictures[place] for place in places], features)
 
     part = at
 
 
 @dataclass(frozen=True, eq=False)
-class Recomputed(FrozenFeatures):
+class RecomputedFeatures(FrozenFeatures):
     """Patch features that are recomputed on each access; pooled features are kept.
 
     The encoder must not change meanwhile."""
@@ -123,24 +123,26 @@ class Recomputed(FrozenFeatures):
     pictures: Sequence[Picture]
     pooled: Tensor
 
-    def at(self, places: Sequence[int]) -> Frozen:
+    def at(self, places: Sequence[int]) -> StoredFeatures:
         return freeze(self.encoder, [self.pictures[place] for place in places])
 
-    def part(self, places: Sequence[int]) -> Recomputed:
+    def part(self, places: Sequence[int]) -> RecomputedFeatures:
         chosen = torch.tensor(places, device=self.pooled.device)
-        return Recomputed(
+        return RecomputedFeatures(
             self.encoder, [self.pictures[place] for place in places], self.pooled[chosen]
         )
 
 
-def freeze(encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 32) -> Frozen:
+def freeze(
+    encoder: Encoder, pictures: Sequence[Picture], *, batch_size: int = 32
+) -> StoredFeatures:
     """Compute the features of pictures of one size, without dropout and gradients.
 
     They are kept on the encoder's device in its dtype (N h w D numbers). The encoder's mode is
     restored."""
     parts = list(_in_batches(encoder, pictures, batch_size))
     features = Features(torch.cat([f.patches for f in parts]), torch.cat([f.pooled for f in parts]))
-    return Frozen(pictures, features)
+    return StoredFeatures(pictures, features)
 
 
 def freeze_within(
@@ -156,7 +158,8 @@ def freeze_within(
     Args:
         encoder: the encoder, which must not change as long as the features are used.
         pictures: pictures of one size.
-        memory_bytes: memory for patch features; if they need more, they are :class:`Recomputed`.
+        memory_bytes: memory for patch features; if they need more, the result is
+            :class:`RecomputedFeatures`.
         patches: False if only pooled features are needed.
         batch_size: pictures in one forward pass.
     """
@@ -164,7 +167,7 @@ def freeze_within(
     if patches and first.nbytes * len(pictures) <= memory_bytes:
         return freeze(encoder, pictures, batch_size=batch_size)
     pooled = torch.cat([each.pooled for each in _in_batches(encoder, pictures, batch_size)])
-    return Recomputed(encoder, pictures, pooled)
+    return RecomputedFeatures(encoder, pictures, pooled)
 
 
 @torch.no_grad()

@@ -16,15 +16,15 @@ from vpretrain.system.contexts import evaluating, frozen
 from vpretrain.system.errors import Problem, UserError, abbreviated
 from vpretrain.system.phases import phase
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.data.kept import GIB
+from vpretrain.vision.data.picture_store import GIB
 from vpretrain.vision.feedback.features import (
     Encoder,
-    Frozen,
+    StoredFeatures,
     freeze,
     freeze_within,
     images_for,
 )
-from vpretrain.vision.feedback.pools import Pool, Targeted, dealt, pooled
+from vpretrain.vision.feedback.pools import Pool, TaskGroup, split_evenly, task_groups
 from vpretrain.vision.feedback.tasks import DownstreamTask, mean_loss, target_problems
 from vpretrain.vision.role import AnyPictureLearner
 
@@ -65,7 +65,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         width: D of the features.
         heads: training of the heads; whoever calls reads its ``warmup_steps`` and ``blocks``.
         batch_size: pictures of each task in a meta batch.
-        batches: meta batches per meta step, 2 or more, each from a disjoint share of the meta part.
+        batches: meta batches per meta step, 2 or more, from disjoint parts of ``meta``.
         seed: seed of heads and batches; the global RNG is never used.
         encoder: returns the encoder of a learner.
         device: device of the heads; the learner's.
@@ -100,14 +100,14 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=heads.learning_rate)
         self.train = [
             Pool(p, t, heads.batch_size, f"{seed} train {t[0].name}")
-            for p, t in pooled(train, tasks)
+            for p, t in task_groups(train, tasks)
         ]
         self.meta = [
             [
                 Pool(p, t, batch_size, f"{seed} meta {part} {t[0].name}")
-                for p, t in pooled(share, tasks)
+                for p, t in task_groups(members, tasks)
             ]
-            for part, share in enumerate(dealt(meta, tasks, batches, f"{seed} shares"))
+            for part, members in enumerate(split_evenly(meta, tasks, batches, f"{seed} shares"))
         ]
 
     def warm_up(self, learner: AnyPictureLearner, steps: int) -> None:
@@ -138,7 +138,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
 
         The pieces are scalars with their graph to the learner. Their sum is the weighted sum of the
         tasks' mean losses, each over the pictures that have targets for it."""
-        return self._pieces(self.encoder(learner), pooled(pictures, self.tasks))
+        return self._pieces(self.encoder(learner), task_groups(pictures, self.tasks))
 
     def state_dict(self) -> dict[str, Any]:
         drawn = [pool.draws.batch for pool in self._pools()]
@@ -158,7 +158,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         return [*self.train, *(pool for pools in self.meta for pool in pools)]
 
     @torch.enable_grad()
-    def _update(self, batches: Sequence[Frozen]) -> None:
+    def _update(self, batches: Sequence[StoredFeatures]) -> None:
         """Take one step of every head on its pool's batch."""
         self.heads.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -170,7 +170,7 @@ class DenseFeedback(Feedback[AnyPictureLearner]):
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.eval()
 
-    def _pieces(self, encoder: Encoder, batch: Sequence[Targeted]) -> Iterator[Tensor]:
+    def _pieces(self, encoder: Encoder, batch: Sequence[TaskGroup]) -> Iterator[Tensor]:
         """Yield the weighted loss in chunks of pictures.
 
         A picture runs through the encoder once per group of tasks that share their pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from vpretrain.vision.data.images import Picture
 from vpretrain.vision.feedback.tasks import DownstreamTask
 
-Targeted = tuple[list[Picture], Sequence[DownstreamTask]]
+TaskGroup = tuple[list[Picture], Sequence[DownstreamTask]]
 """Pictures, and the tasks that all of them have targets for."""
 
 
@@ -48,7 +49,7 @@ class Pool:
         return [self.pictures[place] for place in self.draws.draw()]
 
 
-def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list[Targeted]:
+def task_groups(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list[TaskGroup]:
     """Group tasks by the pictures that have targets for them.
 
     Tasks with the same pictures share one forward pass. Tasks without pictures are left out."""
@@ -59,22 +60,30 @@ def pooled(pictures: Sequence[Picture], tasks: Iterable[DownstreamTask]) -> list
     return [([pictures[at] for at in places], group) for places, group in groups.items() if places]
 
 
-def dealt(
+def split_evenly(
     pictures: Sequence[Picture], tasks: Collection[DownstreamTask], count: int, seed: str
 ) -> list[list[Picture]]:
-    """Split the pictures that have targets at random into disjoint shares.
+    """Split the pictures that have targets at random into ``count`` disjoint parts.
 
-    A picture is in one share for all of its tasks. Pictures with targets for the same tasks are
-    dealt out in turn, so that every share has as many of them, but for one."""
+    A picture is in one part for all of its tasks, the one with the fewest pictures for them. Hence
+    of one or two tasks, each has equally many pictures in every part, to within one."""
     kinds: dict[tuple[str, ...], list[Picture]] = {}
     for picture in pictures:
         names = tuple(task.name for task in tasks if task.has(picture))
         kinds.setdefault(names, []).append(picture)
     kinds.pop((), None)
-    order: list[Picture] = []
-    for names, members in kinds.items():
-        order += random.Random(f"{seed} {names[0]}").sample(members, len(members))
-    return [order[part::count] for part in range(count)]
+    parts: list[list[Picture]] = [[] for _ in range(count)]
+    targets: list[Counter[str]] = [Counter() for _ in range(count)]
+    # Pictures with fewer tasks come last: they can even out what the others leave.
+    for names in sorted(kinds, key=len, reverse=True):
+        members = kinds[names]
+        for picture in random.Random(f"{seed} {names[0]}").sample(members, len(members)):
+            part = min(
+                range(count), key=lambda at: (sum(targets[at][n] for n in names), len(parts[at]))
+            )
+            parts[part].append(picture)
+            targets[part].update(names)
+    return parts
 
 
 def shuffled(pictures: Sequence[Picture], seed: int) -> list[Picture]:

@@ -55,8 +55,8 @@ class CropSelector(Selector[ImageBatch, Context]):
     def values(self, contexts: Sequence[Context], value_of: DirectedValue[Context]) -> Tensor:
         """Return the values ``[F, m, B]`` under each feedback batch."""
         # Copies, so that what a context caches (such as the student's graph) is freed with them.
-        found = [_values_of(replace(context), value_of) for context in contexts]
-        return torch.stack(found, dim=1)
+        values = [_values_of(replace(context), value_of) for context in contexts]
+        return torch.stack(values, dim=1)
 
     def select(
         self,

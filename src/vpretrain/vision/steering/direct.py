@@ -12,7 +12,7 @@ from vpretrain.config.arms import TrainsOn
 from vpretrain.method import vectors
 from vpretrain.method.roles import ContextT, Feedback, Learner, TaskT
 from vpretrain.method.simple import BaselineDesigner
-from vpretrain.method.wrapped import WrappedLearner
+from vpretrain.method.wrappers import WrappedLearner
 from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.steering.arms import ARMS, Site, VisionArm
 

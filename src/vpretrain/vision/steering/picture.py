@@ -19,7 +19,7 @@ CROPS = 10
 
 
 @dataclass(frozen=True)
-class Shown:
+class SteeredViews:
     """Crops, their masks and the learned views, all in [0, 1].
 
     Args:
@@ -34,9 +34,9 @@ class Shown:
 
 
 @torch.no_grad()
-def shown(
+def steered_views(
     learner: Learner, designer: Designer, batch: Any, *, mean: Sequence[float], std: Sequence[float]
-) -> Shown | None:
+) -> SteeredViews | None:
     """Return the first global view of each picture in a batch as the designer steers it.
 
     None if the designer does not steer views. ``mean`` and ``std`` of R, G, B are those of the
@@ -54,12 +54,12 @@ def shown(
     crops, views = (
         (each[0] * scale + shift).clamp(0, 1).float().cpu() for each in (plain, task.views(plain))
     )
-    return Shown(crops, task.mask[0].float().cpu(), views)
+    return SteeredViews(crops, task.mask[0].float().cpu(), views)
 
 
-def draw(shown: Shown, path: Path, *, title: str) -> None:
+def draw(steered: SteeredViews, path: Path, *, title: str) -> None:
     """Write a PNG of three rows (crops, masks, learned views) of the first ``CROPS`` crops."""
-    rows = {"crop": shown.crops, "mask": shown.masks, "learned view": shown.views}
+    rows = {"crop": steered.crops, "mask": steered.masks, "learned view": steered.views}
     draw_rows({name: list(row[:CROPS]) for name, row in rows.items()}, path, title=title)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.system.errors import Problem, brief, kind_of, shortened, user_error
-from vpretrain.system.located import Place, check_file, files
+from vpretrain.system.locations import Place, check_file, files
 from vpretrain.system.tables import BROKEN, decompressed, kind_by_name, readable, records
 from vpretrain.vision.data.decoding import Container, Member, Reopened
 from vpretrain.vision.data.files import Files
@@ -48,7 +48,7 @@ class Parts:
         return {part: name for part, name in vars(self).items() if name is not None}
 
 
-class Laid:
+class AppendedFile:
     """An unnamed temporary file to which members are appended."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Tars:
         return self._copies, self._copies
 
 
-def of_tables(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[Files | Problem]:
+def table_samples(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[Files | Problem]:
     """Yield one sample per table row, named ``file:row``.
 
     A picture is the bytes of an image file, or ``{bytes, path}`` as in ``datasets``; without bytes,
@@ -97,7 +97,7 @@ def of_tables(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[F
     Raises:
         UserError: a file cannot be read, has another kind, or lacks a column.
     """
-    laid = Laid()
+    storage = AppendedFile()
     for place in files(pattern, where):
         check_file(place, where)
         if (named := kind_by_name(Path(place.name))) not in (None, kind):
@@ -117,11 +117,11 @@ def of_tables(pattern: Place, kind: str, parts: Parts, where: str) -> Iterator[F
                 if isinstance(cells, Problem):
                     yield cells
                 else:
-                    yield _row(cells, f"{place}:{number}", place, parts, laid)
+                    yield _row(cells, f"{place}:{number}", place, parts, storage)
 
 
 def _row(
-    cells: Mapping[str, Any], origin: str, place: Place, parts: Parts, laid: Laid
+    cells: Mapping[str, Any], origin: str, place: Place, parts: Parts, storage: AppendedFile
 ) -> Files | Problem:
     maps: dict[str, Any] = {}
     for part, column in parts.named().items():
@@ -137,7 +137,7 @@ def _row(
             content, path = cell.get("bytes"), cell.get("path")
         name = origin if part == "image" else f"{origin} ({column})"
         if isinstance(content, bytes) and content:
-            maps[part] = laid.member(name, content)
+            maps[part] = storage.member(name, content)
         elif isinstance(path, str) and isinstance(place, Path):
             maps[part] = place.parent / path
         else:
@@ -146,7 +146,7 @@ def _row(
     return Files(**maps)
 
 
-def of_tars(pattern: Place, parts: Parts, where: str, tars: Tars) -> Iterator[Files | Problem]:
+def tar_samples(pattern: Place, parts: Parts, where: str, tars: Tars) -> Iterator[Files | Problem]:
     """Yield the samples of tars: consecutive members whose names agree up to the first dot.
 
     A picture is named ``tar:member``.
@@ -161,11 +161,11 @@ def of_tars(pattern: Place, parts: Parts, where: str, tars: Tars) -> Iterator[Fi
     }
     for place in files(pattern, where):
         check_file(place, where)
-        found = False
+        any_sample = False
         for name, members in _samples(place, {*chain.from_iterable(endings.values())}, tars):
-            found = True
+            any_sample = True
             yield _sample(f"{place}:{name}", members, endings)
-        if not found:
+        if not any_sample:
             wanted = ", ".join(f".{ending}" for ending in endings["image"])
             message = f"this tar has no member that ends in {wanted}: set {where}.image"
             raise user_error(str(place), message, accepted="samples such as 0001.jpg, 0001.cls")
@@ -207,8 +207,8 @@ def _samples(place: Place, wanted: set[str], tars: Tars) -> Iterator[tuple[str, 
                 if key != name and members:
                     yield name, members
                     members = {}
-                said, name = f"{place}:{each.name}", key
-                members[ending] = Member(said, within, each.offset_data, each.size)
+                full_name, name = f"{place}:{each.name}", key
+                members[ending] = Member(full_name, within, each.offset_data, each.size)
             # tarfile stops without an error at a truncated or broken header.
             opened.file.seek(tar.offset)
             if opened.file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:

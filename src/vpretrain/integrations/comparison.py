@@ -31,8 +31,8 @@ from vpretrain.report import first_sentence, write_report
 from vpretrain.run.folder import environment, write_environment
 from vpretrain.run.parts import FEW_ROWS
 from vpretrain.run.scores import Score
-from vpretrain.studies.entries import entry_path, scores_of_step0, write_entry
-from vpretrain.studies.judged import judged
+from vpretrain.studies.run_files import entry_path, scores_of_step0, write_entry
+from vpretrain.studies.verdicts import judged
 from vpretrain.system import distributed
 from vpretrain.system.errors import renamed, shortened, user_error
 from vpretrain.system.files import read_json, write_json, write_text
@@ -201,14 +201,15 @@ class HeldOut:
             nll = negative_log_likelihood(learner, task.documents, batch_size=size, pad_id=pad)
             if self.answer is None:
                 return {"held_out/nll": nll}
-            solved = greedy_exact_match(
-                learner,
-                Layout(tokenizer, parse_special_tokens=True),
-                list(task.rows.values()),
-                pattern=self.answer,
-                new_tokens=self.new_tokens,
-                batch_size=size,
-            )
+            with renamed({"evaluate.new_tokens": "new_tokens"}):
+                solved = greedy_exact_match(
+                    learner,
+                    Layout(tokenizer, parse_special_tokens=True),
+                    list(task.rows.values()),
+                    pattern=self.answer,
+                    new_tokens=self.new_tokens,
+                    batch_size=size,
+                )
         return {"held_out/pass@1": solved, "held_out/nll": nll}
 
 

@@ -19,7 +19,7 @@ from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site, designer_of
 from vpretrain.language.steering.networks import HiddenArm, HiddenDesigner, Scored, TransferableArm
 from vpretrain.method.roles import Bounds, Designer, Learned, ValueFunction
-from vpretrain.run.saved import designer_state, read_run
+from vpretrain.run.finished_run import designer_state, read_run
 from vpretrain.system.errors import UserError, user_error
 
 WHERE = "designer.init_from"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vpretrain.models.prepared import made_once
+from vpretrain.models.checkpoint_cache import made_once
 
 
 def make_slowly(folder: Path, started: Path) -> Path:

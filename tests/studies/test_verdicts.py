@@ -4,7 +4,7 @@ import json
 
 from vpretrain.config.arms import CONTROLS, Arm
 from vpretrain.language.steering.arms import ARMS as LANGUAGE
-from vpretrain.studies.judged import judged
+from vpretrain.studies.verdicts import judged
 
 METRICS = {"test/nll": {"higher_is_better": False}}
 ARMS = {
@@ -58,3 +58,18 @@ def test_without_a_steered_arm_or_a_control_there_are_no_pairs(tmp_path):
         ["token_weights", "onehot", "random_feedback"],
     ):
         assert table(tmp_path, arms={arm: ARMS[arm] for arm in arms})["control_pairs"] == {}
+
+
+def test_a_metric_that_some_runs_lack_is_not_paired_over_items(tmp_path):
+    """The evaluation was changed between two runs, and the change accepted."""
+    arms = {arm: ARMS[arm] for arm in ("onehot", "token_weights")}
+    table(tmp_path, arms=arms)
+    (tmp_path / "runs" / "token_weights-2.items.json").write_text(json.dumps({"dev/nll": [1.0]}))
+    runs = [
+        {"arm": arm, "seed": seed, "final": {"test/nll": 0.1 * seed}}
+        for arm in arms
+        for seed in range(3)
+    ]
+    runs[-1]["final"] = {"dev/nll": 1.0}
+    pair = judged(runs, METRICS, arms, tmp_path)["paired"]["token_weights"]["test/nll"]
+    assert pair["difference"] == 0 and "items" not in pair

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, DefaultDataCollator, Trainer
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
-from vpretrain.integrations.compared import compare_arms
+from vpretrain.integrations.comparison import compare_arms
 from vpretrain.integrations.script import check_same, script_of
 from vpretrain.integrations.transformers import SteeredTrainer, Steering
 from vpretrain.language.data import word_problems
@@ -166,9 +166,7 @@ def test_settings_of_a_passed_optimizer_are_told_apart(make):
 
 
 def test_a_run_that_does_not_tell_all_is_refused_with_what_to_do():
-    with pytest.raises(
-        UserError, match=r"(?s)earlier version.*its peft_config; name another.*remo"
-    ):
+    with pytest.raises(UserError, match=r"(?s)made with another peft_config; name another.*remo"):
         check_same(Path("onehot-0.json"), {"weights": "1"}, {"weights": "1", "peft_config": "{}"})
 
 

@@ -90,15 +90,14 @@ def read_result(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     return value
 
 
-def read_items(path: Path, metrics: Collection[str]) -> dict[str, list[float]]:
+def read_items(path: Path) -> dict[str, list[float]]:
     """Reads each metric's values, one per held-out item.
 
     Raises:
-        UserError: the file does not hold them.
+        UserError: the file holds something else.
     """
-    items = read_result(path, metrics)
-    for name in metrics:
-        figures = items[name]
+    items = read_result(path)
+    for name, figures in items.items():
         if not isinstance(figures, list) or not figures:
             raise _not_whole(path, f"{name} is no list of figures")
         for figure in figures:

@@ -12,8 +12,8 @@ from vpretrain.method.roles import Estimate
 from vpretrain.system.errors import UserError
 from vpretrain.vision import Vision
 from vpretrain.vision.dino import learner as dino
+from vpretrain.vision.steering.mask_controls import OtherPictures, OtherPicturesMasks, UnevenMasks
 from vpretrain.vision.steering.masks import UNetMasks
-from vpretrain.vision.steering.matched import OtherPictures, OtherPicturesMasks, UnevenMasks
 from vpretrain.vision.steering.surfaces import ContextMasks, MaskPrice, ViewMasks, mask_metrics
 
 

@@ -27,27 +27,27 @@ from vpretrain.language.steering.selection import (
     DocumentSelector,
     OneHotOnChosen,
     Redundancy,
-    in_deviations,
 )
 from vpretrain.method.roles import DirectedValue, Metrics, State
+from vpretrain.method.rules import standardised
 from vpretrain.method.selection import Selected
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.errors import user_error
 
 
 @dataclass
-class Kept:
+class Repeat:
     """A document to train on again.
 
     Args:
         document: the document as drawn.
         value: standard deviations above the mean value of the documents drawn with it.
-        left: number of repetitions left.
+        remaining: number of repetitions that remain.
     """
 
     document: Document
     value: float
-    left: int
+    remaining: int
 
 
 class RepeatSelector(DocumentSelector):
@@ -56,10 +56,10 @@ class RepeatSelector(DocumentSelector):
     Args:
         learner: the learner whose loss gives the values, with dropout off.
         fraction: fraction of the tokens of a batch, in (0, 1].
-        repeats: number of times a kept document is trained on again, at most once a step.
-        period: steps between meta steps; as many documents are kept as that fraction of the batches
-            between them needs.
-        seed: seed of which documents are replaced, and of the order of the kept ones.
+        repeats: number of times a document is trained on again, at most once a step.
+        period: steps between meta steps; as many documents are remembered as that fraction of the
+            batches between them needs.
+        seed: seed of which documents are replaced, and of the order of those that replace them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RepeatSelector(DocumentSelector):
     ) -> None:
         super().__init__(learner, Highest(), Redundancy(), draws=1, seed=seed)
         self.fraction, self.repeats, self.period = fraction, repeats, period
-        self.kept: list[Kept] = []
+        self.remembered: list[Repeat] = []
 
     def select(
         self,
@@ -78,74 +78,75 @@ class RepeatSelector(DocumentSelector):
         used: bool,
     ) -> Selected[TokenBatch]:
         pool, metrics = Pool.gathered(drawn, packed=self.learner.packed), Metrics()
-        again = self._again(pool)
+        repeats = self._repeats(pool)
         order = torch.randperm(len(pool.documents), generator=self.generator)
         if meta_step:
             with evaluating(self.learner.model):
-                values = self.values(pool, self.seen(drawn), value_of)
+                values = self.values(pool, self.one_hot_tasks(drawn), value_of)
             order = self.ranking.order(values.mean(dim=0), self.generator)
-            self._keep(pool.documents, values.mean(dim=0))
+            self._remember(pool.documents, values.mean(dim=0))
             if len(values) > 1:
-                metrics |= self._cross_fitted(values, self._places(len(pool.documents)))
+                metrics |= self._cross_fitted(values, self._capacity(len(pool.documents)))
         first = len(pool.documents)
-        whole = pool.joined_by([kept.document for kept in again])
-        chosen = whole.filled(range(first, len(whole.documents)), order.tolist(), 1.0)
-        batches, taken = whole.batches(chosen, count=len(drawn), share=1.0)
+        pool_and_repeats = pool.joined_by([repeat.document for repeat in repeats])
+        documents = pool_and_repeats.documents
+        chosen = pool_and_repeats.filled(range(first, len(documents)), order.tolist(), 1.0)
+        batches, placed = pool_and_repeats.batches(chosen, count=len(drawn), share=1.0)
         if not used:
             return Selected(batches, metrics)
-        for at in taken:
+        for at in placed:
             if at >= first:
-                again[at - first].left -= 1
-        self.kept = [kept for kept in self.kept if kept.left]
-        trained = [whole.documents[at] for at in taken]
-        repeated = sum(len(whole.documents[at].ids) for at in taken if at >= first)
-        metrics["repeated"] = repeated / sum(len(document.ids) for document in trained)
-        return Selected(batches, metrics | self.shares(pool.documents, trained))
+                repeats[at - first].remaining -= 1
+        self.remembered = [repeat for repeat in self.remembered if repeat.remaining]
+        trained = [documents[at] for at in placed]
+        repeated_tokens = sum(len(documents[at].ids) for at in placed if at >= first)
+        metrics["repeated"] = repeated_tokens / sum(len(document.ids) for document in trained)
+        return Selected(batches, metrics | self.source_metrics(pool.documents, trained))
 
-    def _places(self, documents: int) -> int:
-        """Number of documents to keep, if ``documents`` are drawn for a batch."""
+    def _capacity(self, documents: int) -> int:
+        """Number of documents to remember, if ``documents`` are drawn for a batch."""
         return max(1, round(documents * self.fraction * max(1.0, self.period / self.repeats)))
 
-    def _keep(self, documents: Sequence[Document], values: Tensor) -> None:
-        """Keeps the best of the kept and the newly drawn documents."""
-        above = in_deviations(values - values.mean()).tolist()
-        new = [Kept(*pair, self.repeats) for pair in zip(documents, above, strict=True)]
-        best = sorted([*new, *self.kept], key=lambda kept: -kept.value)
-        self.kept = best[: self._places(len(documents))]
+    def _remember(self, documents: Sequence[Document], values: Tensor) -> None:
+        """Remembers the best of the newly drawn documents and those remembered so far."""
+        above = standardised(values - values.mean()).tolist()
+        new = [Repeat(*pair, self.repeats) for pair in zip(documents, above, strict=True)]
+        best = sorted([*new, *self.remembered], key=lambda repeat: -repeat.value)
+        self.remembered = best[: self._capacity(len(documents))]
 
-    def _again(self, pool: Pool) -> list[Kept]:
-        """Kept documents to train on in this step, least used first, up to their fraction."""
-        order = torch.randperm(len(self.kept), generator=self.generator).tolist()
-        order.sort(key=lambda at: -self.kept[at].left)
-        found: list[Kept] = []
+    def _repeats(self, pool: Pool) -> list[Repeat]:
+        """Documents to train on again in this step, least used first, up to their fraction."""
+        order = torch.randperm(len(self.remembered), generator=self.generator).tolist()
+        order.sort(key=lambda at: -self.remembered[at].remaining)
+        repeats: list[Repeat] = []
         room = self.fraction * (pool.tokens if pool.packed else pool.rows)
-        for kept in (self.kept[at] for at in order):
-            size = len(kept.document.ids) if pool.packed else 1
+        for repeat in (self.remembered[at] for at in order):
+            size = len(repeat.document.ids) if pool.packed else 1
             if size <= room:
-                found.append(kept)
+                repeats.append(repeat)
                 room -= size
-        return found
+        return repeats
 
     def state_dict(self) -> State:
         kept = [
             {
-                "ids": list(kept.document.ids),
-                "predicted": [bool(each) for each in kept.document.predicted],
-                "origin": kept.document.origin,
-                "source": kept.document.source,
-                "value": kept.value,
-                "left": kept.left,
+                "ids": list(repeat.document.ids),
+                "predicted": [bool(each) for each in repeat.document.predicted],
+                "origin": repeat.document.origin,
+                "source": repeat.document.source,
+                "value": repeat.value,
+                "left": repeat.remaining,
             }
-            for kept in self.kept
+            for repeat in self.remembered
         ]
         return super().state_dict() | {"kept": kept}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         names = ("ids", "predicted", "origin", "source")
-        self.kept = [
-            Kept(Document(**{name: one[name] for name in names}), one["value"], one["left"])
-            for one in state["kept"]
+        self.remembered = [
+            Repeat(Document(**{name: saved[name] for name in names}), saved["value"], saved["left"])
+            for saved in state["kept"]
         ]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vpretrain.studies.entries import read_entry, read_items, read_result
+from vpretrain.studies.run_files import read_entry, read_items, read_result
 from vpretrain.system.errors import UserError
 
 ENTRY = {
@@ -55,6 +55,6 @@ def test_items_that_are_no_figures_are_named(figures, tmp_path):
     path = tmp_path / "onehot-0.items.json"
     path.write_text(json.dumps({"test/nll": figures}))
     with pytest.raises(UserError, match=r"not whole \(.*test/nll.*remove onehot-0\.\*"):
-        read_items(path, {"test/nll"})
+        read_items(path)
     path.write_text(json.dumps({"test/nll": [0.1, 1]}))
-    assert read_items(path, {"test/nll"}) == {"test/nll": [0.1, 1]}
+    assert read_items(path) == {"test/nll": [0.1, 1]}

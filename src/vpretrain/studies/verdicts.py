@@ -5,13 +5,13 @@ Each arm is compared with the baseline, and each control with the steered arm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpretrain.config.arms import Arm
 from vpretrain.run.paired_tests import paired_items
-from vpretrain.studies.entries import entry_path, read_items
+from vpretrain.studies.run_files import entry_path, read_items
 from vpretrain.studies.statistics import paired_table
 from vpretrain.system.errors import user_error
 
@@ -53,21 +53,23 @@ def judged(
 
 
 def add_items(paired: dict[str, Any], out: Path, baseline: str, seeds: Sequence[int]) -> None:
-    """Adds each difference's interval over held-out items.
+    """Adds each difference's interval over held-out items, if all runs have the items.
 
     A difference whose interval includes zero becomes ``undecided``.
     """
 
-    def items(arm: str, metrics: Collection[str]) -> list[dict[str, list[float]]]:
+    def items(arm: str) -> list[dict[str, list[float]]]:
         paths = [entry_path(out, arm, seed).with_suffix(".items.json") for seed in seeds]
-        return [read_items(path, metrics) for path in paths if path.is_file()]
+        return [read_items(path) for path in paths if path.is_file()]
 
-    of_baseline = items(baseline, {metric for metrics in paired.values() for metric in metrics})
+    of_baseline = items(baseline)
     for arm, metrics in paired.items():
-        of_arm = items(arm, metrics)
+        of_arm = items(arm)
         if not len(of_arm) == len(of_baseline) == len(seeds):
             continue
         for metric, figures in metrics.items():
+            if not all(metric in run for run in (*of_arm, *of_baseline)):
+                continue  # some were scored otherwise, and the change was accepted
             pair = [[run[metric] for run in runs] for runs in (of_arm, of_baseline)]
             counts = {len(run) for runs in pair for run in runs}
             if len(counts) > 1:

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from tests.designers import of_every_kind
 from tests.run.test_train import tiny_recipe, weights_hash
 from vpretrain.language import Language
+from vpretrain.language.designer_transfer import designer_for
 from vpretrain.language.steering.arms import ARMS, Site
-from vpretrain.language.transferred import designer_for
 from vpretrain.method.reliability import Reliability
 from vpretrain.run.launch import train_one
 from vpretrain.run.run import Run

@@ -10,8 +10,8 @@ from PIL import Image
 
 from vpretrain.vision.data.files import Reading
 from vpretrain.vision.data.images import Picture
-from vpretrain.vision.data.kept import PictureStore
 from vpretrain.vision.data.labels import LabelCode
+from vpretrain.vision.data.picture_store import PictureStore
 from vpretrain.vision.data.readers import read_folder
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 from tests.integrations.conftest import TOKENIZER
-from vpretrain.integrations.collated import token_batch
+from vpretrain.integrations.batches import token_batch
 from vpretrain.language.data.batch import padded
 from vpretrain.language.data.rows import Document
 from vpretrain.system.errors import UserError

@@ -7,8 +7,8 @@ import tempfile
 
 import pytest
 
+from vpretrain.language.data.row_store import StoredDocuments, StoredRows
 from vpretrain.language.data.rows import Row
-from vpretrain.language.data.stored import StoredDocuments, StoredRows
 from vpretrain.system.errors import Fault
 
 ROWS = [

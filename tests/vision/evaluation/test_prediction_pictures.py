@@ -15,7 +15,7 @@ from vpretrain.system.errors import UserError
 from vpretrain.vision.backbone import Features
 from vpretrain.vision.data.images import IGNORE, IMAGENET_MEAN, IMAGENET_STD, Picture
 from vpretrain.vision.drawing import class_colours
-from vpretrain.vision.evaluation import predicted
+from vpretrain.vision.evaluation import prediction_pictures
 from vpretrain.vision.evaluation.probes import ProbeSettings
 from vpretrain.vision.feedback.tasks import Classification, Depth, Segmentation
 
@@ -53,10 +53,12 @@ def test_predictions_are_those_of_each_encoders_head(monkeypatch, tmp_path):
             return Features(images * self.factor, images.mean(dim=(2, 3)))
 
     rows = {}
-    monkeypatch.setattr(predicted, "draw_rows", lambda given, path, title: rows.update(given))
+    monkeypatch.setattr(
+        prediction_pictures, "draw_rows", lambda given, path, title: rows.update(given)
+    )
     settings = ProbeSettings(steps=60, batch_size=4, learning_rate=0.1)
     encoders = {"before": Sees(0.0), "after": Sees(1.0)}
-    predicted.draw_predictions(
+    prediction_pictures.draw_predictions(
         Segmentation(2), encoders, pictures, pictures, settings, tmp_path / "x.png"
     )
     assert list(rows) == ["picture", "label", "before", "after"]
@@ -74,5 +76,5 @@ def test_classes_have_colours_and_void_is_black():
 
 
 def test_tasks_without_maps_are_not_drawn():
-    assert predicted.drawable([Classification(3)]) is None
-    assert predicted.drawable([Classification(3), Depth()]) == Depth()
+    assert prediction_pictures.drawable([Classification(3)]) is None
+    assert prediction_pictures.drawable([Classification(3), Depth()]) == Depth()

@@ -173,6 +173,4 @@ class HostedStep:
         """Restores :meth:`state_dict`."""
         self.step = state["step"]
         self.meta.load_state_dict(state["meta"])
-        # Checkpoints of earlier versions lack due, faults and metrics.
-        self._due, self._faults = state.get("due", False), state.get("faults", 0)
-        self.metrics = state.get("metrics", {})
+        self._due, self._faults, self.metrics = state["due"], state["faults"], state["metrics"]

@@ -4,7 +4,7 @@ import torch
 
 from tests.language.conftest import tiny_batch, tiny_learner
 from vpretrain.language.learner.targets import one_hot
-from vpretrain.method.wrapped import WrappedLearner
+from vpretrain.method.wrappers import WrappedLearner
 
 
 class Doubled(WrappedLearner):

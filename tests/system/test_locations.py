@@ -18,7 +18,7 @@ from pyarrow import feather, parquet
 from vpretrain.config.recipe import dump, load
 from vpretrain.run.modalities import SCHEMAS
 from vpretrain.system.errors import Problem, UserError
-from vpretrain.system.located import Remote, _spelled, files, is_url, under
+from vpretrain.system.locations import Remote, _spelled, files, is_url, under
 from vpretrain.system.tables import kind_by_name, readable, records
 
 ROWS = [{"q": f"{at}?", "a": f"{at} é" * 50} for at in range(300)]

@@ -108,8 +108,8 @@ def files(pattern: Place, where: str) -> list[Place]:
         return [pattern]  # reading it reports what is wrong with it
     plain = (each for each in pattern.parents if not any(sign in str(each) for sign in "*?["))
     fixed = next(plain)
-    found = fixed.glob(str(pattern.relative_to(fixed)))
-    matches = sorted(path for path in found if _is_meant(path) and not _is_hidden(path, pattern))
+    below = fixed.glob(str(pattern.relative_to(fixed)))
+    matches = sorted(path for path in below if _is_meant(path) and not _is_hidden(path, pattern))
     if not matches:
         message, there = "no file matches this pattern: correct it", _there(fixed, pattern.suffix)
         raise user_error(f"{where}.path", message, value=str(pattern), accepted=there)
@@ -200,15 +200,15 @@ class _Raw(io.RawIOBase):
 
 def _spelled(pattern: str) -> list[str]:
     """Expands braces: ``a-{00..02}.tar`` gives three names, ``{a,b}.tar`` two."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if found is None:
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces is None:
         return [pattern]
-    first, last, names = found.groups()
+    first, last, names = braces.groups()
     if names is None:
         options = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
     else:
         options = names.split(",")
-    before, after = pattern[: found.start()], pattern[found.end() :]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
     return [name for option in options for name in _spelled(before + option + after)]
 
 
