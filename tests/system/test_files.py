@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vpretrain.system.errors import UserError
 from vpretrain.system.files import replacing, write_json, write_text
@@ -19,6 +21,16 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     assert path.read_text(encoding="utf-8") == '{\n "a": 1\n}\n'
     assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path: Path) -> None:
+    """It makes files for their owner alone."""
+    with replacing(tmp_path / "model") as scratch:
+        scratch.mkdir()
+        (scratch / "config.json").write_text("{}")
+        save_file({"weight": torch.zeros(2)}, scratch / "model.safetensors")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:

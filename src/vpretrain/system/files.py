@@ -51,8 +51,9 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
     if path.is_dir() and not scratch.is_dir():
         message = "a folder stands where this file belongs: remove it, and give the command again"
         raise user_error(str(path), message)
-    if flush:
-        for each in (*scratch.rglob("*"), scratch):
+    for each in (*scratch.rglob("*"), scratch):
+        _allow_readers(each)
+        if flush:
             _flush(each)
     if path.is_dir():
         # A folder cannot be replaced in one call, and removing a large one first takes long: a
@@ -69,6 +70,17 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
         scratch.replace(path)
     if flush:
         _flush(path.parent)
+
+
+def _allow_readers(path: Path) -> None:
+    """Gives a file the permissions that ``open`` would have given it.
+
+    safetensors makes files that their owner alone may read, which is of no use on a shared disk.
+    """
+    if path.is_file() and path.stat().st_mode & 0o777 == 0o600:
+        umask = os.umask(0o077)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
 
 
 def writable_file(path: Path, what: str) -> None:
