@@ -24,7 +24,7 @@ def test_an_anchored_ascent_comes_to_the_closed_form():
     learner = tiny_learner()
     context = learner.forward(tiny_batch(rows=4))
     values = values_like(context, 6, 3)
-    designer = learned(CandidateDesigner, learner, prices=Prices(anchor=1.0), updates=400)
+    designer = learned(CandidateDesigner, learner, prices=Prices(anchor=1.0), updates=100)
     designer.learn(context, Dictated(values, values))
     gain = designer.learn(context, Dictated(values, values)).metrics["gain"]
     rule = ExactDesigner(Anchored(6, clip=float("inf")), Reliability(shrink=True))
