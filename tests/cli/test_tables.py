@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from vpretrain.cli.tables import comparison_table, profile_tables, verdicts
+from vpretrain.cli.tables import comparison_table, profile_tables, run_table, verdicts
 from vpretrain.studies.profile import PARTS
 from vpretrain.studies.statistics import paired_table
 
@@ -71,3 +71,13 @@ def test_an_arm_without_a_score_is_a_dash_and_has_no_verdict():
     (row,) = [line for line in console.export_text().splitlines() if "ascent" in line]
     assert "–" in row and "0.9000" in row
     assert list(verdicts(table)) == []
+
+
+def test_title_and_legend_of_a_run_are_not_broken_by_narrow_columns():
+    result = {"arm": "document_weights", "steps": 4, "seconds": 200.0}
+    result |= {"step0": {"test/nll": 1.2855}, "final": {"test/nll": 1.0865}}
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(run_table(result))
+    text = console.export_text()
+    assert "document_weights: 4 steps, 200 s" in text
+    assert "step 0: the model before training; nll: loss in nats a token" in text

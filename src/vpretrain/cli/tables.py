@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 def run_table(result: dict[str, Any]) -> Table:
     """Returns step 0 and the final scores of one run."""
-    table = Table(title=f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s")
-    table.caption = _legend(result["step0"])
+    title = f"{result['arm']}: {result['steps']} steps, {result['seconds']:.0f} s"
+    legend = _legend(result["step0"])
+    # A table is as wide as its columns, and would break title and legend there.
+    table = Table(title=title, caption=legend, min_width=max(len(title), len(legend)))
     table.add_column("metric")
     table.add_column("step 0", justify="right")
     table.add_column("final", justify="right")
